@@ -1,0 +1,80 @@
+"""The one error tree: every failure a user can cause or meet is one of these, said in one line.
+
+A message names the thing, the value, the rule and the way out, e.g.
+``ImageError: domain_C/test/good/000017.tiff: 3 pages, expected 1``.
+"""
+
+import difflib
+from collections.abc import Iterable
+from typing import ClassVar
+
+
+class DinomalyHDError(Exception):
+    """Base of all errors raised on purpose; ``exit_code`` is what the entry point returns."""
+
+    exit_code: ClassVar[int] = 70
+
+
+class ConfigError(DinomalyHDError):
+    """A flag, parameter or configuration file breaks a rule."""
+
+    exit_code = 64
+
+
+class DataError(DinomalyHDError):
+    """The data folder or something in it cannot be used."""
+
+    exit_code = 65
+
+
+class LayoutError(DataError):
+    """The folder tree is not HDMAP's; one error lists every fault found."""
+
+
+class ImageError(DataError):
+    """One image cannot be used: the message holds its path and the reason."""
+
+
+class EncoderError(DinomalyHDError):
+    """The encoder or its weights cannot be had; the message names the ways out."""
+
+    exit_code = 75
+
+
+class CheckpointError(DinomalyHDError):
+    """A checkpoint is missing, damaged, or belongs to another configuration or data set."""
+
+    exit_code = 65
+
+
+class NonFiniteError(DinomalyHDError):
+    """Loss, gradient or score became NaN or infinite; the weights were not touched by it."""
+
+    exit_code = 65
+
+
+class OutputError(DinomalyHDError):
+    """A result cannot be written: read-only folder, full disk."""
+
+    exit_code = 74
+
+
+class TrackingError(DinomalyHDError):
+    """The tracking server or database does not answer where it must (never during training)."""
+
+    exit_code = 75
+
+
+class Interrupted(DinomalyHDError):
+    """SIGINT or SIGTERM arrived; the work done so far is on disk."""
+
+    def __init__(self, signal_number: int) -> None:
+        super().__init__(f"stopped by signal {signal_number}")
+        self.signal_number = signal_number
+
+
+def nearest(name: str, known: Iterable[str]) -> str:
+    """Return " Did you mean 'x'?" for the closest known name, or the list of names if none is close."""
+    known = sorted(known)
+    close = difflib.get_close_matches(name, known, n=1, cutoff=0.5)
+    return f" Did you mean {close[0]!r}?" if close else f" Known: {', '.join(known)}."

@@ -1,0 +1,105 @@
+"""The one writer for published files and the one lock: a reader never sees half a file."""
+
+import json
+import os
+import tempfile
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, BinaryIO
+
+import filelock
+
+from dinomaly_hd.errors import OutputError
+
+TEMPORARY_PREFIX = ".writing-"
+
+
+def publish(path: Path, write: Callable[[BinaryIO], object]) -> None:
+    """Write a file through ``write(stream)`` so that it is either the old one or the whole new one.
+
+    The temporary file lies in the same folder (never in TMPDIR), is flushed to disk and then renamed.
+
+    Raises:
+        OutputError: The folder is read-only, the disk is full, or the path is not a folder's.
+    """
+    temporary: str | None = None
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        descriptor, temporary = tempfile.mkstemp(prefix=TEMPORARY_PREFIX, dir=path.parent)
+        with os.fdopen(descriptor, "wb") as stream:
+            write(stream)
+            stream.flush()
+            os.fsync(stream.fileno())
+        os.chmod(temporary, 0o666 & ~_umask())
+        os.replace(temporary, path)
+    except (OSError, RuntimeError) as error:  # torch.save turns a full disk into a RuntimeError
+        if temporary is not None:
+            Path(temporary).unlink(missing_ok=True)
+        raise OutputError(f"cannot write {path}: {error}") from error
+    except BaseException:
+        if temporary is not None:
+            Path(temporary).unlink(missing_ok=True)
+        raise
+    _sync_folder(path.parent)
+
+
+def publish_text(path: Path, text: str) -> None:
+    """Publish a UTF-8 text file."""
+    publish(path, lambda stream: stream.write(text.encode()))
+
+
+def publish_json(path: Path, value: Any) -> None:
+    """Publish a JSON file, keys in the order given; NaN becomes null, since JSON has none."""
+    publish_text(path, json.dumps(_nan_to_null(value), indent=2, ensure_ascii=False) + "\n")
+
+
+def sweep(folder: Path) -> None:
+    """Remove temporary files that a killed writer left in the folder."""
+    for leftover in folder.glob(f"{TEMPORARY_PREFIX}*"):
+        leftover.unlink(missing_ok=True)
+
+
+@contextmanager
+def locked(path: Path, *, timeout_s: float) -> Iterator[None]:
+    """Hold an exclusive lock file; freed by the system when the process dies.
+
+    Raises:
+        OutputError: The lock was not free within ``timeout_s`` or the folder is read-only.
+    """
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        lock = filelock.FileLock(path, timeout=timeout_s)
+        lock.acquire()
+    except filelock.Timeout as error:
+        raise OutputError(f"{path}: another process holds this lock for more than {timeout_s:g} s") from error
+    except OSError as error:
+        raise OutputError(f"cannot lock {path}: {error}") from error
+    try:
+        yield
+    finally:
+        lock.release()
+
+
+def _umask() -> int:
+    mask = os.umask(0)
+    os.umask(mask)
+    return mask
+
+
+def _sync_folder(folder: Path) -> None:
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def _nan_to_null(value: Any) -> Any:
+    if isinstance(value, float) and value != value:
+        return None
+    if isinstance(value, dict):
+        return {key: _nan_to_null(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_nan_to_null(item) for item in value]
+    return value
