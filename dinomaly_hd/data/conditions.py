@@ -1,0 +1,128 @@
+"""Which recording condition (cold, warm) an image belongs to, and by which rule (spec hdmap 1)."""
+
+import csv
+import io
+import os
+import re
+from collections.abc import Collection, Mapping, Sequence
+from pathlib import Path
+from typing import Literal, NamedTuple
+
+from dinomaly_hd.data.images import printable, read_file
+from dinomaly_hd.data.tree import leads_out
+from dinomaly_hd.errors import ImageError
+
+ConditionRule = Literal["auto", "halves", "none"]
+
+ALL = "all"  # the one condition where none is known, and the pooled row of every table
+CSV_NAME = "conditions.csv"
+CSV_BYTES = 2**26
+FEWEST_FOR_HALVES = 200  # HDMAP's folders hold 1000; a short folder is no sign of two recordings
+_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,31}")
+_NAME_RULE = "1 to 32 letters, digits, '_', '-' or '.'"
+
+
+class Assignment(NamedTuple):
+    """Condition of every image by path, the rule as a sentence for the run, and faults, one line each."""
+
+    by_path: dict[str, str]
+    rule: str
+    faults: tuple[str, ...]
+
+
+def assign_conditions(
+    root: Path,
+    *,
+    rule: ConditionRule,
+    train: Sequence[str],
+    test: Mapping[str, Sequence[str]],
+    ignored_folders: Collection[str],
+) -> Assignment:
+    """Give every image its condition.
+
+    Training images are ``all`` unless ``conditions.csv`` says otherwise: nothing is reported on them.
+
+    Args:
+        root: The data root, in which ``auto`` looks for ``conditions.csv``.
+        rule: ``auto``, ``halves`` or ``none``.
+        train: Paths of training images, relative to the root.
+        test: Test folder -> its paths in file order.
+        ignored_folders: Domains in the root that this run does not use; the CSV may list their files.
+    """
+    blank = dict.fromkeys([*train, *(path for paths in test.values() for path in paths)], ALL)
+    if rule == "none":
+        return Assignment(blank, "one condition (conditions=none)", ())
+    if rule == "halves":
+        return _halves(blank, test, why="conditions=halves")
+    if os.path.lexists(root / CSV_NAME):
+        return _from_csv(root, blank, test=test, ignored_folders=ignored_folders)
+    sizes = {len(paths) for paths in test.values()}
+    if len(sizes) == 1 and min(sizes) >= FEWEST_FOR_HALVES and min(sizes) % 2 == 0:
+        return _halves(blank, test, why=f"conditions=auto: every test folder holds {min(sizes)} files")
+    why = (
+        f"no {CSV_NAME}, and not one even number of files, {FEWEST_FOR_HALVES} or more, in every test folder"
+    )
+    return Assignment(blank, f"one condition (conditions=auto: {why})", ())
+
+
+def _halves(blank: dict[str, str], test: Mapping[str, Sequence[str]], *, why: str) -> Assignment:
+    by_path, faults = dict(blank), []
+    for folder, paths in test.items():
+        if len(paths) % 2:
+            faults.append(f"{folder}: {len(paths)} files, conditions=halves needs an even number")
+        for position, path in enumerate(paths):
+            by_path[path] = "cold" if position < len(paths) // 2 else "warm"
+    return Assignment(
+        by_path, f"first half of each test folder cold, second half warm ({why})", tuple(faults)
+    )
+
+
+def _from_csv(
+    root: Path,
+    blank: dict[str, str],
+    *,
+    test: Mapping[str, Sequence[str]],
+    ignored_folders: Collection[str],
+) -> Assignment:
+    try:
+        rows = _csv_rows(root)
+    except (ImageError, ValueError) as error:
+        return Assignment(blank, "", (f"{CSV_NAME}: {str(error).removeprefix(f'{CSV_NAME}: ')}",))
+    tested = [path for paths in test.values() for path in paths]
+    reserved = frozenset(tested)
+    given: dict[str, str] = {}
+    faults = []
+    for line, path, condition in rows:
+        where, shown = f"{CSV_NAME} line {line}", printable(path)
+        if path not in blank:
+            if path.partition("/")[0] not in ignored_folders:
+                faults.append(f"{where}: no such image {shown!r}")
+        elif path in given:
+            faults.append(f"{where}: {shown} is listed twice")
+        else:
+            given[path] = condition
+            if not _NAME.fullmatch(condition) or (condition == ALL and path in reserved):
+                name = f"condition {printable(condition)!r} of {shown}"
+                faults.append(f"{where}: {name}, expected a word of {_NAME_RULE}, not {ALL!r}")
+    faults += [f"{CSV_NAME}: {printable(path)} is not listed" for path in tested if path not in given]
+    names = sorted({given.get(path, ALL) for path in tested})
+    return Assignment(blank | given, f"read from {CSV_NAME}: {', '.join(names)}", tuple(faults))
+
+
+def _csv_rows(root: Path) -> list[tuple[int, str, str]]:
+    """Return (line, path, condition) of each row; ValueError with the reason if the file is no such table."""
+    path = root / CSV_NAME
+    if leads_out(root, path):
+        raise ValueError("a link that leads out of the data root")
+    text = read_file(path, name=CSV_NAME, limit=CSV_BYTES).decode("utf-8-sig")
+    reader = csv.reader(io.StringIO(text, newline=""))
+    try:
+        lines = [(reader.line_num, row) for row in reader if row]
+    except csv.Error as error:
+        raise ValueError(f"line {reader.line_num}: {error}") from error
+    if not lines or lines[0][1] != ["path", "condition"]:
+        raise ValueError("the first line must be 'path,condition'")
+    for line, row in lines[1:]:
+        if len(row) != 2:
+            raise ValueError(f"line {line} holds {len(row)} fields, expected 2")
+    return [(line, row[0], row[1]) for line, row in lines[1:]]

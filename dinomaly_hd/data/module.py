@@ -1,0 +1,34 @@
+"""The Lightning data module: batches by optimizer step, encoded or as images."""
+
+from collections.abc import Sequence
+
+import lightning
+import torch
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset
+
+from dinomaly_hd.data.order import StepBatches
+
+
+def collate(items: Sequence[Tensor] | Tensor) -> Tensor:
+    """Return one batch tensor; a dataset that gathers by itself already gives one."""
+    return items if isinstance(items, Tensor) else torch.stack(list(items))
+
+
+class StepDataModule(lightning.LightningDataModule):
+    """Training batches of the steps ``start`` .. ``stop`` - 1.
+
+    The number of loader workers changes only who reads: order is a function of (seed, step).
+    """
+
+    def __init__(
+        self, dataset: Dataset[Tensor], *, count: int, batch_size: int, seed: int, start: int, stop: int, num_workers: int
+    ) -> None:
+        super().__init__()
+        self.dataset, self.num_workers = dataset, num_workers
+        self.batches = StepBatches(count=count, batch_size=batch_size, seed=seed, start=start, stop=stop)
+
+    def train_dataloader(self) -> DataLoader[Tensor]:
+        return DataLoader(
+            self.dataset, batch_sampler=self.batches, num_workers=self.num_workers, collate_fn=collate
+        )

@@ -1,0 +1,179 @@
+"""Anomaly-map pictures in three panels (input, anomaly map, overlay), and the choice of images to draw.
+
+One ``MapPicture`` serves one domain: one colour scale for all its pictures, 0 .. the 99.5 % quantile of the
+anomaly maps of normal images. Its figure is laid out once and refilled, which is what makes it fast.
+Source: protocols.md, "Result file".
+"""
+
+from collections.abc import Mapping
+from typing import NamedTuple
+
+import numpy as np
+import pandas as pd
+from matplotlib import colormaps
+from matplotlib.axes import Axes
+from matplotlib.collections import LineCollection
+from matplotlib.figure import Figure
+from matplotlib.image import AxesImage
+from numpy.typing import NDArray
+
+from dinomaly_hd.evaluation.metrics import BoolArray, check_finite
+from dinomaly_hd.evaluation.plots import new_figure, printable
+from dinomaly_hd.evaluation.results import domain_names
+
+MAP_QUANTILE = 0.995
+MAP_COLOURS = "inferno"
+OUTLINE_COLOUR = "#00e5ff"
+OVERLAY_OPACITY = 0.75
+Map = NDArray[np.floating]
+
+
+class Box(NamedTuple):
+    """The part of the input that an anomaly map covers, in input pixels: [top, bottom) x [left, right)."""
+
+    top: float
+    bottom: float
+    left: float
+    right: float
+
+
+def map_limit(normal_maps_NHW: Map) -> float:
+    """Upper end of a domain's colour scale: the 99.5 % quantile over the pixels of normal images' maps."""
+    check_finite(normal_maps_NHW)
+    return float(np.quantile(normal_maps_NHW, MAP_QUANTILE))
+
+
+def picture_title(*, path: str, label: int, condition: str, score: float, threshold: float) -> str:
+    """Two lines: the file; then label, condition, score, and which side of the threshold it lies on."""
+    sign = "≥" if score >= threshold else "<"
+    side = "no threshold" if np.isnan(threshold) else f"{sign} threshold {threshold:.4g}"
+    label_name = "fault" if label else "good"
+    known = "" if condition == "all" else f" · {condition}"
+    return f"{path}\n{label_name}{known} · score {score:.4g} {side}"
+
+
+class MapPicture:
+    """Draws the pictures of one domain; every ``draw`` refills the same figure.
+
+    ``limit`` is the upper end of the map's colour scale (``map_limit``), ``input_limit`` that of the input's, by
+    default 1, the largest training value. ``box`` is what the maps cover if a crop hides the input's border.
+    """
+
+    def __init__(
+        self,
+        *,
+        input_shape: tuple[int, int],
+        limit: float,
+        box: Box | None = None,
+        input_limit: float = 1.0,
+    ) -> None:
+        self._shape = input_shape
+        # A scale needs a length: maps that are 0 on all normals are drawn on the smallest one.
+        self._limit = max(limit, float(np.finfo(np.float32).tiny))
+        self._box = box if box is not None else Box(0, input_shape[0], 0, input_shape[1])
+        self._figure = new_figure(8, 7.6)
+        self._title = self._figure.suptitle("\n", fontsize=11, parse_math=False)
+        panels = self._figure.subplots(3, 1, sharex=True, sharey=True)
+        self._input = self._add_input(panels[0], limit=input_limit)
+        self._map = self._add_map(panels[1])
+        self._under = self._add_input(panels[2], limit=input_limit)
+        self._over = panels[2].imshow(np.zeros((1, 1, 4)), extent=self._extent(), interpolation="nearest")
+        self._figure.colorbar(self._map, ax=panels[2], extend="max", label="map")
+        self._outlines = [_add_outline(axes) for axes in panels]
+        for axes, name in zip(panels, ("input", "anomaly map", "overlay"), strict=True):
+            axes.set(title=name, ylabel="driving tooth")
+            axes.set(xlim=(-0.5, input_shape[1] - 0.5), ylim=(input_shape[0] - 0.5, -0.5), aspect="equal")
+            axes.set_facecolor("0.85")  # what the map does not cover
+        panels[2].set_xlabel("driven tooth")
+        self._figure.draw_without_rendering()
+        self._figure.set_layout_engine("none")  # laid out once: the panels stay where they are
+
+    def draw(self, image_HW: Map, map_HW: Map, *, title: str, mask_HW: BoolArray | None = None) -> Figure:
+        """Fill in an image (H, W), its map (any size) and, where known, the defect's mask (H, W).
+
+        Raises:
+            NonFiniteError: The map holds NaN or infinity.
+        """
+        assert image_HW.shape == self._shape, f"image {image_HW.shape}, expected {self._shape}"
+        check_finite(map_HW)
+        self._title.set_text("\n".join(printable(line) for line in title.split("\n")))
+        self._input.set_data(image_HW)
+        self._under.set_data(image_HW)
+        self._map.set_data(map_HW)
+        self._over.set_data(_overlay(map_HW / self._limit))
+        segments = [] if mask_HW is None else outline(mask_HW)
+        for lines in self._outlines:
+            lines.set_segments(segments)
+        return self._figure
+
+    def _add_input(self, axes: Axes, *, limit: float) -> AxesImage:
+        image = axes.imshow(np.zeros(self._shape), cmap="gray", vmin=0, vmax=limit, interpolation="nearest")
+        if not axes.get_subplotspec().is_last_row():
+            self._figure.colorbar(image, ax=axes, extend="max", label="input")
+        return image
+
+    def _add_map(self, axes: Axes) -> AxesImage:
+        image = axes.imshow(
+            np.zeros((1, 1)),
+            cmap=MAP_COLOURS,
+            vmin=0,
+            vmax=self._limit,
+            extent=self._extent(),
+            interpolation="nearest",
+        )
+        self._figure.colorbar(image, ax=axes, extend="max", label="map")
+        return image
+
+    def _extent(self) -> tuple[float, float, float, float]:
+        # Pixel centres lie on whole numbers, so edges lie half a pixel before them.
+        top, bottom, left, right = self._box
+        return (left - 0.5, right - 0.5, bottom - 0.5, top - 0.5)
+
+
+def outline(mask_HW: BoolArray) -> list[NDArray[np.float64]]:
+    """Line segments ((x, y), (x, y)) along the pixel edges between a mask and the rest."""
+    padded = np.pad(np.asarray(mask_HW, dtype=bool), 1)
+    rows, columns = np.nonzero(padded[1:, 1:-1] != padded[:-1, 1:-1])  # edge above pixel (row, column)
+    level = [np.array([[x - 0.5, y - 0.5], [x + 0.5, y - 0.5]]) for y, x in zip(rows, columns, strict=True)]
+    rows, columns = np.nonzero(padded[1:-1, 1:] != padded[1:-1, :-1])  # edge left of pixel (row, column)
+    upright = [np.array([[x - 0.5, y - 0.5], [x - 0.5, y + 0.5]]) for y, x in zip(rows, columns, strict=True)]
+    return level + upright
+
+
+def select_by_rank(table: pd.DataFrame, *, thresholds: Mapping[str, float], count: int = 10) -> pd.DataFrame:
+    """Choose the images to draw: per domain and label the ``count`` highest, lowest and nearest the threshold.
+
+    Returns rows of the score table, no row twice, in the table's order of domains, with a column ``rank`` that
+    holds ``highest``, ``threshold`` or ``lowest``. Each image goes to the first of highest, lowest, threshold
+    that claims it; ties go to the earlier path. A domain without a threshold (absent or NaN) has no such rows.
+    """
+    chosen = []
+    for domain in domain_names(table):
+        threshold = thresholds.get(domain, float("nan"))
+        for label in (0, 1):
+            rows = table[(table["domain"] == domain) & (table["label"] == label)]
+            rows = rows.sort_values(["score", "path"], ascending=[False, True])
+            highest, rest = rows.iloc[:count], rows.iloc[count:]
+            lowest = rest.iloc[max(0, len(rest) - count) :]
+            rest = rest.iloc[: max(0, len(rest) - count)]
+            nearest = rest.iloc[:0]
+            if not np.isnan(threshold):
+                distance = (rest["score"] - threshold).abs()
+                nearest = rest.loc[distance.sort_values(kind="stable").index[:count].sort_values()]
+            for rank, part in (("highest", highest), ("threshold", nearest), ("lowest", lowest)):
+                chosen.append(part.assign(rank=rank))
+    return pd.concat(chosen)
+
+
+def _add_outline(axes: Axes) -> LineCollection:
+    lines = LineCollection([], colors=OUTLINE_COLOUR, linewidths=1.2)
+    axes.add_collection(lines, autolim=False)
+    return lines
+
+
+def _overlay(relative_HW: Map) -> NDArray[np.float64]:
+    """Colours of the map (RGBA) that are clear at 0 and densest at the top of the scale and above."""
+    level_HW = np.clip(relative_HW, 0.0, 1.0)
+    colours_HW4 = colormaps[MAP_COLOURS](level_HW)
+    colours_HW4[..., 3] = OVERLAY_OPACITY * level_HW
+    return np.asarray(colours_HW4, dtype=np.float64)

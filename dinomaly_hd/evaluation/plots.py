@@ -1,0 +1,145 @@
+"""ROC curves, score histograms and training histories, drawn on figures that the caller saves.
+
+Figures are made through matplotlib's object API on the Agg canvas: no pyplot, no global state, no display.
+Source: protocols.md, "Result file".
+"""
+
+import io
+from collections.abc import Mapping, Sequence
+from functools import cache
+from itertools import cycle
+
+import numpy as np
+import pandas as pd
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
+from matplotlib.font_manager import FontProperties, findfont, get_font
+from matplotlib.ticker import PercentFormatter
+
+from dinomaly_hd.evaluation import metrics
+from dinomaly_hd.evaluation.metrics import FloatArray
+from dinomaly_hd.evaluation.results import ALL, condition_names
+from dinomaly_hd.evaluation.thresholds import Threshold
+
+DPI = 100
+GOOD_COLOUR, FAULT_COLOUR = "#0072b2", "#d55e00"  # told apart by colour-blind readers too
+CURVE_COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#56b4e9")
+LINE_STYLES = ("-", "--", ":")
+BINS = 60
+ZOOMED_FPR = 0.05
+
+
+def new_figure(width: float, height: float) -> Figure:
+    """Make an empty figure of the given size in inches, with an Agg canvas."""
+    figure = Figure(figsize=(width, height), dpi=DPI, layout="constrained")
+    FigureCanvasAgg(figure)
+    return figure
+
+
+def png_bytes(figure: Figure) -> bytes:
+    """Render a figure to PNG, without a time stamp or version, so that equal figures give equal bytes."""
+    stream = io.BytesIO()
+    figure.savefig(stream, format="png", metadata={"Software": None})
+    return stream.getvalue()
+
+
+def roc_figure(table: pd.DataFrame, *, domain: str) -> Figure:
+    """Draw one domain's ROC curves, one per condition: the whole, and FPR up to 5 % beside it.
+
+    A condition with one class only has no curve; the legend says so.
+    """
+    rows = table[table["domain"] == domain]
+    figure = new_figure(10, 4.8)
+    whole, zoomed = figure.subplots(1, 2)
+    for colour, condition in zip(cycle(CURVE_COLOURS), _shown_conditions(rows), strict=False):
+        chosen = rows if condition == ALL else rows[rows["condition"] == condition]
+        score, label = chosen["score"].to_numpy(np.float64), chosen["label"].to_numpy()
+        area = metrics.auroc(score, label)
+        text = f"{condition}: one class only" if np.isnan(area) else f"{condition}: AUROC {100 * area:.2f} %"
+        fpr, tpr = metrics.roc_curve(score, label)
+        for axes in (whole, zoomed):
+            axes.plot(fpr, tpr, color=colour, label=text, linewidth=1.6)
+    whole.plot([0, 1], [0, 1], color="0.7", linestyle=":", linewidth=1)
+    zoomed.axvline(0.01, color="0.5", linestyle="--", linewidth=1, label="FPR 1 %")
+    for axes, right in ((whole, 1.0), (zoomed, ZOOMED_FPR)):
+        axes.set(xlim=(-0.01 * right, 1.01 * right), ylim=(-0.01, 1.01))
+        axes.set(xlabel="false-positive rate", ylabel="true-positive rate")
+        axes.xaxis.set_major_formatter(PercentFormatter(1.0))
+        axes.yaxis.set_major_formatter(PercentFormatter(1.0))
+        axes.grid(alpha=0.3)
+    zoomed.legend(loc="lower right", framealpha=0.9)
+    figure.suptitle(printable(f"ROC, {domain}"), parse_math=False)
+    return figure
+
+
+def histogram_figure(table: pd.DataFrame, *, domain: str, thresholds: Sequence[Threshold]) -> Figure:
+    """Draw one domain's scores, good and fault, one panel per condition, with the thresholds as lines.
+
+    Panels share their bins. Thresholds that are NaN or beyond the scores' range are named in the legend only.
+    """
+    rows = table[table["domain"] == domain]
+    conditions = _shown_conditions(rows)
+    figure = new_figure(8, 1.0 + 2.2 * len(conditions))
+    panels = figure.subplots(len(conditions), 1, sharex=True, squeeze=False)[:, 0]
+    edges = _edges(rows["score"].to_numpy(np.float64))
+    for axes, condition in zip(panels, conditions, strict=True):
+        chosen = rows if condition == ALL else rows[rows["condition"] == condition]
+        for label, name, colour in ((0, "good", GOOD_COLOUR), (1, "fault", FAULT_COLOUR)):
+            score = chosen["score"][chosen["label"] == label].to_numpy(np.float64)
+            axes.stairs(np.histogram(score, edges)[0], edges, fill=True, color=colour, alpha=0.45)
+            axes.stairs(np.histogram(score, edges)[0], edges, color=colour, label=f"{name} ({score.size})")
+        for style, threshold in zip(cycle(LINE_STYLES), thresholds, strict=False):
+            inside = edges[0] <= threshold.value <= edges[-1]
+            text = f"{threshold.name} {threshold.value:.4g}" + (
+                " (optimistic)" if threshold.optimistic else ""
+            )
+            place = [threshold.value] if inside else []
+            axes.plot(place * 2, [0, 1] * len(place), color="k", linestyle=style, linewidth=1,
+                      transform=axes.get_xaxis_transform(), label=text)  # fmt: skip
+        axes.set(ylabel="images", title=condition, xlim=(edges[0], edges[-1]))
+        axes.legend(fontsize="small")
+    panels[-1].set_xlabel("image score")
+    figure.suptitle(printable(f"Scores, {domain}"), parse_math=False)
+    return figure
+
+
+def history_figure(step: Sequence[int], *, series: Mapping[str, Sequence[float]]) -> Figure:
+    """Draw training series (loss, learning rate, gradient norm, ...) over the step, one panel each.
+
+    A panel is logarithmic if all its finite values are positive; gaps are left where a value is not finite.
+    """
+    figure = new_figure(8, 0.8 + 1.9 * len(series))
+    panels = figure.subplots(len(series), 1, sharex=True, squeeze=False)[:, 0]
+    for axes, (name, values) in zip(panels, series.items(), strict=True):
+        array = np.asarray(values, dtype=np.float64)
+        array = np.where(np.isfinite(array), array, np.nan)
+        axes.plot(step, array, color=GOOD_COLOUR, linewidth=1.2, marker="." if len(step) < 50 else "")
+        positive = np.isfinite(array).any() and bool((array[np.isfinite(array)] > 0).all())
+        axes.set(ylabel=name, yscale="log" if positive else "linear")
+        axes.grid(alpha=0.3)
+    panels[-1].set_xlabel("step")
+    return figure
+
+
+def printable(text: str) -> str:
+    """Replace what the figure font cannot draw (line breaks, other scripts) by a question mark."""
+    drawable = _drawable()
+    return "".join(character if ord(character) in drawable else "?" for character in text)
+
+
+@cache
+def _drawable() -> frozenset[int]:
+    return frozenset(get_font(findfont(FontProperties())).get_charmap()) - frozenset(range(32))
+
+
+def _shown_conditions(rows: pd.DataFrame) -> tuple[str, ...]:
+    names = condition_names(rows)
+    return names if len(names) > 2 else (ALL,)
+
+
+def _edges(score: FloatArray) -> FloatArray:
+    low, high = float(score.min()), float(score.max())
+    if high <= low:
+        margin = 0.5 * abs(low) or 0.5
+        low, high = low - margin, high + margin
+    return np.linspace(low, high, BINS + 1)

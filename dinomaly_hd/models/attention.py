@@ -1,0 +1,63 @@
+"""Linear attention of the Dinomaly decoder, cost linear in the number of tokens."""
+
+# B batch, h heads, N tokens, d width of a head, D width = h * d
+
+from typing import NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+DENOMINATOR_EPSILON = 1e-6
+
+
+class LinearAttended(NamedTuple):
+    """Attended values (B, h, N, d) and the summed outer products k v^T (B, h, d, d)."""
+
+    value_BhNd: Tensor
+    state_Bhdd: Tensor
+
+
+def positive_feature(x: Tensor) -> Tensor:
+    """Return elu(x) + 1 as exp(x) below zero, where the sum would cancel to 0 (from -16.75 in float32)."""
+    return torch.exp(x.clamp(max=0)) + F.relu(x)
+
+
+def linear_attention(q_BhNd: Tensor, k_BhNd: Tensor, v_BhNd: Tensor) -> LinearAttended:
+    """Attend with phi(q) (sum phi(k) v^T) / (phi(q) . sum phi(k)), without softmax and without scaling.
+
+    Sums and division run in float32 at least. Source: Dinomaly's LinearAttention2, with 1e-6 added to
+    the denominator: where all features underflow the original returns NaN (spec/dinomaly.md, Decoder).
+    """
+    accumulate = torch.promote_types(q_BhNd.dtype, torch.float32)
+    q, k, v = q_BhNd.to(accumulate), k_BhNd.to(accumulate), v_BhNd.to(accumulate)
+    q, k = positive_feature(q), positive_feature(k)
+    state_Bhdd = k.transpose(-2, -1) @ v
+    denominator_BhN1 = q @ k.sum(dim=-2).unsqueeze(-1)
+    value_BhNd = (q @ state_Bhdd) / (denominator_BhN1 + DENOMINATOR_EPSILON)
+    return LinearAttended(value_BhNd.to(v_BhNd.dtype), state_Bhdd)
+
+
+class LinearAttention(nn.Module):
+    """Multi-head linear attention with a fused qkv projection, rows [q; k; v].
+
+    Args:
+        width: D, divisible by ``heads``.
+        heads: Number of heads.
+        qkv_bias: Whether the qkv projection has a bias (the decoder's has).
+    """
+
+    def __init__(self, width: int, *, heads: int, qkv_bias: bool = True) -> None:
+        super().__init__()
+        self.heads = heads
+        self.qkv = nn.Linear(width, 3 * width, bias=qkv_bias)
+        self.proj = nn.Linear(width, width)
+
+    def forward(self, x_BND: Tensor) -> Tensor:
+        batch, tokens, width = x_BND.shape
+        qkv = self.qkv(x_BND).reshape(batch, tokens, 3, self.heads, width // self.heads)
+        q_BhNd, k_BhNd, v_BhNd = qkv.permute(2, 0, 3, 1, 4).unbind(0)
+        with torch.autocast(device_type=x_BND.device.type, enabled=False):
+            attended = linear_attention(q_BhNd, k_BhNd, v_BhNd)
+        out: Tensor = self.proj(attended.value_BhNd.transpose(1, 2).reshape(batch, tokens, width))
+        return out

@@ -1,0 +1,197 @@
+"""From configs to modules: the only place where names become parts."""
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import timm
+import torch
+from torch import nn
+
+from dinomaly_hd.config import (
+    EncoderConfig,
+    HardMiningLoss,
+    ModelConfig,
+    PlainBottleneck,
+    RunConfig,
+    SegmentBottleneck,
+    TopKLoss,
+    size_of,
+)
+from dinomaly_hd.errors import ConfigError, EncoderError, nearest
+from dinomaly_hd.models.bottleneck import BottleneckMLP, SegmentDropout, SegmentMLP
+from dinomaly_hd.models.detector import Detector
+from dinomaly_hd.models.dinomaly import Bottleneck, Decoder, Dinomaly, ReconstructionLoss
+from dinomaly_hd.models.encoders import ConvEncoder, Encoder, ViTEncoder, interpolate_positions
+from dinomaly_hd.models.losses import HardMining, TopK
+from dinomaly_hd.models.preprocessing import IMAGENET_MEAN, IMAGENET_STD, Preprocessing
+from dinomaly_hd.models.weights import ALIASES, CONVERTERS, Weights, read_state, timm_name
+
+CONV_STRIDES = (4, 8, 16)
+CONV_GROUPS = ((0, 1), (1, 2))
+CONV_GRID_STRIDE = 8
+CONV_WIDTH, CONV_HEADS = 192, 6
+
+
+class EncoderShape(NamedTuple):
+    """What is known of an encoder before its weights are loaded."""
+
+    grid: tuple[int, int]
+    is_transformer: bool
+
+
+def preprocessing_of(config: EncoderConfig) -> Preprocessing:
+    """Return the pre-processing a config asks for.
+
+    Raises:
+        ConfigError: The crop is larger than the image.
+    """
+    image, crop = size_of(config.image_size), None if config.crop == "none" else size_of(config.crop)
+    if crop is not None and (crop[0] > image[0] or crop[1] > image[1]):
+        raise ConfigError(f"crop={config.crop} is larger than image_size={config.image_size}")
+    return Preprocessing(image, crop, IMAGENET_MEAN, IMAGENET_STD)
+
+
+def check_encoder(config: EncoderConfig) -> EncoderShape:
+    """Return an encoder's shape from its architecture alone (no weights, no memory).
+
+    Raises:
+        ConfigError: Unknown encoder, or a size that its patches do not divide.
+    """
+    known = set(timm.list_models()) | set(ALIASES)
+    if timm_name(config.encoder).split(".")[0] not in known:
+        raise ConfigError(f"encoder={config.encoder}: not a known encoder.{nearest(config.encoder, known)}")
+    height, width = preprocessing_of(config).input_size
+    with torch.device("meta"):
+        model: Any = timm.create_model(timm_name(config.encoder), pretrained=False, num_classes=0)
+    if hasattr(model, "blocks") and hasattr(model, "num_prefix_tokens"):
+        rows, columns = model.patch_embed.patch_size
+        if height % rows or width % columns:
+            raise ConfigError(f"{height}x{width} pixels: {config.encoder} needs multiples of {rows}x{columns}")
+        return EncoderShape((height // rows, width // columns), True)
+    if height % CONV_GRID_STRIDE or width % CONV_GRID_STRIDE:
+        raise ConfigError(f"{height}x{width} pixels: {config.encoder} needs multiples of {CONV_GRID_STRIDE}")
+    return EncoderShape((height // CONV_GRID_STRIDE, width // CONV_GRID_STRIDE), False)
+
+
+def build_encoder(config: EncoderConfig, *, weights: Weights, keep_prefix: bool, seed: int) -> Encoder:
+    """Return the frozen encoder with its weights.
+
+    Args:
+        config: Name and sizes.
+        weights: From ``weights.locate``.
+        keep_prefix: Whether class and register tokens go on to the decoder.
+        seed: Of random weights, where they were asked for.
+
+    Raises:
+        EncoderError: The weights are not this encoder's.
+    """
+    shape, preprocessing = check_encoder(config), preprocessing_of(config)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        if shape.is_transformer:
+            model: Any = timm.create_model(
+                timm_name(config.encoder), pretrained=False, num_classes=0, img_size=preprocessing.input_size
+            )
+        else:
+            model = timm.create_model(timm_name(config.encoder), pretrained=False)
+    if weights.path is not None:
+        _load(model, config, weights=weights, grid=shape.grid if shape.is_transformer else None)
+    if shape.is_transformer:
+        return ViTEncoder(model, preprocessing=preprocessing, keep_prefix=keep_prefix)
+    return _conv_encoder(model, config, preprocessing=preprocessing, grid=shape.grid)
+
+
+def _load(model: nn.Module, config: EncoderConfig, *, weights: Weights, grid: tuple[int, int] | None) -> None:
+    assert weights.path is not None
+    state = read_state(weights.path)
+    names = list(model.state_dict())
+    try:
+        state = CONVERTERS[weights.source](state, names)
+        if grid is not None:
+            state = {name: value for name, value in state.items() if not name.startswith("head.")}
+            state["pos_embed"] = interpolate_positions(state["pos_embed"], grid=grid)
+        model.load_state_dict(state, strict=True)
+    except (RuntimeError, KeyError, ValueError) as error:
+        reason = " ".join(str(error).split())[:300]
+        raise EncoderError(f"{weights.path}: these are not the weights of {config.encoder}: {reason}") from error
+
+
+def _conv_encoder(
+    model: nn.Module, config: EncoderConfig, *, preprocessing: Preprocessing, grid: tuple[int, int]
+) -> ConvEncoder:
+    reductions = timm.create_model(timm_name(config.encoder), features_only=True).feature_info.reduction()
+    if any(stride not in reductions for stride in CONV_STRIDES):
+        raise ConfigError(f"encoder={config.encoder}: has stages of strides {reductions}, needs {list(CONV_STRIDES)}")
+    stages = [reductions.index(stride) for stride in CONV_STRIDES]
+    features: Any = timm.create_model(timm_name(config.encoder), features_only=True, out_indices=stages)
+    # The feature extractor is the same network without its end: same tensors in the same order.
+    pairs = zip(features.state_dict().items(), model.state_dict().values(), strict=False)
+    features.load_state_dict({name: value for (name, _), value in pairs})
+    return ConvEncoder(
+        features,
+        preprocessing=preprocessing,
+        groups=CONV_GROUPS,
+        grid=grid,
+        width=CONV_WIDTH,
+        heads=CONV_HEADS,
+    )
+
+
+def _plain(config: PlainBottleneck, width: int, grid: tuple[int, int]) -> Bottleneck:
+    del grid
+    return BottleneckMLP(width, hidden=4 * width, p=config.bottleneck_dropout)
+
+
+def _segment(config: SegmentBottleneck, width: int, grid: tuple[int, int]) -> Bottleneck:
+    mlp = BottleneckMLP(width, hidden=4 * width, p=config.elem_p)
+    if config.disable_segment:
+        return mlp
+    segment = SegmentDropout(
+        grid, row_p=config.row_p, seg_len=config.seg_len, seg_drop_p=config.seg_drop_p
+    )
+    return SegmentMLP(segment, mlp)
+
+
+def _hard_mining(config: HardMiningLoss) -> ReconstructionLoss:
+    return HardMining(
+        discard_final=config.discard_final,
+        discard_warmup=config.discard_warmup,
+        discard_factor=config.discard_factor,
+    )
+
+
+def _topk(config: TopKLoss) -> ReconstructionLoss:
+    return TopK(q_percent=config.q_percent, q_warmup=config.q_warmup)
+
+
+BOTTLENECKS: dict[str, Callable[[Any, int, tuple[int, int]], Bottleneck]] = {"plain": _plain, "segment": _segment}
+LOSSES: dict[str, Callable[[Any], ReconstructionLoss]] = {"hard_mining": _hard_mining, "topk": _topk}
+
+
+def check_model(config: ModelConfig, *, grid: tuple[int, int], is_transformer: bool) -> None:
+    """Refuse settings that do not fit the token grid, before any weights are loaded.
+
+    Raises:
+        ConfigError: A segment wider than the grid, or segments over kept class tokens.
+    """
+    BOTTLENECKS[config.bottleneck.bottleneck](config.bottleneck, 1, grid)
+    if is_transformer and isinstance(config.bottleneck, SegmentBottleneck) and config.class_token == "keep":
+        raise ConfigError(f"class_token=keep: {config.variant} reads the token grid and needs class_token=remove")
+
+
+def build_detector(config: RunConfig, *, weights: Weights) -> Detector:
+    """Return the detector of a run, trained part at its common start."""
+    encoder = build_encoder(
+        config.encoder, weights=weights, keep_prefix=config.model.class_token == "keep", seed=config.seed
+    )
+    return Dinomaly(
+        encoder=encoder,
+        preprocessing=preprocessing_of(config.encoder),
+        bottleneck=BOTTLENECKS[config.model.bottleneck.bottleneck](config.model.bottleneck, encoder.width, encoder.grid),
+        decoder=Decoder(encoder.width, heads=encoder.heads, depth=config.model.decoder_depth),
+        loss=LOSSES[config.model.loss.loss](config.model.loss),
+        map_size=size_of(config.evaluation.map_size),
+        border=config.model.border,
+        row_context=config.model.row_context,
+        seed=config.seed,
+    )

@@ -1,0 +1,47 @@
+"""Detector: the one interface of all model families."""
+
+# B batch, C channels, H W pixels
+
+from abc import ABC, abstractmethod
+from collections.abc import Iterable
+from typing import NamedTuple
+
+from torch import Tensor, nn
+
+
+class Loss(NamedTuple):
+    """What one training step minimises, and the parts worth logging (scalars, detached)."""
+
+    total: Tensor
+    parts: dict[str, Tensor]
+
+
+class Prediction(NamedTuple):
+    """Raw anomaly maps and image scores; higher is more anomalous."""
+
+    map_BHW: Tensor
+    score_B: Tensor
+
+
+class Detector(nn.Module, ABC):
+    """An anomaly detector in two halves: a frozen one whose output may be cached, and a trained one.
+
+    ``encode`` is a pure function of one image, without gradient; its result for an image is computed
+    once per run and handed to ``training_loss`` and ``score``, which never see the pixels otherwise.
+    """
+
+    @abstractmethod
+    def fit_encoder(self, batches: Iterable[Tensor]) -> None:
+        """Take what the frozen half needs from the training images (B, H, W), e.g. channel statistics."""
+
+    @abstractmethod
+    def encode(self, images_BHW: Tensor) -> Tensor:
+        """Return what the trained half reads: float maps in, any tensor with leading dimension B out."""
+
+    @abstractmethod
+    def training_loss(self, encoded: Tensor, *, step: int) -> Loss:
+        """Return the loss of one batch at optimizer step ``step`` (from 0)."""
+
+    @abstractmethod
+    def score(self, encoded: Tensor) -> Prediction:
+        """Return anomaly maps and image scores; deterministic."""

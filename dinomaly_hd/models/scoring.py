@@ -1,0 +1,65 @@
+"""From token distances to anomaly maps and image scores."""
+
+# B batch, S groups, h w token grid, H W pixels
+
+import math
+from typing import Literal
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from dinomaly_hd.models.detector import Prediction
+
+Border = Literal["zero", "reflect"]
+BLUR_SIZE, BLUR_SIGMA = 5, 4.0
+TOP_SHARE = 0.01
+
+
+def upsample(distance_BShw: Tensor, *, image_size: tuple[int, int], map_size: tuple[int, int]) -> Tensor:
+    """Return the mean of the groups (B, H, W): bilinear to the image size (corners aligned), then to the map's."""
+    large = F.interpolate(distance_BShw, size=image_size, mode="bilinear", align_corners=True)
+    mean_B1HW = large.mean(dim=1, keepdim=True)
+    return F.interpolate(mean_B1HW, size=map_size, mode="bilinear", align_corners=False).squeeze(1)
+
+
+def gaussian_kernel(size: int, sigma: float, *, like: Tensor) -> Tensor:
+    """Return a normalised size x size Gaussian window, computed in float32 as the original's always is."""
+    offset = torch.arange(size, dtype=torch.float32, device=like.device) - (size - 1) / 2
+    square = offset[:, None].square() + offset[None, :].square()
+    kernel = torch.exp(-square / (2 * sigma**2)) / (2 * math.pi * sigma**2)
+    return (kernel / kernel.sum()).to(like.dtype)
+
+
+def blur(map_BHW: Tensor, *, border: Border) -> Tensor:
+    """Smooth with the original's 5 x 5 window of sigma 4; its zero padding darkens the border."""
+    kernel = gaussian_kernel(BLUR_SIZE, BLUR_SIGMA, like=map_BHW)[None, None]
+    map_B1HW, margin = map_BHW.unsqueeze(1), BLUR_SIZE // 2
+    if border == "reflect":
+        map_B1HW, margin = F.pad(map_B1HW, (margin,) * 4, mode="reflect"), 0
+    return F.conv2d(map_B1HW, kernel, padding=margin).squeeze(1)
+
+
+def top_share_score(map_BHW: Tensor, *, share: float = TOP_SHARE) -> Tensor:
+    """Return the mean of the largest ``share`` of pixels per image, at least one pixel, shape (B,)."""
+    flat_BP = map_BHW.flatten(1)
+    k = max(1, int(flat_BP.shape[1] * share))
+    return torch.topk(flat_BP, k, dim=1).values.mean(dim=1)
+
+
+def row_context_mean(distance_BShw: Tensor, *, k: int) -> Tensor:
+    """Average each token with its k neighbours to the left and right, fewer at the ends of a row."""
+    if k == 0:
+        return distance_BShw
+    *lead, width = distance_BShw.shape
+    lines = distance_BShw.reshape(math.prod(lead), 1, width)
+    return F.avg_pool1d(lines, 2 * k + 1, stride=1, padding=k, count_include_pad=False).reshape(*lead, width)
+
+
+def predict(
+    distance_BShw: Tensor, *, image_size: tuple[int, int], map_size: tuple[int, int], border: Border, row_context: int
+) -> Prediction:
+    """Return raw maps (B, H, W) and scores (B,) from token distances (spec/dinomaly.md, Map and score)."""
+    smoothed = row_context_mean(distance_BShw, k=row_context)
+    map_BHW = blur(upsample(smoothed, image_size=image_size, map_size=map_size), border=border)
+    return Prediction(map_BHW, top_share_score(map_BHW))

@@ -1,0 +1,207 @@
+"""Where runs are kept: the MLflow database or server, its one-time preparation, and runs left behind."""
+
+import contextlib
+import logging
+import os
+import socket
+import sqlite3
+import time
+import warnings
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import psutil
+
+from dinomaly_hd.errors import OutputError, TrackingError
+from dinomaly_hd.files import locked
+
+if TYPE_CHECKING:
+    from mlflow.entities import Run
+    from mlflow.tracking import MlflowClient
+
+STORE_LOCK_TIMEOUT_S = 120.0
+HEARTBEAT_LOST_S = 600.0
+_OUTAGE_CODES = {"INTERNAL_ERROR", "TEMPORARILY_UNAVAILABLE", "REQUEST_LIMIT_EXCEEDED", "DEADLINE_EXCEEDED"}
+
+
+def default_uri(root: Path) -> str:
+    """Return MLFLOW_TRACKING_URI, or the SQLite file of the project (never of the working directory)."""
+    return os.environ.get("MLFLOW_TRACKING_URI") or f"sqlite:///{root.resolve() / 'mlflow.db'}"
+
+
+def client_for(uri: str) -> "MlflowClient":
+    """Return a client bound to ``uri``; MLflow's global state stays as it is. May raise what MLflow raises."""
+    load_mlflow(uri)
+    from mlflow.tracking import MlflowClient
+
+    return MlflowClient(tracking_uri=uri, registry_uri=uri)
+
+
+def load_mlflow(uri: str) -> None:
+    """Import mlflow (3 to 8 s) with all that ``uri`` needs, on the calling thread.
+
+    Warnings that its import sets off are not the user's to mend, and its own lines about an outage repeat ours.
+    """
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        import mlflow.system_metrics.system_metrics_monitor
+        import mlflow.utils.autologging_utils
+
+        if is_database(uri):
+            import mlflow.store.tracking.sqlalchemy_store
+    logging.getLogger("mlflow.system_metrics").setLevel(logging.CRITICAL)
+    logging.getLogger("mlflow.store.db.utils").setLevel(logging.CRITICAL)
+    logging.getLogger("alembic").setLevel(logging.WARNING)
+
+
+def is_database(uri: str) -> bool:
+    """Tell whether this process opens a database itself, instead of asking a server."""
+    return uri.startswith(("sqlite", "postgresql", "mysql", "mssql"))
+
+
+def sqlite_file(uri: str) -> Path | None:
+    """Return the database file of a SQLite address, else None."""
+    return Path(uri.removeprefix("sqlite:///")).resolve() if uri.startswith("sqlite:///") else None
+
+
+def prepare_store(uri: str, *, experiment: str, root: Path) -> str:
+    """Make the database schema and the experiment once, however many processes ask, and return its id.
+
+    A SQLite file is switched to write-ahead logging. The lock lies beside it (for another database in
+    ``root``), since processes that share a database must share the lock. A new experiment of a database keeps
+    its artifacts in ``root/mlartifacts``; a server decides that for itself.
+
+    Raises:
+        TrackingError: The store does not answer, is no MLflow store, or refuses the experiment's name.
+    """
+    database = sqlite_file(uri)
+    folder = root.resolve() if database is None else database.parent
+    artifacts = (root.resolve() / "mlartifacts").as_uri() if is_database(uri) else None
+    load_mlflow(uri)
+    try:
+        with locked(folder / ".mlflow-store.lock", timeout_s=STORE_LOCK_TIMEOUT_S):
+            if database is not None:
+                _write_ahead(database)
+            return _experiment_id(client_for(uri), experiment, artifacts)
+    except OutputError as error:
+        raise TrackingError(str(error)) from error
+    except Exception as error:
+        raise TrackingError(f"MLflow at {uri}, experiment {experiment!r}: {first_line(error)}") from error
+
+
+def is_outage(error: BaseException) -> bool:
+    """Tell a store that does not answer from one that answers with a refusal."""
+    cause: BaseException | None = error.__cause__ if isinstance(error, TrackingError) else error
+    code = getattr(cause, "error_code", None)
+    if code is not None:
+        return code in _OUTAGE_CODES
+    if type(cause).__name__ == "OperationalError":  # of sqlite3, SQLAlchemy or any other database driver
+        return True
+    return isinstance(cause, OSError) and not isinstance(cause, FileNotFoundError)
+
+
+def first_line(error: BaseException) -> str:
+    """Return an error's message on one line of at most 200 characters."""
+    text = str(error).strip() or type(error).__name__
+    return text.splitlines()[0][:200]
+
+
+def process_tags() -> dict[str, str]:
+    """Return the tags that let a later start see whether this process still lives."""
+    return {
+        "host": socket.gethostname(),
+        "pid": str(os.getpid()),
+        "pid_started": f"{psutil.Process().create_time():.2f}",
+        "pid_namespace": _pid_namespace(),
+        "heartbeat": heartbeat(),
+    }
+
+
+def heartbeat() -> str:
+    """Return the time of the beat, UTC."""
+    return datetime.now(UTC).isoformat(timespec="seconds")
+
+
+def close_stale_runs(client: "MlflowClient", experiment_id: str) -> list[str]:
+    """Mark runs of this host KILLED whose process is gone, and return their ids.
+
+    A process is known by its id and start time. Where ids cannot be compared (another container or boot
+    under the same host name) a run counts as left behind once its heartbeat is ten minutes old.
+    """
+    mine = process_tags()
+    closed: list[str] = []
+    token: str | None = None
+    while True:
+        page = client.search_runs(
+            [experiment_id], f"attributes.status = 'RUNNING' and tags.host = '{mine['host']}'", page_token=token
+        )
+        for run in page:
+            # Asked again just before, since another process may have resumed it in the meantime.
+            if _left_behind(run, mine) and _left_behind(client.get_run(run.info.run_id), mine):
+                client.set_terminated(run.info.run_id, "KILLED")
+                closed.append(run.info.run_id)
+        token = page.token
+        if not token:
+            return closed
+
+
+def _left_behind(run: "Run", mine: dict[str, str]) -> bool:
+    tags = run.data.tags
+    if run.info.status != "RUNNING" or not {"pid", "pid_started", "heartbeat"} <= tags.keys():
+        return False
+    if tags.get("pid_namespace") != mine["pid_namespace"]:
+        try:
+            age = datetime.now(UTC) - datetime.fromisoformat(tags["heartbeat"])
+        except ValueError:
+            return False
+        return age.total_seconds() > HEARTBEAT_LOST_S
+    return not _alive(tags["pid"], tags["pid_started"])
+
+
+def _alive(pid: str, started: str) -> bool:
+    try:
+        process = psutil.Process(int(pid))
+        # The kernel's boot time, to which start times are relative, moves when the clock is set.
+        same = abs(process.create_time() - float(started)) < 5.0
+        return same and process.status() != psutil.STATUS_ZOMBIE
+    except psutil.AccessDenied:
+        return True
+    except (psutil.Error, ValueError):
+        return False
+
+
+def _pid_namespace() -> str:
+    """Return what makes process ids comparable: this boot and this container; "" where there is no /proc."""
+    with contextlib.suppress(OSError):
+        boot = Path("/proc/sys/kernel/random/boot_id").read_text().strip()
+        return f"{boot} {os.readlink('/proc/self/ns/pid')}"
+    return ""
+
+
+def _write_ahead(database: Path) -> None:
+    """Let readers and a writer work at once; also finds out fast whether this is a database at all."""
+    database.parent.mkdir(parents=True, exist_ok=True)
+    with contextlib.closing(sqlite3.connect(database, timeout=20.0)) as connection:
+        if connection.execute("PRAGMA journal_mode").fetchone() != ("wal",):
+            with contextlib.suppress(sqlite3.OperationalError):  # somebody writes just now: next start does it
+                connection.execute("PRAGMA journal_mode = WAL")
+
+
+def _experiment_id(client: "MlflowClient", name: str, artifacts: str | None) -> str:
+    found = client.get_experiment_by_name(name)
+    if found is None:
+        try:
+            return str(client.create_experiment(name, artifact_location=artifacts))
+        except Exception:  # a process on another machine may have been first
+            found = client.get_experiment_by_name(name)
+            if found is None:
+                raise
+    if found.lifecycle_stage != "active":
+        raise TrackingError("it was deleted; restore it with `mlflow experiments restore` or take another name")
+    return str(found.experiment_id)
+
+
+def now_ms() -> int:
+    """Return the time in UTC milliseconds."""
+    return time.time_ns() // 1_000_000

@@ -1,0 +1,116 @@
+"""Checkpoints: never torn, never executable, and refused where they belong to another run."""
+
+import re
+import zipfile
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from dinomaly_hd.config import WITHOUT_EFFECT, flatten, from_json
+from dinomaly_hd.errors import CheckpointError, ConfigError
+from dinomaly_hd.files import publish, sweep
+
+SCHEMA_VERSION = 1
+KEPT = 2
+NAME = re.compile(r"step_(\d{8})\.pt")
+FIELDS = {"schema", "step", "config", "data_digest", "encoder_digest", "nonfinite", "weights", "optimizer"}
+
+
+class Checkpoint(NamedTuple):
+    """The state of a training after ``step`` optimizer steps; everything else is a function of it.
+
+    ``config`` is the run's JSON; ``nonfinite`` counts skipped steps; ``weights`` are the trained part's
+    tensors and the encoder's statistics.
+    """
+
+    step: int
+    config: str
+    data_digest: str
+    encoder_digest: str
+    nonfinite: int
+    weights: dict[str, Tensor]
+    optimizer: dict[str, Any]
+
+
+class Newest(NamedTuple):
+    """The newest readable checkpoint, if any, and one line for each newer one that could not be read."""
+
+    checkpoint: Checkpoint | None
+    unreadable: list[str]
+
+
+def save(folder: Path, checkpoint: Checkpoint) -> Path:
+    """Write ``step_XXXXXXXX.pt`` at once or not at all, and remove all but the newest two.
+
+    Raises:
+        OutputError: The disk is full or the folder read-only; older checkpoints stay.
+    """
+    path = folder / f"step_{checkpoint.step:08d}.pt"
+    content = {"schema": SCHEMA_VERSION, **checkpoint._asdict()}
+    publish(path, lambda stream: torch.save(content, stream))
+    for old in _numbered(folder)[:-KEPT]:
+        old.unlink(missing_ok=True)
+    return path
+
+
+def load(path: Path) -> Checkpoint:
+    """Read a checkpoint with ``weights_only``: no code in it can run.
+
+    Raises:
+        CheckpointError: Missing, damaged, foreign, or of another schema.
+    """
+    if not path.is_file():
+        raise CheckpointError(f"{path}: no such checkpoint")
+    if not zipfile.is_zipfile(path):
+        raise CheckpointError(f"{path}: not a checkpoint, or cut off while it was copied")
+    try:
+        content = torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:  # damaged or poisoned files raise almost anything
+        raise CheckpointError(f"{path}: cannot be read: {str(error).strip().splitlines()[0][:200]}") from error
+    if not isinstance(content, dict) or set(content) != FIELDS:
+        raise CheckpointError(f"{path}: not a Dinomaly-HD checkpoint")
+    if content.pop("schema") != SCHEMA_VERSION:
+        raise CheckpointError(f"{path}: written by another version of Dinomaly-HD; this one reads {SCHEMA_VERSION}")
+    return Checkpoint(**content)
+
+
+def newest(folder: Path) -> Newest:
+    """Return the newest readable checkpoint of a folder, sweeping what a killed writer left."""
+    sweep(folder)
+    unreadable: list[str] = []
+    for path in reversed(_numbered(folder)):
+        try:
+            return Newest(load(path), unreadable)
+        except CheckpointError as error:
+            unreadable.append(str(error))
+    return Newest(None, unreadable)
+
+
+def check_belongs(checkpoint: Checkpoint, *, config: str, data_digest: str, encoder_digest: str) -> None:
+    """Refuse a checkpoint of another configuration, data set or encoder.
+
+    Raises:
+        CheckpointError: Names every key that differs.
+    """
+    try:
+        theirs = flatten(from_json(checkpoint.config))
+    except ConfigError as error:
+        raise CheckpointError(f"the checkpoint's configuration is not readable here: {error}") from error
+    ours = flatten(from_json(config))
+    changes = [
+        f"{name} {theirs.get(name)!r} -> {ours.get(name)!r}"
+        for name in sorted(set(theirs) | set(ours))
+        if theirs.get(name) != ours.get(name) and name not in WITHOUT_EFFECT
+    ]
+    if checkpoint.data_digest != data_digest:
+        changes.append("the data set's files")
+    if checkpoint.encoder_digest != encoder_digest:
+        changes.append("the encoder's weights")
+    if changes:
+        raise CheckpointError(f"the checkpoint belongs to another run; what differs: {'; '.join(changes)}")
+
+
+def _numbered(folder: Path) -> list[Path]:
+    return sorted(path for path in folder.glob("step_*.pt") if NAME.fullmatch(path.name))

@@ -1,0 +1,184 @@
+"""One training from start or from its newest checkpoint to its last step."""
+
+import time
+import warnings
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import lightning
+import torch
+from lightning.pytorch.utilities.exceptions import SIGTERMException
+from torch import Tensor
+from torch.utils.data import Dataset
+
+from dinomaly_hd.config import RunConfig, TrainingConfig
+from dinomaly_hd.data.module import StepDataModule
+from dinomaly_hd.errors import ConfigError, Interrupted
+from dinomaly_hd.models.detector import Detector
+from dinomaly_hd.training import checkpoint as checkpoints
+from dinomaly_hd.training.checkpoint import Checkpoint
+from dinomaly_hd.training.guards import SignalGuard
+from dinomaly_hd.training.task import DetectorTask, Reporter
+
+FROZEN = "encoder.model."
+
+
+class TrainingData(NamedTuple):
+    """What is trained on: encoded images or images (``encode``), how many, and how to name them.
+
+    ``validate`` returns the validation loss of a detector on held-out normals, None where there are none.
+    """
+
+    dataset: Dataset[Tensor]
+    count: int
+    encode: bool
+    name_files: Callable[[int], str]
+    validate: Callable[[], float] | None
+
+
+class Trained(NamedTuple):
+    """Where a training ended: steps done here, wall seconds of them, and the step it began at."""
+
+    steps: int
+    seconds: float
+    start: int
+
+
+def resolve_device(gpu: str) -> torch.device:
+    """Return the device of ``gpu`` = auto, cpu or an index.
+
+    Raises:
+        ConfigError: The index is not there.
+    """
+    if gpu == "cpu" or (gpu == "auto" and not torch.cuda.is_available()):
+        return torch.device("cpu")
+    index = 0 if gpu == "auto" else int(gpu)
+    if index >= torch.cuda.device_count():
+        raise ConfigError(f"gpu={gpu}: this machine has {torch.cuda.device_count()} CUDA devices; use gpu=cpu")
+    return torch.device("cuda", index)
+
+
+def trained_state(detector: Detector) -> dict[str, Tensor]:
+    """Return copies of all tensors but the frozen network's own weights."""
+    state = detector.state_dict()
+    return {name: value.detach().cpu().clone() for name, value in state.items() if not name.startswith(FROZEN)}
+
+
+def load_trained_state(detector: Detector, weights: dict[str, Tensor]) -> None:
+    """Put back what ``trained_state`` returned."""
+    missing, unexpected = detector.load_state_dict(weights, strict=False)
+    wrong = [*unexpected, *(name for name in missing if not name.startswith(FROZEN))]
+    if wrong:
+        raise checkpoints.CheckpointError(f"the checkpoint does not fit the model: {', '.join(wrong[:5])}")
+
+
+class _Keeper(lightning.Callback):
+    """After each step: save when due or asked by a signal, validate when due, move the progress line."""
+
+    def __init__(self, save: Callable[[], None], *, data: TrainingData, guard: SignalGuard, progress: Any) -> None:
+        self.save, self.data, self.guard, self.progress = save, data, guard, progress
+
+    def on_train_batch_end(self, trainer: Any, pl_module: Any, outputs: Any, batch: Any, batch_idx: int) -> None:
+        task: DetectorTask = pl_module
+        config: TrainingConfig = task.training_config
+        done, last = task.position, config.max_steps
+        if self.data.validate and config.val_check_interval and done % config.val_check_interval == 0:
+            task.reporter.metrics({"val/loss": self.data.validate()}, step=done - 1)
+        if done % config.checkpoint_interval == 0 or done == last or self.guard.received is not None:
+            self.save()
+        self.progress(done, last)
+        self.guard.check()
+
+
+def train(
+    detector: Detector,
+    *,
+    run: RunConfig,
+    data: TrainingData,
+    resume: Checkpoint | None,
+    data_digest: str,
+    encoder_digest: str,
+    folder: Path,
+    reporter: Reporter,
+    guard: SignalGuard,
+    progress: Callable[[int, int], None],
+) -> Trained:
+    """Train to ``max_steps`` and leave a checkpoint of the last step in ``folder``.
+
+    Raises:
+        NonFiniteError: Loss or gradient became NaN or infinite (policy ``on_nonfinite=stop``).
+        Interrupted: A signal came; a checkpoint of the last finished step is in ``folder``.
+        OutputError: A checkpoint could not be written.
+    """
+    config = run.training
+    start = resume.step if resume else 0
+    task = DetectorTask(
+        detector,
+        training=config,
+        encode=data.encode,
+        steps_per_epoch=max(1, data.count // config.batch_size),
+        reporter=reporter,
+        name_files=data.name_files,
+        position=start,
+    )
+    if resume:
+        load_trained_state(detector, resume.weights)
+        task.optimizer.load_state_dict(resume.optimizer)
+        task.nonfinite = resume.nonfinite
+
+    def save() -> None:
+        state = Checkpoint(
+            step=task.position,
+            config=run.to_json(),
+            data_digest=data_digest,
+            encoder_digest=encoder_digest,
+            nonfinite=task.nonfinite,
+            weights=trained_state(detector),
+            optimizer=task.optimizer.state_dict(),
+        )
+        checkpoints.save(folder, state)
+
+    began = time.monotonic()
+    if start < config.max_steps:
+        module = StepDataModule(
+            data.dataset,
+            count=data.count,
+            batch_size=config.batch_size,
+            seed=run.seed,
+            start=start,
+            stop=config.max_steps,
+            num_workers=config_workers(run, data),
+        )
+        keeper = _Keeper(save, data=data, guard=guard, progress=progress)
+        try:
+            _trainer(config, steps=config.max_steps - start, keeper=keeper, folder=folder).fit(task, module)
+        except SIGTERMException:  # the signal came between our check and Lightning's
+            save()
+            raise Interrupted(guard.received or 15) from None
+    return Trained(config.max_steps - start, time.monotonic() - began, start)
+
+
+def config_workers(run: RunConfig, data: TrainingData) -> int:
+    """Return the loader workers of training: encoded images are in memory already and need none."""
+    return run.data.num_workers if data.encode else 0
+
+
+def _trainer(config: TrainingConfig, *, steps: int, keeper: lightning.Callback, folder: Path) -> lightning.Trainer:
+    device = resolve_device(config.gpu)
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message=".*is available but not used.*")
+        return lightning.Trainer(
+            accelerator="cpu" if device.type == "cpu" else "gpu",
+            devices=1 if device.type == "cpu" else [device.index],
+            precision="32-true" if config.precision == "32" else "bf16-mixed",
+            max_steps=steps,
+            max_epochs=1,
+            callbacks=[keeper],
+            default_root_dir=folder,
+            logger=False,
+            enable_checkpointing=False,
+            enable_progress_bar=False,
+            enable_model_summary=False,
+            use_distributed_sampler=False,
+        )

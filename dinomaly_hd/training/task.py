@@ -1,0 +1,101 @@
+"""The Lightning module: one optimizer step for any detector. Adding a family or variant never touches it."""
+
+import math
+from collections.abc import Callable, Mapping
+from typing import Any, Protocol
+
+import lightning
+import torch
+from torch import Tensor
+
+from dinomaly_hd.config import TrainingConfig
+from dinomaly_hd.errors import NonFiniteError
+from dinomaly_hd.models.detector import Detector
+from dinomaly_hd.training.optim import StableAdamW, warm_cosine
+
+
+class Reporter(Protocol):
+    """Who hears of metrics; training knows nothing else of tracking."""
+
+    def metrics(self, values: Mapping[str, float], *, step: int) -> None: ...
+
+
+class DetectorTask(lightning.LightningModule):
+    """Trains a detector by optimizer steps; ``position`` is the next step and its only state.
+
+    Args:
+        detector: What is trained.
+        training: Rates, clipping, policies.
+        encode: Whether batches are images that must be encoded first.
+        steps_per_epoch: Only for ``lr_schedule_interval=epoch``.
+        reporter: Gets the metrics of every step.
+        name_files: Returns the files of a step, for error messages.
+        position: First step.
+    """
+
+    def __init__(
+        self,
+        detector: Detector,
+        *,
+        training: TrainingConfig,
+        encode: bool,
+        steps_per_epoch: int,
+        reporter: Reporter,
+        name_files: Callable[[int], str],
+        position: int,
+    ) -> None:
+        super().__init__()
+        self.automatic_optimization = False
+        self.detector, self.training_config, self.encode = detector, training, encode
+        self.steps_per_epoch, self.reporter, self.name_files = steps_per_epoch, reporter, name_files
+        self.position = position
+        self.nonfinite = 0
+        self.trained = [parameter for parameter in detector.parameters() if parameter.requires_grad]
+        self.optimizer = StableAdamW(
+            self.trained, lr=training.learning_rate, weight_decay=training.weight_decay
+        )
+
+    def configure_optimizers(self) -> StableAdamW:
+        return self.optimizer
+
+    def learning_rate(self, step: int) -> float:
+        """Return the rate of a step; per epoch only to repeat old runs (spec/dinomaly.md, Optimisation)."""
+        config = self.training_config
+        clock = step if config.lr_schedule_interval == "step" else step // self.steps_per_epoch
+        return warm_cosine(
+            clock,
+            base=config.learning_rate,
+            final=config.final_learning_rate,
+            warmup=config.warmup_steps,
+            total=config.max_steps,
+        )
+
+    def training_step(self, batch: Tensor, batch_index: int) -> None:
+        del batch_index
+        optimizer: Any = self.optimizers()
+        rate = self.learning_rate(self.position)
+        for group in optimizer.param_groups:
+            group["lr"] = rate
+        encoded = self.detector.encode(batch) if self.encode else batch
+        loss = self.detector.training_loss(encoded, step=self.position)
+        optimizer.zero_grad()
+        self.manual_backward(loss.total)
+        norm = torch.nn.utils.clip_grad_norm_(self.trained, self.training_config.gradient_clip)
+        values = {"loss": loss.total.detach(), "grad_norm": norm, **loss.parts}
+        numbers = dict(zip(values, torch.stack([v.float() for v in values.values()]).tolist(), strict=True))
+        if math.isfinite(numbers["loss"]) and math.isfinite(numbers["grad_norm"]):
+            optimizer.step()
+        else:
+            self._refuse(numbers, rate)
+        report = {f"train/{name}": value for name, value in numbers.items()}
+        self.reporter.metrics({**report, "train/lr": rate, "train/nonfinite": self.nonfinite}, step=self.position)
+        self.position += 1
+
+    def _refuse(self, numbers: Mapping[str, float], rate: float) -> None:
+        self.nonfinite += 1
+        if self.training_config.on_nonfinite == "stop":
+            raise NonFiniteError(
+                f"step {self.position}: loss {numbers['loss']:g}, gradient norm {numbers['grad_norm']:g}, "
+                f"lr {rate:g}; weights are those of the step before; files: {self.name_files(self.position)}; "
+                "lower learning_rate, or pass on_nonfinite=skip to skip such steps"
+            )
