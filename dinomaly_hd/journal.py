@@ -90,7 +90,7 @@ class JsonLines:
             record = None
         if not isinstance(record, dict):
             raise CheckpointError(
-                f"{self.path}: damaged line {line[:60]!r} (read from byte {offset}); remove that line to go on"
+                f"{self.path}: damaged line {line[:60]!r} (behind byte {offset}); remove that line"
             )
         return record
 

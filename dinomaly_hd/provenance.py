@@ -47,7 +47,9 @@ def package_versions(distribution: str = "dinomaly-hd") -> dict[str, str]:
         requirements = importlib.metadata.requires(distribution) or []
     except importlib.metadata.PackageNotFoundError:
         requirements = []
-    names = [re.split(r"[^A-Za-z0-9._-]", line, maxsplit=1)[0] for line in requirements if "extra ==" not in line]
+    names = [
+        re.split(r"[^A-Za-z0-9._-]", line, maxsplit=1)[0] for line in requirements if "extra ==" not in line
+    ]
     for name in [distribution, *names]:
         try:
             versions[name] = importlib.metadata.version(name)

@@ -96,13 +96,13 @@ def _from_csv(
         where, shown = f"{CSV_NAME} line {line}", printable(path)
         if path not in blank:
             if path.partition("/")[0] not in ignored_folders:
-                faults.append(f"{where}: no such image {shown!r}")
+                faults.append(f"{where}: no such image {path[:200]!r}")
         elif path in given:
             faults.append(f"{where}: {shown} is listed twice")
         else:
             given[path] = condition
             if not _NAME.fullmatch(condition) or (condition == ALL and path in reserved):
-                name = f"condition {printable(condition)!r} of {shown}"
+                name = f"condition {condition[:40]!r} of {shown}"
                 faults.append(f"{where}: {name}, expected a word of {_NAME_RULE}, not {ALL!r}")
     faults += [f"{CSV_NAME}: {printable(path)} is not listed" for path in tested if path not in given]
     names = sorted({given.get(path, ALL) for path in tested})

@@ -22,7 +22,7 @@ MAX_SIDE = 4096
 MAX_PIXELS = 2**22
 MAX_COUNTED = 1000  # pages or PNG chunks that are followed before a file is refused
 
-SCALES = {"float32": 1.0, "uint8": 255.0, "uint16": 65535.0}  # stored value that becomes 1.0
+SCALES = {"uint8": 255.0, "uint16": 65535.0}  # PNG: the stored value that becomes 1.0
 FORMAT_NAMES = {"float32": "float32 TIFF", "uint8": "8-bit PNG", "uint16": "16-bit PNG"}
 
 

@@ -175,7 +175,7 @@ def _mixtures(records: Sequence[ImageRecord], headers: Sequence[ImageHeader]) ->
             groups[value].append(record.path)
         if len(groups) > 1:
             parts = [
-                f"{value} ({len(paths)} files, first {printable(paths[0])})"
+                f"{value} ({len(paths)} of {len(records)} files, first {printable(paths[0])})"
                 for value, paths in groups.items()
             ]
             faults.append(f"mixed {what}: {', '.join(parts)}; expected one for the whole set")
@@ -208,8 +208,11 @@ def _warnings(records: Sequence[ImageRecord], dtype: str) -> tuple[str, ...]:
             f"{name} cannot hold values above 1: faults brighter than training are cut; use float32 TIFF"
         )
     trained = {record.digest for record in records if record.split == "train"}
-    leaked = [record.path for record in records if record.split == "test" and record.digest in trained]
+    tested = [record for record in records if record.split == "test"]
+    leaked = [record.path for record in tested if record.digest in trained]
     if leaked:
         first = printable(leaked[0])
-        lines.append(f"{len(leaked)} test images are byte for byte training images, the first {first}")
+        lines.append(
+            f"{len(leaked)} of {len(tested)} test images are copies of training images, the first {first}"
+        )
     return tuple(lines)

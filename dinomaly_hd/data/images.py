@@ -105,7 +105,8 @@ def _guarded(data: bytes, name: str, use: Callable[[Opened], Result]) -> Result:
 
 def _decode(opened: Opened) -> Decoded:
     image = opened.pixels().astype(np.float32, copy=False)
-    image = image / np.float32(SCALES[opened.header.dtype])
+    if opened.header.dtype in SCALES:
+        image = image / np.float32(SCALES[opened.header.dtype])
     finite = np.isfinite(image)
     if not finite.all():
         row, column = np.argwhere(~finite)[0]

@@ -87,7 +87,9 @@ def _images(root: Path, place: str) -> tuple[list[str], list[str]]:
         if not folder.is_dir():
             return [], [f"{shown}: no such folder"]
         if leads_out(root, folder):
-            return [], [f"{shown}: a link leads out of the data root to {os.path.realpath(folder)}"]
+            return [], [
+                f"{shown}: a link leads out of the data root to {printable(os.path.realpath(folder))}"
+            ]
         names = _names(folder)
     except OSError as error:
         return [], [f"{shown}: cannot be read: {_reason(error)}"]

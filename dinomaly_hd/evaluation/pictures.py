@@ -1,62 +1,55 @@
 """Anomaly-map pictures in three panels (input, anomaly map, overlay), and the choice of images to draw.
 
 One ``MapPicture`` serves one domain: one colour scale for all its pictures, 0 .. the 99.5 % quantile of the
-anomaly maps of normal images. Its figure is laid out once and refilled, which is what makes it fast.
+anomaly maps of normal images. What its pictures share is drawn once; a picture adds its pixels and title.
 Source: protocols.md, "Result file".
 """
 
 from collections.abc import Mapping
-from typing import NamedTuple
 
 import numpy as np
 import pandas as pd
 from matplotlib import colormaps
 from matplotlib.axes import Axes
 from matplotlib.collections import LineCollection
-from matplotlib.figure import Figure
 from matplotlib.image import AxesImage
 from numpy.typing import NDArray
 
 from dinomaly_hd.evaluation.metrics import BoolArray, check_finite
-from dinomaly_hd.evaluation.plots import new_figure, printable
+from dinomaly_hd.evaluation.plots import drawn_canvas, encode_png, new_figure, printable
 from dinomaly_hd.evaluation.results import domain_names
+from dinomaly_hd.geometry import Box
 
-MAP_QUANTILE = 0.995
+COLOUR_QUANTILE = 0.995
 MAP_COLOURS = "inferno"
+INPUT_COLOURS = "gray"
 OUTLINE_COLOUR = "#00e5ff"
 OVERLAY_OPACITY = 0.75
+SMALLEST_LIMIT = 1e-12  # a scale needs a length even where all normals are 0
 Map = NDArray[np.floating]
 
 
-class Box(NamedTuple):
-    """The part of the input that an anomaly map covers, in input pixels: [top, bottom) x [left, right)."""
-
-    top: float
-    bottom: float
-    left: float
-    right: float
-
-
-def map_limit(normal_maps_NHW: Map) -> float:
-    """Upper end of a domain's colour scale: the 99.5 % quantile over the pixels of normal images' maps."""
-    check_finite(normal_maps_NHW)
-    return float(np.quantile(normal_maps_NHW, MAP_QUANTILE))
+def map_limit(normals_NHW: Map) -> float:
+    """Upper end of a domain's colour scale: the 99.5 % quantile over its normal images' pixels or maps."""
+    check_finite(normals_NHW)
+    return float(np.quantile(normals_NHW, COLOUR_QUANTILE))
 
 
 def picture_title(*, path: str, label: int, condition: str, score: float, threshold: float) -> str:
     """Two lines: the file; then label, condition, score, and which side of the threshold it lies on."""
     sign = "≥" if score >= threshold else "<"
-    side = "no threshold" if np.isnan(threshold) else f"{sign} threshold {threshold:.4g}"
+    side = ", no threshold" if np.isnan(threshold) else f" {sign} threshold {threshold:.4g}"
     label_name = "fault" if label else "good"
     known = "" if condition == "all" else f" · {condition}"
-    return f"{path}\n{label_name}{known} · score {score:.4g} {side}"
+    return f"{path}\n{label_name}{known} · score {score:.4g}{side}"
 
 
 class MapPicture:
-    """Draws the pictures of one domain; every ``draw`` refills the same figure.
+    """Draws the pictures of one domain, about 800 x 760 pixels each.
 
-    ``limit`` is the upper end of the map's colour scale (``map_limit``), ``input_limit`` that of the input's, by
-    default 1, the largest training value. ``box`` is what the maps cover if a crop hides the input's border.
+    ``limit`` is the upper end of the maps' colour scale (``map_limit``), ``input_limit`` that of the inputs';
+    1 is the largest training value, and ``map_limit`` of train normals shows faint bands better. ``box`` is the
+    part of the input that the maps cover where a crop hides the border.
     """
 
     def __init__(
@@ -64,32 +57,35 @@ class MapPicture:
         *,
         input_shape: tuple[int, int],
         limit: float,
-        box: Box | None = None,
         input_limit: float = 1.0,
+        box: Box | None = None,
     ) -> None:
         self._shape = input_shape
-        # A scale needs a length: maps that are 0 on all normals are drawn on the smallest one.
-        self._limit = max(limit, float(np.finfo(np.float32).tiny))
+        self._limit = max(limit, SMALLEST_LIMIT)
         self._box = box if box is not None else Box(0, input_shape[0], 0, input_shape[1])
-        self._figure = new_figure(8, 7.6)
-        self._title = self._figure.suptitle("\n", fontsize=11, parse_math=False)
-        panels = self._figure.subplots(3, 1, sharex=True, sharey=True)
-        self._input = self._add_input(panels[0], limit=input_limit)
+        self.figure = new_figure(8, 7.6)
+        self._title = self.figure.suptitle("\n", fontsize=11, parse_math=False)
+        panels = self.figure.subplots(3, 1, sharex=True, sharey=True)
+        input_limit = max(input_limit, SMALLEST_LIMIT)
+        self._input = self._add_input(panels[0], limit=input_limit, name="input")
         self._map = self._add_map(panels[1])
-        self._under = self._add_input(panels[2], limit=input_limit)
+        self._under = self._add_input(panels[2], limit=input_limit, name=None)
         self._over = panels[2].imshow(np.zeros((1, 1, 4)), extent=self._extent(), interpolation="nearest")
-        self._figure.colorbar(self._map, ax=panels[2], extend="max", label="map")
+        self.figure.colorbar(self._map, ax=panels[2], extend="max", label="map")
         self._outlines = [_add_outline(axes) for axes in panels]
         for axes, name in zip(panels, ("input", "anomaly map", "overlay"), strict=True):
             axes.set(title=name, ylabel="driving tooth")
             axes.set(xlim=(-0.5, input_shape[1] - 0.5), ylim=(input_shape[0] - 0.5, -0.5), aspect="equal")
             axes.set_facecolor("0.85")  # what the map does not cover
         panels[2].set_xlabel("driven tooth")
-        self._figure.draw_without_rendering()
-        self._figure.set_layout_engine("none")  # laid out once: the panels stay where they are
+        self._changing = [self._title, self._input, self._map, self._under, self._over, *self._outlines]
+        for artist in self._changing:
+            artist.set_animated(True)  # left out of the shared background
+        self._canvas = drawn_canvas(self.figure)
+        self._background = self._canvas.copy_from_bbox(self.figure.bbox)
 
-    def draw(self, image_HW: Map, map_HW: Map, *, title: str, mask_HW: BoolArray | None = None) -> Figure:
-        """Fill in an image (H, W), its map (any size) and, where known, the defect's mask (H, W).
+    def png(self, image_HW: Map, map_HW: Map, *, title: str, mask_HW: BoolArray | None = None) -> bytes:
+        """Draw an image (H, W), its map (any size) and, where known, the defect's mask (H, W).
 
         Raises:
             NonFiniteError: The map holds NaN or infinity.
@@ -104,12 +100,17 @@ class MapPicture:
         segments = [] if mask_HW is None else outline(mask_HW)
         for lines in self._outlines:
             lines.set_segments(segments)
-        return self._figure
+        self._canvas.restore_region(self._background)
+        for artist in self._changing:
+            artist.draw(self._canvas.get_renderer())
+        return encode_png(self._canvas)
 
-    def _add_input(self, axes: Axes, *, limit: float) -> AxesImage:
-        image = axes.imshow(np.zeros(self._shape), cmap="gray", vmin=0, vmax=limit, interpolation="nearest")
-        if not axes.get_subplotspec().is_last_row():
-            self._figure.colorbar(image, ax=axes, extend="max", label="input")
+    def _add_input(self, axes: Axes, *, limit: float, name: str | None) -> AxesImage:
+        image = axes.imshow(
+            np.zeros(self._shape), cmap=INPUT_COLOURS, vmin=0, vmax=limit, interpolation="nearest"
+        )
+        if name is not None:
+            self.figure.colorbar(image, ax=axes, extend="max", label=name)
         return image
 
     def _add_map(self, axes: Axes) -> AxesImage:
@@ -121,7 +122,7 @@ class MapPicture:
             extent=self._extent(),
             interpolation="nearest",
         )
-        self._figure.colorbar(image, ax=axes, extend="max", label="map")
+        self.figure.colorbar(image, ax=axes, extend="max", label="map")
         return image
 
     def _extent(self) -> tuple[float, float, float, float]:
@@ -141,11 +142,11 @@ def outline(mask_HW: BoolArray) -> list[NDArray[np.float64]]:
 
 
 def select_by_rank(table: pd.DataFrame, *, thresholds: Mapping[str, float], count: int = 10) -> pd.DataFrame:
-    """Choose the images to draw: per domain and label the ``count`` highest, lowest and nearest the threshold.
+    """Choose images to draw: per domain and label the ``count`` highest, lowest and nearest the threshold.
 
-    Returns rows of the score table, no row twice, in the table's order of domains, with a column ``rank`` that
-    holds ``highest``, ``threshold`` or ``lowest``. Each image goes to the first of highest, lowest, threshold
-    that claims it; ties go to the earlier path. A domain without a threshold (absent or NaN) has no such rows.
+    Returns rows of the score table, none twice, domain by domain, with a column ``rank`` that holds
+    ``highest``, ``threshold`` or ``lowest``. An image goes to the first of highest, lowest, threshold that
+    claims it; ties go to the earlier path. A domain without a threshold (absent or NaN) has no such rows.
     """
     chosen = []
     for domain in domain_names(table):

@@ -8,6 +8,7 @@ import io
 from collections.abc import Mapping, Sequence
 from functools import cache
 from itertools import cycle
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -15,6 +16,7 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.font_manager import FontProperties, findfont, get_font
 from matplotlib.ticker import PercentFormatter
+from PIL import Image
 
 from dinomaly_hd.evaluation import metrics
 from dinomaly_hd.evaluation.metrics import FloatArray
@@ -27,19 +29,31 @@ CURVE_COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#56b4e9")
 LINE_STYLES = ("-", "--", ":")
 BINS = 60
 ZOOMED_FPR = 0.05
+MARKED_POINTS = 50  # fewer points than this are marked one by one
 
 
 def new_figure(width: float, height: float) -> Figure:
-    """Make an empty figure of the given size in inches, with an Agg canvas."""
-    figure = Figure(figsize=(width, height), dpi=DPI, layout="constrained")
-    FigureCanvasAgg(figure)
-    return figure
+    """Make an empty figure of the given size in inches."""
+    return Figure(figsize=(width, height), dpi=DPI, layout="constrained")
 
 
 def png_bytes(figure: Figure) -> bytes:
-    """Render a figure to PNG, without a time stamp or version, so that equal figures give equal bytes."""
+    """Render a figure to PNG; equal figures give equal bytes, since no time or version goes in."""
+    return encode_png(drawn_canvas(figure))
+
+
+def drawn_canvas(figure: Figure) -> Any:
+    """Draw a figure on its own Agg canvas (``Any``: matplotlib's backends carry no types)."""
+    canvas: Any = FigureCanvasAgg(figure)
+    canvas.draw()
+    return canvas
+
+
+def encode_png(canvas: Any) -> bytes:
+    """Encode what a canvas shows, lightly compressed: a run writes hundreds of pictures."""
     stream = io.BytesIO()
-    figure.savefig(stream, format="png", metadata={"Software": None})
+    pixels_HW3 = np.asarray(canvas.buffer_rgba())[..., :3]
+    Image.fromarray(pixels_HW3).save(stream, format="png", compress_level=3)
     return stream.getvalue()
 
 
@@ -79,7 +93,7 @@ def histogram_figure(table: pd.DataFrame, *, domain: str, thresholds: Sequence[T
     """
     rows = table[table["domain"] == domain]
     conditions = _shown_conditions(rows)
-    figure = new_figure(8, 1.0 + 2.2 * len(conditions))
+    figure = new_figure(10, 1.0 + 2.2 * len(conditions))
     panels = figure.subplots(len(conditions), 1, sharex=True, squeeze=False)[:, 0]
     edges = _edges(rows["score"].to_numpy(np.float64))
     for axes, condition in zip(panels, conditions, strict=True):
@@ -97,7 +111,7 @@ def histogram_figure(table: pd.DataFrame, *, domain: str, thresholds: Sequence[T
             axes.plot(place * 2, [0, 1] * len(place), color="k", linestyle=style, linewidth=1,
                       transform=axes.get_xaxis_transform(), label=text)  # fmt: skip
         axes.set(ylabel="images", title=condition, xlim=(edges[0], edges[-1]))
-        axes.legend(fontsize="small")
+        axes.legend(fontsize="small", loc="upper left", bbox_to_anchor=(1.0, 1.02))
     panels[-1].set_xlabel("image score")
     figure.suptitle(printable(f"Scores, {domain}"), parse_math=False)
     return figure
@@ -106,15 +120,17 @@ def histogram_figure(table: pd.DataFrame, *, domain: str, thresholds: Sequence[T
 def history_figure(step: Sequence[int], *, series: Mapping[str, Sequence[float]]) -> Figure:
     """Draw training series (loss, learning rate, gradient norm, ...) over the step, one panel each.
 
-    A panel is logarithmic if all its finite values are positive; gaps are left where a value is not finite.
+    Values that are not finite are left out, so series logged at fewer steps may hold NaN elsewhere. A panel is
+    logarithmic if all its values are positive.
     """
     figure = new_figure(8, 0.8 + 1.9 * len(series))
     panels = figure.subplots(len(series), 1, sharex=True, squeeze=False)[:, 0]
     for axes, (name, values) in zip(panels, series.items(), strict=True):
         array = np.asarray(values, dtype=np.float64)
-        array = np.where(np.isfinite(array), array, np.nan)
-        axes.plot(step, array, color=GOOD_COLOUR, linewidth=1.2, marker="." if len(step) < 50 else "")
-        positive = np.isfinite(array).any() and bool((array[np.isfinite(array)] > 0).all())
+        shown = np.isfinite(array)
+        marker = "." if shown.sum() < MARKED_POINTS else ""
+        axes.plot(np.asarray(step)[shown], array[shown], color=GOOD_COLOUR, linewidth=1.2, marker=marker)
+        positive = shown.any() and bool((array[shown] > 0).all())
         axes.set(ylabel=name, yscale="log" if positive else "linear")
         axes.grid(alpha=0.3)
     panels[-1].set_xlabel("step")

@@ -1,4 +1,4 @@
-"""Two flat views of a result (``results.evaluate``): metrics by MLflow's names, and the table a run prints."""
+"""Two flat views of a result (``results.evaluate``): MLflow's metrics, and the table a run prints."""
 
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any

@@ -48,7 +48,9 @@ def preprocessing_of(config: EncoderConfig) -> Preprocessing:
     image, crop = size_of(config.image_size), None if config.crop == "none" else size_of(config.crop)
     if crop is not None and (crop[0] > image[0] or crop[1] > image[1]):
         raise ConfigError(f"crop={config.crop} is larger than image_size={config.image_size}")
-    return Preprocessing(image, crop, IMAGENET_MEAN, IMAGENET_STD)
+    cfg = timm.get_pretrained_cfg(timm_name(config.encoder), allow_unregistered=True)
+    mean, std = (cfg.mean, cfg.std) if cfg is not None else (IMAGENET_MEAN, IMAGENET_STD)
+    return Preprocessing(image, crop, mean, std)
 
 
 def check_encoder(config: EncoderConfig) -> EncoderShape:

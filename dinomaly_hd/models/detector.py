@@ -43,5 +43,9 @@ class Detector(nn.Module, ABC):
         """Return the loss of one batch at optimizer step ``step`` (from 0)."""
 
     @abstractmethod
+    def validation_loss(self, encoded: Tensor) -> Tensor:
+        """Return the loss of each image (B,) in inference mode, without noise, mining or warm-up."""
+
+    @abstractmethod
     def score(self, encoded: Tensor) -> Prediction:
         """Return anomaly maps and image scores; deterministic."""

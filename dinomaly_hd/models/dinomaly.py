@@ -145,11 +145,17 @@ class Dinomaly(Detector):
         return Loss(loss.total, {**loss.parts, "drop_rate": noised.drop_rate})
 
     @torch.no_grad()
-    def score(self, encoded: Tensor) -> Prediction:
+    def _distance(self, encoded: Tensor) -> Tensor:
+        """Return token distances (B, S, N) without noise."""
         decoded = self.decoder(self.bottleneck(encoded.mean(dim=1), generator=None).tokens_BND)
-        distance_BSN = token_distance(self._patches(encoded), self._patches(decoded))
+        return token_distance(self._patches(encoded), self._patches(decoded))
+
+    def validation_loss(self, encoded: Tensor) -> Tensor:
+        return self._distance(encoded).mean(dim=(1, 2))
+
+    def score(self, encoded: Tensor) -> Prediction:
         return scoring.predict(
-            distance_BSN.unflatten(-1, self.encoder.grid).float(),
+            self._distance(encoded).unflatten(-1, self.encoder.grid).float(),
             image_size=self.preprocessing.input_size,
             map_size=self.map_size,
             border=self.border,

@@ -7,17 +7,10 @@ from typing import NamedTuple
 import torch.nn.functional as F
 from torch import Tensor
 
+from dinomaly_hd.geometry import Box
+
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
-
-
-class Box(NamedTuple):
-    """The part of a map that the encoder sees, in map rows and columns (floats, end exclusive)."""
-
-    top: float
-    left: float
-    bottom: float
-    right: float
 
 
 class Preprocessing(NamedTuple):
@@ -56,4 +49,4 @@ class Preprocessing(NamedTuple):
         (height, width), (rows, columns) = self.image_size, self.input_size
         top, left = (height - rows) // 2 / height, (width - columns) // 2 / width
         bottom, right = top + rows / height, left + columns / width
-        return Box(top * shape[0], left * shape[1], bottom * shape[0], right * shape[1])
+        return Box(top * shape[0], bottom * shape[0], left * shape[1], right * shape[1])

@@ -71,7 +71,9 @@ def _adopted(client: "MlflowClient", run_id: str, uri: str) -> "Run":
     except Exception as error:
         if is_outage(error):
             raise
-        raise TrackingError(f"MLFLOW_RUN_ID={run_id} cannot be adopted at {uri}: {first_line(error)}") from error
+        raise TrackingError(
+            f"MLFLOW_RUN_ID={run_id} cannot be adopted at {uri}: {first_line(error)}"
+        ) from error
 
 
 def _found(client: "MlflowClient", run_ids: list[str | None]) -> "Run | None":

@@ -34,12 +34,15 @@ class Delivery:
     """Sends what an MLflow run lacks of a journal and an outbox; each call may be repeated without doubles.
 
     A metric point is known by its name and step: a resumed run that logs a step again adds nothing.
-    ``refused`` counts what the store answered with a refusal; it stays in the run folder.
+    ``points`` and ``operations`` count what arrived, ``refused`` what the store answered with a refusal (that
+    stays in the run folder).
     """
 
     def __init__(self, client: "MlflowClient", run_id: str, *, journal: Journal, outbox: Outbox) -> None:
         self.client = client
         self.run_id = run_id
+        self.points = 0
+        self.operations = 0
         self.refused = 0
         self._journal = journal
         self._outbox = outbox
@@ -47,7 +50,7 @@ class Delivery:
         self._known: dict[str, set[int]] = {}
         self._params: set[str] | None = None
         self._images: set[str] | None = None
-        self._attempts: dict[int, int] = {}
+        self._given_up: set[int] = set()
 
     def load_known(self) -> None:
         """Ask which points of the journal the run already has; needed where it was not made just now."""
@@ -57,14 +60,13 @@ class Delivery:
                 history = self.client.get_metric_history(self.run_id, name)
                 self._known[name] = {point.step for point in history}
 
-    def send_metrics(self) -> int:
-        """Send the journal from where the last call stopped, and return the number of new points."""
+    def send_metrics(self) -> None:
+        """Send the journal from where the last call stopped."""
         entries, offset = self._journal.tail(self._offset)
-        sent = 0
         for batch in _batches(self._missing(entries), METRICS_PER_CALL):
             try:
                 self.client.log_batch(self.run_id, metrics=batch)
-                sent += len(batch)
+                self.points += len(batch)
             except Exception as error:
                 if is_outage(error):
                     raise
@@ -72,30 +74,29 @@ class Delivery:
             for point in batch:
                 self._known.setdefault(point.key, set()).add(point.step)
         self._offset = offset
-        return sent
 
-    def send_operations(self) -> int:
-        """Send what the outbox holds, in order, and return how many arrived."""
-        sent = 0
+    def send_operations(self) -> None:
+        """Send what the outbox holds, in order; what fails while the store answers is refused in the end."""
         for operation in self._outbox.pending(self.run_id):
-            if self._attempts.get(operation.number, 0) >= ATTEMPTS:
-                continue
+            if operation.number not in self._given_up:
+                self._attempt(operation)
+
+    def _attempt(self, operation: Operation) -> None:
+        for attempts_left in reversed(range(ATTEMPTS)):
             try:
                 self._send(operation)
             except Exception as error:
-                attempts = self._attempts.get(operation.number, 0) + 1
                 if is_outage(error):
                     if not self._answers():
                         raise
-                    self._attempts[operation.number] = attempts
-                    if attempts < ATTEMPTS:
-                        raise
-                self._attempts[operation.number] = ATTEMPTS
+                    if attempts_left:
+                        continue
+                self._given_up.add(operation.number)
                 self._refuse(_describe(operation), error, count=1)
             else:
                 self._outbox.arrived(operation, self.run_id)
-                sent += 1
-        return sent
+                self.operations += 1
+            return
 
     def _missing(self, entries: Iterable[Entry]) -> Iterator["Metric"]:
         from mlflow.entities import Metric

@@ -17,7 +17,7 @@ OUTBOX_NAME = "tracking.jsonl"
 
 
 class RunRecord(NamedTuple):
-    """How a run is to be made; ``key`` is the tag that finds it again when the answer to "create" was lost."""
+    """How a run is to be made; ``key`` is the tag that finds it again if the answer to "create" got lost."""
 
     key: str
     experiment: str
@@ -96,7 +96,9 @@ class Outbox:
     def pending(self, run_id: str) -> list[Operation]:
         """Return what ``run_id`` lacks, oldest first."""
         with self._lock:
-            missing = [item for item in self._operations.values() if (item.number, run_id) not in self._arrived]
+            missing = [
+                item for item in self._operations.values() if (item.number, run_id) not in self._arrived
+            ]
         return sorted(missing, key=lambda item: item.number)
 
     def arrived(self, operation: Operation, run_id: str) -> None:

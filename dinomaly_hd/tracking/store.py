@@ -1,11 +1,16 @@
 """Where runs are kept: the MLflow database or server, its one-time preparation, and runs left behind."""
 
 import contextlib
+import http.client
+import importlib
 import logging
 import os
 import socket
 import sqlite3
 import time
+import urllib.error
+import urllib.parse
+import urllib.request
 import warnings
 from datetime import UTC, datetime
 from pathlib import Path
@@ -22,6 +27,8 @@ if TYPE_CHECKING:
 
 STORE_LOCK_TIMEOUT_S = 120.0
 HEARTBEAT_LOST_S = 600.0
+_MODULES = ("mlflow.system_metrics.system_metrics_monitor", "mlflow.utils.autologging_utils")
+_DATABASE_MODULES = ("mlflow.store.tracking.sqlalchemy_store",)
 _OUTAGE_CODES = {"INTERNAL_ERROR", "TEMPORARILY_UNAVAILABLE", "REQUEST_LIMIT_EXCEEDED", "DEADLINE_EXCEEDED"}
 
 
@@ -31,7 +38,7 @@ def default_uri(root: Path) -> str:
 
 
 def client_for(uri: str) -> "MlflowClient":
-    """Return a client bound to ``uri``; MLflow's global state stays as it is. May raise what MLflow raises."""
+    """Return a client bound to ``uri``; MLflow's global state stays untouched. Raises what MLflow raises."""
     load_mlflow(uri)
     from mlflow.tracking import MlflowClient
 
@@ -41,15 +48,12 @@ def client_for(uri: str) -> "MlflowClient":
 def load_mlflow(uri: str) -> None:
     """Import mlflow (3 to 8 s) with all that ``uri`` needs, on the calling thread.
 
-    Warnings that its import sets off are not the user's to mend, and its own lines about an outage repeat ours.
+    Warnings that its import sets off are not the user's to mend; its own lines about an outage repeat ours.
     """
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        import mlflow.system_metrics.system_metrics_monitor
-        import mlflow.utils.autologging_utils
-
-        if is_database(uri):
-            import mlflow.store.tracking.sqlalchemy_store
+        for name in _MODULES + (_DATABASE_MODULES if is_database(uri) else ()):
+            importlib.import_module(name)
     logging.getLogger("mlflow.system_metrics").setLevel(logging.CRITICAL)
     logging.getLogger("mlflow.store.db.utils").setLevel(logging.CRITICAL)
     logging.getLogger("alembic").setLevel(logging.WARNING)
@@ -70,24 +74,42 @@ def prepare_store(uri: str, *, experiment: str, root: Path) -> str:
 
     A SQLite file is switched to write-ahead logging. The lock lies beside it (for another database in
     ``root``), since processes that share a database must share the lock. A new experiment of a database keeps
-    its artifacts in ``root/mlartifacts``; a server decides that for itself.
+    its artifacts in ``root/mlartifacts``. A server needs no lock and decides about artifacts for itself.
 
     Raises:
         TrackingError: The store does not answer, is no MLflow store, or refuses the experiment's name.
     """
     database = sqlite_file(uri)
     folder = root.resolve() if database is None else database.parent
-    artifacts = (root.resolve() / "mlartifacts").as_uri() if is_database(uri) else None
+    artifacts: str | None = None
+    lock: contextlib.AbstractContextManager[None] = contextlib.nullcontext()
+    if is_database(uri):
+        artifacts = (root.resolve() / "mlartifacts").as_uri()
+        lock = locked(folder / ".mlflow-store.lock", timeout_s=STORE_LOCK_TIMEOUT_S)
     load_mlflow(uri)
     try:
-        with locked(folder / ".mlflow-store.lock", timeout_s=STORE_LOCK_TIMEOUT_S):
-            if database is not None:
-                _write_ahead(database)
+        with lock:
+            write_ahead(uri)
             return _experiment_id(client_for(uri), experiment, artifacts)
     except OutputError as error:
         raise TrackingError(str(error)) from error
     except Exception as error:
         raise TrackingError(f"MLflow at {uri}, experiment {experiment!r}: {first_line(error)}") from error
+
+
+def server_answers(uri: str, *, timeout_s: float) -> bool:
+    """Tell whether a tracking server says anything within ``timeout_s``; a database counts as answering."""
+    if not uri.startswith("http"):
+        return True
+    address = urllib.parse.urlsplit(uri)
+    host = address.netloc.rpartition("@")[2]  # without user and password
+    try:
+        urllib.request.urlopen(f"{address.scheme}://{host}/health", timeout=timeout_s).close()
+    except urllib.error.HTTPError:
+        return True
+    except (OSError, ValueError, http.client.HTTPException):
+        return False
+    return True
 
 
 def is_outage(error: BaseException) -> bool:
@@ -134,7 +156,9 @@ def close_stale_runs(client: "MlflowClient", experiment_id: str) -> list[str]:
     token: str | None = None
     while True:
         page = client.search_runs(
-            [experiment_id], f"attributes.status = 'RUNNING' and tags.host = '{mine['host']}'", page_token=token
+            [experiment_id],
+            f"attributes.status = 'RUNNING' and tags.host = '{mine['host']}'",
+            page_token=token,
         )
         for run in page:
             # Asked again just before, since another process may have resumed it in the meantime.
@@ -179,12 +203,17 @@ def _pid_namespace() -> str:
     return ""
 
 
-def _write_ahead(database: Path) -> None:
-    """Let readers and a writer work at once; also finds out fast whether this is a database at all."""
+def write_ahead(uri: str) -> None:
+    """Let readers and a writer of a SQLite file work at once; tells fast if it is no database at all."""
+    database = sqlite_file(uri)
+    if database is None:
+        return
     database.parent.mkdir(parents=True, exist_ok=True)
     with contextlib.closing(sqlite3.connect(database, timeout=20.0)) as connection:
         if connection.execute("PRAGMA journal_mode").fetchone() != ("wal",):
-            with contextlib.suppress(sqlite3.OperationalError):  # somebody writes just now: next start does it
+            with contextlib.suppress(
+                sqlite3.OperationalError
+            ):  # somebody writes just now: next start does it
                 connection.execute("PRAGMA journal_mode = WAL")
 
 
@@ -198,7 +227,9 @@ def _experiment_id(client: "MlflowClient", name: str, artifacts: str | None) -> 
             if found is None:
                 raise
     if found.lifecycle_stage != "active":
-        raise TrackingError("it was deleted; restore it with `mlflow experiments restore` or take another name")
+        raise TrackingError(
+            "it was deleted; restore it with `mlflow experiments restore` or take another name"
+        )
     return str(found.experiment_id)
 
 

@@ -1,37 +1,30 @@
 """One training run in MLflow: the training thread writes to the run folder, a second thread copies it."""
 
-import contextlib
 import logging
 import os
-import threading
-import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, NamedTuple
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
-from dinomaly_hd.errors import DinomalyHDError, OutputError, TrackingError
+from dinomaly_hd.errors import OutputError
 from dinomaly_hd.files import publish
 from dinomaly_hd.journal import Journal
-from dinomaly_hd.tracking.attach import Attachment, attach
-from dinomaly_hd.tracking.delivery import Delivery, send_tags
 from dinomaly_hd.tracking.outbox import OUTBOX_NAME, Outbox
-from dinomaly_hd.tracking.store import first_line, heartbeat, is_outage, load_mlflow, server_answers
+from dinomaly_hd.tracking.store import load_mlflow
+from dinomaly_hd.tracking.worker import Worker
 
 if TYPE_CHECKING:
-    from mlflow.system_metrics.system_metrics_monitor import SystemMetricsMonitor
     from mlflow.tracking import MlflowClient
 
 logger = logging.getLogger(__name__)
 
-FLUSH_S = 2.0
-HEARTBEAT_S = 30.0
-LONGEST_PAUSE_S = 30.0
-OUTAGE_WAIT_S = 1.0
 IMAGE_FOLDER = "tracking_images"
 LOCAL_UI = "http://127.0.0.1:5000"
+# A fresh browser would land on MLflow's GenAI pages.
+TRAINING_PAGES = "workflowType=machine_learning"
 
 Status = Literal["FINISHED", "FAILED", "KILLED"]
 
@@ -66,32 +59,28 @@ class Tracker:
         system_metrics: bool = True,
     ) -> None:
         self.uri = uri
-        self._root = root
         self._journal = journal
         self._folder = journal.path.parent.resolve()
-        self._resumed = resume_run_id
-        self._system_metrics = system_metrics
-        # Taken out of the environment, so that no process that we start adopts the same run.
-        self._adopted = os.environ.pop("MLFLOW_RUN_ID", None)
         self._outbox = Outbox(self._folder / OUTBOX_NAME)
-        self._outbox.open_run(experiment=experiment, run_name=run_name, tags=tags, parent_run_id=parent_run_id)
-        self._attachment: Attachment | None = None
-        self._delivery: Delivery | None = None
-        self._monitor: SystemMetricsMonitor | None = None
-        self._refusal: TrackingError | None = None
-        self._next_beat = 0.0
-        self._failures = 0
-        self._delivered = False
-        self._ready = threading.Event()
-        self._wake = threading.Event()
-        self._closing = threading.Event()
-        self._abandoned = threading.Event()
-        self._thread = threading.Thread(target=self._work, name="tracking", daemon=True)
+        self._outbox.open_run(
+            experiment=experiment, run_name=run_name, tags=tags, parent_run_id=parent_run_id
+        )
+        self._worker = Worker(
+            journal,
+            self._outbox,
+            uri=uri,
+            root=root,
+            # Taken out of the environment, so that no process that we start adopts the same run.
+            adopted=os.environ.pop("MLFLOW_RUN_ID", None),
+            resumed=resume_run_id,
+            system_metrics=system_metrics,
+        )
 
     @property
     def run_id(self) -> str | None:
         """The MLflow run, None as long as the store has not answered."""
-        return self._attachment.run_id if self._attachment else None
+        at = self._worker.attachment
+        return at and at.run_id
 
     def start(self, *, timeout_s: float) -> str | None:
         """Begin to copy; return the run's id, or None if the store did not answer within ``timeout_s``.
@@ -102,10 +91,7 @@ class Tracker:
             TrackingError: The store answers with a refusal: bad experiment name, unknown MLFLOW_RUN_ID.
         """
         load_mlflow(self.uri)  # here, since two threads that import at a time can see half-made modules
-        self._thread.start()
-        self._ready.wait(timeout_s)
-        if self._refusal is not None:
-            raise self._refusal
+        self._worker.start(timeout_s=timeout_s)
         return self.run_id
 
     def close(self, status: Status, *, timeout_s: float) -> bool:
@@ -113,18 +99,13 @@ class Tracker:
         try:
             self._outbox.end(status)
         except OutputError as error:
-            logger.warning("%s", error)
-        self._closing.set()
-        self._wake.set()
-        if self._thread.is_alive():
-            self._thread.join(min(timeout_s, OUTAGE_WAIT_S))
-            rest = timeout_s - OUTAGE_WAIT_S
-            if self._thread.is_alive() and rest > 0 and server_answers(self.uri, timeout_s=OUTAGE_WAIT_S):
-                self._thread.join(rest)
-        self._abandoned.set()
-        if not self._delivered:
-            logger.warning("MLflow at %s lacks a part of this run; `sync` sends it from %s", self.uri, self._folder)
-        return self._delivered
+            logger.warning("the end of the run was not noted: %s", error)
+        delivered = self._worker.close(timeout_s=timeout_s)
+        if not delivered:
+            logger.warning(
+                "MLflow at %s lacks part of this run; a sync of %s completes it", self.uri, self._folder
+            )
+        return delivered
 
     def metrics(self, values: Mapping[str, float], *, step: int) -> None:
         """Log metric values of an optimizer step; text before the last ``/`` of a name groups the charts."""
@@ -156,7 +137,11 @@ class Tracker:
 
     def image(self, image: NDArray[np.uint8] | Path, *, key: str, step: int) -> None:
         """Log a picture (a PNG file, or pixels HxW or HxWx3, 0..255) that the run's page shows by step."""
-        path = image if isinstance(image, Path) else self._save(image, name=f"{key.replace('/', '~')}-{step}.png")
+        path = (
+            image
+            if isinstance(image, Path)
+            else self._save(image, name=f"{key.replace('/', '~')}-{step}.png")
+        )
         self._add("image", path=self._relative(path), key=key, step=step)
 
     def dataset(self, name: str, *, digest: str, count: int, source: str, context: str) -> None:
@@ -172,14 +157,16 @@ class Tracker:
 
     def url(self, ui_base: str | None = None) -> str | None:
         """Return the link to the run's page, None as long as there is no run."""
-        at = self._attachment
-        return at and f"{self._base(ui_base)}/#/experiments/{at.experiment_id}/runs/{at.run_id}?{_ML_PAGES}"
+        at = self._worker.attachment
+        return (
+            at and f"{self._base(ui_base)}/#/experiments/{at.experiment_id}/runs/{at.run_id}?{TRAINING_PAGES}"
+        )
 
     def experiment_url(self, ui_base: str | None = None) -> str | None:
         """Return the link to the charts of the experiment's runs (MLflow would open its GenAI pages)."""
-        at = self._attachment
+        at = self._worker.attachment
         return at and (
-            f"{self._base(ui_base)}/#/experiments/{at.experiment_id}/runs?{_ML_PAGES}&compareRunsMode=CHART"
+            f"{self._base(ui_base)}/#/experiments/{at.experiment_id}/runs?{TRAINING_PAGES}&compareRunsMode=CHART"
         )
 
     def _base(self, ui_base: str | None) -> str:
@@ -202,27 +189,3 @@ class Tracker:
         path = self._folder / IMAGE_FOLDER / name
         publish(path, lambda stream: PIL.Image.fromarray(pixels).save(stream, format="PNG"))
         return path
-
-    # ---- the tracking thread ----
-
-    def _work(self) -> None:
-        while not self._abandoned.is_set():
-            closing = self._closing.is_set()
-            try:
-                self._copy(closing=closing)
-                pause = self._succeeded()
-            except Exception as error:
-                if self._attachment is None and not is_outage(error):
-                    self._refused(error)
-                    return
-                pause = self._failed(error)
-            if self._delivered:
-                return
-            self._wake.wait(pause)
-            self._wake.clear()
-
-    def _copy(self, *, closing: bool) -> None:
-        if self._delivery is None:
-            self._attachment, self._delivery = _open(
-                self._outbox, self._journal, self, live=True
-            )

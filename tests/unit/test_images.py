@@ -167,6 +167,15 @@ def test_refused_with_path_and_reason(tmp_path: Path, case: str) -> None:
     assert "\n" not in message
 
 
+def test_a_signalling_nan_is_refused_without_a_warning() -> None:
+    image = MAP.copy()
+    image.view(np.uint32)[2, 3] = 0x7F800001
+    with pytest.raises(
+        ImageError, match="1 of 2945 values are NaN or infinite, the first at row 2, column 3"
+    ):
+        decode_image(tiff(image), name="a.tiff")
+
+
 def test_missing_folder_pipe_and_device_are_refused_at_once(tmp_path: Path) -> None:
     os.mkfifo(tmp_path / "pipe.tiff")
     (tmp_path / "folder.tiff").mkdir()

@@ -1,0 +1,200 @@
+"""Score images with a trained detector and turn the scores into tables, results and pictures."""
+
+# B batch, N images, H W pixels of a map, h w rows and columns of the input
+
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+import pandas as pd
+import tifffile
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from dinomaly_hd.config import EvaluationConfig
+from dinomaly_hd.data.features import image_batches
+from dinomaly_hd.data.hdmap import Manifest, ground_truth_path
+from dinomaly_hd.data.store import ImageStore
+from dinomaly_hd.errors import NonFiniteError
+from dinomaly_hd.evaluation import metrics, trivial
+from dinomaly_hd.evaluation.results import PixelScores
+from dinomaly_hd.files import publish
+from dinomaly_hd.geometry import Box
+from dinomaly_hd.models.detector import Detector, Prediction
+
+Positions = npt.NDArray[np.int64]
+Tick = Callable[[], None]
+
+
+class Examined(NamedTuple):
+    """Raw scores of images, and their maps sampled at the input's pixels that the encoder sees (N, h, w)."""
+
+    score_N: npt.NDArray[np.float64]
+    map_Nhw: npt.NDArray[np.float32]
+
+
+class Examiner:
+    """Scores images of a manifest, each once and alone as far as results go.
+
+    Args:
+        detector: Trained.
+        store: Images.
+        evaluation: Batch size and map size.
+        box: The part of the input that the encoder sees.
+        device: Where the detector is.
+        num_workers: Readers.
+        bf16: Whether the detector runs under bfloat16 autocast.
+        tick: Called before each batch.
+    """
+
+    def __init__(
+        self,
+        detector: Detector,
+        store: ImageStore,
+        *,
+        evaluation: EvaluationConfig,
+        box: Box,
+        device: torch.device,
+        num_workers: int,
+        bf16: bool,
+        tick: Tick,
+    ) -> None:
+        self.detector, self.store, self.evaluation = detector.eval(), store, evaluation
+        self.box, self.device, self.num_workers = box, device, num_workers
+        self.bf16, self.tick = bf16, tick
+
+    def predict(self, images_BHW: Tensor) -> Prediction:
+        """Return maps and scores on the CPU."""
+        with torch.no_grad(), torch.autocast(self.device.type, dtype=torch.bfloat16, enabled=self.bf16):
+            prediction = self.detector.score(self.detector.encode(images_BHW.to(self.device)))
+        return Prediction(prediction.map_BHW.float().cpu(), prediction.score_B.double().cpu())
+
+    def batches(self, positions: Positions) -> Any:
+        """Yield (positions, images, prediction) batch by batch."""
+        size = self.evaluation.eval_batch_size
+        loader = image_batches(
+            self.store, positions, batch_size=size, num_workers=self.num_workers, tick=self.tick
+        )
+        for number, images_BHW in enumerate(loader):
+            yield positions[number * size : (number + 1) * size], images_BHW, self.predict(images_BHW)
+
+    def examine(self, positions: Positions) -> Examined:
+        """Score images.
+
+        Raises:
+            NonFiniteError: A score is NaN or infinite; names the file.
+        """
+        scores, maps = [], []
+        for chosen, images_BHW, prediction in self.batches(positions):
+            finite = torch.isfinite(prediction.score_B)
+            if not bool(finite.all()):
+                bad = self.store.manifest.records[int(chosen[int(torch.argmin(finite.int()))])].path
+                raise NonFiniteError(f"{bad}: the model's score is NaN or infinite; lower learning_rate")
+            scores.append(prediction.score_B.numpy())
+            maps.append(sample_at_pixels(prediction.map_BHW, box=self.box, shape=tuple(images_BHW.shape[1:])).numpy())
+        if not scores:
+            return Examined(np.empty(0), np.empty((0, 0, 0), np.float32))
+        return Examined(np.concatenate(scores), np.concatenate(maps))
+
+
+def visible_pixels(box: Box, *, shape: tuple[int, ...]) -> tuple[slice, slice]:
+    """Return the rows and columns whose centres lie inside the box."""
+    rows, columns = np.arange(shape[0]) + 0.5, np.arange(shape[1]) + 0.5
+    inside_rows = np.flatnonzero((rows > box.top) & (rows < box.bottom))
+    inside_columns = np.flatnonzero((columns > box.left) & (columns < box.right))
+    return (
+        slice(int(inside_rows[0]), int(inside_rows[-1]) + 1),
+        slice(int(inside_columns[0]), int(inside_columns[-1]) + 1),
+    )
+
+
+def sample_at_pixels(map_BHW: Tensor, *, box: Box, shape: tuple[int, ...]) -> Tensor:
+    """Read maps at the centres of the visible input pixels, bilinear, (B, h, w)."""
+    rows, columns = visible_pixels(box, shape=shape)
+    y = (torch.arange(rows.start, rows.stop) + 0.5 - box.top) / (box.bottom - box.top)
+    x = (torch.arange(columns.start, columns.stop) + 0.5 - box.left) / (box.right - box.left)
+    grid = torch.stack(torch.meshgrid(x, y, indexing="xy"), dim=-1).mul(2).sub(1).to(map_BHW.dtype)
+    sampled = F.grid_sample(
+        map_BHW.unsqueeze(1),
+        grid.expand(len(map_BHW), -1, -1, -1),
+        mode="bilinear",
+        padding_mode="border",
+        align_corners=False,
+    )
+    return sampled.squeeze(1)
+
+
+def score_table(store: ImageStore, positions: Positions, *, score_N: npt.NDArray[np.float64], train: Positions) -> pd.DataFrame:
+    """Return one row per image: path, domain, label, condition, score and the trivial scores.
+
+    The row filter is fitted on the training images ``train`` of each domain.
+    """
+    records = store.manifest.records
+    table = pd.DataFrame(
+        [(r.path, r.domain, r.label, r.condition) for r in (records[int(i)] for i in positions)],
+        columns=["path", "domain", "label", "condition"],
+    )
+    table["score"] = score_N
+    columns: dict[str, npt.NDArray[np.float64]] = {}
+    domains = np.array([record.domain for record in records])
+    for domain in dict.fromkeys(table["domain"]):
+        rows = np.flatnonzero((table["domain"] == domain).to_numpy())
+        images = stack(store, positions[rows])
+        normals = train[domains[train] == domain]
+        own = trivial.trivial_scores(images)
+        if len(normals) > 1:
+            own[trivial.ROW_FILTER] = trivial.RowFilter.fit(stack(store, normals)).score(images)
+        for name, values in own.items():
+            columns.setdefault(name, np.full(len(table), np.nan))[rows] = values
+    return table.assign(**{name: values for name, values in columns.items() if not np.isnan(values).any()})
+
+
+def stack(store: ImageStore, positions: Positions) -> npt.NDArray[np.float32]:
+    """Return images as one array (N, H, W)."""
+    return np.stack([store[int(i)] for i in positions])
+
+
+def pixel_scores(
+    manifest: Manifest, positions: Positions, *, map_Nhw: npt.NDArray[np.float32], box: Box
+) -> dict[str, PixelScores]:
+    """Return pixel AUROC and AUPRO of every domain whose faults all have ground-truth masks."""
+    rows, columns = visible_pixels(box, shape=manifest.shape)
+    scores = {}
+    for domain in manifest.domains:
+        own = [n for n, i in enumerate(positions) if manifest.records[int(i)].domain == domain]
+        masks = [_mask(manifest, int(positions[n])) for n in own]
+        if own and not any(mask is None for mask in masks):
+            masks_Nhw = np.stack([mask[rows, columns] for mask in masks if mask is not None])
+            maps = map_Nhw[own]
+            scores[domain] = PixelScores(metrics.pixel_auroc(maps, masks_Nhw), metrics.aupro(maps, masks_Nhw))
+    return scores
+
+
+def _mask(manifest: Manifest, position: int) -> npt.NDArray[np.bool_] | None:
+    """Return the defect mask of a test image: empty for good ones, None where a fault has none."""
+    if manifest.records[position].label == 0:
+        return np.zeros(manifest.shape, dtype=np.bool_)
+    path = ground_truth_path(manifest, position)
+    mask = None if path is None else tifffile.imread(path) > 0
+    return mask if mask is not None and mask.shape == manifest.shape else None
+
+
+def read_mask(manifest: Manifest, position: int) -> npt.NDArray[np.bool_] | None:
+    """Return a fault's ground-truth mask for drawing, None for good images and where there is none."""
+    return _mask(manifest, position) if manifest.records[position].label else None
+
+
+def write_scores(folder: Path, table: pd.DataFrame, *, normals: Mapping[str, pd.DataFrame]) -> None:
+    """Write ``scores/{domain}.csv`` of the test images and ``scores/{domain}_normals.csv`` of the normals."""
+    for domain, rows in table.groupby("domain", sort=False):
+        _write_csv(folder / f"{domain}.csv", rows.drop(columns="domain"))
+    for domain, rows in normals.items():
+        _write_csv(folder / f"{domain}_normals.csv", rows)
+
+
+def _write_csv(path: Path, rows: pd.DataFrame) -> None:
+    text = rows.to_csv(index=False, float_format="%.17g")
+    publish(path, lambda stream: stream.write(text.encode()))

@@ -1,0 +1,82 @@
+"""A finished model on disk: weights as safetensors beside one JSON that says what they are."""
+
+import json
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import safetensors
+from safetensors.torch import load_file, save
+
+from dinomaly_hd.config import RunConfig, from_json
+from dinomaly_hd.errors import CheckpointError
+from dinomaly_hd.files import publish, publish_json
+from dinomaly_hd.models.build import build_detector
+from dinomaly_hd.models.detector import Detector
+from dinomaly_hd.models.weights import locate
+from dinomaly_hd.training.fit import load_trained_state, trained_state
+
+WEIGHTS, CARD = "weights.safetensors", "model.json"
+SCHEMA_VERSION = 1
+
+
+class Exported(NamedTuple):
+    """A model ready to score: config, input shape (rows, columns), number type and thresholds by domain."""
+
+    detector: Detector
+    run: RunConfig
+    shape: tuple[int, int]
+    dtype: str
+    thresholds: dict[str, float]
+    card: dict[str, Any]
+
+
+def export_model(
+    folder: Path,
+    detector: Detector,
+    *,
+    run: RunConfig,
+    shape: tuple[int, int],
+    dtype: str,
+    thresholds: dict[str, float],
+    data_digest: str,
+    encoder_digest: str,
+) -> None:
+    """Write the model's two files; the encoder's own weights stay where they came from."""
+    publish(folder / WEIGHTS, lambda stream: stream.write(save(trained_state(detector))))
+    card = {
+        "schema": SCHEMA_VERSION,
+        "config": json.loads(run.to_json()),
+        "shape": list(shape),
+        "dtype": dtype,
+        "thresholds": thresholds,
+        "data_digest": data_digest,
+        "encoder_digest": encoder_digest,
+    }
+    publish_json(folder / CARD, card)
+
+
+def load_model(folder: Path) -> Exported:
+    """Rebuild a detector from what ``export_model`` wrote.
+
+    Raises:
+        CheckpointError: Files missing or damaged, or the encoder's weights here are others.
+        EncoderError: The encoder's weights cannot be had.
+    """
+    try:
+        card = json.loads((folder / CARD).read_text())
+        if not isinstance(card, dict) or card.get("schema") != SCHEMA_VERSION:
+            raise CheckpointError(f"{folder / CARD}: not a model of this version of Dinomaly-HD")
+        run = from_json(json.dumps(card["config"]))
+        weights = load_file(folder / WEIGHTS)
+        shape, thresholds = (int(card["shape"][0]), int(card["shape"][1])), dict(card["thresholds"])
+    except (OSError, ValueError, KeyError, TypeError, safetensors.SafetensorError) as error:
+        raise CheckpointError(f"{folder}: no readable model here ({type(error).__name__}: {error})") from error
+    located = locate(run.encoder.encoder, run.encoder.encoder_weights)
+    if located.digest != card["encoder_digest"]:
+        raise CheckpointError(
+            f"{folder}: trained on encoder weights {card['encoder_digest']}, found {located.digest} here; "
+            "give the same encoder_weights"
+        )
+    detector = build_detector(run, weights=located)
+    load_trained_state(detector, weights)
+    return Exported(detector.eval(), run, shape, str(card["dtype"]), thresholds, card)

@@ -1,0 +1,84 @@
+"""The pictures of a run: ROC, histograms, training history and anomaly maps, chosen by score rank."""
+
+from collections.abc import Callable, Mapping
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+
+from dinomaly_hd.data.hdmap import Manifest
+from dinomaly_hd.evaluation.pictures import MapPicture, picture_title, select_by_rank
+from dinomaly_hd.evaluation.plots import histogram_figure, history_figure, png_bytes, roc_figure
+from dinomaly_hd.evaluation.results import domain_names
+from dinomaly_hd.evaluation.thresholds import Threshold
+from dinomaly_hd.experiments.examine import Examiner, read_mask
+from dinomaly_hd.files import publish
+
+History = Mapping[str, list[tuple[int, float]]]
+HISTORY_SERIES = ("train/loss", "train/lr", "train/grad_norm", "train/discard_rate", "train/drop_rate", "val/loss")
+
+
+def save_png(path: Path, png: bytes) -> None:
+    """Publish a picture."""
+    publish(path, lambda stream: stream.write(png))
+
+
+def draw_plots(folder: Path, table: pd.DataFrame, *, thresholds: Mapping[str, list[Threshold]], history: History) -> None:
+    """Write ``roc_{domain}.png``, ``scores_{domain}.png`` and ``training.png``."""
+    for domain in domain_names(table):
+        save_png(folder / f"roc_{domain}.png", png_bytes(roc_figure(table, domain=domain)))
+        figure = histogram_figure(table, domain=domain, thresholds=thresholds.get(domain, []))
+        save_png(folder / f"scores_{domain}.png", png_bytes(figure))
+    shown = {name: dict(history[name]) for name in HISTORY_SERIES if name in history}
+    steps = sorted({step for values in shown.values() for step in values})
+    if steps:
+        series = {name: [values.get(step, float("nan")) for step in steps] for name, values in shown.items()}
+        save_png(folder / "training.png", png_bytes(history_figure(steps, series=series)))
+
+
+def draw_maps(
+    folder: Path,
+    table: pd.DataFrame,
+    *,
+    examiner: Examiner,
+    manifest: Manifest,
+    limits: Mapping[str, float],
+    thresholds: Mapping[str, float],
+    count: int,
+    tick: Callable[[], None],
+) -> list[Path]:
+    """Write three-panel pictures ``{domain}/{label}_{rank}_{nn}_{stem}.png`` and return them in that order.
+
+    Per domain and label the ``count`` highest, nearest the threshold and lowest; one colour scale a domain.
+    """
+    chosen = select_by_rank(table, thresholds=thresholds, count=count) if count else table.iloc[:0]
+    position_of = {record.path: position for position, record in enumerate(manifest.records)}
+    written = []
+    for domain, rows in chosen.groupby("domain", sort=False):
+        limit = limits[str(domain)]
+        picture = MapPicture(input_shape=manifest.shape, limit=limit, box=examiner.box)
+        positions = np.array([position_of[path] for path in rows["path"]], dtype=np.int64)
+        order = rows.groupby(["label", "rank"]).cumcount() + 1
+        names = [
+            f"{'fault' if label else 'good'}_{rank}_{number:02d}_{Path(path).stem}.png"
+            for label, rank, number, path in zip(rows["label"], rows["rank"], order, rows["path"], strict=True)
+        ]
+        drawn = 0
+        for batch, images_BHW, prediction in examiner.batches(positions):
+            for i, position in enumerate(batch):
+                tick()
+                record, score = manifest.records[int(position)], float(prediction.score_B[i])
+                title = picture_title(
+                    path=record.path,
+                    label=record.label,
+                    condition=record.condition,
+                    score=score,
+                    threshold=thresholds.get(str(domain), float("nan")),
+                )
+                mask = read_mask(manifest, int(position))
+                figure = picture.draw(images_BHW[i].numpy(), prediction.map_BHW[i].numpy(), title=title, mask_HW=mask)
+                path = folder / str(domain) / names[drawn]
+                save_png(path, png_bytes(figure))
+                written.append(path)
+                drawn += 1
+    return written

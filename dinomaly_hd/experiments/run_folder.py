@@ -1,0 +1,133 @@
+"""The run folder: the truth of a run, of which MLflow is a copy."""
+
+import json
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import filelock
+
+from dinomaly_hd.errors import ConfigError, OutputError
+from dinomaly_hd.files import publish_json
+
+STATE = "run.json"
+LOCK = ".lock"
+CHECKPOINTS = "checkpoints"
+FINISHED = "FINISHED"
+
+
+class RunFolder(NamedTuple):
+    """One ``{result_dir}/{variant}/{YYYYMMDD_HHMMSS}_seed{N}`` and whether it continues an earlier start."""
+
+    path: Path
+    resumed: bool
+
+    def state(self) -> dict[str, Any]:
+        """Return what ``run.json`` says: config_hash, status, mlflow_run_id."""
+        return read_state(self.path)
+
+    def set_state(self, **values: Any) -> None:
+        """Update ``run.json``."""
+        publish_json(self.path / STATE, {**self.state(), **values})
+
+
+def read_state(path: Path) -> dict[str, Any]:
+    """Return a run folder's ``run.json``, empty where there is none or it is no JSON."""
+    try:
+        content = json.loads((path / STATE).read_text())
+    except (OSError, ValueError):
+        return {}
+    return content if isinstance(content, dict) else {}
+
+
+def find_run(result_dir: Path, run: str) -> Path:
+    """Return the run folder named by its path, its name, or its MLflow run id.
+
+    Raises:
+        ConfigError: There is none.
+    """
+    if (Path(run) / STATE).is_file():
+        return Path(run)
+    folders = list(all_runs(result_dir))
+    for folder in folders:
+        if folder.name == run or read_state(folder).get("mlflow_run_id") == run:
+            return folder
+    raise ConfigError(
+        f"{run}: no run folder and no MLflow run id of the {len(folders)} runs under {result_dir}; "
+        "give the folder's path or another result_dir"
+    )
+
+
+def all_runs(result_dir: Path) -> Iterator[Path]:
+    """Yield every run folder below a result folder, oldest first."""
+    states = [path for path in result_dir.glob(f"**/{STATE}") if path.is_file()]
+    yield from (path.parent for path in sorted(states, key=lambda path: (path.parent.name, path)))
+
+
+@contextmanager
+def open_run(
+    result_dir: Path, *, variant: str, seed: int, config_hash: str, resume: str, folder: Path | None = None
+) -> Iterator[RunFolder]:
+    """Lock and yield the folder to work in: the newest unfinished one of this ``config_hash``, or a new one.
+
+    Args:
+        result_dir: Parent of all variants' folders.
+        variant: Subfolder.
+        seed: Part of the name.
+        config_hash: Of resolved config, seed and data.
+        resume: "auto"; "never"; or the run to continue (path, folder name, MLflow run id).
+        folder: Where a comparison puts its member; None makes a dated folder.
+
+    Raises:
+        ConfigError: The run to continue is not there, or another process works on it.
+        OutputError: The folder cannot be written.
+    """
+    if resume in ("auto", "never"):
+        old = [] if resume == "never" else _unfinished(folder or result_dir / variant, config_hash)
+        candidates = [*old, None]
+    else:
+        candidates = [find_run(result_dir, resume)]
+    for candidate in candidates:
+        path = candidate or folder or _fresh(result_dir / variant, seed)
+        try:
+            path.mkdir(parents=True, exist_ok=True)
+            lock = filelock.FileLock(path / LOCK, timeout=0)
+            lock.acquire()
+        except filelock.Timeout:
+            continue
+        except OSError as error:
+            raise OutputError(f"cannot write {path}: {error}; choose another result_dir") from error
+        try:
+            run = RunFolder(path, resumed=candidate is not None)
+            run.set_state(config_hash=config_hash, status="RUNNING", pid=os.getpid())
+            yield run
+        finally:
+            lock.release()
+        return
+    raise ConfigError(f"resume={resume}: another process is working on this run")
+
+
+def _unfinished(where: Path, config_hash: str) -> list[Path]:
+    found = []
+    for path in all_runs(where):
+        state = read_state(path)
+        if state.get("config_hash") == config_hash and state.get("status") != FINISHED:
+            found.append(path)
+    return [path for path in reversed(found) if any((path / CHECKPOINTS).glob("*.pt"))]
+
+
+def _fresh(parent: Path, seed: int) -> Path:
+    stem = f"{datetime.now(UTC):%Y%m%d_%H%M%S}_seed{seed}"
+    for number in range(1000):
+        path = parent / (stem if number == 0 else f"{stem}_{number + 1}")
+        try:
+            path.mkdir(parents=True)
+        except FileExistsError:
+            continue
+        except OSError as error:
+            raise OutputError(f"cannot write {path}: {error}; choose another result_dir") from error
+        return path
+    raise OutputError(f"{parent}: a thousand runs were started in this second")

@@ -1,0 +1,157 @@
+"""From ``--name value`` flags to a config: every name known, every value checked, the nearest name offered."""
+
+import argparse
+from collections.abc import Mapping, Sequence
+from typing import Any, NoReturn
+
+from dinomaly_hd.config import RunConfig, flatten, with_values
+from dinomaly_hd.errors import ConfigError, nearest
+from dinomaly_hd.variants import PRESETS, VARIANTS, WITH_TOPK
+
+AUTO = "auto"
+
+OPTIONS: dict[str, tuple[str, str]] = {
+    "preset": (AUTO, "auto: full where CUDA is present, quick elsewhere; full; quick"),
+    "result_dir": ("results", "folder of all run folders"),
+    "experiment": ("dinomaly-hd", "MLflow experiment (mlflow run chooses its own)"),
+    "run_name": (AUTO, "auto: {variant}-{domains}-s{seed}"),
+    "resume": (AUTO, "auto: continue an interrupted run of the same configuration; never; or a run id or folder"),
+}
+"""Flags that are not part of a run's config: name -> (default, help)."""
+
+HELP: dict[str, str] = {
+    "seed": "of initial weights, order, dropout and the held-out split",
+    "bottleneck_dropout": "element dropout of the bottleneck, 0..1, constant",
+    "row_p": "share of token rows with a dropped segment, 0..1 [.15-.25]",
+    "seg_len": "tokens of a segment, 1..grid width [2-3]",
+    "seg_drop_p": "chance of each token of a segment to be dropped, 0..1 [.5-.7]",
+    "elem_p": "element dropout beside the segments, 0..1 [0-.15]",
+    "disable_segment": "true: no segments, only elem_p",
+    "discard_final": "share of easy tokens after warm-up, 0..1",
+    "discard_warmup": "optimizer steps until discard_final",
+    "discard_factor": "share of gradient left to easy tokens, 0..1",
+    "q_percent": "final share of token distances in the loss, percent, (0, 100]",
+    "q_warmup": "optimizer steps over which q falls from 100",
+    "class_token": "keep (original) or remove class and register tokens",
+    "decoder_depth": "decoder blocks, even",
+    "row_context": "half-width k of the 1 x (2k+1) mean along rows before scoring, 0: off",
+    "border": "zero (original) or reflect padding of the map's blur",
+    "encoder": "dinov2reg_vit_{small,base,large}_14, efficientnet_lite0, or any timm name",
+    "encoder_weights": "auto (hub, or the embedded package), hub, random, or a .safetensors/.pth file",
+    "image_size": "resize to N or HEIGHTxWIDTH pixels",
+    "crop": "centre crop to N or HEIGHTxWIDTH pixels, or none",
+    "data_root": "folder with domain_A/train/good ..., or simulated",
+    "simulate_size": "size of the simulated data: tiny, quick, full",
+    "simulate_seed": "seed of the simulated data",
+    "domains": "comma-separated, e.g. A,B,C,D or folder names",
+    "conditions": "cold and warm: auto, halves (first half of each test folder is cold), none",
+    "val_split_ratio": "share of training normals held out for thresholds and val/loss, 0..1",
+    "num_workers": "processes that read images; changes no result",
+    "max_steps": "optimizer steps",
+    "batch_size": "images of a step",
+    "learning_rate": "after warm-up",
+    "final_learning_rate": "at the last step",
+    "warmup_steps": "optimizer steps of linear warm-up",
+    "lr_schedule_interval": "step; epoch only repeats runs of old code",
+    "weight_decay": "decoupled",
+    "gradient_clip": "largest gradient norm",
+    "on_nonfinite": "stop or skip when loss or gradient is NaN or infinite",
+    "checkpoint_interval": "optimizer steps between checkpoints",
+    "val_check_interval": "optimizer steps between val/loss on held-out normals, 0: never",
+    "precision": "32 or bf16 (autocast)",
+    "gpu": "auto, cpu, or the index of a GPU",
+    "cache": "encode training images once: auto (if memory allows), memory, off",
+    "eval_batch_size": "images encoded or scored at once",
+    "map_size": "anomaly maps, N or HEIGHTxWIDTH pixels",
+    "maps_per_group": "anomaly maps drawn per domain, label and rank (highest, threshold, lowest)",
+}
+"""Flags that set one value of the config, in the order of ``--help`` and MLproject."""
+
+
+class _Parser(argparse.ArgumentParser):
+    def error(self, message: str) -> NoReturn:
+        raise ConfigError(message)
+
+
+def parse(entry_point: str, argv: Sequence[str], *, accepted: Mapping[str, str], doc: str) -> dict[str, str]:
+    """Return the flags given, as text, under their names (``--row-p .2`` and ``--row_p .2`` alike).
+
+    Args:
+        entry_point: Named in ``--help``.
+        argv: Arguments after the program's name.
+        accepted: Name -> help.
+        doc: First lines of ``--help``.
+
+    Raises:
+        ConfigError: Unknown flag (names the nearest), a flag without value, or a stray word.
+    """
+    parser = _Parser(
+        prog=f"python -m entry_points.{entry_point}",
+        description=doc,
+        allow_abbrev=False,
+        argument_default=argparse.SUPPRESS,
+    )
+    for name, text in accepted.items():
+        only_flag: dict[str, Any] = {"nargs": "?", "const": "true"} if text.startswith("true") else {}
+        spellings = dict.fromkeys([f"--{name}", f"--{name.replace('_', '-')}"])
+        parser.add_argument(*spellings, dest=name, metavar="VALUE", help=text.replace("%", "%%"), **only_flag)
+    given, rest = parser.parse_known_args(list(argv))
+    for word in rest:
+        if word.startswith("--"):
+            name = word[2:].split("=")[0].replace("-", "_")
+            raise ConfigError(f"unknown flag --{name}.{nearest(name, accepted)}")
+        raise ConfigError(f"unexpected word {word!r}; write --name value")
+    return vars(given)
+
+
+def accepted_by(variants: Sequence[str], *, extra: Mapping[str, str]) -> dict[str, str]:
+    """Return name -> help of everything that the entry point of these variants takes."""
+    used = {name for variant in variants for name in flatten(PRESETS["full"](VARIANTS[variant]()))}
+    own = {name: text for name, text in HELP.items() if name in used}
+    return {**{name: text for name, (_, text) in OPTIONS.items()}, **extra, **own}
+
+
+def resolve(variant: str, values: Mapping[str, str]) -> RunConfig:
+    """Return the config of a variant under its preset with the given values; ``auto`` leaves the preset's.
+
+    Raises:
+        ConfigError: A value breaks its rule, or belongs to another variant.
+    """
+    values = dict(values)
+    if as_bool("use_topk", values.pop("use_topk", "false")):
+        variant = WITH_TOPK[variant]
+    preset = preset_name(values.pop("preset", AUTO))
+    run = PRESETS[preset](VARIANTS[variant]())
+    known = flatten(run)
+    chosen = {name: value for name, value in values.items() if name in HELP and value != AUTO}
+    for name in chosen:
+        if name not in known:
+            raise ConfigError(f"{name} does not apply to {variant}.{nearest(name, known)}")
+    return with_values(run, chosen)
+
+
+def preset_name(given: str) -> Any:
+    """Return the preset; ``auto`` asks torch for CUDA.
+
+    Raises:
+        ConfigError: Unknown preset.
+    """
+    if given == AUTO:
+        import torch
+
+        return "full" if torch.cuda.is_available() else "quick"
+    if given not in PRESETS:
+        raise ConfigError(f"preset={given!r}: unknown.{nearest(given, [AUTO, *PRESETS])}")
+    return given
+
+
+def as_bool(name: str, text: str) -> bool:
+    """Return a switch's value.
+
+    Raises:
+        ConfigError: Neither true nor false.
+    """
+    known = {"true": True, "1": True, "yes": True, "false": False, "0": False, "no": False}
+    if text.lower() not in known:
+        raise ConfigError(f"{name}={text!r}: expected true or false")
+    return known[text.lower()]

@@ -1,0 +1,514 @@
+"""What MLflow must hold of a run, and what a run must not lose to it (spec/reliability.md rows 11, 12)."""
+
+import contextlib
+import os
+import shutil
+import socket
+import sqlite3
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from dinomaly_hd.errors import TrackingError
+from dinomaly_hd.journal import Journal
+from dinomaly_hd.tracking import Tracker, close_stale_runs, default_uri, prepare_store, sync_run
+from dinomaly_hd.tracking.store import client_for, process_tags
+
+EXPERIMENT = "contract"
+
+
+@pytest.fixture(scope="session")
+def prepared(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A database with its schema: making one takes seconds, copying it none."""
+    root = tmp_path_factory.mktemp("prepared")
+    prepare_store(f"sqlite:///{root / 'mlflow.db'}", experiment="Template", root=root)
+    with contextlib.closing(sqlite3.connect(root / "mlflow.db")) as connection:
+        connection.execute("PRAGMA wal_checkpoint(TRUNCATE)")
+    return root / "mlflow.db"
+
+
+@pytest.fixture(autouse=True)
+def _no_run_from_outside(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("MLFLOW_RUN_ID", raising=False)
+    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
+
+
+@pytest.fixture
+def uri(prepared: Path, tmp_path: Path) -> str:
+    shutil.copy(prepared, tmp_path / "mlflow.db")
+    return f"sqlite:///{tmp_path / 'mlflow.db'}"
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    (tmp_path / "run").mkdir()
+    return tmp_path / "run"
+
+
+def tracker(folder: Path, uri: str, **changes: Any) -> Tracker:
+    settings: dict[str, Any] = {
+        "uri": uri,
+        "experiment": EXPERIMENT,
+        "run_name": "topk-ABCD-s42",
+        "tags": {"variant": "topk"},
+        "root": folder.parent,
+        "system_metrics": False,
+    }
+    return Tracker(Journal(folder / "journal.jsonl"), **(settings | changes))
+
+
+def points(uri: str, run_id: str, key: str) -> list[tuple[int, float]]:
+    return [(point.step, point.value) for point in client_for(uri).get_metric_history(run_id, key)]
+
+
+def wait_for(promise: Callable[[], bool]) -> None:
+    deadline = time.monotonic() + 20
+    while not promise():
+        assert time.monotonic() < deadline, "not within 20 s"
+        time.sleep(0.05)
+
+
+def closed_port() -> int:
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", 0))
+        return int(listener.getsockname()[1])
+
+
+# ---- what a run holds ----
+
+
+def test_a_run_holds_what_was_logged(uri: str, folder: Path) -> None:
+    (folder / "results.json").write_text("{}")
+    (folder / "plots").mkdir()
+    (folder / "plots" / "roc.png").write_bytes(b"png")
+    run = tracker(folder, uri)
+    run_id = run.start(timeout_s=30)
+    assert run_id is not None
+    for step in range(1500):
+        run.metrics({"train/loss": 1 / (step + 1), "train/lr": 1e-3}, step=step)
+    run.metrics({"domain_C/auroc": float("nan"), "odd (name)": 1.0}, step=1500)
+    run.params({"learning_rate": 0.001, "long": "x" * 9000} | {f"cfg/{i}": i for i in range(150)})
+    run.tags({"kind": "baseline"})
+    run.note("# repeat me")
+    run.text("diff", file="provenance/git.diff")
+    run.artifact(folder / "results.json")
+    run.artifacts(folder / "plots", folder="plots")
+    run.image(np.zeros((8, 6, 3), np.uint8), key="maps/domain_C", step=3)
+    run.image(folder / "tracking_images" / "maps~domain_C-3.png", key="maps/domain_C", step=4)
+    run.dataset("domain_C", digest="d" * 64, count=12, source="data/domain_C", context="training")
+    called: list[str] = []
+    run.call(lambda client, of: called.append(client.get_run(of).data.tags["kind"]))
+    assert run.close("FINISHED", timeout_s=30)
+
+    client = client_for(uri)
+    found = client.get_run(run_id)
+    assert (found.info.status, found.info.run_name) == ("FINISHED", "topk-ABCD-s42")
+    assert points(uri, run_id, "train/loss") == [(step, 1 / (step + 1)) for step in range(1500)]
+    assert len(points(uri, run_id, "domain_C/auroc")) == 1
+    assert found.data.metrics["odd _name_"] == 1.0
+    assert found.data.params["learning_rate"] == "0.001"
+    assert len(found.data.params["long"]) == 6000
+    assert len(found.data.params) == 152
+    assert found.data.tags["mlflow.note.content"] == "# repeat me"
+    assert found.data.tags.keys() >= {"variant", "kind", "host", "pid", "pid_started", "heartbeat"}
+    artifacts = folder.parent / "mlartifacts" / run_id / "artifacts"
+    assert sorted(path.name for path in artifacts.iterdir()) == [
+        "images",
+        "plots",
+        "provenance",
+        "results.json",
+    ]
+    assert len(list((artifacts / "images").glob("maps~domain_C+step+*.png"))) == 2
+    (dataset,) = found.inputs.dataset_inputs
+    assert (dataset.dataset.digest, dataset.dataset.profile) == ("d" * 36, '{"num_rows": 12}')
+    assert called == ["baseline"]
+
+
+def test_the_links_open_the_training_pages(uri: str, folder: Path) -> None:
+    run = tracker(folder, uri)
+    assert run.url() is None
+    run_id = run.start(timeout_s=30)
+    experiment = client_for(uri).get_experiment_by_name(EXPERIMENT)
+    assert experiment is not None
+    number = experiment.experiment_id
+    base = "http://127.0.0.1:5000/#/experiments"
+    assert run.url() == f"{base}/{number}/runs/{run_id}?workflowType=machine_learning"
+    assert run.experiment_url() == f"{base}/{number}/runs?workflowType=machine_learning&compareRunsMode=CHART"
+    assert str(run.url("http://server:1/")).startswith("http://server:1/#/experiments/")
+    run.close("FINISHED", timeout_s=10)
+
+
+def test_the_pages_that_the_links_name_exist_in_this_mlflow() -> None:
+    import mlflow
+
+    scripts = Path(mlflow.__file__).parent / "server" / "js" / "build" / "static" / "js"
+    text = "".join(path.read_text() for path in scripts.glob("*.js"))
+    for name in (
+        '"workflowType"',
+        '"machine_learning"',
+        '"compareRunsMode"',
+        '"CHART"',
+        "/experiments/:experimentId/runs",
+    ):
+        assert name in text
+
+
+def test_a_child_hides_under_its_parent(uri: str, folder: Path) -> None:
+    parent = tracker(folder, uri)
+    parent_id = parent.start(timeout_s=30)
+    (folder / "member").mkdir()
+    child = tracker(folder / "member", uri, root=folder.parent, parent_run_id=parent_id)
+    child_id = child.start(timeout_s=30)
+    assert child.close("FAILED", timeout_s=10)
+    assert parent.close("FINISHED", timeout_s=10)
+    found = client_for(uri).get_run(str(child_id))
+    assert found.data.tags["mlflow.parentRunId"] == parent_id
+    assert found.info.status == "FAILED"
+
+
+def test_system_metrics_of_this_machine_are_recorded(
+    uri: str, folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("MLFLOW_SYSTEM_METRICS_SAMPLING_INTERVAL", "0.1")
+    run = tracker(folder, uri, system_metrics=True)
+    run_id = run.start(timeout_s=30)
+    wait_for(lambda: len(points(uri, str(run_id), "system/cpu_utilization_percentage")) >= 2)
+    assert run.close("FINISHED", timeout_s=10)
+    assert "SystemMetricsMonitor" not in {thread.name for thread in threading.enumerate()}
+
+
+def test_nothing_global_is_left_behind(uri: str, folder: Path) -> None:
+    import mlflow
+
+    before = mlflow.get_tracking_uri()
+    run = tracker(folder, uri)
+    run.start(timeout_s=30)
+    run.close("FINISHED", timeout_s=10)
+    assert mlflow.active_run() is None
+    assert mlflow.get_tracking_uri() == before
+    assert os.environ["MLFLOW_DISABLE_TELEMETRY"] == "true"
+
+
+def test_importing_the_package_does_not_import_mlflow() -> None:
+    program = "import sys, dinomaly_hd.tracking; sys.exit('mlflow' in sys.modules or 'torch' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", program], check=False).returncode == 0
+
+
+# ---- adopted and resumed runs ----
+
+
+def test_a_run_of_mlflow_run_is_adopted_once_and_keeps_its_parameters(
+    uri: str, folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    client = client_for(uri)
+    theirs = client.create_run("0", run_name="bold-snail-123")
+    client.log_param(theirs.info.run_id, "steps", "'100'")
+    monkeypatch.setenv("MLFLOW_RUN_ID", theirs.info.run_id)
+    run = tracker(folder, uri)
+    assert "MLFLOW_RUN_ID" not in os.environ
+    assert run.start(timeout_s=30) == theirs.info.run_id
+    run.params({"steps": 100, "seed": 42})
+    assert run.close("FINISHED", timeout_s=10)
+    found = client.get_run(theirs.info.run_id)
+    assert found.data.params == {"steps": "'100'", "seed": "42"}
+    assert (found.info.experiment_id, found.info.run_name) == ("0", "topk-ABCD-s42")
+    assert client.get_experiment_by_name(EXPERIMENT) is None
+
+
+def test_a_name_given_to_mlflow_run_stays(uri: str, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    theirs = client_for(uri).create_run("0", run_name="my attempt")
+    monkeypatch.setenv("MLFLOW_RUN_ID", theirs.info.run_id)
+    run = tracker(folder, uri)
+    run.start(timeout_s=30)
+    run.close("FINISHED", timeout_s=10)
+    assert client_for(uri).get_run(theirs.info.run_id).info.run_name == "my attempt"
+
+
+def test_an_unknown_run_to_adopt_is_refused(uri: str, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("MLFLOW_RUN_ID", "0" * 32)
+    with pytest.raises(TrackingError, match="MLFLOW_RUN_ID=0000"):
+        tracker(folder, uri).start(timeout_s=30)
+
+
+def test_a_resumed_run_goes_on_without_doubles(uri: str, folder: Path) -> None:
+    first = tracker(folder, uri)
+    run_id = first.start(timeout_s=30)
+    for step in range(50):
+        first.metrics({"train/loss": step / 3}, step=step)
+    first.image(np.zeros((4, 4), np.uint8), key="maps", step=1)
+    assert first.close("KILLED", timeout_s=10)
+
+    Journal(folder / "journal.jsonl").truncate_after(30)
+    second = tracker(folder, uri)
+    assert second.start(timeout_s=30) == run_id
+    assert client_for(uri).get_run(str(run_id)).info.status == "RUNNING"
+    for step in range(31, 80):
+        second.metrics({"train/loss": step / 3}, step=step)
+    second.image(np.zeros((4, 4), np.uint8), key="maps", step=1)
+    assert second.close("FINISHED", timeout_s=10)
+    assert points(uri, str(run_id), "train/loss") == [(step, step / 3) for step in range(80)]
+    images = folder.parent / "mlartifacts" / str(run_id) / "artifacts" / "images"
+    assert len(list(images.glob("*.png"))) == 1
+
+
+def test_a_new_run_gets_the_whole_history_of_an_old_folder(
+    uri: str, folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    first = tracker(folder, uri)
+    old = first.start(timeout_s=30)
+    first.metrics({"train/loss": 1.0}, step=1)
+    first.params({"seed": 42})
+    assert first.close("KILLED", timeout_s=10)
+    monkeypatch.setenv("MLFLOW_RUN_ID", client_for(uri).create_run("0").info.run_id)
+    second = tracker(folder, uri)
+    new = second.start(timeout_s=30)
+    second.metrics({"train/loss": 0.5}, step=2)
+    assert second.close("FINISHED", timeout_s=10)
+    assert new != old
+    assert points(uri, str(new), "train/loss") == [(1, 1.0), (2, 0.5)]
+    assert client_for(uri).get_run(str(new)).data.params == {"seed": "42"}
+
+
+def test_a_run_that_was_deleted_is_made_anew(
+    uri: str, folder: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    run = tracker(folder, uri, resume_run_id="f" * 32)
+    run_id = run.start(timeout_s=30)
+    assert run_id not in (None, "f" * 32)
+    assert "not there any more" in caplog.text
+    run.close("FINISHED", timeout_s=10)
+
+
+def test_an_answer_lost_on_create_makes_no_second_run(uri: str, folder: Path) -> None:
+    lost = tracker(folder, uri)
+    run_id = lost.start(timeout_s=30)
+    lost.close("KILLED", timeout_s=10)
+    log = folder / "tracking.jsonl"
+    log.write_text("".join(line for line in log.read_text().splitlines(True) if "attached" not in line))
+    again = tracker(folder, uri)
+    assert again.start(timeout_s=30) == run_id
+    again.close("FINISHED", timeout_s=10)
+
+
+# ---- outages ----
+
+
+@pytest.mark.parametrize("server", ["closed port", "accepts and never answers"])
+def test_a_dead_server_costs_less_than_5_s_and_a_later_sync_completes_the_run(
+    server: str, uri: str, folder: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    with contextlib.ExitStack() as stack:
+        port = closed_port()
+        if server != "closed port":
+            listener = stack.enter_context(socket.create_server(("127.0.0.1", 0)))
+            port = listener.getsockname()[1]
+        run = tracker(folder, f"http://127.0.0.1:{port}")
+        client_for("http://127.0.0.1:1")  # the import is not the server's cost
+        start = time.monotonic()
+        assert run.start(timeout_s=1) is None
+        for step in range(200):
+            run.metrics({"train/loss": step / 7}, step=step)
+        run.params({"seed": 42})
+        run.image(np.zeros((4, 4), np.uint8), key="maps", step=1)
+        assert not run.close("FINISHED", timeout_s=60)
+        lost = time.monotonic() - start
+    assert lost < 5
+    assert len(Journal(folder / "journal.jsonl").history()["train/loss"]) == 200
+    assert "lacks part of this run" in caplog.text
+
+    report = sync_run(Journal(folder / "journal.jsonl"), uri=uri, root=folder.parent)
+    assert (report.points, report.operations, report.refused) == (200, 2, 0)
+    again = sync_run(Journal(folder / "journal.jsonl"), uri=uri, root=folder.parent)
+    assert again == report._replace(points=0, operations=0)
+    found = client_for(uri).get_run(report.run_id)
+    assert (found.info.status, found.data.params) == ("FINISHED", {"seed": "42"})
+    assert points(uri, report.run_id, "train/loss") == [(step, step / 7) for step in range(200)]
+
+
+@contextlib.contextmanager
+def outage(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """Let every write to the store fail as it does when a server is gone."""
+    from mlflow.exceptions import MlflowException
+    from mlflow.tracking import MlflowClient
+
+    def fail(*_: object, **__: object) -> None:
+        raise MlflowException("API request failed with exception: connection refused")
+
+    with monkeypatch.context() as patch:
+        for name in ("log_batch", "get_run", "set_terminated", "set_tag"):
+            patch.setattr(MlflowClient, name, fail)
+        yield
+
+
+def test_an_outage_in_the_midst_is_told_once_and_made_up_for(
+    uri: str, folder: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr("dinomaly_hd.tracking.worker.FLUSH_S", 0.05)
+    monkeypatch.setattr("dinomaly_hd.tracking.worker.LONGEST_PAUSE_S", 0.1)
+    run = tracker(folder, uri)
+    run_id = run.start(timeout_s=30)
+    run.metrics({"loss": 0.0}, step=0)
+    wait_for(lambda: points(uri, str(run_id), "loss") == [(0, 0.0)])
+    with outage(monkeypatch):
+        for step in range(1, 100):
+            run.metrics({"loss": float(step)}, step=step)
+            run.params({f"p{step}": step})
+            time.sleep(0.01)
+        assert len(points(uri, str(run_id), "loss")) == 1
+    assert run.close("FINISHED", timeout_s=30)
+    assert points(uri, str(run_id), "loss") == [(step, float(step)) for step in range(100)]
+    assert len(client_for(uri).get_run(str(run_id)).data.params) == 99
+    assert sum("fails" in record.message for record in caplog.records) == 1
+
+
+def test_what_the_store_refuses_does_not_stop_the_rest(
+    uri: str, folder: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    run = tracker(folder, uri)
+    run_id = run.start(timeout_s=30)
+    (folder / "gone.txt").touch()
+    run.artifact(folder / "gone.txt")
+    (folder / "gone.txt").unlink()
+    run.call(lambda _client, _run_id: 1 / 0)
+    run.tags({"kind": "later"})
+    assert not run.close("FINISHED", timeout_s=10)
+    found = client_for(uri).get_run(str(run_id))
+    assert (found.info.status, found.data.tags["kind"]) == ("FINISHED", "later")
+    assert "does not take artifact gone.txt" in caplog.text
+    assert "does not take call: division by zero" in caplog.text
+    (folder / "gone.txt").touch()
+    assert sync_run(Journal(folder / "journal.jsonl"), uri=uri, root=folder.parent)[1:] == (0, 1, 0)
+
+
+KILLED = """
+import os, pathlib, sys
+from dinomaly_hd.journal import Journal
+from dinomaly_hd.tracking import Tracker
+
+folder = pathlib.Path(sys.argv[1])
+settings = {"experiment": "contract", "run_name": "r", "tags": {}, "system_metrics": False}
+run = Tracker(Journal(folder / "journal.jsonl"), uri=sys.argv[2], root=folder.parent, **settings)
+run.start(timeout_s=60)
+run.params({"seed": 42})
+for step in range(500):
+    run.metrics({"loss": step / 9}, step=step)
+os.kill(os.getpid(), 9)
+"""
+
+
+def test_a_killed_process_leaves_all_for_a_sync(uri: str, folder: Path) -> None:
+    ended = subprocess.run([sys.executable, "-c", KILLED, str(folder), uri], check=False)
+    assert ended.returncode == -9
+    report = sync_run(Journal(folder / "journal.jsonl"), uri=uri, root=folder.parent)
+    assert points(uri, report.run_id, "loss") == [(step, step / 9) for step in range(500)]
+    client = client_for(uri)
+    assert client.get_run(report.run_id).data.params == {"seed": "42"}
+    assert close_stale_runs(client, client.get_run(report.run_id).info.experiment_id) == [report.run_id]
+    assert client.get_run(report.run_id).info.status == "KILLED"
+
+
+def test_a_folder_that_was_never_tracked_is_named(uri: str, folder: Path) -> None:
+    with pytest.raises(TrackingError, match=r"no tracking\.jsonl"):
+        sync_run(Journal(folder / "journal.jsonl"), uri=uri, root=folder.parent)
+
+
+# ---- the store ----
+
+
+def test_runs_left_behind_are_closed_and_no_others(uri: str) -> None:
+    client = client_for(uri)
+    mine = process_tags()
+    dead = subprocess.Popen([sys.executable, "-c", ""])
+    dead.wait()
+    old = "2020-01-01T00:00:00+00:00"
+    runs = {
+        "alive": mine,
+        "dead": mine | {"pid": str(dead.pid)},
+        "pid reused": mine | {"pid_started": "1000.00"},
+        "other host": mine | {"host": "elsewhere", "pid": str(dead.pid)},
+        "other container": mine | {"pid_namespace": "other", "pid": str(dead.pid)},
+        "other container, silent": mine | {"pid_namespace": "other", "heartbeat": old},
+        "not ours": {"host": mine["host"]},
+    }
+    ids = {client.create_run("0", tags=tags).info.run_id: name for name, tags in runs.items()}
+    closed = {ids[run_id] for run_id in close_stale_runs(client, "0")}
+    assert closed == {"dead", "pid reused", "other container, silent"}
+    killed = {ids[run.info.run_id] for run in client.search_runs(["0"]) if run.info.status == "KILLED"}
+    assert killed == closed
+
+
+# Eight processes that share one import of MLflow (8 s of CPU each, otherwise), but nothing of the database.
+STARTERS = """
+import os, pathlib, sys
+from dinomaly_hd.journal import Journal
+from dinomaly_hd.tracking import Tracker
+from dinomaly_hd.tracking.store import load_mlflow
+
+root, uri = pathlib.Path(sys.argv[1]), sys.argv[2]
+settings = {"experiment": "contract", "tags": {}, "system_metrics": False}
+load_mlflow(uri)
+children = []
+for number in range(8):
+    child = os.fork()
+    if child == 0:
+        journal = Journal(root / f"run{number}" / "journal.jsonl")
+        run = Tracker(journal, uri=uri, root=root, run_name=f"run{number}", **settings)
+        started = run.start(timeout_s=60)
+        for step in range(30):
+            run.metrics({"loss": step / 9}, step=step)
+        os._exit(0 if started and run.close("FINISHED", timeout_s=60) else 1)
+    children.append(child)
+print([os.waitpid(child, 0)[1] for child in children])
+"""
+
+
+def test_eight_starters_on_a_fresh_file_all_live(tmp_path: Path) -> None:
+    uri = f"sqlite:///{tmp_path / 'mlflow.db'}"
+    command = [sys.executable, "-c", STARTERS, str(tmp_path), uri]
+    ended = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert ended.stdout == f"{[0] * 8}\n", ended.stderr
+    client = client_for(uri)
+    experiment = client.get_experiment_by_name(EXPERIMENT)
+    assert experiment is not None
+    runs = client.search_runs([experiment.experiment_id])
+    logged = [points(uri, run.info.run_id, "loss") for run in runs]
+    assert logged == [[(step, step / 9) for step in range(30)]] * 8
+    with contextlib.closing(sqlite3.connect(tmp_path / "mlflow.db")) as connection:
+        assert connection.execute("PRAGMA journal_mode").fetchone() == ("wal",)
+
+
+def test_the_experiment_is_made_once_with_its_artifacts_in_the_project(uri: str, tmp_path: Path) -> None:
+    first = prepare_store(uri, experiment="new one", root=tmp_path)
+    assert prepare_store(uri, experiment="new one", root=tmp_path / "elsewhere") == first
+    location = client_for(uri).get_experiment(first).artifact_location
+    assert location == (tmp_path / "mlartifacts").as_uri()
+
+
+def test_the_default_address_is_the_projects_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert default_uri(tmp_path) == f"sqlite:///{tmp_path.resolve()}/mlflow.db"
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://127.0.0.1:5000")
+    assert default_uri(tmp_path) == "http://127.0.0.1:5000"
+
+
+def test_a_bad_store_or_experiment_is_one_error(uri: str, tmp_path: Path) -> None:
+    with pytest.raises(TrackingError, match="experiment ''"):
+        prepare_store(uri, experiment="", root=tmp_path)
+    (tmp_path / "text.db").write_text("this is no database, whatever its name says" * 30)
+    with pytest.raises(TrackingError, match="not a database"):
+        prepare_store(f"sqlite:///{tmp_path / 'text.db'}", experiment="x", root=tmp_path)
+    number = prepare_store(uri, experiment="deleted", root=tmp_path)
+    client_for(uri).delete_experiment(number)
+    with pytest.raises(TrackingError, match="it was deleted; restore it"):
+        prepare_store(uri, experiment="deleted", root=tmp_path)
+
+
+def test_a_bad_experiment_stops_the_start(uri: str, folder: Path) -> None:
+    with pytest.raises(TrackingError, match="experiment ''"):
+        tracker(folder, uri, experiment="").start(timeout_s=30)

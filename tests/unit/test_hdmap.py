@@ -1,0 +1,372 @@
+"""Folders to Manifest: order, digests, all faults in one error (reliability rows 8, 9, 15, 17)."""
+
+import os
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import numpy as np
+import pytest
+import tifffile
+from PIL import Image
+
+from dinomaly_hd.data.hdmap import Manifest, ground_truth_path, load_manifest
+from dinomaly_hd.data.store import ImageStore
+from dinomaly_hd.errors import DataError, ImageError, LayoutError
+
+FOLDERS = ("train/good", "test/good", "test/fault")
+
+
+def write_tree(root: Path, *, domains: str = "AC", count: int = 2) -> Path:
+    for number, domain in enumerate(domains):
+        for place, folder in enumerate(FOLDERS):
+            (root / f"domain_{domain}" / folder).mkdir(parents=True)
+            for position in range(count):
+                draw = np.random.default_rng([number, place, position])
+                path = root / f"domain_{domain}" / folder / f"{position:06d}.tiff"
+                tifffile.imwrite(path, draw.random((5, 7), dtype=np.float32) * 2)
+    return root
+
+
+def load(root: Path, domains: Sequence[str] = ("A", "C")) -> Manifest:
+    return load_manifest(root, domains=domains, conditions="auto")
+
+
+@pytest.fixture
+def root(tmp_path: Path) -> Path:
+    return write_tree(tmp_path / "root")
+
+
+# The manifest ----------------------------------------------------------------------------------------------
+
+
+def test_records_keep_one_order_and_know_their_folder(root: Path) -> None:
+    manifest = load(root, ("C", "domain_A"))
+    assert manifest.domains == ("domain_C", "domain_A")
+    assert [record[:4] for record in manifest.records[:6]] == [
+        ("domain_C/train/good/000000.tiff", "domain_C", "train", 0),
+        ("domain_C/train/good/000001.tiff", "domain_C", "train", 0),
+        ("domain_C/test/good/000000.tiff", "domain_C", "test", 0),
+        ("domain_C/test/good/000001.tiff", "domain_C", "test", 0),
+        ("domain_C/test/fault/000000.tiff", "domain_C", "test", 1),
+        ("domain_C/test/fault/000001.tiff", "domain_C", "test", 1),
+    ]
+    assert (manifest.shape, manifest.dtype, manifest.warnings) == ((5, 7), "float32", ())
+    assert manifest.condition_rule.startswith("one condition")
+    assert manifest.counts()["domain_A"] == dict.fromkeys(FOLDERS, 2)
+    assert manifest.indices(domain="domain_A", label=1).tolist() == [10, 11]
+    assert manifest.indices(split="train").tolist() == [0, 1, 6, 7]
+    assert manifest.indices(domain="domain_B").tolist() == []
+    assert manifest.path(0) == root / "domain_C/train/good/000000.tiff"
+
+
+def test_tick_is_called_once_per_image(root: Path) -> None:
+    ticks: list[None] = []
+    load_manifest(root, domains=["A"], conditions="none", tick=lambda: ticks.append(None))
+    assert len(ticks) == 6
+
+
+def test_digest_depends_on_content_names_and_conditions_only(root: Path, tmp_path: Path) -> None:
+    digest = load(root).digest
+    moved = shutil.copytree(root, tmp_path / "elsewhere")
+    assert load(moved).digest == digest
+    assert load(moved, ("C", "A")).digest == digest
+    assert load(moved, ("A",)).digest != digest
+    (moved / "domain_A/test/good/000001.tiff").rename(moved / "domain_A/test/good/000002.tiff")
+    renamed = load(moved).digest
+    halves = load_manifest(moved, domains=["A", "C"], conditions="halves").digest
+    tifffile.imwrite(moved / "domain_A/test/good/000002.tiff", np.ones((5, 7), np.float32))
+    assert len({digest, renamed, halves, load(moved).digest}) == 4
+
+
+def test_directory_order_changes_nothing(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    expected = load(root)
+    listdir = os.listdir
+    for order in (lambda names: names[::-1], lambda names: sorted(names, key=lambda name: hash(name) % 97)):
+        monkeypatch.setattr(os, "listdir", lambda path, order=order: order(listdir(path)))
+        assert load(root) == expected
+
+
+def test_locale_and_time_zone_change_nothing(root: Path) -> None:
+    for name in ("é.tiff", "Z.tiff", "ö b.tiff", "a,b.tiff"):
+        tifffile.imwrite(root / "domain_A/train/good" / name, np.full((5, 7), len(name), np.float32))
+    code = (
+        "import sys; from pathlib import Path; from dinomaly_hd.data.hdmap import load_manifest;"
+        "print(load_manifest(Path(sys.argv[1]), domains='AC', conditions='auto').digest)"
+    )
+    digests = {load(root).digest}
+    for settings in (
+        {"LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0"},
+        {"LC_ALL": "tr_TR.UTF-8", "TZ": "Asia/Seoul"},
+    ):
+        done = subprocess.run(
+            [sys.executable, "-c", code, str(root)], env=os.environ | settings, capture_output=True, text=True
+        )
+        assert done.returncode == 0, done.stderr
+        digests.add(done.stdout.strip())
+    assert len(digests) == 1
+
+
+def test_what_else_lies_in_the_root_does_not_matter(root: Path) -> None:
+    expected = load(root)
+    for name in ("ground_truth/domain_A/test/fault", "domain_B", "notes"):
+        (root / name).mkdir(parents=True)
+    for name in (
+        "severity.csv",
+        "domain_A/README",
+        "domain_A/test/good/.DS_Store",
+        "domain_A/test/good/Thumbs.db",
+    ):
+        (root / name).write_text("x")
+    assert load(root) == expected
+
+
+def test_conditions_reach_the_records(root: Path) -> None:
+    records = load_manifest(root, domains=["A"], conditions="halves").records
+    assert [record.condition for record in records] == ["all", "all", "cold", "warm", "cold", "warm"]
+
+
+def test_links_inside_the_root_and_to_the_root_are_followed(root: Path, tmp_path: Path) -> None:
+    (root / "domain_L").symlink_to(root / "domain_A")
+    (tmp_path / "link").symlink_to(root)
+    assert len(load(tmp_path / "link", ("L",)).records) == 6
+
+
+def test_png_is_read_and_warned_about_once(tmp_path: Path) -> None:
+    for folder in FOLDERS:
+        (tmp_path / "domain_A" / folder).mkdir(parents=True)
+        for position in range(3):
+            pixels = np.full((5, 7), 1000 * position + sum(folder.encode()), np.uint16)
+            Image.fromarray(pixels).save(tmp_path / "domain_A" / folder / f"{position}.png")
+    manifest = load(tmp_path, ("A",))
+    assert manifest.dtype == "uint16"
+    assert manifest.warnings == (
+        "16-bit PNG cannot hold values above 1: faults brighter than training are cut; use float32 TIFF",
+    )
+
+
+def test_test_images_that_are_training_images_are_warned_about(root: Path) -> None:
+    shutil.copy(root / "domain_A/train/good/000001.tiff", root / "domain_C/test/good/000000.tiff")
+    (warning,) = load(root).warnings
+    assert warning.startswith(
+        "1 of 8 test images are copies of training images, the first domain_C/test/good/"
+    )
+
+
+def test_ground_truth_is_found_where_it_is(root: Path, tmp_path: Path) -> None:
+    manifest = load(root)
+    masks = root / "ground_truth/domain_A/test/fault"
+    masks.mkdir(parents=True)
+    (masks / "000000.tiff").write_bytes(b"x")
+    (masks / "000001.tiff").symlink_to(tmp_path)
+    assert ground_truth_path(manifest, 4) == masks / "000000.tiff"
+    assert ground_truth_path(manifest, 0) is None
+    with pytest.raises(LayoutError, match="leads out of the data root"):
+        ground_truth_path(manifest, 5)
+
+
+# The store -------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("keep_bytes", [0, 4 * 5 * 7 * 3, 10**6])
+def test_store_gives_each_image_whatever_it_keeps(root: Path, keep_bytes: int) -> None:
+    manifest = load(root)
+    store = ImageStore(manifest, keep_bytes=keep_bytes)
+    for _ in range(2):
+        for position in range(len(store)):
+            image = store[position]
+            np.testing.assert_array_equal(image, tifffile.imread(manifest.path(position)))
+            image[:] = 0  # a caller's change is its own
+
+
+def test_store_refuses_a_file_that_changed_or_went(root: Path) -> None:
+    store = ImageStore(load(root), keep_bytes=0)
+    tifffile.imwrite(root / "domain_A/train/good/000000.tiff", np.ones((5, 7), np.float32))
+    (root / "domain_A/train/good/000001.tiff").unlink()
+    with pytest.raises(ImageError, match=r"^domain_A/train/good/000000\.tiff: changed since this run"):
+        store[0]
+    with pytest.raises(ImageError, match=r"^domain_A/train/good/000001\.tiff: cannot be read: No such file"):
+        store[1]
+
+
+# Broken trees ----------------------------------------------------------------------------------------------
+
+
+def put(path: Path, image: np.ndarray) -> None:
+    if path.suffix == ".png":
+        Image.fromarray(image).save(path)
+    else:
+        tifffile.imwrite(path, image)
+
+
+def link_out(path: Path) -> None:
+    if path.is_dir():
+        shutil.move(path, path.parents[4] / "outside")
+    else:
+        path.rename(path.parents[4] / "outside")
+    path.symlink_to(path.parents[4] / "outside")
+
+
+ONE = np.ones((5, 7), np.float32)
+BROKEN: dict[str, tuple[Callable[[Path], object], str]] = {
+    "no domain": (lambda c: shutil.rmtree(c), "unknown domain 'C'. Known: domain_A."),
+    "no train/good": (lambda c: shutil.rmtree(c / "train"), "domain_C/train/good: no such folder"),
+    "empty train/good": (
+        lambda c: [path.unlink() for path in (c / "train/good").iterdir()],
+        "domain_C/train/good: holds no images",
+    ),
+    "one class only": (lambda c: shutil.rmtree(c / "test/fault"), "domain_C/test/fault: no such folder"),
+    "no good tests": (
+        lambda c: [path.unlink() for path in (c / "test/good").iterdir()],
+        "domain_C/test/good: holds no images",
+    ),
+    "folder is a file": (
+        lambda c: (shutil.rmtree(c / "test/good"), (c / "test/good").write_text("x")),
+        "domain_C/test/good: no such folder",
+    ),
+    "folder links out": (
+        lambda c: link_out(c / "test/good"),
+        "domain_C/test/good: a link leads out of the data",
+    ),
+    "file links out": (
+        lambda c: link_out(c / "test/good/000001.tiff"),
+        "domain_C/test/good/000001.tiff: a link leads out of the data root",
+    ),
+    "foreign file": (
+        lambda c: (c / "test/good/notes.txt").write_text("x"),
+        "domain_C/test/good/notes.txt: not an image of a known extension",
+    ),
+    "folder among images": (
+        lambda c: (c / "test/good/more").mkdir(),
+        "domain_C/test/good/more: not an image of a known extension",
+    ),
+    "mixed formats": (
+        lambda c: put(c / "test/good/9.png", np.ones((5, 7), np.uint8)),
+        "mixed formats: float32 TIFF (12 of 13 files, first domain_A/train/good/000000.tiff), 8-bit PNG (1",
+    ),
+    "mixed shapes": (
+        lambda c: put(c / "test/good/9.tiff", np.ones((7, 5), np.float32)),
+        "mixed shapes: 5 x 7 (12 of 13 files, first domain_A/train/good/000000.tiff), 7 x 5 (1 of",
+    ),
+    "bad image": (
+        lambda c: put(c / "test/good/9.tiff", ONE.astype(np.float64)),
+        "domain_C/test/good/9.tiff: float64 TIFF, expected float32",
+    ),
+    "dangling link": (
+        lambda c: (c / "test/good/9.tiff").symlink_to("nowhere.tiff"),
+        "domain_C/test/good/9.tiff: cannot be read: No such file",
+    ),
+    "loop of links": (
+        lambda c: (c / "test/good/9.tiff").symlink_to("9.tiff"),
+        "domain_C/test/good/9.tiff: cannot be read: Too many levels of symbolic links",
+    ),
+    "pipe": (lambda c: os.mkfifo(c / "test/good/9.tiff"), "domain_C/test/good/9.tiff: not a regular file"),
+    "name with a line break": (
+        lambda c: (c / "test/good/a\nb.tiff").write_bytes(b"x"),
+        "domain_C/test/good/a\\nb.tiff: ",
+    ),
+    "name that is not UTF-8": (
+        lambda c: (c / "test/good/a\udcff.tiff").write_bytes(b"x"),
+        "domain_C/test/good/a\\udcff.tiff: the path is not UTF-8",
+    ),
+    "csv": (
+        lambda c: (c.parent / "conditions.csv").write_text("path\n"),
+        "conditions.csv: the first line must be 'path,condition'",
+    ),
+}
+
+
+@pytest.mark.parametrize("case", BROKEN)
+def test_each_fault_is_named(root: Path, case: str) -> None:
+    damage, expected = BROKEN[case]
+    damage(root / "domain_C")
+    with pytest.raises(DataError) as caught:
+        load(root)
+    assert expected in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+def test_all_faults_come_at_once(root: Path) -> None:
+    shutil.rmtree(root / "domain_A/test/fault")
+    (root / "domain_A/train/good/x.jpg").write_text("x")
+    put(root / "domain_C/train/good/1.tiff", ONE.astype(np.float64))
+    put(root / "domain_C/train/good/2.tiff", ONE[:2])
+    with pytest.raises(LayoutError) as caught:
+        load(root, ("A", "C", "E"))
+    head, *lines = str(caught.value).split("\n  ")
+    assert head == f"{root}: 5 faults"
+    for part in ("'E'", "domain_A/test/fault", "x.jpg", "mixed shapes", "1.tiff: float64"):
+        assert sum(part in line for line in lines) >= 1, part
+
+
+def test_a_single_bad_image_is_its_own_error_and_many_are_counted(root: Path) -> None:
+    (root / "domain_C/test/good/000000.tiff").write_bytes(b"broken")
+    with pytest.raises(ImageError, match=r"^domain_C/test/good/000000\.tiff: not a classic TIFF"):
+        load(root)
+    for position in range(30):
+        (root / f"domain_C/test/good/bad{position:02d}.tiff").write_bytes(b"broken")
+    with pytest.raises(LayoutError) as caught:
+        load(root)
+    lines = str(caught.value).split("\n")
+    assert lines[0].endswith("31 faults")
+    assert len(lines) == 22
+    assert lines[-1] == "  ... and 11 more"
+
+
+@pytest.mark.parametrize("place", ["domain_C/test/good", "domain_C/test/good/000000.tiff"])
+def test_what_may_not_be_read_is_named(root: Path, monkeypatch: pytest.MonkeyPatch, place: str) -> None:
+    def refusing(function: Callable[..., object]) -> Callable[..., object]:
+        def call(path: object, *arguments: object, **options: object) -> object:
+            if str(path) == str(root / place):
+                raise PermissionError(13, "Permission denied")
+            return function(path, *arguments, **options)
+
+        return call
+
+    monkeypatch.setattr(os, "listdir", refusing(os.listdir))
+    monkeypatch.setattr(os, "open", refusing(os.open))
+    with pytest.raises(DataError, match=f"{place}: cannot be read: Permission denied"):
+        load(root)
+
+
+@pytest.mark.parametrize("name", ["nowhere", "file", "null\0byte", "loop"])
+def test_a_root_that_is_no_folder_is_refused(tmp_path: Path, name: str) -> None:
+    (tmp_path / "file").write_text("x")
+    (tmp_path / "loop").symlink_to(tmp_path / "loop")
+    with pytest.raises(LayoutError, match="the data root cannot be read"):
+        load(tmp_path / name)
+
+
+@pytest.mark.parametrize(
+    ("domains", "expected"),
+    [
+        (["domian_C"], "unknown domain 'domian_C'. Did you mean 'domain_C'? Known: domain_A, domain_C."),
+        (["A", "domain_A"], "domain domain_A is asked for twice"),
+        ([], "no domain asked for"),
+        (["../outside"], "unknown domain '../outside'"),
+        (["."], "unknown domain '.'"),
+        ([""], "unknown domain ''"),
+        (["domain_A/test"], "unknown domain 'domain_A/test'"),
+        (["A\n"], "unknown domain 'A\\n'"),
+        (["a\0"], "unknown domain 'a\\x00'"),
+        (["-rf"], "unknown domain '-rf'"),
+        (["$(id)"], "unknown domain '$(id)'"),
+    ],
+)
+def test_domain_names_come_from_the_listing_or_are_refused(
+    root: Path, domains: list[str], expected: str
+) -> None:
+    write_tree(root.parent / "outside")
+    with pytest.raises(LayoutError) as caught:
+        load(root, domains)
+    assert expected in str(caught.value)
+
+
+def test_hostile_names_that_exist_are_data(root: Path) -> None:
+    (root / "domain_C").rename(root / "-rf $(id);\n")
+    (root / "domain_A/test/good/000000.tiff").rename(root / "domain_A/test/good/--x\n.tiff")
+    manifest = load(root, ("A", "-rf $(id);\n"))
+    assert manifest.domains == ("domain_A", "-rf $(id);\n")
+    assert ImageStore(manifest, keep_bytes=0)[3].shape == (5, 7)

@@ -1,0 +1,246 @@
+"""Metrics equal scikit-learn's at any score scale; intervals are seeded, exact in the limit, and fast."""
+
+import time
+
+import numpy as np
+import pytest
+from sklearn import config_context
+from sklearn import metrics as sk
+
+from dinomaly_hd.errors import NonFiniteError
+from dinomaly_hd.evaluation import intervals, metrics
+
+SETS = 1000
+SCALES = (1e-300, 1e-150, 1e-30, 1.0, 1e30, 1e150, 1e300)
+
+
+def random_set(number: int) -> tuple[np.ndarray, np.ndarray]:
+    """Scores of one of many kinds (ties, constants, denormals, any scale) with both classes present."""
+    generator = np.random.default_rng(number)
+    size = int(generator.integers(2, 120))
+    label = generator.integers(0, 2, size)
+    label[:2] = 0, 1
+    score = generator.normal(size=size) + label * generator.uniform(-1, 3)
+    kind = number % 5
+    if kind == 1:
+        score = np.round(score)  # many ties
+    elif kind == 2:
+        score = np.full(size, score[0])  # one tie
+    elif kind == 3:
+        return 5e-324 * generator.integers(0, 9, size), label  # denormals
+    elif kind == 4:
+        score = 1.0 + np.spacing(1.0) * np.round(score)  # neighbouring floats
+    return score * SCALES[number % len(SCALES)], label
+
+
+def sk_f1(score: np.ndarray, label: np.ndarray) -> float:
+    precision, recall, _ = sk.precision_recall_curve(label, score)
+    called = precision + recall > 0
+    return float((2 * precision[called] * recall[called] / (precision + recall)[called]).max())
+
+
+@config_context(assume_finite=True, skip_parameter_validation=True)
+def test_equal_to_scikit_learn_on_1000_sets():
+    passed = 0
+    for number in range(SETS):
+        score, label = random_set(number)
+        fpr, tpr, _ = sk.roc_curve(label, score, drop_intermediate=False)
+        pairs = [
+            (metrics.auroc(score, label), sk.roc_auc_score(label, score)),
+            (metrics.average_precision(score, label), sk.average_precision_score(label, score)),
+            (metrics.f1_max(score, label).value, sk_f1(score, label)),
+            *(
+                (metrics.tpr_at_fpr(score, label, max_fpr=f), tpr[fpr <= f].max())
+                for f in (0.0, 0.01, 0.05, 0.3)
+            ),
+        ]
+        assert all(abs(ours - theirs) <= 1e-12 for ours, theirs in pairs), (number, pairs)
+        passed += 1
+    print(f"{passed} passed of {SETS}")
+
+
+def test_confusion_equals_scikit_learn():
+    for number in range(100):
+        score, label = random_set(number)
+        threshold = float(np.median(score))
+        called = score >= threshold
+        tn, fp, fn, tp = sk.confusion_matrix(label, called).ravel()
+        ours = metrics.confusion_at(score, label, threshold=threshold)
+        assert ours[:4] == (tp, fp, tn, fn)
+        assert ours.precision == pytest.approx(
+            sk.precision_score(label, called, zero_division=np.nan), abs=1e-12
+        )
+        assert ours.recall == pytest.approx(sk.recall_score(label, called), abs=1e-12)
+        assert ours.f1 == pytest.approx(sk.f1_score(label, called), abs=1e-12)
+        assert ours.accuracy == pytest.approx(sk.accuracy_score(label, called), abs=1e-12)
+
+
+def test_f1_max_is_reached_at_its_threshold():
+    for number in range(100):
+        score, label = random_set(number)
+        best = metrics.f1_max(score, label)
+        assert metrics.confusion_at(score, label, threshold=best.threshold).f1 == best.value
+
+
+def test_a_score_equal_to_the_threshold_is_a_fault():
+    assert metrics.confusion_at([1.0, 2.0, 3.0], [0, 0, 1], threshold=2.0)[:4] == (1, 1, 1, 0)
+
+
+def test_tpr_at_fpr_takes_no_vertex_beyond_the_target():
+    # Vertices (FPR, TPR): (0, .5), (1/3, .5), (1/3, 1), ...: the nearest to .3 is the third, beyond it.
+    score, label = [5, 4, 3, 2, 1], [1, 0, 1, 0, 0]
+    assert metrics.tpr_at_fpr(score, label, max_fpr=0.3) == 0.5
+    assert metrics.tpr_at_fpr(score, label, max_fpr=1 / 3) == 1.0
+
+
+@pytest.mark.parametrize("count", [7, 100, 1000, 999])
+def test_allowed_false_positives_compares_as_a_roc_curve_does(count):
+    for target in (0.0, 0.01, 0.05, 0.29, 0.57, 0.58, 1.0):
+        allowed = metrics.allowed_false_positives(count, max_fpr=target)
+        assert allowed == (np.arange(count + 1) / count <= target).sum() - 1
+
+
+@pytest.mark.parametrize("label", [[0, 0, 0], [1, 1, 1]])
+def test_one_class_gives_nan(label):
+    score = [1.0, 2.0, 3.0]
+    values = [
+        metrics.auroc(score, label),
+        metrics.tpr_at_fpr(score, label, max_fpr=0.01),
+        metrics.average_precision(score, label),
+        *metrics.f1_max(score, label),
+        *metrics.confusion_at(score, label, threshold=2.0)[4:],
+    ]
+    assert np.isnan(values).all()
+    assert metrics.roc_curve(score, label).fpr.size == 0
+
+
+@pytest.mark.parametrize("bad", [np.nan, np.inf, -np.inf])
+def test_non_finite_score_is_an_error_that_names_the_image(bad):
+    with pytest.raises(NonFiniteError, match=r"C/000001\.tiff: score .*1 of 3"):
+        metrics.check_finite([0.0, bad, 1.0], names=["C/000000.tiff", "C/000001.tiff", "C/000002.tiff"])
+    for measure in (metrics.auroc, metrics.average_precision, metrics.f1_max):
+        with pytest.raises(NonFiniteError, match="position 1"):
+            measure([0.0, bad, 1.0], [0, 1, 1])
+
+
+def maps_and_masks(seed: int, *, ties: bool) -> tuple[np.ndarray, np.ndarray]:
+    generator = np.random.default_rng(seed)
+    masks = np.zeros((4, 12, 15), dtype=bool)
+    masks[0, 2, 1:9] = masks[0, 8:11, 10:12] = masks[2, 5, 5] = masks[2, 6, 6] = True
+    maps = generator.normal(size=masks.shape) + masks
+    return (np.round(maps, 1) if ties else maps).astype(np.float32), masks
+
+
+def aupro_by_thresholds(maps: np.ndarray, masks: np.ndarray, max_fpr: float) -> float:
+    """The definition, point by point, with the three regions written out."""
+    regions = [np.zeros_like(masks) for _ in range(3)]
+    regions[0][0, 2, 1:9] = regions[1][0, 8:11, 10:12] = True
+    regions[2][2, 5, 5] = regions[2][2, 6, 6] = True  # touch at a corner: one region
+    levels = np.unique(maps)[::-1]
+    fpr = np.array([0.0] + [(maps[~masks] >= level).mean() for level in levels])
+    pro = np.array(
+        [0.0] + [np.mean([(maps[region] >= level).mean() for region in regions]) for level in levels]
+    )
+    grid = np.append(fpr[fpr < max_fpr], max_fpr)
+    curve = np.append(pro[fpr < max_fpr], np.interp(max_fpr, fpr, pro))
+    return float(np.trapezoid(curve, grid) / max_fpr)
+
+
+@pytest.mark.parametrize("ties", [False, True])
+@pytest.mark.parametrize("seed", range(5))
+def test_pixel_metrics_equal_their_definitions(seed, ties):
+    maps, masks = maps_and_masks(seed, ties=ties)
+    assert metrics.pixel_auroc(maps, masks) == pytest.approx(
+        sk.roc_auc_score(masks.ravel(), maps.ravel()), abs=1e-12
+    )
+    for max_fpr in (0.3, 0.05, 1.0):
+        ours = metrics.aupro(maps, masks, max_fpr=max_fpr)
+        assert ours == pytest.approx(aupro_by_thresholds(maps, masks, max_fpr), abs=1e-12)
+
+
+def test_aupro_counts_regions_not_pixels():
+    masks = np.zeros((1, 10, 40), dtype=bool)
+    masks[0, 2, :30] = masks[0, 7, 5] = True
+    maps = np.zeros(masks.shape)
+    maps[0, 7, 5] = 1.0  # only the single-pixel region is found
+    assert metrics.aupro(maps, masks) == pytest.approx(0.5 + 0.5 * 0.15, abs=1e-12)
+
+
+def test_pixel_metrics_without_defects_are_nan_and_bad_maps_named():
+    maps, masks = maps_and_masks(0, ties=False)
+    assert np.isnan(metrics.aupro(maps, np.zeros_like(masks)))
+    assert np.isnan(metrics.pixel_auroc(maps, np.zeros_like(masks)))
+    maps[2, 0, 0] = np.nan
+    with pytest.raises(NonFiniteError, match="anomaly map 2"):
+        metrics.aupro(maps, masks)
+
+
+def test_2000_maps_of_hdmap_size_take_seconds():
+    generator = np.random.default_rng(0)
+    masks = np.zeros((2000, 31, 95), dtype=bool)
+    masks[:1000, 5, 10:60] = True
+    maps = generator.random(masks.shape, dtype=np.float32) + masks
+    started = time.process_time()
+    metrics.aupro(maps, masks)
+    assert time.process_time() - started < 5
+
+
+def gaussian_set(count: int) -> tuple[np.ndarray, np.ndarray]:
+    label = np.repeat([0, 1], count)
+    return np.random.default_rng(0).normal(size=2 * count) + 1.5 * label, label
+
+
+def bootstrap(score, label, *, seed: int = 42, draws: int = 2000) -> intervals.Draws:
+    generator = intervals.named_generator(seed, "score/domain_C/all")
+    return intervals.bootstrap(score, label, max_fprs=(0.01, 0.05), generator=generator, draws=draws)
+
+
+def test_each_draw_is_the_metric_of_the_resampled_images():
+    score, label = gaussian_set(30)
+    score = np.round(score, 1)
+    drawn = bootstrap(score, label, draws=50)
+    generator = intervals.named_generator(42, "score/domain_C/all")
+    good, fault = np.sort(score[label == 0]), np.sort(score[label == 1])
+    picked_good = good[generator.integers(0, 30, size=(50, 30))]
+    picked_fault = fault[generator.integers(0, 30, size=(50, 30))]
+    for row in range(50):
+        again = np.concatenate([picked_good[row], picked_fault[row]])
+        assert drawn.auroc_B[row] == pytest.approx(metrics.auroc(again, label), abs=1e-12)
+        for column, target in enumerate((0.01, 0.05)):
+            assert drawn.tpr_BR[row, column] == metrics.tpr_at_fpr(again, label, max_fpr=target)
+
+
+def test_interval_width_agrees_with_the_theory():
+    score, label = gaussian_set(1000)
+    low, high = intervals.percentile_interval(bootstrap(score, label).auroc_B)
+    area = metrics.auroc(score, label)
+    # Hanley and McNeil (1982): the standard error of an AUROC.
+    q1, q2 = area / (2 - area), 2 * area**2 / (1 + area)
+    error = np.sqrt((area * (1 - area) + 999 * (q1 - area**2) + 999 * (q2 - area**2)) / 1000**2)
+    assert low < area < high
+    assert high - low == pytest.approx(2 * 1.96 * error, rel=0.1)
+
+
+def test_intervals_depend_on_the_seed_and_not_on_the_order_of_images():
+    score, label = gaussian_set(200)
+    order = np.random.default_rng(1).permutation(400)
+    first, again, other = (
+        bootstrap(score, label),
+        bootstrap(score[order], label[order]),
+        bootstrap(score, label, seed=43),
+    )
+    assert np.array_equal(first.auroc_B, again.auroc_B)
+    assert np.array_equal(first.tpr_BR, again.tpr_BR)
+    assert not np.array_equal(first.auroc_B, other.auroc_B)
+
+
+def test_one_class_has_no_interval():
+    drawn = bootstrap([1.0, 2.0], [0, 0])
+    assert np.isnan(intervals.percentile_interval(drawn.auroc_B)).all()
+
+
+def test_2000_draws_over_2000_images_take_under_a_second():
+    score, label = gaussian_set(1000)
+    started = time.process_time()
+    bootstrap(score, label)
+    assert time.process_time() - started < 1

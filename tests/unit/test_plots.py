@@ -1,0 +1,230 @@
+"""Pictures: what they show where, which images are chosen, and that odd input does not break them."""
+
+import io
+import time
+
+import numpy as np
+import pandas as pd
+import pytest
+from PIL import Image
+
+from dinomaly_hd.errors import NonFiniteError
+from dinomaly_hd.evaluation import pictures, plots
+from dinomaly_hd.evaluation.metrics import auroc
+from dinomaly_hd.evaluation.pictures import MapPicture, select_by_rank
+from dinomaly_hd.evaluation.thresholds import Threshold, youden
+from dinomaly_hd.geometry import Box
+
+SHAPE = (31, 95)
+
+
+def score_table(*, count: int = 40, domains: tuple[str, ...] = ("domain_A", "domain_C")) -> pd.DataFrame:
+    generator = np.random.default_rng(0)
+    label = np.tile(np.repeat([0, 1], count), len(domains))
+    return pd.DataFrame(
+        {
+            "path": [f"{row:06d}.tiff" for row in range(label.size)],
+            "domain": np.repeat(domains, 2 * count),
+            "label": label,
+            "condition": np.where(np.arange(label.size) % 2 == 0, "cold", "warm"),
+            "score": generator.normal(size=label.size) + label,
+        }
+    )
+
+
+def pixels(png: bytes) -> np.ndarray:
+    assert png.startswith(b"\x89PNG")
+    return np.asarray(Image.open(io.BytesIO(png)).convert("RGB")).astype(int)
+
+
+def test_roc_has_a_curve_per_condition_named_by_its_auroc():
+    table = score_table()
+    figure = plots.roc_figure(table, domain="domain_C")
+    legend = [text.get_text() for text in figure.axes[1].get_legend().get_texts()]
+    rows = table[(table["domain"] == "domain_C") & (table["condition"] == "cold")]
+    assert legend[0] == f"cold: AUROC {100 * auroc(rows['score'], rows['label']):.2f} %"
+    assert [text.split(":")[0] for text in legend] == ["cold", "warm", "all", "FPR 1 %"]
+    assert pixels(plots.png_bytes(figure)).std() > 10
+
+
+def test_histogram_counts_all_images_and_marks_thresholds():
+    table = score_table()
+    rows = table[table["domain"] == "domain_C"]
+    found = youden(rows["score"], rows["label"])
+    figure = plots.histogram_figure(table, domain="domain_C", thresholds=[found])
+    assert [axes.get_title() for axes in figure.axes] == ["cold", "warm", "all"]
+    texts = [text.get_text() for text in figure.axes[2].get_legend().get_texts()]
+    assert texts == ["good (40)", "fault (40)", f"youden {found.value:.4g} (optimistic)"]
+    assert (
+        sum(patch.get_data().values.sum() for patch in figure.axes[2].patches) == 2 * 80
+    )  # fill and outline
+    assert figure.axes[0].lines[0].get_xdata()[0] == found.value
+
+
+SCORES = {
+    "constant": np.zeros(160),
+    "huge": 1e300 * np.linspace(-1, 1, 160),
+    "tiny": 1e-300 * np.linspace(0, 1, 160),
+    "one outlier": np.append(np.zeros(159), 1e9),
+}
+
+
+@pytest.mark.parametrize("kind", SCORES)
+def test_any_score_scale_can_be_drawn(kind):
+    table = score_table().assign(score=SCORES[kind], condition="all")
+    for threshold in (float("nan"), 0.5):
+        chosen = [Threshold("normal_quantile", threshold, False, "held-out normals")]
+        plots.png_bytes(plots.histogram_figure(table, domain="domain_C", thresholds=chosen))
+    plots.png_bytes(plots.roc_figure(table, domain="domain_C"))
+
+
+def test_one_class_has_no_curve_but_a_picture():
+    table = score_table()
+    figure = plots.roc_figure(table[table["label"] == 0], domain="domain_C")
+    plots.png_bytes(figure)
+    assert figure.axes[1].get_legend().get_texts()[0].get_text() == "cold: one class only"
+
+
+def test_history_leaves_out_values_that_are_not_finite():
+    series = {
+        "loss": [3.0, 2.0, float("nan"), 1.0],
+        "learning rate": [0.0, 1.0, 1.0, 1.0],
+        "grad": [np.inf] * 4,
+    }
+    figure = plots.history_figure([0, 10, 20, 30], series=series)
+    plots.png_bytes(figure)
+    assert [axes.get_yscale() for axes in figure.axes] == ["log", "linear", "linear"]
+    assert figure.axes[0].lines[0].get_xydata().tolist() == [[0, 3], [10, 2], [30, 1]]
+
+
+def test_same_figure_same_bytes():
+    table = score_table()
+    first, second = (plots.png_bytes(plots.roc_figure(table, domain="domain_C")) for _ in range(2))
+    assert first == second
+
+
+def test_names_that_the_font_lacks_are_drawn_all_the_same():
+    assert plots.printable("domain_가\n$x^2$") == "domain_??$x^2$"
+    table = score_table(domains=("기어_$\\frac",))
+    plots.png_bytes(plots.roc_figure(table, domain="기어_$\\frac"))
+
+
+def picture(**keywords) -> MapPicture:
+    return MapPicture(input_shape=SHAPE, limit=1.0, input_limit=1.0, **keywords)
+
+
+def colour_at(drawn: MapPicture, png: bytes, *, panel: int, row: float, column: float) -> tuple[int, ...]:
+    """Colour of the picture where a panel (0 input, 1 map, 2 overlay) shows an input pixel."""
+    grid = pixels(png)
+    x, y = drawn.figure.axes[panel].transData.transform((column, row))
+    return tuple(grid[grid.shape[0] - 1 - int(y), int(x)])
+
+
+def test_input_and_map_are_shown_at_their_places():
+    image, anomaly = np.zeros(SHAPE), np.zeros((9, 19))
+    image[7, 60] = 1.0
+    anomaly[4, 10] = (
+        1.0  # the map covers rows 2..28 and columns 0..94 by 3 x 5 pixels: rows 14-16, columns 50-54
+    )
+    drawn = picture(box=Box(2, 29, 0, 95))
+    png = drawn.png(image, anomaly, title="a title")
+    assert colour_at(drawn, png, panel=0, row=7, column=60) == (255, 255, 255)
+    assert colour_at(drawn, png, panel=0, row=7, column=62) == (0, 0, 0)
+    top_colour = colour_at(drawn, png, panel=1, row=15, column=52)
+    assert top_colour == (252, 254, 164)  # the end of the colour scale
+    for row, column in ((14, 50), (16, 54)):
+        assert colour_at(drawn, png, panel=1, row=row, column=column) == top_colour
+        assert min(colour_at(drawn, png, panel=2, row=row, column=column)[:2]) > 150
+    for row, column in ((13, 52), (17, 52), (15, 49), (15, 55)):
+        assert max(colour_at(drawn, png, panel=1, row=row, column=column)) < 10
+    assert colour_at(drawn, png, panel=1, row=0.5, column=52) == (217, 217, 217)  # hidden by the crop
+    assert [axes.get_ylabel() for axes in drawn.figure.axes[:3]] == ["driving tooth"] * 3
+    assert drawn.figure.axes[2].get_xlabel() == "driven tooth"
+
+
+def test_one_scale_for_all_pictures_of_a_domain():
+    drawn = picture()
+    faint, strong = (drawn.png(np.zeros(SHAPE), np.full((4, 4), v), title="t") for v in (0.25, 5.0))
+    assert colour_at(drawn, strong, panel=1, row=15, column=40) == (252, 254, 164)
+    assert max(colour_at(drawn, faint, panel=1, row=15, column=40)) < 130
+    assert pictures.map_limit(np.arange(1001.0).reshape(1, 7, 143)) == pytest.approx(995.0)
+
+
+def test_mask_is_outlined_and_the_outline_does_not_stay():
+    mask = np.zeros(SHAPE, dtype=bool)
+    mask[10:13, 20:40] = True
+    drawn = picture()
+    blank = np.zeros(SHAPE)
+    before = drawn.png(blank, blank, title="t")
+    with_mask = drawn.png(blank, blank, title="t", mask_HW=mask)
+    for panel in range(3):
+        edge = colour_at(drawn, with_mask, panel=panel, row=11, column=19.5)
+        assert edge[1] > 100 > edge[0]
+        assert max(colour_at(drawn, with_mask, panel=panel, row=11, column=30)) < 10  # no line inside
+    assert drawn.png(blank, blank, title="t") == before
+
+
+def test_outline_has_one_segment_per_pixel_edge():
+    mask = np.zeros((4, 5), dtype=bool)
+    mask[0, 1:3] = True
+    segments = pictures.outline(mask)
+    assert len(segments) == 6
+    assert all(np.abs(segment[0] - segment[1]).sum() == 1 for segment in segments)
+    assert {tuple(corner) for segment in segments for corner in segment} == {
+        (x - 0.5, y - 0.5) for x in (1, 2, 3) for y in (0, 1)
+    }
+
+
+def test_flat_normals_and_odd_titles_are_drawn_and_bad_maps_refused():
+    drawn = MapPicture(input_shape=SHAPE, limit=0.0, input_limit=0.0)
+    title = pictures.picture_title(
+        path="기어/$x_.tiff", label=1, condition="all", score=1.0, threshold=float("nan")
+    )
+    assert title == "기어/$x_.tiff\nfault · score 1, no threshold"
+    drawn.png(np.zeros(SHAPE), np.zeros((3, 3)), title=title)
+    with pytest.raises(NonFiniteError):
+        drawn.png(np.zeros(SHAPE), np.full((3, 3), np.nan), title=title)
+
+
+def test_title_says_on_which_side_of_the_threshold_the_score_lies():
+    facts = {"path": "domain_C/test/fault/000017.tiff", "label": 1, "condition": "cold", "threshold": 0.11}
+    above, below = (pictures.picture_title(**facts, score=score) for score in (0.1234, 0.05))
+    assert above == "domain_C/test/fault/000017.tiff\nfault · cold · score 0.1234 ≥ threshold 0.11"
+    assert below.endswith("score 0.05 < threshold 0.11")
+
+
+def test_selection_takes_highest_lowest_and_nearest_of_each_label_and_domain():
+    table = score_table()
+    chosen = select_by_rank(table, thresholds={"domain_A": 0.5, "domain_C": 0.5})
+    assert len(chosen) == 2 * 2 * 30
+    assert not chosen["path"].duplicated().any()
+    for (_, _), rows in table.groupby(["domain", "label"]):
+        picked = chosen[chosen["path"].isin(rows["path"])]
+        ranked = rows.sort_values("score", ascending=False)
+        middle = ranked.iloc[10:-10]
+        nearest = middle.loc[(middle["score"] - 0.5).abs().sort_values().index[:10]]
+        for rank, expected in (("highest", ranked[:10]), ("lowest", ranked[-10:]), ("threshold", nearest)):
+            assert set(picked["path"][picked["rank"] == rank]) == set(expected["path"]), rank
+
+
+@pytest.mark.parametrize("size", [1, 5, 15, 25])
+def test_selection_of_few_images_takes_each_once(size):
+    chosen = select_by_rank(score_table(count=size), thresholds={"domain_A": 0.0, "domain_C": 0.0})
+    assert len(chosen) == 4 * size
+    assert not chosen["path"].duplicated().any()
+
+
+def test_selection_without_a_threshold_leaves_the_middle_out():
+    chosen = select_by_rank(score_table(), thresholds={"domain_A": float("nan")})
+    assert set(chosen["rank"]) == {"highest", "lowest"}
+    assert len(chosen) == 2 * 2 * 20
+
+
+def test_240_pictures_take_under_40_seconds():
+    drawn = picture()
+    generator = np.random.default_rng(0)
+    image, anomaly = generator.random(SHAPE), generator.random((392, 392))
+    started = time.process_time()
+    for number in range(12):
+        drawn.png(image, anomaly, title=f"picture {number}")
+    assert (time.process_time() - started) * 240 / 12 < 40

@@ -1,0 +1,273 @@
+"""From a score table to the nested result, MLflow's names and the printed table."""
+
+import json
+import re
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from dinomaly_hd.errors import ConfigError, DataError, NonFiniteError
+from dinomaly_hd.evaluation import metrics
+from dinomaly_hd.evaluation.results import PixelScores, check_table, evaluate
+from dinomaly_hd.evaluation.summary import flat_metrics, summary_lines
+from dinomaly_hd.evaluation.thresholds import Threshold, normal_quantile
+
+DOMAINS = ("domain_D", "domain_A", "domain_C")  # not sorted: the order of appearance must survive
+COUNT = 40
+
+
+def domain_table(domain: str, *, seed: int, conditions: bool = True) -> pd.DataFrame:
+    generator = np.random.default_rng(seed)
+    label = np.repeat([0, 1], COUNT)
+    warm = np.tile(np.arange(COUNT) >= COUNT // 2, 2)
+    score = generator.normal(size=2 * COUNT) + label * np.where(warm, 3.0, 1.0)
+    folder = np.where(label == 1, "fault", "good")
+    return pd.DataFrame(
+        {
+            "path": [f"{domain}/test/{folder[row]}/{row % COUNT:06d}.tiff" for row in range(2 * COUNT)],
+            "domain": domain,
+            "label": label,
+            "condition": np.where(warm, "warm", "cold") if conditions else "all",
+            "score": score,
+            "trivial/max": score + generator.normal(size=2 * COUNT),
+            "trivial/row_filter": generator.normal(size=2 * COUNT) + label,
+        }
+    )
+
+
+def score_table(*, conditions: bool = True) -> pd.DataFrame:
+    parts = [domain_table(domain, seed=seed, conditions=conditions) for seed, domain in enumerate(DOMAINS)]
+    return pd.concat(parts, ignore_index=True)
+
+
+def run(table: pd.DataFrame, *, domains: tuple[str, ...] = DOMAINS, **keywords) -> dict:
+    normal = normal_quantile(np.random.default_rng(9).normal(size=100), held_out=True)
+    return evaluate(table, normal_thresholds=dict.fromkeys(domains, normal), seed=42, draws=200, **keywords)
+
+
+def select(table: pd.DataFrame, domain: str, condition: str) -> tuple[np.ndarray, np.ndarray]:
+    rows = table[table["domain"] == domain]
+    rows = rows if condition == "all" else rows[rows["condition"] == condition]
+    return rows["score"].to_numpy(), rows["label"].to_numpy()
+
+
+@pytest.mark.parametrize("condition", ["cold", "warm", "all"])
+@pytest.mark.parametrize("domain", DOMAINS)
+def test_each_block_holds_the_metrics_of_its_own_images(domain, condition):
+    table = score_table()
+    block = run(table)["per_domain_metrics"][domain]["by_condition"][condition]
+    score, label = select(table, domain, condition)
+    assert block["auroc"] == metrics.auroc(score, label)
+    assert block["tpr_at_fpr_1pct"] == metrics.tpr_at_fpr(score, label, max_fpr=0.01)
+    assert block["tpr_at_fpr_5pct"] == metrics.tpr_at_fpr(score, label, max_fpr=0.05)
+    assert block["average_precision"] == metrics.average_precision(score, label)
+    assert block["f1_max"] == metrics.f1_max(score, label).value
+    assert block["counts"] == {"good": (label == 0).sum(), "fault": (label == 1).sum()}
+    assert "auroc" not in block["reasons"]
+    for name, (low, high) in block["intervals"].items():
+        assert 0 <= low <= high <= 1, name
+    low, high = block["intervals"]["auroc"]
+    assert low < block["auroc"] < high
+
+
+def test_calls_at_the_top_are_those_of_the_honest_threshold():
+    table = score_table()
+    block = run(table)["per_domain_metrics"]["domain_C"]
+    score, label = select(table, "domain_C", "all")
+    confusion = metrics.confusion_at(score, label, threshold=block["optimal_threshold"])
+    honest = block["thresholds"]["normal_quantile"]
+    assert block["optimal_threshold"] == honest["value"]
+    assert (
+        block["confusion"]
+        == honest["confusion"]
+        == dict(zip(("tp", "fp", "tn", "fn"), confusion, strict=False))
+    )
+    assert (block["precision"], block["f1_score"]) == (confusion.precision, confusion.f1)
+    assert {name: entry["optimistic"] for name, entry in block["thresholds"].items()} == {
+        "youden": True,
+        "f1": True,
+        "normal_quantile": False,
+    }
+    assert block["thresholds"]["f1"]["f1_score"] == block["f1_max"]
+
+
+def test_conditions_share_the_threshold_of_their_domain():
+    block = run(score_table())["per_domain_metrics"]["domain_C"]
+    cold, warm = (block["by_condition"][name] for name in ("cold", "warm"))
+    for rule in ("youden", "f1", "normal_quantile"):
+        assert cold["thresholds"][rule]["value"] == warm["thresholds"][rule]["value"]
+    for count in ("tp", "fp", "tn", "fn"):
+        assert cold["confusion"][count] + warm["confusion"][count] == block["confusion"][count]
+
+
+def test_mean_and_pooled():
+    table = score_table()
+    result = run(table)
+    blocks = result["per_domain_metrics"].values()
+    pooled = result["overall_pooled_metrics"]
+    assert list(result["per_domain_metrics"]) == list(DOMAINS)
+    assert result["mean_metrics"]["auroc"] == pytest.approx(np.mean([block["auroc"] for block in blocks]))
+    assert result["mean_metrics"]["domains_used"]["auroc"] == 3
+    assert result["mean_metrics"]["missing"] == {}
+    assert result["overall_auroc"] == pooled["auroc"] == metrics.auroc(table["score"], table["label"])
+    assert pooled["confusion"]["tp"] == sum(block["confusion"]["tp"] for block in blocks)
+
+
+def test_interval_of_the_mean_narrows_as_domains_are_drawn_independently():
+    same = pd.concat([domain_table(domain, seed=1) for domain in DOMAINS], ignore_index=True)
+    result = run(same)
+    single = np.diff(result["per_domain_metrics"]["domain_C"]["intervals"]["auroc"])[0]
+    mean = np.diff(result["mean_metrics"]["intervals"]["auroc"])[0]
+    assert mean == pytest.approx(single / np.sqrt(3), rel=0.25)
+
+
+def test_per_domain_evaluation_equals_whole_set_evaluation():
+    table = score_table()
+    whole = run(table)
+    for domain in DOMAINS:
+        alone = run(table[table["domain"] == domain], domains=(domain,))
+        assert alone["per_domain_metrics"][domain] == whole["per_domain_metrics"][domain]
+        assert alone["trivial"]["max"][domain] == whole["trivial"]["max"][domain]
+
+
+def test_one_class_is_nan_with_a_reason_and_left_out_of_the_mean():
+    table = score_table()
+    table = table[(table["domain"] != "domain_A") | (table["label"] == 0)]
+    result = run(table)
+    block, mean = result["per_domain_metrics"]["domain_A"], result["mean_metrics"]
+    for name in ("auroc", "tpr_at_fpr_1pct", "average_precision", "f1_max", "precision", "f1_score"):
+        assert np.isnan(block[name]), name
+        assert block["reasons"][name] == "needs both classes, has 40 good and 0 fault images"
+        assert mean["domains_used"][name] == 2
+        assert mean["missing"][name] == ["domain_A"]
+    others = [result["per_domain_metrics"][domain]["auroc"] for domain in ("domain_D", "domain_C")]
+    assert mean["auroc"] == pytest.approx(np.mean(others))
+    low, high = mean["intervals"]["auroc"]
+    assert low < mean["auroc"] < high
+    assert "domain_A/auroc" not in flat_metrics(result)
+    text = "\n".join(summary_lines(result))
+    assert "mean: over 2 of 3 domains" in text
+    assert "domain_A: needs both classes, has 40 good and 0 fault images" in text
+
+
+def test_domain_without_a_threshold_says_so():
+    result = run(score_table(), domains=("domain_C",))
+    block, pooled = result["per_domain_metrics"]["domain_A"], result["overall_pooled_metrics"]
+    assert np.isnan(block["precision"])
+    assert "no scores of normal images" in block["reasons"]["precision"]
+    assert pooled["reasons"]["precision"] == "no threshold for domain_D, domain_A"
+    assert result["mean_metrics"]["domains_used"]["precision"] == 1
+
+
+def test_nothing_called_a_fault_has_no_precision():
+    never = Threshold("normal_quantile", 1e9, False, "held-out normals")
+    result = evaluate(score_table(), normal_thresholds=dict.fromkeys(DOMAINS, never), seed=42, draws=10)
+    block = result["per_domain_metrics"]["domain_C"]
+    assert np.isnan(block["precision"])
+    assert block["reasons"] == {"precision": "no image was called a fault at this threshold"}
+    assert (block["recall"], block["f1_score"]) == (0.0, 0.0)
+
+
+def test_one_known_condition_gives_one_block():
+    result = run(score_table(conditions=False))
+    assert list(result["per_domain_metrics"]["domain_C"]["by_condition"]) == ["all"]
+    assert not any("cold" in name for name in flat_metrics(result))
+    assert "cold" not in "\n".join(summary_lines(result))
+
+
+def test_pixel_metrics_enter_where_given():
+    scores = {"domain_C": PixelScores(0.9, 0.8), "domain_A": PixelScores(0.7, float("nan"))}
+    result = run(score_table(), pixel=scores)
+    flat = flat_metrics(result)
+    assert (flat["domain_C/pixel_auroc"], flat["domain_C/aupro"], flat["mean/pixel_auroc"]) == (0.9, 0.8, 0.8)
+    assert result["mean_metrics"]["missing"]["aupro"] == ["domain_D", "domain_A"]
+    assert "aupro" in result["per_domain_metrics"]["domain_A"]["reasons"]
+    assert "domain_D/pixel_auroc" not in flat
+
+
+def test_same_seed_same_result_and_json_ready():
+    table = score_table()
+    first = json.dumps(run(table))
+    shuffled = pd.concat(
+        [part.sample(frac=1, random_state=3) for _, part in table.groupby("domain", sort=False)]
+    )
+    assert json.loads(json.dumps(run(table))) == json.loads(first)
+    assert (
+        json.loads(json.dumps(run(shuffled)))["per_domain_metrics"] == json.loads(first)["per_domain_metrics"]
+    )
+
+
+def test_flat_names_are_mlflows():
+    result = run(score_table())
+    flat = flat_metrics(result)
+    block = result["per_domain_metrics"]["domain_C"]
+    expected = {
+        "domain_C/auroc": block["auroc"],
+        "domain_C/tpr_at_fpr_1": block["tpr_at_fpr_1pct"],
+        "domain_C/tpr_at_fpr_5": block["tpr_at_fpr_5pct"],
+        "domain_C/auroc_low": block["intervals"]["auroc"][0],
+        "domain_C/tpr_at_fpr_1_high": block["intervals"]["tpr_at_fpr_1pct"][1],
+        "domain_C/cold/auroc": block["by_condition"]["cold"]["auroc"],
+        "mean/auroc": result["mean_metrics"]["auroc"],
+        "mean/warm/tpr_at_fpr_1": result["mean_metrics"]["by_condition"]["warm"]["tpr_at_fpr_1pct"],
+        "pooled/auroc": result["overall_auroc"],
+        "trivial/max/domain_C/auroc": result["trivial"]["max"]["domain_C"]["auroc"],
+        "trivial/row_filter/mean/auroc": result["trivial"]["row_filter"]["mean"]["auroc"],
+    }
+    assert {name: flat[name] for name in expected} == expected
+    assert not any("/all/" in name for name in flat)
+    assert all(re.fullmatch(r"[\w/]+", name) and isinstance(value, float) for name, value in flat.items())
+
+
+def test_summary_shows_every_number_asked_for_within_110_columns():
+    result = run(score_table())
+    lines = summary_lines(result)
+    assert max(map(len, lines)) <= 110
+    row = next(line for line in lines if line.startswith("domain_C"))
+    block = result["per_domain_metrics"]["domain_C"]
+    low, high = block["intervals"]["auroc"]
+    assert f"{100 * block['auroc']:.2f} [{100 * low:.2f}, {100 * high:.2f}]" in row
+    assert f"{100 * block['by_condition']['cold']['auroc']:.2f}" in row
+    trivial = [line for line in lines[lines.index("") :] if line.startswith("domain_C")]
+    assert f"{100 * result['trivial']['max']['domain_C']['auroc']:.2f}" in trivial[0]
+
+
+def test_long_names_and_perfect_scores_stay_aligned():
+    table = score_table().replace({"domain": {"domain_C": "a_domain_with_a_very_long_name_indeed"}})
+    table["score"] = table["label"].astype(float)
+    lines = summary_lines(run(table, domains=("domain_A",)))
+    assert max(map(len, lines)) <= 110
+    body = lines[1 : lines.index("")]
+    assert len({len(line) for line in body}) == 1
+
+
+BROKEN = {
+    "no column": (lambda table: table.drop(columns="label"), DataError, "no column label"),
+    "no rows": (lambda table: table.iloc[:0], DataError, "no rows"),
+    "label": (lambda table: table.replace({"label": {1: 2}}), DataError, "fault/000000.tiff: label 2"),
+    "twice": (lambda table: pd.concat([table, table.iloc[:1]]), DataError, "occurs more than once"),
+    "reserved": (lambda table: table.replace({"domain": {"domain_A": "mean"}}), DataError, "'mean'"),
+    "nan": (
+        lambda table: table.assign(score=table["score"].where(table.index != 3)),
+        NonFiniteError,
+        "domain_D/test/good/000003.tiff: score nan",
+    ),
+    "trivial": (
+        lambda table: table.assign(**{"trivial/max": np.inf}),
+        NonFiniteError,
+        r"000000.tiff \(trivial/max\): score inf",
+    ),
+}
+
+
+@pytest.mark.parametrize("case", BROKEN)
+def test_broken_tables_are_refused_by_name(case):
+    breaks, error, message = BROKEN[case]
+    with pytest.raises(error, match=message):
+        check_table(breaks(score_table()))
+
+
+def test_threshold_of_an_unknown_domain_is_refused_with_the_nearest_name():
+    with pytest.raises(ConfigError, match="Did you mean 'domain_C'"):
+        run(score_table(), domains=("domian_C",))

@@ -1,0 +1,336 @@
+"""The simulator writes HDMAP's folders, whole or not at all, and the same bytes for the same seed."""
+
+import csv
+import errno
+import hashlib
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import tifffile
+
+from dinomaly_hd.data import simulator
+from dinomaly_hd.data.gear_physics import MESHES, drift, mesh_order, record, texture
+from dinomaly_hd.data.simulator import FOLDERS, SIZES, Size, simulate, simulate_domain
+from dinomaly_hd.data.streams import Draws, Key
+from dinomaly_hd.errors import ConfigError, LayoutError, OutputError
+
+TINY = SIZES["tiny"]
+
+
+@pytest.fixture(scope="module")
+def tiny(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The tiny data set of seed 42; read only."""
+    return simulate(tmp_path_factory.mktemp("simulated") / "tiny", size="tiny", seed=42)
+
+
+def contents(root: Path) -> dict[str, bytes]:
+    return {str(path.relative_to(root)): path.read_bytes() for path in root.rglob("*") if path.is_file()}
+
+
+def rows_of(path: Path) -> list[dict[str, str]]:
+    with path.open(newline="") as stream:
+        return list(csv.DictReader(stream))
+
+
+def visible(folder: Path) -> list[str]:
+    return sorted(path.name for path in folder.iterdir() if not path.name.endswith(".lock"))
+
+
+@pytest.mark.parametrize("domain", "ABCD")
+@pytest.mark.parametrize(("folder", "images"), list(zip(FOLDERS, TINY, strict=True)))
+def test_every_folder_holds_numbered_float_maps(tiny: Path, domain: str, folder: str, images: int) -> None:
+    files = sorted((tiny / f"domain_{domain}" / folder).iterdir())
+    assert [path.name for path in files] == [f"{number:06d}.tiff" for number in range(images)]
+    for path in files:
+        map_RC = tifffile.imread(path)
+        assert map_RC.shape == (31, 95)
+        assert map_RC.dtype == np.float32
+        assert map_RC.min() > 0
+
+
+def test_the_largest_training_value_is_one_and_faults_are_not_clipped() -> None:
+    domain = simulate_domain("C", size=TINY, seed=42)
+    assert domain.train.maps_NRC.max() == 1.0
+    assert domain.fault.maps_NRC[2:].max(axis=(1, 2)).min() > 1.0
+
+
+def test_conditions_name_every_image_and_cold_comes_first(tiny: Path) -> None:
+    rows = rows_of(tiny / "conditions.csv")
+    assert {row["path"] for row in rows} == {
+        path.relative_to(tiny).as_posix() for path in tiny.glob("domain_*/**/*.tiff")
+    }
+    of_domain_c = [
+        (row["path"][9:-5], row["condition"]) for row in rows if row["path"].startswith("domain_C")
+    ]
+    assert [condition for path, condition in of_domain_c if path.startswith("test/fault")] == [
+        "cold",
+        "cold",
+        "warm",
+        "warm",
+    ]
+    assert [condition for path, condition in of_domain_c if path.startswith("train")] == 2 * ["cold"] + 6 * [
+        "warm"
+    ]
+
+
+def test_masks_lie_on_the_damaged_row_and_its_neighbour(tiny: Path) -> None:
+    bands = rows_of(tiny / "severity.csv")
+    assert len(bands) == 4 * TINY.fault == len(list(tiny.glob("ground_truth/domain_*/test/fault/*.tiff")))
+    for band in bands:
+        mask_RC = tifffile.imread(tiny / "ground_truth" / band["path"])
+        row, length = int(band["row"]), int(band["length"])
+        assert mask_RC.shape == (31, 95)
+        assert mask_RC.dtype == np.uint8
+        assert set(np.unique(mask_RC)) == {0, 1}
+        assert mask_RC[row].sum() == length
+        assert set(np.flatnonzero(mask_RC.any(axis=1))) == {row, (row + 1) % 31}
+        assert (length < 95) == band["path"].startswith("domain_C")
+        assert 0.05 < float(band["severity"]) < 1.2
+
+
+def test_the_band_is_brighter_than_its_surroundings_by_its_severity() -> None:
+    fault = simulate_domain("A", size=Size(1, 0, 60), seed=42).fault
+    ratios = [
+        map_RC[band.row].mean() / map_RC[[band.row - 3, (band.row + 4) % 31]].mean() - 1
+        for map_RC, band in zip(fault.maps_NRC, fault.bands, strict=True)
+    ]
+    severities = [band.severity for band in fault.bands]
+    assert np.mean(ratios) == pytest.approx(np.mean(severities), abs=0.15)
+
+
+def test_equal_arguments_give_equal_bytes_and_another_seed_does_not(tiny: Path, tmp_path: Path) -> None:
+    again = contents(simulate(tmp_path / "again", size="tiny", seed=42))
+    assert again == contents(tiny)
+    other = contents(simulate(tmp_path / "other", size="tiny", seed=43))
+    assert other.keys() == again.keys()
+    assert all(other[name] != again[name] for name in again if name.startswith("domain_"))
+
+
+def test_values_are_those_of_every_machine() -> None:
+    domain = simulate_domain("C", size=TINY, seed=42)
+    little_endian = (
+        domain.train.maps_NRC.astype("<f4").tobytes() + domain.fault.maps_NRC.astype("<f4").tobytes()
+    )
+    assert (
+        hashlib.sha256(little_endian).hexdigest()
+        == "8c5644d35f384402ef1f245085259ab3902864ccb3cbdff570b9300ae73f994f"
+    )
+
+
+def test_values_are_multiples_of_the_quantum() -> None:
+    scaled = simulate_domain("D", size=TINY, seed=42).fault.maps_NRC.astype(np.float64) * 2**20
+    assert np.array_equal(scaled, np.round(scaled))
+
+
+def test_tiffs_carry_no_trace_of_their_machine(tiny: Path) -> None:
+    with tifffile.TiffFile(tiny / "domain_A/train/good/000000.tiff") as file:
+        assert file.byteorder == "<"
+        assert not {"Software", "DateTime", "ImageDescription"} & {tag.name for tag in file.pages.first.tags}
+
+
+@pytest.mark.parametrize("damaged", [False, True])
+def test_an_image_does_not_depend_on_how_many_follow(damaged: bool) -> None:
+    short = record("C", condition="cold", seed=5, split=1, images=3, damaged=damaged)
+    long = record("C", condition="cold", seed=5, split=1, images=12, damaged=damaged)
+    assert np.array_equal(short.maps_NRC, long.maps_NRC[:3])
+    assert short.bands == long.bands[:3]
+
+
+def test_a_domain_does_not_depend_on_the_others(tiny: Path, tmp_path: Path) -> None:
+    alone = contents(simulate(tmp_path / "alone", size="tiny", seed=42, domains=("B",)))
+    whole = contents(tiny)
+    assert all(alone[name] == whole[name] for name in alone if "domain_B" in name)
+
+
+def test_every_pair_of_teeth_meets_once_and_time_runs_along_diagonals() -> None:
+    order_RC = mesh_order()
+    assert sorted(order_RC.ravel()) == list(range(MESHES))
+    assert np.array_equal(np.roll(order_RC, (1, 1), axis=(0, 1)), (order_RC - 1) % MESHES)
+
+
+def test_texture_is_correlated_along_diagonals_only() -> None:
+    texture_RC = texture(Draws(Key(1)), roughness=0.25)[mesh_order()]
+
+    def correlation(rows: int, columns: int) -> float:
+        moved = np.roll(texture_RC, (rows, columns), axis=(0, 1))
+        return float(np.corrcoef(texture_RC.ravel(), moved.ravel())[0, 1])
+
+    assert correlation(1, 1) > 0.6
+    assert all(abs(correlation(*step)) < 0.1 for step in ((0, 1), (1, 0), (1, -1)))
+    assert texture_RC.mean() == pytest.approx(1.0, abs=0.03)
+    assert texture_RC.std() == pytest.approx(0.25, rel=0.05)
+
+
+def test_drift_is_standardised_and_slow() -> None:
+    course = drift(Draws(Key(1)), 500)
+    assert course.mean() == pytest.approx(0.0, abs=0.1)
+    assert course.std() == pytest.approx(1.0, abs=0.1)
+    assert np.corrcoef(course[1:], course[:-1])[0, 1] > 0.85
+
+
+def test_neighbouring_files_are_dependent() -> None:
+    means = record("C", condition="warm", seed=3, split=1, images=200, damaged=False).maps_NRC.mean(
+        axis=(1, 2)
+    )
+    assert np.corrcoef(means[1:], means[:-1])[0, 1] > 0.8
+
+
+def test_normal_draws_are_standard_and_bounded() -> None:
+    numbers = Draws(Key(1)).normal(200_000)
+    assert numbers.mean() == pytest.approx(0.0, abs=0.01)
+    assert numbers.std() == pytest.approx(1.0, abs=0.01)
+    assert np.abs(numbers).max() < 4.9
+
+
+def test_streams_differ_in_every_field_of_their_key() -> None:
+    keys = [Key(1)] + [Key(1)._replace(**{name: 2}) for name in Key._fields]
+    assert len({tuple(Draws(key).uniform(2)) for key in keys}) == len(keys)
+
+
+def test_domains_of_one_unit_share_its_signature() -> None:
+    patterns = [
+        record(domain, condition="warm", seed=3, split=0, images=60, damaged=False).maps_NRC.mean(axis=0)
+        for domain in "AD"
+    ]
+    assert np.corrcoef(patterns[0].ravel(), patterns[1].ravel())[0, 1] > 0.7
+
+
+def test_tick_is_called_once_per_image(tmp_path: Path) -> None:
+    calls: list[int] = []
+    simulate(tmp_path / "a", size="tiny", seed=1, domains=("A", "C"), tick=lambda: calls.append(1))
+    assert len(calls) == 2 * sum(TINY)
+
+
+def test_domains_are_written_in_the_fixed_order(tmp_path: Path) -> None:
+    root = simulate(tmp_path / "a", size="tiny", seed=1, domains=("C", "A"))
+    assert json.loads((root / "simulation.json").read_text()) == {
+        "generator": simulator.GENERATOR_VERSION,
+        "size": "tiny",
+        "seed": 1,
+        "domains": ["A", "C"],
+    }
+    assert rows_of(root / "conditions.csv")[0]["path"].startswith("domain_A")
+
+
+def test_a_complete_folder_is_left_as_it_is(tiny: Path) -> None:
+    before = {path: path.stat().st_mtime_ns for path in tiny.rglob("*")}
+    assert simulate(tiny, size="tiny", seed=42) == tiny
+    assert simulate(tiny, size="tiny", seed=42, domains=("C",)) == tiny
+    assert {path: path.stat().st_mtime_ns for path in tiny.rglob("*")} == before
+
+
+def test_an_empty_folder_is_filled(tmp_path: Path) -> None:
+    simulate(tmp_path, size="tiny", seed=1, domains=("A",))
+    assert (tmp_path / "simulation.json").exists()
+
+
+def occupy_with_a_file(root: Path) -> None:
+    root.write_text("mine")
+
+
+def occupy_with_other_data(root: Path) -> None:
+    (root / "domain_A").mkdir(parents=True)
+
+
+def occupy_with_another_seed(root: Path) -> None:
+    simulate(root, size="tiny", seed=2, domains=("A",))
+
+
+def occupy_without_the_domain(root: Path) -> None:
+    simulate(root, size="tiny", seed=1, domains=("B",))
+
+
+def occupy_with_an_image_lost(root: Path) -> None:
+    simulate(root, size="tiny", seed=1, domains=("A",))
+    (root / "domain_A/test/good/000003.tiff").unlink()
+
+
+def occupy_with_a_damaged_record(root: Path) -> None:
+    root.mkdir()
+    (root / "simulation.json").write_text('{"generator": 1, "size": "tiny", "seed": 1, "domains": null}')
+
+
+@pytest.mark.parametrize(
+    ("occupy", "reason"),
+    [
+        (occupy_with_a_file, "not a folder"),
+        (occupy_with_other_data, "no readable simulation.json"),
+        (occupy_with_another_seed, "seed is 2"),
+        (occupy_without_the_domain, "domain A is missing"),
+        (occupy_with_an_image_lost, "domain_A/test/good holds 3 images instead of 4"),
+        (occupy_with_a_damaged_record, "no readable simulation.json"),
+    ],
+)
+def test_anything_else_in_the_way_is_named_and_kept(tmp_path: Path, occupy: Any, reason: str) -> None:
+    root = tmp_path / "data"
+    occupy(root)
+    before = contents(tmp_path)
+    with pytest.raises(LayoutError, match=reason) as caught:
+        simulate(root, size="tiny", seed=1, domains=("A",))
+    assert str(root) in str(caught.value)
+    assert "name another folder" in str(caught.value)
+    assert contents(tmp_path) == before
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"size": "quik"}, "size 'quik'.*Did you mean 'quick'"),
+        ({"domains": ("A", "E")}, "domain 'E'.*Known: A, B, C, D"),
+        ({"domains": ()}, "domains is empty"),
+        ({"seed": -1}, "seed is -1, expected 0"),
+        ({"seed": 2**32}, "expected 0 .. 4294967295"),
+    ],
+)
+def test_wrong_requests_are_refused_before_anything_is_written(
+    tmp_path: Path, arguments: dict[str, Any], message: str
+) -> None:
+    with pytest.raises(ConfigError, match=message):
+        simulate(tmp_path / "data", **{"size": "tiny", "seed": 1, **arguments})
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_no_training_image_is_refused() -> None:
+    with pytest.raises(ConfigError, match=r"size\.train is 0"):
+        simulate_domain("A", size=Size(0, 2, 2), seed=1)
+
+
+def test_a_full_disk_is_an_output_error_and_leaves_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    written: list[Path] = []
+
+    def fill_up(path: Path, image_RC: Any) -> None:
+        written.append(path)
+        if len(written) == 5:
+            raise OSError(errno.ENOSPC, "No space left on device")
+        tifffile.imwrite(path, image_RC)
+
+    monkeypatch.setattr(simulator, "_write_tiff", fill_up)
+    with pytest.raises(OutputError, match=r"cannot write .*data.*No space left"):
+        simulate(tmp_path / "data", size="tiny", seed=1)
+    assert visible(tmp_path) == []
+
+
+def test_a_parent_that_cannot_hold_folders_is_an_output_error(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    with pytest.raises(OutputError):
+        simulate(tmp_path / "file" / "data", size="tiny", seed=1)
+
+
+def test_an_interruption_leaves_nothing(tmp_path: Path) -> None:
+    def stop() -> None:
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        simulate(tmp_path / "data", size="tiny", seed=1, tick=stop)
+    assert visible(tmp_path) == []
+
+
+def test_what_a_killed_writer_left_is_cleared(tmp_path: Path) -> None:
+    (tmp_path / ".writing-data" / "domain_A").mkdir(parents=True)
+    simulate(tmp_path / "data", size="tiny", seed=1, domains=("A",))
+    assert visible(tmp_path) == ["data"]

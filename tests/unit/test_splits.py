@@ -1,0 +1,92 @@
+"""The hold-out of normals is a function of seed and domain (spec protocols, Splits)."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from dinomaly_hd.data.hdmap import ImageRecord, Manifest
+from dinomaly_hd.data.splits import hold_out
+from dinomaly_hd.errors import ConfigError, LayoutError
+
+
+def manifest(*domains: str, count: int = 40) -> Manifest:
+    records = [
+        ImageRecord(f"{domain}/{split}/{folder}/{position}.tiff", domain, split, label, "all", "")
+        for domain in domains
+        for split, folder, label in (("train", "good", 0), ("test", "good", 0), ("test", "fault", 1))
+        for position in range(count)
+    ]
+    return Manifest(
+        root=Path("/"),
+        domains=domains,
+        records=tuple(records),
+        shape=(31, 95),
+        dtype="float32",
+        condition_rule="",
+        digest="",
+        warnings=(),
+    )
+
+
+def paths(data: Manifest, positions: np.ndarray) -> list[str]:
+    return [data.records[position].path for position in positions]
+
+
+def test_a_tenth_of_each_domain_is_held_out_and_nothing_is_lost() -> None:
+    data = manifest("domain_A", "domain_B")
+    split = hold_out(data, ratio=0.1, seed=42)
+    assert [data.records[position].domain for position in split.held_out] == ["domain_A"] * 4 + [
+        "domain_B"
+    ] * 4
+    both = np.sort(np.concatenate(split))
+    np.testing.assert_array_equal(both, data.indices(split="train"))
+    for side in split:
+        np.testing.assert_array_equal(side, np.unique(side))
+
+
+def test_a_domains_draw_does_not_depend_on_the_others() -> None:
+    alone, together = manifest("domain_C"), manifest("domain_A", "domain_C", "domain_D")
+    expected = paths(alone, hold_out(alone, ratio=0.25, seed=7).held_out)
+    drawn = paths(together, hold_out(together, ratio=0.25, seed=7).held_out)
+    assert [path for path in drawn if path.startswith("domain_C")] == expected
+
+
+def test_seed_and_domain_change_the_draw_and_repetition_does_not() -> None:
+    data = manifest("domain_A", "domain_B")
+    first = hold_out(data, ratio=0.25, seed=42)
+    np.testing.assert_array_equal(first.held_out, hold_out(data, ratio=0.25, seed=42).held_out)
+    assert first.held_out.tolist() != hold_out(data, ratio=0.25, seed=43).held_out.tolist()
+    in_a, in_b = first.held_out[:10], first.held_out[10:] - 120
+    assert in_a.tolist() != in_b.tolist()
+
+
+def test_the_draw_is_fixed_for_ever() -> None:
+    assert hold_out(manifest("domain_C"), ratio=0.1, seed=42).held_out.tolist() == [10, 17, 30, 38]
+
+
+def test_global_random_state_is_neither_read_nor_moved() -> None:
+    np.random.seed(0)  # noqa: NPY002
+    before = np.random.get_state()[1].copy()  # noqa: NPY002
+    hold_out(manifest("domain_C"), ratio=0.1, seed=42)
+    np.testing.assert_array_equal(before, np.random.get_state()[1])  # noqa: NPY002
+
+
+@pytest.mark.parametrize(("ratio", "held"), [(0.0, 0), (1e-9, 1), (0.1, 4), (0.5, 20), (0.9999, 39)])
+def test_each_side_keeps_an_image_when_the_ratio_is_above_zero(ratio: float, held: int) -> None:
+    split = hold_out(manifest("domain_A"), ratio=ratio, seed=1)
+    assert (len(split.train), len(split.held_out)) == (40 - held, held)
+    assert split.held_out.dtype == np.int64
+
+
+@pytest.mark.parametrize("ratio", [-0.1, 1.0, 2.0, float("nan")])
+def test_a_ratio_outside_its_range_is_refused(ratio: float) -> None:
+    with pytest.raises(ConfigError, match="val_split_ratio="):
+        hold_out(manifest("domain_A"), ratio=ratio, seed=1)
+
+
+def test_one_image_cannot_be_split() -> None:
+    data = manifest("domain_A", count=1)
+    assert len(hold_out(data, ratio=0, seed=1).train) == 1
+    with pytest.raises(LayoutError, match="domain_A/train/good: 1 image"):
+        hold_out(data, ratio=0.1, seed=1)

@@ -1,0 +1,79 @@
+"""Model-free scores: their definitions, and what the row filter finds and ignores."""
+
+import numpy as np
+import pytest
+
+from dinomaly_hd.errors import DataError
+from dinomaly_hd.evaluation.metrics import auroc
+from dinomaly_hd.evaluation.trivial import TRIVIAL, RowFilter, trivial_scores
+
+
+def normals(count: int, *, seed: int, level: float = 0.2) -> np.ndarray:
+    """Noise on a fixed signature of the rows, as float32 like the files."""
+    rows = 1 + 0.2 * np.sin(np.arange(31))[:, None]
+    noise = np.random.default_rng(seed).normal(size=(count, 31, 95))
+    return (level * rows * (1 + 0.2 * noise)).astype(np.float32)
+
+
+def with_band(images: np.ndarray, *, gain: float, length: int = 40) -> np.ndarray:
+    banded = images.copy()
+    for number, image in enumerate(banded):
+        columns = (np.arange(length) + 7 * number) % 95
+        image[(3 * number) % 31, columns] *= gain
+    return banded
+
+
+EXPECTED = {
+    "max": lambda image: image.max(),
+    "mean": lambda image: image.mean(),
+    "std": lambda image: image.std(),
+    "contrast": lambda image: (image.max() - image.mean()) / image.std(),
+}
+
+
+@pytest.mark.parametrize("name", TRIVIAL)
+def test_each_score_is_its_definition_in_float64(name):
+    images = normals(5, seed=0)
+    scores = trivial_scores(images)[f"trivial/{name}"]
+    assert scores.dtype == np.float64
+    np.testing.assert_allclose(
+        scores, [EXPECTED[name](image.astype(np.float64)) for image in images], rtol=1e-6
+    )
+
+
+def test_a_flat_image_has_no_contrast():
+    assert trivial_scores(np.full((2, 31, 95), 0.5, dtype=np.float32))["trivial/contrast"].tolist() == [
+        0.0,
+        0.0,
+    ]
+
+
+def test_row_filter_finds_a_faint_band_that_the_maximum_misses():
+    good, fault = normals(60, seed=2), with_band(normals(60, seed=3), gain=1.2)
+    label = np.repeat([0, 1], 60)
+    images = np.concatenate([good, fault])
+    row_filter = RowFilter.fit(normals(100, seed=1))
+    assert row_filter.width == 23
+    assert auroc(row_filter.score(images), label) > 0.97
+    assert auroc(trivial_scores(images)["trivial/max"], label) < 0.8
+
+
+def test_row_filter_does_not_mistake_brightness_for_a_fault():
+    row_filter = RowFilter.fit(normals(100, seed=1))
+    dim, bright = (row_filter.score(normals(100, seed=2, level=level)) for level in (0.2, 0.28))
+    np.testing.assert_allclose(dim, bright, rtol=1e-4)
+
+
+def test_row_filter_knows_that_both_gears_turn():
+    row_filter = RowFilter(width=23, mean_H=np.zeros(31), std_H=np.ones(31))
+    image = with_band(normals(1, seed=4), gain=1.5)
+    turned = np.roll(image, (13, 50), axis=(1, 2))
+    np.testing.assert_allclose(row_filter.score(image), row_filter.score(turned), rtol=1e-9)
+
+
+def test_row_filter_survives_black_images_and_needs_two_normals():
+    black = np.zeros((3, 31, 95), dtype=np.float32)
+    assert RowFilter.fit(black).score(black).tolist() == [0.0, 0.0, 0.0]
+    assert RowFilter.fit(black).score(black[:0]).shape == (0,)
+    with pytest.raises(DataError, match="1 train normals, expected at least 2"):
+        RowFilter.fit(black[:1])
