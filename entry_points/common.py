@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 from dinomaly_hd.errors import DinomalyHDError, Interrupted
 
 if TYPE_CHECKING:
-    from dinomaly_hd.experiments.training_run import Context
+    from dinomaly_hd.experiments.context import Context
     from dinomaly_hd.training.guards import SignalGuard
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -52,7 +52,7 @@ def exit_code(main: Callable[[Sequence[str], "SignalGuard"], None], argv: Sequen
 
 def context_of(entry_point: str, argv: Sequence[str], values: Mapping[str, str], guard: "SignalGuard") -> "Context":
     """Return where results go and what is said about the run."""
-    from dinomaly_hd.experiments.training_run import Context
+    from dinomaly_hd.experiments.context import Context
     from dinomaly_hd.flags import AUTO, OPTIONS
 
     option = {name: values.get(name, default) for name, (default, _) in OPTIONS.items()}

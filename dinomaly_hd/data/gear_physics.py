@@ -215,7 +215,10 @@ def record(
         if damaged:
             row = int(Draws(key._replace(stream=TOOTH, number=image // RUN_LENGTH)).uniform(1)[0] * ROWS)
             fault = damage(draws, setting, regime, row=row)
-            meshing_RC *= 1 + fault.raise_RC
+            if setting.impacts:
+                energy_RC += _squared(slow.level_N[image]) * (_squared(1 + fault.raise_RC) - 1)
+            else:
+                meshing_RC *= 1 + fault.raise_RC
             energy_RC += _squared(slow.level_N[image] * _laid_out(fault.knock_T))
             masks_NRC[image] = fault.raise_RC > 0
             bands.append(fault.band)

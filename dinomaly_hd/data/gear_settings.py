@@ -55,6 +55,7 @@ class Domain:
     sensor: Sensor
     shock_gain: float
     severity: tuple[float, float]
+    impacts: bool  # the damage strikes: its energy adds to the mesh's; else it only modulates the mesh
     gaps: int  # breaks of the band, 0 = full width
     knock: tuple[float, float]  # range of the damaged tooth's hardest hit, in units of the level
 
@@ -108,15 +109,39 @@ SENSOR_3 = Sensor(noise_floor=0.24, fault_level=1.02)
 
 DOMAINS = {
     "A": Domain(
-        operating=CLASS_1, sensor=SENSOR_3, shock_gain=1.09, severity=(0.5, 0.8), gaps=0, knock=(2.0, 3.5)
+        operating=CLASS_1,
+        sensor=SENSOR_3,
+        shock_gain=1.09,
+        severity=(0.9, 1.5),
+        impacts=True,
+        gaps=0,
+        knock=(2.0, 3.5),
     ),
     "B": Domain(
-        operating=CLASS_1, sensor=SENSOR_1, shock_gain=1.02, severity=(0.55, 0.75), gaps=0, knock=(0.0, 1.5)
+        operating=CLASS_1,
+        sensor=SENSOR_1,
+        shock_gain=1.02,
+        severity=(0.9, 1.5),
+        impacts=True,
+        gaps=0,
+        knock=(0.0, 1.5),
     ),
     "C": Domain(
-        operating=CLASS_3, sensor=SENSOR_3, shock_gain=1.08, severity=(0.1, 0.6), gaps=3, knock=(4.1, 9.2)
+        operating=CLASS_3,
+        sensor=SENSOR_3,
+        shock_gain=1.08,
+        severity=(0.1, 0.6),
+        impacts=False,
+        gaps=3,
+        knock=(4.1, 9.2),
     ),
     "D": Domain(
-        operating=CLASS_3, sensor=SENSOR_1, shock_gain=1.20, severity=(0.5, 0.8), gaps=0, knock=(2.0, 5.0)
+        operating=CLASS_3,
+        sensor=SENSOR_1,
+        shock_gain=1.20,
+        severity=(0.9, 1.5),
+        impacts=True,
+        gaps=0,
+        knock=(2.0, 5.0),
     ),
 }

@@ -48,8 +48,8 @@ class MapPicture:
     """Draws the pictures of one domain, about 800 x 760 pixels each.
 
     ``limit`` is the upper end of the maps' colour scale (``map_limit``), ``input_limit`` that of the inputs';
-    1 is the largest training value, and ``map_limit`` of train normals shows faint bands better. ``box`` is the
-    part of the input that the maps cover where a crop hides the border.
+    1 is the largest training value, and ``map_limit`` of train normals shows faint bands better. ``box`` is
+    the part of the input that the maps cover where a crop hides the border.
     """
 
     def __init__(

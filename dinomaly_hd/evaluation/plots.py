@@ -120,8 +120,8 @@ def histogram_figure(table: pd.DataFrame, *, domain: str, thresholds: Sequence[T
 def history_figure(step: Sequence[int], *, series: Mapping[str, Sequence[float]]) -> Figure:
     """Draw training series (loss, learning rate, gradient norm, ...) over the step, one panel each.
 
-    Values that are not finite are left out, so series logged at fewer steps may hold NaN elsewhere. A panel is
-    logarithmic if all its values are positive.
+    Values that are not finite are left out, so series logged at fewer steps may hold NaN elsewhere. A panel
+    is logarithmic if all its values are positive.
     """
     figure = new_figure(8, 0.8 + 1.9 * len(series))
     panels = figure.subplots(len(series), 1, sharex=True, squeeze=False)[:, 0]

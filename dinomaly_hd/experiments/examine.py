@@ -188,7 +188,7 @@ def read_mask(manifest: Manifest, position: int) -> npt.NDArray[np.bool_] | None
 
 
 def write_scores(folder: Path, table: pd.DataFrame, *, normals: Mapping[str, pd.DataFrame]) -> None:
-    """Write ``scores/{domain}.csv`` of the test images and ``scores/{domain}_normals.csv`` of the normals."""
+    """Write ``{domain}.csv`` of the test images and ``{domain}_normals.csv`` of the normals."""
     for domain, rows in table.groupby("domain", sort=False):
         _write_csv(folder / f"{domain}.csv", rows.drop(columns="domain"))
     for domain, rows in normals.items():

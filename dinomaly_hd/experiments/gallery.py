@@ -43,6 +43,7 @@ def draw_maps(
     examiner: Examiner,
     manifest: Manifest,
     limits: Mapping[str, float],
+    input_limits: Mapping[str, float],
     thresholds: Mapping[str, float],
     count: int,
     tick: Callable[[], None],
@@ -55,8 +56,12 @@ def draw_maps(
     position_of = {record.path: position for position, record in enumerate(manifest.records)}
     written = []
     for domain, rows in chosen.groupby("domain", sort=False):
-        limit = limits[str(domain)]
-        picture = MapPicture(input_shape=manifest.shape, limit=limit, box=examiner.box)
+        picture = MapPicture(
+            input_shape=manifest.shape,
+            limit=limits[str(domain)],
+            input_limit=input_limits[str(domain)],
+            box=examiner.box,
+        )
         positions = np.array([position_of[path] for path in rows["path"]], dtype=np.int64)
         order = rows.groupby(["label", "rank"]).cumcount() + 1
         names = [
@@ -76,9 +81,9 @@ def draw_maps(
                     threshold=thresholds.get(str(domain), float("nan")),
                 )
                 mask = read_mask(manifest, int(position))
-                figure = picture.draw(images_BHW[i].numpy(), prediction.map_BHW[i].numpy(), title=title, mask_HW=mask)
+                png = picture.png(images_BHW[i].numpy(), prediction.map_BHW[i].numpy(), title=title, mask_HW=mask)
                 path = folder / str(domain) / names[drawn]
-                save_png(path, png_bytes(figure))
+                save_png(path, png)
                 written.append(path)
                 drawn += 1
     return written

@@ -128,6 +128,7 @@ def train(
         task.nonfinite = resume.nonfinite
 
     def save() -> None:
+        reporter.sync()
         state = Checkpoint(
             step=task.position,
             config=run.to_json(),

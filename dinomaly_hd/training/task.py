@@ -17,7 +17,11 @@ from dinomaly_hd.training.optim import StableAdamW, warm_cosine
 class Reporter(Protocol):
     """Who hears of metrics; training knows nothing else of tracking."""
 
-    def metrics(self, values: Mapping[str, float], *, step: int) -> None: ...
+    def metrics(self, values: Mapping[str, float], *, step: int) -> None:
+        """Record metrics of a step."""
+
+    def sync(self) -> None:
+        """Put what was recorded on the disk: a checkpoint that relies on it follows."""
 
 
 class DetectorTask(lightning.LightningModule):

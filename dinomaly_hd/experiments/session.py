@@ -1,0 +1,153 @@
+"""One run at work: its folder, journal and tracker, and what MLflow is told of it."""
+
+import json
+from typing import Any, Literal
+
+from dinomaly_hd import provenance
+from dinomaly_hd.config import RunConfig, flatten
+from dinomaly_hd.data.store import ImageStore
+from dinomaly_hd.experiments.context import Context
+from dinomaly_hd.experiments.ready import Ready
+from dinomaly_hd.experiments.run_folder import CHECKPOINTS, RunFolder
+from dinomaly_hd.files import publish_json
+from dinomaly_hd.journal import Journal
+from dinomaly_hd.tracking import Tracker, default_uri
+from dinomaly_hd.training.checkpoint import Checkpoint, check_belongs, newest
+from dinomaly_hd.training.fit import resolve_device
+
+KEPT_IMAGES_BYTES = 2 * 1024**3
+START_TIMEOUT_S, CLOSE_TIMEOUT_S = 60.0, 120.0
+
+
+class Session:
+    """The run folder is the truth, MLflow a copy (design.md); both are opened and closed here.
+
+    Attributes:
+        checkpoint: The newest readable one, None at a first start.
+    """
+
+    def __init__(self, ready: Ready, context: Context, folder: RunFolder) -> None:
+        self.ready, self.context, self.folder = ready, context, folder
+        self.run, self.manifest, self.split = ready.run, ready.manifest, ready.split
+        self.device = resolve_device(self.run.training.gpu)
+        self.store = ImageStore(self.manifest, keep_bytes=KEPT_IMAGES_BYTES)
+        self.checkpoint = self._newest_checkpoint()
+        self.journal = Journal(folder.path / "journal.jsonl")
+        self.journal.truncate_after(self.checkpoint.step - 1 if self.checkpoint else -1)
+        self.tracker = Tracker(
+            self.journal,
+            uri=default_uri(context.root),
+            experiment=context.experiment,
+            run_name=context.run_name or run_name(self.run),
+            tags=self._tags(),
+            root=context.root,
+            parent_run_id=context.parent_run_id,
+        )
+
+    def _newest_checkpoint(self) -> Checkpoint | None:
+        found = newest(self.folder.path / CHECKPOINTS)
+        for line in found.unreadable:
+            self.context.say(f"warning: {line}; using the one before")
+        if found.checkpoint is not None:
+            check_belongs(
+                found.checkpoint,
+                config=self.run.to_json(),
+                data_digest=self.manifest.digest,
+                encoder_digest=self.ready.weights.digest,
+            )
+        return found.checkpoint
+
+    def open(self) -> None:
+        """Record what the run is, in its folder and in MLflow."""
+        settings = {
+            "command": self.context.command,
+            "entry_point": self.context.entry_point,
+            "config": json.loads(self.run.to_json()),
+            "config_hash": self.ready.config_hash,
+            "data_root": str(self.manifest.root),
+            "data_digest": self.manifest.digest,
+            "condition_rule": self.manifest.condition_rule,
+            "encoder_digest": self.ready.weights.digest,
+        }
+        path = self.folder.path / "experiment_settings.json"
+        publish_json(path, settings)
+        self.context.say(
+            f"data: {self.manifest.root}, {len(self.manifest.records)} images; {self.manifest.condition_rule}"
+        )
+        self.context.say(f"run folder: {self.folder.path}")
+        run_id = self.tracker.start(timeout_s=START_TIMEOUT_S)
+        if run_id is not None:
+            self.folder.set_state(mlflow_run_id=run_id)
+        self.tracker.artifact(path)
+        self._describe()
+
+    def close(self, status: Literal["FINISHED", "FAILED", "KILLED"], *, error: str | None = None) -> None:
+        """End the run in both places and say where to look."""
+        if error is not None:
+            self.tracker.tags({"error": error})
+        self.folder.set_state(status=status)
+        self.journal.sync()
+        if self.tracker.close(status, timeout_s=CLOSE_TIMEOUT_S) and status == "FINISHED":
+            self.context.say(f"MLflow run:   {self.tracker.url()}")
+            self.context.say(f"all its runs: {self.tracker.experiment_url()}")
+            self.context.say("              (`make ui` starts these pages)")
+        self.context.say(f"run folder:   {self.folder.path}")
+
+    # What training reports to (training.task.Reporter).
+
+    def metrics(self, values: Any, *, step: int) -> None:
+        """Log metrics of a step to the journal, which the tracker copies."""
+        self.tracker.metrics(values, step=step)
+
+    def sync(self) -> None:
+        """Put the journal on the disk before a checkpoint that relies on it."""
+        self.journal.sync()
+
+    def _describe(self) -> None:
+        flat = flatten(self.run)
+        self.tracker.params({**flat, **{f"cfg/{name}": value for name, value in flat.items()}})
+        self.tracker.text(self.run.to_json(), file="config.json")
+        diff = provenance.git_diff(self.context.root)
+        if diff:
+            self.tracker.text(diff, file="uncommitted.diff")
+        for split, use in (("train", "training"), ("test", "evaluation")):
+            self.tracker.dataset(
+                f"{self.manifest.root.name}-{split}",
+                digest=self.manifest.digest,
+                count=len(self.manifest.indices(split=split)),
+                source=str(self.manifest.root),
+                context=use,
+            )
+        self.tracker.note(
+            f"**{self.run.model.variant}** on {', '.join(self.manifest.domains)}, seed {self.run.seed}\n\n"
+            f"Repeat it: `{self.context.command}`\n\n"
+            f"Run folder: `{self.folder.path}`\n\nConditions: {self.manifest.condition_rule}"
+        )
+
+    def _tags(self) -> dict[str, str]:
+        return {
+            "variant": self.run.model.variant,
+            "config": "-",
+            "domains": short_domains(self.manifest.domains),
+            "kind": "train",
+            "sweep": "-",
+            "config_hash": self.ready.config_hash,
+            "manifest_digest": self.manifest.digest[:16],
+            "encoder_digest": self.ready.weights.digest,
+            "encoder_weights": self.ready.weights.source,
+            "command": self.context.command,
+            "run_folder": str(self.folder.path.resolve()),
+            **provenance.git_facts(self.context.root),
+            **self.context.tags,
+        }
+
+
+def run_name(run: RunConfig) -> str:
+    """Return ``{variant}-{domains}-s{seed}``."""
+    return f"{run.model.variant}-{short_domains(run.data.domain_names)}-s{run.seed}"
+
+
+def short_domains(names: tuple[str, ...]) -> str:
+    """Return "ABCD" for domain_A .. domain_D; longer names are joined by "+"."""
+    short = [name.removeprefix("domain_") for name in names]
+    return ("" if all(len(name) == 1 for name in short) else "+").join(short)
