@@ -84,7 +84,9 @@ class ModelConfig(Frozen):
     """The parts of one Dinomaly."""
 
     variant: str = "baseline"
-    bottleneck: Annotated[PlainBottleneck | SegmentBottleneck, Field(discriminator="bottleneck")] = PlainBottleneck()
+    bottleneck: Annotated[PlainBottleneck | SegmentBottleneck, Field(discriminator="bottleneck")] = (
+        PlainBottleneck()
+    )
     loss: Annotated[HardMiningLoss | TopKLoss, Field(discriminator="loss")] = HardMiningLoss()
     class_token: Literal["keep", "remove"] = "keep"
     decoder_depth: Annotated[int, Field(ge=2, multiple_of=2)] = 8
@@ -135,7 +137,7 @@ class TrainingConfig(Frozen):
     weight_decay: Annotated[float, Field(ge=0)] = 1e-4
     gradient_clip: Positive = 0.1
     on_nonfinite: Literal["stop", "skip"] = "stop"
-    checkpoint_interval: PositiveCount = 50
+    checkpoint_interval: PositiveCount = 250
     val_check_interval: Count = 0
     precision: Literal["32", "bf16"] = "32"
     gpu: str = Field(default="auto", pattern=r"^(auto|cpu|\d+)$")

@@ -1,8 +1,8 @@
-"""From ``--name value`` flags to a config: every name known, every value checked, the nearest name offered."""
+"""From ``--name value`` flags to a config: every name known, every value checked, the nearest offered."""
 
 import argparse
 from collections.abc import Mapping, Sequence
-from typing import Any, NoReturn
+from typing import Any, NamedTuple, NoReturn
 
 from dinomaly_hd.config import RunConfig, flatten, with_values
 from dinomaly_hd.errors import ConfigError, nearest
@@ -10,12 +10,22 @@ from dinomaly_hd.variants import PRESETS, VARIANTS, WITH_TOPK
 
 AUTO = "auto"
 
-OPTIONS: dict[str, tuple[str, str]] = {
-    "preset": (AUTO, "auto: full where CUDA is present, quick elsewhere; full; quick"),
-    "result_dir": ("results", "folder of all run folders"),
-    "experiment": ("dinomaly-hd", "MLflow experiment (mlflow run chooses its own)"),
-    "run_name": (AUTO, "auto: {variant}-{domains}-s{seed}"),
-    "resume": (AUTO, "auto: continue an interrupted run of the same configuration; never; or a run id or folder"),
+
+class Option(NamedTuple):
+    """A flag beside the config: default as text, and help."""
+
+    default: str
+    help: str
+
+
+OPTIONS: dict[str, Option] = {
+    "preset": Option(AUTO, "auto: full where CUDA is present, quick elsewhere; full; quick"),
+    "result_dir": Option("results", "folder of all run folders"),
+    "experiment": Option("dinomaly-hd", "MLflow experiment (mlflow run chooses its own)"),
+    "run_name": Option(AUTO, "auto: {variant}-{domains}-s{seed}"),
+    "resume": Option(
+        AUTO, "auto: go on with an interrupted run of the same configuration; never; or a run id or folder"
+    ),
 }
 """Flags that are not part of a run's config: name -> (default, help)."""
 
@@ -104,11 +114,11 @@ def parse(entry_point: str, argv: Sequence[str], *, accepted: Mapping[str, str],
     return vars(given)
 
 
-def accepted_by(variants: Sequence[str], *, extra: Mapping[str, str]) -> dict[str, str]:
+def accepted_by(variants: Sequence[str], *, switches: Mapping[str, Option]) -> dict[str, str]:
     """Return name -> help of everything that the entry point of these variants takes."""
     used = {name for variant in variants for name in flatten(PRESETS["full"](VARIANTS[variant]()))}
     own = {name: text for name, text in HELP.items() if name in used}
-    return {**{name: text for name, (_, text) in OPTIONS.items()}, **extra, **own}
+    return {**{name: option.help for name, option in {**OPTIONS, **switches}.items()}, **own}
 
 
 def resolve(variant: str, values: Mapping[str, str]) -> RunConfig:
@@ -155,3 +165,18 @@ def as_bool(name: str, text: str) -> bool:
     if text.lower() not in known:
         raise ConfigError(f"{name}={text!r}: expected true or false")
     return known[text.lower()]
+
+
+def project_defaults(variants: Sequence[str]) -> dict[str, str]:
+    """Return the default that MLproject shows for each config value of an entry point.
+
+    ``auto`` where the preset decides, or where only some of the entry point's variants have the value.
+    """
+    flats = [flatten(preset(VARIANTS[variant]())) for variant in variants for preset in PRESETS.values()]
+    defaults = {}
+    for name in HELP:
+        seen = {str(flat.get(name, AUTO)) for flat in flats}
+        if seen != {AUTO} or any(name in flat for flat in flats):
+            value = seen.pop() if len(seen) == 1 else AUTO
+            defaults[name] = {"True": "true", "False": "false"}.get(value, value)
+    return defaults

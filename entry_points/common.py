@@ -1,4 +1,4 @@
-"""What every entry point shares: signals, errors as one line with an exit code, and the run's surroundings."""
+"""What every entry point shares: signals, errors as one line with an exit code, the run's surroundings."""
 
 import os
 import shlex
@@ -6,16 +6,28 @@ import sys
 import traceback
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 from dinomaly_hd.errors import DinomalyHDError, Interrupted
 
 if TYPE_CHECKING:
+    from dinomaly_hd.config import RunConfig
     from dinomaly_hd.experiments.context import Context
+    from dinomaly_hd.flags import Option
     from dinomaly_hd.training.guards import SignalGuard
+
+Main = Callable[[Sequence[str], "SignalGuard"], None]
 
 ROOT = Path(__file__).resolve().parent.parent
 QUIET = {"MLFLOW_DISABLE_TELEMETRY": "true", "RAY_USAGE_STATS_ENABLED": "0", "HF_HUB_DISABLE_TELEMETRY": "1"}
+
+
+class Prepared(NamedTuple):
+    """A resolved config, where its results go, and the entry point's own switches as text."""
+
+    run: "RunConfig"
+    context: "Context"
+    switches: dict[str, str]
 
 
 def say(line: str) -> None:
@@ -23,14 +35,14 @@ def say(line: str) -> None:
     print(line, flush=True)
 
 
-def launch(main: Callable[[Sequence[str], "SignalGuard"], None]) -> None:
-    """Run an entry point and leave the process with its exit code (spec/reliability.md)."""
+def launch(main: Main) -> None:
+    """Run an entry point and leave the process with its exit code."""
     for name, value in QUIET.items():
         os.environ.setdefault(name, value)
     sys.exit(exit_code(main, sys.argv[1:]))
 
 
-def exit_code(main: Callable[[Sequence[str], "SignalGuard"], None], argv: Sequence[str]) -> int:
+def exit_code(main: Main, argv: Sequence[str]) -> int:
     """Return 0, or an error's code after one line on standard error; a bug shows its traceback and is 70."""
     from dinomaly_hd.training.guards import SignalGuard
 
@@ -50,12 +62,50 @@ def exit_code(main: Callable[[Sequence[str], "SignalGuard"], None], argv: Sequen
     return 0
 
 
-def context_of(entry_point: str, argv: Sequence[str], values: Mapping[str, str], guard: "SignalGuard") -> "Context":
+def prepare(
+    entry_point: str,
+    argv: Sequence[str],
+    guard: "SignalGuard",
+    *,
+    doc: str | None,
+    switches: Mapping[str, "Option"],
+) -> Prepared:
+    """Turn the flags of a training entry point, named like its variant, into a config and its surroundings.
+
+    Args:
+        entry_point: Name of the entry point and of its variant.
+        argv: Flags.
+        guard: Of the process.
+        doc: Description for ``--help``.
+        switches: Flags beyond config and options.
+
+    Raises:
+        ConfigError: A flag or value is wrong.
+    """
+    from dinomaly_hd.flags import accepted_by, parse, resolve
+
+    accepted = accepted_by(variants_of(entry_point, switches), switches=switches)
+    values = parse(entry_point, argv, accepted=accepted, doc=doc or "")
+    run = resolve(entry_point, values)
+    context = context_of(entry_point, argv, values, guard)
+    return Prepared(run, context, {name: values.get(name, own.default) for name, own in switches.items()})
+
+
+def variants_of(entry_point: str, switches: Mapping[str, "Option"]) -> list[str]:
+    """Return the variants that an entry point can train."""
+    from dinomaly_hd.variants import WITH_TOPK
+
+    return [entry_point, *([WITH_TOPK[entry_point]] if "use_topk" in switches else [])]
+
+
+def context_of(
+    entry_point: str, argv: Sequence[str], values: Mapping[str, str], guard: "SignalGuard"
+) -> "Context":
     """Return where results go and what is said about the run."""
     from dinomaly_hd.experiments.context import Context
     from dinomaly_hd.flags import AUTO, OPTIONS
 
-    option = {name: values.get(name, default) for name, (default, _) in OPTIONS.items()}
+    option = {name: values.get(name, own.default) for name, own in OPTIONS.items()}
     return Context(
         root=ROOT,
         result_dir=Path(option["result_dir"]),
@@ -69,24 +119,13 @@ def context_of(entry_point: str, argv: Sequence[str], values: Mapping[str, str],
     )
 
 
-def train_variant(variant: str, *, doc: str, switches: Mapping[str, str]) -> None:
-    """Be the entry point of one Dinomaly variant.
-
-    Args:
-        variant: Name in ``VARIANTS``.
-        doc: Its description.
-        switches: Further flags, name -> help.
-    """
+def variant_main(variant: str, *, doc: str | None, switches: Mapping[str, "Option"]) -> Main:
+    """Return the main function of a variant's entry point: one unified training on all domains."""
 
     def main(argv: Sequence[str], guard: "SignalGuard") -> None:
-        from dinomaly_hd.flags import accepted_by, parse, resolve
-        from dinomaly_hd.variants import WITH_TOPK
-
-        variants = [variant, *([WITH_TOPK[variant]] if "use_topk" in switches else [])]
-        values = parse(variant, argv, accepted=accepted_by(variants, extra=switches), doc=doc)
-        run = resolve(variant, values)
+        run, context, _ = prepare(variant, argv, guard, doc=doc, switches=switches)
         from dinomaly_hd.experiments.training_run import execute
 
-        execute(run, context_of(variant, argv, values, guard))
+        execute(run, context)
 
-    launch(main)
+    return main

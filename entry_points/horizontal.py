@@ -1,8 +1,10 @@
 """Train Dinomaly with horizontal segment dropout on all domains and evaluate it per domain and condition."""
 
-from entry_points.common import train_variant
+from dinomaly_hd.flags import Option
+from entry_points.common import launch, variant_main
 
-SWITCHES = {"use_topk": "true: with the TopK loss (config F)"}
+SWITCHES = {"use_topk": Option("false", "true: with the TopK loss (config F)")}
+main = variant_main("horizontal", doc=__doc__, switches=SWITCHES)
 
 if __name__ == "__main__":
-    train_variant("horizontal", doc=__doc__, switches=SWITCHES)
+    launch(main)

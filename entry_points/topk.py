@@ -1,6 +1,8 @@
 """Train Dinomaly on the largest q percent of its token distances and evaluate it per domain and condition."""
 
-from entry_points.common import train_variant
+from entry_points.common import launch, variant_main
+
+main = variant_main("topk", doc=__doc__, switches={})
 
 if __name__ == "__main__":
-    train_variant("topk", doc=__doc__, switches={})
+    launch(main)

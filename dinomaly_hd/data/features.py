@@ -65,7 +65,9 @@ def image_batches(
 
 def fits_in_memory(example: Tensor, *, count: int) -> bool:
     """Return whether ``count`` encoded images like ``example`` (1, ...) take a fair share of free memory."""
-    return example.nelement() * example.element_size() * count < MEMORY_SHARE * psutil.virtual_memory().available
+    return (
+        example.nelement() * example.element_size() * count < MEMORY_SHARE * psutil.virtual_memory().available
+    )
 
 
 def encode_all(batches: Iterator[Tensor], *, count: int, encode: Encode) -> EncodedDataset:

@@ -22,7 +22,15 @@ class StepDataModule(lightning.LightningDataModule):
     """
 
     def __init__(
-        self, dataset: Dataset[Tensor], *, count: int, batch_size: int, seed: int, start: int, stop: int, num_workers: int
+        self,
+        dataset: Dataset[Tensor],
+        *,
+        count: int,
+        batch_size: int,
+        seed: int,
+        start: int,
+        stop: int,
+        num_workers: int,
     ) -> None:
         super().__init__()
         self.dataset, self.num_workers = dataset, num_workers

@@ -15,7 +15,15 @@ from dinomaly_hd.evaluation.results import evaluate
 from dinomaly_hd.evaluation.summary import flat_metrics, summary_lines
 from dinomaly_hd.evaluation.thresholds import Threshold, f1, normal_quantile, youden
 from dinomaly_hd.experiments import gallery
-from dinomaly_hd.experiments.examine import Examined, Examiner, Positions, pixel_scores, score_table, stack, write_scores
+from dinomaly_hd.experiments.examine import (
+    Examined,
+    Examiner,
+    Positions,
+    pixel_scores,
+    score_table,
+    stack,
+    write_scores,
+)
 from dinomaly_hd.experiments.exported import export_model
 from dinomaly_hd.experiments.run_folder import CHECKPOINTS
 from dinomaly_hd.experiments.session import Session
@@ -118,7 +126,9 @@ def _write_scores(session: Session, normals: Normals, table: pd.DataFrame) -> No
     rows = score_table(
         session.store, normals.positions, score_N=normals.examined.score_N, train=session.split.train
     )
-    by_domain = {str(domain): own.drop(columns="domain") for domain, own in rows.groupby("domain", sort=False)}
+    by_domain = {
+        str(domain): own.drop(columns="domain") for domain, own in rows.groupby("domain", sort=False)
+    }
     write_scores(session.folder.path / "scores", table, normals=by_domain)
 
 
@@ -170,9 +180,9 @@ def _head(session: Session, timing: dict[str, float]) -> dict[str, Any]:
     }
 
 
-def _thinned(history: gallery.History) -> dict[str, dict[str, list[float]]]:
+def _thinned(history: gallery.History) -> dict[str, Any]:
     """Return each series as steps and values, at most ``LONGEST_HISTORY`` evenly spread points."""
-    thinned = {}
+    thinned: dict[str, Any] = {}
     for name, points in history.items():
         kept = points[:: max(1, -(-len(points) // LONGEST_HISTORY))]
         thinned[name] = {"step": [step for step, _ in kept], "value": [value for _, value in kept]}

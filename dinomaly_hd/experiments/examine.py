@@ -94,7 +94,9 @@ class Examiner:
                 bad = self.store.manifest.records[int(chosen[int(torch.argmin(finite.int()))])].path
                 raise NonFiniteError(f"{bad}: the model's score is NaN or infinite; lower learning_rate")
             scores.append(prediction.score_B.numpy())
-            maps.append(sample_at_pixels(prediction.map_BHW, box=self.box, shape=tuple(images_BHW.shape[1:])).numpy())
+            maps.append(
+                sample_at_pixels(prediction.map_BHW, box=self.box, shape=tuple(images_BHW.shape[1:])).numpy()
+            )
         if not scores:
             return Examined(np.empty(0), np.empty((0, 0, 0), np.float32))
         return Examined(np.concatenate(scores), np.concatenate(maps))
@@ -127,7 +129,9 @@ def sample_at_pixels(map_BHW: Tensor, *, box: Box, shape: tuple[int, ...]) -> Te
     return sampled.squeeze(1)
 
 
-def score_table(store: ImageStore, positions: Positions, *, score_N: npt.NDArray[np.float64], train: Positions) -> pd.DataFrame:
+def score_table(
+    store: ImageStore, positions: Positions, *, score_N: npt.NDArray[np.float64], train: Positions
+) -> pd.DataFrame:
     """Return one row per image: path, domain, label, condition, score and the trivial scores.
 
     The row filter is fitted on the training images ``train`` of each domain.

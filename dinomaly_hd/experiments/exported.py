@@ -70,7 +70,9 @@ def load_model(folder: Path) -> Exported:
         weights = load_file(folder / WEIGHTS)
         shape, thresholds = (int(card["shape"][0]), int(card["shape"][1])), dict(card["thresholds"])
     except (OSError, ValueError, KeyError, TypeError, safetensors.SafetensorError) as error:
-        raise CheckpointError(f"{folder}: no readable model here ({type(error).__name__}: {error})") from error
+        raise CheckpointError(
+            f"{folder}: no readable model here ({type(error).__name__}: {error})"
+        ) from error
     located = locate(run.encoder.encoder, run.encoder.encoder_weights)
     if located.digest != card["encoder_digest"]:
         raise CheckpointError(

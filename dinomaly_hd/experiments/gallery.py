@@ -15,7 +15,14 @@ from dinomaly_hd.experiments.examine import Examiner, read_mask
 from dinomaly_hd.files import publish
 
 History = Mapping[str, list[tuple[int, float]]]
-HISTORY_SERIES = ("train/loss", "train/lr", "train/grad_norm", "train/discard_rate", "train/drop_rate", "val/loss")
+HISTORY_SERIES = (
+    "train/loss",
+    "train/lr",
+    "train/grad_norm",
+    "train/discard_rate",
+    "train/drop_rate",
+    "val/loss",
+)
 
 
 def save_png(path: Path, png: bytes) -> None:
@@ -23,7 +30,9 @@ def save_png(path: Path, png: bytes) -> None:
     publish(path, lambda stream: stream.write(png))
 
 
-def draw_plots(folder: Path, table: pd.DataFrame, *, thresholds: Mapping[str, list[Threshold]], history: History) -> None:
+def draw_plots(
+    folder: Path, table: pd.DataFrame, *, thresholds: Mapping[str, list[Threshold]], history: History
+) -> None:
     """Write ``roc_{domain}.png``, ``scores_{domain}.png`` and ``training.png``."""
     for domain in domain_names(table):
         save_png(folder / f"roc_{domain}.png", png_bytes(roc_figure(table, domain=domain)))
@@ -66,7 +75,9 @@ def draw_maps(
         order = rows.groupby(["label", "rank"]).cumcount() + 1
         names = [
             f"{'fault' if label else 'good'}_{rank}_{number:02d}_{Path(path).stem}.png"
-            for label, rank, number, path in zip(rows["label"], rows["rank"], order, rows["path"], strict=True)
+            for label, rank, number, path in zip(
+                rows["label"], rows["rank"], order, rows["path"], strict=True
+            )
         ]
         drawn = 0
         for batch, images_BHW, prediction in examiner.batches(positions):
@@ -81,7 +92,9 @@ def draw_maps(
                     threshold=thresholds.get(str(domain), float("nan")),
                 )
                 mask = read_mask(manifest, int(position))
-                png = picture.png(images_BHW[i].numpy(), prediction.map_BHW[i].numpy(), title=title, mask_HW=mask)
+                png = picture.png(
+                    images_BHW[i].numpy(), prediction.map_BHW[i].numpy(), title=title, mask_HW=mask
+                )
                 path = folder / str(domain) / names[drawn]
                 save_png(path, png)
                 written.append(path)

@@ -43,6 +43,18 @@ def read_state(path: Path) -> dict[str, Any]:
     return content if isinstance(content, dict) else {}
 
 
+def finished_results(path: Path, *, config_hash: str) -> dict[str, Any] | None:
+    """Return ``results.json`` of a folder whose run of this ``config_hash`` is finished, else None."""
+    state = read_state(path)
+    if state.get("config_hash") != config_hash or state.get("status") != FINISHED:
+        return None
+    try:
+        content = json.loads((path / "results.json").read_text())
+    except (OSError, ValueError):
+        return None
+    return content if isinstance(content, dict) else None
+
+
 def find_run(result_dir: Path, run: str) -> Path:
     """Return the run folder named by its path, its name, or its MLflow run id.
 
@@ -116,7 +128,7 @@ def _unfinished(where: Path, config_hash: str) -> list[Path]:
         state = read_state(path)
         if state.get("config_hash") == config_hash and state.get("status") != FINISHED:
             found.append(path)
-    return [path for path in reversed(found) if any((path / CHECKPOINTS).glob("*.pt"))]
+    return [path for path in reversed(found) if any(path.glob(f"**/{CHECKPOINTS}/*.pt"))]
 
 
 def _fresh(parent: Path, seed: int) -> Path:

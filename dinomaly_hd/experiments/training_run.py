@@ -17,7 +17,7 @@ from dinomaly_hd.experiments.context import Context, Progress
 from dinomaly_hd.experiments.evaluation_run import evaluate_run
 from dinomaly_hd.experiments.examine import Positions
 from dinomaly_hd.experiments.ready import check
-from dinomaly_hd.experiments.run_folder import CHECKPOINTS, open_run
+from dinomaly_hd.experiments.run_folder import CHECKPOINTS, finished_results, open_run
 from dinomaly_hd.experiments.session import Session
 from dinomaly_hd.models.build import build_detector
 from dinomaly_hd.models.detector import Detector
@@ -39,6 +39,11 @@ def execute(run: RunConfig, context: Context) -> Outcome:
         DinomalyHDError: Whatever ended the run; its folder and its MLflow run say so.
     """
     ready = check(run, context)
+    if context.folder is not None:  # a member of a comparison that is gone on with
+        done = finished_results(context.folder, config_hash=ready.config_hash)
+        if done is not None:
+            context.say(f"already finished: {context.folder}")
+            return Outcome(context.folder, done, None)
     with open_run(
         context.result_dir,
         variant=run.model.variant,
@@ -105,7 +110,11 @@ def _batches(session: Session, positions: Positions) -> Iterator[Tensor]:
 
 def _training_data(session: Session, detector: Detector) -> TrainingData:
     """Encode the training images once where memory allows (``cache``), else leave it to each step."""
-    positions, count, batch_size = session.split.train, len(session.split.train), session.run.training.batch_size
+    positions, count, batch_size = (
+        session.split.train,
+        len(session.split.train),
+        session.run.training.batch_size,
+    )
     example = detector.encode(torch.from_numpy(session.store[int(positions[0])])[None].to(session.device))
     cache = session.run.training.cache
     on_the_fly = cache == "off" or (cache == "auto" and not fits_in_memory(example, count=count))

@@ -94,7 +94,9 @@ class SegmentDropout(nn.Module):
         batch, tokens, _ = x_BND.shape
         height, width = self.grid
         if tokens != height * width:
-            raise ValueError(f"segment dropout got {tokens} tokens for a {height} x {width} grid of {height * width}")
+            raise ValueError(
+                f"segment dropout got {tokens} tokens for a {height} x {width} grid of {height * width}"
+            )
         if generator is None:
             return Noised(x_BND, x_BND.new_zeros(()))
         dropped_BN1 = self.draw(batch, generator=generator).reshape(batch, tokens, 1).to(x_BND.device)

@@ -68,7 +68,9 @@ def check_encoder(config: EncoderConfig) -> EncoderShape:
     if hasattr(model, "blocks") and hasattr(model, "num_prefix_tokens"):
         rows, columns = model.patch_embed.patch_size
         if height % rows or width % columns:
-            raise ConfigError(f"{height}x{width} pixels: {config.encoder} needs multiples of {rows}x{columns}")
+            raise ConfigError(
+                f"{height}x{width} pixels: {config.encoder} needs multiples of {rows}x{columns}"
+            )
         return EncoderShape((height // rows, width // columns), True)
     if height % CONV_GRID_STRIDE or width % CONV_GRID_STRIDE:
         raise ConfigError(f"{height}x{width} pixels: {config.encoder} needs multiples of {CONV_GRID_STRIDE}")
@@ -115,15 +117,20 @@ def _load(model: nn.Module, config: EncoderConfig, *, weights: Weights, grid: tu
         model.load_state_dict(state, strict=True)
     except (RuntimeError, KeyError, ValueError) as error:
         reason = " ".join(str(error).split())[:300]
-        raise EncoderError(f"{weights.path}: these are not the weights of {config.encoder}: {reason}") from error
+        raise EncoderError(
+            f"{weights.path}: these are not the weights of {config.encoder}: {reason}"
+        ) from error
 
 
 def _conv_encoder(
     model: nn.Module, config: EncoderConfig, *, preprocessing: Preprocessing, grid: tuple[int, int]
 ) -> ConvEncoder:
-    reductions = timm.create_model(timm_name(config.encoder), features_only=True).feature_info.reduction()
+    whole: Any = timm.create_model(timm_name(config.encoder), features_only=True)
+    reductions = whole.feature_info.reduction()
     if any(stride not in reductions for stride in CONV_STRIDES):
-        raise ConfigError(f"encoder={config.encoder}: has stages of strides {reductions}, needs {list(CONV_STRIDES)}")
+        raise ConfigError(
+            f"encoder={config.encoder}: has stages of strides {reductions}, needs {list(CONV_STRIDES)}"
+        )
     stages = [reductions.index(stride) for stride in CONV_STRIDES]
     features: Any = timm.create_model(timm_name(config.encoder), features_only=True, out_indices=stages)
     # The feature extractor is the same network without its end: same tensors in the same order.
@@ -148,9 +155,7 @@ def _segment(config: SegmentBottleneck, width: int, grid: tuple[int, int]) -> Bo
     mlp = BottleneckMLP(width, hidden=4 * width, p=config.elem_p)
     if config.disable_segment:
         return mlp
-    segment = SegmentDropout(
-        grid, row_p=config.row_p, seg_len=config.seg_len, seg_drop_p=config.seg_drop_p
-    )
+    segment = SegmentDropout(grid, row_p=config.row_p, seg_len=config.seg_len, seg_drop_p=config.seg_drop_p)
     return SegmentMLP(segment, mlp)
 
 
@@ -166,7 +171,10 @@ def _topk(config: TopKLoss) -> ReconstructionLoss:
     return TopK(q_percent=config.q_percent, q_warmup=config.q_warmup)
 
 
-BOTTLENECKS: dict[str, Callable[[Any, int, tuple[int, int]], Bottleneck]] = {"plain": _plain, "segment": _segment}
+BOTTLENECKS: dict[str, Callable[[Any, int, tuple[int, int]], Bottleneck]] = {
+    "plain": _plain,
+    "segment": _segment,
+}
 LOSSES: dict[str, Callable[[Any], ReconstructionLoss]] = {"hard_mining": _hard_mining, "topk": _topk}
 
 
@@ -178,7 +186,9 @@ def check_model(config: ModelConfig, *, grid: tuple[int, int], is_transformer: b
     """
     BOTTLENECKS[config.bottleneck.bottleneck](config.bottleneck, 1, grid)
     if is_transformer and isinstance(config.bottleneck, SegmentBottleneck) and config.class_token == "keep":
-        raise ConfigError(f"class_token=keep: {config.variant} reads the token grid and needs class_token=remove")
+        raise ConfigError(
+            f"class_token=keep: {config.variant} reads the token grid and needs class_token=remove"
+        )
 
 
 def build_detector(config: RunConfig, *, weights: Weights) -> Detector:
@@ -189,7 +199,9 @@ def build_detector(config: RunConfig, *, weights: Weights) -> Detector:
     return Dinomaly(
         encoder=encoder,
         preprocessing=preprocessing_of(config.encoder),
-        bottleneck=BOTTLENECKS[config.model.bottleneck.bottleneck](config.model.bottleneck, encoder.width, encoder.grid),
+        bottleneck=BOTTLENECKS[config.model.bottleneck.bottleneck](
+            config.model.bottleneck, encoder.width, encoder.grid
+        ),
         decoder=Decoder(encoder.width, heads=encoder.heads, depth=config.model.decoder_depth),
         loss=LOSSES[config.model.loss.loss](config.model.loss),
         map_size=size_of(config.evaluation.map_size),

@@ -80,7 +80,9 @@ def initialise(module: nn.Module, *, seed: int) -> None:
             # A part may wrap another (bottleneck.mlp.fc1): only what the layer is decides its start.
             place = name.replace(".mlp.fc", ".fc") if name.startswith("bottleneck.") else name
             generator = torch.Generator().manual_seed(derive(seed, "initialise", place))
-            nn.init.trunc_normal_(layer.weight, std=INITIAL_SIGMA, a=-INITIAL_CUT, b=INITIAL_CUT, generator=generator)
+            nn.init.trunc_normal_(
+                layer.weight, std=INITIAL_SIGMA, a=-INITIAL_CUT, b=INITIAL_CUT, generator=generator
+            )
             if layer.bias is not None:
                 nn.init.zeros_(layer.bias)
         elif isinstance(layer, nn.LayerNorm):
@@ -154,8 +156,9 @@ class Dinomaly(Detector):
         return self._distance(encoded).mean(dim=(1, 2))
 
     def score(self, encoded: Tensor) -> Prediction:
+        distance_BSN = self._distance(encoded)
         return scoring.predict(
-            self._distance(encoded).unflatten(-1, self.encoder.grid).float(),
+            distance_BSN.reshape(*distance_BSN.shape[:2], *self.encoder.grid).float(),
             image_size=self.preprocessing.input_size,
             map_size=self.map_size,
             border=self.border,

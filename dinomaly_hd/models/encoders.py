@@ -4,9 +4,8 @@
 
 from abc import ABC, abstractmethod
 from collections.abc import Iterable
-from typing import Any, ClassVar, Literal, cast
+from typing import Any, ClassVar, cast
 
-import timm
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -67,7 +66,7 @@ class Encoder(nn.Module, ABC):
     def forward(self, images_B3HW: Tensor) -> Tensor:
         """Return group means (B, S, T, D) of the target layers, without gradient."""
 
-    def fit(self, batches: Iterable[Tensor]) -> None:  # noqa: B027  (most encoders need nothing)
+    def fit(self, batches: Iterable[Tensor]) -> None:
         """Take statistics from pre-processed training images (B, 3, H, W)."""
 
     def train(self, mode: bool = True) -> "Encoder":
@@ -195,7 +194,9 @@ class ConvEncoder(Encoder):
     @torch.no_grad()
     def forward(self, images_B3HW: Tensor) -> Tensor:
         standard_BNC = (self._raw(images_B3HW) - self.mean) / self.std
-        return torch.stack([standard_BNC @ self.get_buffer(f"projection{i}") for i in range(len(self.groups))], dim=1)
+        return torch.stack(
+            [standard_BNC @ self.get_buffer(f"projection{i}") for i in range(len(self.groups))], dim=1
+        )
 
 
 def resample(maps_BChw: Tensor, *, grid: tuple[int, int]) -> Tensor:

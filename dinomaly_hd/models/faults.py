@@ -40,7 +40,9 @@ def horizontal_bands(images_BHW: Tensor, *, seed: int, position: int) -> Faulty:
         return torch.rand(shape, generator=generator, device=images_BHW.device)
 
     row_BH1 = _segment(height, batch, lowest=1, highest=LARGEST_HEIGHT, generator=generator).unsqueeze(2)
-    column_B1W = _segment(width, batch, lowest=SHORTEST_LENGTH, highest=width, generator=generator).unsqueeze(1)
+    column_B1W = _segment(width, batch, lowest=SHORTEST_LENGTH, highest=width, generator=generator).unsqueeze(
+        1
+    )
     broken_B11 = uniform(batch, 1, 1) < BROKEN_SHARE
     missing_B1W = broken_B11 & (uniform(batch, 1, width) < GAP_SHARE)
     mask_BHW = row_BH1 & column_B1W & ~missing_B1W

@@ -17,13 +17,13 @@ def token_distance(encoder_BSND: Tensor, decoder_BSND: Tensor) -> Tensor:
 
 class _ScaleGradient(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: FunctionCtx, x: Tensor, factor: Tensor) -> Tensor:  # type: ignore[override]
+    def forward(ctx: FunctionCtx, x: Tensor, factor: Tensor) -> Tensor:
         ctx.save_for_backward(factor)
         return x.view_as(x)
 
     @staticmethod
     @once_differentiable  # type: ignore[untyped-decorator,unused-ignore]
-    def backward(ctx: FunctionCtx, gradient: Tensor) -> tuple[Tensor, None]:  # type: ignore[override]
+    def backward(ctx: FunctionCtx, gradient: Tensor) -> tuple[Tensor, None]:
         (factor,) = ctx.saved_tensors  # type: ignore[attr-defined]
         return gradient * factor, None
 

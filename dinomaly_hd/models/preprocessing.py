@@ -24,8 +24,8 @@ class Preprocessing(NamedTuple):
 
     image_size: tuple[int, int]
     crop: tuple[int, int] | None
-    mean: tuple[float, float, float] = IMAGENET_MEAN
-    std: tuple[float, float, float] = IMAGENET_STD
+    mean: tuple[float, ...] = IMAGENET_MEAN
+    std: tuple[float, ...] = IMAGENET_STD
 
     @property
     def input_size(self) -> tuple[int, int]:
@@ -35,7 +35,11 @@ class Preprocessing(NamedTuple):
     def __call__(self, images_BHW: Tensor) -> Tensor:
         """Return (B, 3, H', W'): the one channel repeated to three only here."""
         images = F.interpolate(
-            images_BHW.unsqueeze(1), size=self.image_size, mode="bilinear", align_corners=False, antialias=True
+            images_BHW.unsqueeze(1),
+            size=self.image_size,
+            mode="bilinear",
+            align_corners=False,
+            antialias=True,
         )
         (height, width), (rows, columns) = self.image_size, self.input_size
         top, left = (height - rows) // 2, (width - columns) // 2

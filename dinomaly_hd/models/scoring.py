@@ -17,7 +17,7 @@ TOP_SHARE = 0.01
 
 
 def upsample(distance_BShw: Tensor, *, image_size: tuple[int, int], map_size: tuple[int, int]) -> Tensor:
-    """Return the mean of the groups (B, H, W): bilinear to the image size (corners aligned), then to the map's."""
+    """Return the groups' mean (B, H, W): bilinear to the image size (corners aligned), then to the maps."""
     large = F.interpolate(distance_BShw, size=image_size, mode="bilinear", align_corners=True)
     mean_B1HW = large.mean(dim=1, keepdim=True)
     return F.interpolate(mean_B1HW, size=map_size, mode="bilinear", align_corners=False).squeeze(1)
@@ -57,7 +57,12 @@ def row_context_mean(distance_BShw: Tensor, *, k: int) -> Tensor:
 
 
 def predict(
-    distance_BShw: Tensor, *, image_size: tuple[int, int], map_size: tuple[int, int], border: Border, row_context: int
+    distance_BShw: Tensor,
+    *,
+    image_size: tuple[int, int],
+    map_size: tuple[int, int],
+    border: Border,
+    row_context: int,
 ) -> Prediction:
     """Return raw maps (B, H, W) and scores (B,) from token distances (spec/dinomaly.md, Map and score)."""
     smoothed = row_context_mean(distance_BShw, k=row_context)

@@ -64,7 +64,8 @@ def locate(encoder: str, encoder_weights: str) -> Weights:
     path = Path(encoder_weights).expanduser()
     if not path.is_file():
         raise EncoderError(
-            f"encoder_weights={encoder_weights}: no such file; give a .safetensors or .pth file, or one of auto, hub, random"
+            f"encoder_weights={encoder_weights}: no such file; "
+            "give a .safetensors or .pth file, or one of auto, hub, random"
         )
     return _found("file", path)
 
@@ -131,7 +132,9 @@ def _from_hub(encoder: str) -> Path:
 
     cfg = timm.get_pretrained_cfg(timm_name(encoder), allow_unregistered=True)
     if cfg is None or not cfg.hf_hub_id:
-        raise ConfigError(f"encoder={encoder}: timm knows no downloadable weights for it; give encoder_weights=PATH")
+        raise ConfigError(
+            f"encoder={encoder}: timm knows no downloadable weights for it; give encoder_weights=PATH"
+        )
     from huggingface_hub import get_hf_file_metadata, hf_hub_download, hf_hub_url, try_to_load_from_cache
 
     cached = try_to_load_from_cache(cfg.hf_hub_id, "model.safetensors")
@@ -143,7 +146,8 @@ def _from_hub(encoder: str) -> Path:
         return Path(hf_hub_download(cfg.hf_hub_id, "model.safetensors", etag_timeout=HUB_TIMEOUT_S))
     except Exception as error:  # connection, proxy, name, permission: the way out is the same
         raise EncoderError(
-            f"encoder={encoder}: its weights ({cfg.hf_hub_id}) are not in the cache and the hub does not answer "
-            f"({type(error).__name__}); connect once, or give encoder_weights=PATH (.safetensors or .pth), "
+            f"encoder={encoder}: its weights ({cfg.hf_hub_id}) are not in the cache and the hub does not "
+            f"answer ({type(error).__name__}); connect once, or give encoder_weights=PATH "
+            "(.safetensors or .pth), "
             f"or choose encoder={EMBEDDED_ENCODER}, whose weights are installed"
         ) from error

@@ -68,11 +68,15 @@ def load(path: Path) -> Checkpoint:
     try:
         content = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # damaged or poisoned files raise almost anything
-        raise CheckpointError(f"{path}: cannot be read: {str(error).strip().splitlines()[0][:200]}") from error
+        raise CheckpointError(
+            f"{path}: cannot be read: {str(error).strip().splitlines()[0][:200]}"
+        ) from error
     if not isinstance(content, dict) or set(content) != FIELDS:
         raise CheckpointError(f"{path}: not a Dinomaly-HD checkpoint")
     if content.pop("schema") != SCHEMA_VERSION:
-        raise CheckpointError(f"{path}: written by another version of Dinomaly-HD; this one reads {SCHEMA_VERSION}")
+        raise CheckpointError(
+            f"{path}: written by another version of Dinomaly-HD; this one reads {SCHEMA_VERSION}"
+        )
     return Checkpoint(**content)
 
 

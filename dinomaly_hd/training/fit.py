@@ -1,8 +1,10 @@
 """One training from start or from its newest checkpoint to its last step."""
 
+import logging
 import time
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -14,7 +16,7 @@ from torch.utils.data import Dataset
 
 from dinomaly_hd.config import RunConfig, TrainingConfig
 from dinomaly_hd.data.module import StepDataModule
-from dinomaly_hd.errors import ConfigError, Interrupted
+from dinomaly_hd.errors import CheckpointError, ConfigError, Interrupted
 from dinomaly_hd.models.detector import Detector
 from dinomaly_hd.training import checkpoint as checkpoints
 from dinomaly_hd.training.checkpoint import Checkpoint
@@ -22,27 +24,33 @@ from dinomaly_hd.training.guards import SignalGuard
 from dinomaly_hd.training.task import DetectorTask, Reporter
 
 FROZEN = "encoder.model."
+NOTICES = (
+    ".*is available but not used.*",
+    ".*in eval mode at the start of training.*",
+    ".*does not have many workers.*",
+    ".*LeafSpec.*is deprecated.*",
+    ".*litlogger.*",
+)
 
 
 class TrainingData(NamedTuple):
-    """What is trained on: encoded images or images (``encode``), how many, and how to name them.
+    """What is trained on: encoded images or images (``encode``), how many (``size``), and how to name them.
 
     ``validate`` returns the validation loss of a detector on held-out normals, None where there are none.
     """
 
     dataset: Dataset[Tensor]
-    count: int
+    size: int
     encode: bool
     name_files: Callable[[int], str]
     validate: Callable[[], float] | None
 
 
 class Trained(NamedTuple):
-    """Where a training ended: steps done here, wall seconds of them, and the step it began at."""
+    """Steps done by this process and their wall time."""
 
     steps: int
     seconds: float
-    start: int
 
 
 def resolve_device(gpu: str) -> torch.device:
@@ -55,14 +63,18 @@ def resolve_device(gpu: str) -> torch.device:
         return torch.device("cpu")
     index = 0 if gpu == "auto" else int(gpu)
     if index >= torch.cuda.device_count():
-        raise ConfigError(f"gpu={gpu}: this machine has {torch.cuda.device_count()} CUDA devices; use gpu=cpu")
+        raise ConfigError(
+            f"gpu={gpu}: this machine has {torch.cuda.device_count()} CUDA devices; use gpu=cpu"
+        )
     return torch.device("cuda", index)
 
 
 def trained_state(detector: Detector) -> dict[str, Tensor]:
     """Return copies of all tensors but the frozen network's own weights."""
     state = detector.state_dict()
-    return {name: value.detach().cpu().clone() for name, value in state.items() if not name.startswith(FROZEN)}
+    return {
+        name: value.detach().cpu().clone() for name, value in state.items() if not name.startswith(FROZEN)
+    }
 
 
 def load_trained_state(detector: Detector, weights: dict[str, Tensor]) -> None:
@@ -70,16 +82,21 @@ def load_trained_state(detector: Detector, weights: dict[str, Tensor]) -> None:
     missing, unexpected = detector.load_state_dict(weights, strict=False)
     wrong = [*unexpected, *(name for name in missing if not name.startswith(FROZEN))]
     if wrong:
-        raise checkpoints.CheckpointError(f"the checkpoint does not fit the model: {', '.join(wrong[:5])}")
+        raise CheckpointError(f"the checkpoint does not fit the model: {', '.join(wrong[:5])}")
 
 
 class _Keeper(lightning.Callback):
     """After each step: save when due or asked by a signal, validate when due, move the progress line."""
 
-    def __init__(self, save: Callable[[], None], *, data: TrainingData, guard: SignalGuard, progress: Any) -> None:
+    def __init__(
+        self, save: Callable[[], None], *, data: TrainingData, guard: SignalGuard, progress: Any
+    ) -> None:
         self.save, self.data, self.guard, self.progress = save, data, guard, progress
 
-    def on_train_batch_end(self, trainer: Any, pl_module: Any, outputs: Any, batch: Any, batch_idx: int) -> None:
+    def on_train_batch_end(
+        self, trainer: Any, pl_module: Any, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        del trainer, outputs, batch, batch_idx
         task: DetectorTask = pl_module
         config: TrainingConfig = task.training_config
         done, last = task.position, config.max_steps
@@ -117,7 +134,7 @@ def train(
         detector,
         training=config,
         encode=data.encode,
-        steps_per_epoch=max(1, data.count // config.batch_size),
+        steps_per_epoch=max(1, data.size // config.batch_size),
         reporter=reporter,
         name_files=data.name_files,
         position=start,
@@ -144,42 +161,54 @@ def train(
     if start < config.max_steps:
         module = StepDataModule(
             data.dataset,
-            count=data.count,
+            count=data.size,
             batch_size=config.batch_size,
             seed=run.seed,
             start=start,
             stop=config.max_steps,
-            num_workers=config_workers(run, data),
+            num_workers=run.data.num_workers if data.encode else 0,
         )
         keeper = _Keeper(save, data=data, guard=guard, progress=progress)
         try:
-            _trainer(config, steps=config.max_steps - start, keeper=keeper, folder=folder).fit(task, module)
+            with _quiet_lightning():
+                trainer = _trainer(config, steps=config.max_steps - start, keeper=keeper, folder=folder)
+                trainer.fit(task, module)
         except SIGTERMException:  # the signal came between our check and Lightning's
             save()
             raise Interrupted(guard.received or 15) from None
-    return Trained(config.max_steps - start, time.monotonic() - began, start)
+    return Trained(config.max_steps - start, time.monotonic() - began)
 
 
-def config_workers(run: RunConfig, data: TrainingData) -> int:
-    """Return the loader workers of training: encoded images are in memory already and need none."""
-    return run.data.num_workers if data.encode else 0
-
-
-def _trainer(config: TrainingConfig, *, steps: int, keeper: lightning.Callback, folder: Path) -> lightning.Trainer:
+def _trainer(
+    config: TrainingConfig, *, steps: int, keeper: lightning.Callback, folder: Path
+) -> lightning.Trainer:
     device = resolve_device(config.gpu)
-    with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", message=".*is available but not used.*")
-        return lightning.Trainer(
-            accelerator="cpu" if device.type == "cpu" else "gpu",
-            devices=1 if device.type == "cpu" else [device.index],
-            precision="32-true" if config.precision == "32" else "bf16-mixed",
-            max_steps=steps,
-            max_epochs=1,
-            callbacks=[keeper],
-            default_root_dir=folder,
-            logger=False,
-            enable_checkpointing=False,
-            enable_progress_bar=False,
-            enable_model_summary=False,
-            use_distributed_sampler=False,
-        )
+    return lightning.Trainer(
+        accelerator="cpu" if device.type == "cpu" else "gpu",
+        devices=1 if device.type == "cpu" else [device.index],
+        precision="32-true" if config.precision == "32" else "bf16-mixed",
+        max_steps=steps,
+        max_epochs=1,
+        callbacks=[keeper],
+        default_root_dir=folder,
+        logger=False,
+        enable_checkpointing=False,
+        enable_progress_bar=False,
+        enable_model_summary=False,
+        use_distributed_sampler=False,
+    )
+
+
+@contextmanager
+def _quiet_lightning() -> Iterator[None]:
+    """Keep Lightning's notices off the user's screen: the encoder is meant to be in evaluation mode."""
+    logger = logging.getLogger("lightning.pytorch")
+    level = logger.level
+    logger.setLevel(logging.WARNING)
+    try:
+        with warnings.catch_warnings():
+            for message in NOTICES:
+                warnings.filterwarnings("ignore", message=message)
+            yield
+    finally:
+        logger.setLevel(level)

@@ -92,7 +92,9 @@ class DetectorTask(lightning.LightningModule):
         else:
             self._refuse(numbers, rate)
         report = {f"train/{name}": value for name, value in numbers.items()}
-        self.reporter.metrics({**report, "train/lr": rate, "train/nonfinite": self.nonfinite}, step=self.position)
+        self.reporter.metrics(
+            {**report, "train/lr": rate, "train/nonfinite": self.nonfinite}, step=self.position
+        )
         self.position += 1
 
     def _refuse(self, numbers: Mapping[str, float], rate: float) -> None:
@@ -100,6 +102,7 @@ class DetectorTask(lightning.LightningModule):
         if self.training_config.on_nonfinite == "stop":
             raise NonFiniteError(
                 f"step {self.position}: loss {numbers['loss']:g}, gradient norm {numbers['grad_norm']:g}, "
-                f"lr {rate:g}; weights are those of the step before; files: {self.name_files(self.position)}; "
+                f"lr {rate:g}; weights are those of the step before; "
+                f"files: {self.name_files(self.position)}; "
                 "lower learning_rate, or pass on_nonfinite=skip to skip such steps"
             )

@@ -1,4 +1,4 @@
-"""Every vector computed with the original Dinomaly is reproduced: float64 to 1e-12, float32 to 1e-5 relative."""
+"""Vectors computed with the original Dinomaly are reproduced: float64 to 1e-12, float32 to 1e-5 relative."""
 
 from pathlib import Path
 from typing import Any
@@ -41,7 +41,9 @@ def filled(module: torch.nn.Module, weights: dict[str, np.ndarray], dtype: torch
 def test_g1_linear_attention(tag: str, suffix: str, dtype: torch.dtype) -> None:
     # The 1e-6 in the denominator, which keeps underflow finite, moves float64 by more than 1e-12.
     golden = load("g1_linear_attention2")
-    weights = {key.removeprefix(f"{tag}_w."): value for key, value in golden.items() if key.startswith(f"{tag}_w.")}
+    weights = {
+        key.removeprefix(f"{tag}_w."): value for key, value in golden.items() if key.startswith(f"{tag}_w.")
+    }
     x = torch.from_numpy(golden[f"{tag}_x"]).to(dtype).requires_grad_()
     module = LinearAttention(x.shape[-1], heads=int(golden[f"{tag}_heads"]), qkv_bias="qkv.bias" in weights)
     out = filled(module, weights, dtype)(x)
@@ -85,7 +87,8 @@ def test_g2_hard_mining(tag: str, p: float, factor: float, suffix: str, dtype: t
 
     decoder = [group.requires_grad_() for group in groups("de")]
     encoder_BSND, decoder_BSND = (
-        torch.stack([group.flatten(2).transpose(1, 2) for group in side], dim=1) for side in (groups("en"), decoder)
+        torch.stack([group.flatten(2).transpose(1, 2) for group in side], dim=1)
+        for side in (groups("en"), decoder)
     )
     loss = HardMining(discard_final=p, discard_warmup=0, discard_factor=factor)
     result = loss(encoder_BSND, decoder_BSND, step=0)
@@ -107,19 +110,24 @@ def test_g2_discard_schedule() -> None:
 
 
 @pytest.mark.parametrize(
-    ("tag", "suffix", "dtype"), [("small", *PRECISIONS[0]), ("small", *PRECISIONS[1]), ("real", *PRECISIONS[0])]
+    ("tag", "suffix", "dtype"),
+    [("small", *PRECISIONS[0]), ("small", *PRECISIONS[1]), ("real", *PRECISIONS[0])],
 )
 def test_g3_anomaly_map(tag: str, suffix: str, dtype: torch.dtype) -> None:
     golden = load("g3_anomaly_map")
     size, mask = int(golden[f"{tag}_out_size"]), int(golden[f"{tag}_mask_size"])
-    sides = [[torch.from_numpy(golden[f"{tag}_{kind}{i}"]).to(dtype) for i in range(2)] for kind in ("en", "de")]
+    sides = [
+        [torch.from_numpy(golden[f"{tag}_{kind}{i}"]).to(dtype) for i in range(2)] for kind in ("en", "de")
+    ]
     encoder, decoder = (torch.stack([g.flatten(2).transpose(1, 2) for g in side], dim=1) for side in sides)
     batch, _, rows, columns = sides[0][0].shape
     distance = token_distance(encoder, decoder).reshape(batch, 2, rows, columns)
     tolerance = TOLERANCE[dtype]
     plain = scoring.upsample(distance, image_size=(size, size), map_size=(mask, mask))
     assert_close(plain[:, None], golden[f"{tag}_map_resized{suffix}"], tolerance=tolerance)
-    assert_close(scoring.top_share_score(plain), golden[f"{tag}_score_top1pct_pregauss{suffix}"], tolerance=tolerance)
+    assert_close(
+        scoring.top_share_score(plain), golden[f"{tag}_score_top1pct_pregauss{suffix}"], tolerance=tolerance
+    )
     predicted = scoring.predict(
         distance, image_size=(size, size), map_size=(mask, mask), border="zero", row_context=0
     )
@@ -133,7 +141,9 @@ def test_g3_gaussian() -> None:
     kernel = scoring.gaussian_kernel(5, 4.0, like=ones)
     assert_close(kernel[None, None], golden["gauss_kernel_5_4"], tolerance=1e-6)
     darkened = scoring.blur(ones, border="zero")
-    assert_close(darkened.reshape(golden["gauss_of_ones_8x8"].shape), golden["gauss_of_ones_8x8"], tolerance=1e-6)
+    assert_close(
+        darkened.reshape(golden["gauss_of_ones_8x8"].shape), golden["gauss_of_ones_8x8"], tolerance=1e-6
+    )
     assert torch.allclose(scoring.blur(ones, border="reflect"), ones)
 
 
@@ -165,7 +175,9 @@ CONFIGS: dict[str, dict[str, Any]] = {
 @pytest.mark.parametrize("config", CONFIGS)
 def test_g5_stable_adamw(config: str, suffix: str, dtype: torch.dtype) -> None:
     golden = load("g5_stable_adamw")
-    parameters = {n: torch.from_numpy(golden[f"p0.{n}"]).to(dtype).requires_grad_() for n in ("W", "b", "big")}
+    parameters = {
+        n: torch.from_numpy(golden[f"p0.{n}"]).to(dtype).requires_grad_() for n in ("W", "b", "big")
+    }
     optimizer = StableAdamW(parameters.values(), **CONFIGS[config])
     for step in range(10):
         for name, parameter in parameters.items():

@@ -1,0 +1,51 @@
+# `make run` and `make test` do all set-up themselves; they need Python 3.11 or 3.12 and make, nothing else.
+
+PYTHON ?= $(shell command -v python3.11 || command -v python3.12 || command -v python3)
+VENV := .venv
+BIN := $(VENV)/bin
+UV_VERSION := 0.13.9
+STAMP := $(VENV)/.installed
+MLFLOW_URI := sqlite:///mlflow.db
+
+export MLFLOW_DISABLE_TELEMETRY ?= true
+export RAY_USAGE_STATS_ENABLED ?= 0
+export MLFLOW_TRACKING_URI ?= $(MLFLOW_URI)
+
+.PHONY: run test check setup ui mlproject lock clean
+
+run: setup  ## train and evaluate on the simulated maps, in MLflow
+	$(BIN)/mlflow run . -e horizontal -P seed=42 --env-manager local --experiment-name dinomaly-hd
+
+test: check  ## everything that CI runs
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 tests
+
+check: setup  ## format, lint, types
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+
+setup: $(STAMP)
+
+$(STAMP): requirements.lock pyproject.toml
+	$(PYTHON) -c 'import sys; sys.exit(not (3, 11) <= sys.version_info[:2] <= (3, 12))' \
+	  || { echo "Python 3.11 or 3.12 is needed: make PYTHON=/path/to/python3.11 $(MAKECMDGOALS)"; exit 64; }
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	test -x $(BIN)/uv || $(BIN)/python -m pip install --quiet uv==$(UV_VERSION)
+	VIRTUAL_ENV=$(VENV) $(BIN)/uv pip sync --require-hashes requirements.lock
+	VIRTUAL_ENV=$(VENV) $(BIN)/uv pip install --no-deps --no-build-isolation --editable .
+	touch $(STAMP)
+
+ui:  ## MLflow's pages, on this machine only
+	@echo "open http://127.0.0.1:5000/#/experiments?workflowType=machine_learning"
+	MLFLOW_SERVER_ENABLE_JOB_EXECUTION=false $(BIN)/mlflow ui --workers 1 --host 127.0.0.1 --port 5000 \
+	  --backend-store-uri $(MLFLOW_TRACKING_URI)
+
+mlproject:  ## write MLproject anew
+	$(BIN)/python -m entry_points.project_file > MLproject.new && mv MLproject.new MLproject
+
+lock:  ## write requirements.lock anew
+	$(BIN)/uv pip compile --universal --python-version 3.11 --generate-hashes --all-extras --no-header \
+	  --no-emit-index-url --upgrade pyproject.toml --output-file requirements.lock
+
+clean:
+	rm -rf $(VENV) build *.egg-info

@@ -1,0 +1,273 @@
+"""Score any folder of images with a finished run: a table of scores and decisions, and the highest maps."""
+
+import json
+import re
+import tempfile
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+import pandas as pd
+import torch
+
+from dinomaly_hd.config import TrainingConfig, with_values
+from dinomaly_hd.data.folder import load_folder
+from dinomaly_hd.data.hdmap import Manifest
+from dinomaly_hd.data.store import ImageStore
+from dinomaly_hd.errors import CheckpointError, ConfigError, OutputError, nearest
+from dinomaly_hd.evaluation.pictures import MapPicture, map_limit
+from dinomaly_hd.experiments.examine import Examiner, Positions, stack
+from dinomaly_hd.experiments.exported import CARD, Exported, load_model
+from dinomaly_hd.experiments.run_folder import find_run
+from dinomaly_hd.files import publish, publish_text
+from dinomaly_hd.models.build import preprocessing_of
+from dinomaly_hd.tracking import default_uri
+from dinomaly_hd.tracking.models import REGISTERED, download_model
+from dinomaly_hd.training.fit import resolve_device
+
+KEPT_IMAGES_BYTES = 2 * 1024**3
+HIGHEST_SAID = 5
+RUN_ID = re.compile(r"[0-9a-f]{32}")
+Say = Callable[[str], None]
+Tick = Callable[[], None]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Request:
+    """What to score and where the answer goes.
+
+    Attributes:
+        run: Run folder, its name, its MLflow run id, or a registered model (``models:/NAME/VERSION``).
+        source: Folder of images, searched recursively, or one image.
+        domain: Whose threshold decides; None: the domain folder in each image's path, or the only domain.
+        output: Empty or new folder; None for ``{result_dir}/predict/{UTC time}``.
+        maps: How many of the highest-scoring images get an anomaly map.
+        gpu: auto, cpu or an index.
+        result_dir: Parent of the run folders.
+        root: The project, for MLflow's database.
+        say: Prints a line.
+        tick: Called for each image.
+    """
+
+    run: str
+    source: Path
+    domain: str | None
+    output: Path | None
+    maps: int
+    gpu: str
+    result_dir: Path
+    root: Path
+    say: Say
+    tick: Tick
+
+
+class Predicted(NamedTuple):
+    """Where the results lie, and the table: path, domain, score, threshold, decision."""
+
+    output: Path
+    table: pd.DataFrame
+
+
+class _Card(NamedTuple):
+    """What a model says of itself before it is loaded."""
+
+    shape: tuple[int, int]
+    dtype: str
+    thresholds: dict[str, float]
+
+
+def predict(request: Request) -> Predicted:
+    """Score every image; everything the user gave is checked before the model is loaded.
+
+    Raises:
+        ConfigError: No such run or domain, or a bad number.
+        ImageError: An image cannot be used with this model.
+        CheckpointError: The run holds no readable model.
+        OutputError: The output folder holds something, or cannot be written.
+        TrackingError: The run is not here and MLflow does not have it either.
+    """
+    if request.maps < 0:
+        raise ConfigError(f"maps={request.maps}: expected 0 or more")
+    device = resolve_device(with_values(TrainingConfig(), {"gpu": request.gpu}).gpu)
+    _check_output(request.output)
+    with _model_folder(request) as folder:
+        card = _read_card(folder)
+        chosen = None if request.domain is None else known_domain(request.domain, card.thresholds)
+        manifest = load_folder(request.source, shape=card.shape, dtype=card.dtype, tick=request.tick)
+        request.say(f"scoring {len(manifest.records)} images of {request.source}")
+        model = load_model(folder)
+    examiner = _examiner(model, manifest, device=device, tick=request.tick)
+    examined = examiner.examine(np.arange(len(manifest.records)))
+    table = _table(manifest, examined.score_N, thresholds=card.thresholds, chosen=chosen)
+    output = request.output or _fresh(request.result_dir / "predict")
+    publish_text(output / "scores.csv", table.to_csv(index=False, float_format="%.17g"))
+    highest = table.sort_values(["score", "path"], ascending=[False, True]).index[: request.maps]
+    _draw(output, table, highest.to_numpy(np.int64), examiner=examiner, limit=map_limit(examined.map_Nhw))
+    for line in _summary(table, card.thresholds, drawn=len(highest), output=output):
+        request.say(line)
+    return Predicted(output, table)
+
+
+def known_domain(asked: str, thresholds: Mapping[str, float]) -> str:
+    """Return the model's domain for "domain_C" or "C".
+
+    Raises:
+        ConfigError: The model has no threshold for it.
+    """
+    for name in (asked, f"domain_{asked}"):
+        if name in thresholds:
+            return name
+    raise ConfigError(f"domain={asked!r}: the model has no threshold for it.{nearest(asked, thresholds)}")
+
+
+@contextmanager
+def _model_folder(request: Request) -> Iterator[Path]:
+    """Yield the folder of the model's files; one that lies only in MLflow is copied for as long as needed."""
+    try:
+        run = None if request.run.startswith(REGISTERED) else find_run(request.result_dir, request.run)
+    except ConfigError:
+        if RUN_ID.fullmatch(request.run) is None:
+            raise
+        run = None
+    if run is not None:
+        if not (run / "model" / CARD).is_file():
+            raise CheckpointError(f"{run}: holds no model/{CARD}; the run did not finish")
+        yield run / "model"
+        return
+    with tempfile.TemporaryDirectory(prefix="dinomaly-hd-") as temporary:
+        uri = default_uri(request.root)
+        request.say(f"{request.run} is not under {request.result_dir}; copying its model from {uri}")
+        yield download_model(request.run, uri=uri, target=Path(temporary))
+
+
+def _read_card(folder: Path) -> _Card:
+    try:
+        card = json.loads((folder / CARD).read_text())
+        thresholds = {str(domain): float(value) for domain, value in card["thresholds"].items()}
+        return _Card((int(card["shape"][0]), int(card["shape"][1])), str(card["dtype"]), thresholds)
+    except (OSError, ValueError, KeyError, TypeError, IndexError, AttributeError) as error:
+        raise CheckpointError(
+            f"{folder}: no readable model here ({type(error).__name__}: {error})"
+        ) from error
+
+
+def _examiner(model: Exported, manifest: Manifest, *, device: torch.device, tick: Tick) -> Examiner:
+    """Return what scored the run's own test images, over these images."""
+    return Examiner(
+        model.detector.to(device),
+        ImageStore(manifest, keep_bytes=KEPT_IMAGES_BYTES),
+        evaluation=model.run.evaluation,
+        box=preprocessing_of(model.run.encoder).visible(manifest.shape),
+        device=device,
+        num_workers=0,
+        bf16=model.run.training.precision == "bf16",
+        tick=tick,
+    )
+
+
+def _table(
+    manifest: Manifest,
+    score_N: np.ndarray[tuple[int, ...], np.dtype[np.float64]],
+    *,
+    thresholds: Mapping[str, float],
+    chosen: str | None,
+) -> pd.DataFrame:
+    """Return path, domain, score, threshold, decision; the last two and the domain empty where unknown."""
+    domains = [chosen or _domain_of(manifest.path(i), thresholds) for i in range(len(manifest.records))]
+    threshold_N = np.array([thresholds.get(domain, np.nan) for domain in domains])
+    decisions = np.where(np.isnan(threshold_N), "", np.where(score_N >= threshold_N, "fault", "good"))
+    return pd.DataFrame(
+        {
+            "path": [record.path for record in manifest.records],
+            "domain": domains,
+            "score": score_N,
+            "threshold": threshold_N,
+            "decision": decisions,
+        }
+    )
+
+
+def _domain_of(path: Path, thresholds: Mapping[str, float]) -> str:
+    """Return the innermost folder of a path that is a domain of the model, else its only domain, else ""."""
+    found = next((part for part in reversed(path.resolve().parts[:-1]) if part in thresholds), None)
+    if found is not None:
+        return found
+    return next(iter(thresholds)) if len(thresholds) == 1 else ""
+
+
+def _draw(
+    output: Path, table: pd.DataFrame, positions: Positions, *, examiner: Examiner, limit: float
+) -> None:
+    """Write ``anomaly_maps/{rank}_{stem}.png``, highest score first, all on one colour scale."""
+    if not len(positions):
+        return
+    picture = MapPicture(
+        input_shape=examiner.store.manifest.shape,
+        limit=limit,
+        input_limit=map_limit(stack(examiner.store, positions)),
+        box=examiner.box,
+    )
+    rank = 0
+    for batch, images_BHW, prediction in examiner.batches(positions):
+        for i, position in enumerate(batch):
+            examiner.tick()
+            rank += 1
+            row = table.iloc[int(position)]
+            png = picture.png(images_BHW[i].numpy(), prediction.map_BHW[i].numpy(), title=_title(row))
+            name = f"{rank:03d}_{Path(row['path']).stem}.png"
+            publish(output / "anomaly_maps" / name, lambda stream, png=png: stream.write(png))  # type: ignore[misc]
+
+
+def _title(row: pd.Series) -> str:
+    side = f", {row['decision']} at threshold {row['threshold']:.4g}" if row["decision"] else ""
+    return f"{row['path']}\nscore {row['score']:.4g}{side} · colours up to 99.5 % of the scored maps"
+
+
+def _summary(
+    table: pd.DataFrame, thresholds: Mapping[str, float], *, drawn: int, output: Path
+) -> Iterator[str]:
+    undecided = int((table["decision"] == "").sum())
+    faults = int((table["decision"] == "fault").sum())
+    yield f"{len(table)} images: {faults} fault, {len(table) - faults - undecided} good, {undecided} undecided"
+    if undecided:
+        yield (
+            f"undecided: no domain given, none of the model's in the path, and it knows {len(thresholds)} "
+            f"({', '.join(thresholds)}); choose one with --domain"
+        )
+    yield "highest scores:"
+    for row in table.nlargest(HIGHEST_SAID, "score").itertuples():
+        yield f"  {row.score:.4g}  {row.decision or '-':5}  {row.path}"
+    yield f"scores:       {output / 'scores.csv'}"
+    if drawn:
+        yield f"anomaly maps: {output / 'anomaly_maps'}, the {drawn} highest; colours end at the 99.5 % quantile"
+        yield "              of the maps of all images scored here, so they compare within this prediction only"
+
+
+def _check_output(output: Path | None) -> None:
+    """Refuse a folder with anything in it: maps of an earlier prediction would mix with these.
+
+    Raises:
+        OutputError: It holds something, or is a file.
+    """
+    if output is None or not output.exists():
+        return
+    if not output.is_dir() or any(output.iterdir()):
+        raise OutputError(f"output={output}: already there; give a new or an empty folder")
+
+
+def _fresh(parent: Path) -> Path:
+    stem = f"{datetime.now(UTC):%Y%m%d_%H%M%S}"
+    for number in range(1000):
+        path = parent / (stem if number == 0 else f"{stem}_{number + 1}")
+        try:
+            path.mkdir(parents=True)
+        except FileExistsError:
+            continue
+        except OSError as error:
+            raise OutputError(f"cannot write {path}: {error}; choose another output") from error
+        return path
+    raise OutputError(f"{parent}: a thousand predictions were made in this second")

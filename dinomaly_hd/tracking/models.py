@@ -1,0 +1,68 @@
+"""Models as MLflow keeps them: a run folder's exported model goes up, a run's or a registered one comes down."""
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from dinomaly_hd.errors import TrackingError
+from dinomaly_hd.tracking.store import first_line, load_mlflow, sqlite_file
+
+if TYPE_CHECKING:
+    from mlflow.entities import LoggedModel
+    from mlflow.tracking import MlflowClient
+
+MODEL_NAME = "model"
+REGISTERED = "models:/"
+
+
+def logged_model(client: "MlflowClient", run_id: str) -> "LoggedModel":
+    """Return the model entry of a run, made if it is not there yet: a call may be repeated without doubles.
+
+    The entry holds the run's parameters, by which the page of all models can be sorted. Raises what MLflow
+    raises.
+    """
+    from mlflow.entities import LoggedModelOutput
+
+    run = client.get_run(run_id)
+    token: str | None = None
+    while True:
+        page = client.search_logged_models(
+            [run.info.experiment_id], f"name = '{MODEL_NAME}'", page_token=token
+        )
+        for model in page:
+            if model.source_run_id == run_id:
+                return model
+        token = page.token
+        if not token:
+            break
+    made = client.create_logged_model(
+        run.info.experiment_id, name=MODEL_NAME, source_run_id=run_id, params=run.data.params
+    )
+    client.log_outputs(run_id, models=[LoggedModelOutput(made.model_id, step=0)])
+    return made
+
+
+def download_model(reference: str, *, uri: str, target: Path) -> Path:
+    """Copy a model out of MLflow and return the folder where its files lie, below ``target``.
+
+    Args:
+        reference: An MLflow run id, or ``models:/NAME/VERSION`` (also ``models:/NAME@ALIAS``).
+        uri: Tracking address.
+        target: Folder to copy to.
+
+    Raises:
+        TrackingError: The store does not answer or has no such run or model.
+    """
+    database = sqlite_file(uri)
+    if database is not None and not database.is_file():
+        raise TrackingError(f"{reference}: MLflow's database {database} does not exist")
+    artifact_uri = reference if reference.startswith(REGISTERED) else f"runs:/{reference}/{MODEL_NAME}"
+    load_mlflow(uri)
+    from mlflow.artifacts import download_artifacts
+
+    try:
+        found = download_artifacts(
+            artifact_uri=artifact_uri, dst_path=str(target), tracking_uri=uri, registry_uri=uri
+        )
+    except Exception as error:
+        raise TrackingError(f"{reference}: no model of this name at {uri}: {first_line(error)}") from error
+    return Path(found)

@@ -1,0 +1,59 @@
+"""Write MLproject from the entry points' own flags: `python -m entry_points.project_file > MLproject`."""
+
+import importlib
+from collections.abc import Mapping
+
+from dinomaly_hd.flags import OPTIONS, Option, project_defaults
+from entry_points.common import variants_of
+
+TRAINING = ("horizontal", "topk", "baseline")
+OTHERS = ("simulate", "predict")
+HEAD = """\
+# Written by `make mlproject` from the entry points' flags; a test compares. `auto`: the preset decides.
+name: dinomaly-hd
+conda_env: conda.yaml
+entry_points:
+"""
+
+
+def render() -> str:
+    """Return the text of MLproject."""
+    blocks = []
+    for name in (*TRAINING, *OTHERS):
+        module = importlib.import_module(f"entry_points.{name}")
+        if name in TRAINING:
+            switches: Mapping[str, Option] = getattr(module, "SWITCHES", {})
+            defaults = {key: option.default for key, option in {**OPTIONS, **switches}.items()}
+            defaults |= project_defaults(variants_of(name, switches))
+        else:
+            defaults = {key: option.default for key, option in module.FLAGS.items()}
+        blocks.append(_block(name, defaults))
+    return HEAD + "\n".join(blocks)
+
+
+def _block(name: str, defaults: Mapping[str, str]) -> str:
+    parameters = [
+        f"      {key}: {{type: {_type(value)}, default: {_yaml(value)}}}" for key, value in defaults.items()
+    ]
+    flags = [f"--{key} {{{key}}}" for key in defaults]
+    lines = [f"python -m entry_points.{name}", *flags]
+    command = "\n".join(f"      {line}" for line in lines)
+    return f"  {name}:\n    parameters:\n" + "\n".join(parameters) + f"\n    command: >-\n{command}\n"
+
+
+def _type(value: str) -> str:
+    for kind in (int, float):
+        try:
+            kind(value)
+        except ValueError:
+            continue
+        return kind.__name__
+    return "string"
+
+
+def _yaml(value: str) -> str:
+    return value if _type(value) != "string" else f'"{value}"'
+
+
+if __name__ == "__main__":
+    print(render(), end="")

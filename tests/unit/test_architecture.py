@@ -1,0 +1,104 @@
+"""Imports run one way, and what is said twice is the same: the design, held by a walk over the source."""
+
+import ast
+import tomllib
+from pathlib import Path
+
+import pytest
+import yaml
+
+from entry_points import project_file
+
+ROOT = Path(__file__).resolve().parents[2]
+PACKAGE = ROOT / "dinomaly_hd"
+
+# Each layer may import itself, what stands before it, and nothing else of the package.
+LAYERS = {
+    "errors": set(),
+    "randomness": set(),
+    "geometry": set(),
+    "provenance": set(),
+    "files": {"errors"},
+    "journal": {"errors", "files"},
+    "config": {"errors"},
+    "variants": {"config"},
+    "flags": {"errors", "config", "variants"},
+    "data": {"errors", "files", "config", "randomness", "geometry"},
+    "models": {"errors", "files", "config", "randomness", "geometry"},
+    "evaluation": {"errors", "files", "config", "randomness", "geometry"},
+    "training": {"errors", "files", "config", "randomness", "data", "models"},
+    "tracking": {"errors", "files", "journal"},
+    "serving": {"errors", "files", "config", "data", "models", "evaluation", "training", "experiments", "geometry"},
+}
+EVERYTHING_BUT_ENTRY_POINTS = {path.stem for path in PACKAGE.iterdir() if path.stem != "__init__"}
+LAYERS["experiments"] = EVERYTHING_BUT_ENTRY_POINTS
+ONLY_HERE = {
+    "mlflow": {"tracking", "serving"},
+    "optuna": {"tuning"},
+    "lightning": {"training", "data/module"},
+    "timm": {"models"},
+}
+
+
+def modules() -> list[Path]:
+    return sorted(path for path in PACKAGE.rglob("*.py") if path.name != "__init__.py" or path.parent != PACKAGE)
+
+
+def imports(path: Path) -> set[str]:
+    names: set[str] = set()
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Import):
+            names |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom) and node.module:
+            names |= {node.module, *(f"{node.module}.{alias.name}" for alias in node.names)}
+    return names
+
+
+def layer_of(path: Path) -> str:
+    return path.relative_to(PACKAGE).with_suffix("").parts[0]
+
+
+@pytest.mark.parametrize("path", modules(), ids=lambda path: str(path.relative_to(PACKAGE)))
+def test_imports_run_one_way(path: Path) -> None:
+    layer = layer_of(path)
+    own = {name.split(".")[1] for name in imports(path) if name.startswith("dinomaly_hd.")}
+    assert own - {layer} <= LAYERS[layer], f"{layer} may not import {own - {layer} - LAYERS[layer]}"
+    assert not any(name.startswith("entry_points") for name in imports(path))
+
+
+@pytest.mark.parametrize("package", ONLY_HERE)
+def test_heavy_packages_are_imported_in_their_place_only(package: str) -> None:
+    users = {
+        path.relative_to(PACKAGE).with_suffix("")
+        for path in modules()
+        if any(name.split(".")[0] == package for name in imports(path))
+    }
+    allowed = {Path(place) for place in ONLY_HERE[package]}
+    assert all(user in allowed or set(user.parents) & allowed for user in users), users
+
+
+def test_mlproject_is_what_the_entry_points_say() -> None:
+    assert (ROOT / "MLproject").read_text() == project_file.render(), "run `make mlproject`"
+
+
+def test_mlproject_never_quotes_a_parameter() -> None:
+    for block in yaml.safe_load((ROOT / "MLproject").read_text())["entry_points"].values():
+        assert "'" not in block["command"]
+        assert '"' not in block["command"]
+        for name in block["parameters"]:
+            assert f"{{{name}}}" in block["command"]
+
+
+def test_conda_installs_what_pyproject_asks_for() -> None:
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    conda = yaml.safe_load((ROOT / "conda.yaml").read_text())["dependencies"]
+    assert conda[:2] == ["python=3.11", "pip"]
+    assert conda[2] == {"pip": project["dependencies"]}
+
+
+def test_the_lock_pins_with_hashes_and_names_no_host() -> None:
+    lock = (ROOT / "requirements.lock").read_text()
+    assert "://" not in lock
+    pinned = [line.split("==")[0] for line in lock.splitlines() if "==" in line and not line.startswith(" ")]
+    assert {"torch", "torchvision", "mlflow", "timm", "lightning", "optuna"} <= set(pinned)
+    assert lock.count("--hash=sha256:") > len(pinned)
