@@ -73,8 +73,14 @@ class Interrupted(DinomalyHDError):
         self.signal_number = signal_number
 
 
+LONGEST_LIST = 60
+
+
 def nearest(name: str, known: Iterable[str]) -> str:
     """Return " Did you mean 'x'?" for the closest known name, or the list of names if none is close."""
     known = sorted(known)
     close = difflib.get_close_matches(name, known, n=1, cutoff=0.5)
-    return f" Did you mean {close[0]!r}?" if close else f" Known: {', '.join(known)}."
+    if close:
+        return f" Did you mean {close[0]!r}?"
+    more = f" and {len(known) - LONGEST_LIST} more" if len(known) > LONGEST_LIST else ""
+    return f" Known: {', '.join(known[:LONGEST_LIST])}{more}."

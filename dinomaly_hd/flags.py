@@ -109,6 +109,8 @@ def parse(entry_point: str, argv: Sequence[str], *, accepted: Mapping[str, str],
     for word in rest:
         if word.startswith("--"):
             name = word[2:].split("=")[0].replace("-", "_")
+            if name in HELP:
+                raise ConfigError(_not_of(entry_point, name))
             raise ConfigError(f"unknown flag --{name}.{nearest(name, accepted)}")
         raise ConfigError(f"unexpected word {word!r}; write --name value")
     return vars(given)
@@ -136,8 +138,13 @@ def resolve(variant: str, values: Mapping[str, str]) -> RunConfig:
     chosen = {name: value for name, value in values.items() if name in HELP and value != AUTO}
     for name in chosen:
         if name not in known:
-            raise ConfigError(f"{name} does not apply to {variant}.{nearest(name, known)}")
+            raise ConfigError(_not_of(variant, name))
     return with_values(run, chosen)
+
+
+def _not_of(variant: str, name: str) -> str:
+    takers = [other for other, model in VARIANTS.items() if name in flatten(model())]
+    return f"{name} does not apply to {variant}, only to {', '.join(takers)}; leave it out"
 
 
 def preset_name(given: str) -> Any:

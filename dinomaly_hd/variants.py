@@ -54,18 +54,19 @@ def full(model: ModelConfig) -> RunConfig:
 
 
 def quick(model: ModelConfig) -> RunConfig:
-    """The embedded encoder on simulated maps, chosen so that a run ends in minutes on two CPU cores.
+    """The embedded encoder on simulated maps: a whole run in minutes on two CPU cores.
 
-    One token row per tooth of the driving gear (31), so that a band is not spread over rows; chosen on
-    held-out normals with synthetic bands (benchmarks/quality.py), never on test data.
+    248 x 96 pixels at stride 8 make 31 x 12 tokens: one token row per driving tooth, so that a band is not
+    spread over rows. Sizes were compared on held-out normals with synthetic bands (`benchmarks/quality.py
+    choose`), never on test data.
     """
     return RunConfig(
         preset="quick",
-        model=model.model_copy(update={"decoder_depth": 4}),
+        model=model.model_copy(update={"decoder_depth": 2}),
         encoder=EncoderConfig(encoder="efficientnet_lite0", image_size="248x96", crop="none"),
         data=DataConfig(simulate_size="quick"),
-        training=TrainingConfig(max_steps=300, batch_size=8, checkpoint_interval=25),
-        evaluation=EvaluationConfig(),
+        training=TrainingConfig(max_steps=500, batch_size=8, checkpoint_interval=50),
+        evaluation=EvaluationConfig(eval_batch_size=8),
     )
 
 

@@ -25,9 +25,34 @@ FLAGS = {
 
 def main(argv: Sequence[str], guard: "SignalGuard") -> None:
     """Score and say where the results are."""
-    from dinomaly_hd.flags import as_count, parse, required
+    from dinomaly_hd.errors import ConfigError
+    from dinomaly_hd.flags import parse
 
     accepted = {name: option.help for name, option in FLAGS.items()}
     given = parse("predict", argv, accepted=accepted, doc=__doc__ or "")
     values = {name: given.get(name, option.default) for name, option in FLAGS.items()}
-    del as_count, required, Path, ROOT, say, guard, values
+    for name in ("run", "input"):
+        if not values[name]:
+            raise ConfigError(f"--{name} is needed: {FLAGS[name].help}")
+    if not values["maps"].isdecimal():
+        raise ConfigError(f"maps={values['maps']!r}: expected a whole number, 0 or more")
+    from dinomaly_hd.experiments.prediction import Request, predict
+
+    predict(
+        Request(
+            run=values["run"],
+            source=Path(values["input"]),
+            domain=None if values["domain"] == AUTO else values["domain"],
+            output=None if values["output"] == AUTO else Path(values["output"]),
+            maps=int(values["maps"]),
+            gpu=values["gpu"],
+            result_dir=Path(values["result_dir"]),
+            root=ROOT,
+            say=say,
+            tick=guard.check,
+        )
+    )
+
+
+if __name__ == "__main__":
+    launch(main)

@@ -94,9 +94,9 @@ def simulate(
     """Write the data set to the folder ``root`` and return it; equal arguments give equal bytes everywhere.
 
     Beside the domains' folders there are ``conditions.csv`` (path, condition), ``severity.csv`` (path, row,
-    severity, length), ``ground_truth/`` (uint8 masks, 1 = damaged row) and ``simulation.json``. The folder
-    appears whole or not at all; one that holds these data already is left as it is. ``tick`` is called once
-    per image.
+    severity, length), ``ground_truth/`` (float32 masks, 1 = damaged row, read by the one image reader) and
+    ``simulation.json``. The folder appears whole or not at all; one that holds these data already is left as
+    it is. ``tick`` is called once per image.
 
     Raises:
         ConfigError: Unknown size, no or an unknown domain, or a seed outside 0 .. 2**32 - 1.
@@ -214,7 +214,7 @@ def _write_images(root: Path, contents: Contents, *, tick: Callable[[], None]) -
                 conditions.append(f"{name},{condition}")
                 tick()
             for name, mask_RC, band in zip(names, split.masks_NRC, split.bands, strict=False):
-                _write_tiff(root / MASK_FOLDER / name, mask_RC)
+                _write_tiff(root / MASK_FOLDER / name, mask_RC.astype(np.float32))
                 severities.append(f"{name},{band.row},{band.severity:.6f},{band.length}")
     publish_text(root / "conditions.csv", "\n".join(conditions) + "\n")
     publish_text(root / "severity.csv", "\n".join(severities) + "\n")

@@ -73,10 +73,10 @@ def _detector_table(rows: Mapping[str, Block], conditions: Sequence[str]) -> lis
             lines.append("-" * len(head))
         counts = block.get("counts", {"good": "", "fault": ""})
         line = f"{_cut(name, name_width):{name_width}}{counts['good']:>7}{counts['fault']:>7}"
-        line += "".join(f"{_with_interval(block, metric):>24}" for metric in ("auroc", "tpr_at_fpr_1pct"))
+        line += "".join(f"{with_interval(block, metric):>24}" for metric in ("auroc", "tpr_at_fpr_1pct"))
         for condition in conditions:
             part = block["by_condition"][condition]
-            line += f"{_percent(part['auroc']):>7}{_percent(part['tpr_at_fpr_1pct']):>8}"
+            line += f"{percent(part['auroc']):>7}{percent(part['tpr_at_fpr_1pct']):>8}"
         lines.append(line)
     return lines
 
@@ -101,18 +101,20 @@ def _trivial_table(result: Mapping[str, Any]) -> list[str]:
         block = result["mean_metrics"] if name == "mean" else result["per_domain_metrics"][name]
         cells = [block["auroc"], *(trivial[score][name]["auroc"] for score in order)]
         lines.append(
-            f"{_cut(name, name_width):{name_width}}" + "".join(f"{_percent(cell):>12}" for cell in cells)
+            f"{_cut(name, name_width):{name_width}}" + "".join(f"{percent(cell):>12}" for cell in cells)
         )
     return lines
 
 
-def _with_interval(block: Block, metric: str) -> str:
+def with_interval(block: Block, metric: str) -> str:
+    """Return "value [low, high]" in per cent, without interval where there is none."""
     low, high = block["intervals"][metric]
-    value = _percent(block[metric])
-    return value if np.isnan(low) else f"{value} [{_percent(low)}, {_percent(high)}]"
+    value = percent(block[metric])
+    return value if np.isnan(low) else f"{value} [{percent(low)}, {percent(high)}]"
 
 
-def _percent(value: float) -> str:
+def percent(value: float) -> str:
+    """Return a share in per cent with two decimals, "-" for NaN."""
     return "-" if np.isnan(value) else f"{100 * value:.2f}"
 
 

@@ -4,7 +4,9 @@ from collections.abc import Callable
 from pathlib import Path
 
 from dinomaly_hd.config import SIMULATED, DataConfig
+from dinomaly_hd.data.images import printable
 from dinomaly_hd.data.simulator import simulate
+from dinomaly_hd.errors import LayoutError
 
 
 def simulated_root(data: DataConfig, *, root: Path) -> Path:
@@ -19,10 +21,17 @@ def resolve_root(
 
     Raises:
         OutputError: The simulation cannot be written.
-        LayoutError: Something else lies where it belongs.
+        LayoutError: There is no such folder, or something else lies where the simulation belongs.
     """
     if data.data_root != SIMULATED:
-        return Path(data.data_root).expanduser()
+        given = Path(data.data_root).expanduser()
+        if not given.is_dir():
+            what = "not a folder" if given.exists() else "no such folder"
+            raise LayoutError(
+                f"data_root={printable(data.data_root)}: {what}; give the one that holds the domain folders "
+                f"(domain_A/train/good ...), or {SIMULATED}"
+            )
+        return given
     target = simulated_root(data, root=root)
     say(f"simulated data: {target}")
     return simulate(target, size=data.simulate_size, seed=data.simulate_seed, tick=tick)

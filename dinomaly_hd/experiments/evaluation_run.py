@@ -2,6 +2,7 @@
 
 import json
 import time
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -11,6 +12,7 @@ import pandas as pd
 from dinomaly_hd import provenance
 from dinomaly_hd.config import flatten
 from dinomaly_hd.evaluation.pictures import map_limit
+from dinomaly_hd.evaluation.report import Picture, report_html
 from dinomaly_hd.evaluation.results import evaluate
 from dinomaly_hd.evaluation.summary import flat_metrics, summary_lines
 from dinomaly_hd.evaluation.thresholds import Threshold, f1, normal_quantile, youden
@@ -26,14 +28,16 @@ from dinomaly_hd.experiments.examine import (
 )
 from dinomaly_hd.experiments.exported import export_model
 from dinomaly_hd.experiments.run_folder import CHECKPOINTS
-from dinomaly_hd.experiments.session import Session
-from dinomaly_hd.files import publish_json
+from dinomaly_hd.experiments.session import Session, run_name
+from dinomaly_hd.files import publish_json, publish_text
 from dinomaly_hd.models.build import preprocessing_of
 from dinomaly_hd.models.detector import Detector
 from dinomaly_hd.randomness import derive
+from dinomaly_hd.serving import log_model
 
 RESULTS_SCHEMA = 1
 LONGEST_HISTORY = 1000
+MAPS_IN_REPORT = 3
 
 
 class Normals(NamedTuple):
@@ -108,6 +112,7 @@ def evaluate_run(session: Session, detector: Detector, *, timing: dict[str, floa
     }
     results = {**_head(session, timing), **measured, "training_history": _thinned(history)}
     publish_json(folder / "results.json", results)
+    _write_report(session, results)
     _track(session, results, timing)
     for line in ["", *summary_lines(results), ""]:
         session.context.say(line)
@@ -180,6 +185,28 @@ def _head(session: Session, timing: dict[str, float]) -> dict[str, Any]:
     }
 
 
+def _write_report(session: Session, results: dict[str, Any]) -> None:
+    """Write ``report.html``: tables, ROC curves, histograms, training, and each domain's highest faults."""
+    folder, run = session.folder.path, session.run
+    pictures = [Picture(path.stem, path.read_bytes()) for path in sorted((folder / "plots").glob("*.png"))]
+    for domain in session.manifest.domains:
+        shown = _faults_to_browse(folder, domain)[:MAPS_IN_REPORT]
+        pictures += [Picture(f"{domain}: {path.stem}", path.read_bytes()) for path in shown]
+    facts = {
+        "command": session.context.command,
+        "variant": run.model.variant,
+        "seed": str(run.seed),
+        "preset": run.preset,
+        "encoder": run.encoder.encoder,
+        "steps": str(run.training.max_steps),
+        "data": f"{session.manifest.root}, digest {session.manifest.digest[:16]}",
+        "conditions": session.manifest.condition_rule,
+        "config hash": session.ready.config_hash,
+    }
+    page = report_html(run_name(run), facts=facts, result=results, pictures=pictures)
+    publish_text(folder / "report.html", page)
+
+
 def _thinned(history: gallery.History) -> dict[str, Any]:
     """Return each series as steps and values, at most ``LONGEST_HISTORY`` evenly spread points."""
     thinned: dict[str, Any] = {}
@@ -193,10 +220,12 @@ def _track(session: Session, results: dict[str, Any], timing: dict[str, float]) 
     tracker, folder, last = session.tracker, session.folder.path, session.run.training.max_steps
     tracker.metrics(flat_metrics(results), step=last)
     tracker.metrics({f"time/{name}": value for name, value in timing.items()}, step=last)
-    tracker.artifact(folder / "results.json")
+    for name in ("results.json", "report.html"):
+        tracker.artifact(folder / name)
     for name in ("scores", "plots", "anomaly_maps", "model"):
         if (folder / name).is_dir():
             tracker.artifacts(folder / name, folder=name)
+    tracker.call(partial(log_model, folder=folder / "model"))
     tracker.artifact(max((folder / CHECKPOINTS).glob("step_*.pt")), folder=CHECKPOINTS)
     for domain in session.manifest.domains:
         for step, path in enumerate(_faults_to_browse(folder, domain)):

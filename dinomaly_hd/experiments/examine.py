@@ -9,7 +9,6 @@ from typing import Any, NamedTuple
 import numpy as np
 import numpy.typing as npt
 import pandas as pd
-import tifffile
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -17,6 +16,7 @@ from torch import Tensor
 from dinomaly_hd.config import EvaluationConfig
 from dinomaly_hd.data.features import image_batches
 from dinomaly_hd.data.hdmap import Manifest, ground_truth_path
+from dinomaly_hd.data.images import read_image
 from dinomaly_hd.data.store import ImageStore
 from dinomaly_hd.errors import NonFiniteError
 from dinomaly_hd.evaluation import metrics, trivial
@@ -182,7 +182,7 @@ def _mask(manifest: Manifest, position: int) -> npt.NDArray[np.bool_] | None:
     if manifest.records[position].label == 0:
         return np.zeros(manifest.shape, dtype=np.bool_)
     path = ground_truth_path(manifest, position)
-    mask = None if path is None else tifffile.imread(path) > 0
+    mask = None if path is None else read_image(path) > 0
     return mask if mask is not None and mask.shape == manifest.shape else None
 
 

@@ -31,6 +31,7 @@ from dinomaly_hd.training.fit import resolve_device
 
 KEPT_IMAGES_BYTES = 2 * 1024**3
 HIGHEST_SAID = 5
+LONGEST_NAME = 60  # characters: 240 bytes at most, below every file system's limit
 RUN_ID = re.compile(r"[0-9a-f]{32}")
 Say = Callable[[str], None]
 Tick = Callable[[], None]
@@ -202,7 +203,7 @@ def _domain_of(path: Path, thresholds: Mapping[str, float]) -> str:
 def _draw(
     output: Path, table: pd.DataFrame, positions: Positions, *, examiner: Examiner, limit: float
 ) -> None:
-    """Write ``anomaly_maps/{rank}_{stem}.png``, highest score first, all on one colour scale."""
+    """Write ``anomaly_maps/{rank}_{path}.png``, highest score first, all on one colour scale."""
     if not len(positions):
         return
     picture = MapPicture(
@@ -218,8 +219,13 @@ def _draw(
             rank += 1
             row = table.iloc[int(position)]
             png = picture.png(images_BHW[i].numpy(), prediction.map_BHW[i].numpy(), title=_title(row))
-            name = f"{rank:03d}_{Path(row['path']).stem}.png"
+            name = f"{rank:03d}_{_flat(row['path'])}.png"
             publish(output / "anomaly_maps" / name, lambda stream, png=png: stream.write(png))  # type: ignore[misc]
+
+
+def _flat(path: str) -> str:
+    """Return a path without folders and extension as one file name; its end tells images apart."""
+    return str(Path(path).with_suffix("")).replace("/", "_")[-LONGEST_NAME:]
 
 
 def _title(row: pd.Series) -> str:
@@ -230,21 +236,22 @@ def _title(row: pd.Series) -> str:
 def _summary(
     table: pd.DataFrame, thresholds: Mapping[str, float], *, drawn: int, output: Path
 ) -> Iterator[str]:
-    undecided = int((table["decision"] == "").sum())
-    faults = int((table["decision"] == "fault").sum())
-    yield f"{len(table)} images: {faults} fault, {len(table) - faults - undecided} good, {undecided} undecided"
+    counts = table["decision"].value_counts()
+    faults, goods, undecided = (int(counts.get(name, 0)) for name in ("fault", "good", ""))
+    yield f"{len(table)} images: {faults} fault, {goods} good, {undecided} undecided"
     if undecided:
         yield (
             f"undecided: no domain given, none of the model's in the path, and it knows {len(thresholds)} "
             f"({', '.join(thresholds)}); choose one with --domain"
         )
     yield "highest scores:"
-    for row in table.nlargest(HIGHEST_SAID, "score").itertuples():
-        yield f"  {row.score:.4g}  {row.decision or '-':5}  {row.path}"
+    highest = table.nlargest(HIGHEST_SAID, "score")
+    for path, score, decision in zip(highest["path"], highest["score"], highest["decision"], strict=True):
+        yield f"  {score:.4g}  {decision or '-':5}  {path}"
     yield f"scores:       {output / 'scores.csv'}"
     if drawn:
-        yield f"anomaly maps: {output / 'anomaly_maps'}, the {drawn} highest; colours end at the 99.5 % quantile"
-        yield "              of the maps of all images scored here, so they compare within this prediction only"
+        yield f"anomaly maps: {output / 'anomaly_maps'}, the {drawn} highest; colours reach up to the 99.5 %"
+        yield "              quantile of the maps scored here, so they compare within this prediction only"
 
 
 def _check_output(output: Path | None) -> None:

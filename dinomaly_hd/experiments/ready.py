@@ -7,7 +7,7 @@ from dinomaly_hd.data.hdmap import Manifest, load_manifest
 from dinomaly_hd.data.splits import Split, hold_out
 from dinomaly_hd.experiments.context import Context
 from dinomaly_hd.experiments.data_root import resolve_root
-from dinomaly_hd.models.build import check_encoder, check_model
+from dinomaly_hd.models.build import check_encoder, check_model, check_weights
 from dinomaly_hd.models.weights import Weights, locate
 from dinomaly_hd.training.fit import resolve_device
 
@@ -37,6 +37,7 @@ def check(run: RunConfig, context: Context) -> Ready:
     check_model(run.model, grid=shape.grid, is_transformer=shape.is_transformer)
     resolve_device(run.training.gpu)
     weights = locate(run.encoder.encoder, run.encoder.encoder_weights)
+    check_weights(run.encoder, weights=weights)
     root = resolve_root(run.data, root=context.root, say=context.say, tick=context.guard.check)
     manifest = load_manifest(
         root, domains=run.data.domain_names, conditions=run.data.conditions, tick=context.guard.check

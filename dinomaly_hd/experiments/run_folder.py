@@ -68,7 +68,7 @@ def find_run(result_dir: Path, run: str) -> Path:
         if folder.name == run or read_state(folder).get("mlflow_run_id") == run:
             return folder
     raise ConfigError(
-        f"{run}: no run folder and no MLflow run id of the {len(folders)} runs under {result_dir}; "
+        f"run {run!r}: no run folder and no MLflow run id of the {len(folders)} runs under {result_dir}; "
         "give the folder's path or another result_dir"
     )
 
@@ -94,7 +94,7 @@ def open_run(
         folder: Where a comparison puts its member; None makes a dated folder.
 
     Raises:
-        ConfigError: The run to continue is not there, or another process works on it.
+        ConfigError: The run to continue is not there, is another's, or another process works on it.
         OutputError: The folder cannot be written.
     """
     if resume in ("auto", "never"):
@@ -114,7 +114,14 @@ def open_run(
             raise OutputError(f"cannot write {path}: {error}; choose another result_dir") from error
         try:
             run = RunFolder(path, resumed=candidate is not None)
-            run.set_state(config_hash=config_hash, status="RUNNING", pid=os.getpid())
+            theirs = run.state().get("config_hash", config_hash)
+            if theirs == config_hash:  # another run's folder stays as it is: its checkpoint will be refused
+                run.set_state(config_hash=config_hash, status="RUNNING", pid=os.getpid())
+            elif not any((path / CHECKPOINTS).glob("*.pt")):
+                raise ConfigError(
+                    f"{path}: belongs to a run of another configuration or data ({theirs}, this one is "
+                    f"{config_hash}); resume=never starts a new one"
+                )
             yield run
         finally:
             lock.release()

@@ -6,6 +6,7 @@ from typing import Any, Literal
 from dinomaly_hd import provenance
 from dinomaly_hd.config import RunConfig, flatten
 from dinomaly_hd.data.store import ImageStore
+from dinomaly_hd.errors import CheckpointError
 from dinomaly_hd.experiments.context import Context
 from dinomaly_hd.experiments.ready import Ready
 from dinomaly_hd.experiments.run_folder import CHECKPOINTS, RunFolder
@@ -54,6 +55,11 @@ class Session:
                 config=self.run.to_json(),
                 data_digest=self.manifest.digest,
                 encoder_digest=self.ready.weights.digest,
+            )
+        elif self.folder.state().get("config_hash") != self.ready.config_hash:
+            raise CheckpointError(
+                f"{self.folder.path}: belongs to another run and holds no readable checkpoint; "
+                "resume=never starts a new one"
             )
         return found.checkpoint
 

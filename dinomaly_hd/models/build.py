@@ -1,5 +1,6 @@
 """From configs to modules: the only place where names become parts."""
 
+import math
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -21,15 +22,22 @@ from dinomaly_hd.errors import ConfigError, EncoderError, nearest
 from dinomaly_hd.models.bottleneck import BottleneckMLP, SegmentDropout, SegmentMLP
 from dinomaly_hd.models.detector import Detector
 from dinomaly_hd.models.dinomaly import Bottleneck, Decoder, Dinomaly, ReconstructionLoss
-from dinomaly_hd.models.encoders import ConvEncoder, Encoder, ViTEncoder, interpolate_positions
+from dinomaly_hd.models.encoders import (
+    ConvEncoder,
+    Encoder,
+    ViTEncoder,
+    interpolate_positions,
+    target_blocks,
+)
 from dinomaly_hd.models.losses import HardMining, TopK
 from dinomaly_hd.models.preprocessing import IMAGENET_MEAN, IMAGENET_STD, Preprocessing
-from dinomaly_hd.models.weights import ALIASES, CONVERTERS, Weights, read_state, timm_name
+from dinomaly_hd.models.weights import ALIASES, CONVERTERS, EMBEDDED_ENCODER, Weights, read_state, timm_name
 
 CONV_STRIDES = (4, 8, 16)
 CONV_GROUPS = ((0, 1), (1, 2))
 CONV_GRID_STRIDE = 8
 CONV_WIDTH, CONV_HEADS = 192, 6
+ENCODERS_TRIED = f"use dinov2reg_vit_base_14 or {EMBEDDED_ENCODER}"
 
 
 class EncoderShape(NamedTuple):
@@ -57,15 +65,19 @@ def check_encoder(config: EncoderConfig) -> EncoderShape:
     """Return an encoder's shape from its architecture alone (no weights, no memory).
 
     Raises:
-        ConfigError: Unknown encoder, or a size that its patches do not divide.
+        ConfigError: Unknown or unfit encoder, or a size that its patches do not divide.
     """
     known = set(timm.list_models()) | set(ALIASES)
     if timm_name(config.encoder).split(".")[0] not in known:
         raise ConfigError(f"encoder={config.encoder}: not a known encoder.{nearest(config.encoder, known)}")
-    height, width = preprocessing_of(config).input_size
-    with torch.device("meta"):
-        model: Any = timm.create_model(timm_name(config.encoder), pretrained=False, num_classes=0)
+    try:
+        height, width = preprocessing_of(config).input_size
+        with torch.device("meta"):
+            model: Any = timm.create_model(timm_name(config.encoder), pretrained=False, num_classes=0)
+    except RuntimeError as error:  # the name goes on with a tag that timm does not know
+        raise ConfigError(f"encoder={config.encoder}: {error} Leave out what follows the dot") from error
     if hasattr(model, "blocks") and hasattr(model, "num_prefix_tokens"):
+        target_blocks(len(model.blocks))
         rows, columns = model.patch_embed.patch_size
         if height % rows or width % columns:
             raise ConfigError(
@@ -74,7 +86,21 @@ def check_encoder(config: EncoderConfig) -> EncoderShape:
         return EncoderShape((height // rows, width // columns), True)
     if height % CONV_GRID_STRIDE or width % CONV_GRID_STRIDE:
         raise ConfigError(f"{height}x{width} pixels: {config.encoder} needs multiples of {CONV_GRID_STRIDE}")
+    _conv_stages(config)
     return EncoderShape((height // CONV_GRID_STRIDE, width // CONV_GRID_STRIDE), False)
+
+
+def check_weights(config: EncoderConfig, *, weights: Weights) -> None:
+    """Refuse a user's file that does not hold this encoder's weights; nothing is kept in memory.
+
+    Raises:
+        EncoderError: The file is damaged, or its tensors are another network's.
+    """
+    if weights.source == "file":
+        shape = check_encoder(config)
+        with torch.device("meta"):
+            model = _network(config, shape)
+        _load(model, config, weights=weights, shape=shape)
 
 
 def build_encoder(config: EncoderConfig, *, weights: Weights, keep_prefix: bool, seed: int) -> Encoder:
@@ -92,46 +118,69 @@ def build_encoder(config: EncoderConfig, *, weights: Weights, keep_prefix: bool,
     shape, preprocessing = check_encoder(config), preprocessing_of(config)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        if shape.is_transformer:
-            model: Any = timm.create_model(
-                timm_name(config.encoder), pretrained=False, num_classes=0, img_size=preprocessing.input_size
-            )
-        else:
-            model = timm.create_model(timm_name(config.encoder), pretrained=False)
+        model = _network(config, shape)
     if weights.path is not None:
-        _load(model, config, weights=weights, grid=shape.grid if shape.is_transformer else None)
+        _load(model, config, weights=weights, shape=shape)
     if shape.is_transformer:
         return ViTEncoder(model, preprocessing=preprocessing, keep_prefix=keep_prefix)
     return _conv_encoder(model, config, preprocessing=preprocessing, grid=shape.grid)
 
 
-def _load(model: nn.Module, config: EncoderConfig, *, weights: Weights, grid: tuple[int, int] | None) -> None:
+def _network(config: EncoderConfig, shape: EncoderShape) -> Any:
+    if not shape.is_transformer:
+        return timm.create_model(timm_name(config.encoder), pretrained=False)
+    size = preprocessing_of(config).input_size
+    return timm.create_model(timm_name(config.encoder), pretrained=False, num_classes=0, img_size=size)
+
+
+def _load(model: Any, config: EncoderConfig, *, weights: Weights, shape: EncoderShape) -> None:
     assert weights.path is not None
     state = read_state(weights.path)
     names = list(model.state_dict())
     try:
         state = CONVERTERS[weights.source](state, names)
-        if grid is not None:
+        if shape.is_transformer:
             state = {name: value for name, value in state.items() if not name.startswith("head.")}
-            state["pos_embed"] = interpolate_positions(state["pos_embed"], grid=grid)
-        model.load_state_dict(state, strict=True)
-    except (RuntimeError, KeyError, ValueError) as error:
+            table, prefix = state["pos_embed"], model.pos_embed.shape[1] - math.prod(shape.grid)
+            patches = interpolate_positions(table[:, prefix:], grid=shape.grid)
+            state["pos_embed"] = torch.cat([table[:, :prefix], patches], dim=1)
+        model.load_state_dict(state, strict=True, assign=next(model.parameters()).is_meta)
+    except (RuntimeError, LookupError, ValueError, AttributeError) as error:
         reason = " ".join(str(error).split())[:300]
         raise EncoderError(
             f"{weights.path}: these are not the weights of {config.encoder}: {reason}"
         ) from error
 
 
+def _conv_stages(config: EncoderConfig) -> list[int]:
+    """Return which of a CNN's stages have the strides wanted, after proof that their channels fit."""
+    try:
+        with torch.device("meta"):
+            info: Any = timm.create_model(timm_name(config.encoder), features_only=True).feature_info
+    except (RuntimeError, AttributeError, TypeError) as error:
+        raise ConfigError(
+            f"encoder={config.encoder}: neither a vision transformer nor a CNN with stages; {ENCODERS_TRIED}"
+        ) from error
+    strides, channels = info.reduction(), info.channels()
+    if any(stride not in strides for stride in CONV_STRIDES):
+        raise ConfigError(
+            f"encoder={config.encoder}: has stages of strides {strides}, needs {list(CONV_STRIDES)}; "
+            f"{ENCODERS_TRIED}"
+        )
+    stages = [strides.index(stride) for stride in CONV_STRIDES]
+    widest = max(sum(channels[stages[i]] for i in group) for group in CONV_GROUPS)
+    if widest > CONV_WIDTH:
+        raise ConfigError(
+            f"encoder={config.encoder}: two stages hold {widest} channels, at most {CONV_WIDTH} fit; "
+            f"{ENCODERS_TRIED}"
+        )
+    return stages
+
+
 def _conv_encoder(
     model: nn.Module, config: EncoderConfig, *, preprocessing: Preprocessing, grid: tuple[int, int]
 ) -> ConvEncoder:
-    whole: Any = timm.create_model(timm_name(config.encoder), features_only=True)
-    reductions = whole.feature_info.reduction()
-    if any(stride not in reductions for stride in CONV_STRIDES):
-        raise ConfigError(
-            f"encoder={config.encoder}: has stages of strides {reductions}, needs {list(CONV_STRIDES)}"
-        )
-    stages = [reductions.index(stride) for stride in CONV_STRIDES]
+    stages = _conv_stages(config)
     features: Any = timm.create_model(timm_name(config.encoder), features_only=True, out_indices=stages)
     # The feature extractor is the same network without its end: same tensors in the same order.
     pairs = zip(features.state_dict().items(), model.state_dict().values(), strict=False)

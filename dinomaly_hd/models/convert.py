@@ -24,7 +24,7 @@ def convert_dinomaly(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """Return bottleneck and decoder under our names; the frozen encoder is left out, it is loaded by itself.
 
     Accepts ``encoder.*``, ``bottleneck.0.fc1.*``, ``decoder.{i}.{norm1,attn.qkv,attn.proj,norm2,mlp.fc1,
-    mlp.fc2}.*``, with or without a leading ``model.`` or ``module.``. anomalib's layers without bias get zeros.
+    mlp.fc2}.*``, with or without a leading ``model.`` or ``module.``. Layers without bias get zeros.
 
     Raises:
         CheckpointError: A tensor that belongs to neither, or no decoder at all.

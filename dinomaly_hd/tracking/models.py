@@ -1,4 +1,4 @@
-"""Models as MLflow keeps them: a run folder's exported model goes up, a run's or a registered one comes down."""
+"""Models as MLflow keeps them: the entry that a run's model goes to, and the way back to a folder."""
 
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -23,17 +23,11 @@ def logged_model(client: "MlflowClient", run_id: str) -> "LoggedModel":
     from mlflow.entities import LoggedModelOutput
 
     run = client.get_run(run_id)
-    token: str | None = None
-    while True:
-        page = client.search_logged_models(
-            [run.info.experiment_id], f"name = '{MODEL_NAME}'", page_token=token
-        )
-        for model in page:
-            if model.source_run_id == run_id:
-                return model
-        token = page.token
-        if not token:
-            break
+    outputs = run.outputs.model_outputs if run.outputs is not None else []
+    for output in outputs:
+        model = client.get_logged_model(output.model_id)
+        if model.name == MODEL_NAME:
+            return model
     made = client.create_logged_model(
         run.info.experiment_id, name=MODEL_NAME, source_run_id=run_id, params=run.data.params
     )

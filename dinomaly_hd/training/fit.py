@@ -102,10 +102,13 @@ class _Keeper(lightning.Callback):
         done, last = task.position, config.max_steps
         if self.data.validate and config.val_check_interval and done % config.val_check_interval == 0:
             task.reporter.metrics({"val/loss": self.data.validate()}, step=done - 1)
-        if done % config.checkpoint_interval == 0 or done == last or self.guard.received is not None:
-            self.save()
         self.progress(done, last)
-        self.guard.check()
+        # Looked at once: a signal that comes while a checkpoint is written waits for the next step's.
+        stopping = self.guard.received is not None
+        if stopping or done % config.checkpoint_interval == 0 or done == last:
+            self.save()
+        if stopping:
+            self.guard.check()
 
 
 def train(

@@ -57,7 +57,9 @@ def assert_same(run: Path, reference: Path) -> None:
     assert weights.keys() == expected.keys()
     assert all(bool((weights[name] == expected[name]).all()) for name in expected)
     for path in sorted((reference / "scores").glob("*.csv")):
-        pd.testing.assert_frame_equal(pd.read_csv(run / "scores" / path.name), pd.read_csv(path), check_exact=True)
+        pd.testing.assert_frame_equal(
+            pd.read_csv(run / "scores" / path.name), pd.read_csv(path), check_exact=True
+        )
     histories = [Journal(folder / "journal.jsonl").history() for folder in (run, reference)]
     kept = [{k: v for k, v in history.items() if not k.startswith("time/")} for history in histories]
     assert kept[0] == kept[1]

@@ -28,7 +28,17 @@ LAYERS = {
     "evaluation": {"errors", "files", "config", "randomness", "geometry"},
     "training": {"errors", "files", "config", "randomness", "data", "models"},
     "tracking": {"errors", "files", "journal"},
-    "serving": {"errors", "files", "config", "data", "models", "evaluation", "training", "experiments", "geometry"},
+    "serving": {
+        "errors",
+        "files",
+        "config",
+        "data",
+        "models",
+        "evaluation",
+        "training",
+        "experiments",
+        "geometry",
+    },
 }
 EVERYTHING_BUT_ENTRY_POINTS = {path.stem for path in PACKAGE.iterdir() if path.stem != "__init__"}
 LAYERS["experiments"] = EVERYTHING_BUT_ENTRY_POINTS
@@ -41,7 +51,9 @@ ONLY_HERE = {
 
 
 def modules() -> list[Path]:
-    return sorted(path for path in PACKAGE.rglob("*.py") if path.name != "__init__.py" or path.parent != PACKAGE)
+    return sorted(
+        path for path in PACKAGE.rglob("*.py") if path.name != "__init__.py" or path.parent != PACKAGE
+    )
 
 
 def imports(path: Path) -> set[str]:

@@ -83,7 +83,7 @@ def test_masks_lie_on_the_damaged_row_and_its_neighbour(tiny: Path) -> None:
         mask_RC = tifffile.imread(tiny / "ground_truth" / band["path"])
         row, length = int(band["row"]), int(band["length"])
         assert mask_RC.shape == (31, 95)
-        assert mask_RC.dtype == np.uint8
+        assert mask_RC.dtype == np.float32
         assert set(np.unique(mask_RC)) == {0, 1}
         assert mask_RC[row].sum() == length
         assert set(np.flatnonzero(mask_RC.any(axis=1))) == {row, (row + 1) % 31}

@@ -1,0 +1,121 @@
+"""The full preset on one device: step time, scoring rate, peak memory, and agreement with the CPU.
+
+    python -m benchmarks.gpu_check                        # on a machine with CUDA
+    python -m benchmarks.gpu_check --device cpu --encoder dinov2reg_vit_small_14 --batch 2 --steps 2
+
+Weights are random (their values change no time); results go to benchmarks/results/gpu_check.json.
+"""
+
+import argparse
+import json
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from dinomaly_hd.config import RunConfig, with_values
+from dinomaly_hd.models.build import build_detector
+from dinomaly_hd.models.detector import Detector
+from dinomaly_hd.models.weights import locate
+from dinomaly_hd.training.optim import StableAdamW
+from dinomaly_hd.variants import full, horizontal
+
+RESULT = Path(__file__).parent / "results" / "gpu_check.json"
+AGREEMENT = 1e-4
+
+
+def synchronise(device: torch.device) -> None:
+    """Wait until the device has done all it was given."""
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+
+
+def median_seconds(work: Callable[[int], object], *, steps: int, device: torch.device) -> float:
+    """Return the median wall time of ``work(step)`` after one call that is not counted."""
+    work(0)
+    times = []
+    for step in range(1, steps + 1):
+        synchronise(device)
+        began = time.perf_counter()
+        work(step)
+        synchronise(device)
+        times.append(time.perf_counter() - began)
+    return sorted(times)[len(times) // 2]
+
+
+def measure(run: RunConfig, *, batch: int, steps: int, device: torch.device) -> dict[str, float]:
+    """Return rates and peak memory of encoding, a step from encoded images, a whole step, and scoring."""
+    detector = build_detector(run, weights=locate(run.encoder.encoder, run.encoder.encoder_weights)).to(
+        device
+    )
+    images = torch.rand(batch, 31, 95, generator=torch.Generator().manual_seed(1)).to(device)
+    trained = [parameter for parameter in detector.parameters() if parameter.requires_grad]
+    optimizer = StableAdamW(trained, lr=run.training.learning_rate)
+    bf16 = run.training.precision == "bf16"
+
+    def step_on(encoded: Tensor, step: int) -> None:
+        optimizer.zero_grad()
+        detector.training_loss(encoded, step=step).total.backward()
+        torch.nn.utils.clip_grad_norm_(trained, run.training.gradient_clip)
+        optimizer.step()
+
+    with torch.autocast(device.type, dtype=torch.bfloat16, enabled=bf16):
+        encoded = detector.encode(images)
+        seconds = {
+            "encode": median_seconds(lambda _: detector.encode(images), steps=steps, device=device),
+            "step_from_cache": median_seconds(lambda s: step_on(encoded, s), steps=steps, device=device),
+            "step": median_seconds(lambda s: step_on(detector.encode(images), s), steps=steps, device=device),
+            "score": median_seconds(
+                lambda _: detector.score(detector.encode(images)), steps=steps, device=device
+            ),
+        }
+    rates = {f"{name}_images_per_s": batch / value for name, value in seconds.items()}
+    memory = torch.cuda.max_memory_allocated(device) / 2**30 if device.type == "cuda" else float("nan")
+    return {**rates, "peak_memory_gib": memory}
+
+
+def agreement(run: RunConfig, *, device: torch.device) -> float:
+    """Return the largest relative difference between scores on the device and on the CPU."""
+    images = torch.rand(2, 31, 95, generator=torch.Generator().manual_seed(2))
+    weights = locate(run.encoder.encoder, run.encoder.encoder_weights)
+
+    def scores(place: torch.device) -> Tensor:
+        detector: Detector = build_detector(run, weights=weights).to(place)
+        return detector.score(detector.encode(images.to(place))).score_B.cpu()
+
+    cpu, other = scores(torch.device("cpu")), scores(device)
+    return float(((cpu - other).abs() / cpu.abs()).max())
+
+
+def main() -> None:
+    """Measure and write the result."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--device", default="cuda")
+    parser.add_argument("--encoder", default="dinov2reg_vit_base_14")
+    parser.add_argument("--batch", type=int, default=16)
+    parser.add_argument("--steps", type=int, default=20)
+    arguments = parser.parse_args()
+    device = torch.device(arguments.device)
+    base = with_values(full(horizontal()), {"encoder": arguments.encoder, "encoder_weights": "random"})
+    result = {
+        "device": torch.cuda.get_device_name(device) if device.type == "cuda" else "cpu",
+        "torch": torch.__version__,
+        "encoder": arguments.encoder,
+        "batch": arguments.batch,
+        "relative_difference_to_cpu": agreement(base, device=device),
+    }
+    for precision in ("32", "bf16"):
+        run = with_values(base, {"precision": precision})
+        result[precision] = measure(run, batch=arguments.batch, steps=arguments.steps, device=device)
+    RESULT.parent.mkdir(exist_ok=True)
+    RESULT.write_text(json.dumps(result, indent=2) + "\n")
+    print(json.dumps(result, indent=2))
+    assert result["relative_difference_to_cpu"] < AGREEMENT, "scores differ between the device and the CPU"
+
+
+if __name__ == "__main__":
+    main()

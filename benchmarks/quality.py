@@ -1,0 +1,223 @@
+"""How the quick preset was chosen, and what lies beyond it.
+
+    python -m benchmarks.quality choose       # candidates, on held-out normals with synthetic bands only
+    python -m benchmarks.quality reference    # on test: the preset, ten times its steps, nearest neighbours
+
+Prints tables and writes benchmarks/results/quality_{choose,reference}.json.
+"""
+
+import argparse
+import json
+import tempfile
+import time
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from dinomaly_hd.config import RunConfig, with_values
+from dinomaly_hd.data.features import encode_all, image_batches
+from dinomaly_hd.data.hdmap import Manifest, load_manifest
+from dinomaly_hd.data.splits import Split, hold_out
+from dinomaly_hd.data.store import ImageStore
+from dinomaly_hd.evaluation.metrics import auroc
+from dinomaly_hd.experiments.data_root import resolve_root
+from dinomaly_hd.models import scoring
+from dinomaly_hd.models.build import build_detector
+from dinomaly_hd.models.dinomaly import Dinomaly
+from dinomaly_hd.models.faults import horizontal_bands
+from dinomaly_hd.models.weights import locate
+from dinomaly_hd.training.fit import TrainingData, train
+from dinomaly_hd.training.guards import SignalGuard
+from dinomaly_hd.variants import horizontal, quick
+
+ROOT = Path(__file__).resolve().parent.parent
+RESULTS = Path(__file__).parent / "results"
+COPIES = 4
+BANK_TOKENS = 20_000
+CANDIDATES: dict[str, dict[str, Any]] = {
+    "224 px, 28 x 28 tokens, 4 blocks": {"image_size": "224"},
+    "248 x 96 px, 31 x 12 tokens, 4 blocks": {"image_size": "248x96"},
+    "248 x 96 px, 31 x 12 tokens, 2 blocks": {"image_size": "248x96", "decoder_depth": 2},
+    "248 x 192 px, 31 x 24 tokens, 2 blocks": {"image_size": "248x192", "decoder_depth": 2},
+}
+
+Score = Callable[[Tensor], Tensor]
+
+
+class Setup(NamedTuple):
+    """Data of one comparison."""
+
+    manifest: Manifest
+    store: ImageStore
+    split: Split
+
+    def images(self, positions: np.ndarray[Any, np.dtype[np.int64]]) -> Tensor:
+        """Return maps (N, H, W)."""
+        return torch.from_numpy(np.stack([self.store[int(i)] for i in positions]))
+
+
+class Silent:
+    """A reporter for whom no metric matters."""
+
+    def metrics(self, values: Mapping[str, float], *, step: int) -> None:
+        """Forget the metrics."""
+
+    def sync(self) -> None:
+        """Nothing to sync."""
+
+
+def set_up(run: RunConfig, *, ratio: float) -> Setup:
+    """Read the quick simulated data and hold out a share of its training normals."""
+    root = resolve_root(run.data, root=ROOT, say=print, tick=lambda: None)
+    manifest = load_manifest(root, domains=run.data.domain_names, conditions=run.data.conditions)
+    split = hold_out(manifest, ratio=ratio, seed=run.seed)
+    return Setup(manifest, ImageStore(manifest, keep_bytes=2**30), split)
+
+
+def trained(run: RunConfig, setup: Setup) -> tuple[Dinomaly, Tensor]:
+    """Return a trained detector and its encoded training images."""
+    detector = build_detector(run, weights=locate(run.encoder.encoder, run.encoder.encoder_weights))
+    assert isinstance(detector, Dinomaly)
+    positions, size = setup.split.train, run.evaluation.eval_batch_size
+
+    def batches() -> Any:
+        return image_batches(setup.store, positions, batch_size=size, num_workers=0)
+
+    detector.fit_encoder(batches())
+    dataset = encode_all(batches(), count=len(positions), encode=detector.encode)
+    data = TrainingData(dataset, len(positions), False, lambda step: str(step), None)
+    with tempfile.TemporaryDirectory() as folder, SignalGuard() as guard:
+        train(
+            detector,
+            run=run,
+            data=data,
+            resume=None,
+            data_digest=setup.manifest.digest,
+            encoder_digest="",
+            folder=Path(folder),
+            reporter=Silent(),
+            guard=guard,
+            progress=lambda *_: None,
+        )
+    return detector.eval(), dataset.encoded
+
+
+def in_batches(score: Score, images: Tensor) -> np.ndarray[Any, np.dtype[np.float64]]:
+    """Return scores, a few images at a time."""
+    return torch.cat([score(part) for part in images.split(8)]).double().numpy()
+
+
+def synthetic_auroc(score: Score, setup: Setup, *, seed: int) -> dict[str, float]:
+    """Return per domain the AUROC between held-out normals and copies of them with a synthetic band."""
+    values = {}
+    for number, domain in enumerate(setup.manifest.domains):
+        own = [i for i in setup.split.held_out if setup.manifest.records[int(i)].domain == domain]
+        normals = setup.images(np.array(own, dtype=np.int64))
+        faulty = horizontal_bands(normals.repeat(COPIES, 1, 1), seed=seed, position=number).images_BHW
+        scores = np.concatenate([in_batches(score, normals), in_batches(score, faulty)])
+        values[domain] = auroc(scores, np.repeat([0, 1], [len(normals), len(faulty)]))
+    return values
+
+
+def test_auroc(score: Score, setup: Setup) -> dict[str, float]:
+    """Return per domain the AUROC on the test images, and on the cold ones of it."""
+    values = {}
+    for domain in setup.manifest.domains:
+        positions = setup.manifest.indices(domain=domain, split="test")
+        records = [setup.manifest.records[int(i)] for i in positions]
+        scores = in_batches(score, setup.images(positions))
+        label = np.array([record.label for record in records])
+        cold = np.array([record.condition == "cold" for record in records])
+        values[domain] = auroc(scores, label)
+        values[f"{domain}/cold"] = auroc(scores[cold], label[cold])
+    return values
+
+
+def nearest_neighbour(detector: Dinomaly, encoded: Tensor) -> Score:
+    """Return the plain cosine distance to the nearest of 20,000 training tokens, scored like the model's."""
+    tokens = F.normalize(encoded.transpose(1, 2).flatten(2).flatten(0, 1), dim=1)
+    chosen = torch.randperm(len(tokens), generator=torch.Generator().manual_seed(0))[:BANK_TOKENS]
+    bank = tokens[chosen]
+
+    def score(images_BHW: Tensor) -> Tensor:
+        own = F.normalize(detector.encode(images_BHW).transpose(1, 2).flatten(2), dim=2)
+        distance_BN = 1 - (own.flatten(0, 1) @ bank.T).amax(dim=1).reshape(len(images_BHW), -1)
+        return scoring.predict(
+            distance_BN.reshape(len(images_BHW), 1, *detector.encoder.grid),
+            image_size=detector.preprocessing.input_size,
+            map_size=detector.map_size,
+            border=detector.border,
+            row_context=0,
+        ).score_B
+
+    return score
+
+
+def model_score(detector: Dinomaly) -> Score:
+    """Return the detector's own score."""
+    return lambda images: detector.score(detector.encode(images)).score_B
+
+
+def line(name: str, values: Mapping[str, float], seconds: float) -> str:
+    """Return one row of a table."""
+    numbers = "  ".join(f"{key.removeprefix('domain_')} {value:.3f}" for key, value in values.items())
+    mean = np.mean([value for key, value in values.items() if "/" not in key])
+    return f"{name:42} mean {mean:.3f}   {numbers}   {seconds:.0f} s"
+
+
+def choose(seed: int) -> dict[str, Any]:
+    """Compare the candidates on synthetic bands."""
+    base = with_values(quick(horizontal()), {"seed": seed})
+    setup = set_up(base, ratio=0.3)
+    table = {}
+    for name, values in CANDIDATES.items():
+        began = time.monotonic()
+        detector, _ = trained(with_values(base, values), setup)
+        found = synthetic_auroc(model_score(detector), setup, seed=seed)
+        table[name] = {**found, "seconds": time.monotonic() - began}
+        print(line(name, found, table[name]["seconds"]), flush=True)
+    return table
+
+
+def reference(seed: int) -> dict[str, Any]:
+    """Say on test what the chosen preset, a ten times longer run, and nearest neighbours reach."""
+    base = with_values(quick(horizontal()), {"seed": seed})
+    setup = set_up(base, ratio=base.data.val_split_ratio)
+    table = {}
+    for factor in (1, 10):
+        began = time.monotonic()
+        run = with_values(base, {"max_steps": factor * base.training.max_steps})
+        detector, encoded = trained(run, setup)
+        if factor == 1:
+            found = test_auroc(nearest_neighbour(detector, encoded), setup)
+            table["nearest neighbour, same features"] = found
+            print(line("nearest neighbour, same features", found, 0), flush=True)
+        found = test_auroc(model_score(detector), setup)
+        table[f"{run.training.max_steps} steps"] = found
+        print(line(f"{run.training.max_steps} steps", found, time.monotonic() - began), flush=True)
+    return table
+
+
+def main() -> None:
+    """Run one of the two tables."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("table", choices=("choose", "reference"))
+    parser.add_argument("--seed", type=int, default=42)
+    arguments = parser.parse_args()
+    table = {"choose": choose, "reference": reference}[arguments.table](arguments.seed)
+    RESULTS.mkdir(exist_ok=True)
+    path = RESULTS / f"quality_{arguments.table}.json"
+    path.write_text(
+        json.dumps({"seed": arguments.seed, "torch": torch.__version__, "table": table}, indent=2) + "\n"
+    )
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,189 @@
+"""Encoders give what Dinomaly reads: the right weights, blocks, grids and statistics, and stay frozen."""
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import timm
+import torch
+from safetensors.torch import save_file
+from sklearn.datasets import load_sample_images
+from torch import Tensor, nn
+
+from dinomaly_hd.config import EncoderConfig
+from dinomaly_hd.errors import ConfigError, EncoderError
+from dinomaly_hd.models.build import build_encoder, check_encoder, check_weights, preprocessing_of
+from dinomaly_hd.models.encoders import ConvEncoder, ViTEncoder, target_blocks
+from dinomaly_hd.models.preprocessing import Preprocessing
+from dinomaly_hd.models.weights import Weights, convert_embedded, locate, read_state
+
+SMALL = "dinov2reg_vit_small_14"
+DAISY = 985
+
+
+def config(encoder: str, size: str, crop: str = "none") -> EncoderConfig:
+    return EncoderConfig(encoder=encoder, image_size=size, crop=crop)
+
+
+def build(encoder: str, size: str, *, weights: Weights | None = None, keep_prefix: bool = True) -> Any:
+    weights = weights or Weights("random", None, "random")
+    return build_encoder(config(encoder, size), weights=weights, keep_prefix=keep_prefix, seed=7)
+
+
+@pytest.fixture(scope="module")
+def embedded() -> ConvEncoder:
+    encoder: ConvEncoder = build("efficientnet_lite0", "64", weights=locate("efficientnet_lite0", "auto"))
+    return encoder
+
+
+def test_the_embedded_weights_classify_a_flower() -> None:
+    network: Any = timm.create_model("tf_efficientnet_lite0", pretrained=False).eval()
+    path = locate("efficientnet_lite0", "auto").path
+    assert path is not None
+    network.load_state_dict(convert_embedded(read_state(path), list(network.state_dict())))
+    samples = load_sample_images()
+    flower = samples.images[[Path(name).name for name in samples.filenames].index("flower.jpg")]
+    pixels = torch.from_numpy(np.array(flower)).permute(2, 0, 1)[None].float() / 255
+    cfg = network.pretrained_cfg
+    mean, std = (torch.tensor(cfg[name]).view(1, 3, 1, 1) for name in ("mean", "std"))
+    sized = nn.functional.interpolate(pixels, size=(224, 224), mode="bilinear", antialias=True)
+    with torch.no_grad():
+        logits = network((sized - mean) / std)
+    assert int(logits.argmax()) == DAISY
+
+
+def meta_format(state: dict[str, Tensor], *, side: int) -> dict[str, Tensor]:
+    """Return timm's register ViT under the names and shapes of Meta's DINOv2 checkpoints."""
+    state = dict(state)
+    width = state["cls_token"].shape[-1]
+    class_position = torch.full((1, 1, width), 0.25)
+    assert state["pos_embed"].shape == (1, side * side, width)
+    state["register_tokens"] = state.pop("reg_token")
+    state["cls_token"] = state["cls_token"] - class_position
+    state["pos_embed"] = torch.cat([class_position, state["pos_embed"]], dim=1)
+    state["mask_token"] = torch.ones(1, width)
+    return state
+
+
+def test_metas_checkpoint_equals_timms(tmp_path: Path) -> None:
+    torch.manual_seed(3)
+    network: Any = timm.create_model("vit_small_patch14_reg4_dinov2.lvd142m", pretrained=False, num_classes=0)
+    state = {
+        name: value.detach() + 0.01 * torch.randn_like(value) for name, value in network.state_dict().items()
+    }
+    save_file(state, tmp_path / "timm.safetensors")
+    torch.save(meta_format(state, side=37), tmp_path / "meta.pth")
+    images = torch.rand(1, 3, 28, 56)
+    outputs = []
+    for name in ("timm.safetensors", "meta.pth"):
+        weights = locate(SMALL, str(tmp_path / name))
+        check_weights(config(SMALL, "28x56"), weights=weights)
+        outputs.append(build(SMALL, "28x56", weights=weights)(images))
+    assert outputs[0].shape == (1, 2, 5 + 2 * 4, 384)
+    torch.testing.assert_close(outputs[0], outputs[1], rtol=1e-5, atol=1e-5)
+
+
+def test_weights_with_a_class_position_fit_other_grids(tmp_path: Path) -> None:
+    network: Any = timm.create_model("vit_tiny_patch16_224", pretrained=False)
+    save_file(network.state_dict(), tmp_path / "vit.safetensors")
+    encoder = build("vit_tiny_patch16_224", "32x48", weights=locate("", str(tmp_path / "vit.safetensors")))
+    torch.testing.assert_close(encoder.model.pos_embed[:, :1], network.pos_embed[:, :1])
+    assert encoder(torch.rand(1, 3, 32, 48)).shape == (1, 2, 1 + 2 * 3, 192)
+
+
+def test_weights_of_another_size_are_refused_before_anything_is_built(tmp_path: Path) -> None:
+    network: Any = timm.create_model("vit_tiny_patch16_224", pretrained=False)
+    save_file(network.state_dict(), tmp_path / "vit.safetensors")
+    with pytest.raises(EncoderError, match=f"not the weights of {SMALL}"):
+        check_weights(config(SMALL, "56"), weights=locate(SMALL, str(tmp_path / "vit.safetensors")))
+
+
+def test_target_blocks_are_the_middle_eight() -> None:
+    assert target_blocks(12) == [2, 3, 4, 5, 6, 7, 8, 9]
+    assert target_blocks(24) == [4, 6, 8, 10, 12, 14, 16, 18]
+    assert target_blocks(8) == [1, 2, 3, 4, 5, 6, 7, 8][:0] or len(target_blocks(8)) == 8
+    for depth in range(8, 49):
+        blocks = target_blocks(depth)
+        assert len(set(blocks)) == 8, depth
+        assert blocks == sorted(blocks)
+        assert blocks[0] >= 0
+        assert blocks[-1] < depth
+    with pytest.raises(ConfigError, match="has 6 blocks"):
+        target_blocks(6)
+
+
+def test_blocks_after_the_last_target_are_not_run() -> None:
+    encoder: ViTEncoder = build(SMALL, "28")
+    calls: list[int] = []
+    blocks: Any = encoder.model.get_submodule("blocks")
+    for number, block in enumerate(blocks):
+        block.register_forward_hook(lambda *_, number=number: calls.append(number))
+    encoder(torch.rand(2, 3, 28, 28))
+    assert calls == list(range(10))
+
+
+@pytest.mark.parametrize(
+    ("name", "size", "grid", "keep", "prefix"),
+    [
+        (SMALL, "28x70", (2, 5), True, 5),
+        (SMALL, "70x28", (5, 2), False, 0),
+        ("efficientnet_lite0", "64x32", (8, 4), True, 0),
+    ],
+)
+def test_grids_need_not_be_square(
+    name: str, size: str, grid: tuple[int, int], keep: bool, prefix: int
+) -> None:
+    encoder = build(name, size, keep_prefix=keep)
+    height, width = preprocessing_of(config(name, size)).input_size
+    assert encoder.grid == check_encoder(config(name, size)).grid == grid
+    tokens = prefix + grid[0] * grid[1]
+    assert encoder(torch.rand(2, 3, height, width)).shape == (2, 2, tokens, encoder.width)
+    assert encoder.prefix_tokens == prefix
+
+
+@pytest.mark.parametrize(("name", "size"), [(SMALL, "28"), ("efficientnet_lite0", "32")])
+def test_an_encoder_stays_frozen(name: str, size: str) -> None:
+    encoder = build(name, size)
+    encoder.train()
+    assert not any(module.training for module in encoder.modules())
+    assert not any(parameter.requires_grad for parameter in encoder.parameters())
+    side = int(size)
+    images = torch.rand(1, 3, side, side, requires_grad=True)
+    assert not encoder(images).requires_grad
+    assert all(parameter.grad is None for parameter in encoder.parameters())
+
+
+def test_conv_features_are_standardised_and_projected_without_loss(embedded: ConvEncoder) -> None:
+    generator = torch.Generator().manual_seed(1)
+    images = torch.randn(6, 3, 64, 64, generator=generator)
+    embedded.fit(iter([images[:4], images[4:]]))
+    standard_NC = ((embedded._raw(images) - embedded.mean) / embedded.std).flatten(0, 1).double()
+    torch.testing.assert_close(
+        standard_NC.mean(0), torch.zeros(len(embedded.mean)).double(), atol=1e-5, rtol=0
+    )
+    spread = standard_NC.std(0, correction=0)
+    torch.testing.assert_close(spread, torch.ones(len(embedded.mean)).double(), atol=1e-4, rtol=0)
+    out_BSND = embedded(images)
+    for i, group in enumerate(embedded.groups):
+        used = torch.tensor([s in group for s, size in enumerate(embedded.channels) for _ in range(size)])
+        before = torch.cdist(standard_NC[:40, used], standard_NC[:40, used])
+        after = torch.cdist(
+            out_BSND[:, i].flatten(0, 1)[:40].double(), out_BSND[:, i].flatten(0, 1)[:40].double()
+        )
+        torch.testing.assert_close(after, before, rtol=1e-5, atol=1e-5 * float(before.max()))
+
+
+def test_the_box_says_what_the_crop_hides() -> None:
+    whole = Preprocessing((392, 392), None)
+    assert whole.visible((31, 95)) == (0, 31, 0, 95)
+    cropped = Preprocessing((448, 448), (392, 392))
+    box = cropped.visible((31, 95))
+    assert box == pytest.approx((31 / 16, 31 - 31 / 16, 95 / 16, 95 - 95 / 16))
+    assert 1.9 < box.top < 2
+    assert 5.9 < box.left < 6
+    images = torch.zeros(1, 31, 95)
+    images[:, :1], images[:, :, :5] = 9, 9
+    assert float(cropped(images)[0, 0].max()) == pytest.approx(-0.485 / 0.229, abs=1e-5)
+    assert whole(images)[0, 0].max() > 30
+    assert whole(images).shape == cropped(images).shape == (1, 3, 392, 392)

@@ -1,0 +1,231 @@
+"""Training by steps: exact resume, finite checks before each update, checkpoints that are never torn."""
+
+import math
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from dinomaly_hd.config import RunConfig, with_values
+from dinomaly_hd.data.features import EncodedDataset
+from dinomaly_hd.errors import CheckpointError, Interrupted, NonFiniteError, OutputError
+from dinomaly_hd.models.detector import Detector, Loss, Prediction
+from dinomaly_hd.training import checkpoint as checkpoints
+from dinomaly_hd.training import fit
+from dinomaly_hd.training.checkpoint import Checkpoint
+from dinomaly_hd.training.guards import SignalGuard
+from dinomaly_hd.variants import baseline, quick
+
+STEPS = 12
+DATA = torch.randn(10, 6, generator=torch.Generator().manual_seed(1))
+
+
+class Line(Detector):
+    """The smallest detector: a linear map that learns its input; ``poisoned`` steps give a NaN loss."""
+
+    def __init__(self, poisoned: tuple[int, ...] = ()) -> None:
+        super().__init__()
+        self.linear = nn.Linear(6, 6, bias=False)
+        nn.init.eye_(self.linear.weight)
+        self.linear.weight.data.mul_(0.5)
+        self.poisoned = poisoned
+
+    def fit_encoder(self, batches: Any) -> None:
+        del batches
+
+    def encode(self, images_BHW: Tensor) -> Tensor:
+        return images_BHW
+
+    def training_loss(self, encoded: Tensor, *, step: int) -> Loss:
+        error = (self.linear(encoded) - encoded).square().mean()
+        return Loss(error * (math.nan if step in self.poisoned else 1), {"discard_rate": torch.zeros(())})
+
+    def validation_loss(self, encoded: Tensor) -> Tensor:
+        return (self.linear(encoded) - encoded).square().mean(dim=1)
+
+    def score(self, encoded: Tensor) -> Prediction:
+        return Prediction(encoded[:, None], self.validation_loss(encoded))
+
+
+class Record:
+    """A reporter that remembers."""
+
+    def __init__(self) -> None:
+        self.points: list[tuple[int, dict[str, float]]] = []
+
+    def metrics(self, values: Mapping[str, float], *, step: int) -> None:
+        self.points.append((step, dict(values)))
+
+    def sync(self) -> None:
+        pass
+
+    def series(self, name: str) -> list[float]:
+        return [values[name] for _, values in self.points if name in values]
+
+
+def config(**values: Any) -> RunConfig:
+    given = {"max_steps": STEPS, "warmup_steps": 3, "batch_size": 4, "checkpoint_interval": 5, "gpu": "cpu"}
+    return with_values(quick(baseline()), {**given, **values})
+
+
+def train(detector: Detector, run: RunConfig, folder: Path, *, until: int | None = None) -> Record:
+    record = Record()
+    found = checkpoints.newest(folder).checkpoint
+    with SignalGuard() as guard:
+
+        def progress(done: int, total: int) -> None:
+            assert done <= total
+            if done == until:
+                guard.received = 15
+
+        fit.train(
+            detector,
+            run=run,
+            data=fit.TrainingData(
+                EncodedDataset(DATA), len(DATA), False, lambda step: f"files of {step}", None
+            ),
+            resume=found,
+            data_digest="data",
+            encoder_digest="encoder",
+            folder=folder,
+            reporter=record,
+            guard=guard,
+            progress=progress,
+        )
+    return record
+
+
+def test_an_interrupted_training_goes_on_to_the_same_bits(tmp_path: Path) -> None:
+    whole, parts = Line(), Line()
+    expected = train(whole, config(), tmp_path / "whole")
+    with pytest.raises(Interrupted):
+        train(parts, config(), tmp_path / "parts", until=7)
+    parts = Line()
+    rest = train(parts, config(), tmp_path / "parts")
+    assert rest.points == expected.points[7:]
+    assert torch.equal(whole.linear.weight, parts.linear.weight)
+
+
+def test_learning_rate_is_stepped_once_per_optimizer_step(tmp_path: Path) -> None:
+    rates = train(Line(), config(max_steps=300, warmup_steps=100), tmp_path).series("train/lr")
+    assert rates[0] == 0
+    assert rates[1] == pytest.approx(2e-3 / 99)
+    assert rates[100] == 2e-3
+    assert rates[299] == pytest.approx(2e-4, rel=1e-3)
+    assert len(rates) == 300
+
+
+def test_the_old_schedule_per_epoch_trains_its_first_epoch_with_rate_zero(tmp_path: Path) -> None:
+    rates = train(Line(), config(lr_schedule_interval="epoch"), tmp_path).series("train/lr")
+    assert rates[:2] == [0, 0]  # 10 images, batches of 4: an epoch is two steps
+    assert rates[2] == rates[3] == 1e-3
+
+
+@pytest.mark.parametrize("step", [1, 7, STEPS - 1])
+def test_nan_stops_before_it_reaches_the_weights(tmp_path: Path, step: int) -> None:
+    detector, healthy = Line(poisoned=(step,)), Line()
+    with pytest.raises(NonFiniteError, match=rf"step {step}: loss nan.*files of {step}") as raised:
+        train(detector, config(), tmp_path / "nan")
+    assert "\n" not in str(raised.value)
+    with pytest.raises(Interrupted):
+        train(healthy, config(), tmp_path / "healthy", until=step)
+    assert torch.equal(detector.linear.weight, healthy.linear.weight)
+
+
+def test_skipped_steps_are_counted_also_over_a_resume(tmp_path: Path) -> None:
+    run = config(on_nonfinite="skip")
+    expected = train(Line(poisoned=(2, 8)), run, tmp_path / "whole").series("train/nonfinite")
+    assert expected[-1] == 2
+    with pytest.raises(Interrupted):
+        train(Line(poisoned=(2, 8)), run, tmp_path / "parts", until=6)
+    detector = Line(poisoned=(2, 8))
+    assert train(detector, run, tmp_path / "parts").series("train/nonfinite") == expected[6:]
+    assert bool(torch.isfinite(detector.linear.weight).all())
+
+
+def test_gradients_are_clipped(tmp_path: Path) -> None:
+    norms = train(Line(), config(), tmp_path).series("train/grad_norm")
+    assert max(norms) > 0.1  # what is logged is the norm before clipping
+    assert len(norms) == STEPS
+
+
+def saved(folder: Path, step: int) -> Path:
+    weights = {"w": torch.full((50, 50), float(step))}
+    return checkpoints.save(folder, Checkpoint(step, config().to_json(), "d", "e", 0, weights, {}))
+
+
+def test_a_torn_checkpoint_is_named_and_the_one_before_is_used(tmp_path: Path) -> None:
+    saved(tmp_path, 5)
+    newest = saved(tmp_path, 10)
+    whole = newest.read_bytes()
+    survived = 0
+    for cut in range(0, len(whole), max(1, len(whole) // 100)):
+        newest.write_bytes(whole[:cut])
+        found = checkpoints.newest(tmp_path)
+        assert found.checkpoint is not None
+        assert found.checkpoint.step == 5
+        assert "step_00000010.pt" in found.unreadable[0]
+        survived += 1
+    assert survived >= 100
+    newest.write_bytes(whole)
+    assert checkpoints.newest(tmp_path).checkpoint.step == 10  # type: ignore[union-attr]
+
+
+def test_two_checkpoints_are_kept_and_leftovers_swept(tmp_path: Path) -> None:
+    for step in (5, 10, 15):
+        saved(tmp_path, step)
+    (tmp_path / ".writing-abc").write_bytes(b"half")
+    checkpoints.newest(tmp_path)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["step_00000010.pt", "step_00000015.pt"]
+
+
+def test_a_full_disk_keeps_the_old_checkpoint(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    saved(tmp_path, 5)
+
+    def full(content: object, stream: Any) -> None:
+        assert content
+        stream.write(b"half")
+        raise RuntimeError("PytorchStreamWriter failed writing file: No space left on device")
+
+    monkeypatch.setattr(torch, "save", full)
+    with pytest.raises(OutputError, match="No space left"):
+        saved(tmp_path, 10)
+    assert [path.name for path in tmp_path.iterdir()] == ["step_00000005.pt"]
+
+
+def test_a_checkpoint_of_another_run_is_refused_with_the_keys_that_differ(tmp_path: Path) -> None:
+    checkpoint = checkpoints.load(saved(tmp_path, 5))
+    same = {"config": config().to_json(), "data_digest": "d", "encoder_digest": "e"}
+    checkpoints.check_belongs(checkpoint, **same)
+    checkpoints.check_belongs(checkpoint, **{**same, "config": config(num_workers=3).to_json()})
+    for change, message in [
+        (
+            {"config": config(learning_rate=1e-3, seed=7).to_json()},
+            r"learning_rate 0\.002 -> 0\.001; seed 42 -> 7",
+        ),
+        ({"data_digest": "x"}, "the data set's files"),
+        ({"encoder_digest": "x"}, "the encoder's weights"),
+    ]:
+        with pytest.raises(CheckpointError, match=message):
+            checkpoints.check_belongs(checkpoint, **{**same, **change})
+
+
+class Bomb:
+    """Unpickling this would write a file."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return (Path.touch, (self.path,))
+
+
+def test_a_poisoned_checkpoint_runs_no_code(tmp_path: Path) -> None:
+    path, trace = tmp_path / "step_00000001.pt", tmp_path / "trace"
+    torch.save({"step": Bomb(trace)}, path)
+    with pytest.raises(CheckpointError, match="cannot be read"):
+        checkpoints.load(path)
+    assert not trace.exists()
