@@ -116,6 +116,23 @@ def parse(entry_point: str, argv: Sequence[str], *, accepted: Mapping[str, str],
     return vars(given)
 
 
+def parse_options(
+    entry_point: str, argv: Sequence[str], *, options: Mapping[str, Option], doc: str | None
+) -> dict[str, str]:
+    """Return every option's value as text, given or default, for an entry point without a run config.
+
+    Raises:
+        ConfigError: As ``parse``, or an option without a default is missing.
+    """
+    accepted = {name: option.help for name, option in options.items()}
+    given = parse(entry_point, argv, accepted=accepted, doc=doc or "")
+    values = {name: given.get(name, option.default) for name, option in options.items()}
+    for name, value in values.items():
+        if not value:
+            raise ConfigError(f"--{name} is needed: {options[name].help}")
+    return values
+
+
 def accepted_by(variants: Sequence[str], *, switches: Mapping[str, Option]) -> dict[str, str]:
     """Return name -> help of everything that the entry point of these variants takes."""
     used = {name for variant in variants for name in flatten(PRESETS["full"](VARIANTS[variant]()))}

@@ -26,14 +26,9 @@ FLAGS = {
 def main(argv: Sequence[str], guard: "SignalGuard") -> None:
     """Score and say where the results are."""
     from dinomaly_hd.errors import ConfigError
-    from dinomaly_hd.flags import parse
+    from dinomaly_hd.flags import parse_options
 
-    accepted = {name: option.help for name, option in FLAGS.items()}
-    given = parse("predict", argv, accepted=accepted, doc=__doc__ or "")
-    values = {name: given.get(name, option.default) for name, option in FLAGS.items()}
-    for name in ("run", "input"):
-        if not values[name]:
-            raise ConfigError(f"--{name} is needed: {FLAGS[name].help}")
+    values = parse_options("predict", argv, options=FLAGS, doc=__doc__)
     if not values["maps"].isdecimal():
         raise ConfigError(f"maps={values['maps']!r}: expected a whole number, 0 or more")
     from dinomaly_hd.experiments.prediction import Request, predict

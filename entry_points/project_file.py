@@ -32,13 +32,15 @@ def render() -> str:
 
 
 def _block(name: str, defaults: Mapping[str, str]) -> str:
-    parameters = [
-        f"      {key}: {{type: {_type(value)}, default: {_yaml(value)}}}" for key, value in defaults.items()
-    ]
-    flags = [f"--{key} {{{key}}}" for key in defaults]
-    lines = [f"python -m entry_points.{name}", *flags]
-    command = "\n".join(f"      {line}" for line in lines)
+    parameters = [f"      {key}: {_parameter(value)}" for key, value in defaults.items()]
+    flags = [f"      --{key} {{{key}}}" for key in defaults]
+    command = "\n".join([f"      python -m entry_points.{name}", *flags])
     return f"  {name}:\n    parameters:\n" + "\n".join(parameters) + f"\n    command: >-\n{command}\n"
+
+
+def _parameter(value: str) -> str:
+    """Return a parameter's type and default; an empty default means that the user must give it."""
+    return f"{{type: {_type(value)}, default: {_yaml(value)}}}" if value else "{type: string}"
 
 
 def _type(value: str) -> str:

@@ -27,11 +27,9 @@ def main(argv: Sequence[str], guard: "SignalGuard") -> None:
     from dinomaly_hd.config import DataConfig, with_values
     from dinomaly_hd.data.simulator import simulate
     from dinomaly_hd.experiments.data_root import simulated_root
-    from dinomaly_hd.flags import parse
+    from dinomaly_hd.flags import parse_options
 
-    accepted = {name: option.help for name, option in FLAGS.items()}
-    given = parse("simulate", argv, accepted=accepted, doc=__doc__ or "")
-    values = {name: given.get(name, option.default) for name, option in FLAGS.items()}
+    values = parse_options("simulate", argv, options=FLAGS, doc=__doc__)
     output = values.pop("output")
     data = with_values(DataConfig(), values)
     target = simulated_root(data, root=ROOT) if output == AUTO else Path(output)

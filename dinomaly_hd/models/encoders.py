@@ -43,6 +43,8 @@ def target_blocks(depth: int) -> list[int]:
         return known[depth]
     if depth < 8:
         raise ConfigError(f"the encoder has {depth} blocks; Dinomaly takes the outputs of eight")
+    if depth < 12:
+        return list(range((depth - 8) // 2, (depth - 8) // 2 + 8))
     first, last = depth / 6, depth * 5 / 6 - 1
     return sorted({round(first + (last - first) * i / 7) for i in range(8)})
 

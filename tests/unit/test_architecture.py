@@ -29,15 +29,9 @@ LAYERS = {
     "training": {"errors", "files", "config", "randomness", "data", "models"},
     "tracking": {"errors", "files", "journal"},
     "serving": {
-        "errors",
-        "files",
-        "config",
-        "data",
-        "models",
-        "evaluation",
-        "training",
-        "experiments",
-        "geometry",
+        *["errors", "files", "config", "data", "models", "evaluation", "training", "experiments", "geometry"],
+        "tracking",
+        "provenance",
     },
 }
 EVERYTHING_BUT_ENTRY_POINTS = {path.stem for path in PACKAGE.iterdir() if path.stem != "__init__"}

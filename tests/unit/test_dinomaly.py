@@ -1,0 +1,208 @@
+"""Dinomaly's promises: one start for all variants, constant dropout, exact masks, losses and rates."""
+
+import itertools
+import math
+from functools import cache
+from typing import Any
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from dinomaly_hd.config import ModelConfig, TrainingConfig, with_values
+from dinomaly_hd.models.bottleneck import BottleneckMLP, SegmentDropout
+from dinomaly_hd.models.build import build_detector
+from dinomaly_hd.models.detector import Detector
+from dinomaly_hd.models.dinomaly import Dinomaly
+from dinomaly_hd.models.losses import TopK
+from dinomaly_hd.models.weights import Weights
+from dinomaly_hd.training.optim import warm_cosine
+from dinomaly_hd.training.task import DetectorTask
+from dinomaly_hd.variants import VARIANTS, quick
+
+
+@cache
+def detector(variant: str, *, seed: int = 42) -> Dinomaly:
+    values = {"image_size": "64", "decoder_depth": 2, "map_size": "32", "seed": seed}
+    run = with_values(quick(VARIANTS[variant]()), values)
+    built = build_detector(run, weights=Weights("random", None, "random"))
+    assert isinstance(built, Dinomaly)
+    return built
+
+
+def encoded(batch: int = 2) -> Tensor:
+    return torch.randn(batch, 2, 64, 192, generator=torch.Generator().manual_seed(5))
+
+
+def start(model: Detector) -> dict[str, Tensor]:
+    """Return the trained weights by what they are: a wrapped MLP is the same MLP."""
+    names = ((name.replace("bottleneck.mlp.", "bottleneck."), p) for name, p in model.named_parameters())
+    return {name: parameter for name, parameter in names if parameter.requires_grad}
+
+
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_every_variant_starts_from_the_same_weights(variant: str) -> None:
+    reference, own = start(detector("baseline")), start(detector(variant))
+    shared = reference.keys() & own.keys()
+    assert shared == reference.keys()
+    assert all(torch.equal(reference[name], own[name]) for name in shared)
+    other = start(detector("baseline", seed=43))
+    assert not torch.equal(reference["bottleneck.fc1.weight"], other["bottleneck.fc1.weight"])
+    assert float(reference["bottleneck.fc1.weight"].abs().max()) <= 0.03
+    assert float(reference["bottleneck.fc1.weight"].std()) == pytest.approx(0.0099, abs=2e-4)
+
+
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_inference_is_deterministic_and_alone_what_it_is_in_a_batch(variant: str) -> None:
+    model, features = detector(variant).train(), encoded()
+    first, again = model.score(features), model.score(features)
+    assert torch.equal(first.map_BHW, again.map_BHW)
+    assert torch.equal(first.score_B, again.score_B)
+    torch.testing.assert_close(model.score(features[:1]).score_B, first.score_B[:1], atol=1e-6, rtol=0)
+
+
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_noise_is_a_function_of_the_step(variant: str) -> None:
+    model, features = detector(variant), encoded()
+    losses = [float(model.training_loss(features, step=step).total) for step in (7, 7, 8)]
+    assert losses[0] == losses[1] != losses[2]
+
+
+def test_element_dropout_is_the_same_constant_at_every_step(monkeypatch: pytest.MonkeyPatch) -> None:
+    model = detector("baseline")
+    mlp: Any = model.bottleneck
+    assert isinstance(mlp, BottleneckMLP)
+    seen: list[float] = []
+
+    def measure(inputs: Tensor) -> Tensor:
+        seen.append(float((inputs == 0).float().mean()))
+        return F.linear(inputs, mlp.fc1.weight, mlp.fc1.bias)
+
+    monkeypatch.setattr(mlp.fc1, "forward", measure)
+    for step in (0, 10_000):
+        model.training_loss(encoded(8), step=step)
+    model.score(encoded(8))
+    elements = 8 * 64 * 192
+    sigma = math.sqrt(0.2 * 0.8 / elements)
+    assert seen[:2] == pytest.approx([0.2, 0.2], abs=3 * sigma)
+    assert seen[2] == 0
+
+
+def segments(**changes: Any) -> SegmentDropout:
+    settings: dict[str, Any] = {"row_p": 0.2, "seg_len": 3, "seg_drop_p": 0.6}
+    return SegmentDropout((10, 12), **{**settings, **changes})
+
+
+def generator(seed: int = 0) -> torch.Generator:
+    return torch.Generator().manual_seed(seed)
+
+
+@pytest.mark.parametrize(("row_p", "seg_len", "seg_drop_p"), [(0.2, 3, 0.6), (0.5, 12, 0.9), (1.0, 1, 0.5)])
+def test_segments_drop_the_share_that_the_formula_says(row_p: float, seg_len: int, seg_drop_p: float) -> None:
+    dropout = segments(row_p=row_p, seg_len=seg_len, seg_drop_p=seg_drop_p)
+    mask_Bhw = dropout.draw(4000, generator=generator())
+    expected = row_p * seg_len / 12 * seg_drop_p
+    assert dropout.expected_drop_rate == pytest.approx(expected)
+    per_row = mask_Bhw.float().mean(-1).flatten().double()  # rows are independent, tokens of a row are not
+    sigma = float(per_row.std()) / math.sqrt(len(per_row))
+    assert float(per_row.mean()) == pytest.approx(expected, abs=3 * sigma)
+
+
+def test_segments_fit_their_row_and_begin_anywhere() -> None:
+    mask_Bhw = segments(row_p=1.0, seg_drop_p=1.0).draw(2000, generator=generator())
+    for row in mask_Bhw.flatten(0, 1)[:2000].tolist():
+        runs = [(value, len(list(members))) for value, members in itertools.groupby(row)]
+        assert [length for value, length in runs if value] == [3]
+    starts = torch.bincount(mask_Bhw.flatten(0, 1).int().argmax(-1), minlength=12)
+    assert (starts[:10] > 0).all()
+    assert not starts[10:].any()
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16])
+def test_segments_drop_whole_tokens_and_rescale_nothing(dtype: torch.dtype) -> None:
+    x_BND = 1 + torch.rand(4, 120, 6, generator=generator()).to(dtype)
+    out, rate = segments(row_p=1.0)(x_BND, generator=generator(1))
+    assert out.dtype == dtype
+    zero_BN = (out == 0).all(-1)
+    assert torch.equal(zero_BN, (out == 0).any(-1))
+    assert torch.equal(out[~zero_BN], x_BND[~zero_BN])
+    assert float(rate) == pytest.approx(float(zero_BN.float().mean())) != 0
+
+
+def test_segments_are_drawn_from_seed_and_step_only() -> None:
+    same = [segments().draw(8, generator=generator(seed)) for seed in (1, 1, 2)]
+    assert torch.equal(same[0], same[1])
+    assert not torch.equal(same[0], same[2])
+    x_BND = torch.rand(2, 120, 4)
+    assert torch.equal(segments()(x_BND, generator=None).tokens_BND, x_BND)
+
+
+def test_a_wrong_token_count_is_named() -> None:
+    with pytest.raises(ValueError, match="got 125 tokens for a 10 x 12 grid of 120"):
+        segments()(torch.zeros(1, 125, 4), generator=generator())
+
+
+@pytest.mark.parametrize(
+    ("step", "q"), [(0, 100.0), (100, 51.0), (200, 2.0), (500, 2.0)], ids=["0", "100", "200", "500"]
+)
+def test_topk_equals_a_loop(step: int, q: float) -> None:
+    encoder = torch.randn(3, 2, 40, 8, dtype=torch.float64, generator=generator(1))
+    decoder = torch.randn(3, 2, 40, 8, dtype=torch.float64, generator=generator(2)).requires_grad_()
+    distances = []
+    for image, token in itertools.product(range(3), range(40)):
+        pairs = [(encoder[image, group, token], decoder[image, group, token]) for group in range(2)]
+        cosines = [torch.dot(a, b) / (a.norm() * b.norm()) for a, b in pairs]
+        distances.append(
+            sum((1 - cosine for cosine in cosines), start=torch.zeros((), dtype=torch.float64)) / 2
+        )
+    k = max(1, math.floor(q / 100 * 120))
+    reference = torch.stack(sorted(distances, key=float, reverse=True)[:k]).mean()
+    loss = TopK(q_percent=2.0, q_warmup=200)
+    assert loss.q_at(step) == pytest.approx(q)
+    total, parts = loss(encoder, decoder, step=step)
+    assert float(total) == pytest.approx(float(reference), abs=1e-12)
+    assert float(parts["discard_rate"]) == pytest.approx(1 - k / 120)
+    (ours,) = torch.autograd.grad(total, decoder)
+    (theirs,) = torch.autograd.grad(reference, decoder)
+    torch.testing.assert_close(ours, theirs, atol=1e-12, rtol=0)
+    assert int((ours.abs().sum((1, 3)) > 0).sum()) == k
+
+
+class Silent:
+    def metrics(self, values: Any, *, step: int) -> None: ...
+
+    def sync(self) -> None: ...
+
+
+def rates(interval: str, *, steps: list[int], per_epoch: int = 63) -> list[float]:
+    task = DetectorTask(
+        detector("baseline"),
+        training=TrainingConfig.model_validate({"lr_schedule_interval": interval}),
+        encode=False,
+        steps_per_epoch=per_epoch,
+        reporter=Silent(),
+        name_files=str,
+        position=0,
+    )
+    return [task.learning_rate(step) for step in steps]
+
+
+def test_the_learning_rate_is_pinned_at_its_corners() -> None:
+    last = 2e-4 + 0.5 * 1.8e-3 * (1 + math.cos(math.pi * 899 / 900))
+    expected = [0.0, 2.0202e-05, 2e-3, 2e-3, last]
+    assert rates("step", steps=[0, 1, 99, 100, 999]) == pytest.approx(expected, rel=1e-5)
+    assert last == pytest.approx(2e-4, rel=1e-4)
+    assert warm_cosine(1000, base=2e-3, final=2e-4, warmup=100, total=1000) == 2e-4
+
+
+def test_stepping_per_epoch_repeats_the_fault_of_old_runs() -> None:
+    first_epoch, second = rates("epoch", steps=[0, 62]), rates("epoch", steps=[63])
+    assert first_epoch == [0.0, 0.0]
+    assert second == pytest.approx([2.0202e-05], rel=1e-4)
+    assert max(rates("epoch", steps=list(range(1000)))) < 4e-4  # warm-up of 100 epochs is never left
+
+
+def test_a_model_config_names_its_own_variant() -> None:
+    assert {name: model().variant for name, model in VARIANTS.items()} == {name: name for name in VARIANTS}
+    assert isinstance(VARIANTS["baseline"](), ModelConfig)
