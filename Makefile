@@ -5,6 +5,8 @@ VENV := .venv
 BIN := $(VENV)/bin
 UV_VERSION := 0.13.9
 STAMP := $(VENV)/.installed
+# `mlflow run --env-manager local` starts the `python` that it finds first.
+ACTIVATED := PATH="$(CURDIR)/$(BIN):$$PATH"
 MLFLOW_URI := sqlite:///mlflow.db
 
 export MLFLOW_DISABLE_TELEMETRY ?= true
@@ -14,7 +16,7 @@ export MLFLOW_TRACKING_URI ?= $(MLFLOW_URI)
 .PHONY: run test check setup ui mlproject lock clean
 
 run: setup  ## train and evaluate on the simulated maps, in MLflow
-	$(BIN)/mlflow run . -e horizontal -P seed=42 --env-manager local --experiment-name dinomaly-hd
+	$(ACTIVATED) mlflow run . -e horizontal -P seed=42 --env-manager local --experiment-name dinomaly-hd
 
 test: check  ## everything that CI runs
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 tests

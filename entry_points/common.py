@@ -19,6 +19,8 @@ if TYPE_CHECKING:
 Main = Callable[[Sequence[str], "SignalGuard"], None]
 
 ROOT = Path(__file__).resolve().parent.parent
+OURS = ("dinomaly_hd", "entry_points")
+ACTIVATE = "run `make setup` once, then `source .venv/bin/activate`"
 QUIET = {"MLFLOW_DISABLE_TELEMETRY": "true", "RAY_USAGE_STATS_ENABLED": "0", "HF_HUB_DISABLE_TELEMETRY": "1"}
 
 
@@ -55,6 +57,11 @@ def exit_code(main: Main, argv: Sequence[str]) -> int:
     except DinomalyHDError as error:
         print(f"{type(error).__name__}: {error}", file=sys.stderr)
         return error.exit_code
+    except ModuleNotFoundError as error:
+        if (error.name or "").partition(".")[0] in OURS:
+            raise
+        print(f"{error.name} is not installed for {sys.executable}; {ACTIVATE}", file=sys.stderr)
+        return DinomalyHDError.exit_code
     except Exception:
         traceback.print_exc()
         print("this is a bug in Dinomaly-HD; please report it with the lines above", file=sys.stderr)

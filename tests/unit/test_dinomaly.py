@@ -38,7 +38,7 @@ def encoded(batch: int = 2) -> Tensor:
 def start(model: Detector) -> dict[str, Tensor]:
     """Return the trained weights by what they are: a wrapped MLP is the same MLP."""
     names = ((name.replace("bottleneck.mlp.", "bottleneck."), p) for name, p in model.named_parameters())
-    return {name: parameter for name, parameter in names if parameter.requires_grad}
+    return {name: parameter.detach() for name, parameter in names if parameter.requires_grad}
 
 
 @pytest.mark.parametrize("variant", VARIANTS)
