@@ -10,6 +10,7 @@ from dinomaly_hd.errors import ConfigError
 
 SCHEMA_VERSION = 1
 SIMULATED = "simulated"
+NO_CROP = "none"
 WITHOUT_EFFECT = ("num_workers", "gpu", "checkpoint_interval", "data_root", "maps_per_group")
 """Values that change no number of a run: who reads, where it runs, how often it is saved."""
 
@@ -24,7 +25,12 @@ def _parse_size(text: str) -> str:
     return text
 
 
+def _parse_crop(text: str) -> str:
+    return text if text == NO_CROP else _parse_size(text)
+
+
 Size = Annotated[str, AfterValidator(_parse_size)]
+Crop = Annotated[str, AfterValidator(_parse_crop)]
 
 
 def size_of(text: str) -> tuple[int, int]:
@@ -100,12 +106,12 @@ class EncoderConfig(Frozen):
     encoder: str = "dinov2reg_vit_base_14"
     encoder_weights: str = "auto"
     image_size: Size = "448"
-    crop: Literal["none"] | Size = "392"
+    crop: Crop = "392"
 
     @property
     def input_size(self) -> tuple[int, int]:
         """(height, width) of what the encoder gets."""
-        return size_of(self.image_size if self.crop == "none" else self.crop)
+        return size_of(self.image_size if self.crop == NO_CROP else self.crop)
 
 
 class DataConfig(Frozen):

@@ -53,8 +53,8 @@ def execute(run: RunConfig, context: Context) -> Outcome:
         folder=context.folder,
     ) as folder:
         session = Session(ready, context, folder)
-        session.open()
         try:
+            session.open()
             results = _train_and_evaluate(session)
         except Interrupted:
             session.close("KILLED")

@@ -9,6 +9,7 @@ import torch
 from torch import nn
 
 from dinomaly_hd.config import (
+    NO_CROP,
     EncoderConfig,
     HardMiningLoss,
     ModelConfig,
@@ -36,8 +37,15 @@ from dinomaly_hd.models.weights import ALIASES, CONVERTERS, EMBEDDED_ENCODER, We
 CONV_STRIDES = (4, 8, 16)
 CONV_GROUPS = ((0, 1), (1, 2))
 CONV_GRID_STRIDE = 8
-CONV_WIDTH, CONV_HEADS = 192, 6
+CONV_WIDTHS, CONV_HEAD_WIDTH = (192, 768), 32
 ENCODERS_TRIED = f"use dinov2reg_vit_base_14 or {EMBEDDED_ENCODER}"
+
+
+class ConvPlan(NamedTuple):
+    """Which of a CNN's stages are used, and the width that they are projected to."""
+
+    stages: list[int]
+    width: int
 
 
 class EncoderShape(NamedTuple):
@@ -53,7 +61,7 @@ def preprocessing_of(config: EncoderConfig) -> Preprocessing:
     Raises:
         ConfigError: The crop is larger than the image.
     """
-    image, crop = size_of(config.image_size), None if config.crop == "none" else size_of(config.crop)
+    image, crop = size_of(config.image_size), None if config.crop == NO_CROP else size_of(config.crop)
     if crop is not None and (crop[0] > image[0] or crop[1] > image[1]):
         raise ConfigError(f"crop={config.crop} is larger than image_size={config.image_size}")
     cfg = timm.get_pretrained_cfg(timm_name(config.encoder), allow_unregistered=True)
@@ -86,7 +94,7 @@ def check_encoder(config: EncoderConfig) -> EncoderShape:
         return EncoderShape((height // rows, width // columns), True)
     if height % CONV_GRID_STRIDE or width % CONV_GRID_STRIDE:
         raise ConfigError(f"{height}x{width} pixels: {config.encoder} needs multiples of {CONV_GRID_STRIDE}")
-    _conv_stages(config)
+    _conv_plan(config)
     return EncoderShape((height // CONV_GRID_STRIDE, width // CONV_GRID_STRIDE), False)
 
 
@@ -152,8 +160,8 @@ def _load(model: Any, config: EncoderConfig, *, weights: Weights, shape: Encoder
         ) from error
 
 
-def _conv_stages(config: EncoderConfig) -> list[int]:
-    """Return which of a CNN's stages have the strides wanted, after proof that their channels fit."""
+def _conv_plan(config: EncoderConfig) -> ConvPlan:
+    """Return the stages of the strides wanted, and a width that holds a group's channels, 192 to 768."""
     try:
         with torch.device("meta"):
             info: Any = timm.create_model(timm_name(config.encoder), features_only=True).feature_info
@@ -169,19 +177,15 @@ def _conv_stages(config: EncoderConfig) -> list[int]:
         )
     stages = [strides.index(stride) for stride in CONV_STRIDES]
     widest = max(sum(channels[stages[i]] for i in group) for group in CONV_GROUPS)
-    if widest > CONV_WIDTH:
-        raise ConfigError(
-            f"encoder={config.encoder}: two stages hold {widest} channels, at most {CONV_WIDTH} fit; "
-            f"{ENCODERS_TRIED}"
-        )
-    return stages
+    least, most = CONV_WIDTHS
+    return ConvPlan(stages, min(max(least, -(-widest // CONV_HEAD_WIDTH) * CONV_HEAD_WIDTH), most))
 
 
 def _conv_encoder(
     model: nn.Module, config: EncoderConfig, *, preprocessing: Preprocessing, grid: tuple[int, int]
 ) -> ConvEncoder:
-    stages = _conv_stages(config)
-    features: Any = timm.create_model(timm_name(config.encoder), features_only=True, out_indices=stages)
+    plan = _conv_plan(config)
+    features: Any = timm.create_model(timm_name(config.encoder), features_only=True, out_indices=plan.stages)
     # The feature extractor is the same network without its end: same tensors in the same order.
     pairs = zip(features.state_dict().items(), model.state_dict().values(), strict=False)
     features.load_state_dict({name: value for (name, _), value in pairs})
@@ -190,8 +194,8 @@ def _conv_encoder(
         preprocessing=preprocessing,
         groups=CONV_GROUPS,
         grid=grid,
-        width=CONV_WIDTH,
-        heads=CONV_HEADS,
+        width=plan.width,
+        heads=plan.width // CONV_HEAD_WIDTH,
     )
 
 

@@ -119,15 +119,16 @@ class ConvEncoder(Encoder):
     """A timm CNN: stage outputs resampled to one grid, standardised per channel, turned to width D.
 
     Each stage is averaged or interpolated to the grid, standardised with the training images' channel
-    statistics, and multiplied by its rows of a fixed seeded matrix with orthonormal rows, so that within
-    a group the summed stages keep all their distances. Buffers ``mean`` and ``std`` are filled by ``fit``.
+    statistics, and multiplied by its rows of a fixed seeded orthogonal matrix, so that within a group the
+    summed stages keep all their distances (where a group has no more than D channels). Buffers ``mean`` and
+    ``std`` are filled by ``fit``.
 
     Args:
         model: timm model made with ``features_only=True`` that returns the stages used.
         preprocessing: What the images went through.
         groups: For each of the two groups the positions of its stages in the model's output.
         grid: (h, w) of the tokens.
-        width: D, at least the number of channels of either group.
+        width: D.
         heads: Heads of the decoder.
     """
 
@@ -159,16 +160,18 @@ class ConvEncoder(Encoder):
             self.register_buffer(f"projection{i}", self._projection(group), persistent=False)
 
     def _projection(self, group: tuple[int, ...]) -> Tensor:
-        """Return (channels, D): orthonormal rows for the group's stages, zero rows for the others."""
+        """Return (channels, D): orthonormal for the group's stages, zero rows for the others.
+
+        Up to D channels keep all distances (orthonormal rows); more are projected (orthonormal columns).
+        """
         rows = [stage in group for stage, size in enumerate(self.channels) for _ in range(size)]
         used = torch.tensor(rows)
-        if int(used.sum()) > self.width:
-            raise ConfigError(f"a group of {int(used.sum())} channels does not fit in width {self.width}")
+        count = int(used.sum())
+        side = max(count, self.width)
         generator = torch.Generator().manual_seed(derive(self.PROJECTION_SEED, "projection", *group))
-        square = torch.randn(self.width, self.width, generator=generator, dtype=torch.float64)
-        orthogonal = torch.linalg.qr(square).Q
+        square = torch.randn(side, side, generator=generator, dtype=torch.float64)
         matrix = torch.zeros(len(rows), self.width, dtype=torch.float64)
-        matrix[used] = orthogonal[: int(used.sum())]
+        matrix[used] = torch.linalg.qr(square).Q[:count, : self.width]
         return matrix.float()
 
     def _stages(self, images_B3HW: Tensor) -> list[Tensor]:

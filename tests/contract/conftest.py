@@ -42,6 +42,12 @@ class TinyRun(NamedTuple):
 
 
 @pytest.fixture(scope="session")
+def tiny_settings() -> dict[str, str]:
+    """Return flags of a run that takes seconds."""
+    return dict(SETTINGS)
+
+
+@pytest.fixture(scope="session")
 def tiny_run(tmp_path_factory: pytest.TempPathFactory) -> TinyRun:
     """Train two steps of `horizontal` on simulated maps, evaluate them and record them in an own store."""
     # Here, so that contract tests without a run need no torch.

@@ -174,6 +174,17 @@ def test_conv_features_are_standardised_and_projected_without_loss(embedded: Con
         torch.testing.assert_close(after, before, rtol=1e-5, atol=1e-5 * float(before.max()))
 
 
+@pytest.mark.parametrize(("name", "width"), [("resnet18", 384), ("resnet50", 768)])
+def test_any_cnn_fits_its_own_width(name: str, width: int) -> None:
+    encoder = build(name, "64x32")
+    assert (encoder.grid, encoder.width, encoder.heads) == ((8, 4), width, width // 32)
+    images = torch.rand(3, 3, 64, 32, generator=torch.Generator().manual_seed(1))
+    encoder.fit(iter([images]))
+    out_BSND = encoder(images)
+    assert out_BSND.shape == (3, 2, 32, width)
+    assert bool(torch.isfinite(out_BSND).all())
+
+
 def test_the_box_says_what_the_crop_hides() -> None:
     whole = Preprocessing((392, 392), None)
     assert whole.visible((31, 95)) == (0, 31, 0, 95)
