@@ -7,16 +7,15 @@ UV_VERSION := 0.13.9
 STAMP := $(VENV)/.installed
 # `mlflow run --env-manager local` starts the `python` that it finds first.
 ACTIVATED := PATH="$(CURDIR)/$(BIN):$$PATH"
-MLFLOW_URI := sqlite:///mlflow.db
+MLFLOW_TRACKING_URI ?= sqlite:///mlflow.db
 
 export MLFLOW_DISABLE_TELEMETRY ?= true
 export RAY_USAGE_STATS_ENABLED ?= 0
-export MLFLOW_TRACKING_URI ?= $(MLFLOW_URI)
 
 .PHONY: run test check setup ui mlproject lock clean
 
 run: setup  ## train and evaluate on the simulated maps, in MLflow
-	$(ACTIVATED) mlflow run . -e horizontal -P seed=42 --env-manager local --experiment-name dinomaly-hd
+	$(ACTIVATED) MLFLOW_TRACKING_URI=$(MLFLOW_TRACKING_URI) mlflow run . -e horizontal -P seed=42 --env-manager local --experiment-name dinomaly-hd
 
 test: check  ## everything that CI runs
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile tests

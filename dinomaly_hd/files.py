@@ -5,6 +5,8 @@ import os
 import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from datetime import UTC, datetime
+from itertools import count
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -52,6 +54,25 @@ def publish_text(path: Path, text: str) -> None:
 def publish_json(path: Path, value: Any) -> None:
     """Publish a JSON file, keys in the order given; NaN becomes null, since JSON has none."""
     publish_text(path, json.dumps(_nan_to_null(value), indent=2, ensure_ascii=False) + "\n")
+
+
+def make_dated_folder(parent: Path, *, suffix: str = "") -> Path:
+    """Make and return ``{parent}/{YYYYMMDD_HHMMSS}{suffix}`` (UTC), numbered if this second has one.
+
+    Raises:
+        OutputError: It cannot be made.
+    """
+    stem = f"{datetime.now(UTC):%Y%m%d_%H%M%S}{suffix}"
+    for number in count(1):
+        path = parent / (stem if number == 1 else f"{stem}_{number}")
+        try:
+            path.mkdir(parents=True)
+        except FileExistsError:
+            continue
+        except OSError as error:
+            raise OutputError(f"cannot write {path}: {error}; choose another folder") from error
+        return path
+    raise AssertionError("unreachable: numbers do not end")
 
 
 def sweep(folder: Path) -> None:

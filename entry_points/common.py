@@ -89,12 +89,20 @@ def prepare(
     Raises:
         ConfigError: A flag or value is wrong.
     """
-    from dinomaly_hd.flags import accepted_by, parse, resolve
+    from dinomaly_hd.flags import OPTIONS, accepted_by, parse, project_defaults, resolve
 
-    accepted = accepted_by(variants_of(entry_point, switches), switches=switches)
-    values = parse(entry_point, argv, accepted=accepted, doc=doc or "")
+    variants = variants_of(entry_point, switches)
+    values = parse(entry_point, argv, accepted=accepted_by(variants, switches=switches), doc=doc or "")
     run = resolve(entry_point, values)
-    context = context_of(entry_point, argv, values, guard)
+    defaults = {name: option.default for name, option in {**OPTIONS, **switches}.items()}
+    context = context_of(
+        values,
+        guard,
+        entry_point=entry_point,
+        command=repeating_command(
+            entry_point, values, run=run, defaults=defaults | project_defaults(variants)
+        ),
+    )
     return Prepared(run, context, {name: values.get(name, own.default) for name, own in switches.items()})
 
 
@@ -105,8 +113,19 @@ def variants_of(entry_point: str, switches: Mapping[str, "Option"]) -> list[str]
     return [entry_point, *([WITH_TOPK[entry_point]] if "use_topk" in switches else [])]
 
 
+def repeating_command(
+    entry_point: str, values: Mapping[str, str], *, run: "RunConfig", defaults: Mapping[str, str]
+) -> str:
+    """Return the shortest command that repeats a run: what is not default, with seed and preset spelt out."""
+    told = {name: value for name, value in values.items() if value != defaults.get(name) and name != "resume"}
+    told = {**told, "preset": run.preset, "seed": str(run.seed)}
+    return shlex.join(
+        ["python", "-m", f"entry_points.{entry_point}", *(f"--{n}={v}" for n, v in told.items())]
+    )
+
+
 def context_of(
-    entry_point: str, argv: Sequence[str], values: Mapping[str, str], guard: "SignalGuard"
+    values: Mapping[str, str], guard: "SignalGuard", *, entry_point: str, command: str
 ) -> "Context":
     """Return where results go and what is said about the run."""
     from dinomaly_hd.experiments.context import Context
@@ -121,7 +140,7 @@ def context_of(
         resume=option["resume"],
         guard=guard,
         say=say,
-        command=f"python -m entry_points.{entry_point} {shlex.join(argv)}".strip(),
+        command=command,
         entry_point=entry_point,
     )
 

@@ -18,6 +18,7 @@ th:first-child { text-align: left }
 figure { margin: 1rem 0 }
 img { max-width: 100%; margin: .5rem 0; border: 1px solid #ddd }
 code { background: #f3f3f3 }
+.facts td { text-align: left }
 """
 TRIVIAL_NOTE = (
     "Scores without a model. A detector that does not beat them has learnt nothing useful; row_filter knows "
@@ -54,9 +55,9 @@ def report_html(
     }
     parts = [
         f"<h1>{html.escape(title)}</h1>",
-        _table(
-            "", ["", "value"], [[name, f"<code>{html.escape(text)}</code>"] for name, text in facts.items()]
-        ),
+        "<div class=facts>",
+        _table("", ["", ""], [[name, f"<code>{html.escape(text)}</code>"] for name, text in facts.items()]),
+        "</div>",
         "<h2>Results</h2>",
         _detector_table(rows),
         f"<p>{INTERVAL_NOTE}</p>",

@@ -6,7 +6,6 @@ import tempfile
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import NamedTuple
 
@@ -23,7 +22,7 @@ from dinomaly_hd.evaluation.pictures import MapPicture, map_limit
 from dinomaly_hd.experiments.examine import Examiner, Positions, stack
 from dinomaly_hd.experiments.exported import CARD, Exported, load_model
 from dinomaly_hd.experiments.run_folder import find_run
-from dinomaly_hd.files import publish, publish_text
+from dinomaly_hd.files import make_dated_folder, publish, publish_text
 from dinomaly_hd.models.build import preprocessing_of
 from dinomaly_hd.tracking import default_uri
 from dinomaly_hd.tracking.models import REGISTERED, download_model
@@ -104,7 +103,7 @@ def predict(request: Request) -> Predicted:
     examiner = _examiner(model, manifest, device=device, tick=request.tick)
     examined = examiner.examine(np.arange(len(manifest.records)))
     table = _table(manifest, examined.score_N, thresholds=card.thresholds, chosen=chosen)
-    output = request.output or _fresh(request.result_dir / "predict")
+    output = request.output or make_dated_folder(request.result_dir / "predict")
     publish_text(output / "scores.csv", table.to_csv(index=False, float_format="%.17g"))
     highest = table.sort_values(["score", "path"], ascending=[False, True]).index[: request.maps]
     _draw(output, table, highest.to_numpy(np.int64), examiner=examiner, limit=map_limit(examined.map_Nhw))
@@ -264,17 +263,3 @@ def _check_output(output: Path | None) -> None:
         return
     if not output.is_dir() or any(output.iterdir()):
         raise OutputError(f"output={output}: already there; give a new or an empty folder")
-
-
-def _fresh(parent: Path) -> Path:
-    stem = f"{datetime.now(UTC):%Y%m%d_%H%M%S}"
-    for number in range(1000):
-        path = parent / (stem if number == 0 else f"{stem}_{number + 1}")
-        try:
-            path.mkdir(parents=True)
-        except FileExistsError:
-            continue
-        except OSError as error:
-            raise OutputError(f"cannot write {path}: {error}; choose another output") from error
-        return path
-    raise OutputError(f"{parent}: a thousand predictions were made in this second")

@@ -4,14 +4,13 @@ import json
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import filelock
 
 from dinomaly_hd.errors import ConfigError, OutputError
-from dinomaly_hd.files import publish_json
+from dinomaly_hd.files import make_dated_folder, publish_json
 
 STATE = "run.json"
 LOCK = ".lock"
@@ -103,7 +102,7 @@ def open_run(
     else:
         candidates = [find_run(result_dir, resume)]
     for candidate in candidates:
-        path = candidate or folder or _fresh(result_dir / variant, seed)
+        path = candidate or folder or make_dated_folder(result_dir / variant, suffix=f"_seed{seed}")
         try:
             path.mkdir(parents=True, exist_ok=True)
             lock = filelock.FileLock(path / LOCK, timeout=0)
@@ -136,17 +135,3 @@ def _unfinished(where: Path, config_hash: str) -> list[Path]:
         if state.get("config_hash") == config_hash and state.get("status") != FINISHED:
             found.append(path)
     return [path for path in reversed(found) if any(path.glob(f"**/{CHECKPOINTS}/*.pt"))]
-
-
-def _fresh(parent: Path, seed: int) -> Path:
-    stem = f"{datetime.now(UTC):%Y%m%d_%H%M%S}_seed{seed}"
-    for number in range(1000):
-        path = parent / (stem if number == 0 else f"{stem}_{number + 1}")
-        try:
-            path.mkdir(parents=True)
-        except FileExistsError:
-            continue
-        except OSError as error:
-            raise OutputError(f"cannot write {path}: {error}; choose another result_dir") from error
-        return path
-    raise OutputError(f"{parent}: a thousand runs were started in this second")

@@ -69,7 +69,7 @@ def test_compare_runs_all_members_under_one_parent(context: Context, run: RunCon
 
     from mlflow import MlflowClient
 
-    client = MlflowClient()
+    client = MlflowClient(tracking_uri=f"sqlite:///{context.root / 'mlflow.db'}")
     experiment = client.get_experiment_by_name("compare")
     runs = client.search_runs([experiment.experiment_id])
     parent = next(one for one in runs if one.data.tags["kind"] == "compare")

@@ -65,7 +65,7 @@ def test_inference_is_deterministic_and_alone_what_it_is_in_a_batch(variant: str
 @pytest.mark.parametrize("variant", VARIANTS)
 def test_noise_is_a_function_of_the_step(variant: str) -> None:
     model, features = detector(variant), encoded()
-    losses = [float(model.training_loss(features, step=step).total) for step in (7, 7, 8)]
+    losses = [model.training_loss(features, step=step).total.item() for step in (7, 7, 8)]
     assert losses[0] == losses[1] != losses[2]
 
 

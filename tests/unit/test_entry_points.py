@@ -1,0 +1,57 @@
+"""Every entry point answers --help, refuses strangers, and a run's command repeats it."""
+
+import shlex
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from dinomaly_hd.flags import accepted_by, parse, resolve
+from dinomaly_hd.training.guards import SignalGuard
+from entry_points import horizontal, project_file
+from entry_points.common import exit_code, prepare, variants_of
+
+ROOT = Path(__file__).resolve().parents[2]
+
+
+@pytest.mark.parametrize("name", [*project_file.TRAINING, *project_file.OTHERS])
+def test_help_lists_every_parameter_of_mlproject(name: str) -> None:
+    began = time.monotonic()
+    command = [sys.executable, "-m", f"entry_points.{name}", "--help"]
+    result = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+    assert result.returncode == 0
+    assert time.monotonic() - began < 10
+    block = project_file.render().split(f"\n  {name}:\n")[1].split("    command:")[0]
+    parameters = [line.split(":")[0].strip() for line in block.splitlines()[1:] if line.strip()]
+    assert len(parameters) > 3
+    assert all(f"--{parameter} " in result.stdout for parameter in parameters)
+
+
+@pytest.mark.parametrize(
+    "flags",
+    [
+        [],
+        ["--seed", "7", "--row-p", ".3", "--max_steps", "auto"],
+        ["--use_topk", "true", "--q_percent", "1", "--preset", "full"],
+        ["--data_root", "/my maps/o'clock", "--domains", "C"],
+    ],
+)
+def test_the_command_of_a_run_repeats_it(flags: list[str]) -> None:
+    run, context, _ = prepare("horizontal", flags, SignalGuard(), doc="", switches=horizontal.SWITCHES)
+    words = shlex.split(context.command)
+    assert words[:3] == ["python", "-m", "entry_points.horizontal"]
+    accepted = accepted_by(variants_of("horizontal", horizontal.SWITCHES), switches=horizontal.SWITCHES)
+    assert resolve("horizontal", parse("horizontal", words[3:], accepted=accepted, doc="")) == run
+
+
+def test_a_missing_package_is_said_in_one_line(capsys: pytest.CaptureFixture[str]) -> None:
+    def main(*_: object) -> None:
+        raise ModuleNotFoundError("No module named 'torch'", name="torch")
+
+    assert exit_code(main, []) == 70
+    error = capsys.readouterr().err
+    assert error.count("\n") == 1
+    assert "torch is not installed" in error
+    assert "activate" in error
