@@ -4,7 +4,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from dinomaly_hd.errors import TrackingError
-from dinomaly_hd.tracking.store import first_line, load_mlflow, sqlite_file
+from dinomaly_hd.tracking.store import client_for, first_line, load_mlflow, sqlite_file
 
 if TYPE_CHECKING:
     from mlflow.entities import LoggedModel
@@ -49,14 +49,26 @@ def download_model(reference: str, *, uri: str, target: Path) -> Path:
     database = sqlite_file(uri)
     if database is not None and not database.is_file():
         raise TrackingError(f"{reference}: MLflow's database {database} does not exist")
-    artifact_uri = reference if reference.startswith(REGISTERED) else f"runs:/{reference}/{MODEL_NAME}"
     load_mlflow(uri)
     from mlflow.artifacts import download_artifacts
 
     try:
-        found = download_artifacts(
-            artifact_uri=artifact_uri, dst_path=str(target), tracking_uri=uri, registry_uri=uri
-        )
+        place = _place(client_for(uri), reference)
+        found = download_artifacts(artifact_uri=place, dst_path=str(target), tracking_uri=uri)
     except Exception as error:
         raise TrackingError(f"{reference}: no model of this name at {uri}: {first_line(error)}") from error
     return Path(found)
+
+
+def _place(client: "MlflowClient", reference: str) -> str:
+    """Return where a model's files lie. MLflow itself would look ``models:/`` up in its global store."""
+    if "/" not in reference:
+        return f"runs:/{reference}/{MODEL_NAME}"
+    if not reference.startswith(REGISTERED):  # what a registered version was made from
+        return reference
+    name = reference.removeprefix(REGISTERED)
+    if "@" in name:
+        return _place(client, str(client.get_model_version_by_alias(*name.rsplit("@", 1)).source))
+    if "/" in name:
+        return _place(client, str(client.get_model_version(*name.rsplit("/", 1)).source))
+    return str(client.get_logged_model(name).artifact_location)

@@ -264,7 +264,7 @@ def test_an_output_folder_that_cannot_be_is_74(refused: Refusal, data: Path, tmp
     (tmp_path / "file").write_text("in the way")
     line = refused(74, data_root=str(data), result_dir=str(tmp_path / "file" / "below"))
     assert line.startswith(f"OutputError: cannot write {tmp_path}/file/below/horizontal")
-    assert "choose another result_dir" in line
+    assert "choose another folder" in line
     assert (tmp_path / "file").read_text() == "in the way"
 
 

@@ -157,11 +157,11 @@ def test_topk_equals_a_loop(step: int, q: float) -> None:
             sum((1 - cosine for cosine in cosines), start=torch.zeros((), dtype=torch.float64)) / 2
         )
     k = max(1, math.floor(q / 100 * 120))
-    reference = torch.stack(sorted(distances, key=float, reverse=True)[:k]).mean()
+    reference = torch.stack(sorted(distances, key=Tensor.item, reverse=True)[:k]).mean()
     loss = TopK(q_percent=2.0, q_warmup=200)
     assert loss.q_at(step) == pytest.approx(q)
     total, parts = loss(encoder, decoder, step=step)
-    assert float(total) == pytest.approx(float(reference), abs=1e-12)
+    assert total.item() == pytest.approx(reference.item(), abs=1e-12)
     assert float(parts["discard_rate"]) == pytest.approx(1 - k / 120)
     (ours,) = torch.autograd.grad(total, decoder)
     (theirs,) = torch.autograd.grad(reference, decoder)
