@@ -40,8 +40,8 @@ RESULTS = Path(__file__).parent / "results"
 COPIES = 4
 BANK_TOKENS = 20_000
 CANDIDATES: dict[str, dict[str, Any]] = {
-    "224 px, 28 x 28 tokens, 4 blocks": {"image_size": "224"},
-    "248 x 96 px, 31 x 12 tokens, 4 blocks": {"image_size": "248x96"},
+    "224 x 224 px, 28 x 28 tokens, 2 blocks": {"image_size": "224", "decoder_depth": 2},
+    "248 x 96 px, 31 x 12 tokens, 4 blocks": {"image_size": "248x96", "decoder_depth": 4},
     "248 x 96 px, 31 x 12 tokens, 2 blocks": {"image_size": "248x96", "decoder_depth": 2},
     "248 x 192 px, 31 x 24 tokens, 2 blocks": {"image_size": "248x192", "decoder_depth": 2},
 }

@@ -65,7 +65,7 @@ def quick(model: ModelConfig) -> RunConfig:
         model=model.model_copy(update={"decoder_depth": 2}),
         encoder=EncoderConfig(encoder="efficientnet_lite0", image_size="248x96", crop="none"),
         data=DataConfig(simulate_size="quick"),
-        training=TrainingConfig(max_steps=500, batch_size=8, checkpoint_interval=50),
+        training=TrainingConfig(max_steps=400, batch_size=8, checkpoint_interval=50),
         evaluation=EvaluationConfig(eval_batch_size=8),
     )
 

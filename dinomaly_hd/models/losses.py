@@ -65,7 +65,7 @@ class HardMining(nn.Module):
     def forward(self, encoder_BSND: Tensor, decoder_BSND: Tensor, *, step: int) -> Loss:
         p = discard_rate(step, final=self.discard_final, warmup=self.discard_warmup)
         encoder_BSND = encoder_BSND.detach()
-        distance_BSN = token_distance(encoder_BSND, decoder_BSND).detach()
+        distance_BSN = token_distance(encoder_BSND, decoder_BSND.detach())
         easy_BSN = torch.stack([easy_tokens(group_BN, p=p) for group_BN in distance_BSN.unbind(1)], dim=1)
         factor_BSN = torch.ones_like(distance_BSN).masked_fill_(easy_BSN, self.discard_factor)
         decoder_BSND = scale_gradient(decoder_BSND, factor_BSN.unsqueeze(-1))
