@@ -10,7 +10,7 @@ import argparse
 import json
 import tempfile
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -40,10 +40,10 @@ RESULTS = Path(__file__).parent / "results"
 COPIES = 4
 BANK_TOKENS = 20_000
 CANDIDATES: dict[str, dict[str, Any]] = {
-    "224 x 224 px, 28 x 28 tokens, 2 blocks": {"image_size": "224", "decoder_depth": 2},
-    "248 x 96 px, 31 x 12 tokens, 4 blocks": {"image_size": "248x96", "decoder_depth": 4},
     "248 x 96 px, 31 x 12 tokens, 2 blocks": {"image_size": "248x96", "decoder_depth": 2},
-    "248 x 192 px, 31 x 24 tokens, 2 blocks": {"image_size": "248x192", "decoder_depth": 2},
+    "248 x 96 px, 31 x 12 tokens, 4 blocks": {"image_size": "248x96", "decoder_depth": 4},
+    "112 x 112 px, 14 x 14 tokens, 2 blocks": {"image_size": "112", "decoder_depth": 2},
+    "224 x 224 px, 28 x 28 tokens, 2 blocks": {"image_size": "224", "decoder_depth": 2},
 }
 
 Score = Callable[[Tensor], Tensor]
@@ -59,6 +59,14 @@ class Setup(NamedTuple):
     def images(self, positions: np.ndarray[Any, np.dtype[np.int64]]) -> Tensor:
         """Return maps (N, H, W)."""
         return torch.from_numpy(np.stack([self.store[int(i)] for i in positions]))
+
+
+class Row(NamedTuple):
+    """One line of a table: AUROC by domain (and domain/cold), wall seconds."""
+
+    name: str
+    auroc: dict[str, float]
+    seconds: float
 
 
 class Silent:
@@ -163,44 +171,41 @@ def model_score(detector: Dinomaly) -> Score:
     return lambda images: detector.score(detector.encode(images)).score_B
 
 
-def line(name: str, values: Mapping[str, float], seconds: float) -> str:
+def line(row: Row) -> str:
     """Return one row of a table."""
-    numbers = "  ".join(f"{key.removeprefix('domain_')} {value:.3f}" for key, value in values.items())
-    mean = np.mean([value for key, value in values.items() if "/" not in key])
-    return f"{name:42} mean {mean:.3f}   {numbers}   {seconds:.0f} s"
+    numbers = "  ".join(f"{key.removeprefix('domain_')} {value:.3f}" for key, value in row.auroc.items())
+    mean = np.mean([value for key, value in row.auroc.items() if "/" not in key])
+    return f"{row.name:40} mean {mean:.3f}   {numbers}   {row.seconds:.0f} s"
 
 
-def choose(seed: int) -> dict[str, Any]:
+def choose(seed: int) -> Iterator[Row]:
     """Compare the candidates on synthetic bands."""
     base = with_values(quick(horizontal()), {"seed": seed})
     setup = set_up(base, ratio=0.3)
-    table = {}
     for name, values in CANDIDATES.items():
         began = time.monotonic()
         detector, _ = trained(with_values(base, values), setup)
         found = synthetic_auroc(model_score(detector), setup, seed=seed)
-        table[name] = {**found, "seconds": time.monotonic() - began}
-        print(line(name, found, table[name]["seconds"]), flush=True)
-    return table
+        yield Row(name, found, time.monotonic() - began)
 
 
-def reference(seed: int) -> dict[str, Any]:
+def reference(seed: int) -> Iterator[Row]:
     """Say on test what the chosen preset, a ten times longer run, and nearest neighbours reach."""
     base = with_values(quick(horizontal()), {"seed": seed})
     setup = set_up(base, ratio=base.data.val_split_ratio)
-    table = {}
     for factor in (1, 10):
         began = time.monotonic()
         run = with_values(base, {"max_steps": factor * base.training.max_steps})
         detector, encoded = trained(run, setup)
+        yield Row(
+            f"{run.training.max_steps} steps",
+            test_auroc(model_score(detector), setup),
+            time.monotonic() - began,
+        )
         if factor == 1:
+            began = time.monotonic()
             found = test_auroc(nearest_neighbour(detector, encoded), setup)
-            table["nearest neighbour, same features"] = found
-            print(line("nearest neighbour, same features", found, 0), flush=True)
-        found = test_auroc(model_score(detector), setup)
-        table[f"{run.training.max_steps} steps"] = found
-        print(line(f"{run.training.max_steps} steps", found, time.monotonic() - began), flush=True)
-    return table
+            yield Row("nearest neighbour, same features", found, time.monotonic() - began)
 
 
 def main() -> None:
@@ -211,12 +216,13 @@ def main() -> None:
     parser.add_argument("table", choices=("choose", "reference"))
     parser.add_argument("--seed", type=int, default=42)
     arguments = parser.parse_args()
-    table = {"choose": choose, "reference": reference}[arguments.table](arguments.seed)
     RESULTS.mkdir(exist_ok=True)
-    path = RESULTS / f"quality_{arguments.table}.json"
-    path.write_text(
-        json.dumps({"seed": arguments.seed, "torch": torch.__version__, "table": table}, indent=2) + "\n"
-    )
+    rows = []
+    for row in {"choose": choose, "reference": reference}[arguments.table](arguments.seed):
+        print(line(row), flush=True)
+        rows.append(row._asdict())
+        content = {"seed": arguments.seed, "torch": torch.__version__, "rows": rows}
+        (RESULTS / f"quality_{arguments.table}.json").write_text(json.dumps(content, indent=2) + "\n")
 
 
 if __name__ == "__main__":
