@@ -56,14 +56,13 @@ def draw_maps(
     thresholds: Mapping[str, float],
     count: int,
     tick: Callable[[], None],
-) -> list[Path]:
-    """Write three-panel pictures ``{domain}/{label}_{rank}_{nn}_{stem}.png`` and return them in that order.
+) -> None:
+    """Write three-panel pictures ``{domain}/{label}_{rank}_{nn}_{stem}.png``.
 
     Per domain and label the ``count`` highest, nearest the threshold and lowest; one colour scale a domain.
     """
     chosen = select_by_rank(table, thresholds=thresholds, count=count) if count else table.iloc[:0]
     position_of = {record.path: position for position, record in enumerate(manifest.records)}
-    written = []
     for domain, rows in chosen.groupby("domain", sort=False):
         picture = MapPicture(
             input_shape=manifest.shape,
@@ -97,6 +96,4 @@ def draw_maps(
                 )
                 path = folder / str(domain) / names[drawn]
                 save_png(path, png)
-                written.append(path)
                 drawn += 1
-    return written

@@ -133,7 +133,9 @@ class Dinomaly(Detector):
 
     @torch.no_grad()
     def encode(self, images_BHW: Tensor) -> Tensor:
-        groups_BSTD: Tensor = self.encoder(self.preprocessing(images_BHW))
+        # Always in full precision: what is cached, encoded in a step or scored must be the same.
+        with torch.autocast(images_BHW.device.type, enabled=False):
+            groups_BSTD: Tensor = self.encoder(self.preprocessing(images_BHW))
         return groups_BSTD
 
     def _patches(self, tokens_BSTD: Tensor) -> Tensor:

@@ -206,3 +206,10 @@ def test_stepping_per_epoch_repeats_the_fault_of_old_runs() -> None:
 def test_a_model_config_names_its_own_variant() -> None:
     assert {name: model().variant for name, model in VARIANTS.items()} == {name: name for name in VARIANTS}
     assert isinstance(VARIANTS["baseline"](), ModelConfig)
+
+
+def test_encoding_is_the_same_under_autocast() -> None:
+    model, images = detector("baseline"), torch.rand(2, 31, 95, generator=torch.Generator().manual_seed(5))
+    plain = model.encode(images)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        assert torch.equal(model.encode(images), plain)
