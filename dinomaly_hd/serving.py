@@ -25,7 +25,7 @@ from dinomaly_hd import provenance
 from dinomaly_hd.data.folder import check_form
 from dinomaly_hd.data.images import decode_image
 from dinomaly_hd.errors import ImageError, NonFiniteError
-from dinomaly_hd.experiments.examine import sample_at_pixels, visible_pixels
+from dinomaly_hd.experiments.examine import predict, sample_at_pixels, visible_pixels
 from dinomaly_hd.experiments.exported import CARD, Exported, load_model
 from dinomaly_hd.experiments.prediction import known_domain
 from dinomaly_hd.models.build import preprocessing_of
@@ -92,14 +92,13 @@ class ScoringModel:
     def _score(self, images_BHW: Images) -> tuple[npt.NDArray[np.float64], Images]:
         """Return scores and maps at the input's pixels, NaN where the model does not see."""
         bf16 = self.exported.run.training.precision == "bf16"
-        images = torch.from_numpy(images_BHW).to(self.device)
-        with torch.no_grad(), torch.autocast(self.device.type, dtype=torch.bfloat16, enabled=bf16):
-            prediction = self.detector.score(self.detector.encode(images))
+        images = torch.from_numpy(images_BHW)
+        prediction = predict(self.detector, images, device=self.device, bf16=bf16)
         shape = self.exported.shape
         map_BHW = np.full(images_BHW.shape, np.nan, np.float32)
-        seen = sample_at_pixels(prediction.map_BHW.float().cpu(), box=self.box, shape=shape)
+        seen = sample_at_pixels(prediction.map_BHW, box=self.box, shape=shape)
         map_BHW[:, *visible_pixels(self.box, shape=shape)] = seen.numpy()
-        return prediction.score_B.double().cpu().numpy(), map_BHW
+        return prediction.score_B.numpy(), map_BHW
 
 
 def read_input(model_input: Any, *, shape: tuple[int, int], dtype: str) -> Images:

@@ -68,9 +68,7 @@ class Examiner:
 
     def predict(self, images_BHW: Tensor) -> Prediction:
         """Return maps and scores on the CPU."""
-        with torch.no_grad(), torch.autocast(self.device.type, dtype=torch.bfloat16, enabled=self.bf16):
-            prediction = self.detector.score(self.detector.encode(images_BHW.to(self.device)))
-        return Prediction(prediction.map_BHW.float().cpu(), prediction.score_B.double().cpu())
+        return predict(self.detector, images_BHW, device=self.device, bf16=self.bf16)
 
     def batches(self, positions: Positions) -> Any:
         """Yield (positions, images, prediction) batch by batch."""
@@ -100,6 +98,13 @@ class Examiner:
         if not scores:
             return Examined(np.empty(0), np.empty((0, 0, 0), np.float32))
         return Examined(np.concatenate(scores), np.concatenate(maps))
+
+
+def predict(detector: Detector, images_BHW: Tensor, *, device: torch.device, bf16: bool) -> Prediction:
+    """Return maps (float32) and scores (float64) on the CPU; the one way in which images are scored."""
+    with torch.no_grad(), torch.autocast(device.type, dtype=torch.bfloat16, enabled=bf16):
+        prediction = detector.score(detector.encode(images_BHW.to(device)))
+    return Prediction(prediction.map_BHW.float().cpu(), prediction.score_B.double().cpu())
 
 
 def visible_pixels(box: Box, *, shape: tuple[int, ...]) -> tuple[slice, slice]:
