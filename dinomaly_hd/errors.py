@@ -65,6 +65,12 @@ class TrackingError(DinomalyHDError):
     exit_code = 75
 
 
+class ComparisonError(DinomalyHDError):
+    """Some members of a comparison failed; the report on the others is written and names them."""
+
+    exit_code = 71
+
+
 class Interrupted(DinomalyHDError):
     """SIGINT or SIGTERM arrived; the work done so far is on disk."""
 

@@ -1,5 +1,6 @@
 """The one writer for published files and the one lock: a reader never sees half a file."""
 
+import hashlib
 import json
 import os
 import tempfile
@@ -15,6 +16,12 @@ import filelock
 from dinomaly_hd.errors import OutputError
 
 TEMPORARY_PREFIX = ".writing-"
+
+
+def file_digest(path: Path) -> str:
+    """Return 16 hex digits of a file's SHA-256."""
+    with path.open("rb") as stream:
+        return hashlib.file_digest(stream, "sha256").hexdigest()[:16]
 
 
 def publish(path: Path, write: Callable[[BinaryIO], object]) -> None:

@@ -1,5 +1,6 @@
 """Where a result comes from: commit and uncommitted changes, package versions, the machine."""
 
+import hashlib
 import importlib.metadata
 import os
 import platform
@@ -8,6 +9,8 @@ import subprocess
 import sys
 from pathlib import Path
 
+PACKAGE = Path(__file__).parent
+NUMBERS = ("batch.py", "geometry.py", "randomness.py", "config", "data", "models", "training")
 DIFF_LIMIT_BYTES = 1_000_000
 GIT_TIMEOUT_S = 20.0
 
@@ -38,6 +41,19 @@ def git_diff(root: Path) -> str:
         return text.decode()
     notice = f"\n[cut: longer than {DIFF_LIMIT_BYTES} bytes]\n"
     return text[: DIFF_LIMIT_BYTES - len(notice)].decode(errors="ignore") + notice
+
+
+def code_digest() -> str:
+    """Return 16 hex digits of the source that decides a run's scores: config, data, models and training.
+
+    A finished run is used again only where this is the same.
+    """
+    total = hashlib.sha256()
+    for name in NUMBERS:
+        place = PACKAGE / name
+        for path in sorted(place.rglob("*.py")) if place.is_dir() else [place]:
+            total.update(path.relative_to(PACKAGE).as_posix().encode() + b"\0" + path.read_bytes() + b"\0")
+    return total.hexdigest()[:16]
 
 
 def package_versions(distribution: str = "dinomaly-hd") -> dict[str, str]:

@@ -9,7 +9,6 @@ come from where the run had them: the installed package, the hub, or the path in
 
 import base64
 import binascii
-import json
 import logging
 import tempfile
 from collections.abc import Mapping
@@ -26,9 +25,9 @@ from dinomaly_hd.data.folder import check_form
 from dinomaly_hd.data.images import decode_image
 from dinomaly_hd.errors import ImageError, NonFiniteError
 from dinomaly_hd.experiments.examine import predict, sample_at_pixels, visible_pixels
-from dinomaly_hd.experiments.exported import CARD, Exported, load_model
+from dinomaly_hd.experiments.exported import Exported, load_model, read_card
 from dinomaly_hd.experiments.prediction import known_domain
-from dinomaly_hd.models.build import preprocessing_of
+from dinomaly_hd.models.build_encoder import preprocessing_of
 from dinomaly_hd.tracking.models import logged_model
 from dinomaly_hd.training.fit import resolve_device
 
@@ -46,10 +45,10 @@ class ScoringModel:
     """What MLflow calls; scores as the run's own evaluation did, on a GPU where there is one."""
 
     def __init__(self, exported: Exported) -> None:
-        self.exported = exported
+        self.card = exported.card
         self.device = resolve_device("auto")
         self.detector = exported.detector.to(self.device).eval()
-        self.box = preprocessing_of(exported.run.encoder).visible(exported.shape)
+        self.box = preprocessing_of(exported.card.run.encoder).visible(exported.card.shape)
 
     def predict(self, model_input: Any, params: Mapping[str, Any] | None = None) -> pd.DataFrame:
         """Return score, threshold, fault (score >= threshold) and map for each image.
@@ -68,8 +67,8 @@ class ScoringModel:
         """
         params = params or {}
         threshold = self._threshold(str(params.get("domain") or ""))
-        images_BHW = read_input(model_input, shape=self.exported.shape, dtype=self.exported.dtype)
-        size = self.exported.run.evaluation.eval_batch_size
+        images_BHW = read_input(model_input, shape=self.card.shape, dtype=self.card.dtype)
+        size = self.card.run.evaluation.eval_batch_size
         parts = [self._score(images_BHW[i : i + size]) for i in range(0, len(images_BHW), size)]
         score_B = np.concatenate([score for score, _ in parts])
         if not np.isfinite(score_B).all():
@@ -84,17 +83,17 @@ class ScoringModel:
         return table
 
     def _threshold(self, domain: str) -> float | None:
-        thresholds = self.exported.thresholds
+        thresholds = self.card.thresholds
         if domain:
             return thresholds[known_domain(domain, thresholds)]
         return next(iter(thresholds.values())) if len(thresholds) == 1 else None
 
     def _score(self, images_BHW: Images) -> tuple[npt.NDArray[np.float64], Images]:
         """Return scores and maps at the input's pixels, NaN where the model does not see."""
-        bf16 = self.exported.run.training.precision == "bf16"
+        bf16 = self.card.run.training.precision == "bf16"
         images = torch.from_numpy(images_BHW)
         prediction = predict(self.detector, images, device=self.device, bf16=bf16)
-        shape = self.exported.shape
+        shape = self.card.shape
         map_BHW = np.full(images_BHW.shape, np.nan, np.float32)
         seen = sample_at_pixels(prediction.map_BHW, box=self.box, shape=shape)
         map_BHW[:, *visible_pixels(self.box, shape=shape)] = seen.numpy()
@@ -204,7 +203,7 @@ def log_model(client: "MlflowClient", run_id: str, *, folder: Path) -> None:
 
     for name in _TALKATIVE:
         logging.getLogger(name).setLevel(logging.ERROR)
-    card = json.loads((folder / CARD).read_text())
+    card = read_card(folder)
     entry = logged_model(client, run_id)
     with tempfile.TemporaryDirectory(prefix="dinomaly-hd-") as temporary:
         mlflow.pyfunc.save_model(
@@ -217,7 +216,7 @@ def log_model(client: "MlflowClient", run_id: str, *, folder: Path) -> None:
                 model_id=entry.model_id,
             ),
             signature=signature(),
-            input_example=input_example(shape=tuple(card["shape"]), dtype=card["dtype"]),
+            input_example=input_example(shape=card.shape, dtype=card.dtype),
             pip_requirements=_requirements(),
         )
         client.log_model_artifacts(entry.model_id, temporary)

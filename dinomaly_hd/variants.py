@@ -1,18 +1,32 @@
 """Every variant is a function that takes another variant and changes one thing."""
 
 from collections.abc import Callable
-from typing import Literal
+from typing import Any, Literal
 
 from dinomaly_hd.config import (
+    AdaptiveLoss,
+    BandClassifier,
     DataConfig,
     EncoderConfig,
     EvaluationConfig,
+    FocalLoss,
+    GemDistance,
     ModelConfig,
+    PooledMiningLoss,
+    RowBlindAttention,
+    RowDropoutAttention,
+    RowMaskingBottleneck,
     RunConfig,
     SegmentBottleneck,
     TopKLoss,
     TrainingConfig,
+    WeightedDistance,
 )
+
+
+def change(model: ModelConfig, **parts: Any) -> ModelConfig:
+    """Return a model with other parts."""
+    return model.model_copy(update=parts)
 
 
 def baseline() -> ModelConfig:
@@ -20,32 +34,136 @@ def baseline() -> ModelConfig:
     return ModelConfig()
 
 
+def gem() -> ModelConfig:
+    """Generalised mean over the groups, in loss and score, with a milder hard mining."""
+    return change(baseline(), variant="gem", loss=PooledMiningLoss(), distance=GemDistance())
+
+
+def focal() -> ModelConfig:
+    """Token distances weighted by their own size instead of mined."""
+    return change(baseline(), variant="focal", loss=FocalLoss())
+
+
 def topk() -> ModelConfig:
     """The baseline trained on the 2 % largest token distances."""
-    return baseline().model_copy(update={"variant": "topk", "loss": TopKLoss()})
+    return change(baseline(), variant="topk", loss=TopKLoss())
+
+
+def aux() -> ModelConfig:
+    """The baseline that also learns to tell synthetic bands, from the bottleneck."""
+    return change(baseline(), variant="aux", auxiliary=BandClassifier())
+
+
+def scale() -> ModelConfig:
+    """Learned weights of the two groups, in loss and score."""
+    return change(baseline(), variant="scale", distance=WeightedDistance())
+
+
+def adaptive() -> ModelConfig:
+    """A discard rate for each image by the direction of its structure."""
+    return change(baseline(), variant="adaptive", loss=AdaptiveLoss())
+
+
+def directional_topk() -> ModelConfig:
+    """TopK whose tail is chosen on distances averaged along rows."""
+    return change(topk(), variant="directional_topk", loss=TopKLoss(tail_context=2))
+
+
+def bare_grid(model: ModelConfig) -> ModelConfig:
+    """Drop class and register tokens, as everything that reads the token grid needs."""
+    return change(model, class_token="remove")
 
 
 def horizontal() -> ModelConfig:
-    """Horizontal segment dropout in the bottleneck; needs the bare token grid."""
-    return baseline().model_copy(
-        update={"variant": "horizontal", "bottleneck": SegmentBottleneck(), "class_token": "remove"}
-    )
+    """Horizontal segment dropout in the bottleneck."""
+    return change(bare_grid(baseline()), variant="horizontal", bottleneck=SegmentBottleneck())
 
 
 def horizontal_topk() -> ModelConfig:
     """Segment dropout together with the TopK loss (the authors' best, F)."""
-    return horizontal().model_copy(update={"variant": "horizontal_topk", "loss": topk().loss})
+    return change(horizontal(), variant="horizontal_topk", loss=TopKLoss())
+
+
+def decoder_dropout() -> ModelConfig:
+    """Segment dropout on the values inside the decoder's attention."""
+    return change(bare_grid(baseline()), variant="decoder_dropout", attention=RowDropoutAttention())
+
+
+def row_mask() -> ModelConfig:
+    """Decoder attention that cannot read its own row nearby."""
+    return change(bare_grid(baseline()), variant="row_mask", attention=RowBlindAttention())
+
+
+def row_masking() -> ModelConfig:
+    """Whole rows of the bottleneck replaced by a learned token."""
+    return change(bare_grid(baseline()), variant="row_masking", bottleneck=RowMaskingBottleneck())
 
 
 VARIANTS: dict[str, Callable[[], ModelConfig]] = {
-    "baseline": baseline,
-    "topk": topk,
-    "horizontal": horizontal,
-    "horizontal_topk": horizontal_topk,
+    function.__name__: function
+    for function in (
+        baseline,
+        gem,
+        focal,
+        topk,
+        aux,
+        scale,
+        horizontal,
+        horizontal_topk,
+        adaptive,
+        decoder_dropout,
+        row_mask,
+        row_masking,
+        directional_topk,
+    )
 }
 
 WITH_TOPK = {"horizontal": "horizontal_topk"}
 """Variants that ``use_topk=true`` turns into another one."""
+
+
+def segments(row_p: float, seg_len: int, seg_drop_p: float, *, elem_p: float = 0.1) -> ModelConfig:
+    """Return ``horizontal`` with these segments."""
+    return change(
+        horizontal(),
+        bottleneck=SegmentBottleneck(row_p=row_p, seg_len=seg_len, seg_drop_p=seg_drop_p, elem_p=elem_p),
+    )
+
+
+def without_segments(model: ModelConfig) -> ModelConfig:
+    """Return a model with the element dropout of ``horizontal`` alone."""
+    return change(model, bottleneck=SegmentBottleneck(disable_segment=True))
+
+
+def ablation_a0() -> ModelConfig:
+    """The plain baseline on the bare grid, as all configs of the ablation are."""
+    return bare_grid(baseline())
+
+
+ABLATION: dict[str, Callable[[], ModelConfig]] = {
+    "A0": ablation_a0,
+    "A": lambda: bare_grid(topk()),
+    "B": lambda: without_segments(horizontal()),
+    "C": lambda: segments(0.2, 2, 0.6, elem_p=0),
+    "D": horizontal,
+    "E": lambda: segments(0.5, 4, 0.8),
+    "F": horizontal_topk,
+    "G": lambda: change(segments(0.3, 3, 0.8), variant="horizontal_topk", loss=TopKLoss()),
+    "F0": lambda: without_segments(horizontal_topk()),
+    "K100": lambda: change(ablation_a0(), variant="topk", loss=TopKLoss(q_percent=100)),
+}
+"""The ablation's configs (spec/variants.md, Ablation), class tokens removed in all."""
+
+ROW_CONTEXT = "row_context=2"
+CONFIG_SETS: dict[str, tuple[str, ...]] = {
+    "ablation": tuple(ABLATION),
+    "directional": (
+        *("A0", "D", "decoder_dropout", "row_mask", "row_masking", "directional_topk"),
+        *(f"A0:{ROW_CONTEXT}", f"D:{ROW_CONTEXT}"),
+    ),
+    "variants": ("A0", *(name for name in VARIANTS if name != "baseline")),
+}
+"""Lists of configs under one name; the first of a list is what the others are compared with."""
 
 
 def full(model: ModelConfig) -> RunConfig:

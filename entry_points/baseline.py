@@ -1,29 +1,9 @@
-"""Train the original Dinomaly: one model for all domains, one a domain, or both and their difference."""
+"""Train the original Dinomaly on all domains and evaluate it per domain and condition."""
 
-from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from entry_points.common import MODES, launch, variant_main
 
-from dinomaly_hd.flags import Option
-from entry_points.common import launch, prepare
-
-if TYPE_CHECKING:
-    from dinomaly_hd.training.guards import SignalGuard
-
-SWITCHES = {
-    "mode": Option(
-        "multiclass",
-        "multiclass (one model), singleclass (one a domain), compare (both, and their difference)",
-    )
-}
-
-
-def main(argv: Sequence[str], guard: "SignalGuard") -> None:
-    """Run the mode asked for."""
-    run, context, switches = prepare("baseline", argv, guard, doc=__doc__, switches=SWITCHES)
-    from dinomaly_hd.experiments.multiclass import run_mode
-
-    run_mode(run, context, mode=switches["mode"])
-
+SWITCHES = MODES
+main = variant_main("baseline", doc=__doc__, switches=SWITCHES)
 
 if __name__ == "__main__":
     launch(main)

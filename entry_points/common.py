@@ -9,11 +9,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
 from dinomaly_hd.errors import DinomalyHDError, Interrupted
+from dinomaly_hd.flags import AUTO, Option
 
 if TYPE_CHECKING:
     from dinomaly_hd.config import RunConfig
     from dinomaly_hd.experiments.context import Context
-    from dinomaly_hd.flags import Option
     from dinomaly_hd.training.guards import SignalGuard
 
 Main = Callable[[Sequence[str], "SignalGuard"], None]
@@ -21,6 +21,14 @@ Main = Callable[[Sequence[str], "SignalGuard"], None]
 ROOT = Path(__file__).resolve().parent.parent
 OURS = ("dinomaly_hd", "entry_points")
 ACTIVATE = "run `make setup` once, then `source .venv/bin/activate`"
+MODES = {
+    "mode": Option(
+        "multiclass",
+        "multiclass (one model), singleclass (one a domain), compare (both, and their differences)",
+    ),
+    "seeds": Option(AUTO, "comma-separated, reported on together; auto: the one seed"),
+}
+"""Switches of every variant's entry point."""
 QUIET = {"MLFLOW_DISABLE_TELEMETRY": "true", "RAY_USAGE_STATS_ENABLED": "0", "HF_HUB_DISABLE_TELEMETRY": "1"}
 
 
@@ -75,7 +83,7 @@ def prepare(
     guard: "SignalGuard",
     *,
     doc: str | None,
-    switches: Mapping[str, "Option"],
+    switches: Mapping[str, Option],
 ) -> Prepared:
     """Turn the flags of a training entry point, named like its variant, into a config and its surroundings.
 
@@ -89,36 +97,44 @@ def prepare(
     Raises:
         ConfigError: A flag or value is wrong.
     """
-    from dinomaly_hd.flags import OPTIONS, accepted_by, parse, project_defaults, resolve
+    from dinomaly_hd.flags import accepted_by, parse, resolve
 
-    variants = variants_of(entry_point, switches)
-    values = parse(entry_point, argv, accepted=accepted_by(variants, switches=switches), doc=doc or "")
+    accepted = accepted_by(variants_of(entry_point, switches), switches=switches)
+    values = parse(entry_point, argv, accepted=accepted, doc=doc or "")
     run = resolve(entry_point, values)
-    defaults = {name: option.default for name, option in {**OPTIONS, **switches}.items()}
+    defaults = training_defaults(entry_point, switches)
+    told = {**values, "seed": str(run.seed)}
     context = context_of(
         values,
         guard,
         entry_point=entry_point,
-        command=repeating_command(
-            entry_point, values, run=run, defaults=defaults | project_defaults(variants)
-        ),
+        command=repeating_command(entry_point, told, preset=run.preset, defaults=defaults),
     )
     return Prepared(run, context, {name: values.get(name, own.default) for name, own in switches.items()})
 
 
-def variants_of(entry_point: str, switches: Mapping[str, "Option"]) -> list[str]:
+def variants_of(entry_point: str, switches: Mapping[str, Option]) -> list[str]:
     """Return the variants that an entry point can train."""
     from dinomaly_hd.variants import WITH_TOPK
 
     return [entry_point, *([WITH_TOPK[entry_point]] if "use_topk" in switches else [])]
 
 
+def training_defaults(entry_point: str, switches: Mapping[str, Option]) -> dict[str, str]:
+    """Return name -> default of every flag of a training entry point."""
+    from dinomaly_hd.flags import OPTIONS, project_defaults
+
+    defaults = {name: option.default for name, option in {**OPTIONS, **switches}.items()}
+    return defaults | project_defaults(variants_of(entry_point, switches))
+
+
 def repeating_command(
-    entry_point: str, values: Mapping[str, str], *, run: "RunConfig", defaults: Mapping[str, str]
+    entry_point: str, values: Mapping[str, str], *, preset: str, defaults: Mapping[str, str]
 ) -> str:
     """Return the shortest command that repeats a run: what is not default, with seed and preset spelt out."""
+    spelt_out = {name: values[name] for name in ("seed", "seeds") if name in values}
     told = {name: value for name, value in values.items() if value != defaults.get(name) and name != "resume"}
-    told = {**told, "preset": run.preset, "seed": str(run.seed)}
+    told = {**told, "preset": preset, **spelt_out}
     return shlex.join(
         ["python", "-m", f"entry_points.{entry_point}", *(f"--{n}={v}" for n, v in told.items())]
     )
@@ -129,7 +145,7 @@ def context_of(
 ) -> "Context":
     """Return where results go and what is said about the run."""
     from dinomaly_hd.experiments.context import Context
-    from dinomaly_hd.flags import AUTO, OPTIONS
+    from dinomaly_hd.flags import OPTIONS
 
     option = {name: values.get(name, own.default) for name, own in OPTIONS.items()}
     return Context(
@@ -145,13 +161,16 @@ def context_of(
     )
 
 
-def variant_main(variant: str, *, doc: str | None, switches: Mapping[str, "Option"]) -> Main:
-    """Return the main function of a variant's entry point: one unified training on all domains."""
+def variant_main(variant: str, *, doc: str | None, switches: Mapping[str, Option]) -> Main:
+    """Return the main function of a variant's entry point: one unified training, or what ``mode`` says."""
 
     def main(argv: Sequence[str], guard: "SignalGuard") -> None:
-        run, context, _ = prepare(variant, argv, guard, doc=doc, switches=switches)
-        from dinomaly_hd.experiments.training_run import execute
+        from dinomaly_hd.flags import whole_numbers
 
-        execute(run, context)
+        run, context, chosen = prepare(variant, argv, guard, doc=doc, switches=switches)
+        seeds = (run.seed,) if chosen["seeds"] == AUTO else whole_numbers("seeds", chosen["seeds"])
+        from dinomaly_hd.experiments.multiclass import run_mode
+
+        run_mode(run, context, mode=chosen["mode"], seeds=seeds)
 
     return main

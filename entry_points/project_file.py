@@ -3,10 +3,14 @@
 import importlib
 from collections.abc import Mapping
 
-from dinomaly_hd.flags import OPTIONS, Option, project_defaults
-from entry_points.common import variants_of
+from entry_points.common import training_defaults
+from entry_points.comparisons import defaults_of
 
-TRAINING = ("horizontal", "topk", "baseline")
+TRAINING = (
+    *("horizontal", "topk", "baseline", "gem", "focal", "aux", "scale", "adaptive"),
+    *("decoder_dropout", "row_mask", "row_masking", "directional_topk"),
+)
+COMPARISONS = ("ablation",)
 OTHERS = ("simulate", "predict")
 HEAD = """\
 # Written by `make mlproject` from the entry points' flags; a test compares. `auto`: the preset decides.
@@ -18,17 +22,17 @@ entry_points:
 
 def render() -> str:
     """Return the text of MLproject."""
-    blocks = []
-    for name in (*TRAINING, *OTHERS):
-        module = importlib.import_module(f"entry_points.{name}")
-        if name in TRAINING:
-            switches: Mapping[str, Option] = getattr(module, "SWITCHES", {})
-            defaults = {key: option.default for key, option in {**OPTIONS, **switches}.items()}
-            defaults |= project_defaults(variants_of(name, switches))
-        else:
-            defaults = {key: option.default for key, option in module.FLAGS.items()}
-        blocks.append(_block(name, defaults))
-    return HEAD + "\n".join(blocks)
+    return HEAD + "\n".join(_block(name, defaults(name)) for name in (*TRAINING, *COMPARISONS, *OTHERS))
+
+
+def defaults(entry_point: str) -> dict[str, str]:
+    """Return name -> default of every flag of an entry point."""
+    module = importlib.import_module(f"entry_points.{entry_point}")
+    if entry_point in TRAINING:
+        return training_defaults(entry_point, module.SWITCHES)
+    if entry_point in COMPARISONS:
+        return defaults_of(module.SWITCHES, without=getattr(module, "WITHOUT", ()))
+    return {key: option.default for key, option in module.FLAGS.items()}
 
 
 def _block(name: str, defaults: Mapping[str, str]) -> str:

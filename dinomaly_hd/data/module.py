@@ -1,18 +1,17 @@
 """The Lightning data module: batches by optimizer step, encoded or as images."""
 
-from collections.abc import Sequence
+from typing import Any
 
 import lightning
-import torch
-from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
+from dinomaly_hd.batch import Batch
 from dinomaly_hd.data.order import StepBatches
 
 
-def collate(items: Sequence[Tensor] | Tensor) -> Tensor:
-    """Return one batch tensor; a dataset that gathers by itself already gives one."""
-    return items if isinstance(items, Tensor) else torch.stack(list(items))
+def as_it_is(batch: Any) -> Any:
+    """Return what the data set gathered: it makes whole batches by itself."""
+    return batch
 
 
 class StepDataModule(lightning.LightningDataModule):
@@ -23,7 +22,7 @@ class StepDataModule(lightning.LightningDataModule):
 
     def __init__(
         self,
-        dataset: Dataset[Tensor],
+        dataset: Dataset[Batch],
         *,
         count: int,
         batch_size: int,
@@ -36,7 +35,7 @@ class StepDataModule(lightning.LightningDataModule):
         self.dataset, self.num_workers = dataset, num_workers
         self.batches = StepBatches(count=count, batch_size=batch_size, seed=seed, start=start, stop=stop)
 
-    def train_dataloader(self) -> DataLoader[Tensor]:
+    def train_dataloader(self) -> DataLoader[Batch]:
         return DataLoader(
-            self.dataset, batch_sampler=self.batches, num_workers=self.num_workers, collate_fn=collate
+            self.dataset, batch_sampler=self.batches, num_workers=self.num_workers, collate_fn=as_it_is
         )

@@ -3,6 +3,7 @@
 import hashlib
 import math
 import os
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -15,25 +16,38 @@ Indices = npt.NDArray[np.int64]
 
 
 class Split(NamedTuple):
-    """Positions in ``manifest.records``, sorted: images to train on and normals held out."""
+    """Positions in ``manifest.records``, sorted: images to train on and normals held out.
+
+    ``normals`` are the training images of every domain, also of those that are only tested.
+    """
 
     train: Indices
     held_out: Indices
+    normals: Indices
 
 
-def hold_out(manifest: Manifest, *, ratio: float, seed: int) -> Split:
+def hold_out(
+    manifest: Manifest, *, ratio: float, seed: int, train_domains: Sequence[str] | None = None
+) -> Split:
     """Draw ``ratio`` of each domain's train/good for validation; 0 holds out nothing.
 
     A domain's draw depends on its folder name, its number of images and the seed, not on which other domains
-    are loaded. With a ratio above 0 both sides keep at least one image per domain.
+    are loaded. With a ratio above 0 both sides keep at least one image per domain. ``train_domains`` (folder
+    names, None for all) restricts what is trained on.
 
     Raises:
-        ConfigError: The ratio is not in [0, 1).
+        ConfigError: The ratio is not in [0, 1), or a domain to train on is not among the manifest's.
         LayoutError: A domain has a single training image and the ratio is above 0.
     """
     if not 0 <= ratio < 1:
         raise ConfigError(f"val_split_ratio={ratio}: expected a share from 0 up to but not including 1")
-    train, held_out = [], []
+    unknown = sorted(set(train_domains or ()) - set(manifest.domains))
+    if unknown or (train_domains is not None and not train_domains):
+        raise ConfigError(
+            f"train_domains={','.join(train_domains or ())}: "
+            f"expected one or more of {', '.join(manifest.domains)}"
+        )
+    train, normals, held_out = [], [], []
     for domain in manifest.domains:
         candidates = manifest.indices(domain=domain, split="train")
         if ratio > 0 and len(candidates) < 2:
@@ -42,8 +56,10 @@ def hold_out(manifest: Manifest, *, ratio: float, seed: int) -> Split:
             )
         drawn = _drawn(len(candidates), ratio=ratio, key=f"hold_out/{seed}/".encode() + os.fsencode(domain))
         held_out.append(candidates[drawn])
-        train.append(candidates[~drawn])
-    return Split(np.sort(np.concatenate(train)), np.sort(np.concatenate(held_out)))
+        normals.append(candidates[~drawn])
+        if train_domains is None or domain in train_domains:
+            train.append(candidates[~drawn])
+    return Split(*(np.sort(np.concatenate(positions)) for positions in (train, held_out, normals)))
 
 
 def _drawn(count: int, *, ratio: float, key: bytes) -> npt.NDArray[np.bool_]:

@@ -1,25 +1,13 @@
 """One run as one HTML file that needs nothing else: what it was, its tables, its pictures."""
 
-import base64
-import html
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
+from dinomaly_hd.evaluation import page
 from dinomaly_hd.evaluation.blocks import Block
 from dinomaly_hd.evaluation.results import ALL
 from dinomaly_hd.evaluation.summary import percent, with_interval
 
-STYLE = """
-body { font: 15px/1.45 system-ui, sans-serif; max-width: 68rem; margin: 2rem auto; padding: 0 1rem }
-table { border-collapse: collapse; margin: 1rem 0 }
-caption { text-align: left; font-weight: 600; padding: .3rem 0 }
-th, td { padding: .25rem .7rem; border-bottom: 1px solid #ddd; text-align: right }
-th:first-child { text-align: left }
-figure { margin: 1rem 0 }
-img { max-width: 100%; margin: .5rem 0; border: 1px solid #ddd }
-code { background: #f3f3f3 }
-.facts td { text-align: left }
-"""
 TRIVIAL_NOTE = (
     "Scores without a model. A detector that does not beat them has learnt nothing useful; row_filter knows "
     "the shape of the defect and is a reference, not a rival."
@@ -54,22 +42,18 @@ def report_html(
         "pooled": result["overall_pooled_metrics"],
     }
     parts = [
-        f"<h1>{html.escape(title)}</h1>",
-        "<div class=facts>",
-        _table("", ["", ""], [[name, f"<code>{html.escape(text)}</code>"] for name, text in facts.items()]),
-        "</div>",
-        "<h2>Results</h2>",
+        page.facts(facts),
+        page.heading("Results"),
         _detector_table(rows),
-        f"<p>{INTERVAL_NOTE}</p>",
+        page.paragraph(INTERVAL_NOTE),
         *_missing(result["mean_metrics"]),
-        "<h2>Scores without a model</h2>",
+        page.heading("Scores without a model"),
         _trivial_table(result),
-        f"<p>{TRIVIAL_NOTE}</p>",
-        "<h2>Pictures</h2>",
-        *(_figure(picture) for picture in pictures),
+        page.paragraph(TRIVIAL_NOTE),
+        page.heading("Pictures"),
+        *(page.figure(picture.caption, picture.png) for picture in pictures),
     ]
-    head = f'<meta charset="utf-8"><title>{html.escape(title)}</title><style>{STYLE}</style>'
-    return f"<!doctype html><html lang=en><head>{head}</head><body>{''.join(parts)}</body></html>\n"
+    return page.page(title, parts)
 
 
 def _detector_table(rows: Mapping[str, Block]) -> str:
@@ -85,7 +69,7 @@ def _detector_table(rows: Mapping[str, Block]) -> str:
             part = block["by_condition"][condition]
             cells += [percent(part["auroc"]), percent(part["tpr_at_fpr_1pct"])]
         body.append(cells)
-    return _table("The detector, in %", head, body)
+    return page.table("The detector, in %", head, body)
 
 
 def _trivial_table(result: Mapping[str, Any]) -> str:
@@ -99,27 +83,9 @@ def _trivial_table(result: Mapping[str, Any]) -> str:
         ]
         for domain in domains
     ]
-    return _table("AUROC in %", ["", "detector", *scores], body)
+    return page.table("AUROC in %", ["", "detector", *scores], body)
 
 
 def _missing(mean: Block) -> list[str]:
     missing = mean["missing"].get("auroc", [])
-    names = ", ".join(html.escape(name) for name in missing)
-    return [f"<p><b>Left out of the means:</b> {names}</p>"] if missing else []
-
-
-def _table(caption: str, head: Sequence[str], body: Sequence[Sequence[str]]) -> str:
-    title = f"<caption>{html.escape(caption)}</caption>" if caption else ""
-    top = "".join(f"<th>{html.escape(cell)}</th>" for cell in head)
-    rows = "".join(
-        f"<tr><th>{html.escape(row[0])}</th>{''.join(f'<td>{cell}</td>' for cell in row[1:])}</tr>"
-        for row in body
-    )
-    return f"<table>{title}<tr>{top}</tr>{rows}</table>"
-
-
-def _figure(picture: Picture) -> str:
-    data = base64.b64encode(picture.png).decode()
-    caption = html.escape(picture.caption)
-    image = f'<img alt="{caption}" src="data:image/png;base64,{data}">'
-    return f"<figure>{image}<figcaption>{caption}</figcaption></figure>"
+    return [page.paragraph(f"Left out of the means: {', '.join(missing)}")] if missing else []

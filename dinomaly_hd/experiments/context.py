@@ -5,6 +5,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from dinomaly_hd.data.features import FeatureMemory
 from dinomaly_hd.training.guards import SignalGuard
 
 
@@ -25,6 +26,8 @@ class Context:
         parent_run_id: MLflow parent of a comparison's member.
         folder: Where a comparison puts its member; None for a dated folder.
         tags: Further MLflow tags.
+        features: Encoder outputs that the members of a comparison share; None for a run by itself.
+        donors: Folders of runs whose checkpoint may stand for this one's training.
     """
 
     root: Path
@@ -39,6 +42,8 @@ class Context:
     parent_run_id: str | None = None
     folder: Path | None = None
     tags: Mapping[str, str] = field(default_factory=dict)
+    features: FeatureMemory | None = None
+    donors: tuple[Path, ...] = ()
 
 
 class Progress:

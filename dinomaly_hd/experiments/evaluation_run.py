@@ -30,7 +30,7 @@ from dinomaly_hd.experiments.exported import export_model
 from dinomaly_hd.experiments.run_folder import CHECKPOINTS
 from dinomaly_hd.experiments.session import Session, run_name
 from dinomaly_hd.files import publish_json, publish_text
-from dinomaly_hd.models.build import preprocessing_of
+from dinomaly_hd.models.build_encoder import preprocessing_of
 from dinomaly_hd.models.detector import Detector
 from dinomaly_hd.randomness import derive
 from dinomaly_hd.serving import log_model
@@ -77,13 +77,14 @@ def evaluate_run(session: Session, detector: Detector, *, timing: dict[str, floa
         num_workers=run.data.num_workers,
         bf16=run.training.precision == "bf16",
         tick=session.context.guard.check,
+        memory=None if run.training.cache == "off" else session.context.features,
     )
     test = manifest.indices(split="test")
     normals = _examine_normals(session, examiner)
     session.context.say(f"scoring {len(test)} test images")
     examined = examiner.examine(test)
     scored_s = time.monotonic() - began
-    table = score_table(session.store, test, score_N=examined.score_N, train=session.split.train)
+    table = score_table(session.store, test, score_N=examined.score_N, train=session.split.normals)
     thresholds = normals.thresholds()
     measured = evaluate(
         table,
@@ -121,7 +122,7 @@ def evaluate_run(session: Session, detector: Detector, *, timing: dict[str, floa
 
 def _examine_normals(session: Session, examiner: Examiner) -> Normals:
     held_out = bool(len(session.split.held_out))
-    positions = session.split.held_out if held_out else session.split.train
+    positions = session.split.held_out if held_out else session.split.normals
     session.context.say(f"scoring {len(positions)} {'held-out' if held_out else 'training'} normals")
     domains = np.array([session.manifest.records[int(i)].domain for i in positions])
     return Normals(positions, held_out, examiner.examine(positions), domains)
@@ -129,7 +130,7 @@ def _examine_normals(session: Session, examiner: Examiner) -> Normals:
 
 def _write_scores(session: Session, normals: Normals, table: pd.DataFrame) -> None:
     rows = score_table(
-        session.store, normals.positions, score_N=normals.examined.score_N, train=session.split.train
+        session.store, normals.positions, score_N=normals.examined.score_N, train=session.split.normals
     )
     by_domain = {
         str(domain): own.drop(columns="domain") for domain, own in rows.groupby("domain", sort=False)
@@ -171,6 +172,7 @@ def _head(session: Session, timing: dict[str, float]) -> dict[str, Any]:
         "encoder": run.encoder.encoder,
         "encoder_digest": session.ready.weights.digest,
         "max_steps": run.training.max_steps,
+        "steps": run.training.last_step,
         "batch_size": run.training.batch_size,
         "seed": run.seed,
         "config": json.loads(run.to_json()),
@@ -180,6 +182,9 @@ def _head(session: Session, timing: dict[str, float]) -> dict[str, Any]:
         "counts": manifest.counts(),
         "held_out": len(session.split.held_out),
         "timing": timing,
+        "label": session.context.tags.get("config", run.model.variant),
+        "code_digest": provenance.code_digest(),
+        **provenance.git_facts(session.context.root),
         "versions": provenance.package_versions(),
         "machine": provenance.machine_facts(),
     }
@@ -198,7 +203,7 @@ def _write_report(session: Session, results: dict[str, Any]) -> None:
         "seed": str(run.seed),
         "preset": run.preset,
         "encoder": run.encoder.encoder,
-        "steps": str(run.training.max_steps),
+        "steps": str(run.training.last_step),
         "data": f"{session.manifest.root}, digest {session.manifest.digest[:16]}",
         "conditions": session.manifest.condition_rule,
         "config hash": session.ready.config_hash,
@@ -217,7 +222,7 @@ def _thinned(history: gallery.History) -> dict[str, Any]:
 
 
 def _track(session: Session, results: dict[str, Any], timing: dict[str, float]) -> None:
-    tracker, folder, last = session.tracker, session.folder.path, session.run.training.max_steps
+    tracker, folder, last = session.tracker, session.folder.path, session.run.training.last_step
     tracker.metrics(flat_metrics(results), step=last)
     tracker.metrics({f"time/{name}": value for name, value in timing.items()}, step=last)
     for name in ("results.json", "report.html"):

@@ -14,7 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from dinomaly_hd.config import EvaluationConfig
-from dinomaly_hd.data.features import image_batches
+from dinomaly_hd.data.features import FeatureMemory, digests, image_batches
 from dinomaly_hd.data.hdmap import Manifest, ground_truth_path
 from dinomaly_hd.data.images import read_image
 from dinomaly_hd.data.store import ImageStore
@@ -48,6 +48,7 @@ class Examiner:
         num_workers: Readers.
         bf16: Whether the detector runs under bfloat16 autocast.
         tick: Called before each batch.
+        memory: Keeps encoder outputs for the next run of a comparison; None keeps nothing.
     """
 
     def __init__(
@@ -61,14 +62,21 @@ class Examiner:
         num_workers: int,
         bf16: bool,
         tick: Tick,
+        memory: FeatureMemory | None = None,
     ) -> None:
         self.detector, self.store, self.evaluation = detector.eval(), store, evaluation
         self.box, self.device, self.num_workers = box, device, num_workers
-        self.bf16, self.tick = bf16, tick
+        self.bf16, self.tick, self.memory = bf16, tick, memory
 
-    def predict(self, images_BHW: Tensor) -> Prediction:
+    def predict(self, positions: Positions, images_BHW: Tensor) -> Prediction:
         """Return maps and scores on the CPU."""
-        return predict(self.detector, images_BHW, device=self.device, bf16=self.bf16)
+        names = digests(self.store.manifest, positions)
+        encoded = None if self.memory is None else self.memory.get(names)
+        if encoded is None:
+            encoded = self.detector.encode(images_BHW.to(self.device))
+            if self.memory is not None:
+                self.memory.add(names, encoded)
+        return score(self.detector, encoded.to(self.device), bf16=self.bf16)
 
     def batches(self, positions: Positions) -> Any:
         """Yield (positions, images, prediction) batch by batch."""
@@ -77,7 +85,8 @@ class Examiner:
             self.store, positions, batch_size=size, num_workers=self.num_workers, tick=self.tick
         )
         for number, images_BHW in enumerate(loader):
-            yield positions[number * size : (number + 1) * size], images_BHW, self.predict(images_BHW)
+            chosen = positions[number * size : (number + 1) * size]
+            yield chosen, images_BHW, self.predict(chosen, images_BHW)
 
     def examine(self, positions: Positions) -> Examined:
         """Score images.
@@ -101,9 +110,14 @@ class Examiner:
 
 
 def predict(detector: Detector, images_BHW: Tensor, *, device: torch.device, bf16: bool) -> Prediction:
+    """Return maps and scores of images on the CPU."""
+    return score(detector, detector.encode(images_BHW.to(device)), bf16=bf16)
+
+
+def score(detector: Detector, encoded: Tensor, *, bf16: bool) -> Prediction:
     """Return maps (float32) and scores (float64) on the CPU; the one way in which images are scored."""
-    with torch.no_grad(), torch.autocast(device.type, dtype=torch.bfloat16, enabled=bf16):
-        prediction = detector.score(detector.encode(images_BHW.to(device)))
+    with torch.no_grad(), torch.autocast(encoded.device.type, dtype=torch.bfloat16, enabled=bf16):
+        prediction = detector.score(encoded)
     return Prediction(prediction.map_BHW.float().cpu(), prediction.score_B.double().cpu())
 
 

@@ -2,13 +2,14 @@
 
 import json
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import safetensors
 from safetensors.torch import load_file, save
+from torch import Tensor
 
 from dinomaly_hd.config import RunConfig, from_json
-from dinomaly_hd.errors import CheckpointError
+from dinomaly_hd.errors import CheckpointError, ConfigError
 from dinomaly_hd.files import publish, publish_json
 from dinomaly_hd.models.build import build_detector
 from dinomaly_hd.models.detector import Detector
@@ -19,15 +20,21 @@ WEIGHTS, CARD = "weights.safetensors", "model.json"
 SCHEMA_VERSION = 1
 
 
-class Exported(NamedTuple):
-    """A model ready to score: config, input shape (rows, columns), number type and thresholds by domain."""
+class Card(NamedTuple):
+    """What a model says of itself: config, input shape (rows, columns), number type, thresholds by domain."""
 
-    detector: Detector
     run: RunConfig
     shape: tuple[int, int]
     dtype: str
     thresholds: dict[str, float]
-    card: dict[str, Any]
+    encoder_digest: str
+
+
+class Exported(NamedTuple):
+    """A model ready to score, and its card."""
+
+    detector: Detector
+    card: Card
 
 
 def export_model(
@@ -55,6 +62,39 @@ def export_model(
     publish_json(folder / CARD, card)
 
 
+def read_card(folder: Path) -> Card:
+    """Read what a model says of itself; nothing heavy is loaded.
+
+    Raises:
+        CheckpointError: No card, a damaged one, or one of another version.
+    """
+    try:
+        card = json.loads((folder / CARD).read_text())
+        if not isinstance(card, dict) or card.get("schema") != SCHEMA_VERSION:
+            raise CheckpointError(f"{folder / CARD}: not a model of this version of Dinomaly-HD")
+        return Card(
+            run=from_json(json.dumps(card["config"])),
+            shape=(int(card["shape"][0]), int(card["shape"][1])),
+            dtype=str(card["dtype"]),
+            thresholds={str(name): float(value) for name, value in card["thresholds"].items()},
+            encoder_digest=str(card["encoder_digest"]),
+        )
+    except (OSError, ValueError, LookupError, TypeError, AttributeError, ConfigError) as error:
+        raise _unreadable(folder, error) from error
+
+
+def read_weights(folder: Path) -> dict[str, Tensor]:
+    """Return a model's trained tensors.
+
+    Raises:
+        CheckpointError: Missing or damaged.
+    """
+    try:
+        return load_file(folder / WEIGHTS)
+    except (OSError, ValueError, safetensors.SafetensorError) as error:
+        raise _unreadable(folder, error) from error
+
+
 def load_model(folder: Path) -> Exported:
     """Rebuild a detector from what ``export_model`` wrote.
 
@@ -62,23 +102,17 @@ def load_model(folder: Path) -> Exported:
         CheckpointError: Files missing or damaged, or the encoder's weights here are others.
         EncoderError: The encoder's weights cannot be had.
     """
-    try:
-        card = json.loads((folder / CARD).read_text())
-        if not isinstance(card, dict) or card.get("schema") != SCHEMA_VERSION:
-            raise CheckpointError(f"{folder / CARD}: not a model of this version of Dinomaly-HD")
-        run = from_json(json.dumps(card["config"]))
-        weights = load_file(folder / WEIGHTS)
-        shape, thresholds = (int(card["shape"][0]), int(card["shape"][1])), dict(card["thresholds"])
-    except (OSError, ValueError, KeyError, TypeError, safetensors.SafetensorError) as error:
+    card, weights = read_card(folder), read_weights(folder)
+    located = locate(card.run.encoder.encoder, card.run.encoder.encoder_weights)
+    if located.digest != card.encoder_digest:
         raise CheckpointError(
-            f"{folder}: no readable model here ({type(error).__name__}: {error})"
-        ) from error
-    located = locate(run.encoder.encoder, run.encoder.encoder_weights)
-    if located.digest != card["encoder_digest"]:
-        raise CheckpointError(
-            f"{folder}: trained on encoder weights {card['encoder_digest']}, found {located.digest} here; "
+            f"{folder}: trained on encoder weights {card.encoder_digest}, found {located.digest} here; "
             "give the same encoder_weights"
         )
-    detector = build_detector(run, weights=located)
+    detector = build_detector(card.run, weights=located)
     load_trained_state(detector, weights)
-    return Exported(detector.eval(), run, shape, str(card["dtype"]), thresholds, card)
+    return Exported(detector.eval(), card)
+
+
+def _unreadable(folder: Path, error: Exception) -> CheckpointError:
+    return CheckpointError(f"{folder}: no readable model here ({type(error).__name__}: {error})")

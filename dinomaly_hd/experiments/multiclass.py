@@ -1,83 +1,79 @@
 """Multi-class protocol: one model for all domains, one model a domain, and the two compared by domain."""
 
-from typing import Any
+from collections.abc import Sequence
+
+import pandas as pd
 
 from dinomaly_hd.config import RunConfig, with_values
 from dinomaly_hd.errors import ConfigError, nearest
+from dinomaly_hd.evaluation.comparison_members import MemberRun
+from dinomaly_hd.experiments.comparison import Member, run_comparison
 from dinomaly_hd.experiments.context import Context
-from dinomaly_hd.experiments.parent import parent_run
+from dinomaly_hd.experiments.members import read_member
+from dinomaly_hd.experiments.reporting import Question
 from dinomaly_hd.experiments.training_run import Outcome, execute
-from dinomaly_hd.files import publish_json
 
-UNIFIED = "multiclass_unified"
-METRICS = ("auroc", "tpr_at_fpr_1pct", "tpr_at_fpr_5pct")
+UNIFIED, SINGLE = "multiclass_unified", "singleclass"
 MODES = {"multiclass": (True, False), "singleclass": (False, True), "compare": (True, True)}
+QUESTION = Question(
+    "One model for all domains, or one a domain",
+    "Does training on all domains help a domain, the hard one first of all? Both have the same settings and "
+    "number of steps, so a single-domain model sees its images more often.",
+    compared=("domains",),
+    reference=SINGLE,
+)
 
 
-def run_mode(run: RunConfig, context: Context, *, mode: str) -> None:
-    """Run ``multiclass``, ``singleclass`` or ``compare``.
+def run_mode(run: RunConfig, context: Context, *, mode: str, seeds: Sequence[int]) -> None:
+    """Run ``multiclass``, ``singleclass`` or ``compare``; with several seeds always as a comparison.
 
     Raises:
         ConfigError: Unknown mode.
+        DinomalyHDError: As ``run_comparison``.
     """
     if mode not in MODES:
         raise ConfigError(f"mode={mode!r}: unknown.{nearest(mode, MODES)}")
-    if mode == "multiclass":
-        execute(run, context)
+    if mode == "multiclass" and len(seeds) == 1:
+        execute(with_values(run, {"seed": seeds[0]}), context)
         return
     unified, single = MODES[mode]
-    with parent_run(run, context, kind=mode) as parent:
-        members: dict[str, Outcome] = {}
-        if unified:
-            members[UNIFIED] = execute(run, parent.member(UNIFIED))
+    members = []
+    for seed in seeds:
+        seeded, suffix = with_values(run, {"seed": seed}), f"_seed{seed}" if len(seeds) > 1 else ""
+        members += [Member(UNIFIED, seeded, f"{UNIFIED}{suffix}")] if unified else []
         for domain in run.data.domain_names if single else ():
-            name = f"singleclass_{domain}"
-            members[name] = execute(with_values(run, {"domains": domain}), parent.member(name))
-        summary = summarise(members)
-        path = parent.folder / "final_summary.json"
-        publish_json(path, {"mode": mode, "seed": run.seed, **summary})
-        parent.artifact(path)
-        parent.metrics(
-            {
-                f"difference/{domain}/{metric}": value
-                for domain, values in summary["difference"].items()
-                for metric, value in values.items()
-            }
-        )
-    for line in difference_lines(summary["difference"]):
-        context.say(line)
+            own = with_values(seeded, {"domains": domain})
+            members.append(Member(SINGLE, own, f"{SINGLE}_{domain}{suffix}"))
+    question = QUESTION if mode == "compare" else QUESTION._replace(reference=None)
+    run_comparison(members, context, kind=mode, question=question, gather=one_run_a_label)
 
 
-def summarise(members: dict[str, Outcome]) -> dict[str, Any]:
-    """Return every member's metrics, and per domain the unified model's less the single model's."""
-    table = {
-        name: {
-            domain: {metric: block[metric] for metric in METRICS}
-            for domain, block in member.results["per_domain_metrics"].items()
-        }
-        for name, member in members.items()
+def one_run_a_label(outcomes: dict[Member, Outcome]) -> list[MemberRun]:
+    """Return the unified runs as they are and the single-domain runs of a seed as one.
+
+    The joint run has every domain's results from the model that was trained on it. Its data digest is the
+    unified run's, if there is one: that the test images are the same, the comparison checks by itself.
+    """
+    runs = {member: read_member(outcome.folder, label=member.label) for member, outcome in outcomes.items()}
+    unified = {member.run.seed: runs[member] for member in runs if member.label == UNIFIED}
+    joint = []
+    for seed in dict.fromkeys(member.run.seed for member in runs):
+        parts = [runs[member] for member in runs if member.label == SINGLE and member.run.seed == seed]
+        if parts:
+            joint.append(_joined(parts, unified.get(seed)))
+    return [*unified.values(), *joint]
+
+
+def _joined(parts: Sequence[MemberRun], unified: MemberRun | None) -> MemberRun:
+    first = parts[0].result
+    digests = ["+".join(str(part.result["data_digest"])[:16] for part in parts)]
+    result = {
+        **first,
+        "domains": [domain for part in parts for domain in part.result["domains"]],
+        "per_domain_metrics": {
+            domain: block for part in parts for domain, block in part.result["per_domain_metrics"].items()
+        },
+        "data_digest": digests[0] if unified is None else unified.result["data_digest"],
     }
-    unified = table.get(UNIFIED, {})
-    difference = {
-        domain: {metric: unified[domain][metric] - values[metric] for metric in METRICS}
-        for name, domains in table.items()
-        if name != UNIFIED
-        for domain, values in domains.items()
-        if domain in unified
-    }
-    folders = {name: str(member.folder) for name, member in members.items()}
-    return {"members": table, "folders": folders, "difference": difference}
-
-
-def difference_lines(difference: dict[str, dict[str, float]]) -> list[str]:
-    """Return the table of differences in percentage points, with what it may be used for."""
-    if not difference:
-        return []
-    lines = ["", "multi-class less single-class, percentage points"]
-    lines += [f"{'':12}{'AUROC':>10}{'TPR@FPR 1 %':>14}{'TPR@FPR 5 %':>14}"]
-    for domain, values in difference.items():
-        lines.append(
-            f"{domain:12}"
-            + "".join(f"{100 * values[m]:{w}.2f}" for m, w in zip(METRICS, (10, 14, 14), strict=True))
-        )
-    return [*lines, "one seed: nothing can be concluded from it; repeat with at least three seeds"]
+    name = ", ".join(part.name for part in parts)
+    return MemberRun(SINGLE, parts[0].seed, name, result, pd.concat([part.scores for part in parts]))

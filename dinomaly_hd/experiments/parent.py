@@ -1,14 +1,16 @@
 """The MLflow parent and the folder of a comparison, whose members are ordinary runs below it."""
 
 import hashlib
-from collections.abc import Iterator, Mapping
+import json
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 from dinomaly_hd import provenance
 from dinomaly_hd.config import RunConfig, flatten
+from dinomaly_hd.data.features import FeatureMemory
 from dinomaly_hd.errors import DinomalyHDError, Interrupted
 from dinomaly_hd.experiments.context import Context
 from dinomaly_hd.experiments.run_folder import RunFolder, open_run
@@ -23,8 +25,9 @@ class Parent:
     def __init__(self, folder: RunFolder, tracker: Tracker, context: Context) -> None:
         self.folder, self.tracker, self.context = folder.path, tracker, context
         self._record = folder
+        self.features = FeatureMemory()
 
-    def member(self, name: str) -> Context:
+    def member(self, name: str, *, config: str) -> Context:
         """Return the context of the member ``name``: a subfolder here, a child run in MLflow."""
         return replace(
             self.context,
@@ -32,16 +35,21 @@ class Parent:
             parent_run_id=self.tracker.run_id,
             run_name=None,
             resume="auto",
-            tags={**self.context.tags, "sweep": self.folder.name},
+            tags={**self.context.tags, "config": config, "sweep": self.folder.name},
+            features=self.features,
         )
 
     def metrics(self, values: Mapping[str, float]) -> None:
         """Log what the comparison found."""
         self.tracker.metrics(values, step=0)
 
-    def artifact(self, path: Path) -> None:
+    def artifact(self, path: Path, *, folder: str | None = None) -> None:
         """Log a file of the comparison."""
-        self.tracker.artifact(path)
+        self.tracker.artifact(path, folder=folder)
+
+    def note(self, markdown: str) -> None:
+        """Set the description that the comparison's page shows."""
+        self.tracker.note(markdown)
 
     def close(self, status: Literal["FINISHED", "FAILED", "KILLED"]) -> None:
         """End the comparison in its folder and in MLflow."""
@@ -50,17 +58,19 @@ class Parent:
 
 
 @contextmanager
-def parent_run(run: RunConfig, context: Context, *, kind: str) -> Iterator[Parent]:
-    """Open a comparison ``kind`` of runs like ``run``, or go on with an unfinished one.
+def parent_run(runs: Mapping[str, RunConfig], context: Context, *, kind: str) -> Iterator[Parent]:
+    """Open a comparison ``kind`` of runs by name, or go on with an unfinished one of the same runs.
 
     Raises:
         DinomalyHDError: What a member raised, once the parent is closed as FAILED or KILLED.
     """
-    config_hash = hashlib.sha256(f"{kind}:{run.digest()}:{run.data.data_root}".encode()).hexdigest()[:16]
+    first = next(iter(runs.values()))
+    identity = [(n, run.digest(), run.data.data_root, run.training.start_from) for n, run in runs.items()]
+    config_hash = hashlib.sha256(json.dumps([kind, identity]).encode()).hexdigest()[:16]
     with open_run(
         context.result_dir / kind,
-        variant=run.model.variant,
-        seed=run.seed,
+        variant=first.model.variant,
+        seed=first.seed,
         config_hash=config_hash,
         resume=context.resume,
     ) as folder:
@@ -68,9 +78,9 @@ def parent_run(run: RunConfig, context: Context, *, kind: str) -> Iterator[Paren
             Journal(folder.path / "journal.jsonl"),
             uri=default_uri(context.root),
             experiment=context.experiment,
-            run_name=context.run_name or f"{kind}-{run_name(run)}",
+            run_name=context.run_name or f"{kind}-{run_name(first)}",
             tags={
-                "variant": run.model.variant,
+                "variant": first.model.variant,
                 "kind": kind,
                 "sweep": folder.path.name,
                 "config_hash": config_hash,
@@ -84,7 +94,7 @@ def parent_run(run: RunConfig, context: Context, *, kind: str) -> Iterator[Paren
         run_id = tracker.start(timeout_s=START_TIMEOUT_S)
         if run_id is not None:
             folder.set_state(mlflow_run_id=run_id)
-        tracker.params(flatten(run))
+        tracker.params(_common(runs.values()))
         try:
             yield parent
         except Interrupted:
@@ -95,3 +105,9 @@ def parent_run(run: RunConfig, context: Context, *, kind: str) -> Iterator[Paren
             parent.close("FAILED")
             raise
         parent.close("FINISHED")
+
+
+def _common(runs: Iterable[RunConfig]) -> dict[str, Any]:
+    """Return the values that all runs have alike."""
+    first, *others = [flatten(run) for run in runs]
+    return {name: value for name, value in first.items() if all(o.get(name) == value for o in others)}

@@ -1,6 +1,5 @@
 """Score any folder of images with a finished run: a table of scores and decisions, and the highest maps."""
 
-import json
 import re
 import tempfile
 from collections.abc import Callable, Iterator, Mapping
@@ -20,10 +19,10 @@ from dinomaly_hd.data.store import ImageStore
 from dinomaly_hd.errors import CheckpointError, ConfigError, OutputError, nearest
 from dinomaly_hd.evaluation.pictures import MapPicture, map_limit
 from dinomaly_hd.experiments.examine import Examiner, Positions, stack
-from dinomaly_hd.experiments.exported import CARD, Exported, load_model
+from dinomaly_hd.experiments.exported import CARD, Exported, load_model, read_card
 from dinomaly_hd.experiments.run_folder import find_run
 from dinomaly_hd.files import make_dated_folder, publish, publish_text
-from dinomaly_hd.models.build import preprocessing_of
+from dinomaly_hd.models.build_encoder import preprocessing_of
 from dinomaly_hd.tracking import default_uri
 from dinomaly_hd.tracking.models import REGISTERED, download_model
 from dinomaly_hd.training.fit import resolve_device
@@ -72,14 +71,6 @@ class Predicted(NamedTuple):
     table: pd.DataFrame
 
 
-class _Card(NamedTuple):
-    """What a model says of itself before it is loaded."""
-
-    shape: tuple[int, int]
-    dtype: str
-    thresholds: dict[str, float]
-
-
 def predict(request: Request) -> Predicted:
     """Score every image; everything the user gave is checked before the model is loaded.
 
@@ -95,7 +86,7 @@ def predict(request: Request) -> Predicted:
     device = resolve_device(with_values(TrainingConfig(), {"gpu": request.gpu}).gpu)
     _check_output(request.output)
     with _model_folder(request) as folder:
-        card = _read_card(folder)
+        card = read_card(folder)
         chosen = None if request.domain is None else known_domain(request.domain, card.thresholds)
         manifest = load_folder(request.source, shape=card.shape, dtype=card.dtype, tick=request.tick)
         request.say(f"scoring {len(manifest.records)} images of {request.source}")
@@ -144,27 +135,16 @@ def _model_folder(request: Request) -> Iterator[Path]:
         yield download_model(request.run, uri=uri, target=Path(temporary))
 
 
-def _read_card(folder: Path) -> _Card:
-    try:
-        card = json.loads((folder / CARD).read_text())
-        thresholds = {str(domain): float(value) for domain, value in card["thresholds"].items()}
-        return _Card((int(card["shape"][0]), int(card["shape"][1])), str(card["dtype"]), thresholds)
-    except (OSError, ValueError, KeyError, TypeError, IndexError, AttributeError) as error:
-        raise CheckpointError(
-            f"{folder}: no readable model here ({type(error).__name__}: {error})"
-        ) from error
-
-
 def _examiner(model: Exported, manifest: Manifest, *, device: torch.device, tick: Tick) -> Examiner:
     """Return what scored the run's own test images, over these images."""
     return Examiner(
         model.detector.to(device),
         ImageStore(manifest, keep_bytes=KEPT_IMAGES_BYTES),
-        evaluation=model.run.evaluation,
-        box=preprocessing_of(model.run.encoder).visible(manifest.shape),
+        evaluation=model.card.run.evaluation,
+        box=preprocessing_of(model.card.run.encoder).visible(manifest.shape),
         device=device,
         num_workers=0,
-        bf16=model.run.training.precision == "bf16",
+        bf16=model.card.run.training.precision == "bf16",
         tick=tick,
     )
 

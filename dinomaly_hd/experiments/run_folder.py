@@ -14,7 +14,7 @@ from dinomaly_hd.files import make_dated_folder, publish_json
 
 STATE = "run.json"
 LOCK = ".lock"
-CHECKPOINTS = "checkpoints"
+CHECKPOINTS, MODEL, RESULTS = "checkpoints", "model", "results.json"
 FINISHED = "FINISHED"
 
 
@@ -42,13 +42,18 @@ def read_state(path: Path) -> dict[str, Any]:
     return content if isinstance(content, dict) else {}
 
 
-def finished_results(path: Path, *, config_hash: str) -> dict[str, Any] | None:
-    """Return ``results.json`` of a folder whose run of this ``config_hash`` is finished, else None."""
+def finished_results(path: Path, **identity: str) -> dict[str, Any] | None:
+    """Return ``results.json`` of a folder whose run is finished and has this ``run.json``, else None."""
     state = read_state(path)
-    if state.get("config_hash") != config_hash or state.get("status") != FINISHED:
+    if state.get("status") != FINISHED or any(state.get(name) != value for name, value in identity.items()):
         return None
+    return read_results(path)
+
+
+def read_results(path: Path) -> dict[str, Any] | None:
+    """Return a run folder's ``results.json``, None where there is none or it is no JSON."""
     try:
-        content = json.loads((path / "results.json").read_text())
+        content = json.loads((path / RESULTS).read_text())
     except (OSError, ValueError):
         return None
     return content if isinstance(content, dict) else None

@@ -9,7 +9,7 @@ from dinomaly_hd.data.store import ImageStore
 from dinomaly_hd.errors import CheckpointError
 from dinomaly_hd.experiments.context import Context
 from dinomaly_hd.experiments.ready import Ready
-from dinomaly_hd.experiments.run_folder import CHECKPOINTS, RunFolder
+from dinomaly_hd.experiments.run_folder import CHECKPOINTS, RunFolder, read_state
 from dinomaly_hd.files import publish_json
 from dinomaly_hd.journal import Journal
 from dinomaly_hd.tracking import Tracker, default_uri
@@ -25,14 +25,18 @@ class Session:
 
     Attributes:
         checkpoint: The newest readable one, None at a first start.
+        donated: Whether it is another run's, whose training began as this one's does.
     """
 
     def __init__(self, ready: Ready, context: Context, folder: RunFolder) -> None:
         self.ready, self.context, self.folder = ready, context, folder
         self.run, self.manifest, self.split = ready.run, ready.manifest, ready.split
+        folder.set_state(training_hash=ready.training_hash, code=provenance.code_digest())
         self.device = resolve_device(self.run.training.gpu)
         self.store = ImageStore(self.manifest, keep_bytes=KEPT_IMAGES_BYTES)
-        self.checkpoint = self._newest_checkpoint()
+        own = self._newest_checkpoint()
+        self.checkpoint = own or self._donated_checkpoint()
+        self.donated = own is None and self.checkpoint is not None
         self.journal = Journal(folder.path / "journal.jsonl")
         self.journal.truncate_after(self.checkpoint.step - 1 if self.checkpoint else -1)
         self.tracker = Tracker(
@@ -56,12 +60,28 @@ class Session:
                 data_digest=self.manifest.digest,
                 encoder_digest=self.ready.weights.digest,
             )
-        elif self.folder.state().get("config_hash") != self.ready.config_hash:
+            return found.checkpoint
+        if self.folder.state().get("config_hash") != self.ready.config_hash:
             raise CheckpointError(
                 f"{self.folder.path}: belongs to another run and holds no readable checkpoint; "
                 "resume=never starts a new one"
             )
-        return found.checkpoint
+        return None
+
+    def _donated_checkpoint(self) -> Checkpoint | None:
+        """Return the latest checkpoint of a run whose training began as this one's does."""
+        usable = []
+        for donor in self.context.donors:
+            state = read_state(donor)
+            if (state.get("training_hash"), state.get("code")) == (
+                self.ready.training_hash,
+                provenance.code_digest(),
+            ):
+                found = newest(donor / CHECKPOINTS).checkpoint
+                if found is not None and found.step <= self.run.training.last_step:
+                    usable.append(found)
+        newest_of_all = max(usable, key=lambda checkpoint: checkpoint.step, default=None)
+        return newest_of_all and newest_of_all._replace(config=self.run.to_json())
 
     def open(self) -> None:
         """Record what the run is, in its folder and in MLflow."""

@@ -2,11 +2,14 @@
 
 # B batch, h heads, N tokens, d width of a head, D width = h * d
 
-from typing import NamedTuple
+from typing import NamedTuple, Protocol
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+
+from dinomaly_hd.models.bottleneck import Noised
+from dinomaly_hd.models.noise import Noise
 
 DENOMINATOR_EPSILON = 1e-6
 
@@ -31,11 +34,15 @@ def linear_attention(q_BhNd: Tensor, k_BhNd: Tensor, v_BhNd: Tensor) -> LinearAt
     """
     accumulate = torch.promote_types(q_BhNd.dtype, torch.float32)
     q, k, v = q_BhNd.to(accumulate), k_BhNd.to(accumulate), v_BhNd.to(accumulate)
-    q, k = positive_feature(q), positive_feature(k)
-    state_Bhdd = k.transpose(-2, -1) @ v
-    denominator_BhN1 = q @ k.sum(dim=-2).unsqueeze(-1)
-    value_BhNd = (q @ state_Bhdd) / (denominator_BhN1 + DENOMINATOR_EPSILON)
-    return LinearAttended(value_BhNd.to(v_BhNd.dtype), state_Bhdd)
+    attended = attend_features(positive_feature(q), positive_feature(k), v)
+    return LinearAttended(attended.value_BhNd.to(v_BhNd.dtype), attended.state_Bhdd)
+
+
+def attend_features(q_BhNd: Tensor, k_BhNd: Tensor, v_BhNd: Tensor) -> LinearAttended:
+    """Attend with features that are positive already."""
+    state_Bhdd = k_BhNd.transpose(-2, -1) @ v_BhNd
+    denominator_BhN1 = q_BhNd @ k_BhNd.sum(dim=-2).unsqueeze(-1)
+    return LinearAttended((q_BhNd @ state_Bhdd) / (denominator_BhN1 + DENOMINATOR_EPSILON), state_Bhdd)
 
 
 class LinearAttention(nn.Module):
@@ -45,19 +52,52 @@ class LinearAttention(nn.Module):
         width: D, divisible by ``heads``.
         heads: Number of heads.
         qkv_bias: Whether the qkv projection has a bias (the decoder's has).
+        mixing: How queries, keys and values meet; plain linear attention where nothing is given.
     """
 
-    def __init__(self, width: int, *, heads: int, qkv_bias: bool = True) -> None:
+    def __init__(
+        self, width: int, *, heads: int, qkv_bias: bool = True, mixing: "Mixing | None" = None
+    ) -> None:
         super().__init__()
         self.heads = heads
+        self.mixing = mixing or PlainMixing()
         self.qkv = nn.Linear(width, 3 * width, bias=qkv_bias)
         self.proj = nn.Linear(width, width)
 
-    def forward(self, x_BND: Tensor) -> Tensor:
+    def forward(self, x_BND: Tensor, *, noise: Noise | None) -> Noised:
+        """Attend; ``noise=None`` means inference. The drop rate is that of ``mixing``."""
         batch, tokens, width = x_BND.shape
         qkv = self.qkv(x_BND).reshape(batch, tokens, 3, self.heads, width // self.heads)
         q_BhNd, k_BhNd, v_BhNd = qkv.permute(2, 0, 3, 1, 4).unbind(0)
         with torch.autocast(device_type=x_BND.device.type, enabled=False):
-            attended = linear_attention(q_BhNd, k_BhNd, v_BhNd)
-        out: Tensor = self.proj(attended.value_BhNd.transpose(1, 2).reshape(batch, tokens, width))
-        return out
+            mixed = self.mixing(q_BhNd, k_BhNd, v_BhNd, noise=noise)
+        out_BND: Tensor = self.proj(mixed.value_BhNd.transpose(1, 2).reshape(batch, tokens, width))
+        return Noised(out_BND, mixed.drop_rate)
+
+
+class Mixed(NamedTuple):
+    """Attended values (B, h, N, d) and the measured share of values dropped in the heads that drop."""
+
+    value_BhNd: Tensor
+    drop_rate: Tensor
+
+
+class Mixing(Protocol):
+    """How queries, keys and values (B, h, N, d) of one block meet; ``noise=None`` means inference."""
+
+    def expected_drop_rate(self, step: int) -> float:
+        """Return the share of values dropped on average at an optimizer step, in the heads that drop."""
+
+    def __call__(self, q_BhNd: Tensor, k_BhNd: Tensor, v_BhNd: Tensor, *, noise: Noise | None) -> Mixed: ...
+
+
+class PlainMixing:
+    """Linear attention over all tokens, the original's."""
+
+    def expected_drop_rate(self, step: int) -> float:
+        del step
+        return 0.0
+
+    def __call__(self, q_BhNd: Tensor, k_BhNd: Tensor, v_BhNd: Tensor, *, noise: Noise | None) -> Mixed:
+        del noise
+        return Mixed(linear_attention(q_BhNd, k_BhNd, v_BhNd).value_BhNd, v_BhNd.new_zeros(()))

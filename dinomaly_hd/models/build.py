@@ -1,244 +1,188 @@
 """From configs to modules: the only place where names become parts."""
 
-import math
 from collections.abc import Callable
-from typing import Any, NamedTuple
-
-import timm
-import torch
-from torch import nn
+from typing import Any
 
 from dinomaly_hd.config import (
-    NO_CROP,
-    EncoderConfig,
+    FULL_ROW,
+    LEARNED,
+    AdaptiveLoss,
+    BandClassifier,
+    FocalLoss,
+    GemDistance,
     HardMiningLoss,
+    MeanDistance,
     ModelConfig,
+    NoAuxiliary,
+    PlainAttention,
     PlainBottleneck,
+    PooledMiningLoss,
+    RowBlindAttention,
+    RowDropoutAttention,
+    RowMaskingBottleneck,
     RunConfig,
     SegmentBottleneck,
     TopKLoss,
+    WeightedDistance,
+    blocks_of,
     size_of,
+    weights_of,
 )
-from dinomaly_hd.errors import ConfigError, EncoderError, nearest
-from dinomaly_hd.models.bottleneck import BottleneckMLP, SegmentDropout, SegmentMLP
+from dinomaly_hd.errors import ConfigError
+from dinomaly_hd.models import auxiliary, distance, losses
+from dinomaly_hd.models.attention import Mixing, PlainMixing
+from dinomaly_hd.models.bottleneck import BottleneckMLP, NoisyMLP, RowMasking, SegmentDropout
+from dinomaly_hd.models.build_encoder import build_encoder, preprocessing_of
 from dinomaly_hd.models.detector import Detector
-from dinomaly_hd.models.dinomaly import Bottleneck, Decoder, Dinomaly, ReconstructionLoss
-from dinomaly_hd.models.encoders import (
-    ConvEncoder,
-    Encoder,
-    ViTEncoder,
-    interpolate_positions,
-    target_blocks,
-)
-from dinomaly_hd.models.losses import HardMining, TopK
-from dinomaly_hd.models.preprocessing import IMAGENET_MEAN, IMAGENET_STD, Preprocessing
-from dinomaly_hd.models.weights import ALIASES, CONVERTERS, EMBEDDED_ENCODER, Weights, read_state, timm_name
+from dinomaly_hd.models.dinomaly import Bottleneck, Decoder, Dinomaly
+from dinomaly_hd.models.row_attention import RowBlindMixing, RowDropoutMixing
+from dinomaly_hd.models.weights import Weights
 
-CONV_STRIDES = (4, 8, 16)
-CONV_GROUPS = ((0, 1), (1, 2))
-CONV_GRID_STRIDE = 8
-CONV_WIDTHS, CONV_HEAD_WIDTH = (192, 768), 32
-ENCODERS_TRIED = f"use dinov2reg_vit_base_14 or {EMBEDDED_ENCODER}"
+Grid = tuple[int, int]
 
 
-class ConvPlan(NamedTuple):
-    """Which of a CNN's stages are used, and the width that they are projected to."""
-
-    stages: list[int]
-    width: int
-
-
-class EncoderShape(NamedTuple):
-    """What is known of an encoder before its weights are loaded."""
-
-    grid: tuple[int, int]
-    is_transformer: bool
-
-
-def preprocessing_of(config: EncoderConfig) -> Preprocessing:
-    """Return the pre-processing a config asks for.
-
-    Raises:
-        ConfigError: The crop is larger than the image.
-    """
-    image, crop = size_of(config.image_size), None if config.crop == NO_CROP else size_of(config.crop)
-    if crop is not None and (crop[0] > image[0] or crop[1] > image[1]):
-        raise ConfigError(f"crop={config.crop} is larger than image_size={config.image_size}")
-    cfg = timm.get_pretrained_cfg(timm_name(config.encoder), allow_unregistered=True)
-    mean, std = (cfg.mean, cfg.std) if cfg is not None else (IMAGENET_MEAN, IMAGENET_STD)
-    return Preprocessing(image, crop, mean, std)
-
-
-def check_encoder(config: EncoderConfig) -> EncoderShape:
-    """Return an encoder's shape from its architecture alone (no weights, no memory).
-
-    Raises:
-        ConfigError: Unknown or unfit encoder, or a size that its patches do not divide.
-    """
-    known = set(timm.list_models()) | set(ALIASES)
-    if timm_name(config.encoder).split(".")[0] not in known:
-        raise ConfigError(f"encoder={config.encoder}: not a known encoder.{nearest(config.encoder, known)}")
-    try:
-        height, width = preprocessing_of(config).input_size
-        with torch.device("meta"):
-            model: Any = timm.create_model(timm_name(config.encoder), pretrained=False, num_classes=0)
-    except RuntimeError as error:  # the name goes on with a tag that timm does not know
-        raise ConfigError(f"encoder={config.encoder}: {error} Leave out what follows the dot") from error
-    if hasattr(model, "blocks") and hasattr(model, "num_prefix_tokens"):
-        target_blocks(len(model.blocks))
-        rows, columns = model.patch_embed.patch_size
-        if height % rows or width % columns:
-            raise ConfigError(
-                f"{height}x{width} pixels: {config.encoder} needs multiples of {rows}x{columns}"
-            )
-        return EncoderShape((height // rows, width // columns), True)
-    if height % CONV_GRID_STRIDE or width % CONV_GRID_STRIDE:
-        raise ConfigError(f"{height}x{width} pixels: {config.encoder} needs multiples of {CONV_GRID_STRIDE}")
-    _conv_plan(config)
-    return EncoderShape((height // CONV_GRID_STRIDE, width // CONV_GRID_STRIDE), False)
-
-
-def check_weights(config: EncoderConfig, *, weights: Weights) -> None:
-    """Refuse a user's file that does not hold this encoder's weights; nothing is kept in memory.
-
-    Raises:
-        EncoderError: The file is damaged, or its tensors are another network's.
-    """
-    if weights.source == "file":
-        shape = check_encoder(config)
-        with torch.device("meta"):
-            model = _network(config, shape)
-        _load(model, config, weights=weights, shape=shape)
-
-
-def build_encoder(config: EncoderConfig, *, weights: Weights, keep_prefix: bool, seed: int) -> Encoder:
-    """Return the frozen encoder with its weights.
-
-    Args:
-        config: Name and sizes.
-        weights: From ``weights.locate``.
-        keep_prefix: Whether class and register tokens go on to the decoder.
-        seed: Of random weights, where they were asked for.
-
-    Raises:
-        EncoderError: The weights are not this encoder's.
-    """
-    shape, preprocessing = check_encoder(config), preprocessing_of(config)
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
-        model = _network(config, shape)
-    if weights.path is not None:
-        _load(model, config, weights=weights, shape=shape)
-    if shape.is_transformer:
-        return ViTEncoder(model, preprocessing=preprocessing, keep_prefix=keep_prefix)
-    return _conv_encoder(model, config, preprocessing=preprocessing, grid=shape.grid)
-
-
-def _network(config: EncoderConfig, shape: EncoderShape) -> Any:
-    if not shape.is_transformer:
-        return timm.create_model(timm_name(config.encoder), pretrained=False)
-    size = preprocessing_of(config).input_size
-    return timm.create_model(timm_name(config.encoder), pretrained=False, num_classes=0, img_size=size)
-
-
-def _load(model: Any, config: EncoderConfig, *, weights: Weights, shape: EncoderShape) -> None:
-    assert weights.path is not None
-    state = read_state(weights.path)
-    names = list(model.state_dict())
-    try:
-        state = CONVERTERS[weights.source](state, names)
-        if shape.is_transformer:
-            state = {name: value for name, value in state.items() if not name.startswith("head.")}
-            table, prefix = state["pos_embed"], model.pos_embed.shape[1] - math.prod(shape.grid)
-            patches = interpolate_positions(table[:, prefix:], grid=shape.grid)
-            state["pos_embed"] = torch.cat([table[:, :prefix], patches], dim=1)
-        model.load_state_dict(state, strict=True, assign=next(model.parameters()).is_meta)
-    except (RuntimeError, LookupError, ValueError, AttributeError) as error:
-        reason = " ".join(str(error).split())[:300]
-        raise EncoderError(
-            f"{weights.path}: these are not the weights of {config.encoder}: {reason}"
-        ) from error
-
-
-def _conv_plan(config: EncoderConfig) -> ConvPlan:
-    """Return the stages of the strides wanted, and a width that holds a group's channels, 192 to 768."""
-    try:
-        with torch.device("meta"):
-            info: Any = timm.create_model(timm_name(config.encoder), features_only=True).feature_info
-    except (RuntimeError, AttributeError, TypeError) as error:
-        raise ConfigError(
-            f"encoder={config.encoder}: neither a vision transformer nor a CNN with stages; {ENCODERS_TRIED}"
-        ) from error
-    strides, channels = info.reduction(), info.channels()
-    if any(stride not in strides for stride in CONV_STRIDES):
-        raise ConfigError(
-            f"encoder={config.encoder}: has stages of strides {strides}, needs {list(CONV_STRIDES)}; "
-            f"{ENCODERS_TRIED}"
-        )
-    stages = [strides.index(stride) for stride in CONV_STRIDES]
-    widest = max(sum(channels[stages[i]] for i in group) for group in CONV_GROUPS)
-    least, most = CONV_WIDTHS
-    return ConvPlan(stages, min(max(least, -(-widest // CONV_HEAD_WIDTH) * CONV_HEAD_WIDTH), most))
-
-
-def _conv_encoder(
-    model: nn.Module, config: EncoderConfig, *, preprocessing: Preprocessing, grid: tuple[int, int]
-) -> ConvEncoder:
-    plan = _conv_plan(config)
-    features: Any = timm.create_model(timm_name(config.encoder), features_only=True, out_indices=plan.stages)
-    # The feature extractor is the same network without its end: same tensors in the same order.
-    pairs = zip(features.state_dict().items(), model.state_dict().values(), strict=False)
-    features.load_state_dict({name: value for (name, _), value in pairs})
-    return ConvEncoder(
-        features,
-        preprocessing=preprocessing,
-        groups=CONV_GROUPS,
-        grid=grid,
-        width=plan.width,
-        heads=plan.width // CONV_HEAD_WIDTH,
-    )
-
-
-def _plain(config: PlainBottleneck, width: int, grid: tuple[int, int]) -> Bottleneck:
+def _plain(config: PlainBottleneck, width: int, grid: Grid) -> Bottleneck:
     del grid
     return BottleneckMLP(width, hidden=4 * width, p=config.bottleneck_dropout)
 
 
-def _segment(config: SegmentBottleneck, width: int, grid: tuple[int, int]) -> Bottleneck:
+def _segment(config: SegmentBottleneck, width: int, grid: Grid) -> Bottleneck:
     mlp = BottleneckMLP(width, hidden=4 * width, p=config.elem_p)
-    if config.disable_segment:
-        return mlp
-    segment = SegmentDropout(grid, row_p=config.row_p, seg_len=config.seg_len, seg_drop_p=config.seg_drop_p)
-    return SegmentMLP(segment, mlp)
+    return mlp if config.disable_segment else NoisyMLP(_segments(config, grid), mlp)
 
 
-def _hard_mining(config: HardMiningLoss) -> ReconstructionLoss:
-    return HardMining(
-        discard_final=config.discard_final,
-        discard_warmup=config.discard_warmup,
-        discard_factor=config.discard_factor,
+def _row_masking(config: RowMaskingBottleneck, width: int, grid: Grid) -> Bottleneck:
+    mlp = BottleneckMLP(width, hidden=4 * width, p=config.bottleneck_dropout)
+    return NoisyMLP(RowMasking(grid, width=width, row_p=config.row_p), mlp)
+
+
+def _segments(config: SegmentBottleneck | RowDropoutAttention, grid: Grid) -> SegmentDropout:
+    return SegmentDropout(grid, row_p=config.row_p, seg_len=config.seg_len, seg_drop_p=config.seg_drop_p)
+
+
+def _plain_mixing(config: PlainAttention, depth: int, heads: int, grid: Grid) -> list[Mixing]:
+    del config, heads, grid
+    return [PlainMixing() for _ in range(depth)]
+
+
+def _row_blind(config: RowBlindAttention, depth: int, heads: int, grid: Grid) -> list[Mixing]:
+    del heads
+    radius = None if config.row_radius == FULL_ROW else int(config.row_radius)
+    return [RowBlindMixing(grid, radius=radius) for _ in range(depth)]
+
+
+def _row_dropout(config: RowDropoutAttention, depth: int, heads: int, grid: Grid) -> list[Mixing]:
+    try:
+        chosen = blocks_of(config.decoder_blocks, depth=depth)
+    except ValueError as error:
+        raise ConfigError(f"decoder_blocks={error}") from error
+    mixings: list[Mixing] = [PlainMixing() for _ in range(depth)]
+    for block in chosen:
+        mixings[block] = RowDropoutMixing(
+            _segments(config, grid),
+            heads=round(config.decoder_heads * heads),
+            keys=config.keys,
+            warmup=config.decoder_warmup,
+            place=f"decoder block {block}",
+        )
+    return mixings
+
+
+def _hard_mining(config: HardMiningLoss, grid: Grid) -> losses.ReconstructionLoss:
+    del grid
+    return losses.HardMining(**config.model_dump(exclude={"loss"}))
+
+
+def _pooled_mining(config: PooledMiningLoss, grid: Grid) -> losses.ReconstructionLoss:
+    del grid
+    return losses.PooledMining(**config.model_dump(exclude={"loss"}))
+
+
+def _adaptive(config: AdaptiveLoss, grid: Grid) -> losses.ReconstructionLoss:
+    del grid
+    return losses.AdaptiveMining(**config.model_dump(exclude={"loss"}))
+
+
+def _focal(config: FocalLoss, grid: Grid) -> losses.ReconstructionLoss:
+    del grid
+    return losses.Focal(gamma=config.focal_gamma)
+
+
+def _topk(config: TopKLoss, grid: Grid) -> losses.ReconstructionLoss:
+    return losses.TopK(
+        q_percent=config.q_percent,
+        q_warmup=config.q_warmup,
+        scope=config.topk_scope,
+        tail_context=config.tail_context,
+        grid=grid,
     )
 
 
-def _topk(config: TopKLoss) -> ReconstructionLoss:
-    return TopK(q_percent=config.q_percent, q_warmup=config.q_warmup)
+def _mean(config: MeanDistance) -> distance.Pooling:
+    del config
+    return distance.MeanPooling()
 
 
-BOTTLENECKS: dict[str, Callable[[Any, int, tuple[int, int]], Bottleneck]] = {
+def _gem(config: GemDistance) -> distance.Pooling:
+    return distance.GemPooling(config.gem_p)
+
+
+def _weighted(config: WeightedDistance) -> distance.Pooling:
+    learned = config.scale_weights == LEARNED
+    return distance.WeightedPooling(None if learned else weights_of(config.scale_weights))
+
+
+def _no_auxiliary(config: NoAuxiliary, width: int, seed: int) -> None:
+    del config, width, seed
+
+
+def _bands(config: BandClassifier, width: int, seed: int) -> auxiliary.BandClassifier:
+    return auxiliary.BandClassifier(
+        width, weight=config.aux_weight, score_weight=config.aux_score_weight, seed=seed
+    )
+
+
+BOTTLENECKS: dict[str, Callable[[Any, int, Grid], Bottleneck]] = {
     "plain": _plain,
     "segment": _segment,
+    "row_masking": _row_masking,
 }
-LOSSES: dict[str, Callable[[Any], ReconstructionLoss]] = {"hard_mining": _hard_mining, "topk": _topk}
+ATTENTIONS: dict[str, Callable[[Any, int, int, Grid], list[Mixing]]] = {
+    "plain": _plain_mixing,
+    "row_dropout": _row_dropout,
+    "row_blind": _row_blind,
+}
+LOSSES: dict[str, Callable[[Any, Grid], losses.ReconstructionLoss]] = {
+    "hard_mining": _hard_mining,
+    "pooled_mining": _pooled_mining,
+    "adaptive": _adaptive,
+    "focal": _focal,
+    "topk": _topk,
+}
+DISTANCES: dict[str, Callable[[Any], distance.Pooling]] = {"mean": _mean, "gem": _gem, "weighted": _weighted}
+AUXILIARIES: dict[str, Callable[[Any, int, int], auxiliary.BandClassifier | None]] = {
+    "none": _no_auxiliary,
+    "bands": _bands,
+}
 
 
-def check_model(config: ModelConfig, *, grid: tuple[int, int], is_transformer: bool) -> None:
+def _reads_grid(config: ModelConfig) -> bool:
+    """Return whether a part before the loss needs the bare token grid."""
+    return not isinstance(config.bottleneck, PlainBottleneck) or not isinstance(
+        config.attention, PlainAttention
+    )
+
+
+def check_model(config: ModelConfig, *, grid: Grid, is_transformer: bool) -> None:
     """Refuse settings that do not fit the token grid, before any weights are loaded.
 
     Raises:
-        ConfigError: A segment wider than the grid, or segments over kept class tokens.
+        ConfigError: A segment wider than the grid, decoder blocks that are not there, or directional parts
+            over kept class tokens.
     """
     BOTTLENECKS[config.bottleneck.bottleneck](config.bottleneck, 1, grid)
-    if is_transformer and isinstance(config.bottleneck, SegmentBottleneck) and config.class_token == "keep":
+    ATTENTIONS[config.attention.attention](config.attention, config.decoder_depth, 1, grid)
+    if is_transformer and _reads_grid(config) and config.class_token == "keep":
         raise ConfigError(
             f"class_token=keep: {config.variant} reads the token grid and needs class_token=remove"
         )
@@ -246,19 +190,23 @@ def check_model(config: ModelConfig, *, grid: tuple[int, int], is_transformer: b
 
 def build_detector(config: RunConfig, *, weights: Weights) -> Detector:
     """Return the detector of a run, trained part at its common start."""
+    model, seed = config.model, config.seed
     encoder = build_encoder(
-        config.encoder, weights=weights, keep_prefix=config.model.class_token == "keep", seed=config.seed
+        config.encoder, weights=weights, keep_prefix=model.class_token == "keep", seed=seed
+    )
+    mixings = ATTENTIONS[model.attention.attention](
+        model.attention, model.decoder_depth, encoder.heads, encoder.grid
     )
     return Dinomaly(
         encoder=encoder,
         preprocessing=preprocessing_of(config.encoder),
-        bottleneck=BOTTLENECKS[config.model.bottleneck.bottleneck](
-            config.model.bottleneck, encoder.width, encoder.grid
-        ),
-        decoder=Decoder(encoder.width, heads=encoder.heads, depth=config.model.decoder_depth),
-        loss=LOSSES[config.model.loss.loss](config.model.loss),
+        bottleneck=BOTTLENECKS[model.bottleneck.bottleneck](model.bottleneck, encoder.width, encoder.grid),
+        decoder=Decoder(encoder.width, heads=encoder.heads, mixings=mixings),
+        loss=LOSSES[model.loss.loss](model.loss, encoder.grid),
+        pooling=DISTANCES[model.distance.distance](model.distance),
+        auxiliary=AUXILIARIES[model.auxiliary.auxiliary](model.auxiliary, encoder.width, seed),
         map_size=size_of(config.evaluation.map_size),
-        border=config.model.border,
-        row_context=config.model.row_context,
-        seed=config.seed,
+        border=model.border,
+        row_context=model.row_context,
+        seed=seed,
     )

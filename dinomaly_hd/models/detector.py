@@ -8,6 +8,8 @@ from typing import NamedTuple
 
 from torch import Tensor, nn
 
+from dinomaly_hd.batch import Batch
+
 
 class Loss(NamedTuple):
     """What one training step minimises, and the parts worth logging (scalars, detached)."""
@@ -23,24 +25,45 @@ class Prediction(NamedTuple):
     score_B: Tensor
 
 
+class ParameterGroup(NamedTuple):
+    """Trained parameters and the factor on their scheduled learning rate."""
+
+    parameters: list[nn.Parameter]
+    rate_factor: float
+
+
 class Detector(nn.Module, ABC):
     """An anomaly detector in two halves: a frozen one whose output may be cached, and a trained one.
 
     ``encode`` is a pure function of one image, without gradient; its result for an image is computed
-    once per run and handed to ``training_loss`` and ``score``, which never see the pixels otherwise.
+    once per run and handed to ``training_loss`` and ``score``. A detector that alters its training images
+    (``alters_images``) gets them encoded anew at every step.
     """
+
+    @property
+    def alters_images(self) -> bool:
+        """Whether ``alter`` changes anything."""
+        return False
 
     @abstractmethod
     def fit_encoder(self, batches: Iterable[Tensor]) -> None:
         """Take what the frozen half needs from the training images (B, H, W), e.g. channel statistics."""
 
+    def fit_loss(self, batches: Iterable[Tensor]) -> None:
+        """Take what the loss needs from the training images (B, H, W); most need nothing."""
+
     @abstractmethod
     def encode(self, images_BHW: Tensor) -> Tensor:
         """Return what the trained half reads: float maps in, any tensor with leading dimension B out."""
 
+    def alter(self, images_BHW: Tensor, *, step: int) -> Tensor:
+        """Return the images that a step trains on; a function of images, seed and step."""
+        del step
+        return images_BHW
+
     @abstractmethod
-    def training_loss(self, encoded: Tensor, *, step: int) -> Loss:
-        """Return the loss of one batch at optimizer step ``step`` (from 0)."""
+    def training_loss(self, batch: Batch, *, step: int) -> Loss:
+        """Return the loss of one encoded batch at optimizer step ``step`` (from 0)."""
 
     @abstractmethod
     def validation_loss(self, encoded: Tensor) -> Tensor:
@@ -49,3 +72,7 @@ class Detector(nn.Module, ABC):
     @abstractmethod
     def score(self, encoded: Tensor) -> Prediction:
         """Return anomaly maps and image scores; deterministic."""
+
+    def parameter_groups(self) -> list[ParameterGroup]:
+        """Return all trained parameters."""
+        return [ParameterGroup([p for p in self.parameters() if p.requires_grad], 1.0)]

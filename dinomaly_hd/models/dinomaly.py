@@ -2,19 +2,24 @@
 
 # B batch, S groups (2), P prefix tokens, N = h * w patch tokens, T = P + N, D width, H W pixels
 
-from collections.abc import Iterable
-from typing import Protocol, cast
+from collections.abc import Iterable, Sequence
+from typing import NamedTuple, Protocol, cast
 
 import torch
-from torch import Generator, Tensor, nn
+from torch import Tensor, nn
 
+from dinomaly_hd.batch import Batch
 from dinomaly_hd.models import scoring
-from dinomaly_hd.models.attention import LinearAttention
+from dinomaly_hd.models.attention import LinearAttention, Mixing
+from dinomaly_hd.models.auxiliary import BandClassifier
 from dinomaly_hd.models.bottleneck import Noised
-from dinomaly_hd.models.detector import Detector, Loss, Prediction
+from dinomaly_hd.models.detector import Detector, Loss, ParameterGroup, Prediction
+from dinomaly_hd.models.distance import Pooling
 from dinomaly_hd.models.encoders import Encoder
-from dinomaly_hd.models.losses import token_distance
+from dinomaly_hd.models.losses import ReconstructionLoss, token_distance
+from dinomaly_hd.models.noise import Noise
 from dinomaly_hd.models.preprocessing import Preprocessing
+from dinomaly_hd.models.row_attention import RowDropoutMixing
 from dinomaly_hd.randomness import derive
 
 LAYER_NORM_EPSILON = 1e-8
@@ -22,30 +27,36 @@ INITIAL_SIGMA, INITIAL_CUT = 0.01, 0.03
 
 
 class Bottleneck(Protocol):
-    """What stands between encoder and decoder: (B, T, D) in and out; no generator means inference."""
+    """What stands between encoder and decoder: (B, T, D) in and out; ``noise=None`` means inference."""
 
-    def __call__(self, x_BTD: Tensor, *, generator: Generator | None) -> Noised: ...
+    @property
+    def expected_drop_rate(self) -> float:
+        """Return the share of tokens that directional noise drops on average in training."""
 
-
-class ReconstructionLoss(Protocol):
-    """A pure function of encoder and decoder groups (B, S, N, D) and the optimizer step."""
-
-    def __call__(self, encoder_BSND: Tensor, decoder_BSND: Tensor, *, step: int) -> Loss: ...
+    def __call__(self, x_BTD: Tensor, *, noise: Noise | None) -> Noised: ...
 
 
 class DecoderBlock(nn.Module):
     """A pre-norm transformer block with linear attention, MLP ratio 4, no dropout, no LayerScale."""
 
-    def __init__(self, width: int, *, heads: int) -> None:
+    def __init__(self, width: int, *, heads: int, mixing: Mixing) -> None:
         super().__init__()
         self.norm1 = nn.LayerNorm(width, eps=LAYER_NORM_EPSILON)
-        self.attn = LinearAttention(width, heads=heads)
+        self.attn = LinearAttention(width, heads=heads, mixing=mixing)
         self.norm2 = nn.LayerNorm(width, eps=LAYER_NORM_EPSILON)
         self.mlp = nn.Sequential(nn.Linear(width, 4 * width), nn.GELU(), nn.Linear(4 * width, width))
 
-    def forward(self, x_BTD: Tensor) -> Tensor:
-        x_BTD = x_BTD + self.attn(self.norm1(x_BTD))
-        return x_BTD + cast(Tensor, self.mlp(self.norm2(x_BTD)))
+    def forward(self, x_BTD: Tensor, *, noise: Noise | None) -> Noised:
+        attended = self.attn(self.norm1(x_BTD), noise=noise)
+        x_BTD = x_BTD + attended.tokens_BND
+        return Noised(x_BTD + cast(Tensor, self.mlp(self.norm2(x_BTD))), attended.drop_rate)
+
+
+class Decoded(NamedTuple):
+    """The two group means (B, S, T, D) and the measured drop rate, the mean over the blocks that drop."""
+
+    groups_BSTD: Tensor
+    drop_rate: Tensor
 
 
 class Decoder(nn.Module):
@@ -53,20 +64,38 @@ class Decoder(nn.Module):
 
     Group 0 (early encoder layers) is compared with the mean of the last half of the blocks, group 1
     with the mean of the first half.
+
+    Args:
+        width: D.
+        heads: Attention heads.
+        mixings: How the tokens of each block meet; their number is the decoder's depth.
     """
 
-    def __init__(self, width: int, *, heads: int, depth: int) -> None:
+    def __init__(self, width: int, *, heads: int, mixings: Sequence[Mixing]) -> None:
         super().__init__()
-        self.blocks = nn.ModuleList(DecoderBlock(width, heads=heads) for _ in range(depth))
+        self.blocks = nn.ModuleList(DecoderBlock(width, heads=heads, mixing=mixing) for mixing in mixings)
+        self.mixings = tuple(mixings)
 
-    def forward(self, x_BTD: Tensor) -> Tensor:
-        """Return the two group means (B, S, T, D)."""
-        outputs = []
+    def expected_drop_rate(self, step: int) -> float:
+        """Return the share of values dropped on average, over the blocks and heads that drop."""
+        rates = [mixing.expected_drop_rate(step) for mixing in self.dropping]
+        return sum(rates) / len(rates) if rates else 0.0
+
+    @property
+    def dropping(self) -> list[Mixing]:
+        """The mixings that draw anything."""
+        return [mixing for mixing in self.mixings if isinstance(mixing, RowDropoutMixing)]
+
+    def forward(self, x_BTD: Tensor, *, noise: Noise | None) -> Decoded:
+        """Decode; ``noise=None`` means inference."""
+        outputs, rates = [], []
         for block in self.blocks:
-            x_BTD = block(x_BTD)
+            x_BTD, rate = block(x_BTD, noise=noise)
             outputs.append(x_BTD)
+            rates.append(rate)
         half = len(outputs) // 2
-        return torch.stack([torch.stack(outputs[half:]).mean(0), torch.stack(outputs[:half]).mean(0)], dim=1)
+        groups = [torch.stack(outputs[half:]).mean(0), torch.stack(outputs[:half]).mean(0)]
+        return Decoded(torch.stack(groups, dim=1), torch.stack(rates).sum() / max(1, len(self.dropping)))
 
 
 def initialise(module: nn.Module, *, seed: int) -> None:
@@ -90,6 +119,11 @@ def initialise(module: nn.Module, *, seed: int) -> None:
             nn.init.zeros_(layer.bias)
 
 
+class _Examined(NamedTuple):
+    distance_BSN: Tensor
+    tokens_BTD: Tensor
+
+
 class Dinomaly(Detector):
     """The one model of all variants, made of exchangeable parts (spec/dinomaly.md).
 
@@ -102,10 +136,12 @@ class Dinomaly(Detector):
         bottleneck: Noise and MLP.
         decoder: Rebuilds the groups.
         loss: Compares them during training.
+        pooling: Makes one distance map of the groups', in the loss and in the score.
+        auxiliary: A second task on the bottleneck, or None.
         map_size: (height, width) of the anomaly maps, pixels.
         border: How the blur pads the map.
         row_context: Half-width k of the 1 x (2k+1) mean along rows before scoring; 0 is off.
-        seed: Seed of initial weights and dropout.
+        seed: Seed of initial weights and noise.
     """
 
     def __init__(
@@ -116,6 +152,8 @@ class Dinomaly(Detector):
         bottleneck: Bottleneck,
         decoder: Decoder,
         loss: ReconstructionLoss,
+        pooling: Pooling,
+        auxiliary: BandClassifier | None,
         map_size: tuple[int, int],
         border: scoring.Border,
         row_context: int,
@@ -124,12 +162,21 @@ class Dinomaly(Detector):
         super().__init__()
         self.encoder, self.preprocessing = encoder, preprocessing
         self.bottleneck, self.decoder, self.loss = bottleneck, decoder, loss
+        self.pooling, self.auxiliary = pooling, auxiliary
         self.map_size, self.border, self.row_context, self.seed = map_size, border, row_context, seed
-        for name, part in (("bottleneck", bottleneck), ("decoder", decoder)):
-            initialise(nn.ModuleDict({name: cast(nn.Module, part)}), seed=seed)
+        for name, part in (("bottleneck", bottleneck), ("decoder", decoder), ("auxiliary", auxiliary)):
+            if part is not None:
+                initialise(nn.ModuleDict({name: cast(nn.Module, part)}), seed=seed)
+
+    @property
+    def alters_images(self) -> bool:
+        return self.auxiliary is not None
 
     def fit_encoder(self, batches: Iterable[Tensor]) -> None:
         self.encoder.fit(self.preprocessing(images) for images in batches)
+
+    def fit_loss(self, batches: Iterable[Tensor]) -> None:
+        self.loss.fit(batches)
 
     @torch.no_grad()
     def encode(self, images_BHW: Tensor) -> Tensor:
@@ -138,31 +185,75 @@ class Dinomaly(Detector):
             groups_BSTD: Tensor = self.encoder(self.preprocessing(images_BHW))
         return groups_BSTD
 
+    def alter(self, images_BHW: Tensor, *, step: int) -> Tensor:
+        return images_BHW if self.auxiliary is None else self.auxiliary.alter(images_BHW, step=step)
+
     def _patches(self, tokens_BSTD: Tensor) -> Tensor:
         return tokens_BSTD[:, :, self.encoder.prefix_tokens :]
 
-    def training_loss(self, encoded: Tensor, *, step: int) -> Loss:
-        generator = torch.Generator(encoded.device).manual_seed(derive(self.seed, "dropout", step))
-        noised = self.bottleneck(encoded.mean(dim=1), generator=generator)
-        decoded = self.decoder(noised.tokens_BND)
-        loss = self.loss(self._patches(encoded), self._patches(decoded), step=step)
-        return Loss(loss.total, {**loss.parts, "drop_rate": noised.drop_rate})
+    def training_loss(self, batch: Batch, *, step: int) -> Loss:
+        assert batch.encoded is not None, "encode the batch first"
+        encoded = batch.encoded
+        noise = Noise(self.seed, step=step, device=encoded.device)
+        noised = self.bottleneck(encoded.mean(dim=1), noise=noise)
+        clean = len(encoded) if self.auxiliary is None else self.auxiliary.clean(len(encoded))
+        decoded = self.decoder(noised.tokens_BND[:clean], noise=noise)
+        loss = self.loss(
+            self._patches(encoded[:clean]),
+            self._patches(decoded.groups_BSTD),
+            pooling=self.pooling,
+            batch=batch,
+            step=step,
+        )
+        penalties = self.pooling.penalty()
+        parts = {**loss.parts, **self.pooling.state(), **self._drop_rates(noised, decoded, step=step)}
+        total = loss.total + sum(penalties.values())
+        if self.auxiliary is not None:
+            task = self.auxiliary.loss(noised.tokens_BND)
+            total, parts = total + task.total, {**parts, **task.parts}
+        return Loss(total, parts)
+
+    def _drop_rates(self, noised: Noised, decoded: Decoded, *, step: int) -> dict[str, Tensor]:
+        """Return measured and expected rates: a setting that does nothing must be seen."""
+        rates = {
+            "drop_rate": noised.drop_rate,
+            "drop_rate_expected": noised.drop_rate.new_tensor(self.bottleneck.expected_drop_rate),
+        }
+        if self.decoder.dropping:
+            expected = self.decoder.expected_drop_rate(step)
+            rates["decoder_drop_rate"] = decoded.drop_rate
+            rates["decoder_drop_rate_expected"] = decoded.drop_rate.new_tensor(expected)
+        return rates
+
+    def parameter_groups(self) -> list[ParameterGroup]:
+        pooled = list(cast(nn.Module, self.pooling).parameters())
+        own = [parameter for parameter in self.parameters() if parameter.requires_grad]
+        rest = [parameter for parameter in own if all(parameter is not other for other in pooled)]
+        groups = [ParameterGroup(rest, 1.0), ParameterGroup(pooled, self.pooling.rate_factor)]
+        return [group for group in groups if group.parameters]
 
     @torch.no_grad()
-    def _distance(self, encoded: Tensor) -> Tensor:
-        """Return token distances (B, S, N) without noise."""
-        decoded = self.decoder(self.bottleneck(encoded.mean(dim=1), generator=None).tokens_BND)
-        return token_distance(self._patches(encoded), self._patches(decoded))
+    def _examine(self, encoded: Tensor) -> _Examined:
+        """Return token distances and bottleneck tokens without noise."""
+        tokens_BTD = self.bottleneck(encoded.mean(dim=1), noise=None).tokens_BND
+        decoded = self.decoder(tokens_BTD, noise=None).groups_BSTD
+        return _Examined(token_distance(self._patches(encoded), self._patches(decoded)), tokens_BTD)
 
     def validation_loss(self, encoded: Tensor) -> Tensor:
-        return self._distance(encoded).mean(dim=(1, 2))
+        return self.pooling(self._examine(encoded).distance_BSN).mean(dim=1).detach()
 
+    @torch.no_grad()
     def score(self, encoded: Tensor) -> Prediction:
-        distance_BSN = self._distance(encoded)
-        return scoring.predict(
+        distance_BSN, tokens_BTD = self._examine(encoded)
+        prediction = scoring.predict(
             distance_BSN.reshape(*distance_BSN.shape[:2], *self.encoder.grid).float(),
+            pool=self.pooling,
             image_size=self.preprocessing.input_size,
             map_size=self.map_size,
             border=self.border,
             row_context=self.row_context,
         )
+        if self.auxiliary is None or self.auxiliary.score_weight == 0:
+            return prediction
+        logit_B = self.auxiliary.logit(tokens_BTD).float()
+        return prediction._replace(score_B=prediction.score_B + self.auxiliary.score_weight * logit_B)

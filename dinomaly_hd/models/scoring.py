@@ -3,6 +3,7 @@
 # B batch, S groups, h w token grid, H W pixels
 
 import math
+from collections.abc import Callable
 from typing import Literal
 
 import torch
@@ -16,11 +17,17 @@ BLUR_SIZE, BLUR_SIGMA = 5, 4.0
 TOP_SHARE = 0.01
 
 
-def upsample(distance_BShw: Tensor, *, image_size: tuple[int, int], map_size: tuple[int, int]) -> Tensor:
-    """Return the groups' mean (B, H, W): bilinear to the image size (corners aligned), then to the maps."""
-    large = F.interpolate(distance_BShw, size=image_size, mode="bilinear", align_corners=True)
-    mean_B1HW = large.mean(dim=1, keepdim=True)
-    return F.interpolate(mean_B1HW, size=map_size, mode="bilinear", align_corners=False).squeeze(1)
+def upsample(
+    distance_BShw: Tensor,
+    *,
+    pool: Callable[[Tensor], Tensor],
+    image_size: tuple[int, int],
+    map_size: tuple[int, int],
+) -> Tensor:
+    """Return one map (B, H, W): groups bilinear to the image size (corners aligned), pooled, to the maps."""
+    large_BSHW = F.interpolate(distance_BShw, size=image_size, mode="bilinear", align_corners=True)
+    pooled_B1HW = pool(large_BSHW).unsqueeze(1)
+    return F.interpolate(pooled_B1HW, size=map_size, mode="bilinear", align_corners=False).squeeze(1)
 
 
 def gaussian_kernel(size: int, sigma: float, *, like: Tensor) -> Tensor:
@@ -59,6 +66,7 @@ def row_context_mean(distance_BShw: Tensor, *, k: int) -> Tensor:
 def predict(
     distance_BShw: Tensor,
     *,
+    pool: Callable[[Tensor], Tensor],
     image_size: tuple[int, int],
     map_size: tuple[int, int],
     border: Border,
@@ -66,5 +74,6 @@ def predict(
 ) -> Prediction:
     """Return raw maps (B, H, W) and scores (B,) from token distances (spec/dinomaly.md, Map and score)."""
     smoothed = row_context_mean(distance_BShw, k=row_context)
-    map_BHW = blur(upsample(smoothed, image_size=image_size, map_size=map_size), border=border)
+    map_BHW = upsample(smoothed, pool=pool, image_size=image_size, map_size=map_size)
+    map_BHW = blur(map_BHW, border=border)
     return Prediction(map_BHW, top_share_score(map_BHW))

@@ -2,6 +2,7 @@
 
 import re
 import zipfile
+from collections.abc import Collection
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -92,8 +93,15 @@ def newest(folder: Path) -> Newest:
     return Newest(None, unreadable)
 
 
-def check_belongs(checkpoint: Checkpoint, *, config: str, data_digest: str, encoder_digest: str) -> None:
-    """Refuse a checkpoint of another configuration, data set or encoder.
+def check_belongs(
+    checkpoint: Checkpoint,
+    *,
+    config: str,
+    data_digest: str,
+    encoder_digest: str,
+    may_differ: Collection[str] = WITHOUT_EFFECT,
+) -> None:
+    """Refuse a checkpoint of another configuration (but for ``may_differ``), data set or encoder.
 
     Raises:
         CheckpointError: Names every key that differs.
@@ -106,7 +114,7 @@ def check_belongs(checkpoint: Checkpoint, *, config: str, data_digest: str, enco
     changes = [
         f"{name} {theirs.get(name)!r} -> {ours.get(name)!r}"
         for name in sorted(set(theirs) | set(ours))
-        if theirs.get(name) != ours.get(name) and name not in WITHOUT_EFFECT
+        if theirs.get(name) != ours.get(name) and name not in may_differ
     ]
     if checkpoint.data_digest != data_digest:
         changes.append("the data set's files")

@@ -14,6 +14,7 @@ from lightning.pytorch.utilities.exceptions import SIGTERMException
 from torch import Tensor
 from torch.utils.data import Dataset
 
+from dinomaly_hd.batch import Batch
 from dinomaly_hd.config import RunConfig, TrainingConfig
 from dinomaly_hd.data.module import StepDataModule
 from dinomaly_hd.errors import CheckpointError, ConfigError, Interrupted
@@ -23,7 +24,7 @@ from dinomaly_hd.training.checkpoint import Checkpoint
 from dinomaly_hd.training.guards import SignalGuard
 from dinomaly_hd.training.task import DetectorTask, Reporter
 
-FROZEN = "encoder.model."
+ENCODER, FROZEN = "encoder.", "encoder.model."
 NOTICES = (
     ".*is available but not used.*",
     ".*in eval mode at the start of training.*",
@@ -34,14 +35,14 @@ NOTICES = (
 
 
 class TrainingData(NamedTuple):
-    """What is trained on: encoded images or images (``encode``), how many (``size``), and how to name them.
+    """What is trained on, how many samples (``size``), how many processes read them, and how to name them.
 
     ``validate`` returns the validation loss of a detector on held-out normals, None where there are none.
     """
 
-    dataset: Dataset[Tensor]
+    dataset: Dataset[Batch]
     size: int
-    encode: bool
+    num_workers: int
     name_files: Callable[[int], str]
     validate: Callable[[], float] | None
 
@@ -77,6 +78,11 @@ def trained_state(detector: Detector) -> dict[str, Tensor]:
     }
 
 
+def encoder_state(detector: Detector) -> dict[str, Tensor]:
+    """Return copies of what the encoder took from training images."""
+    return {name: value for name, value in trained_state(detector).items() if name.startswith(ENCODER)}
+
+
 def load_trained_state(detector: Detector, weights: dict[str, Tensor]) -> None:
     """Put back what ``trained_state`` returned."""
     missing, unexpected = detector.load_state_dict(weights, strict=False)
@@ -99,7 +105,7 @@ class _Keeper(lightning.Callback):
         del trainer, outputs, batch, batch_idx
         task: DetectorTask = pl_module
         config: TrainingConfig = task.training_config
-        done, last = task.position, config.max_steps
+        done, last = task.position, config.last_step
         if self.data.validate and config.val_check_interval and done % config.val_check_interval == 0:
             task.reporter.metrics({"val/loss": self.data.validate()}, step=done - 1)
         self.progress(done, last)
@@ -124,7 +130,7 @@ def train(
     guard: SignalGuard,
     progress: Callable[[int, int], None],
 ) -> Trained:
-    """Train to ``max_steps`` and leave a checkpoint of the last step in ``folder``.
+    """Train to the run's last step and leave a checkpoint of the last step in ``folder``.
 
     Raises:
         NonFiniteError: Loss or gradient became NaN or infinite (policy ``on_nonfinite=stop``).
@@ -136,7 +142,6 @@ def train(
     task = DetectorTask(
         detector,
         training=config,
-        encode=data.encode,
         steps_per_epoch=max(1, data.size // config.batch_size),
         reporter=reporter,
         name_files=data.name_files,
@@ -161,25 +166,25 @@ def train(
         checkpoints.save(folder, state)
 
     began = time.monotonic()
-    if start < config.max_steps:
+    if start < config.last_step:
         module = StepDataModule(
             data.dataset,
             count=data.size,
             batch_size=config.batch_size,
             seed=run.seed,
             start=start,
-            stop=config.max_steps,
-            num_workers=run.data.num_workers if data.encode else 0,
+            stop=config.last_step,
+            num_workers=data.num_workers,
         )
         keeper = _Keeper(save, data=data, guard=guard, progress=progress)
         try:
             with _quiet_lightning():
-                trainer = _trainer(config, steps=config.max_steps - start, keeper=keeper, folder=folder)
+                trainer = _trainer(config, steps=config.last_step - start, keeper=keeper, folder=folder)
                 trainer.fit(task, module)
         except SIGTERMException:  # the signal came between our check and Lightning's
             save()
             raise Interrupted(guard.received or 15) from None
-    return Trained(config.max_steps - start, time.monotonic() - began)
+    return Trained(max(0, config.last_step - start), time.monotonic() - began)
 
 
 def _trainer(

@@ -6,8 +6,8 @@ from typing import Any, Protocol
 
 import lightning
 import torch
-from torch import Tensor
 
+from dinomaly_hd.batch import Batch
 from dinomaly_hd.config import TrainingConfig
 from dinomaly_hd.errors import NonFiniteError
 from dinomaly_hd.models.detector import Detector
@@ -30,7 +30,6 @@ class DetectorTask(lightning.LightningModule):
     Args:
         detector: What is trained.
         training: Rates, clipping, policies.
-        encode: Whether batches are images that must be encoded first.
         steps_per_epoch: Only for ``lr_schedule_interval=epoch``.
         reporter: Gets the metrics of every step.
         name_files: Returns the files of a step, for error messages.
@@ -42,7 +41,6 @@ class DetectorTask(lightning.LightningModule):
         detector: Detector,
         *,
         training: TrainingConfig,
-        encode: bool,
         steps_per_epoch: int,
         reporter: Reporter,
         name_files: Callable[[int], str],
@@ -50,13 +48,16 @@ class DetectorTask(lightning.LightningModule):
     ) -> None:
         super().__init__()
         self.automatic_optimization = False
-        self.detector, self.training_config, self.encode = detector, training, encode
+        self.detector, self.training_config = detector, training
         self.steps_per_epoch, self.reporter, self.name_files = steps_per_epoch, reporter, name_files
         self.position = position
         self.nonfinite = 0
-        self.trained = [parameter for parameter in detector.parameters() if parameter.requires_grad]
+        groups = detector.parameter_groups()
+        self.trained = [parameter for group in groups for parameter in group.parameters]
         self.optimizer = StableAdamW(
-            self.trained, lr=training.learning_rate, weight_decay=training.weight_decay
+            [{"params": group.parameters, "rate_factor": group.rate_factor} for group in groups],
+            lr=training.learning_rate,
+            weight_decay=training.weight_decay,
         )
 
     def configure_optimizers(self) -> StableAdamW:
@@ -74,14 +75,16 @@ class DetectorTask(lightning.LightningModule):
             total=config.max_steps,
         )
 
-    def training_step(self, batch: Tensor, batch_index: int) -> None:
+    def training_step(self, batch: Batch, batch_index: int) -> None:
         del batch_index
         optimizer: Any = self.optimizers()
         rate = self.learning_rate(self.position)
         for group in optimizer.param_groups:
-            group["lr"] = rate
-        encoded = self.detector.encode(batch) if self.encode else batch
-        loss = self.detector.training_loss(encoded, step=self.position)
+            group["lr"] = rate * group["rate_factor"]
+        if batch.encoded is None:
+            images_BHW = self.detector.alter(batch.images_BHW, step=self.position)
+            batch = batch._replace(images_BHW=images_BHW, encoded=self.detector.encode(images_BHW))
+        loss = self.detector.training_loss(batch, step=self.position)
         optimizer.zero_grad()
         self.manual_backward(loss.total)
         norm = torch.nn.utils.clip_grad_norm_(self.trained, self.training_config.gradient_clip)

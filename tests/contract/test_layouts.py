@@ -19,7 +19,7 @@ from dinomaly_hd.experiments.exported import load_model
 from dinomaly_hd.experiments.training_run import Outcome, execute
 from dinomaly_hd.flags import resolve
 from dinomaly_hd.journal import Journal
-from dinomaly_hd.models.build import preprocessing_of
+from dinomaly_hd.models.build_encoder import preprocessing_of
 from dinomaly_hd.models.dinomaly import Dinomaly
 from dinomaly_hd.training.checkpoint import newest
 from dinomaly_hd.training.guards import SignalGuard
@@ -146,8 +146,8 @@ def test_a_domain_scores_alone_what_it_scores_among_others(train: Any, tmp_path:
         examiner = Examiner(
             model.detector,
             ImageStore(manifest, keep_bytes=0),
-            evaluation=model.run.evaluation.model_copy(update={"eval_batch_size": 3}),
-            box=preprocessing_of(model.run.encoder).visible(manifest.shape),
+            evaluation=model.card.run.evaluation.model_copy(update={"eval_batch_size": 3}),
+            box=preprocessing_of(model.card.run.encoder).visible(manifest.shape),
             device=torch.device("cpu"),
             num_workers=0,
             bf16=False,

@@ -8,11 +8,14 @@ import pytest
 import torch
 from torch import Tensor
 
+from dinomaly_hd.batch import Batch
 from dinomaly_hd.models import scoring
 from dinomaly_hd.models.attention import LinearAttention, linear_attention
 from dinomaly_hd.models.bottleneck import BottleneckMLP, dropout
+from dinomaly_hd.models.distance import MeanPooling
 from dinomaly_hd.models.encoders import interpolate_positions
 from dinomaly_hd.models.losses import HardMining, discard_rate, token_distance
+from dinomaly_hd.models.noise import Noise
 from dinomaly_hd.training.optim import StableAdamW, warm_cosine
 
 HERE = Path(__file__).parent
@@ -46,7 +49,7 @@ def test_g1_linear_attention(tag: str, suffix: str, dtype: torch.dtype) -> None:
     }
     x = torch.from_numpy(golden[f"{tag}_x"]).to(dtype).requires_grad_()
     module = LinearAttention(x.shape[-1], heads=int(golden[f"{tag}_heads"]), qkv_bias="qkv.bias" in weights)
-    out = filled(module, weights, dtype)(x)
+    out = filled(module, weights, dtype)(x, noise=None).tokens_BND
     out.backward(torch.from_numpy(golden[f"{tag}_gy"]).to(dtype))
     assert_close(out, golden[f"{tag}_y{suffix}"], tolerance=1e-5)
     assert x.grad is not None
@@ -72,7 +75,8 @@ def test_g1_underflow_is_finite_where_the_original_is_nan() -> None:
     assert np.isnan(golden["nan_y"]).all()
     weights = {key.removeprefix("nan_w."): value for key, value in golden.items() if key.startswith("nan_w.")}
     module = filled(LinearAttention(4, heads=1), weights, torch.float32)
-    assert torch.isfinite(module(torch.from_numpy(golden["nan_x"]))).all()
+    out = module(torch.from_numpy(golden["nan_x"]), noise=None).tokens_BND
+    assert torch.isfinite(out).all()
 
 
 @pytest.mark.parametrize(("suffix", "dtype"), PRECISIONS)
@@ -91,7 +95,8 @@ def test_g2_hard_mining(tag: str, p: float, factor: float, suffix: str, dtype: t
         for side in (groups("en"), decoder)
     )
     loss = HardMining(discard_final=p, discard_warmup=0, discard_factor=factor)
-    result = loss(encoder_BSND, decoder_BSND, step=0)
+    batch = Batch(torch.zeros(len(encoder_BSND), 1, 1), torch.zeros(len(encoder_BSND)), None)
+    result = loss(encoder_BSND, decoder_BSND, pooling=MeanPooling(), batch=batch, step=0)
     result.total.backward()
     key = f"{tag}_p{p:g}_f{factor:g}"
     assert_close(result.total, golden[f"{key}_loss{suffix}"], tolerance=TOLERANCE[dtype])
@@ -123,14 +128,13 @@ def test_g3_anomaly_map(tag: str, suffix: str, dtype: torch.dtype) -> None:
     batch, _, rows, columns = sides[0][0].shape
     distance = token_distance(encoder, decoder).reshape(batch, 2, rows, columns)
     tolerance = TOLERANCE[dtype]
-    plain = scoring.upsample(distance, image_size=(size, size), map_size=(mask, mask))
+    sizes: dict[str, Any] = {"image_size": (size, size), "map_size": (mask, mask), "pool": MeanPooling()}
+    plain = scoring.upsample(distance, **sizes)
     assert_close(plain[:, None], golden[f"{tag}_map_resized{suffix}"], tolerance=tolerance)
     assert_close(
         scoring.top_share_score(plain), golden[f"{tag}_score_top1pct_pregauss{suffix}"], tolerance=tolerance
     )
-    predicted = scoring.predict(
-        distance, image_size=(size, size), map_size=(mask, mask), border="zero", row_context=0
-    )
+    predicted = scoring.predict(distance, **sizes, border="zero", row_context=0)
     assert_close(predicted.map_BHW[:, None], golden[f"{tag}_map_resized_gauss{suffix}"], tolerance=tolerance)
     assert_close(predicted.score_B, golden[f"{tag}_score_top1pct{suffix}"], tolerance=tolerance)
 
@@ -234,7 +238,7 @@ def test_g7_bottleneck(suffix: str, dtype: torch.dtype) -> None:
     golden = load("g7_bmlp")
     weights = {key.removeprefix("w."): value for key, value in golden.items() if key.startswith("w.")}
     mlp = filled(BottleneckMLP(12, hidden=48, p=0.2), weights, dtype)
-    out = mlp(torch.from_numpy(golden["x"]).to(dtype), generator=None)
+    out = mlp(torch.from_numpy(golden["x"]).to(dtype), noise=None)
     assert_close(out.tokens_BND, golden[f"y{suffix}"], tolerance=TOLERANCE[dtype])
 
 
@@ -246,7 +250,8 @@ def test_g7_three_dropouts() -> None:
         torch.nn.init.eye_(layer.weight)
         torch.nn.init.zeros_(layer.bias)
     with torch.no_grad():
-        out = mlp(torch.ones(64, 100, 64), generator=torch.Generator().manual_seed(1)).tokens_BND
+        noise = Noise(1, step=0, device=torch.device("cpu"))
+        out = mlp(torch.ones(64, 100, 64), noise=noise).tokens_BND
     values = np.unique(out.numpy().round(5))
     np.testing.assert_allclose(values, golden["train_identity_values"], atol=1e-4)
     rate, count = float((out != 0).float().mean()), out.numel()

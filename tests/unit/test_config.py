@@ -5,12 +5,23 @@ import sys
 
 import pytest
 
-from dinomaly_hd.config import WITHOUT_EFFECT, RunConfig, flatten, from_json, with_values
+from dinomaly_hd.config import (
+    AFTER_TRAINING,
+    WITHOUT_EFFECT,
+    RunConfig,
+    blocks_of,
+    flatten,
+    from_json,
+    weights_of,
+    with_values,
+)
 from dinomaly_hd.errors import ConfigError
 from dinomaly_hd.flags import HELP, OPTIONS, parse, resolve
-from dinomaly_hd.variants import PRESETS, VARIANTS
+from dinomaly_hd.variants import ABLATION, PRESETS, VARIANTS
 
 EVERY = [(variant, preset) for variant in VARIANTS for preset in PRESETS]
+STRUCTURAL = {"preset", "variant", "bottleneck", "attention", "loss", "distance", "auxiliary"}
+"""Values that variant and preset decide."""
 
 
 def made(variant: str, preset: str) -> RunConfig:
@@ -26,22 +37,48 @@ def test_json_and_back(variant: str, preset: str) -> None:
 
 @pytest.mark.parametrize(("variant", "preset"), EVERY)
 def test_every_flag_has_help_and_names_one_value(variant: str, preset: str) -> None:
-    structural = {"preset", "variant", "bottleneck", "loss"}
-    assert set(flatten(made(variant, preset))) - structural <= set(HELP)
+    assert set(flatten(made(variant, preset))) - STRUCTURAL <= set(HELP)
 
 
-def test_the_digest_covers_every_value_that_can_change_a_result() -> None:
-    run = made("horizontal", "quick")
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_the_digest_covers_every_value_that_can_change_a_result(variant: str) -> None:
+    run = made(variant, "quick")
     for name, value in flatten(run).items():
-        if name in ("preset", "variant", "bottleneck", "loss"):
+        if name in STRUCTURAL:
             continue
-        changed = with_values(run, {name: CHANGED.get(name, other(value))})
+        opposite = {"class_token": "keep" if value == "remove" else "remove"}
+        changed = with_values(run, {name: {**CHANGED, **opposite}.get(name, other(value))})
         assert changed != run, name
         assert (changed.digest() == run.digest()) == (name in WITHOUT_EFFECT), name
 
 
+def test_the_digest_tells_the_variants_apart() -> None:
+    assert len({made(variant, "quick").digest() for variant in VARIANTS}) == len(VARIANTS)
+
+
+def test_the_digest_can_leave_out_what_training_does_not_see() -> None:
+    run = made("aux", "quick")
+    values = {"row_context": 2, "border": "reflect", "aux_score_weight": 1.0, "max_steps": 7}
+    for name, value in values.items():
+        changed = with_values(run, {name: value})
+        assert (changed.digest(without=AFTER_TRAINING) == run.digest(without=AFTER_TRAINING)) == (
+            name in AFTER_TRAINING
+        )
+
+
+def test_every_config_of_the_ablation_removes_class_tokens_and_differs_from_the_others() -> None:
+    runs = {name: PRESETS["full"](config()) for name, config in ABLATION.items()}
+    assert {run.model.class_token for run in runs.values()} == {"remove"}
+    assert len({run.digest() for run in runs.values()}) == len(runs) == 10
+    assert all(from_json(run.to_json()) == run for run in runs.values())
+
+
 CHANGED = {
-    "class_token": "keep",
+    "decoder_blocks": "0",
+    "row_radius": "full",
+    "scale_weights": ".35,.65",
+    "topk_scope": "sample",
+    "train_domains": "A",
     "border": "reflect",
     "image_size": "392",
     "crop": "196",
@@ -64,7 +101,7 @@ def other(value: object) -> object:
     if isinstance(value, int):
         return value + 1
     if isinstance(value, float):
-        return value / 2
+        return value / 2 or 0.5
     return f"{value}x"
 
 
@@ -121,3 +158,40 @@ def test_help_needs_neither_torch_nor_mlflow() -> None:
         "sys.exit(any(name in sys.modules for name in ('torch', 'mlflow', 'timm', 'lightning')))"
     )
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+
+
+PARTS = [
+    ("decoder_dropout", "decoder_blocks", "7-4", "names no decoder blocks"),
+    ("decoder_dropout", "decoder_blocks", "a", "names no decoder blocks"),
+    ("decoder_dropout", "decoder_heads", "1.5", "less than or equal to 1"),
+    ("row_mask", "row_radius", "-1", "is not a radius"),
+    ("row_mask", "row_radius", "half", "is not a radius"),
+    ("scale", "scale_weights", ".35", "write learned, or 2 weights"),
+    ("scale", "scale_weights", "0,0", "write learned, or 2 weights"),
+    ("scale", "scale_weights", "-1,2", "write learned, or 2 weights"),
+    ("gem", "gem_p", "0", "greater than 0"),
+    ("focal", "focal_gamma", "-1", "greater than or equal to 0"),
+    ("topk", "q_percent", "0", "greater than 0"),
+    ("topk", "q_percent", "101", "less than or equal to 100"),
+    ("topk", "topk_scope", "image", "'batch', 'sample' or 'domain'"),
+    ("adaptive", "ape_scale", "-1", "greater than or equal to 0"),
+    ("aux", "aux_weight", "-1", "greater than or equal to 0"),
+    ("row_masking", "row_p", "2", "less than or equal to 1"),
+    ("directional_topk", "tail_context", "-1", "greater than or equal to 0"),
+]
+
+
+@pytest.mark.parametrize(("variant", "name", "value", "rule"), PARTS)
+def test_values_of_every_part_are_checked(variant: str, name: str, value: str, rule: str) -> None:
+    with pytest.raises(ConfigError, match=f"^{name}='{value}': .*{rule}") as raised:
+        with_values(made(variant, "quick"), {name: value})
+    assert "\n" not in str(raised.value)
+
+
+def test_blocks_and_weights_are_read() -> None:
+    assert blocks_of("1,3", depth=4) == [1, 3]
+    assert blocks_of("2-3,0", depth=4) == [0, 2, 3]
+    assert blocks_of("last-half", depth=2) == [1]
+    with pytest.raises(ValueError, match=r"the decoder has blocks 0\.\.3"):
+        blocks_of("2-4", depth=4)
+    assert weights_of(".35,.65") == [0.35, 0.65]

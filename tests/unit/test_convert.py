@@ -7,6 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from dinomaly_hd.errors import CheckpointError
+from dinomaly_hd.models.attention import PlainMixing
 from dinomaly_hd.models.bottleneck import BottleneckMLP
 from dinomaly_hd.models.convert import convert_dinomaly
 from dinomaly_hd.models.dinomaly import Decoder
@@ -15,7 +16,7 @@ WIDTH, HEADS, DEPTH = 12, 3, 4
 
 
 def ours() -> nn.ModuleDict:
-    decoder = Decoder(WIDTH, heads=HEADS, depth=DEPTH)
+    decoder = Decoder(WIDTH, heads=HEADS, mixings=[PlainMixing() for _ in range(DEPTH)])
     return nn.ModuleDict({"bottleneck": BottleneckMLP(WIDTH, hidden=4 * WIDTH, p=0.2), "decoder": decoder})
 
 
@@ -31,7 +32,8 @@ def original_names(state: dict[str, Tensor]) -> dict[str, Tensor]:
 
 def output(module: nn.ModuleDict, x: Tensor) -> Tensor:
     with torch.no_grad():
-        out: Tensor = module["decoder"](module["bottleneck"](x, generator=None).tokens_BND)
+        tokens = module["bottleneck"](x, noise=None).tokens_BND
+        out: Tensor = module["decoder"](tokens, noise=None).groups_BSTD
     return out
 
 

@@ -10,12 +10,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from dinomaly_hd.batch import Batch
 from dinomaly_hd.config import ModelConfig, TrainingConfig, with_values
 from dinomaly_hd.models.bottleneck import BottleneckMLP, SegmentDropout
 from dinomaly_hd.models.build import build_detector
 from dinomaly_hd.models.detector import Detector
 from dinomaly_hd.models.dinomaly import Dinomaly
-from dinomaly_hd.models.losses import TopK
+from dinomaly_hd.models.noise import Noise
 from dinomaly_hd.models.weights import Weights
 from dinomaly_hd.training.optim import warm_cosine
 from dinomaly_hd.training.task import DetectorTask
@@ -33,6 +34,11 @@ def detector(variant: str, *, seed: int = 42) -> Dinomaly:
 
 def encoded(batch: int = 2) -> Tensor:
     return torch.randn(batch, 2, 64, 192, generator=torch.Generator().manual_seed(5))
+
+
+def sample(count: int = 2) -> Batch:
+    images_BHW = torch.rand(count, 31, 95, generator=torch.Generator().manual_seed(6))
+    return Batch(images_BHW, torch.zeros(count, dtype=torch.int64), encoded(count))
 
 
 def start(model: Detector) -> dict[str, Tensor]:
@@ -64,8 +70,8 @@ def test_inference_is_deterministic_and_alone_what_it_is_in_a_batch(variant: str
 
 @pytest.mark.parametrize("variant", VARIANTS)
 def test_noise_is_a_function_of_the_step(variant: str) -> None:
-    model, features = detector(variant), encoded()
-    losses = [model.training_loss(features, step=step).total.item() for step in (7, 7, 8)]
+    model, batch = detector(variant), sample()
+    losses = [model.training_loss(batch, step=step).total.item() for step in (7, 7, 8)]
     assert losses[0] == losses[1] != losses[2]
 
 
@@ -81,7 +87,7 @@ def test_element_dropout_is_the_same_constant_at_every_step(monkeypatch: pytest.
 
     monkeypatch.setattr(mlp.fc1, "forward", measure)
     for step in (0, 10_000):
-        model.training_loss(encoded(8), step=step)
+        model.training_loss(sample(8), step=step)
     model.score(encoded(8))
     elements = 8 * 64 * 192
     sigma = math.sqrt(0.2 * 0.8 / elements)
@@ -96,6 +102,10 @@ def segments(**changes: Any) -> SegmentDropout:
 
 def generator(seed: int = 0) -> torch.Generator:
     return torch.Generator().manual_seed(seed)
+
+
+def noise(seed: int = 0, *, step: int = 0) -> Noise:
+    return Noise(seed, step=step, device=torch.device("cpu"))
 
 
 @pytest.mark.parametrize(("row_p", "seg_len", "seg_drop_p"), [(0.2, 3, 0.6), (0.5, 12, 0.9), (1.0, 1, 0.5)])
@@ -122,7 +132,7 @@ def test_segments_fit_their_row_and_begin_anywhere() -> None:
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16])
 def test_segments_drop_whole_tokens_and_rescale_nothing(dtype: torch.dtype) -> None:
     x_BND = 1 + torch.rand(4, 120, 6, generator=generator()).to(dtype)
-    out, rate = segments(row_p=1.0)(x_BND, generator=generator(1))
+    out, rate = segments(row_p=1.0)(x_BND, noise=noise(1))
     assert out.dtype == dtype
     zero_BN = (out == 0).all(-1)
     assert torch.equal(zero_BN, (out == 0).any(-1))
@@ -134,39 +144,18 @@ def test_segments_are_drawn_from_seed_and_step_only() -> None:
     same = [segments().draw(8, generator=generator(seed)) for seed in (1, 1, 2)]
     assert torch.equal(same[0], same[1])
     assert not torch.equal(same[0], same[2])
-    x_BND = torch.rand(2, 120, 4)
-    assert torch.equal(segments()(x_BND, generator=None).tokens_BND, x_BND)
+    x_BND = 1 + torch.rand(8, 120, 4, generator=generator())
+    places = [noise(1, step=3), noise(1, step=3), noise(1, step=4), noise(2, step=3)]
+    first, again, later, other = (segments()(x_BND, noise=place).tokens_BND for place in places)
+    assert torch.equal(first, again)
+    assert not torch.equal(first, later)
+    assert not torch.equal(first, other)
+    assert torch.equal(segments()(x_BND, noise=None).tokens_BND, x_BND)
 
 
 def test_a_wrong_token_count_is_named() -> None:
     with pytest.raises(ValueError, match="got 125 tokens for a 10 x 12 grid of 120"):
-        segments()(torch.zeros(1, 125, 4), generator=generator())
-
-
-@pytest.mark.parametrize(
-    ("step", "q"), [(0, 100.0), (100, 51.0), (200, 2.0), (500, 2.0)], ids=["0", "100", "200", "500"]
-)
-def test_topk_equals_a_loop(step: int, q: float) -> None:
-    encoder = torch.randn(3, 2, 40, 8, dtype=torch.float64, generator=generator(1))
-    decoder = torch.randn(3, 2, 40, 8, dtype=torch.float64, generator=generator(2)).requires_grad_()
-    distances = []
-    for image, token in itertools.product(range(3), range(40)):
-        pairs = [(encoder[image, group, token], decoder[image, group, token]) for group in range(2)]
-        cosines = [torch.dot(a, b) / (a.norm() * b.norm()) for a, b in pairs]
-        distances.append(
-            sum((1 - cosine for cosine in cosines), start=torch.zeros((), dtype=torch.float64)) / 2
-        )
-    k = max(1, math.floor(q / 100 * 120))
-    reference = torch.stack(sorted(distances, key=Tensor.item, reverse=True)[:k]).mean()
-    loss = TopK(q_percent=2.0, q_warmup=200)
-    assert loss.q_at(step) == pytest.approx(q)
-    total, parts = loss(encoder, decoder, step=step)
-    assert total.item() == pytest.approx(reference.item(), abs=1e-12)
-    assert float(parts["discard_rate"]) == pytest.approx(1 - k / 120)
-    (ours,) = torch.autograd.grad(total, decoder)
-    (theirs,) = torch.autograd.grad(reference, decoder)
-    torch.testing.assert_close(ours, theirs, atol=1e-12, rtol=0)
-    assert int((ours.abs().sum((1, 3)) > 0).sum()) == k
+        segments()(torch.zeros(1, 125, 4), noise=noise())
 
 
 class Silent:
@@ -179,7 +168,6 @@ def rates(interval: str, *, steps: list[int], per_epoch: int = 63) -> list[float
     task = DetectorTask(
         detector("baseline"),
         training=TrainingConfig.model_validate({"lr_schedule_interval": interval}),
-        encode=False,
         steps_per_epoch=per_epoch,
         reporter=Silent(),
         name_files=str,

@@ -39,8 +39,9 @@ def test_a_tenth_of_each_domain_is_held_out_and_nothing_is_lost() -> None:
     assert [data.records[position].domain for position in split.held_out] == ["domain_A"] * 4 + [
         "domain_B"
     ] * 4
-    both = np.sort(np.concatenate(split))
+    both = np.sort(np.concatenate([split.train, split.held_out]))
     np.testing.assert_array_equal(both, data.indices(split="train"))
+    np.testing.assert_array_equal(split.normals, split.train)
     for side in split:
         np.testing.assert_array_equal(side, np.unique(side))
 
@@ -90,3 +91,22 @@ def test_one_image_cannot_be_split() -> None:
     assert len(hold_out(data, ratio=0, seed=1).train) == 1
     with pytest.raises(LayoutError, match="domain_A/train/good: 1 image"):
         hold_out(data, ratio=0.1, seed=1)
+
+
+def test_domains_that_are_only_tested_keep_their_hold_out_and_their_normals() -> None:
+    data = manifest("domain_A", "domain_B", "domain_C")
+    whole = hold_out(data, ratio=0.25, seed=3)
+    part = hold_out(data, ratio=0.25, seed=3, train_domains=["domain_C", "domain_A"])
+    np.testing.assert_array_equal(part.held_out, whole.held_out)
+    np.testing.assert_array_equal(part.normals, whole.normals)
+    trained = [data.records[position].domain for position in part.train]
+    assert trained == ["domain_A"] * 30 + ["domain_C"] * 30
+    own = [position for position in whole.train if data.records[position].domain != "domain_B"]
+    np.testing.assert_array_equal(part.train, own)
+
+
+@pytest.mark.parametrize("names", [[], ["domain_D"], ["A"], ["domain_A", "domain_X"]])
+def test_domains_to_train_on_must_be_loaded(names: list[str]) -> None:
+    with pytest.raises(ConfigError, match=r"train_domains=.*one or more of domain_A, domain_B") as raised:
+        hold_out(manifest("domain_A", "domain_B"), ratio=0.1, seed=1, train_domains=names)
+    assert "\n" not in str(raised.value)

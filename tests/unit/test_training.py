@@ -1,22 +1,24 @@
 """Training by steps: exact resume, finite checks before each update, checkpoints that are never torn."""
 
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from torch import Tensor, nn
+from torch.utils.data import Dataset
 
+from dinomaly_hd.batch import Batch
 from dinomaly_hd.config import RunConfig, with_values
-from dinomaly_hd.data.features import EncodedDataset
 from dinomaly_hd.errors import CheckpointError, Interrupted, NonFiniteError, OutputError
-from dinomaly_hd.models.detector import Detector, Loss, Prediction
+from dinomaly_hd.models.detector import Detector, Loss, ParameterGroup, Prediction
 from dinomaly_hd.training import checkpoint as checkpoints
 from dinomaly_hd.training import fit
 from dinomaly_hd.training.checkpoint import Checkpoint
 from dinomaly_hd.training.guards import SignalGuard
+from dinomaly_hd.training.task import DetectorTask
 from dinomaly_hd.variants import baseline, quick
 
 STEPS = 12
@@ -39,7 +41,9 @@ class Line(Detector):
     def encode(self, images_BHW: Tensor) -> Tensor:
         return images_BHW
 
-    def training_loss(self, encoded: Tensor, *, step: int) -> Loss:
+    def training_loss(self, batch: Batch, *, step: int) -> Loss:
+        encoded = batch.encoded
+        assert encoded is not None
         error = (self.linear(encoded) - encoded).square().mean()
         return Loss(error * (math.nan if step in self.poisoned else 1), {"discard_rate": torch.zeros(())})
 
@@ -48,6 +52,17 @@ class Line(Detector):
 
     def score(self, encoded: Tensor) -> Prediction:
         return Prediction(encoded[:, None], self.validation_loss(encoded))
+
+
+class Samples(Dataset[Batch]):
+    """Rows of ``DATA``, encoded already or left to the step."""
+
+    def __init__(self, *, encoded: bool) -> None:
+        self.encoded = encoded
+
+    def __getitems__(self, items: Sequence[int]) -> Batch:
+        rows = DATA[list(items)]
+        return Batch(rows, torch.zeros(len(rows), dtype=torch.int64), rows if self.encoded else None)
 
 
 class Record:
@@ -71,7 +86,15 @@ def config(**values: Any) -> RunConfig:
     return with_values(quick(baseline()), {**given, **values})
 
 
-def train(detector: Detector, run: RunConfig, folder: Path, *, until: int | None = None) -> Record:
+def train(
+    detector: Detector,
+    run: RunConfig,
+    folder: Path,
+    *,
+    until: int | None = None,
+    encoded: bool = True,
+    validate: Callable[[], float] | None = None,
+) -> Record:
     record = Record()
     found = checkpoints.newest(folder).checkpoint
     with SignalGuard() as guard:
@@ -85,7 +108,7 @@ def train(detector: Detector, run: RunConfig, folder: Path, *, until: int | None
             detector,
             run=run,
             data=fit.TrainingData(
-                EncodedDataset(DATA), len(DATA), False, lambda step: f"files of {step}", None
+                Samples(encoded=encoded), len(DATA), 0, lambda step: f"files of {step}", validate
             ),
             resume=found,
             data_digest="data",
@@ -107,6 +130,46 @@ def test_an_interrupted_training_goes_on_to_the_same_bits(tmp_path: Path) -> Non
     rest = train(parts, config(), tmp_path / "parts")
     assert rest.points == expected.points[7:]
     assert torch.equal(whole.linear.weight, parts.linear.weight)
+
+
+def test_encoded_before_or_in_the_step_is_the_same_training(tmp_path: Path) -> None:
+    before, within = Line(), Line()
+    expected = train(before, config(), tmp_path / "before")
+    assert train(within, config(), tmp_path / "within", encoded=False).points == expected.points
+    assert torch.equal(before.linear.weight, within.linear.weight)
+
+
+def test_validation_is_reported_with_the_step_that_it_follows(tmp_path: Path) -> None:
+    record = train(Line(), config(val_check_interval=5), tmp_path, validate=lambda: 0.5)
+    assert [(step, values) for step, values in record.points if "val/loss" in values] == [
+        (4, {"val/loss": 0.5}),
+        (9, {"val/loss": 0.5}),
+    ]
+    assert not train(Line(), config(val_check_interval=5), tmp_path / "without").series("val/loss")
+
+
+class Grouped(Line):
+    """A second parameter whose rate is three times the scheduled one."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.offset = nn.Parameter(torch.zeros(6))
+
+    def parameter_groups(self) -> list[ParameterGroup]:
+        return [ParameterGroup([self.linear.weight], 1.0), ParameterGroup([self.offset], 3.0)]
+
+
+def test_a_group_has_its_factor_on_the_scheduled_rate() -> None:
+    run = config()
+    task = DetectorTask(
+        Grouped(), training=run.training, steps_per_epoch=1, reporter=Record(), name_files=str, position=3
+    )
+    rate = task.learning_rate(3)
+    task.optimizers = lambda: task.optimizer  # type: ignore[method-assign]
+    task.manual_backward = lambda loss: loss.backward()  # type: ignore[method-assign]
+    task.training_step(Samples(encoded=True).__getitems__([0, 1]), 0)
+    assert rate > 0
+    assert [group["lr"] for group in task.optimizer.param_groups] == [rate, 3 * rate]
 
 
 def test_learning_rate_is_stepped_once_per_optimizer_step(tmp_path: Path) -> None:

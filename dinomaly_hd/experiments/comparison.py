@@ -1,0 +1,138 @@
+"""Run the members of a comparison one after another and report on them, under one parent."""
+
+import re
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from typing import NamedTuple
+
+from dinomaly_hd.config import RunConfig
+from dinomaly_hd.errors import CheckpointError, ComparisonError, ConfigError, NonFiniteError
+from dinomaly_hd.evaluation.comparison_members import MemberRun
+from dinomaly_hd.experiments.context import Context
+from dinomaly_hd.experiments.members import read_member
+from dinomaly_hd.experiments.parent import Parent, parent_run
+from dinomaly_hd.experiments.reporting import Question, Report, flat_means, write_report
+from dinomaly_hd.experiments.training_run import Outcome, execute
+from dinomaly_hd.models.build import check_model
+from dinomaly_hd.models.build_encoder import check_encoder
+
+ENDS_A_MEMBER_ONLY = (NonFiniteError, CheckpointError)
+Gather = Callable[["dict[Member, Outcome]"], list[MemberRun]]
+
+
+class Member(NamedTuple):
+    """One run of a comparison; those of one label and different seeds are averaged.
+
+    ``place`` is the name of its folder below the comparison's.
+    """
+
+    label: str
+    run: RunConfig
+    place: str
+
+
+class Done(NamedTuple):
+    """Finished members with what they left, why others did not finish, and the report if there is one."""
+
+    outcomes: dict[Member, Outcome]
+    failed: dict[str, str]
+    report: Report | None
+
+
+def member(label: str, run: RunConfig) -> Member:
+    """Return a member whose folder is named by label and seed."""
+    return Member(label, run, f"{re.sub(r'[^A-Za-z0-9._=,-]', '_', label)}_seed{run.seed}")
+
+
+def one_run_each(outcomes: dict[Member, Outcome]) -> list[MemberRun]:
+    """Return every finished run under its member's label."""
+    return [
+        read_member(outcome.folder, label=member.label, name=outcome.mlflow_run_id)
+        for member, outcome in outcomes.items()
+    ]
+
+
+def run_comparison(
+    members: Sequence[Member],
+    context: Context,
+    *,
+    kind: str,
+    question: Question,
+    gather: Gather = one_run_each,
+) -> Done:
+    """Run all members in their order, then write and log the report on them.
+
+    What members share is done once: encoder outputs, and a training of which another is the continuation or
+    which differs only in what comes after it. A member that is finished already, in this comparison or
+    another, is not run again.
+
+    Raises:
+        DinomalyHDError: What would end every member (bad data, no encoder weights, a full disk).
+        ComparisonError: Some members failed; the report is written all the same and names them.
+    """
+    for one in members:
+        _check(one)
+    with parent_run({one.place: one.run for one in members}, context, kind=kind) as parent:
+        outcomes, failed = _run_members(members, context, parent)
+        report = _report(gather(outcomes), context, parent, question=question, failed=failed)
+        if failed:
+            lines = [f"{name}: {reason}" for name, reason in failed.items()]
+            raise ComparisonError(f"{len(lines)} of {len(members)} members failed: {'; '.join(lines)}")
+    return Done(outcomes, failed, report)
+
+
+def _run_members(
+    members: Sequence[Member], context: Context, parent: Parent
+) -> tuple[dict[Member, Outcome], dict[str, str]]:
+    """Run members; one that diverges does not stop the others."""
+    outcomes: dict[Member, Outcome] = {}
+    failed: dict[str, str] = {}
+    for number, one in enumerate(members, start=1):
+        context.say(f"\n== {number}/{len(members)}: {one.label}, seed {one.run.seed}")
+        siblings = [outcome.folder for other, outcome in outcomes.items() if other.run.seed == one.run.seed]
+        own = replace(parent.member(one.place, config=one.label), donors=tuple(siblings))
+        try:
+            outcomes[one] = execute(one.run, own)
+        except ENDS_A_MEMBER_ONLY as error:
+            failed[f"{one.label}, seed {one.run.seed}"] = str(error)
+            context.say(f"{type(error).__name__}: {error}")
+    return outcomes, failed
+
+
+def _report(
+    members: Sequence[MemberRun],
+    context: Context,
+    parent: Parent,
+    *,
+    question: Question,
+    failed: dict[str, str],
+) -> Report | None:
+    if not members:
+        return None
+    context.say(f"\n== report on {len(members)} runs")
+    report = write_report(
+        members,
+        parent.folder,
+        question=question,
+        command=context.command,
+        failed=failed,
+        tick=context.guard.check,
+    )
+    for path in report.files:
+        folder = path.parent.relative_to(parent.folder)
+        parent.artifact(path, folder=None if str(folder) == "." else str(folder))
+    parent.metrics(flat_means(report.comparison))
+    parent.note(report.markdown)
+    for line in report.markdown.splitlines():
+        context.say(line)
+    context.say(f"report: {parent.folder / 'report.html'}")
+    return report
+
+
+def _check(one: Member) -> None:
+    """Refuse a member's settings before the first member is run."""
+    try:
+        shape = check_encoder(one.run.encoder)
+        check_model(one.run.model, grid=shape.grid, is_transformer=shape.is_transformer)
+    except ConfigError as error:
+        raise ConfigError(f"{one.label}: {error}") from error

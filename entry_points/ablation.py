@@ -1,0 +1,33 @@
+"""Train and compare configs with several seeds on equal terms: A0 A B C D E F G F0 K100, or a list."""
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+from dinomaly_hd.flags import Option, config_names
+from entry_points.common import launch
+from entry_points.comparisons import SEEDS, prepare
+
+if TYPE_CHECKING:
+    from dinomaly_hd.training.guards import SignalGuard
+
+SWITCHES = {
+    "configs": Option(
+        "ablation",
+        "ablation (A0 A B C D E F G F0 K100), directional, variants, or a list such as A0,F,F:q_percent=1; "
+        "all are compared with the first",
+    ),
+    "seeds": SEEDS,
+}
+
+
+def main(argv: Sequence[str], guard: "SignalGuard") -> None:
+    """Run the ablation."""
+    build, seeds, context, switches = prepare("ablation", argv, guard, doc=__doc__, switches=SWITCHES)
+    configs = config_names(switches["configs"])
+    from dinomaly_hd.experiments.ablation import run_ablation
+
+    run_ablation(configs, seeds, context, build=build)
+
+
+if __name__ == "__main__":
+    launch(main)

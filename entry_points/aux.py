@@ -1,0 +1,9 @@
+"""Train Dinomaly that also learns to tell synthetic bands, and evaluate it per domain and condition."""
+
+from entry_points.common import MODES, launch, variant_main
+
+SWITCHES = MODES
+main = variant_main("aux", doc=__doc__, switches=SWITCHES)
+
+if __name__ == "__main__":
+    launch(main)

@@ -1,0 +1,85 @@
+"""What the entry points of comparisons share: common values for all members, configs and seeds as lists."""
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import TYPE_CHECKING, NamedTuple
+
+from dinomaly_hd.flags import (
+    AUTO,
+    HELP,
+    OPTIONS,
+    Option,
+    common_defaults,
+    parse,
+    preset_name,
+    resolve_config,
+    whole_numbers,
+)
+from entry_points.common import context_of, repeating_command
+
+if TYPE_CHECKING:
+    from dinomaly_hd.config import RunConfig
+    from dinomaly_hd.experiments.context import Context
+    from dinomaly_hd.training.guards import SignalGuard
+
+PER_MEMBER = ("seed", "class_token", "stop_step", "start_from", "train_domains")
+"""Values of a run that a comparison sets for each member."""
+SEEDS = Option("42", "comma-separated; the final comparison's five: 42,43,44,123,456")
+MEMBERS = {"maps_per_group": "2"}
+"""Defaults that differ from a single run's: a comparison draws fewer anomaly maps of each member."""
+
+
+class Prepared(NamedTuple):
+    """What a comparison runs on: ``build`` makes the run of a config text and a seed."""
+
+    build: Callable[[str, int], "RunConfig"]
+    seeds: tuple[int, ...]
+    context: "Context"
+    switches: dict[str, str]
+
+
+def defaults_of(switches: Mapping[str, Option], *, without: Sequence[str] = ()) -> dict[str, str]:
+    """Return name -> default of every flag of a comparison's entry point."""
+    own = {name: option.default for name, option in {**OPTIONS, **switches}.items()}
+    common = common_defaults(without=[*PER_MEMBER, *without])
+    return {**own, **common, **{name: value for name, value in MEMBERS.items() if name in common}}
+
+
+def prepare(
+    entry_point: str,
+    argv: Sequence[str],
+    guard: "SignalGuard",
+    *,
+    doc: str | None,
+    switches: Mapping[str, Option],
+    without: Sequence[str] = (),
+) -> Prepared:
+    """Turn the flags of a comparison into what makes its members.
+
+    Args:
+        entry_point: Its name.
+        argv: Flags.
+        guard: Of the process.
+        doc: Description for ``--help``.
+        switches: Flags of its own; ``seeds`` is one of them.
+        without: Values that the members differ in.
+
+    Raises:
+        ConfigError: A flag or value is wrong.
+    """
+    defaults = defaults_of(switches, without=without)
+    texts = {**HELP, **{name: option.help for name, option in {**OPTIONS, **switches}.items()}}
+    given = parse(entry_point, argv, accepted={name: texts[name] for name in defaults}, doc=doc or "")
+    chosen = {name: given.get(name, option.default) for name, option in switches.items()}
+    common = {name: value for name, value in {**MEMBERS, **given}.items() if name not in switches}
+    command = repeating_command(
+        entry_point,
+        {**given, "seeds": chosen["seeds"]},
+        preset=preset_name(given.get("preset", AUTO)),
+        defaults=defaults,
+    )
+
+    def build(config: str, seed: int) -> "RunConfig":
+        return resolve_config(config, {**common, "seed": str(seed)})
+
+    context = context_of(given, guard, entry_point=entry_point, command=command)
+    return Prepared(build, whole_numbers("seeds", chosen["seeds"]), context, chosen)

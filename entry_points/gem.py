@@ -1,0 +1,9 @@
+"""Train Dinomaly with a generalised mean over its two groups, in loss and score."""
+
+from entry_points.common import MODES, launch, variant_main
+
+SWITCHES = MODES
+main = variant_main("gem", doc=__doc__, switches=SWITCHES)
+
+if __name__ == "__main__":
+    launch(main)

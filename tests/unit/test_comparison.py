@@ -1,0 +1,344 @@
+"""A comparison refuses what cannot be compared, corrects what it tests, and says in words what follows."""
+
+import re
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from dinomaly_hd.errors import ConfigError, DataError, NonFiniteError
+from dinomaly_hd.evaluation import metrics, statistics
+from dinomaly_hd.evaluation.comparison import Comparison, Focus, compare, focus_table
+from dinomaly_hd.evaluation.comparison_differences import verdict
+from dinomaly_hd.evaluation.comparison_members import MemberRun
+from dinomaly_hd.evaluation.comparison_plots import comparison_pictures, dot_figure, forest_figure
+from dinomaly_hd.evaluation.comparison_reading import Story, reading
+from dinomaly_hd.evaluation.comparison_report import comparison_csv, comparison_html, comparison_markdown
+from dinomaly_hd.evaluation.plots import png_bytes
+
+DOMAINS = ("domain_A", "domain_C")
+C_COLD = Focus("domain_C", "cold")
+STORY = Story("Three ideas", "Which helps C cold?", "python -m entry_points.report", {})
+
+
+def member(label: str, seed: int, *, effect: float = 0.0, count: int = 12, **changes: Any) -> MemberRun:
+    """A run whose faults of domain C, cold, score higher by ``effect``; ``changes`` alter its result."""
+    rows = [
+        (f"{domain}/test/{kind}/{condition}{i}.tiff", domain, fault, condition)
+        for domain in DOMAINS
+        for condition in ("cold", "warm")
+        for fault, kind in enumerate(("good", "fault"))
+        for i in range(count)
+    ]
+    scores = pd.DataFrame(rows, columns=["path", "domain", "label", "condition"])
+    generator = np.random.default_rng([seed, *label.encode()])
+    cold_fault = (scores["domain"] == "domain_C") & (scores["condition"] == "cold") & (scores["label"] == 1)
+    own = np.random.default_rng(0).normal(size=len(scores)) + 0.2 * generator.normal(size=len(scores))
+    scores["score"] = own + 0.8 * scores["label"] + effect * cold_fault
+    config = {
+        "seed": seed,
+        "model": {"row_p": 0.1},
+        "training": {"max_steps": 1000, **changes.pop("training", {})},
+    }
+    result = {"data_digest": "abc", "config": config, "versions": {"torch": "2.11"}} | changes
+    return MemberRun(label, seed, f"runs/{label}_{seed}", result, scores)
+
+
+def runs(seeds: int = 3, **effects: float) -> list[MemberRun]:
+    effects = effects or {"base": 0.0, "same": 0.0, "better": 2.0}
+    return [member(label, seed, effect=effect) for label, effect in effects.items() for seed in range(seeds)]
+
+
+@pytest.fixture(scope="module")
+def three() -> Comparison:
+    return compare(runs(), draws=300)
+
+
+def row(table: pd.DataFrame, **where: Any) -> pd.Series:
+    for column, value in where.items():
+        table = table[table[column] == value]
+    assert len(table) == 1
+    return table.iloc[0]
+
+
+def test_means_are_those_of_the_runs_own_metrics(three: Comparison):
+    found = row(three.means, label="better", domain="domain_C", condition="cold", metric="auroc")
+    values = []
+    for run in runs()[6:]:
+        cold = run.scores[(run.scores["domain"] == "domain_C") & (run.scores["condition"] == "cold")]
+        values.append(metrics.auroc(cold["score"], cold["label"]))
+    assert (found["mean"], found["std"]) == pytest.approx((np.mean(values), np.std(values, ddof=1)))
+    assert found["n"] == 3
+    parts = [
+        row(three.means, label="better", domain=domain, condition="all", metric="auroc")["mean"]
+        for domain in DOMAINS
+    ]
+    mean = row(three.means, label="better", domain="mean", condition="all", metric="auroc")["mean"]
+    assert mean == pytest.approx(np.mean(parts))
+
+
+def test_differences_are_paired_tests_with_both_corrections(three: Comparison):
+    table = three.differences
+    assert set(table["label"]) == {"same", "better"}
+    found = row(table, label="better", domain="domain_C", condition="cold", metric="auroc")
+    values = three.values[(three.values["domain"] == "domain_C") & (three.values["condition"] == "cold")]
+    values = values[values["metric"] == "auroc"].pivot(index="seed", columns="label", values="value")
+    expected = statistics.paired_test(values["base"], values["better"])
+    assert (found["t_p"], found["wilcoxon_p"]) == pytest.approx((expected.t_p, expected.wilcoxon_p))
+    assert (found["seeds_low"], found["seeds_high"]) == pytest.approx((expected.low, expected.high))
+    over_domains = table[
+        (table["label"] == "better") & (table["condition"] == "cold") & (table["metric"] == "auroc")
+    ]
+    single = over_domains[over_domains["domain"] != "mean"]
+    assert list(single["p_holm"]) == pytest.approx(statistics.holm(list(single["t_p"])))
+    for domain in (*DOMAINS, "mean"):
+        here = table[
+            (table["domain"] == domain) & (table["condition"] == "cold") & (table["metric"] == "auroc")
+        ]
+        assert list(here["p_holm_labels"]) == pytest.approx(statistics.holm(list(here["t_p"])), nan_ok=True)
+    mean = table[table["domain"] == "mean"]
+    pd.testing.assert_series_equal(mean["p_holm"], mean["p_holm_labels"], check_names=False)
+
+
+def test_a_real_effect_is_found_and_only_there(three: Comparison):
+    found = row(three.differences, label="better", domain="domain_C", condition="cold", metric="auroc")
+    assert found["verdict"] == "higher"
+    assert 0 < found["images_low"] < found["mean_difference"] < found["images_high"]
+    same = three.differences[three.differences["label"] == "same"]
+    assert set(same["verdict"]) == {"no difference shown"}
+
+
+def test_only_a_corrected_p_value_makes_a_verdict(three: Comparison):
+    table = three.differences
+    called = table["verdict"].isin(("higher", "lower"))
+    assert (table["p_holm"][called] < 0.05).all()
+    assert (table["p_holm"][~called].fillna(1.0) >= 0.05).all()
+    assert (table["p_holm"].fillna(1) >= table["t_p"].fillna(0)).all()
+    assert verdict(3, 0.1, 0.04) == "higher"
+    assert verdict(3, -0.1, 0.04) == "lower"
+    assert verdict(3, 0.1, 0.06) == verdict(3, 0.1, float("nan")) == "no difference shown"
+    assert verdict(2, 0.1, 0.001) == "nothing can be concluded (2 seeds)"
+    assert verdict(1, 0.1, float("nan")) == "nothing can be concluded (1 seed)"
+    assert verdict(3, float("nan"), float("nan")) == "nothing can be concluded (no value)"
+
+
+@pytest.mark.parametrize("seeds", [1, 2])
+def test_fewer_than_three_seeds_conclude_nothing(seeds: int):
+    comparison = compare(runs(seeds), draws=100)
+    assert set(comparison.differences["verdict"]) == {
+        f"nothing can be concluded ({seeds} seed{'s' * (seeds > 1)})"
+    }
+    text = " ".join(reading(comparison, failed={}, focuses=[C_COLD]))
+    assert f"Nothing can be concluded about any label ({seeds} at most)" in text
+    assert "No label has the seeds to be judged" in text
+
+
+def test_focus_sorts_by_difference_and_judges_over_labels(three: Comparison):
+    table = focus_table(three, C_COLD, metric="auroc")
+    assert list(table["label"]) == ["better", "same"]
+    assert [
+        verdict(3, d, p) for d, p in zip(table["mean_difference"], table["p_holm_labels"], strict=True)
+    ] == list(table["verdict"])
+    with pytest.raises(
+        ConfigError, match=r"domain 'domain_c' is not in this comparison\. Did you mean 'domain_C'"
+    ):
+        focus_table(three, Focus("domain_c", "cold"), metric="auroc")
+
+
+def test_delong_is_run_by_run_on_the_same_images(three: Comparison):
+    found = row(three.delong, label="better", seed=1, domain="domain_C", condition="cold")
+    base, better = (
+        run.scores[(run.scores["domain"] == "domain_C") & (run.scores["condition"] == "cold")]
+        for run in (runs()[1], runs()[7])
+    )
+    expected = statistics.delong(base["score"], better["score"], label=base["label"])
+    assert (found["difference"], found["p"]) == pytest.approx((expected.difference, expected.p))
+    assert found["verdict"].startswith("these two runs: ")
+    assert len(three.delong) == 2 * 3 * len(DOMAINS) * 3
+
+
+def test_a_missing_seed_is_named_and_left_out_of_pairs():
+    members = [run for run in runs() if (run.label, run.seed) != ("better", 1)]
+    comparison = compare(members, draws=100)
+    assert comparison.missing == (("better", 1),)
+    assert comparison.common_seeds("better") == (0, 2)
+    found = row(comparison.differences, label="better", domain="domain_C", condition="cold", metric="auroc")
+    assert found["seeds"] == 2
+    assert found["verdict"] == "nothing can be concluded (2 seeds)"
+    text = " ".join(reading(comparison, failed={"better/1": "NaN loss"}, focuses=[]))
+    assert "better has no seed 1" in text
+    assert "better/1 (NaN loss)" in text
+
+
+def test_order_of_images_and_of_runs_changes_nothing(three: Comparison):
+    shuffled = [
+        run._replace(scores=run.scores.sample(frac=1, random_state=i)) if i else run
+        for i, run in enumerate(runs())
+    ]
+    again = compare([shuffled[0], *reversed(shuffled[1:])], draws=300)
+    key = ["label", "domain", "condition", "metric"]
+    first, second = (c.differences.set_index(key).sort_index() for c in (three, again))
+    pd.testing.assert_frame_equal(first, second)
+
+
+def other_images(run: MemberRun) -> MemberRun:
+    return run._replace(scores=run.scores.iloc[1:])
+
+
+def other_label(run: MemberRun) -> MemberRun:
+    return run._replace(scores=run.scores.assign(label=1 - run.scores["label"]))
+
+
+def other_digest(run: MemberRun) -> MemberRun:
+    return run._replace(result={**run.result, "data_digest": "xyz"})
+
+
+def stale_result(run: MemberRun) -> MemberRun:
+    return run._replace(result={**run.result, "per_domain_metrics": {"domain_C": {"auroc": 0.123}}})
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        (other_digest, ["different data", "abc and xyz"]),
+        (other_images, ["different images", "domain_A/test/good/cold0.tiff is only in runs/base_0"]),
+        (other_label, ["different images", "label 0 and 1"]),
+        (stale_result, ["domain_C has AUROC 0.123000 in its result", "evaluate the run again"]),
+    ],
+)
+def test_runs_of_different_data_are_refused_and_named(change, words):
+    members = [*runs(1)[:1], change(member("other", 0))]
+    with pytest.raises(DataError) as caught:
+        compare(members)
+    for word in [*words, "runs/other_0"]:
+        assert word in str(caught.value)
+
+
+def test_users_mistakes_are_named():
+    with pytest.raises(ConfigError, match="no runs"):
+        compare([])
+    with pytest.raises(ConfigError, match="label 'base' has seed 0 twice: runs/base_0 and elsewhere"):
+        compare([member("base", 0), member("base", 0)._replace(name="elsewhere")])
+    with pytest.raises(
+        ConfigError, match=r"reference 'bas' is not a label of these runs\. Did you mean 'base'"
+    ):
+        compare(runs(1), reference="bas")
+    broken = member("base", 0)
+    broken.scores.loc[3, "score"] = np.nan
+    with pytest.raises(NonFiniteError, match=r"base, seed 0 \(runs/base_0\): domain_A/test/good/cold3\.tiff"):
+        compare([broken])
+
+
+def test_settings_that_differ_are_noted_unless_they_are_the_compared_thing():
+    members = [
+        member("short", 0),
+        member("long", 0, training={"max_steps": 3000}, versions={"torch": "2.12"}),
+    ]
+    settings = compare(members, draws=10).settings
+    assert "max_steps differs between runs: 1000 (short); 3000 (long)" in settings.notes
+    assert "version of torch differs between runs: 2.11 (short); 2.12 (long)" in settings.notes
+    assert settings.equal == {"row_p": "0.1"}
+    asked = compare(members, compared=["max_steps"], draws=10).settings
+    assert asked.by_label == {"short": {"max_steps": "1000"}, "long": {"max_steps": "3000"}}
+    assert not any("max_steps" in note for note in asked.notes)
+    mixed = compare([member("a", 0), member("a", 1, training={"max_steps": 3000})], draws=10).settings
+    assert "max_steps differs inside a: its mean mixes 1000, 3000" in mixed.notes
+
+
+def test_one_class_has_no_metric_and_no_verdict():
+    members = [run._replace(scores=run.scores.assign(label=0)) for run in runs()]
+    comparison = compare(members, draws=50)
+    assert set(comparison.differences["verdict"]) == {"nothing can be concluded (no value)"}
+    assert set(comparison.delong["reason"].str[:18]) == {"needs both classes"}
+    pictures = comparison_pictures(comparison, focuses=[C_COLD])
+    assert "no label can be measured" in comparison_html(
+        comparison, story=STORY, focuses=[C_COLD], pictures=pictures
+    )
+
+
+def test_identical_runs_show_no_difference_without_a_p_value():
+    members = runs(base=0.0) + [run._replace(label="copy") for run in runs(base=0.0)]
+    comparison = compare(members, draws=50)
+    assert set(comparison.differences["verdict"]) == {"no difference shown"}
+    assert comparison.differences["t_p"].isna().all()
+    assert set(comparison.differences["reason"]) == {"all differences are zero"}
+    assert "AUROC: no test could be made" in " ".join(reading(comparison, failed={}, focuses=[]))
+
+
+def test_a_table_without_conditions_has_one_condition():
+    members = [run._replace(scores=run.scores.assign(condition="all")) for run in runs(1)]
+    assert compare(members, draws=10).conditions == ("all",)
+
+
+def test_html_is_one_escaped_file_with_its_parts_in_order(three: Comparison):
+    evil = "<script>alert(1)</script>"
+    members = [run._replace(label=evil, name=evil) if run.label == "same" else run for run in runs()]
+    comparison = compare(members, draws=50)
+    story = Story(evil, evil, evil, {evil: evil})
+    pictures = comparison_pictures(comparison, focuses=[C_COLD])
+    text = comparison_html(comparison, story=story, focuses=[C_COLD], pictures=pictures)
+    assert "<script" not in text
+    assert not re.search(r"(src|href)=\"(?!data:image/png;base64)", text)
+    assert text.count("<img") == len(pictures) == 6
+    plain = comparison_html(three, story=STORY, focuses=[C_COLD], pictures={})
+    headings = re.findall(r"<h2>(.*?)</h2>", plain)
+    focus = "Which labels differ on domain_C cold?"
+    assert headings == ["Reading", "Means over seeds", focus, "Pictures", "All differences"]
+    assert "runs/better_2" in plain
+
+
+def test_markdown_holds_the_numbers_and_labels_cannot_break_its_tables(three: Comparison):
+    text = comparison_markdown(three, story=STORY, focuses=[C_COLD])
+    found = row(three.means, label="better", domain="domain_C", condition="all", metric="auroc")
+    assert f"{100 * found['mean']:.2f} ± {100 * found['std']:.2f}" in text
+    assert "| better | 3 | +" in text
+    odd = compare([run._replace(label=run.label + "|x") for run in runs(1)], draws=10)
+    tables = [
+        line for line in comparison_markdown(odd, story=STORY, focuses=[]).split("\n") if line.startswith("|")
+    ]
+    assert {len(re.findall(r"(?<!\\)\|", line)) for line in tables} == {len(DOMAINS) + 3}
+
+
+def test_one_label_has_no_differences_and_says_so():
+    comparison = compare(runs(base=0.0))
+    assert comparison.differences.empty
+    assert comparison.delong.empty
+    pictures = comparison_pictures(comparison, focuses=[C_COLD])
+    page = comparison_html(comparison, story=STORY, focuses=[C_COLD], pictures=pictures)
+    assert "There is one label only, base, so nothing is compared" in page
+    assert "difference to" not in comparison_markdown(comparison, story=STORY, focuses=[C_COLD])
+    assert comparison_csv(comparison)["differences.csv"].startswith("label,reference,domain")
+
+
+def test_reading_counts_tests_and_findings(three: Comparison):
+    text = " ".join(reading(three, failed={}, focuses=[C_COLD]))
+    table = three.differences[
+        (three.differences["metric"] == "auroc") & (three.differences["domain"] != "mean")
+    ]
+    assert f"AUROC: {table['t_p'].notna().sum()} tests" in text
+    assert f"After Holm's correction over domains: {(table['p_holm'] < 0.05).sum()} significant" in text
+    assert "better higher on domain_C cold" in text
+    assert "cannot give a p-value under 0.25" in text
+
+
+def test_csv_texts_give_the_tables_back(three: Comparison, tmp_path):
+    for name, text in comparison_csv(three).items():
+        (tmp_path / name).write_text(text)
+    again = pd.read_csv(tmp_path / "differences.csv")
+    assert list(again.columns) == list(three.differences.columns)
+    assert again["mean_difference"].to_numpy() == pytest.approx(
+        three.differences["mean_difference"].to_numpy()
+    )
+
+
+@pytest.mark.parametrize("count", [2, 30])
+def test_pictures_can_hold_two_to_thirty_labels(count: int):
+    comparison = compare(runs(2, **{f"label{i}": 0.0 for i in range(count)}), draws=20)
+    dots = dot_figure(comparison, condition="cold", metric="auroc")
+    forest = forest_figure(comparison, C_COLD, metric="auroc")
+    assert png_bytes(dots).startswith(b"\x89PNG")
+    assert png_bytes(forest).startswith(b"\x89PNG")
+    assert len(dots.axes) == len(DOMAINS) + 1
+    assert len({text.get_text() for text in dots.axes[0].get_yticklabels()}) == count
+    assert len(forest.axes[0].get_yticklabels()) == count - 1
