@@ -15,6 +15,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from dinomaly_hd.batch import Batch
 from dinomaly_hd.config import RunConfig, with_values
 from dinomaly_hd.models.build import build_detector
 from dinomaly_hd.models.detector import Detector
@@ -51,13 +52,14 @@ def measure(run: RunConfig, *, batch: int, steps: int, device: torch.device) -> 
         device
     )
     images = torch.rand(batch, 31, 95, generator=torch.Generator().manual_seed(1)).to(device)
+    domain = torch.zeros(batch, dtype=torch.int64, device=device)
     trained = [parameter for parameter in detector.parameters() if parameter.requires_grad]
     optimizer = StableAdamW(trained, lr=run.training.learning_rate)
     bf16 = run.training.precision == "bf16"
 
     def step_on(encoded: Tensor, step: int) -> None:
         optimizer.zero_grad()
-        detector.training_loss(encoded, step=step).total.backward()
+        detector.training_loss(Batch(images, domain, encoded), step=step).total.backward()
         torch.nn.utils.clip_grad_norm_(trained, run.training.gradient_clip)
         optimizer.step()
 

@@ -20,7 +20,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from dinomaly_hd.config import RunConfig, with_values
-from dinomaly_hd.data.features import encode_all, image_batches
+from dinomaly_hd.data.features import FeatureMemory, TrainingSet, digests, image_batches
 from dinomaly_hd.data.hdmap import Manifest, load_manifest
 from dinomaly_hd.data.splits import Split, hold_out
 from dinomaly_hd.data.store import ImageStore
@@ -29,6 +29,7 @@ from dinomaly_hd.experiments.data_root import resolve_root
 from dinomaly_hd.models import scoring
 from dinomaly_hd.models.build import build_detector
 from dinomaly_hd.models.dinomaly import Dinomaly
+from dinomaly_hd.models.distance import MeanPooling
 from dinomaly_hd.models.faults import horizontal_bands
 from dinomaly_hd.models.weights import locate
 from dinomaly_hd.training.fit import TrainingData, train
@@ -97,8 +98,13 @@ def trained(run: RunConfig, setup: Setup) -> tuple[Dinomaly, Tensor]:
         return image_batches(setup.store, positions, batch_size=size, num_workers=0)
 
     detector.fit_encoder(batches())
-    dataset = encode_all(batches(), count=len(positions), encode=detector.encode)
-    data = TrainingData(dataset, len(positions), False, lambda step: str(step), None)
+    detector.fit_loss(batches())
+    encoded = torch.cat([detector.encode(images) for images in batches()])
+    memory = FeatureMemory()
+    memory.use("")
+    memory.add(digests(setup.manifest, positions), encoded)
+    dataset = TrainingSet(setup.store, positions, memory=memory)
+    data = TrainingData(dataset, len(positions), 0, str, None)
     with tempfile.TemporaryDirectory() as folder, SignalGuard() as guard:
         train(
             detector,
@@ -112,7 +118,7 @@ def trained(run: RunConfig, setup: Setup) -> tuple[Dinomaly, Tensor]:
             guard=guard,
             progress=lambda *_: None,
         )
-    return detector.eval(), dataset.encoded
+    return detector.eval(), encoded
 
 
 def in_batches(score: Score, images: Tensor) -> np.ndarray[Any, np.dtype[np.float64]]:
@@ -157,6 +163,7 @@ def nearest_neighbour(detector: Dinomaly, encoded: Tensor) -> Score:
         distance_BN = 1 - (own.flatten(0, 1) @ bank.T).amax(dim=1).reshape(len(images_BHW), -1)
         return scoring.predict(
             distance_BN.reshape(len(images_BHW), 1, *detector.encoder.grid),
+            pool=MeanPooling(),
             image_size=detector.preprocessing.input_size,
             map_size=detector.map_size,
             border=detector.border,

@@ -26,7 +26,7 @@ def main(argv: Sequence[str], guard: "SignalGuard") -> None:
     configs = config_names(switches["configs"])
     from dinomaly_hd.experiments.ablation import run_ablation
 
-    run_ablation(configs, seeds, context, build=build)
+    run_ablation(configs, seeds, context, build=lambda config, seed: build(config, seed, {}))
 
 
 if __name__ == "__main__":

@@ -28,10 +28,14 @@ MEMBERS = {"maps_per_group": "2"}
 """Defaults that differ from a single run's: a comparison draws fewer anomaly maps of each member."""
 
 
-class Prepared(NamedTuple):
-    """What a comparison runs on: ``build`` makes the run of a config text and a seed."""
+CONFIG = Option("D", "what is trained: a config of the ablation or a variant, e.g. A0 or F:q_percent=1")
+Build = Callable[[str, int, Mapping[str, str]], "RunConfig"]
 
-    build: Callable[[str, int], "RunConfig"]
+
+class Prepared(NamedTuple):
+    """What a comparison runs on: ``build`` makes the run of a config text, a seed and values of its own."""
+
+    build: "Build"
     seeds: tuple[int, ...]
     context: "Context"
     switches: dict[str, str]
@@ -78,8 +82,8 @@ def prepare(
         defaults=defaults,
     )
 
-    def build(config: str, seed: int) -> "RunConfig":
-        return resolve_config(config, {**common, "seed": str(seed)})
+    def build(config: str, seed: int, values: Mapping[str, str]) -> "RunConfig":
+        return resolve_config(config, {**common, **values, "seed": str(seed)})
 
     context = context_of(given, guard, entry_point=entry_point, command=command)
     return Prepared(build, whole_numbers("seeds", chosen["seeds"]), context, chosen)

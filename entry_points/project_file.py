@@ -10,8 +10,8 @@ TRAINING = (
     *("horizontal", "topk", "baseline", "gem", "focal", "aux", "scale", "adaptive"),
     *("decoder_dropout", "row_mask", "row_masking", "directional_topk"),
 )
-COMPARISONS = ("ablation",)
-OTHERS = ("simulate", "predict")
+COMPARISONS = ("ablation", "encoders", "steps", "finetune")
+OTHERS = ("report", "simulate", "predict")
 HEAD = """\
 # Written by `make mlproject` from the entry points' flags; a test compares. `auto`: the preset decides.
 name: dinomaly-hd

@@ -1,7 +1,7 @@
 """Run the members of a comparison one after another and report on them, under one parent."""
 
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from typing import NamedTuple
 
@@ -9,7 +9,7 @@ from dinomaly_hd.config import RunConfig
 from dinomaly_hd.errors import CheckpointError, ComparisonError, ConfigError, NonFiniteError
 from dinomaly_hd.evaluation.comparison_members import MemberRun
 from dinomaly_hd.experiments.context import Context
-from dinomaly_hd.experiments.members import read_member
+from dinomaly_hd.experiments.members import Joined, read_member
 from dinomaly_hd.experiments.parent import Parent, parent_run
 from dinomaly_hd.experiments.reporting import Question, Report, flat_means, write_report
 from dinomaly_hd.experiments.training_run import Outcome, execute
@@ -17,7 +17,8 @@ from dinomaly_hd.models.build import check_model
 from dinomaly_hd.models.build_encoder import check_encoder
 
 ENDS_A_MEMBER_ONLY = (NonFiniteError, CheckpointError)
-Gather = Callable[["dict[Member, Outcome]"], list[MemberRun]]
+Gather = Callable[[list[MemberRun]], Joined]
+Then = Callable[["dict[Member, Outcome]"], "list[Member]"]
 
 
 class Member(NamedTuple):
@@ -44,12 +45,15 @@ def member(label: str, run: RunConfig) -> Member:
     return Member(label, run, f"{re.sub(r'[^A-Za-z0-9._=,-]', '_', label)}_seed{run.seed}")
 
 
-def one_run_each(outcomes: dict[Member, Outcome]) -> list[MemberRun]:
-    """Return every finished run under its member's label."""
-    return [
-        read_member(outcome.folder, label=member.label, name=outcome.mlflow_run_id)
-        for member, outcome in outcomes.items()
-    ]
+def no_more(outcomes: Mapping[Member, Outcome]) -> list[Member]:
+    """Return no further members."""
+    del outcomes
+    return []
+
+
+def as_they_are(members: list[MemberRun]) -> Joined:
+    """Return every finished run for itself."""
+    return Joined(members, {})
 
 
 def run_comparison(
@@ -58,9 +62,14 @@ def run_comparison(
     *,
     kind: str,
     question: Question,
-    gather: Gather = one_run_each,
+    gather: Gather = as_they_are,
+    then: Then = no_more,
+    detail: str = "",
 ) -> Done:
     """Run all members in their order, then write and log the report on them.
+
+    ``gather`` may make one run of several; ``then`` makes further members of those that are finished, and
+    ``detail`` names what it makes, as part of what tells this comparison from others.
 
     What members share is done once: encoder outputs, and a training of which another is the continuation or
     which differs only in what comes after it. A member that is finished already, in this comparison or
@@ -72,12 +81,26 @@ def run_comparison(
     """
     for one in members:
         _check(one)
-    with parent_run({one.place: one.run for one in members}, context, kind=kind) as parent:
+    first = {one.place: one.run for one in members}
+    with parent_run(first, context, kind=kind, detail=detail) as parent:
         outcomes, failed = _run_members(members, context, parent)
-        report = _report(gather(outcomes), context, parent, question=question, failed=failed)
+        more = then(outcomes)
+        for one in more:
+            _check(one)
+        later = _run_members(more, context, parent)
+        outcomes, failed = {**outcomes, **later[0]}, {**failed, **later[1]}
+        members_done, lacking = gather(
+            [
+                read_member(outcome.folder, label=one.label, name=outcome.mlflow_run_id)
+                for one, outcome in outcomes.items()
+            ]
+        )
+        report = _report(members_done, context, parent, question=question, failed={**failed, **lacking})
         if failed:
             lines = [f"{name}: {reason}" for name, reason in failed.items()]
-            raise ComparisonError(f"{len(lines)} of {len(members)} members failed: {'; '.join(lines)}")
+            raise ComparisonError(
+                f"{len(lines)} of {len(lines) + len(outcomes)} members failed: {'; '.join(lines)}"
+            )
     return Done(outcomes, failed, report)
 
 

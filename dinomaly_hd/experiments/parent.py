@@ -58,15 +58,19 @@ class Parent:
 
 
 @contextmanager
-def parent_run(runs: Mapping[str, RunConfig], context: Context, *, kind: str) -> Iterator[Parent]:
+def parent_run(
+    runs: Mapping[str, RunConfig], context: Context, *, kind: str, detail: str = ""
+) -> Iterator[Parent]:
     """Open a comparison ``kind`` of runs by name, or go on with an unfinished one of the same runs.
+
+    ``detail`` is what tells it from others beside its runs.
 
     Raises:
         DinomalyHDError: What a member raised, once the parent is closed as FAILED or KILLED.
     """
     first = next(iter(runs.values()))
     identity = [(n, run.digest(), run.data.data_root, run.training.start_from) for n, run in runs.items()]
-    config_hash = hashlib.sha256(json.dumps([kind, identity]).encode()).hexdigest()[:16]
+    config_hash = hashlib.sha256(json.dumps([kind, detail, identity]).encode()).hexdigest()[:16]
     with open_run(
         context.result_dir / kind,
         variant=first.model.variant,

@@ -64,7 +64,7 @@ def write_report(
         files.append(folder / "plots" / f"{name}.png")
         publish(files[-1], lambda stream, png=picture.png: stream.write(png))  # type: ignore[misc]
     files.append(folder / SUMMARY)
-    publish_json(files[-1], summary(comparison, failed=failed))
+    publish_json(files[-1], summary(comparison, question=question, failed=failed))
     return Report(comparison, files, markdown)
 
 
@@ -79,9 +79,12 @@ def focuses_of(comparison: Comparison) -> list[Focus]:
     return [focus for focus in wanted if focus.domain in places and focus.condition in comparison.conditions]
 
 
-def summary(comparison: Comparison, *, failed: Mapping[str, str]) -> dict[str, object]:
-    """Return the comparison as JSON: runs, means and differences."""
+def summary(comparison: Comparison, *, question: Question, failed: Mapping[str, str]) -> dict[str, object]:
+    """Return the comparison as JSON: what was asked, runs, means and differences."""
     return {
+        "title": question.title,
+        "question": question.text,
+        "compared": list(question.compared),
         "labels": list(comparison.labels),
         "reference": comparison.reference,
         "data_digest": comparison.data_digest,

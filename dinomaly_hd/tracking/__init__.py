@@ -2,6 +2,8 @@
 
 import os
 
+from dinomaly_hd.tracking.report_log import LoggedReport, ReportRun, add_report, log_report
+from dinomaly_hd.tracking.search import Recorded, RunStore, StoredRun, recorded
 from dinomaly_hd.tracking.store import close_stale_runs, default_uri, prepare_store
 from dinomaly_hd.tracking.sync import SyncReport, sync_run
 from dinomaly_hd.tracking.tracker import Tracker
@@ -20,10 +22,18 @@ for _name, _value in _DEFAULTS.items():
     os.environ.setdefault(_name, _value)
 
 __all__ = [
+    "LoggedReport",
+    "Recorded",
+    "ReportRun",
+    "RunStore",
+    "StoredRun",
     "SyncReport",
     "Tracker",
+    "add_report",
     "close_stale_runs",
     "default_uri",
+    "log_report",
     "prepare_store",
+    "recorded",
     "sync_run",
 ]

@@ -1,10 +1,14 @@
 """One tiny finished run that contract tests share."""
 
 import warnings
+from collections.abc import Iterator
 from pathlib import Path
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 import pytest
+
+if TYPE_CHECKING:
+    from dinomaly_hd.experiments.context import Context
 
 SETTINGS = {
     "preset": "quick",
@@ -86,3 +90,25 @@ def tiny_run(tmp_path_factory: pytest.TempPathFactory) -> TinyRun:
         run_id=outcome.mlflow_run_id,
         lines=tuple(lines),
     )
+
+
+@pytest.fixture
+def context(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> "Iterator[Context]":
+    """Give runs an empty project with a store of its own."""
+    from dinomaly_hd.experiments.context import Context
+    from dinomaly_hd.training.guards import SignalGuard
+
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{tmp_path / 'mlflow.db'}")
+    monkeypatch.delenv("MLFLOW_RUN_ID", raising=False)
+    with warnings.catch_warnings():
+        for module in (r"lightning\.", r"torch\.", r"mlflow\."):
+            warnings.filterwarnings("ignore", module=module)
+        yield Context(
+            root=tmp_path,
+            result_dir=tmp_path / "results",
+            experiment="contract",
+            guard=SignalGuard(),
+            say=lambda _: None,
+            command="python -m entry_points.contract",
+            entry_point="contract",
+        )

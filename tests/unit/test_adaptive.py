@@ -75,9 +75,7 @@ def test_scale_and_offset_do_not_count(scale: float, offset: float) -> None:
 def test_mirrored_and_turned_maps_have_the_same_entropy_and_each_map_its_own() -> None:
     images_BHW = noise_maps(4).cumsum(dim=2)
     expected = angular_power_entropy(images_BHW)
-    torch.testing.assert_close(
-        angular_power_entropy(images_BHW.flip(1, 2)), expected, atol=1e-9, rtol=0
-    )
+    torch.testing.assert_close(angular_power_entropy(images_BHW.flip(1, 2)), expected, atol=1e-9, rtol=0)
     alone = torch.cat([angular_power_entropy(image[None]) for image in images_BHW])
     torch.testing.assert_close(alone, expected, atol=1e-12, rtol=0)
 

@@ -119,9 +119,7 @@ def test_its_gradient_reaches_the_bottleneck() -> None:
     found = torch.autograd.grad(loss.total, list(model.auxiliary.parameters()))  # type: ignore[union-attr]
     assert all(torch.isfinite(slope).all() for slope in found)
     weight = model.bottleneck.fc2.weight  # type: ignore[attr-defined]
-    with_task, without = (
-        torch.autograd.grad(detector_loss(model, scale), weight)[0] for scale in (1.0, 0.0)
-    )
+    with_task, without = (torch.autograd.grad(detector_loss(model, scale), weight)[0] for scale in (1.0, 0.0))
     assert not torch.equal(with_task, without)
 
 

@@ -96,7 +96,7 @@ def mlp(p: float = 0.2) -> BottleneckMLP:
 
 
 def kept_inputs(module: BottleneckMLP | NoisyMLP, x_BND: Tensor, place: Noise) -> Tensor:
-    """Return which inputs of the MLP's first layer its element dropout kept, where the token is not dropped."""
+    """Return which inputs of the MLP's first layer are not zero."""
     inner = module.mlp if isinstance(module, NoisyMLP) else module
     seen: list[Tensor] = []
     handle = inner.fc1.register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0]))

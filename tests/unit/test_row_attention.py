@@ -70,9 +70,7 @@ def test_row_blind_attention_is_the_masked_full_matrix(grid: Grid, radius: int |
 def test_its_gradients_are_those_of_the_masked_full_matrix(grid: Grid, radius: int | None) -> None:
     given = Heads(*(part.requires_grad_() for part in heads(grid, batch=1)))
     weight = torch.randn(given.v.shape, dtype=torch.float64, generator=torch.Generator().manual_seed(4))
-    found = torch.autograd.grad(
-        (row_blind_attention(*given, grid=grid, radius=radius) * weight).sum(), given
-    )
+    found = torch.autograd.grad((row_blind_attention(*given, grid=grid, radius=radius) * weight).sum(), given)
     expected = torch.autograd.grad((masked_matrix(given, hidden(grid, radius)) * weight).sum(), given)
     for own, other in zip(found, expected, strict=True):
         torch.testing.assert_close(own, other, atol=1e-10, rtol=1e-10)

@@ -1,0 +1,573 @@
+"""What `report` promises: any set of runs, found wherever they lie; what is wrong or missing is named."""
+
+import contextlib
+import json
+import re
+import shutil
+import socket
+import sqlite3
+import subprocess
+import sys
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from dinomaly_hd.errors import ConfigError, DataError, OutputError, TrackingError
+from dinomaly_hd.evaluation.results import evaluate
+from dinomaly_hd.experiments import reporting
+from dinomaly_hd.experiments.collect import Asked
+from dinomaly_hd.experiments.report_run import ReportRequest, report
+from dinomaly_hd.experiments.run_folder import read_state
+from dinomaly_hd.files import publish_json
+from dinomaly_hd.tracking import prepare_store
+from dinomaly_hd.tracking.outbox import OUTBOX_NAME, Outbox
+from dinomaly_hd.tracking.store import client_for
+from entry_points.common import exit_code
+from entry_points.report import main
+
+ROOT = Path(__file__).resolve().parents[2]
+EXPERIMENT = "contract"
+DOMAINS = ("domain_A", "domain_C")
+PER_CELL = 6
+TRIVIAL = ("max", "mean", "std", "contrast")
+DRAWN = reporting.comparison_pictures
+
+
+class Project(NamedTuple):
+    """Fake finished runs, here and in MLflow.
+
+    Attributes:
+        root: Stands for the project: ``mlflow.db`` and ``results`` lie here.
+        ablation: Folder of a comparison: A0 with seeds 42 and 43, F with 42 (43 was killed); K100 with seed
+            42 was taken from another comparison.
+        ids: MLflow run ids by folder name.
+    """
+
+    root: Path
+    ablation: Path
+    ids: dict[str, str]
+
+    @property
+    def uri(self) -> str:
+        return f"sqlite:///{self.root / 'mlflow.db'}"
+
+    @property
+    def results(self) -> Path:
+        return self.root / "results"
+
+
+def scores(seed: int, *, effect: float, domains: tuple[str, ...]) -> pd.DataFrame:
+    rows = [
+        (f"{domain}/test/{kind}/{condition}{i}.tiff", domain, fault, condition)
+        for domain in domains
+        for condition in ("cold", "warm")
+        for fault, kind in enumerate(("good", "fault"))
+        for i in range(PER_CELL)
+    ]
+    table = pd.DataFrame(rows, columns=["path", "domain", "label", "condition"])
+    noise = np.random.default_rng([seed, int(10 * effect)]).normal(size=len(table))
+    table["score"] = noise + (0.8 + effect) * table["label"]
+    for number, name in enumerate(TRIVIAL):
+        table[f"trivial/{name}"] = [float(len(path) + number) for path in table["path"]]
+    return table
+
+
+def write_run(
+    folder: Path,
+    *,
+    seed: int,
+    label: str = "-",
+    variant: str = "baseline",
+    effect: float = 0.0,
+    domains: tuple[str, ...] = DOMAINS,
+    digest: str = "d" * 64,
+    model: dict[str, Any] | None = None,
+    encoder: str = "small",
+    status: str = "FINISHED",
+    run_id: str | None = None,
+    tags: dict[str, str] | None = None,
+) -> Path:
+    """Write what a run leaves behind; one that is not finished has no results."""
+    config = {
+        "seed": seed,
+        "model": {"variant": variant, **(model or {})},
+        "encoder": {"encoder": encoder},
+        "data": {"domains": ",".join(domains), "train_domains": "all"},
+    }
+    publish_json(folder / "run.json", {"status": status, **({"mlflow_run_id": run_id} if run_id else {})})
+    publish_json(folder / "experiment_settings.json", {"config": config})
+    track(folder, {"kind": "train", "variant": variant, "config": label, **(tags or {})})
+    if status != "FINISHED":
+        return folder
+    table = scores(seed, effect=effect, domains=domains)
+    head = {
+        "variant": variant,
+        "label": variant if label == "-" else label,
+        "seed": seed,
+        "domains": list(domains),
+        "config": config,
+        "data_digest": digest,
+    }
+    measured = evaluate(
+        table.drop(columns=[f"trivial/{name}" for name in TRIVIAL]), normal_thresholds={}, seed=0, draws=2
+    )
+    publish_json(folder / "results.json", head | measured)
+    (folder / "scores").mkdir()
+    for domain, own in table.groupby("domain", sort=False):
+        own.drop(columns="domain").to_csv(
+            folder / "scores" / f"{domain}.csv", index=False, float_format="%.17g"
+        )
+    return folder
+
+
+def track(folder: Path, tags: dict[str, str]) -> None:
+    outbox = Outbox(folder / OUTBOX_NAME)
+    outbox.open_run(experiment=EXPERIMENT, run_name=folder.name, tags=tags, parent_run_id=None)
+    outbox.close()
+
+
+@pytest.fixture(scope="module")
+def prepared(tmp_path_factory: pytest.TempPathFactory) -> Project:
+    """A comparison with its runs, in folders and in MLflow."""
+    root = tmp_path_factory.mktemp("prepared")
+    uri = f"sqlite:///{root / 'mlflow.db'}"
+    experiment_id = prepare_store(uri, experiment=EXPERIMENT, root=root)
+    client, ids = client_for(uri), dict[str, str]()
+
+    def new_run(name: str, *, parent: str | None, params: dict[str, str], **tags: str) -> str:
+        above = {"mlflow.parentRunId": parent} if parent else {}
+        run = client.create_run(experiment_id, tags={**tags, **above}, run_name=name)
+        for key, value in params.items():
+            client.log_param(run.info.run_id, key, value)
+        ids[name] = run.info.run_id
+        return ids[name]
+
+    results = root / "results"
+    ablation = results / "ablation" / "baseline" / "20260101_000000_seed42"
+    other = results / "ablation" / "topk" / "20250101_000000_seed42"
+    parent = new_run("ablation", parent=None, params={}, kind="ablation", variant="baseline")
+    publish_json(ablation / "run.json", {"status": "FAILED", "mlflow_run_id": parent})
+    track(ablation, {"kind": "ablation", "variant": "baseline"})
+    for label, seed, status, folder in (
+        ("A0", 42, "FINISHED", ablation / "A0_seed42"),
+        ("F", 42, "FINISHED", ablation / "F_seed42"),
+        ("A0", 43, "FINISHED", ablation / "A0_seed43"),
+        ("F", 43, "KILLED", ablation / "F_seed43"),
+        ("K100", 42, "FINISHED", other / "K100_seed42"),
+    ):
+        variant = {"A0": "baseline", "F": "horizontal", "K100": "topk"}[label]
+        at = {"kind": "train", "variant": variant, "config": label, "run_folder": str(folder)}
+        run_id = new_run(
+            folder.name,
+            parent=parent if folder.parent == ablation else None,
+            params={"seed": str(seed)},
+            **at,
+        )
+        write_run(
+            folder,
+            seed=seed,
+            label=label,
+            variant=variant,
+            status=status,
+            effect={"A0": 0.0, "F": 1.0, "K100": 0.5}[label],
+            encoder={"A0": "small", "F": "base", "K100": "small"}[label],
+            model={"q_percent": 100.0} if label == "K100" else {},
+            run_id=run_id,
+        )
+        if status == "FINISHED":
+            client.log_artifact(run_id, str(folder / "results.json"))
+            client.log_artifacts(run_id, str(folder / "scores"), "scores")
+        client.set_terminated(run_id, status)
+    summary = {
+        "title": "Ablation of 3 configs",
+        "question": "Which helps?",
+        "compared": ["encoder"],
+        "labels": ["A0", "F", "K100"],
+        "reference": "A0",
+        "data_digest": "d" * 64,
+        "runs": [
+            {"label": label, "seed": 42, "name": ids[f"{label}_seed42"]} for label in ("A0", "F", "K100")
+        ],
+        "failed": {"F, seed 43": "loss is NaN at step 7"},
+    }
+    publish_json(ablation / "final_summary.json", summary)
+    client.log_artifact(parent, str(ablation / "final_summary.json"))
+    client.set_terminated(parent, "FAILED")
+    shutil.copytree(root / "mlartifacts", root / "kept")
+    with contextlib.closing(sqlite3.connect(root / "mlflow.db")) as connection:
+        connection.execute("PRAGMA wal_checkpoint(TRUNCATE)")
+    return Project(root, ablation, ids)
+
+
+@pytest.fixture
+def project(prepared: Project, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Project:
+    """A copy to change, without pictures, which take seconds."""
+    monkeypatch.setattr(reporting, "comparison_pictures", lambda *_, **__: {})
+    root = tmp_path / "project"
+    shutil.copytree(prepared.root, root, ignore=shutil.ignore_patterns("mlartifacts", "*-wal", "*-shm"))
+    shutil.rmtree(prepared.root / "mlartifacts")  # MLflow remembers by run id where artifacts lie
+    shutil.copytree(prepared.root / "kept", prepared.root / "mlartifacts")
+    own = Project(root, root / prepared.ablation.relative_to(prepared.root), prepared.ids)
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", own.uri)
+    return own
+
+
+def request(project: Project, *runs: str | Path, query: str = "", **changes: Any) -> ReportRequest:
+    asked = Asked(tuple(map(str, runs)), query, EXPERIMENT, changes.pop("label_by", "config"))
+    settings: dict[str, Any] = {
+        "reference": None,
+        "title": None,
+        "question": None,
+        "output": None,
+        "result_dir": project.results,
+        "root": project.root,
+        "command": "python -m entry_points.report --runs=...",
+        "say": lambda _: None,
+        "tick": lambda: None,
+    }
+    return ReportRequest(asked=asked, **(settings | changes))
+
+
+def logged(project: Project, run_id: str, folder: str | None = None) -> set[str]:
+    return {item.path for item in client_for(project.uri).list_artifacts(run_id, folder)}
+
+
+def report_runs(project: Project) -> list[Any]:
+    client = client_for(project.uri)
+    experiment = client.get_experiment_by_name(EXPERIMENT)
+    assert experiment is not None
+    return list(client.search_runs([experiment.experiment_id], "tags.kind = 'report'"))
+
+
+# ---- which runs, and where they lie ----
+
+
+def test_runs_by_folder_and_by_name_are_reported_in_a_new_folder_and_logged(
+    project: Project, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(reporting, "comparison_pictures", DRAWN)
+    lines: list[str] = []
+    folder, written = report(
+        request(project, project.ablation / "A0_seed42", "K100_seed42", say=lines.append, title="Two")
+    )
+    assert folder.parent == project.results / "report"
+    assert written.comparison.labels == ("A0", "K100")
+    names = {path.relative_to(folder).as_posix() for path in written.files}
+    assert names >= {"report.html", "report.md", "final_summary.json", "tables/means.csv"}
+    assert names >= {"tables/values.csv", "tables/differences.csv", "tables/delong.csv"}
+    assert any(name.startswith("plots/forest_domain_C_cold") for name in names)
+    assert all((folder / name).stat().st_size for name in names)
+    text = (folder / "report.md").read_text()
+    assert text.startswith("# Two\n")
+    assert "Nothing can be concluded about K100 (1): fewer than 3 seeds" in text
+    assert lines[-1] == f"report: {folder / 'report.html'}"
+    assert set(text.splitlines()) <= set(lines)
+
+    (run,) = report_runs(project)
+    assert read_state(folder) == {"status": "FINISHED", "mlflow_run_id": run.info.run_id}
+    assert run.info.status == "FINISHED"
+    assert run.data.params["runs"] == f"{project.ablation / 'A0_seed42'},K100_seed42"
+    assert "K100/domain_C/cold/auroc_mean" in run.data.metrics
+    assert logged(project, run.info.run_id) >= {"report.html", "report.md", "tables", "plots"}
+    assert "tables/delong.csv" in logged(project, run.info.run_id, "tables")
+
+    page = (folder / "report.html").read_text()
+    # The page needs nothing from elsewhere.
+    references = re.findall(r"(?:src|href)\s*=\s*[\"']?([^\"'\s>]*)", page)
+    assert len(references) >= 4
+    assert all(reference.startswith("data:image/png;base64,") for reference in references)
+    assert "<script" not in page
+
+
+def test_a_comparison_stands_for_its_members_and_names_what_is_missing(project: Project) -> None:
+    folder, written = report(request(project, project.ablation))
+    assert folder == project.ablation
+    assert written.comparison.labels == ("A0", "F", "K100"), "K100 was run in another comparison"
+    assert written.comparison.seeds == {"A0": (42, 43), "F": (42,), "K100": (42,)}
+    for name in ("report.md", "report.html"):
+        text = (folder / name).read_text()
+        assert "Ablation of 3 configs" in text
+        assert "F, seed 43 (status KILLED" in text, name
+        assert "F has no seed 43, K100 has no seed 43" in text, name
+    summary = json.loads((folder / "final_summary.json").read_text())
+    assert summary["reference"] == "A0"
+    assert summary["compared"] == ["encoder"]
+    parent = project.ids["ablation"]
+    run = client_for(project.uri).get_run(parent)
+    assert run.info.status == "FAILED", "a report changes no run's state"
+    assert run.data.metrics["A0/domain_C/auroc_mean"] == pytest.approx(
+        np.mean(
+            [
+                json.loads((project.ablation / f"A0_seed{seed}" / "results.json").read_text())[
+                    "per_domain_metrics"
+                ]["domain_C"]["auroc"]
+                for seed in (42, 43)
+            ]
+        )
+    )
+    assert logged(project, parent) >= {"report.html", "report.md", "tables"}
+    assert report_runs(project) == []
+    again, second = report(request(project, parent))
+    assert (again, second.comparison.labels) == (folder, written.comparison.labels)
+    assert second.markdown == written.markdown
+
+
+def test_what_failed_is_named_until_an_attempt_finishes(project: Project) -> None:
+    shutil.rmtree(project.ablation / "F_seed43")
+    assert "F, seed 43 (loss is NaN at step 7)" in report(request(project, project.ablation))[1].markdown
+    write_run(project.ablation / "F_seed43", seed=43, label="F", variant="horizontal", encoder="base")
+    markdown = report(request(project, project.ablation))[1].markdown
+    assert "Failed" not in markdown
+    assert "F has no seed 43" not in markdown
+
+
+def test_a_comparison_that_did_not_end_says_so(project: Project) -> None:
+    (project.ablation / "final_summary.json").unlink()
+    _, written = report(request(project, project.ablation))
+    assert written.comparison.labels == ("A0", "F")
+    assert written.markdown.startswith(f"# Ablation {project.ablation.name}\n")
+    assert f"comparison {project.ids['ablation']} (status FAILED: it has not come to" in written.markdown
+
+
+def test_a_comparison_whose_folder_is_gone_is_read_from_mlflow(project: Project) -> None:
+    shutil.rmtree(project.results)
+    folder, written = report(request(project, project.ids["ablation"]))
+    assert folder.parent == project.results / "report"
+    assert written.comparison.seeds == {"A0": (42, 43), "F": (42,), "K100": (42,)}
+    assert "F, seed 43 (status KILLED" in written.markdown
+    assert "report.html" in logged(project, project.ids["ablation"])
+    assert report_runs(project) == []
+
+
+def test_a_run_that_lies_only_in_mlflow_gives_the_numbers_of_its_folder(project: Project) -> None:
+    here = report(request(project, "A0_seed42"))[1].comparison
+    shutil.rmtree(project.results)
+    there = report(request(project, project.ids["A0_seed42"]))[1].comparison
+    pd.testing.assert_frame_equal(here.values, there.values)
+
+
+def test_a_query_finds_training_runs_here_and_in_mlflow(project: Project) -> None:
+    shutil.rmtree(project.ablation / "A0_seed42")
+    lines: list[str] = []
+    _, written = report(request(project, query="tags.variant = 'baseline'", say=lines.append))
+    assert written.comparison.seeds == {"A0": (42, 43)}
+    assert "query: 1 matches that are no training runs are left out (ablation)" in lines
+    (run,) = report_runs(project)
+    assert run.data.params["query"] == "tags.variant = 'baseline'"
+    _, written = report(request(project, "K100_seed42", query="tags.kind='train' and params.seed = '42'"))
+    assert sorted(written.comparison.seeds) == ["A0", "F", "K100"]
+    assert len(written.comparison.runs) == 3, "a run that is named and matches counts once"
+
+
+def test_a_report_can_be_reported_on_again(project: Project) -> None:
+    first, written = report(request(project, "A0_seed42", "F_seed42"))
+    again, second = report(request(project, first.name, reference="F"))
+    assert again == first
+    assert second.comparison.labels == written.comparison.labels
+    assert second.comparison.reference == "F"
+    assert len(report_runs(project)) == 1
+
+
+# ---- what it is called ----
+
+
+def test_runs_are_called_by_a_value_of_their_config(project: Project) -> None:
+    folder, written = report(request(project, project.ablation, label_by="variant"))
+    assert written.comparison.labels == ("baseline", "horizontal", "topk")
+    assert folder != project.ablation, "the comparison keeps its own labels"
+    runs = (project.ablation / "A0_seed42", project.ablation / "F_seed42")
+    _, written = report(request(project, *runs, label_by="encoder", reference="encoder=base"))
+    assert written.comparison.labels == ("encoder=small", "encoder=base")
+    assert written.comparison.reference == "encoder=base"
+    assert not written.comparison.settings.notes
+    _, written = report(request(project, "A0_seed42", "K100_seed42", label_by="q_percent"))
+    assert written.comparison.labels == ("no q_percent", "q_percent=100")
+
+
+@pytest.mark.parametrize(
+    ("changes", "line"),
+    [
+        ({"label_by": "encodr"}, "label_by='encodr'.*Did you mean 'encoder'"),
+        ({"reference": "K10"}, "reference 'K10' is not a label.*Did you mean 'K100'"),
+        ({"label_by": "encoder"}, "label 'encoder=small' has seed 42 twice"),
+    ],
+)
+def test_unknown_labels_are_refused_and_leave_nothing_behind(
+    project: Project, changes: dict[str, Any], line: str
+) -> None:
+    with pytest.raises(ConfigError, match=line):
+        report(request(project, "A0_seed42", "K100_seed42", **changes))
+    assert not list((project.results / "report").glob("*"))
+
+
+def test_single_domains_of_a_seed_count_as_one_and_incomplete_ones_are_named(project: Project) -> None:
+    parent = project.results / "compare" / "baseline" / "20260202_000000_seed42"
+    publish_json(parent / "run.json", {"status": "KILLED"})
+    for seed in (42, 43):
+        write_run(parent / f"multiclass_unified_seed{seed}", seed=seed, label="multiclass_unified")
+        for domain in DOMAINS:
+            write_run(
+                parent / f"singleclass_{domain}_seed{seed}",
+                seed=seed,
+                label="singleclass",
+                domains=(domain,),
+                digest=domain,
+                effect=0.5,
+                status="RUNNING" if (seed, domain) == (43, "domain_C") else "FINISHED",
+                tags={"domains": domain[-1]},
+            )
+    _, written = report(request(project, parent, reference="singleclass"))
+    assert written.comparison.seeds == {"multiclass_unified": (42, 43), "singleclass": (42,)}
+    assert written.comparison.data_digest == "d" * 64
+    assert "singleclass C, seed 43 (status RUNNING" in written.markdown
+    assert "singleclass, seed 43 (no finished run of domain_C; the others left out)" in written.markdown
+    again = report(request(project, parent))[1].comparison
+    assert (again.seeds, again.runs, again.reference) == (
+        written.comparison.seeds,
+        written.comparison.runs,
+        "singleclass",
+    )
+    part = parent / "singleclass_domain_C_seed42" / "scores" / "domain_C.csv"
+    part.write_text(part.read_text().replace("trivial/max", "trivial/other"))
+    (parent / "final_summary.json").unlink()
+    with pytest.raises(DataError, match="tested on different data"):
+        report(request(project, parent))
+
+
+# ---- what is refused ----
+
+
+def test_every_wrong_name_is_told_at_once(project: Project, tmp_path: Path) -> None:
+    (tmp_path / "empty").mkdir()
+    write_run(project.results / "topk" / "A0_seed42", seed=1)
+    with pytest.raises(ConfigError) as caught:
+        report(request(project, "yesterday", project.ablation, "0" * 32, tmp_path / "empty", "A0_seed42"))
+    line = str(caught.value)
+    assert line.startswith("runs: 4 of 5 not found: 'yesterday' is no run folder")
+    assert f"'{'0' * 32}' is not under {project.results} and not in MLflow" in line
+    assert f"'{tmp_path / 'empty'}' holds no run" in line
+    assert "'A0_seed42' is the name of 2 runs" in line
+    assert "\n" not in line
+    (project.root / "mlflow.db").unlink()
+    with pytest.raises(
+        TrackingError, match=r"^runs: 2 of 2 .*'yesterday'.*'0{32}'.*mlflow\.db does not exist"
+    ):
+        report(request(project, "yesterday", "0" * 32))
+
+
+def test_different_data_are_refused_with_both_runs_named(project: Project) -> None:
+    other = write_run(project.results / "a" / "other_seed42", seed=42, label="other", digest="e" * 64)
+    with pytest.raises(DataError, match=rf"A0, seed 42 \(.*other, seed 42 \({other}\).*different data"):
+        report(request(project, "A0_seed42", other))
+
+
+def test_a_set_without_a_finished_run_is_refused(project: Project) -> None:
+    with pytest.raises(ConfigError, match=r"no finished run among .*: F, seed 43: status KILLED"):
+        report(request(project, "F_seed43"))
+    with pytest.raises(ConfigError, match="at least one"):
+        report(request(project))
+    (project.ablation / "F_seed42" / "scores" / "domain_C.csv").unlink()
+    markdown = report(request(project, "A0_seed42", "F_seed42"))[1].markdown
+    assert "domain_C.csv cannot be read" in markdown
+
+
+@pytest.mark.parametrize(
+    ("query", "experiment", "line"),
+    [
+        (
+            "tags.variant is horizontal",
+            EXPERIMENT,
+            r"^query='tags.variant is horizontal': MLflow cannot read",
+        ),
+        ("tags.variant = 'none'", EXPERIMENT, "matches no training run of experiment 'contract'$"),
+        (
+            "tags.kind = 'ablation'",
+            EXPERIMENT,
+            r"but 1 of other kinds \(ablation\); name comparisons in runs",
+        ),
+        ("tags.kind = 'train'", "contrct", "experiment='contrct': .* Did you mean 'contract'"),
+    ],
+)
+def test_a_bad_query_is_one_line(project: Project, query: str, experiment: str, line: str) -> None:
+    asked = Asked((), query, experiment, "config")
+    with pytest.raises(ConfigError, match=line) as caught:
+        report(replace(request(project), asked=asked))
+    assert "\n" not in str(caught.value)
+
+
+def test_an_output_folder_with_files_is_refused(project: Project) -> None:
+    with pytest.raises(OutputError, match="already there"):
+        report(request(project, "A0_seed42", output=project.ablation))
+
+
+# ---- MLflow ----
+
+
+@pytest.fixture
+def dead_server(monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", 0))
+        uri = f"http://127.0.0.1:{listener.getsockname()[1]}"
+        monkeypatch.setenv("MLFLOW_TRACKING_URI", uri)
+        yield uri
+
+
+def test_without_mlflow_the_files_are_written_and_a_line_warns(project: Project, dead_server: str) -> None:
+    lines: list[str] = []
+    folder, written = report(request(project, "A0_seed42", "F_seed42", say=lines.append))
+    assert all(path.is_file() for path in written.files)
+    assert (folder / "report.html").is_file()
+    (warning,) = [line for line in lines if line.startswith("warning: ")]
+    assert f"MLflow at {dead_server} does not answer" in warning
+    with pytest.raises(TrackingError, match="does not answer"):
+        report(request(project, "0" * 32))
+
+
+def test_a_run_begun_by_mlflow_run_holds_the_report(
+    project: Project, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    client = client_for(project.uri)
+    experiment = client.get_experiment_by_name(EXPERIMENT)
+    assert experiment is not None
+    for runs in ((project.ablation,), ("A0_seed42", "F_seed42")):
+        begun = client.create_run(experiment.experiment_id, run_name="chosen").info.run_id
+        client.log_param(begun, "runs", "'as mlflow run quotes it'")
+        monkeypatch.setenv("MLFLOW_RUN_ID", begun)
+        report(request(project, *runs))
+        found = client.get_run(begun)
+        assert found.data.tags["kind"] == "report"
+        assert "report.html" in logged(project, begun)
+    assert "report.html" in logged(project, project.ids["ablation"])
+
+
+# ---- the entry point ----
+
+
+def test_flags_are_checked_and_errors_have_their_exit_codes(
+    project: Project, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def run(*argv: str) -> tuple[int, str]:
+        code = exit_code(main, ["--result_dir", str(project.results), "--experiment", EXPERIMENT, *argv])
+        return code, capsys.readouterr().err
+
+    output = tmp_path / "out"
+    assert run("--runs", "A0_seed42, F_seed42", "--output", str(output)) == (0, "")
+    text = (output / "report.md").read_text()
+    assert f"python -m entry_points.report '--runs=A0_seed42, F_seed42' --output={output}" in text
+    assert run("--query", "tags.variant = 'topk'")[0] == 0
+    assert run() == (64, "ConfigError: runs and query: at least one of them is needed\n")
+    assert run("--run", "x") == (64, "ConfigError: unknown flag --run. Did you mean 'runs'?\n")
+    assert run("--runs", "x")[0] == 64
+
+
+def test_nothing_heavy_is_imported_before_the_flags_are_read() -> None:
+    code = (
+        "import sys, entry_points.report; print({'torch', 'mlflow', 'pandas', 'matplotlib'} & {*sys.modules})"
+    )
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "set()"
