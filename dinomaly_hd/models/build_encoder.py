@@ -1,6 +1,7 @@
 """From an encoder's name and sizes to the frozen network with its weights."""
 
 import math
+from functools import cache
 from typing import Any, NamedTuple
 
 import timm
@@ -54,6 +55,7 @@ def preprocessing_of(config: EncoderConfig) -> Preprocessing:
     return Preprocessing(image, crop, mean, std)
 
 
+@cache
 def check_encoder(config: EncoderConfig) -> EncoderShape:
     """Return an encoder's shape from its architecture alone (no weights, no memory).
 

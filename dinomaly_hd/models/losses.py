@@ -114,7 +114,7 @@ class AdaptiveMining(HardMining):
 
     p_i = p(t) c sigmoid(s (ref - APE_i)), at most 1, with ref the mean entropy of the training images and c
     such that the mean of p_i over them is p(t) (spec/variants.md, Adaptive): maps whose structure points one
-    way, and so are easier to rebuild, discard more. Where a p_i would exceed 1 the mean falls a little short of
+    way, and so are easier to rebuild, discard more. Where a p_i would exceed 1 the mean falls short of
     p(t): .8993 for .9 on the simulated maps.
 
     Args:

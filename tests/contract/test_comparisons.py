@@ -13,6 +13,7 @@ from dinomaly_hd.errors import CheckpointError, ComparisonError, ConfigError, No
 from dinomaly_hd.experiments import comparison
 from dinomaly_hd.experiments.ablation import run_ablation
 from dinomaly_hd.experiments.context import Context
+from dinomaly_hd.experiments.finetune import OWN, Tuning, run_finetune
 from dinomaly_hd.experiments.settings import run_encoders, run_steps
 from dinomaly_hd.experiments.training_run import Outcome, execute
 from dinomaly_hd.flags import resolve_config
@@ -41,9 +42,8 @@ def runs_in(context: Context) -> list[Any]:
 def test_an_ablation_shares_work_reports_and_is_not_repeated(context: Context) -> None:
     lines: list[str] = []
     told = replace(context, say=lines.append)
-    configs = ("A0", "A0:row_context=1", "F")
+    configs = ("A0", "A0:row_context=1")
     done = run_ablation(configs, (42, 43), told, build=build)
-    assert len(done.outcomes) == 6
     assert sum("once for all steps" in line for line in lines) == 2, "encoded once a seed, for all configs"
     assert sum(line == "going on at step 2" for line in lines) == 2, "row_context needs no training"
     assert done.report is not None
@@ -58,28 +58,20 @@ def test_an_ablation_shares_work_reports_and_is_not_repeated(context: Context) -
     top = next(run for run in runs if run.data.tags["kind"] == "ablation")
     children = [run for run in runs if run.data.tags.get("mlflow.parentRunId") == top.info.run_id]
     assert sorted(run.data.tags["config"] for run in children) == sorted(configs * 2)
-    assert "F/domain_A/auroc_mean" in top.data.metrics
+    assert f"{configs[0]}/domain_A/auroc_mean" in top.data.metrics
     assert "Reading" in top.data.tags["mlflow.note.content"]
 
     lines.clear()
     again = run_ablation(configs, (42, 43), told, build=build)
-    assert sum(line.startswith("already finished") for line in lines) == 6
+    assert sum(line.startswith("already finished") for line in lines) == 4
     assert not any(line.startswith("step ") for line in lines)
-    assert {outcome.folder for outcome in again.outcomes.values()} == {
-        outcome.folder for outcome in done.outcomes.values()
-    }
+    first, second = ([outcome.folder for outcome in one.outcomes.values()] for one in (done, again))
+    assert first == second
 
-    alone = execute(build("F", 43), replace(context, result_dir=context.root / "alone"))
-    shared = next(o for m, o in done.outcomes.items() if m.label == "F" and m.run.seed == 43)
-    pd.testing.assert_frame_equal(scores(alone.folder), scores(shared.folder), check_exact=True)
-
-
-def test_row_context_scores_as_if_it_had_been_trained_so(context: Context) -> None:
-    done = run_ablation(("A0", "A0:row_context=1"), (42,), context, build=build)
-    alone = execute(build("A0:row_context=1", 42), replace(context, result_dir=context.root / "alone"))
-    plain, smoothed = (outcome.folder for outcome in done.outcomes.values())
-    pd.testing.assert_frame_equal(scores(alone.folder), scores(smoothed), check_exact=True)
-    assert not scores(plain)["score"].equals(scores(smoothed)["score"])
+    alone = execute(build(configs[1], 43), replace(context, result_dir=context.root / "alone"))
+    shared = scores(first[-1])
+    pd.testing.assert_frame_equal(scores(alone.folder), shared, check_exact=True)
+    assert not scores(first[-2])["score"].equals(shared["score"]), "row_context does nothing"
 
 
 def test_a_member_that_diverges_is_named_and_the_others_go_on(
@@ -91,10 +83,10 @@ def test_a_member_that_diverges_is_named_and_the_others_go_on(
         return execute(run, own)
 
     monkeypatch.setattr(comparison, "execute", diverge)
-    with pytest.raises(ComparisonError, match=r"1 of 3 members failed: A, seed 42: step 1: loss nan"):
-        run_ablation(("A0", "A", "B"), (42,), context, build=build)
+    with pytest.raises(ComparisonError, match=r"1 of 2 members failed: A, seed 42: step 1: loss nan"):
+        run_ablation(("A", "A0"), (42,), context, build=build)
     (report,) = context.result_dir.rglob("report.md")
-    assert "A, seed 42: step 1: loss nan" in report.read_text().replace("\\", "")
+    assert "A, seed 42 (step 1: loss nan)" in report.read_text()
     top = next(run for run in runs_in(context) if run.data.tags["kind"] == "ablation")
     assert top.info.status == "FAILED"
 
@@ -150,3 +142,30 @@ def test_a_start_that_does_not_fit_is_refused(context: Context) -> None:
     deeper = build("A0", 42, decoder_depth="4", start_from=str(first.folder))
     with pytest.raises(CheckpointError, match="differs in decoder_depth"):
         execute(deeper, context)
+
+
+def test_finetuning_starts_from_the_unified_model_and_sees_one_domain(context: Context) -> None:
+    lines: list[str] = []
+    done = run_finetune(
+        [build("A0", 42)],
+        replace(context, say=lines.append),
+        tuning=Tuning(steps=1, learning_rate=1e-30),
+        domains=None,
+    )
+    folders = {member.label: outcome.folder for member, outcome in done.outcomes.items()}
+    assert list(folders) == ["unified", "fine-tuned on A", "fine-tuned on B"]
+    assert f"starting from {folders['unified']}" in lines
+    unified, tuned = scores(folders["unified"]), scores(folders["fine-tuned on A"])
+    assert tuned["score"].to_numpy() == pytest.approx(unified["score"].to_numpy(), abs=1e-9), "same weights"
+    assert done.report is not None
+    assert done.report.comparison.labels == ("unified", OWN, "fine-tuned on A", "fine-tuned on B")
+    assert not done.report.comparison.settings.notes
+
+
+@pytest.mark.parametrize(
+    ("steps", "rate", "message"),
+    [("0", "0.1", "finetune_steps='0'"), ("10", "fast", "'fast': expected a number"), ("10", "0", "above 0")],
+)
+def test_a_finetuning_without_length_or_rate_is_refused(steps: str, rate: str, message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        Tuning.parse(steps=steps, learning_rate=rate)
