@@ -31,10 +31,10 @@ class Session:
     def __init__(self, ready: Ready, context: Context, folder: RunFolder) -> None:
         self.ready, self.context, self.folder = ready, context, folder
         self.run, self.manifest, self.split = ready.run, ready.manifest, ready.split
-        folder.set_state(training_hash=ready.training_hash, code=provenance.code_digest())
         self.device = resolve_device(self.run.training.gpu)
         self.store = ImageStore(self.manifest, keep_bytes=KEPT_IMAGES_BYTES)
-        own = self._newest_checkpoint()
+        own = self._newest_checkpoint()  # another run's folder is refused here and stays as it is
+        folder.set_state(training_hash=ready.training_hash, code=provenance.code_digest())
         self.checkpoint = own or self._donated_checkpoint()
         self.donated = own is None and self.checkpoint is not None
         self.journal = Journal(folder.path / "journal.jsonl")

@@ -13,7 +13,7 @@ from dinomaly_hd.config import WITHOUT_EFFECT, flatten, from_json
 from dinomaly_hd.errors import CheckpointError, ConfigError
 from dinomaly_hd.files import publish, sweep
 
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2
 KEPT = 2
 NAME = re.compile(r"step_(\d{8})\.pt")
 FIELDS = {"schema", "step", "config", "data_digest", "encoder_digest", "nonfinite", "weights", "optimizer"}
