@@ -2,7 +2,7 @@
 
 import hashlib
 import json
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
@@ -14,7 +14,7 @@ from dinomaly_hd.data.features import FeatureMemory
 from dinomaly_hd.errors import DinomalyHDError, Interrupted
 from dinomaly_hd.experiments.context import Context
 from dinomaly_hd.experiments.run_folder import RunFolder, open_run
-from dinomaly_hd.experiments.session import CLOSE_TIMEOUT_S, START_TIMEOUT_S, run_name
+from dinomaly_hd.experiments.session import CLOSE_TIMEOUT_S, START_TIMEOUT_S, short_domains
 from dinomaly_hd.journal import Journal
 from dinomaly_hd.tracking import Tracker, default_uri
 
@@ -82,7 +82,7 @@ def parent_run(
             Journal(folder.path / "journal.jsonl"),
             uri=default_uri(context.root),
             experiment=context.experiment,
-            run_name=context.run_name or f"{kind}-{run_name(first)}",
+            run_name=context.run_name or _name(kind, list(runs.values())),
             tags={
                 "variant": first.model.variant,
                 "kind": kind,
@@ -109,6 +109,12 @@ def parent_run(
             parent.close("FAILED")
             raise
         parent.close("FINISHED")
+
+
+def _name(kind: str, runs: Sequence[RunConfig]) -> str:
+    """Return ``{kind}-{domains}-s{seeds}``."""
+    seeds = dict.fromkeys(run.seed for run in runs)
+    return f"{kind}-{short_domains(runs[0].data.domain_names)}-s{'-'.join(map(str, seeds))}"
 
 
 def _common(runs: Iterable[RunConfig]) -> dict[str, Any]:

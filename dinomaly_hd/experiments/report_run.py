@@ -65,6 +65,9 @@ def report(request: ReportRequest) -> tuple[Path, Report]:
     uri = default_uri(request.root)
     shelf = Shelf(request.result_dir, RunStore(uri))
     collected = collect(request.asked, shelf, say=request.say, tick=request.tick)
+    own_reference = collected.summary.get("reference", request.reference)
+    if request.output is not None or request.reference not in (None, own_reference):
+        collected = collected._replace(own=None)  # another view of it, which must not replace its report
     with _folder(request, collected) as folder:
         request.say(f"comparing {len(collected.members)} members")
         written = write_report(

@@ -366,11 +366,20 @@ def test_a_query_finds_training_runs_here_and_in_mlflow(project: Project) -> Non
 
 def test_a_report_can_be_reported_on_again(project: Project) -> None:
     first, written = report(request(project, "A0_seed42", "F_seed42"))
-    again, second = report(request(project, first.name, reference="F"))
+    again, second = report(request(project, first.name))
     assert again == first
     assert second.comparison.labels == written.comparison.labels
-    assert second.comparison.reference == "F"
     assert len(report_runs(project)) == 1
+
+
+def test_another_view_of_a_report_does_not_replace_it(project: Project) -> None:
+    first, _ = report(request(project, "A0_seed42", "F_seed42"))
+    before = (first / "report.md").read_text()
+    other, second = report(request(project, first.name, reference="F"))
+    assert other != first
+    assert second.comparison.reference == "F"
+    assert (first / "report.md").read_text() == before
+    assert len(report_runs(project)) == 2
 
 
 # ---- what it is called ----
