@@ -18,6 +18,15 @@ from dinomaly_hd.errors import OutputError
 TEMPORARY_PREFIX = ".writing-"
 
 
+def read_json(path: Path) -> dict[str, Any]:
+    """Return a JSON file's object, empty where there is no such file or it holds something else."""
+    try:
+        content = json.loads(path.read_text())
+    except (OSError, ValueError):
+        return {}
+    return content if isinstance(content, dict) else {}
+
+
 def file_digest(path: Path) -> str:
     """Return 16 hex digits of a file's SHA-256."""
     with path.open("rb") as stream:

@@ -7,6 +7,7 @@ import platform
 import re
 import subprocess
 import sys
+from functools import cache
 from pathlib import Path
 
 PACKAGE = Path(__file__).parent
@@ -43,6 +44,7 @@ def git_diff(root: Path) -> str:
     return text[: DIFF_LIMIT_BYTES - len(notice)].decode(errors="ignore") + notice
 
 
+@cache
 def code_digest() -> str:
     """Return 16 hex digits of the source that decides a run's scores: config, data, models and training.
 

@@ -76,13 +76,18 @@ class PlainBottleneck(Frozen):
     bottleneck_dropout: Probability = 0.2
 
 
-class SegmentBottleneck(Frozen):
-    """Horizontal segment dropout, then the MLP with element dropout ``elem_p``."""
+class Segments(Frozen):
+    """Horizontal pieces of token rows that are dropped."""
 
-    bottleneck: Literal["segment"] = "segment"
     row_p: Probability = 0.2
     seg_len: PositiveCount = 2
     seg_drop_p: Probability = 0.6
+
+
+class SegmentBottleneck(Segments):
+    """Horizontal segment dropout, then the MLP with element dropout ``elem_p``."""
+
+    bottleneck: Literal["segment"] = "segment"
     elem_p: Probability = 0.1
     disable_segment: bool = False
 
@@ -101,15 +106,12 @@ class PlainAttention(Frozen):
     attention: Literal["plain"] = "plain"
 
 
-class RowDropoutAttention(Frozen):
+class RowDropoutAttention(Segments):
     """Segment dropout on the values inside decoder blocks; ``keys``: on the keys' features too."""
 
     attention: Literal["row_dropout"] = "row_dropout"
     decoder_blocks: Blocks = LAST_HALF
     decoder_heads: Probability = 0.5
-    row_p: Probability = 0.2
-    seg_len: PositiveCount = 2
-    seg_drop_p: Probability = 0.6
     keys: bool = False
     decoder_warmup: Count = 200
 
@@ -121,30 +123,31 @@ class RowBlindAttention(Frozen):
     row_radius: Radius = "3"
 
 
-class HardMiningLoss(Frozen):
+class Discard(Frozen):
+    """The schedule of the share of tokens that count as easy."""
+
+    discard_final: Probability = 0.9
+    discard_warmup: Count = 1000
+
+
+class HardMiningLoss(Discard):
     """The original's loss."""
 
     loss: Literal["hard_mining"] = "hard_mining"
-    discard_final: Probability = 0.9
-    discard_warmup: Count = 1000
     discard_factor: Probability = 0.1
 
 
-class PooledMiningLoss(Frozen):
+class PooledMiningLoss(Discard):
     """The mean of the pooled distance; easy tokens keep ``gem_factor`` of their gradient."""
 
     loss: Literal["pooled_mining"] = "pooled_mining"
-    discard_final: Probability = 0.9
-    discard_warmup: Count = 1000
     gem_factor: Probability = 0.3
 
 
-class AdaptiveLoss(Frozen):
+class AdaptiveLoss(Discard):
     """Hard mining whose discard rate follows each map's angular power entropy."""
 
     loss: Literal["adaptive"] = "adaptive"
-    discard_final: Probability = 0.9
-    discard_warmup: Count = 1000
     discard_factor: Probability = 0.1
     ape_scale: Annotated[float, Field(ge=0)] = 4.0
 

@@ -60,10 +60,13 @@ class FeatureMemory:
             self._room -= encoded.nelement() * encoded.element_size()
             self._kept.update(zip(names, encoded.cpu().unbind(), strict=True))
 
+    def holds(self, names: Sequence[str]) -> bool:
+        """Return whether the outputs of all these images are kept."""
+        return all(name in self._kept for name in names)
+
     def get(self, names: Sequence[str]) -> Tensor | None:
         """Return outputs (B, ...), None where one is missing."""
-        found = [self._kept[name] for name in names if name in self._kept]
-        return torch.stack(found) if len(found) == len(names) else None
+        return torch.stack([self._kept[name] for name in names]) if self.holds(names) else None
 
 
 class TrainingSet(Dataset[Batch]):

@@ -55,6 +55,14 @@ class Settings(NamedTuple):
     notes: tuple[str, ...]
 
 
+def leaves(config: Mapping[str, Any]) -> dict[str, Any]:
+    """Return every value of a stored config under its own name, as ``config.flatten`` does of a config."""
+    flat: dict[str, Any] = {}
+    for name, value in config.items():
+        flat.update(leaves(value) if isinstance(value, Mapping) else {name: value})
+    return flat
+
+
 def check_members(members: Sequence[MemberRun]) -> None:
     """Refuse runs that cannot stand in one comparison.
 
@@ -119,7 +127,7 @@ def settings_of(members: Sequence[MemberRun], *, compared: Sequence[str] = ()) -
     flat = [_flat(member.result) for member in members]
     names = list(dict.fromkeys(name for settings in flat for name in settings))
     asked = set(compared).union(
-        *(_leaves(member.result.get("config", {}).get("model", {})) for member in members)
+        *(leaves(member.result.get("config", {}).get("model", {})) for member in members)
     )
     equal: dict[str, str] = {}
     by_label: dict[str, dict[str, str]] = {member.label: {} for member in members}
@@ -163,15 +171,8 @@ def _flat(result: Mapping[str, Any]) -> dict[str, str]:
     config = result.get("config") or {name: result[name] for name in TOP_LEVEL if name in result}
     beside = {name: result[name] for name in BESIDE_CONFIG if name in result}
     versions = {f"version of {name}": text for name, text in result.get("versions", {}).items()}
-    return {name: str(value) for name, value in (_leaves(config) | beside | versions).items()}
-
-
-def _leaves(config: Mapping[str, Any]) -> dict[str, Any]:
-    """Every value under its own name; the names are unique in a config (``config.flatten``)."""
-    flat: dict[str, Any] = {}
-    for name, value in config.items():
-        flat.update(_leaves(value) if isinstance(value, Mapping) else {name: value})
-    return {name: value for name, value in flat.items() if name not in NOT_SETTINGS}
+    own = {name: value for name, value in leaves(config).items() if name not in NOT_SETTINGS}
+    return {name: str(value) for name, value in (own | beside | versions).items()}
 
 
 def _texts(members: Sequence[MemberRun], texts: Sequence[str], label: str) -> list[str]:

@@ -33,6 +33,44 @@ class Draws(NamedTuple):
     tpr_BR: FloatArray
 
 
+class Ranked(NamedTuple):
+    """Where the sorted scores of the two classes stand among each other: all that a draw's metrics need.
+
+    Attributes:
+        below_F: Good images strictly below each fault.
+        not_above_F: Good images at or below each fault.
+        first_above_G: Faults at or below each good image, which is the position of the first above it.
+    """
+
+    below_F: IntArray
+    not_above_F: IntArray
+    first_above_G: IntArray
+
+    @classmethod
+    def of(cls, good_G: FloatArray, fault_F: FloatArray) -> "Ranked":
+        """Rank scores that are sorted within their class."""
+        return cls(
+            np.searchsorted(good_G, fault_F, side="left"),
+            np.searchsorted(good_G, fault_F, side="right"),
+            np.searchsorted(fault_F, good_G, side="right"),
+        )
+
+    def metrics(self, good_BG: IntArray, fault_BF: IntArray, *, max_fprs: Sequence[float]) -> Draws:
+        """Return the metrics of draws, given how often each image is drawn."""
+        goods, faults = len(self.first_above_G), len(self.below_F)
+        goods_below_BG, faults_below_BF = _cumulated(good_BG), _cumulated(fault_BF)
+        pairs_BF = goods_below_BG[:, self.below_F] + goods_below_BG[:, self.not_above_F]
+        auroc_B = np.einsum("bf,bf->b", pairs_BF, fault_BF) / (2.0 * goods * faults)
+        tpr_BR = np.ones((len(good_BG), len(max_fprs)))
+        for column, max_fpr in enumerate(max_fprs):
+            kept = goods - allowed_false_positives(goods, max_fpr=max_fpr)
+            if kept > 0:  # the highest good image drawn that may not be called a fault sets the limit
+                limit_B = (goods_below_BG[:, :-1] < kept).sum(axis=1) - 1
+                missed_B = faults_below_BF[np.arange(len(limit_B)), self.first_above_G[limit_B]]
+                tpr_BR[:, column] = (faults - missed_B) / faults
+        return Draws(auroc_B, tpr_BR)
+
+
 def bootstrap(
     score: ArrayLike,
     label: ArrayLike,
@@ -51,18 +89,11 @@ def bootstrap(
     tpr_BR = np.full((draws, len(max_fprs)), NAN)
     if good.size == 0 or fault.size == 0:
         return Draws(auroc_B, tpr_BR)
-    below_F = np.searchsorted(good, fault, side="left")
-    not_above_F = np.searchsorted(good, fault, side="right")
-    first_above_G = np.searchsorted(fault, good, side="right")
-    for chunk in _chunks(draws, good.size + fault.size):
-        good_BG = _cumulated(_counts(generator, chunk.stop - chunk.start, good.size))
-        faults_BF = _counts(generator, chunk.stop - chunk.start, fault.size)
-        pairs_BF = good_BG[:, below_F] + good_BG[:, not_above_F]
-        auroc_B[chunk] = np.einsum("bf,bf->b", pairs_BF, faults_BF) / (2.0 * good.size * fault.size)
-        faults_below_BF = _cumulated(faults_BF)
-        for column, max_fpr in enumerate(max_fprs):
-            allowed = allowed_false_positives(good.size, max_fpr=max_fpr)
-            tpr_BR[chunk, column] = _tpr(good_BG, faults_below_BF, first_above_G, allowed=allowed)
+    ranked = Ranked.of(good, fault)
+    for chunk in chunks(draws, good.size + fault.size):
+        good_BG = counts(generator, chunk.stop - chunk.start, good.size)
+        fault_BF = counts(generator, chunk.stop - chunk.start, fault.size)
+        auroc_B[chunk], tpr_BR[chunk] = ranked.metrics(good_BG, fault_BF, max_fprs=max_fprs)
     return Draws(auroc_B, tpr_BR)
 
 
@@ -79,13 +110,14 @@ def named_generator(seed: int, name: str) -> np.random.Generator:
     return np.random.default_rng([seed, zlib.crc32(name.encode())])
 
 
-def _chunks(draws: int, images: int) -> Iterator[slice]:
+def chunks(draws: int, images: int) -> Iterator[slice]:
+    """Yield draws in pieces whose counts fit the processor's cache."""
     size = max(1, CHUNK_ELEMENTS // images)
     for start in range(0, draws, size):
         yield slice(start, min(start + size, draws))
 
 
-def _counts(generator: np.random.Generator, rows: int, images: int) -> IntArray:
+def counts(generator: np.random.Generator, rows: int, images: int) -> IntArray:
     """How often each of the images is drawn, in ``rows`` independent draws: (rows, images)."""
     drawn = generator.integers(0, images, size=(rows, images))
     drawn += np.arange(rows)[:, None] * images
@@ -97,16 +129,3 @@ def _cumulated(counts_BG: IntArray) -> IntArray:
     before = np.zeros((counts_BG.shape[0], counts_BG.shape[1] + 1), dtype=np.int64)
     np.cumsum(counts_BG, axis=1, out=before[:, 1:])
     return before
-
-
-def _tpr(good_BG: IntArray, faults_BF: IntArray, first_above_G: IntArray, *, allowed: int) -> FloatArray:
-    """TPR of each draw when its ``allowed`` highest good images may be called faults."""
-    rows, good_count = good_BG.shape[0], good_BG.shape[1] - 1
-    fault_count = faults_BF.shape[1] - 1
-    if allowed >= good_count:
-        return np.ones(rows)
-    # Sorted position of the (allowed + 1)-th highest good image drawn: faults strictly above it are found.
-    position_B = (good_BG[:, :-1] <= good_count - allowed - 1).sum(axis=1) - 1
-    missed_B = faults_BF[np.arange(rows), first_above_G[position_B]]
-    found_B: FloatArray = (fault_count - missed_B) / fault_count
-    return found_B

@@ -6,15 +6,15 @@ sign? Images: would other test images give the same sign for these very runs? Wh
 targets, S seeds. Source: protocols.md, "Statistics between methods".
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import ArrayLike
 from scipy import stats
 
-from dinomaly_hd.evaluation.intervals import CHUNK_ELEMENTS, DRAWS, LEVEL, percentile_interval
-from dinomaly_hd.evaluation.metrics import NAN, FloatArray, IntArray, allowed_false_positives, check_finite
+from dinomaly_hd.evaluation.intervals import DRAWS, LEVEL, Ranked, chunks, counts, percentile_interval
+from dinomaly_hd.evaluation.metrics import NAN, FloatArray, check_finite
 
 MOST_ENUMERATED = 12  # pairs up to which Wilcoxon's p-value counts all 2^n signs, ties included
 ROUNDING = 1e-12  # spread below this share of the values is rounding, not spread
@@ -161,12 +161,17 @@ def shared_bootstrap(
     tpr_MBR = np.full((len(scores), draws, len(max_fprs)), NAN)
     if good_MG.shape[1] == 0 or fault_MF.shape[1] == 0:
         return SharedDraws(auroc_MB, tpr_MBR)
-    for chunk in _chunks(draws, scores.shape[1]):
-        rows = chunk.stop - chunk.start
-        good_BG = _counts(generator, rows, good_MG.shape[1])
-        fault_BF = _counts(generator, rows, fault_MF.shape[1])
-        for run, (good_G, fault_F) in enumerate(zip(good_MG, fault_MF, strict=True)):
-            auroc_MB[run, chunk], tpr_MBR[run, chunk] = _drawn(good_G, fault_F, good_BG, fault_BF, max_fprs)
+    order_MG, order_MF = good_MG.argsort(axis=1), fault_MF.argsort(axis=1)
+    ranked = [
+        Ranked.of(good_G[order_G], fault_F[order_F])
+        for good_G, order_G, fault_F, order_F in zip(good_MG, order_MG, fault_MF, order_MF, strict=True)
+    ]
+    for chunk in chunks(draws, scores.shape[1]):
+        good_BG = counts(generator, chunk.stop - chunk.start, good_MG.shape[1])
+        fault_BF = counts(generator, chunk.stop - chunk.start, fault_MF.shape[1])
+        for run, (own, order_G, order_F) in enumerate(zip(ranked, order_MG, order_MF, strict=True)):
+            drawn = own.metrics(good_BG[:, order_G], fault_BF[:, order_F], max_fprs=max_fprs)
+            auroc_MB[run, chunk], tpr_MBR[run, chunk] = drawn
     return SharedDraws(auroc_MB, tpr_MBR)
 
 
@@ -203,38 +208,3 @@ def _placements(score: ArrayLike, fault: ArrayLike) -> tuple[FloatArray, FloatAr
     below_F = (rank_N[is_fault] - stats.rankdata(fault_F)) / good_G.size
     above_G = 1.0 - (rank_N[~is_fault] - stats.rankdata(good_G)) / fault_F.size
     return below_F, above_G
-
-
-def _chunks(draws: int, images: int) -> Iterator[slice]:
-    size = max(1, CHUNK_ELEMENTS // images)
-    for start in range(0, draws, size):
-        yield slice(start, min(start + size, draws))
-
-
-def _counts(generator: np.random.Generator, rows: int, images: int) -> IntArray:
-    """How often each image is drawn: (rows, images)."""
-    drawn = generator.integers(0, images, size=(rows, images)) + np.arange(rows)[:, None] * images
-    return np.bincount(drawn.ravel(), minlength=rows * images).reshape(rows, images)
-
-
-def _drawn(
-    good_G: FloatArray, fault_F: FloatArray, good_BG: IntArray, fault_BF: IntArray, max_fprs: Sequence[float]
-) -> tuple[FloatArray, FloatArray]:
-    """AUROC (B,) and TPR (B, R) of one run on images drawn so often."""
-    order_G, order_F = np.argsort(good_G), np.argsort(fault_F)
-    good, fault = good_G[order_G], fault_F[order_F]
-    below_BG = np.zeros((len(good_BG), good.size + 1), dtype=np.int64)
-    np.cumsum(good_BG[:, order_G], axis=1, out=below_BG[:, 1:])
-    missed_BF = np.zeros((len(fault_BF), fault.size + 1), dtype=np.int64)
-    np.cumsum(fault_BF[:, order_F], axis=1, out=missed_BF[:, 1:])
-    left_F, right_F = np.searchsorted(good, fault, side="left"), np.searchsorted(good, fault, side="right")
-    pairs_BF = below_BG[:, left_F] + below_BG[:, right_F]
-    auroc_B = np.einsum("bf,bf->b", pairs_BF, fault_BF[:, order_F]) / (2.0 * good.size * fault.size)
-    not_above_G = np.searchsorted(fault, good, side="right")
-    tpr_BR = np.ones((len(good_BG), len(max_fprs)))
-    for column, max_fpr in enumerate(max_fprs):
-        keep = good.size - allowed_false_positives(good.size, max_fpr=max_fpr)
-        if keep > 0:  # the highest good image drawn that may not be called a fault
-            limit_B = (below_BG[:, :-1] < keep).sum(axis=1) - 1
-            tpr_BR[:, column] -= missed_BF[np.arange(len(limit_B)), not_above_G[limit_B]] / fault.size
-    return auroc_B, tpr_BR

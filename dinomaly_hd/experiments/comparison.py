@@ -33,10 +33,9 @@ class Member(NamedTuple):
 
 
 class Done(NamedTuple):
-    """Finished members with what they left, why others did not finish, and the report if there is one."""
+    """Finished members with what they left, and the report if any run could be reported on."""
 
     outcomes: dict[Member, Outcome]
-    failed: dict[str, str]
     report: Report | None
 
 
@@ -101,7 +100,7 @@ def run_comparison(
             raise ComparisonError(
                 f"{len(lines)} of {len(lines) + len(outcomes)} members failed: {'; '.join(lines)}"
             )
-    return Done(outcomes, failed, report)
+    return Done(outcomes, report)
 
 
 def _run_members(

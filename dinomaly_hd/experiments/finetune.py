@@ -69,11 +69,14 @@ def run_finetune(
         domains: To fine-tune on; None for all.
 
     Raises:
-        ConfigError: A domain is not among the runs'.
+        ConfigError: No domain, one twice, or one that is not among the runs'.
         DinomalyHDError: As ``run_comparison``.
     """
     known = runs[0].data.domain_names
-    for domain in domains or ():
+    chosen = known if domains is None else tuple(domains)
+    if not chosen or len(set(chosen)) < len(chosen):
+        raise ConfigError(f"finetune_domains: expected one or more of {', '.join(known)}, each once")
+    for domain in chosen:
         if domain not in known:
             raise ConfigError(f"finetune_domains: {domain!r} is not trained on.{nearest(domain, known)}")
 
@@ -87,7 +90,7 @@ def run_finetune(
                 ),
             )
             for unified, outcome in outcomes.items()
-            for domain in domains or known
+            for domain in chosen
         ]
 
     return run_comparison(
@@ -97,7 +100,7 @@ def run_finetune(
         question=QUESTION,
         gather=_with_own_domains,
         then=then,
-        detail=f"{tuning} {domains}",
+        detail=f"{tuning} {chosen}",
     )
 
 

@@ -9,7 +9,7 @@ import pandas as pd
 
 from dinomaly_hd.config import ALL_DOMAINS, names_in
 from dinomaly_hd.errors import ConfigError, DataError, nearest
-from dinomaly_hd.evaluation.comparison_members import MemberRun
+from dinomaly_hd.evaluation.comparison_members import MemberRun, leaves
 from dinomaly_hd.evaluation.trivial import PREFIX, TRIVIAL
 from dinomaly_hd.experiments.run_folder import RESULTS, read_results
 
@@ -124,7 +124,7 @@ def relabelled(members: Sequence[MemberRun], *, label_by: str) -> list[MemberRun
         return list(members)
     if label_by == BY_VARIANT:
         return [member._replace(label=str(member.result.get("variant"))) for member in members]
-    values = [settings_of(member.result) for member in members]
+    values = [leaves(member.result.get("config", {})) for member in members]
     known = {name for own in values for name in own}
     if label_by not in known:
         raise ConfigError(
@@ -137,14 +137,6 @@ def relabelled(members: Sequence[MemberRun], *, label_by: str) -> list[MemberRun
     return [member._replace(label=label) for member, label in zip(members, labels, strict=True)]
 
 
-def settings_of(result: Mapping[str, Any]) -> dict[str, Any]:
-    """Return every value of a result's config under its own name."""
-    flat: dict[str, Any] = {}
-    for name, value in result.get("config", {}).items():
-        flat.update(settings_of({"config": value}) if isinstance(value, Mapping) else {name: value})
-    return flat
-
-
 def _shown(value: Any) -> str:
     if isinstance(value, bool):
         return str(value).lower()
@@ -153,7 +145,7 @@ def _shown(value: Any) -> str:
 
 def _trained_domains(result: Mapping[str, Any]) -> list[str]:
     """Return those of a result's domains that its run was trained on; a config may shorten domain_A to A."""
-    trained = str(settings_of(result).get("train_domains", ALL_DOMAINS))
+    trained = str(leaves(result.get("config", {})).get("train_domains", ALL_DOMAINS))
     names = names_in(trained)
     return [
         domain

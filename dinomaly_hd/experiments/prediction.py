@@ -1,6 +1,5 @@
 """Score any folder of images with a finished run: a table of scores and decisions, and the highest maps."""
 
-import re
 import tempfile
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -23,14 +22,13 @@ from dinomaly_hd.experiments.exported import CARD, Exported, load_model, read_ca
 from dinomaly_hd.experiments.run_folder import find_run
 from dinomaly_hd.files import make_dated_folder, publish, publish_text
 from dinomaly_hd.models.build_encoder import preprocessing_of
-from dinomaly_hd.tracking import default_uri
+from dinomaly_hd.tracking import RUN_ID, default_uri
 from dinomaly_hd.tracking.models import REGISTERED, download_model
 from dinomaly_hd.training.fit import resolve_device
 
 KEPT_IMAGES_BYTES = 2 * 1024**3
 HIGHEST_SAID = 5
 LONGEST_NAME = 60  # characters: 240 bytes at most, below every file system's limit
-RUN_ID = re.compile(r"[0-9a-f]{32}")
 Say = Callable[[str], None]
 Tick = Callable[[], None]
 

@@ -97,12 +97,8 @@ def _start(run: RunConfig, context: Context, *, encoder_digest: str) -> Start | 
         return None
     folder = find_run(context.result_dir, run.training.start_from) / MODEL
     card = read_card(folder)
-    theirs, ours = card.run, run
-    changes = [
-        name
-        for name, value in {**flatten(ours.model), **flatten(ours.encoder)}.items()
-        if name in SHAPES and {**flatten(theirs.model), **flatten(theirs.encoder)}.get(name) != value
-    ]
+    theirs, ours = flatten(card.run), flatten(run)
+    changes = [name for name in SHAPES if theirs.get(name) != ours.get(name)]
     if card.encoder_digest != encoder_digest:
         changes.append("the encoder's weights")
     if changes:

@@ -1,6 +1,5 @@
 """The run folder: the truth of a run, of which MLflow is a copy."""
 
-import json
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -10,12 +9,13 @@ from typing import Any, NamedTuple
 import filelock
 
 from dinomaly_hd.errors import ConfigError, OutputError
-from dinomaly_hd.files import make_dated_folder, publish_json
+from dinomaly_hd.files import make_dated_folder, publish_json, read_json
 
 STATE = "run.json"
 LOCK = ".lock"
 CHECKPOINTS, MODEL, RESULTS = "checkpoints", "model", "results.json"
 FINISHED = "FINISHED"
+SHOWN_RUNS = 4
 
 
 class RunFolder(NamedTuple):
@@ -35,11 +35,7 @@ class RunFolder(NamedTuple):
 
 def read_state(path: Path) -> dict[str, Any]:
     """Return a run folder's ``run.json``, empty where there is none or it is no JSON."""
-    try:
-        content = json.loads((path / STATE).read_text())
-    except (OSError, ValueError):
-        return {}
-    return content if isinstance(content, dict) else {}
+    return read_json(path / STATE)
 
 
 def finished_results(path: Path, **identity: str) -> dict[str, Any] | None:
@@ -52,25 +48,25 @@ def finished_results(path: Path, **identity: str) -> dict[str, Any] | None:
 
 def read_results(path: Path) -> dict[str, Any] | None:
     """Return a run folder's ``results.json``, None where there is none or it is no JSON."""
-    try:
-        content = json.loads((path / RESULTS).read_text())
-    except (OSError, ValueError):
-        return None
-    return content if isinstance(content, dict) else None
+    return read_json(path / RESULTS) or None
 
 
 def find_run(result_dir: Path, run: str) -> Path:
     """Return the run folder named by its path, its name, or its MLflow run id.
 
     Raises:
-        ConfigError: There is none.
+        ConfigError: There is none, or several have this name (a comparison's members share theirs with the
+            members of the next one).
     """
     if (Path(run) / STATE).is_file():
         return Path(run)
     folders = list(all_runs(result_dir))
-    for folder in folders:
-        if folder.name == run or read_state(folder).get("mlflow_run_id") == run:
-            return folder
+    found = [f for f in folders if f.name == run or read_state(f).get("mlflow_run_id") == run]
+    if len(found) > 1:
+        shown = ", ".join(str(folder) for folder in found[-SHOWN_RUNS:])
+        raise ConfigError(f"run {run!r}: {len(found)} run folders have this name; give a path: {shown}")
+    if found:
+        return found[0]
     raise ConfigError(
         f"run {run!r}: no run folder and no MLflow run id of the {len(folders)} runs under {result_dir}; "
         "give the folder's path or another result_dir"

@@ -70,13 +70,10 @@ class Session:
 
     def _donated_checkpoint(self) -> Checkpoint | None:
         """Return the latest checkpoint of a run whose training began as this one's does."""
+        wanted = {"training_hash": self.ready.training_hash, "code": provenance.code_digest()}
         usable = []
         for donor in self.context.donors:
-            state = read_state(donor)
-            if (state.get("training_hash"), state.get("code")) == (
-                self.ready.training_hash,
-                provenance.code_digest(),
-            ):
+            if wanted.items() <= read_state(donor).items():
                 found = newest(donor / CHECKPOINTS).checkpoint
                 if found is not None and found.step <= self.run.training.last_step:
                     usable.append(found)

@@ -1,7 +1,5 @@
 """Where runs and comparisons lie: in folders here, or in MLflow only."""
 
-import json
-import re
 import tempfile
 from collections.abc import Mapping
 from pathlib import Path
@@ -12,9 +10,9 @@ from dinomaly_hd.evaluation.comparison_members import MemberRun
 from dinomaly_hd.experiments.members import SCORES, SINGLE, read_member
 from dinomaly_hd.experiments.reporting import SUMMARY
 from dinomaly_hd.experiments.run_folder import FINISHED, RESULTS, STATE, all_runs, read_state
-from dinomaly_hd.tracking import RunStore, StoredRun, recorded
+from dinomaly_hd.files import read_json
+from dinomaly_hd.tracking import RUN_ID, RunStore, StoredRun, recorded
 
-RUN_ID = re.compile(r"[0-9a-f]{32}")
 TRAINING = "train"
 
 
@@ -68,7 +66,7 @@ class Found(NamedTuple):
     def _seed(self) -> str:
         if self.stored is not None:
             return self.stored.params.get("seed", "")
-        settings = _json(self.folder / "experiment_settings.json") if self.folder else {}
+        settings = read_json(self.folder / "experiment_settings.json") if self.folder else {}
         return str(settings.get("config", {}).get("seed", ""))
 
 
@@ -136,10 +134,10 @@ class Shelf:
     def summary(self, comparison: Found) -> dict[str, Any]:
         """Return a comparison's final_summary.json, empty where it has none yet."""
         if comparison.folder is not None:
-            return _json(comparison.folder / SUMMARY)
+            return read_json(comparison.folder / SUMMARY)
         with tempfile.TemporaryDirectory() as temporary:
             self.store.download(comparison.name, [SUMMARY], target=Path(temporary))
-            return _json(Path(temporary) / SUMMARY)
+            return read_json(Path(temporary) / SUMMARY)
 
     def read(self, run: Found) -> MemberRun:
         """Read a finished run, copied from MLflow for as long as that takes if it is not here.
@@ -153,11 +151,3 @@ class Shelf:
         with tempfile.TemporaryDirectory() as temporary:
             self.store.download(run.name, [RESULTS, SCORES], target=Path(temporary))
             return read_member(Path(temporary), name=run.name)
-
-
-def _json(path: Path) -> dict[str, Any]:
-    try:
-        content = json.loads(path.read_text())
-    except (OSError, ValueError):
-        return {}
-    return content if isinstance(content, dict) else {}

@@ -187,7 +187,7 @@ def _encode_once(session: Session, detector: Detector, memory: FeatureMemory) ->
     if cache == "off" or detector.alters_images:
         return False
     names = digests(session.manifest, positions)
-    if memory.get(names[:1]) is not None and memory.get(names) is not None:
+    if memory.holds(names):
         return True
     example = detector.encode(torch.from_numpy(session.store[int(positions[0])])[None].to(session.device))
     if not memory.has_room(example, count=len(positions)):

@@ -83,7 +83,13 @@ class Mixed(NamedTuple):
 
 
 class Mixing(Protocol):
-    """How queries, keys and values (B, h, N, d) of one block meet; ``noise=None`` means inference."""
+    """How queries, keys and values (B, h, N, d) of one block meet; ``noise=None`` means inference.
+
+    Attributes:
+        drops: Whether values are ever dropped.
+    """
+
+    drops: bool
 
     def expected_drop_rate(self, step: int) -> float:
         """Return the share of values dropped on average at an optimizer step, in the heads that drop."""
@@ -93,6 +99,8 @@ class Mixing(Protocol):
 
 class PlainMixing:
     """Linear attention over all tokens, the original's."""
+
+    drops = False
 
     def expected_drop_rate(self, step: int) -> float:
         del step

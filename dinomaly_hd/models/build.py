@@ -22,6 +22,7 @@ from dinomaly_hd.config import (
     RowMaskingBottleneck,
     RunConfig,
     SegmentBottleneck,
+    Segments,
     TopKLoss,
     WeightedDistance,
     blocks_of,
@@ -56,7 +57,7 @@ def _row_masking(config: RowMaskingBottleneck, width: int, grid: Grid) -> Bottle
     return NoisyMLP(RowMasking(grid, width=width, row_p=config.row_p), mlp)
 
 
-def _segments(config: SegmentBottleneck | RowDropoutAttention, grid: Grid) -> SegmentDropout:
+def _segments(config: Segments, grid: Grid) -> SegmentDropout:
     return SegmentDropout(grid, row_p=config.row_p, seg_len=config.seg_len, seg_drop_p=config.seg_drop_p)
 
 

@@ -19,7 +19,6 @@ from dinomaly_hd.models.encoders import Encoder
 from dinomaly_hd.models.losses import ReconstructionLoss, token_distance
 from dinomaly_hd.models.noise import Noise
 from dinomaly_hd.models.preprocessing import Preprocessing
-from dinomaly_hd.models.row_attention import RowDropoutMixing
 from dinomaly_hd.randomness import derive
 
 LAYER_NORM_EPSILON = 1e-8
@@ -83,8 +82,8 @@ class Decoder(nn.Module):
 
     @property
     def dropping(self) -> list[Mixing]:
-        """The mixings that draw anything."""
-        return [mixing for mixing in self.mixings if isinstance(mixing, RowDropoutMixing)]
+        """The mixings that drop values."""
+        return [mixing for mixing in self.mixings if mixing.drops]
 
     def forward(self, x_BTD: Tensor, *, noise: Noise | None) -> Decoded:
         """Decode; ``noise=None`` means inference."""

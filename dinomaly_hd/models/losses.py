@@ -69,7 +69,24 @@ class ReconstructionLoss(nn.Module):
         raise NotImplementedError
 
 
-class HardMining(ReconstructionLoss):
+class Mining(ReconstructionLoss):
+    """A loss that treats the easiest tokens otherwise; their share p(t) rises over the first steps.
+
+    Args:
+        discard_final: p after warm-up, 0 .. 1.
+        discard_warmup: Optimizer steps of the linear warm-up of p.
+    """
+
+    def __init__(self, *, discard_final: float, discard_warmup: int) -> None:
+        super().__init__()
+        self.discard_final, self.discard_warmup = discard_final, discard_warmup
+
+    def rate(self, step: int) -> float:
+        """Return p at an optimizer step."""
+        return discard_rate(step, final=self.discard_final, warmup=self.discard_warmup)
+
+
+class HardMining(Mining):
     """Cosine loss over whole images; easy tokens keep only ``discard_factor`` of their gradient.
 
     Source: Dinomaly's global_cosine_hm_percent (golden g2). The value does not depend on p or factor. The
@@ -82,8 +99,7 @@ class HardMining(ReconstructionLoss):
     """
 
     def __init__(self, *, discard_final: float, discard_warmup: int, discard_factor: float) -> None:
-        super().__init__()
-        self.discard_final, self.discard_warmup = discard_final, discard_warmup
+        super().__init__(discard_final=discard_final, discard_warmup=discard_warmup)
         self.discard_factor = discard_factor
 
     def easy(self, distance_BN: Tensor, *, p: float, batch: Batch) -> Tensor:
@@ -94,7 +110,7 @@ class HardMining(ReconstructionLoss):
     def forward(
         self, encoder_BSND: Tensor, decoder_BSND: Tensor, *, pooling: Pooling, batch: Batch, step: int
     ) -> Loss:
-        p = discard_rate(step, final=self.discard_final, warmup=self.discard_warmup)
+        p = self.rate(step)
         encoder_BSND = encoder_BSND.detach()
         distance_BSN = token_distance(encoder_BSND, decoder_BSND.detach())
         easy = [self.easy(group_BN, p=p, batch=batch) for group_BN in distance_BSN.unbind(1)]
@@ -119,17 +135,19 @@ class AdaptiveMining(HardMining):
 
     Args:
         ape_scale: s.
-        mining: Arguments of ``HardMining``.
+        discard_final: As in ``HardMining``, like the other two.
+        discard_warmup: Optimizer steps.
+        discard_factor: 0 .. 1.
     """
 
     ape_reference: Tensor
     ape_factor: Tensor
 
-    def __init__(self, *, ape_scale: float, **mining: float) -> None:
+    def __init__(
+        self, *, ape_scale: float, discard_final: float, discard_warmup: int, discard_factor: float
+    ) -> None:
         super().__init__(
-            discard_final=mining["discard_final"],
-            discard_warmup=int(mining["discard_warmup"]),
-            discard_factor=mining["discard_factor"],
+            discard_final=discard_final, discard_warmup=discard_warmup, discard_factor=discard_factor
         )
         self.ape_scale = ape_scale
         self.register_buffer("ape_reference", torch.zeros((), dtype=torch.float64))
@@ -157,7 +175,7 @@ class AdaptiveMining(HardMining):
         )
 
 
-class PooledMining(ReconstructionLoss):
+class PooledMining(Mining):
     """Mean of the pooled token distance; easy tokens keep ``gem_factor`` of their gradient (GEM).
 
     Args:
@@ -167,14 +185,14 @@ class PooledMining(ReconstructionLoss):
     """
 
     def __init__(self, *, discard_final: float, discard_warmup: int, gem_factor: float) -> None:
-        super().__init__()
-        self.discard_final, self.discard_warmup, self.gem_factor = discard_final, discard_warmup, gem_factor
+        super().__init__(discard_final=discard_final, discard_warmup=discard_warmup)
+        self.gem_factor = gem_factor
 
     def forward(
         self, encoder_BSND: Tensor, decoder_BSND: Tensor, *, pooling: Pooling, batch: Batch, step: int
     ) -> Loss:
         del batch
-        p = discard_rate(step, final=self.discard_final, warmup=self.discard_warmup)
+        p = self.rate(step)
         map_BN = pooling(token_distance(encoder_BSND.detach(), decoder_BSND))
         easy_BN = easy_tokens(map_BN.detach(), p=p)
         factor_BN = torch.ones_like(map_BN).masked_fill_(easy_BN, self.gem_factor)

@@ -73,6 +73,8 @@ class RowBlindMixing:
         ConfigError: The grid has one row, and its middle token would have nothing left to read.
     """
 
+    drops = False
+
     def __init__(self, grid: tuple[int, int], *, radius: int | None) -> None:
         if grid[0] < 2 and (radius is None or radius >= grid[1] // 2):
             raise ConfigError(
@@ -106,6 +108,8 @@ class RowDropoutMixing:
         warmup: Optimizer steps.
         place: Names the block, so that each draws for itself.
     """
+
+    drops = True
 
     def __init__(self, segments: SegmentDropout, *, heads: int, keys: bool, warmup: int, place: str) -> None:
         self.segments, self.heads, self.keys = segments, heads, keys

@@ -3,7 +3,7 @@
 import os
 
 from dinomaly_hd.tracking.report_log import LoggedReport, ReportRun, add_report, log_report
-from dinomaly_hd.tracking.search import Recorded, RunStore, StoredRun, recorded
+from dinomaly_hd.tracking.search import RUN_ID, Recorded, RunStore, StoredRun, recorded
 from dinomaly_hd.tracking.store import close_stale_runs, default_uri, prepare_store
 from dinomaly_hd.tracking.sync import SyncReport, sync_run
 from dinomaly_hd.tracking.tracker import Tracker
@@ -22,6 +22,7 @@ for _name, _value in _DEFAULTS.items():
     os.environ.setdefault(_name, _value)
 
 __all__ = [
+    "RUN_ID",
     "LoggedReport",
     "Recorded",
     "ReportRun",

@@ -1,5 +1,6 @@
 """Runs looked up where they were tracked: in MLflow by id, parent or filter string, and in a run folder."""
 
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -14,6 +15,7 @@ if TYPE_CHECKING:
     from mlflow.entities import Run
     from mlflow.tracking import MlflowClient
 
+RUN_ID = re.compile(r"[0-9a-f]{32}")
 ANSWER_S = 5.0
 NOT_THERE, NOT_UNDERSTOOD = "RESOURCE_DOES_NOT_EXIST", "INVALID_PARAMETER_VALUE"
 

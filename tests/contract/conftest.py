@@ -2,6 +2,8 @@
 
 import warnings
 from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -51,64 +53,53 @@ def tiny_settings() -> dict[str, str]:
     return dict(SETTINGS)
 
 
-@pytest.fixture(scope="session")
-def tiny_run(tmp_path_factory: pytest.TempPathFactory) -> TinyRun:
-    """Train two steps of `horizontal` on simulated maps, evaluate them and record them in an own store."""
+@contextmanager
+def project(root: Path) -> "Iterator[Context]":
+    """Yield what runs in an empty project share, with an MLflow store of its own."""
     # Here, so that contract tests without a run need no torch.
     from dinomaly_hd.experiments.context import Context
-    from dinomaly_hd.experiments.training_run import execute
-    from dinomaly_hd.flags import resolve
     from dinomaly_hd.training.guards import SignalGuard
 
-    root = tmp_path_factory.mktemp("project")
-    uri = f"sqlite:///{root / 'mlflow.db'}"
-    lines: list[str] = []
     with pytest.MonkeyPatch.context() as patch, warnings.catch_warnings():
-        patch.setenv("MLFLOW_TRACKING_URI", uri)
+        patch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{root / 'mlflow.db'}")
         patch.delenv("MLFLOW_RUN_ID", raising=False)
         for module in (r"lightning\.", r"torch\.", r"mlflow\."):
             warnings.filterwarnings("ignore", module=module)
-        outcome = execute(
-            resolve("horizontal", SETTINGS),
-            Context(
-                root=root,
-                result_dir=root / "results",
-                experiment="contract",
-                guard=SignalGuard(),
-                say=lines.append,
-                command="python -m entry_points.horizontal --seed 42",
-                entry_point="horizontal",
-            ),
+        yield Context(
+            root=root,
+            result_dir=root / "results",
+            experiment="contract",
+            guard=SignalGuard(),
+            say=lambda _: None,
+            command="python -m entry_points.horizontal --seed 42",
+            entry_point="horizontal",
         )
+
+
+@pytest.fixture(scope="session")
+def tiny_run(tmp_path_factory: pytest.TempPathFactory) -> TinyRun:
+    """Train two steps of `horizontal` on simulated maps, evaluate them and record them in an own store."""
+    from dinomaly_hd.experiments.training_run import execute
+    from dinomaly_hd.flags import resolve
+
+    root = tmp_path_factory.mktemp("project")
+    lines: list[str] = []
+    with project(root) as context:
+        outcome = execute(resolve("horizontal", SETTINGS), replace(context, say=lines.append))
     assert outcome.mlflow_run_id is not None
     return TinyRun(
         folder=outcome.folder,
         data=root / "data" / "simulated_tiny_seed0",
         root=root,
         result_dir=root / "results",
-        uri=uri,
+        uri=f"sqlite:///{root / 'mlflow.db'}",
         run_id=outcome.mlflow_run_id,
         lines=tuple(lines),
     )
 
 
 @pytest.fixture
-def context(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> "Iterator[Context]":
-    """Give runs an empty project with a store of its own."""
-    from dinomaly_hd.experiments.context import Context
-    from dinomaly_hd.training.guards import SignalGuard
-
-    monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{tmp_path / 'mlflow.db'}")
-    monkeypatch.delenv("MLFLOW_RUN_ID", raising=False)
-    with warnings.catch_warnings():
-        for module in (r"lightning\.", r"torch\.", r"mlflow\."):
-            warnings.filterwarnings("ignore", module=module)
-        yield Context(
-            root=tmp_path,
-            result_dir=tmp_path / "results",
-            experiment="contract",
-            guard=SignalGuard(),
-            say=lambda _: None,
-            command="python -m entry_points.contract",
-            entry_point="contract",
-        )
+def context(tmp_path: Path) -> "Iterator[Context]":
+    """Give runs an empty project."""
+    with project(tmp_path) as context:
+        yield context

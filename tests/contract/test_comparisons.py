@@ -3,24 +3,37 @@
 import json
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from types import ModuleType
+from typing import Any, NamedTuple
 
 import pandas as pd
 import pytest
 
-from dinomaly_hd.config import RunConfig, with_values
+from dinomaly_hd.config import RunConfig, flatten, with_values
 from dinomaly_hd.errors import CheckpointError, ComparisonError, ConfigError, NonFiniteError
-from dinomaly_hd.experiments import comparison
+from dinomaly_hd.experiments import comparison, settings
+from dinomaly_hd.experiments import finetune as tuning
 from dinomaly_hd.experiments.ablation import run_ablation
 from dinomaly_hd.experiments.context import Context
 from dinomaly_hd.experiments.finetune import OWN, Tuning, run_finetune
+from dinomaly_hd.experiments.run_folder import STATE, find_run
 from dinomaly_hd.experiments.settings import run_encoders, run_steps
 from dinomaly_hd.experiments.training_run import Outcome, execute
+from dinomaly_hd.files import publish_json
 from dinomaly_hd.flags import resolve_config
+from dinomaly_hd.training.guards import SignalGuard
+from entry_points import encoders, finetune, steps
 
 from .conftest import SETTINGS
 
 SMALL = {**SETTINGS, "image_size": "32", "maps_per_group": "0", "domains": "A,B"}
+
+
+class Call(NamedTuple):
+    """What a function was called with."""
+
+    args: tuple[Any, ...]
+    named: dict[str, Any]
 
 
 def build(config: str, seed: int, **values: str) -> RunConfig:
@@ -169,3 +182,81 @@ def test_finetuning_starts_from_the_unified_model_and_sees_one_domain(context: C
 def test_a_finetuning_without_length_or_rate_is_refused(steps: str, rate: str, message: str) -> None:
     with pytest.raises(ConfigError, match=message):
         Tuning.parse(steps=steps, learning_rate=rate)
+
+
+def test_a_name_that_several_runs_have_is_refused_with_their_paths(tmp_path: Path) -> None:
+    for parent in ("first", "second"):
+        publish_json(tmp_path / parent / "A0_seed42" / STATE, {"mlflow_run_id": parent})
+    with pytest.raises(ConfigError, match=r"2 run folders have this name; give a path: .*first.*second"):
+        find_run(tmp_path, "A0_seed42")
+    assert find_run(tmp_path, "second") == tmp_path / "second" / "A0_seed42"
+
+
+def called(monkeypatch: pytest.MonkeyPatch, module: ModuleType, name: str) -> list[Call]:
+    """Keep what an entry point would run."""
+    calls: list[Call] = []
+    monkeypatch.setattr(module, name, lambda *args, **named: calls.append(Call(args, named)))
+    return calls
+
+
+def test_encoders_asks_for_what_the_flags_say(monkeypatch: pytest.MonkeyPatch) -> None:
+    calls = called(monkeypatch, settings, "run_encoders")
+    flags = ["--encoders", "small,resnet18", "--seeds", "42,43", "--config", "C", "--batch_size", "4"]
+    encoders.main(flags, SignalGuard())
+    ((names, seeds, context), named) = calls[0]
+    assert (names, seeds) == (["dinov2reg_vit_small_14", "resnet18"], (42, 43))
+    assert context.entry_point == "encoders"
+    run = named["build"]("resnet18", 43)
+    assert (run.encoder.encoder, run.seed, run.training.batch_size) == ("resnet18", 43, 4)
+    assert flatten(run)["bottleneck"] == "segment"
+    assert flatten(run)["loss"] == flatten(resolve_config("C", SMALL))["loss"]
+
+
+def test_steps_asks_for_points_of_one_training(monkeypatch: pytest.MonkeyPatch) -> None:
+    calls = called(monkeypatch, settings, "run_steps")
+    steps.main(["--steps", "30,10,20"], SignalGuard())
+    ((points, seeds, _), named) = calls[0]
+    assert (points, seeds) == ([10, 20, 30], (42,))
+    run = named["build"](10, 42)
+    assert (run.training.max_steps, run.training.last_step) == (30, 10)
+
+
+def test_finetune_asks_for_what_the_flags_say(monkeypatch: pytest.MonkeyPatch) -> None:
+    calls = called(monkeypatch, tuning, "run_finetune")
+    flags = ["--finetune_domains", "A,C", "--finetune_steps", "7", "--finetune_learning_rate", "0.5"]
+    finetune.main([*flags, "--seeds", "1,2", "--config", "A0"], SignalGuard())
+    finetune.main([], SignalGuard())
+    ((runs, _), named), (_, unspecific) = calls
+    assert ([run.seed for run in runs], named["domains"]) == ([1, 2], ("A", "C"))
+    assert named["tuning"] == Tuning(steps=7, learning_rate=0.5)
+    assert unspecific["domains"] is None, "all of them"
+
+
+@pytest.mark.parametrize(
+    ("module", "flags", "message"),
+    [
+        (encoders, ["--encoders", ""], "encoders='': expected one or more, each once"),
+        (encoders, ["--encoders", "small,dinov2reg_vit_small_14"], "each once"),
+        (encoders, ["--encoder", "resnet18"], "encoder"),
+        (steps, ["--steps", "0,10"], "0 is no training"),
+        (steps, ["--steps", "ten"], "steps"),
+        (steps, ["--max_steps", "10"], "max_steps"),
+        (finetune, ["--finetune_steps", "0"], "finetune_steps='0'"),
+        (finetune, ["--stop_step", "5"], "stop_step"),
+    ],
+)
+def test_flags_of_comparisons_are_checked(module: Any, flags: list[str], message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        module.main(flags, SignalGuard())
+
+
+@pytest.mark.parametrize(
+    ("domains", "message"),
+    [((), "expected one or more of A, B"), (("A", "A"), "each once"), (("A", "E"), "'E' is not trained on")],
+)
+def test_fine_tuning_on_wrong_domains_is_refused(
+    context: Context, domains: tuple[str, ...], message: str
+) -> None:
+    with pytest.raises(ConfigError, match=f"finetune_domains: .*{message}"):
+        run_finetune([build("A0", 42)], context, tuning=Tuning(steps=1, learning_rate=1e-4), domains=domains)
+    assert not context.result_dir.exists()
