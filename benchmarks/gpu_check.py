@@ -20,8 +20,9 @@ from dinomaly_hd.config import RunConfig, with_values
 from dinomaly_hd.models.build import build_detector
 from dinomaly_hd.models.detector import Detector
 from dinomaly_hd.models.weights import locate
+from dinomaly_hd.presets import full_dinomaly
 from dinomaly_hd.training.optim import StableAdamW
-from dinomaly_hd.variants import full, horizontal
+from dinomaly_hd.variants import horizontal
 
 RESULT = Path(__file__).parent / "results" / "gpu_check.json"
 AGREEMENT = 1e-4
@@ -102,7 +103,9 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=20)
     arguments = parser.parse_args()
     device = torch.device(arguments.device)
-    base = with_values(full(horizontal()), {"encoder": arguments.encoder, "encoder_weights": "random"})
+    base = with_values(
+        full_dinomaly(horizontal()), {"encoder": arguments.encoder, "encoder_weights": "random"}
+    )
     result = {
         "device": torch.cuda.get_device_name(device) if device.type == "cuda" else "cpu",
         "torch": torch.__version__,

@@ -32,9 +32,10 @@ from dinomaly_hd.models.dinomaly import Dinomaly
 from dinomaly_hd.models.distance import MeanPooling
 from dinomaly_hd.models.faults import horizontal_bands
 from dinomaly_hd.models.weights import locate
+from dinomaly_hd.presets import quick_dinomaly
 from dinomaly_hd.training.fit import TrainingData, train
 from dinomaly_hd.training.guards import SignalGuard
-from dinomaly_hd.variants import horizontal, quick
+from dinomaly_hd.variants import horizontal
 
 ROOT = Path(__file__).resolve().parent.parent
 RESULTS = Path(__file__).parent / "results"
@@ -187,7 +188,7 @@ def line(row: Row) -> str:
 
 def choose(seed: int) -> Iterator[Row]:
     """Compare the candidates on synthetic bands."""
-    base = with_values(quick(horizontal()), {"seed": seed})
+    base = with_values(quick_dinomaly(horizontal()), {"seed": seed})
     setup = set_up(base, ratio=0.3)
     for name, values in CANDIDATES.items():
         began = time.monotonic()
@@ -198,7 +199,7 @@ def choose(seed: int) -> Iterator[Row]:
 
 def reference(seed: int) -> Iterator[Row]:
     """Say on test what the chosen preset, a ten times longer run, and nearest neighbours reach."""
-    base = with_values(quick(horizontal()), {"seed": seed})
+    base = with_values(quick_dinomaly(horizontal()), {"seed": seed})
     setup = set_up(base, ratio=base.data.val_split_ratio)
     for factor in (1, 10):
         began = time.monotonic()

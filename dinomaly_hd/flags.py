@@ -1,100 +1,28 @@
 """From ``--name value`` flags to a config: every name known, every value checked, the nearest offered."""
 
 import argparse
-from collections.abc import Mapping, Sequence
-from typing import Any, NamedTuple, NoReturn
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any, NoReturn
 
-from dinomaly_hd.config import ModelConfig, RunConfig, flatten, names_in, with_values
+from dinomaly_hd.config import (
+    NO_ENCODER,
+    PARTS,
+    EncoderConfig,
+    ModelConfig,
+    RunConfig,
+    flatten,
+    names_in,
+    with_values,
+)
+from dinomaly_hd.config.base import Frozen
 from dinomaly_hd.errors import ConfigError, nearest
-from dinomaly_hd.variants import ABLATION, CONFIG_SETS, PRESETS, VARIANTS, WITH_TOPK, bare_grid
+from dinomaly_hd.flag_texts import AUTO, HELP, OPTIONS, Option
+from dinomaly_hd.presets import FAMILIES, PRESETS, preset_run
+from dinomaly_hd.variants import ABLATION, CONFIG_SETS, VARIANTS, WITH_TOPK, bare_grid
 
-AUTO = "auto"
 DATA = ("data_root", "simulate_size", "simulate_seed", "domains", "conditions")
+NOTHING: Mapping[str, str] = {}
 FIXED_IN_COMPARISONS = ("seed", "class_token", *DATA)
-
-
-class Option(NamedTuple):
-    """A flag beside the config: default as text, and help."""
-
-    default: str
-    help: str
-
-
-OPTIONS: dict[str, Option] = {
-    "preset": Option(AUTO, "auto: full where CUDA is present, quick elsewhere; full; quick"),
-    "result_dir": Option("results", "folder of all run folders"),
-    "experiment": Option("dinomaly-hd", "MLflow experiment (mlflow run chooses its own)"),
-    "run_name": Option(AUTO, "auto: {variant}-{domains}-s{seed}"),
-    "resume": Option(
-        AUTO, "auto: go on with an interrupted run of the same configuration; never; or a run id or folder"
-    ),
-}
-"""Flags that are not part of a run's config: name -> (default, help)."""
-
-HELP: dict[str, str] = {
-    "seed": "of initial weights, order, dropout and the held-out split",
-    "bottleneck_dropout": "element dropout of the bottleneck, 0..1, constant",
-    "row_p": "share of token rows with a dropped segment [.15-.25], or of masked rows, 0..1",
-    "decoder_blocks": "decoder blocks whose values drop: last-half, 4-7 or 1,3 (from 0)",
-    "decoder_heads": "share of a block's heads whose values drop, 0..1",
-    "keys": "true: the features of the keys drop too",
-    "decoder_warmup": "optimizer steps until row_p is reached in the decoder",
-    "row_radius": "columns to either side that a query cannot read, or full: the whole row",
-    "seg_len": "tokens of a segment, 1..grid width [2-3]",
-    "seg_drop_p": "chance of each token of a segment to be dropped, 0..1 [.5-.7]",
-    "elem_p": "element dropout beside the segments, 0..1 [0-.15]",
-    "disable_segment": "true: no segments, only elem_p",
-    "discard_final": "share of easy tokens after warm-up, 0..1",
-    "discard_warmup": "optimizer steps until discard_final",
-    "discard_factor": "share of gradient left to easy tokens, 0..1",
-    "gem_factor": "share of gradient left to easy tokens of the pooled map, 0..1",
-    "gem_p": "exponent of the generalised mean over groups, above 0",
-    "focal_gamma": "exponent of the focal weights, 0 or more",
-    "ape_scale": "how strongly the discard rate follows the angular power entropy, 0: not at all",
-    "scale_weights": "learned, or a weight for each group such as .35,.65",
-    "aux_weight": "of the band classifier's cross-entropy in the loss, 0 or more",
-    "aux_score_weight": "of its logit in the image score, 0: not used",
-    "q_percent": "final share of token distances in the loss, percent, (0, 100]",
-    "q_warmup": "optimizer steps over which q falls from 100",
-    "topk_scope": "what shares one tail: batch, sample, domain",
-    "tail_context": "half-width k of the 1 x (2k+1) mean by which the tail is chosen, 0: off",
-    "class_token": "keep (original) or remove class and register tokens",
-    "decoder_depth": "decoder blocks, even",
-    "row_context": "half-width k of the 1 x (2k+1) mean along rows before scoring, 0: off",
-    "border": "zero (original) or reflect padding of the map's blur",
-    "encoder": "dinov2reg_vit_{small,base,large}_14, efficientnet_lite0, or any timm name",
-    "encoder_weights": "auto (hub, or the embedded package), hub, random, or a .safetensors/.pth file",
-    "image_size": "resize to N or HEIGHTxWIDTH pixels",
-    "crop": "centre crop to N or HEIGHTxWIDTH pixels, or none",
-    "data_root": "folder with domain_A/train/good ..., or simulated",
-    "simulate_size": "size of the simulated data: tiny, quick, full",
-    "simulate_seed": "seed of the simulated data",
-    "domains": "comma-separated, e.g. A,B,C,D or folder names",
-    "train_domains": "all, or those of domains that are trained on; the others are tested only",
-    "conditions": "cold and warm: auto, halves (first half of each test folder is cold), none",
-    "val_split_ratio": "share of training normals held out for thresholds and val/loss, 0..1",
-    "num_workers": "processes that read images; changes no result",
-    "max_steps": "optimizer steps",
-    "stop_step": "optimizer steps after which training ends; 0: max_steps, whose schedule it has anyhow",
-    "start_from": "none, or the finished run (folder or MLflow id) whose weights are the start",
-    "batch_size": "images of a step",
-    "learning_rate": "after warm-up",
-    "final_learning_rate": "at the last step",
-    "warmup_steps": "optimizer steps of linear warm-up",
-    "lr_schedule_interval": "step; epoch only repeats runs of old code",
-    "weight_decay": "decoupled",
-    "gradient_clip": "largest gradient norm",
-    "on_nonfinite": "stop or skip when loss or gradient is NaN or infinite",
-    "checkpoint_interval": "optimizer steps between checkpoints",
-    "val_check_interval": "optimizer steps between val/loss on held-out normals, 0: never",
-    "precision": "32 or bf16 (autocast)",
-    "gpu": "auto, cpu, or the index of a GPU",
-    "cache": "encode training images once: auto (if memory allows), memory, off",
-    "eval_batch_size": "images encoded or scored at once",
-    "map_size": "anomaly maps, N or HEIGHTxWIDTH pixels",
-    "maps_per_group": "anomaly maps drawn per domain, label and rank (highest, threshold, lowest)",
-}
-"""Flags that set one value of the config, in the order of ``--help`` and MLproject."""
 
 
 class _Parser(argparse.ArgumentParser):
@@ -102,7 +30,14 @@ class _Parser(argparse.ArgumentParser):
         raise ConfigError(message)
 
 
-def parse(entry_point: str, argv: Sequence[str], *, accepted: Mapping[str, str], doc: str) -> dict[str, str]:
+def parse(
+    entry_point: str,
+    argv: Sequence[str],
+    *,
+    accepted: Mapping[str, str],
+    doc: str,
+    instead: Mapping[str, str] = NOTHING,
+) -> dict[str, str]:
     """Return the flags given, as text, under their names (``--row-p .2`` and ``--row_p .2`` alike).
 
     Args:
@@ -110,6 +45,7 @@ def parse(entry_point: str, argv: Sequence[str], *, accepted: Mapping[str, str],
         argv: Arguments after the program's name.
         accepted: Name -> help.
         doc: First lines of ``--help``.
+        instead: Names that other entry points take -> what this one has for them.
 
     Raises:
         ConfigError: Unknown flag (names the nearest), a flag without value, or a stray word.
@@ -128,6 +64,8 @@ def parse(entry_point: str, argv: Sequence[str], *, accepted: Mapping[str, str],
     for word in rest:
         if word.startswith("--"):
             name = word[2:].split("=")[0].replace("-", "_")
+            if name in instead:
+                raise ConfigError(f"{name}: {entry_point} has no such flag; give {instead[name]}")
             if name in HELP:
                 raise ConfigError(_not_of(entry_point, name))
             raise ConfigError(f"unknown flag --{name}.{nearest(name, accepted)}")
@@ -154,7 +92,7 @@ def parse_options(
 
 def accepted_by(variants: Sequence[str], *, switches: Mapping[str, Option]) -> dict[str, str]:
     """Return name -> help of everything that the entry point of these variants takes."""
-    used = {name for variant in variants for name in flatten(PRESETS["full"](VARIANTS[variant]()))}
+    used = {name for variant in variants for name in flatten(preset_run("full", VARIANTS[variant]()))}
     own = {name: text for name, text in HELP.items() if name in used}
     return {**{name: option.help for name, option in {**OPTIONS, **switches}.items()}, **own}
 
@@ -171,6 +109,25 @@ def resolve(variant: str, values: Mapping[str, str]) -> RunConfig:
     return _resolve(VARIANTS[variant](), values, name=variant)
 
 
+def resolve_family(model_type: str, values: Mapping[str, str]) -> RunConfig:
+    """Return the config of a model family; a Dinomaly may be any ``variant`` (default: baseline).
+
+    Raises:
+        ConfigError: Unknown family or variant, or a value that the family as it is set does not have.
+    """
+    if model_type not in FAMILIES:
+        raise ConfigError(f"model_type={model_type!r}: unknown.{nearest(model_type, FAMILIES)}")
+    values = dict(values)
+    variant = values.pop("variant", AUTO)
+    if variant == AUTO:
+        return _resolve(FAMILIES[model_type](), values, name=model_type)
+    if model_type != "dinomaly":
+        raise ConfigError(f"variant={variant}: {model_type} has no variants, only dinomaly; leave it out")
+    if variant not in VARIANTS:
+        raise ConfigError(f"variant={variant!r}: unknown.{nearest(variant, VARIANTS)}")
+    return _resolve(VARIANTS[variant](), values, name=variant)
+
+
 def resolve_config(text: str, values: Mapping[str, str]) -> RunConfig:
     """Return the config that a comparison calls ``text``, with its common values.
 
@@ -180,19 +137,41 @@ def resolve_config(text: str, values: Mapping[str, str]) -> RunConfig:
     Raises:
         ConfigError: Unknown config, or a change that it does not have or allow.
     """
-    name, *changes = text.split(":")
+    name, changes = _split_text("config", text)
     if name not in ABLATION and name not in VARIANTS:
         raise ConfigError(f"config {name!r}: unknown.{nearest(name, [*ABLATION, *VARIANTS, *CONFIG_SETS])}")
     model = ABLATION[name]() if name in ABLATION else bare_grid(VARIANTS[name]())
-    changed: dict[str, str] = {}
-    for change in changes:
-        key, equals, value = change.partition("=")
+    return _resolve(model, {**values, **changes}, name=text)
+
+
+def resolve_model(text: str, values: Mapping[str, str]) -> RunConfig:
+    """Return the config of a model that is called ``text``, with the values common to all.
+
+    ``text`` is a family or a Dinomaly variant, and what is changed in it: "draem:fault_source=band",
+    "patchcore:context=2+3", "horizontal".
+
+    Raises:
+        ConfigError: Unknown model, or a change that it does not have or allow.
+    """
+    name, changes = _split_text("model_type", text)
+    if name not in FAMILIES and name not in VARIANTS:
+        raise ConfigError(f"model_type {name!r}: unknown.{nearest(name, [*FAMILIES, *VARIANTS])}")
+    make = FAMILIES[name] if name in FAMILIES else VARIANTS[name]
+    return _resolve(make(), {**values, **changes}, name=text)
+
+
+def _split_text(what: str, text: str) -> tuple[str, dict[str, str]]:
+    """Return the name and the changes of "F:q_percent=1:row_context=2"."""
+    name, *parts = text.split(":")
+    changes: dict[str, str] = {}
+    for part in parts:
+        key, equals, value = part.partition("=")
         if key not in HELP or not equals:
-            raise ConfigError(f"config {text!r}: {change!r} is not name=value.{nearest(key, HELP)}")
+            raise ConfigError(f"{what} {text!r}: {part!r} is not name=value.{nearest(key, HELP)}")
         if key in FIXED_IN_COMPARISONS:
-            raise ConfigError(f"config {text!r}: {key} is the same for all members of a comparison")
-        changed[key] = value
-    return _resolve(model, {**values, **changed}, name=text)
+            raise ConfigError(f"{what} {text!r}: {key} is the same for all members of a comparison")
+        changes[key] = value
+    return name, changes
 
 
 def config_names(text: str) -> tuple[str, ...]:
@@ -222,18 +201,64 @@ def whole_numbers(name: str, text: str) -> tuple[int, ...]:
 
 
 def _resolve(model: ModelConfig, values: Mapping[str, str], *, name: str) -> RunConfig:
-    run = PRESETS[preset_name(values.get("preset", AUTO))](model)
-    known = flatten(run)
     chosen = {key: value for key, value in values.items() if key in HELP and value != AUTO}
+    run = preset_run(preset_name(values.get("preset", AUTO)), _with_parts(model, chosen))
+    known = _values_of(run)
     for key in chosen:
         if key not in known:
             raise ConfigError(_not_of(name, key))
+    if "max_steps" in chosen:
+        if chosen.get("max_epochs", "0") != "0":
+            raise ConfigError(f"{name}: max_steps and max_epochs are two ways to say one thing; give one")
+        chosen["max_epochs"] = "0"
     return with_values(run, chosen)
 
 
-def _not_of(variant: str, name: str) -> str:
-    takers = [other for other, model in VARIANTS.items() if name in flatten(model())]
-    return f"{name} does not apply to {variant}, only to {', '.join(takers)}; leave it out"
+def _values_of(run: RunConfig) -> dict[str, Any]:
+    """Return the values that a user may set: an encoder only where there is one."""
+    return {
+        name: value
+        for name, value in flatten(run).items()
+        if value != NO_ENCODER or name not in EncoderConfig.model_fields or name == "crop"
+    }
+
+
+def _with_parts(model: ModelConfig, values: Mapping[str, str]) -> ModelConfig:
+    """Return the model with the parts that values name, each at its defaults."""
+    changed: dict[str, Frozen] = {}
+    for field in type(model).model_fields:
+        part = getattr(model, field)
+        for key, kinds in PARTS.items():
+            if isinstance(part, Frozen) and key in type(part).model_fields and key in values:
+                if values[key] not in kinds:
+                    raise ConfigError(f"{key}={values[key]!r}: unknown.{nearest(values[key], kinds)}")
+                changed[field] = kinds[values[key]]()
+    return model.model_copy(update=changed)
+
+
+def _every_model() -> Iterator[tuple[str, ModelConfig]]:
+    """Yield every variant and family at its defaults, by what a user calls it."""
+    yield from ((variant, model()) for variant, model in VARIANTS.items())
+    yield from ((family, make()) for family, make in FAMILIES.items() if family != "dinomaly")
+
+
+def _with_every_part() -> Iterator[tuple[str, ModelConfig]]:
+    """Yield every family with each part that can be chosen, by what a user calls it."""
+    for family, model in _every_model():
+        for key, kinds in PARTS.items():
+            if key in flatten(model):
+                yield from (
+                    (f"{family} with {key}={kind}", _with_parts(model, {key: kind})) for kind in kinds
+                )
+
+
+def _not_of(name: str, key: str) -> str:
+    takers = [other for other, model in _every_model() if key in _values_of(preset_run("full", model))]
+    for other, model in _with_every_part():
+        family = other.split(" with ")[0]
+        if family not in takers and key in _values_of(preset_run("full", model)):
+            takers.append(other)
+    return f"{key} does not apply to {name} as it is set, only to {', '.join(takers)}; leave it out"
 
 
 def preset_name(given: str) -> Any:
@@ -268,15 +293,25 @@ def project_defaults(variants: Sequence[str]) -> dict[str, str]:
 
     ``auto`` where the preset decides, or where only some of the entry point's variants have the value.
     """
-    flats = [flatten(preset(VARIANTS[variant]())) for variant in variants for preset in PRESETS.values()]
+    flats = _flats([VARIANTS[variant]() for variant in variants])
     return {name: _shown(name, flats) for name in HELP if any(name in flat for flat in flats)}
+
+
+def family_values() -> list[str]:
+    """Return the names of the values that any model of any family has."""
+    flats = _flats([model for _, model in (*_every_model(), *_with_every_part())])
+    return [name for name in HELP if any(name in flat for flat in flats)]
 
 
 def common_defaults(*, without: Sequence[str]) -> dict[str, str]:
     """Return the same for the values that every variant has, for a comparison of variants."""
-    flats = [flatten(preset(model())) for model in VARIANTS.values() for preset in PRESETS.values()]
+    flats = _flats([model() for model in VARIANTS.values()])
     common = [name for name in HELP if all(name in flat for flat in flats) and name not in without]
     return {name: _shown(name, flats) for name in common}
+
+
+def _flats(models: Sequence[ModelConfig]) -> list[dict[str, Any]]:
+    return [flatten(preset_run(preset, model)) for model in models for preset in PRESETS]
 
 
 def _shown(name: str, flats: Sequence[Mapping[str, Any]]) -> str:

@@ -5,6 +5,7 @@ import importlib.metadata
 import os
 import platform
 import re
+import resource
 import subprocess
 import sys
 from functools import cache
@@ -103,3 +104,8 @@ def _git(root: Path, *arguments: str) -> str | None:
     except (OSError, subprocess.TimeoutExpired):
         return None
     return process.stdout.decode(errors="replace") if process.returncode == 0 else None
+
+
+def peak_memory_mib() -> float:
+    """Return the largest memory that this process has held so far, MiB (Linux: resident)."""
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024

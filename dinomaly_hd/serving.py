@@ -27,7 +27,7 @@ from dinomaly_hd.errors import ImageError, NonFiniteError
 from dinomaly_hd.experiments.examine import predict, sample_at_pixels, visible_pixels
 from dinomaly_hd.experiments.exported import Exported, load_model, read_card
 from dinomaly_hd.experiments.prediction import known_domain
-from dinomaly_hd.models.build_encoder import preprocessing_of
+from dinomaly_hd.models.build_encoder import visible_box
 from dinomaly_hd.tracking.models import logged_model
 from dinomaly_hd.training.fit import resolve_device
 
@@ -48,7 +48,7 @@ class ScoringModel:
         self.card = exported.card
         self.device = resolve_device("auto")
         self.detector = exported.detector.to(self.device).eval()
-        self.box = preprocessing_of(exported.card.run.encoder).visible(exported.card.shape)
+        self.box = visible_box(exported.card.run.encoder, shape=exported.card.shape)
 
     def predict(self, model_input: Any, params: Mapping[str, Any] | None = None) -> pd.DataFrame:
         """Return score, threshold, fault (score >= threshold) and map for each image.

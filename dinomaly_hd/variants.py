@@ -1,105 +1,100 @@
 """Every variant is a function that takes another variant and changes one thing."""
 
 from collections.abc import Callable
-from typing import Any, Literal
+from typing import Any
 
 from dinomaly_hd.config import (
     AdaptiveLoss,
     BandClassifier,
-    DataConfig,
-    EncoderConfig,
-    EvaluationConfig,
+    DinomalyConfig,
     FocalLoss,
     GemDistance,
-    ModelConfig,
     PooledMiningLoss,
     RowBlindAttention,
     RowDropoutAttention,
     RowMaskingBottleneck,
-    RunConfig,
     SegmentBottleneck,
     TopKLoss,
-    TrainingConfig,
     WeightedDistance,
 )
 
 
-def change(model: ModelConfig, **parts: Any) -> ModelConfig:
+def change(model: DinomalyConfig, **parts: Any) -> DinomalyConfig:
     """Return a model with other parts."""
     return model.model_copy(update=parts)
 
 
-def baseline() -> ModelConfig:
+def baseline() -> DinomalyConfig:
     """Dinomaly as published: plain bottleneck, hard mining, class and register tokens kept."""
-    return ModelConfig()
+    return DinomalyConfig()
 
 
-def gem() -> ModelConfig:
+def gem() -> DinomalyConfig:
     """Generalised mean over the groups, in loss and score, with a milder hard mining."""
     return change(baseline(), variant="gem", loss=PooledMiningLoss(), distance=GemDistance())
 
 
-def focal() -> ModelConfig:
+def focal() -> DinomalyConfig:
     """Token distances weighted by their own size instead of mined."""
     return change(baseline(), variant="focal", loss=FocalLoss())
 
 
-def topk() -> ModelConfig:
+def topk() -> DinomalyConfig:
     """The baseline trained on the 2 % largest token distances."""
     return change(baseline(), variant="topk", loss=TopKLoss())
 
 
-def aux() -> ModelConfig:
+def aux() -> DinomalyConfig:
     """The baseline that also learns to tell synthetic bands, from the bottleneck."""
     return change(baseline(), variant="aux", auxiliary=BandClassifier())
 
 
-def scale() -> ModelConfig:
+def scale() -> DinomalyConfig:
     """Learned weights of the two groups, in loss and score."""
     return change(baseline(), variant="scale", distance=WeightedDistance())
 
 
-def adaptive() -> ModelConfig:
+def adaptive() -> DinomalyConfig:
     """A discard rate for each image by the direction of its structure."""
     return change(baseline(), variant="adaptive", loss=AdaptiveLoss())
 
 
-def directional_topk() -> ModelConfig:
+def directional_topk() -> DinomalyConfig:
     """TopK whose tail is chosen on distances averaged along rows."""
     return change(topk(), variant="directional_topk", loss=TopKLoss(tail_context=2))
 
 
-def bare_grid(model: ModelConfig) -> ModelConfig:
+def bare_grid(model: DinomalyConfig) -> DinomalyConfig:
     """Drop class and register tokens, as everything that reads the token grid needs."""
     return change(model, class_token="remove")
 
 
-def horizontal() -> ModelConfig:
+def horizontal() -> DinomalyConfig:
     """Horizontal segment dropout in the bottleneck."""
     return change(bare_grid(baseline()), variant="horizontal", bottleneck=SegmentBottleneck())
 
 
-def horizontal_topk() -> ModelConfig:
+def horizontal_topk() -> DinomalyConfig:
     """Segment dropout together with the TopK loss (the authors' best, F)."""
     return change(horizontal(), variant="horizontal_topk", loss=TopKLoss())
 
 
-def decoder_dropout() -> ModelConfig:
+def decoder_dropout() -> DinomalyConfig:
     """Segment dropout on the values inside the decoder's attention."""
     return change(bare_grid(baseline()), variant="decoder_dropout", attention=RowDropoutAttention())
 
 
-def row_mask() -> ModelConfig:
+def row_mask() -> DinomalyConfig:
     """Decoder attention that cannot read its own row nearby."""
     return change(bare_grid(baseline()), variant="row_mask", attention=RowBlindAttention())
 
 
-def row_masking() -> ModelConfig:
+def row_masking() -> DinomalyConfig:
     """Whole rows of the bottleneck replaced by a learned token."""
     return change(bare_grid(baseline()), variant="row_masking", bottleneck=RowMaskingBottleneck())
 
 
-VARIANTS: dict[str, Callable[[], ModelConfig]] = {
+VARIANTS: dict[str, Callable[[], DinomalyConfig]] = {
     function.__name__: function
     for function in (
         baseline,
@@ -122,7 +117,7 @@ WITH_TOPK = {"horizontal": "horizontal_topk"}
 """Variants that ``use_topk=true`` turns into another one."""
 
 
-def segments(row_p: float, seg_len: int, seg_drop_p: float, *, elem_p: float = 0.1) -> ModelConfig:
+def segments(row_p: float, seg_len: int, seg_drop_p: float, *, elem_p: float = 0.1) -> DinomalyConfig:
     """Return ``horizontal`` with these segments."""
     return change(
         horizontal(),
@@ -130,17 +125,17 @@ def segments(row_p: float, seg_len: int, seg_drop_p: float, *, elem_p: float = 0
     )
 
 
-def without_segments(model: ModelConfig) -> ModelConfig:
+def without_segments(model: DinomalyConfig) -> DinomalyConfig:
     """Return a model with the element dropout of ``horizontal`` alone."""
     return change(model, bottleneck=SegmentBottleneck(disable_segment=True))
 
 
-def ablation_a0() -> ModelConfig:
+def ablation_a0() -> DinomalyConfig:
     """The plain baseline on the bare grid, as all configs of the ablation are."""
     return bare_grid(baseline())
 
 
-ABLATION: dict[str, Callable[[], ModelConfig]] = {
+ABLATION: dict[str, Callable[[], DinomalyConfig]] = {
     "A0": ablation_a0,
     "A": lambda: bare_grid(topk()),
     "B": lambda: without_segments(horizontal()),
@@ -164,28 +159,3 @@ CONFIG_SETS: dict[str, tuple[str, ...]] = {
     "variants": ("A0", *(name for name in VARIANTS if name != "baseline")),
 }
 """Lists of configs under one name; the first of a list is what the others are compared with."""
-
-
-def full(model: ModelConfig) -> RunConfig:
-    """DINOv2 ViT-B with registers at 392 px, batch 16, 1000 steps: the authors' setting, for a GPU."""
-    return RunConfig(preset="full", model=model)
-
-
-def quick(model: ModelConfig) -> RunConfig:
-    """The embedded encoder on simulated maps: a whole run in minutes on two CPU cores.
-
-    248 x 96 pixels at stride 8 make 31 x 12 tokens: one token row per driving tooth, so that a band is not
-    spread over rows. Sizes were compared on held-out normals with synthetic bands (`benchmarks/quality.py
-    choose`), never on test data.
-    """
-    return RunConfig(
-        preset="quick",
-        model=model.model_copy(update={"decoder_depth": 2}),
-        encoder=EncoderConfig(encoder="efficientnet_lite0", image_size="248x96", crop="none"),
-        data=DataConfig(simulate_size="quick"),
-        training=TrainingConfig(max_steps=400, batch_size=8, checkpoint_interval=50),
-        evaluation=EvaluationConfig(eval_batch_size=8),
-    )
-
-
-PRESETS: dict[Literal["full", "quick"], Callable[[ModelConfig], RunConfig]] = {"full": full, "quick": quick}

@@ -3,9 +3,10 @@
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from dinomaly_hd.flags import Option, config_names
+from dinomaly_hd.flag_texts import Option
+from dinomaly_hd.flags import config_names
 from entry_points.common import launch
-from entry_points.comparisons import SEEDS, prepare
+from entry_points.comparisons import SEEDS, prepare_variants
 
 if TYPE_CHECKING:
     from dinomaly_hd.training.guards import SignalGuard
@@ -22,7 +23,9 @@ SWITCHES = {
 
 def main(argv: Sequence[str], guard: "SignalGuard") -> None:
     """Run the ablation."""
-    build, seeds, context, switches = prepare("ablation", argv, guard, doc=__doc__, switches=SWITCHES)
+    build, seeds, context, switches, _ = prepare_variants(
+        "ablation", argv, guard, doc=__doc__, switches=SWITCHES
+    )
     configs = config_names(switches["configs"])
     from dinomaly_hd.experiments.ablation import run_ablation
 

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
 from dinomaly_hd.errors import DinomalyHDError, Interrupted
-from dinomaly_hd.flags import AUTO, Option
+from dinomaly_hd.flag_texts import AUTO, Option
 
 if TYPE_CHECKING:
     from dinomaly_hd.config import RunConfig
@@ -122,7 +122,8 @@ def variants_of(entry_point: str, switches: Mapping[str, Option]) -> list[str]:
 
 def training_defaults(entry_point: str, switches: Mapping[str, Option]) -> dict[str, str]:
     """Return name -> default of every flag of a training entry point."""
-    from dinomaly_hd.flags import OPTIONS, project_defaults
+    from dinomaly_hd.flag_texts import OPTIONS
+    from dinomaly_hd.flags import project_defaults
 
     defaults = {name: option.default for name, option in {**OPTIONS, **switches}.items()}
     return defaults | project_defaults(variants_of(entry_point, switches))
@@ -145,7 +146,7 @@ def context_of(
 ) -> "Context":
     """Return where results go and what is said about the run."""
     from dinomaly_hd.experiments.context import Context
-    from dinomaly_hd.flags import OPTIONS
+    from dinomaly_hd.flag_texts import OPTIONS
 
     option = {name: values.get(name, own.default) for name, own in OPTIONS.items()}
     return Context(

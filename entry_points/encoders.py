@@ -5,9 +5,9 @@ from typing import TYPE_CHECKING
 
 from dinomaly_hd.config import names_in
 from dinomaly_hd.errors import ConfigError
-from dinomaly_hd.flags import Option
+from dinomaly_hd.flag_texts import Option
 from entry_points.common import launch
-from entry_points.comparisons import CONFIG, SEEDS, prepare
+from entry_points.comparisons import CONFIG, SEEDS, prepare_variants
 
 if TYPE_CHECKING:
     from dinomaly_hd.training.guards import SignalGuard
@@ -27,7 +27,7 @@ SWITCHES = {
 
 def main(argv: Sequence[str], guard: "SignalGuard") -> None:
     """Run the comparison of encoders."""
-    build, seeds, context, switches = prepare(
+    build, seeds, context, switches, _ = prepare_variants(
         "encoders", argv, guard, doc=__doc__, switches=SWITCHES, without=WITHOUT
     )
     encoders = [SIZES.get(name, name) for name in names_in(switches["encoders"])]

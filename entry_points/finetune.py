@@ -4,9 +4,9 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from dinomaly_hd.config import names_in
-from dinomaly_hd.flags import Option
+from dinomaly_hd.flag_texts import Option
 from entry_points.common import launch
-from entry_points.comparisons import CONFIG, SEEDS, prepare
+from entry_points.comparisons import CONFIG, SEEDS, prepare_variants
 
 if TYPE_CHECKING:
     from dinomaly_hd.training.guards import SignalGuard
@@ -23,7 +23,9 @@ SWITCHES = {
 
 def main(argv: Sequence[str], guard: "SignalGuard") -> None:
     """Run the unified training and the fine-tunings."""
-    build, seeds, context, switches = prepare("finetune", argv, guard, doc=__doc__, switches=SWITCHES)
+    build, seeds, context, switches, _ = prepare_variants(
+        "finetune", argv, guard, doc=__doc__, switches=SWITCHES
+    )
     from dinomaly_hd.experiments.finetune import Tuning, run_finetune
 
     run_finetune(

@@ -3,6 +3,7 @@
 import importlib
 from collections.abc import Mapping
 
+from entry_points import families
 from entry_points.common import training_defaults
 from entry_points.comparisons import defaults_of
 
@@ -11,7 +12,9 @@ TRAINING = (
     *("decoder_dropout", "row_mask", "row_masking", "directional_topk"),
 )
 COMPARISONS = ("ablation", "encoders", "steps", "finetune")
+FAMILIES = ("single_domain", "multi_domain")
 OTHERS = ("report", "simulate", "predict")
+NAMES = (*TRAINING, *FAMILIES, *COMPARISONS, *OTHERS)
 HEAD = """\
 # Written by `make mlproject` from the entry points' flags; a test compares. `auto`: the preset decides.
 name: dinomaly-hd
@@ -22,7 +25,7 @@ entry_points:
 
 def render() -> str:
     """Return the text of MLproject."""
-    return HEAD + "\n".join(_block(name, defaults(name)) for name in (*TRAINING, *COMPARISONS, *OTHERS))
+    return HEAD + "\n".join(_block(name, defaults(name)) for name in NAMES)
 
 
 def defaults(entry_point: str) -> dict[str, str]:
@@ -32,6 +35,8 @@ def defaults(entry_point: str) -> dict[str, str]:
         return training_defaults(entry_point, module.SWITCHES)
     if entry_point in COMPARISONS:
         return defaults_of(module.SWITCHES, without=getattr(module, "WITHOUT", ()))
+    if entry_point in FAMILIES:
+        return families.defaults_of(module.SWITCHES)
     return {key: option.default for key, option in module.FLAGS.items()}
 
 

@@ -5,7 +5,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from dinomaly_hd.flags import AUTO, OPTIONS, Option
+from dinomaly_hd.flag_texts import AUTO, OPTIONS, Option
 from entry_points.common import ROOT, launch, say
 
 if TYPE_CHECKING:

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from dinomaly_hd.flags import AUTO, Option
+from dinomaly_hd.flag_texts import AUTO, Option
 from entry_points.common import ROOT, launch, say
 
 if TYPE_CHECKING:

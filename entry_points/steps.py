@@ -4,9 +4,10 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from dinomaly_hd.errors import ConfigError
-from dinomaly_hd.flags import Option, whole_numbers
+from dinomaly_hd.flag_texts import Option
+from dinomaly_hd.flags import whole_numbers
 from entry_points.common import launch
-from entry_points.comparisons import CONFIG, SEEDS, prepare
+from entry_points.comparisons import CONFIG, SEEDS, prepare_variants
 
 if TYPE_CHECKING:
     from dinomaly_hd.training.guards import SignalGuard
@@ -24,7 +25,7 @@ SWITCHES = {
 
 def main(argv: Sequence[str], guard: "SignalGuard") -> None:
     """Run the training and its evaluations."""
-    build, seeds, context, switches = prepare(
+    build, seeds, context, switches, _ = prepare_variants(
         "steps", argv, guard, doc=__doc__, switches=SWITCHES, without=WITHOUT
     )
     steps = sorted(whole_numbers("steps", switches["steps"]))

@@ -12,17 +12,22 @@ from dinomaly_hd.config.base import (
     Frozen,
     Positive,
     PositiveCount,
+    Probability,
     flatten,
     validation_line,
 )
-from dinomaly_hd.config.model import ModelConfig
+from dinomaly_hd.config.dinomaly import DinomalyConfig
+from dinomaly_hd.config.families import ModelConfig
 from dinomaly_hd.errors import ConfigError
 
-SCHEMA_VERSION = 2
+SCHEMA_VERSION = 3
 SIMULATED = "simulated"
-NO_CROP = "none"
+NO_CROP: Literal["none"] = "none"
+NO_ENCODER: Literal["none"] = "none"
 ALL_DOMAINS = "all"
 NO_START = "none"
+HELD_OUT: Literal["held_out"] = "held_out"
+SOURCE_TEST: Literal["source_test"] = "source_test"
 WITHOUT_EFFECT = ("num_workers", "gpu", "checkpoint_interval", "data_root", "maps_per_group", "start_from")
 """Values that change no number of a run: who reads, where it runs, how often it is saved.
 
@@ -62,22 +67,40 @@ def names_in(text: str) -> tuple[str, ...]:
     return tuple(name.strip() for name in text.split(",") if name.strip())
 
 
+def _parse_encoder(text: str) -> str:
+    if text == NO_ENCODER:
+        raise ValueError("this model needs an encoder")
+    return text
+
+
 Size = Annotated[str, AfterValidator(_parse_size)]
 Crop = Annotated[str, AfterValidator(_parse_crop)]
+Precision = Literal["32", "bf16"]
+Gpu = Annotated[str, Field(pattern=r"^(auto|cpu|\d+)$")]
+Cache = Literal["auto", "memory", "off"]
+
+
+class RawInput(Frozen):
+    """No encoder: the maps as they are."""
+
+    encoder: Literal["none"] = NO_ENCODER
+    encoder_weights: Literal["none"] = NO_ENCODER
+
+
+class ImageInput(RawInput):
+    """No encoder: the resized maps. Sizes are pixels, "224" or "HEIGHTxWIDTH"."""
+
+    image_size: Size = "224"
+    crop: Crop = NO_CROP
 
 
 class EncoderConfig(Frozen):
     """The frozen encoder and what goes into it. Sizes are pixels, "392" or "HEIGHTxWIDTH"."""
 
-    encoder: str = "dinov2reg_vit_base_14"
+    encoder: Annotated[str, AfterValidator(_parse_encoder)] = "dinov2reg_vit_base_14"
     encoder_weights: str = "auto"
     image_size: Size = "448"
     crop: Crop = "392"
-
-    @property
-    def input_size(self) -> tuple[int, int]:
-        """(height, width) of what the encoder gets."""
-        return size_of(self.image_size if self.crop == NO_CROP else self.crop)
 
 
 class DataConfig(Frozen):
@@ -104,29 +127,55 @@ class DataConfig(Frozen):
 
 
 class TrainingConfig(Frozen):
-    """One training, counted in optimizer steps."""
+    """One training, counted in optimizer steps; ``max_epochs`` above 0 sets them by the number of images."""
 
+    trained_by: Literal["steps"] = "steps"
+    optimizer: Literal["stable_adamw", "adamw", "adam"] = "stable_adamw"
+    max_epochs: Count = 0
     max_steps: PositiveCount = 1000
     stop_step: Count = 0
     start_from: Annotated[str, Field(min_length=1)] = NO_START
     batch_size: PositiveCount = 16
     learning_rate: Positive = 2e-3
-    final_learning_rate: Annotated[float, Field(ge=0)] = 2e-4
+    final_rate_share: Probability = 0.1
     warmup_steps: Count = 100
     lr_schedule_interval: Literal["step", "epoch"] = "step"
     weight_decay: Annotated[float, Field(ge=0)] = 1e-4
-    gradient_clip: Positive = 0.1
+    gradient_clip: Annotated[float, Field(ge=0)] = 0.1
     on_nonfinite: Literal["stop", "skip"] = "stop"
     checkpoint_interval: PositiveCount = 250
     val_check_interval: Count = 0
-    precision: Literal["32", "bf16"] = "32"
-    gpu: str = Field(default="auto", pattern=r"^(auto|cpu|\d+)$")
-    cache: Literal["auto", "memory", "off"] = "auto"
+    early_stopping_patience: Count = 0
+    validate_on: Literal["held_out", "source_test"] = HELD_OUT
+    precision: Precision = "32"
+    gpu: Gpu = "auto"
+    cache: Cache = "auto"
 
     @property
     def last_step(self) -> int:
         """Optimizer steps that are done; the schedule is that of ``max_steps``."""
         return min(self.stop_step or self.max_steps, self.max_steps)
+
+
+class NoTraining(Frozen):
+    """No gradients: a memory bank is filled once, or nothing is learned at all."""
+
+    trained_by: Literal["bank"] = "bank"
+    precision: Precision = "32"
+    gpu: Gpu = "auto"
+    cache: Cache = "auto"
+
+    @property
+    def max_steps(self) -> int:
+        """None are done."""
+        return 0
+
+    last_step = max_steps
+
+    @property
+    def start_from(self) -> str:
+        """There is no start."""
+        return NO_START
 
 
 class EvaluationConfig(Frozen):
@@ -137,15 +186,19 @@ class EvaluationConfig(Frozen):
     maps_per_group: Count = 10
 
 
+Input = Annotated[RawInput | ImageInput | EncoderConfig, Field(union_mode="left_to_right")]
+Training = Annotated[TrainingConfig | NoTraining, Field(discriminator="trained_by")]
+
+
 class RunConfig(Frozen):
     """One run: everything that decides its numbers, and nothing else."""
 
     preset: Literal["full", "quick"]
     seed: Annotated[int, Field(ge=0, lt=2**32)] = 42
-    model: ModelConfig = ModelConfig()
-    encoder: EncoderConfig = EncoderConfig()
+    model: ModelConfig = DinomalyConfig()
+    encoder: Input = EncoderConfig()
     data: DataConfig = DataConfig()
-    training: TrainingConfig = TrainingConfig()
+    training: Training = TrainingConfig()
     evaluation: EvaluationConfig = EvaluationConfig()
 
     def to_json(self) -> str:

@@ -32,7 +32,7 @@ def load_folder(
         ImageError: Nothing to score, or one image is bad or of another form.
     """
     root = source.parent if source.is_file() else source
-    names = [source.name] if source.is_file() else _image_names(source)
+    names = [source.name] if source.is_file() else image_names(source)
     if not names:
         raise ImageError(f"{printable(str(source))}: holds no images ({', '.join(OPENERS)})")
     records = []
@@ -77,7 +77,13 @@ def _checked(root: Path, name: str, shape: tuple[int, int], dtype: str) -> str:
     return hashlib.sha256(data).hexdigest()
 
 
-def _image_names(folder: Path) -> list[str]:
+def image_names(folder: Path) -> list[str]:
+    """Return the images below a folder, hidden names and ``ground_truth`` left out, in their bytes' order.
+
+    Raises:
+        ImageError: A folder cannot be read.
+    """
+
     def refuse(error: OSError) -> None:
         raise ImageError(f"{printable(str(error.filename))}: cannot be read: {error.strerror}") from error
 

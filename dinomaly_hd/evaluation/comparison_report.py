@@ -30,9 +30,12 @@ def comparison_csv(comparison: Comparison) -> dict[str, str]:
     return {name: table.to_csv(index=False, lineterminator="\n") for name, table in tables.items()}
 
 
-def comparison_markdown(comparison: Comparison, *, story: Story, focuses: Sequence[Focus]) -> str:
-    """Return question, reading, main tables and focus tables, short enough for a README."""
+def comparison_markdown(
+    comparison: Comparison, *, story: Story, focuses: Sequence[Focus], more: Sequence[Table] = ()
+) -> str:
+    """Return question, reading, main tables, ``more`` and focus tables, short enough for a README."""
     tables = [means_table(comparison, condition=ALL, metric=metric) for metric in SHOWN]
+    tables += more
     if comparison.others:
         tables += [focus_text(comparison, focus, metric=metric) for focus in focuses for metric in SHOWN]
     lines = [f"# {_line(story.title)}", "", _line(story.question), "", f"    {_line(story.command)}", ""]
@@ -51,9 +54,14 @@ def comparison_markdown(comparison: Comparison, *, story: Story, focuses: Sequen
 
 
 def comparison_html(
-    comparison: Comparison, *, story: Story, focuses: Sequence[Focus], pictures: Mapping[str, Picture]
+    comparison: Comparison,
+    *,
+    story: Story,
+    focuses: Sequence[Focus],
+    pictures: Mapping[str, Picture],
+    more: Sequence[Table] = (),
 ) -> str:
-    """Return the page; ``pictures`` come from ``comparison_plots.comparison_pictures``."""
+    """Return the page; ``more`` tables stand behind the means, ``pictures`` in their order."""
     parts = [
         page.paragraph(story.question),
         page.facts({"command": story.command, **_facts(comparison)}),
@@ -66,6 +74,7 @@ def comparison_html(
         parts += [
             _html_table(means_table(comparison, condition=condition, metric=metric)) for metric in SHOWN
         ]
+    parts += [_html_table(table) for table in more]
     if comparison.others:
         for focus in focuses:
             parts.append(page.heading(f"Which labels differ on {focus.domain} {focus.condition}?"))

@@ -17,7 +17,7 @@ from dinomaly_hd.evaluation import blocks, intervals, metrics, thresholds
 from dinomaly_hd.evaluation.blocks import Block, Evaluated
 from dinomaly_hd.evaluation.metrics import FloatArray, IntArray
 from dinomaly_hd.evaluation.thresholds import Threshold
-from dinomaly_hd.evaluation.trivial import PREFIX
+from dinomaly_hd.trivial import PREFIX
 
 COLUMNS = ("path", "domain", "label", "condition", "score")
 RESERVED_DOMAINS = ("mean", "pooled", "trivial")

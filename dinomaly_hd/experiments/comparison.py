@@ -14,7 +14,6 @@ from dinomaly_hd.experiments.parent import Parent, parent_run
 from dinomaly_hd.experiments.reporting import Question, Report, flat_means, write_report
 from dinomaly_hd.experiments.training_run import Outcome, execute
 from dinomaly_hd.models.build import check_model
-from dinomaly_hd.models.build_encoder import check_encoder
 
 ENDS_A_MEMBER_ONLY = (NonFiniteError, CheckpointError)
 Gather = Callable[[list[MemberRun]], Joined]
@@ -154,7 +153,6 @@ def _report(
 def _check(one: Member) -> None:
     """Refuse a member's settings before the first member is run."""
     try:
-        shape = check_encoder(one.run.encoder)
-        check_model(one.run.model, grid=shape.grid, is_transformer=shape.is_transformer)
+        check_model(one.run)
     except ConfigError as error:
         raise ConfigError(f"{one.label}: {error}") from error

@@ -1,21 +1,19 @@
 """Evaluate a trained detector on a run's test images: results, scores, pictures, exported model."""
 
-import json
 import time
-from functools import partial
-from pathlib import Path
+from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 import numpy as np
 import pandas as pd
 
-from dinomaly_hd import provenance
-from dinomaly_hd.config import flatten
+from dinomaly_hd.config import ALL_DOMAINS
+from dinomaly_hd.errors import NonFiniteError
 from dinomaly_hd.evaluation.pictures import map_limit
-from dinomaly_hd.evaluation.report import Picture, report_html
 from dinomaly_hd.evaluation.results import evaluate
-from dinomaly_hd.evaluation.summary import flat_metrics, summary_lines
+from dinomaly_hd.evaluation.summary import summary_lines
 from dinomaly_hd.evaluation.thresholds import Threshold, f1, normal_quantile, youden
+from dinomaly_hd.evaluation.transfer import SOURCE_FPR, transfer_lines, transfer_of
 from dinomaly_hd.experiments import gallery
 from dinomaly_hd.experiments.examine import (
     Examined,
@@ -27,17 +25,13 @@ from dinomaly_hd.experiments.examine import (
     write_scores,
 )
 from dinomaly_hd.experiments.exported import export_model
-from dinomaly_hd.experiments.run_folder import CHECKPOINTS
-from dinomaly_hd.experiments.session import Session, run_name
-from dinomaly_hd.files import publish_json, publish_text
-from dinomaly_hd.models.build_encoder import preprocessing_of
+from dinomaly_hd.experiments.run_record import head, maps_folder, thinned, track, write_page
+from dinomaly_hd.experiments.session import Session, trained_domains
+from dinomaly_hd.files import publish_json
+from dinomaly_hd.models.build_encoder import visible_box
 from dinomaly_hd.models.detector import Detector
 from dinomaly_hd.randomness import derive
-from dinomaly_hd.serving import log_model
-
-RESULTS_SCHEMA = 1
-LONGEST_HISTORY = 1000
-MAPS_IN_REPORT = 3
+from dinomaly_hd.training.fit import Trained
 
 
 class Normals(NamedTuple):
@@ -63,11 +57,21 @@ class Normals(NamedTuple):
         }
 
 
-def evaluate_run(session: Session, detector: Detector, *, timing: dict[str, float]) -> dict[str, Any]:
+class Scored(NamedTuple):
+    """Images with their scores, and the domains that could not be scored, with why."""
+
+    positions: Positions
+    examined: Examined
+    failed: dict[str, str]
+
+
+def evaluate_run(
+    session: Session, detector: Detector, *, trained: Trained, timing: dict[str, float]
+) -> dict[str, Any]:
     """Score every test image once, write everything the run folder holds, and return ``results.json``."""
     began = time.monotonic()
     run, manifest, folder = session.run, session.manifest, session.folder.path
-    box = preprocessing_of(run.encoder).visible(manifest.shape)
+    box = visible_box(run.encoder, shape=manifest.shape)
     examiner = Examiner(
         detector,
         session.store,
@@ -80,18 +84,20 @@ def evaluate_run(session: Session, detector: Detector, *, timing: dict[str, floa
         memory=None if run.training.cache == "off" else session.context.features,
     )
     test = manifest.indices(split="test")
-    normals = _examine_normals(session, examiner)
+    normals, failed = _examine_normals(session, examiner)
     session.context.say(f"scoring {len(test)} test images")
-    examined = examiner.examine(test)
+    test, examined, failed = _examine_domains(session, examiner, test, failed=failed)
     scored_s = time.monotonic() - began
     table = score_table(session.store, test, score_N=examined.score_N, train=session.split.normals)
     thresholds = normals.thresholds()
     measured = evaluate(
         table,
-        normal_thresholds=thresholds,
+        normal_thresholds={name: own for name, own in thresholds.items() if name not in failed},
         seed=derive(run.seed, "bootstrap"),
         pixel=pixel_scores(manifest, test, map_Nhw=examined.map_Nhw, box=box),
     )
+    if session.run.data.train_domains != ALL_DOMAINS:
+        measured |= _transfer(session, normals, table, measured["per_domain_metrics"], failed=failed)
     export_model(
         folder / "model",
         detector,
@@ -111,21 +117,69 @@ def evaluate_run(session: Session, detector: Detector, *, timing: dict[str, floa
         "score_images_per_s": (len(test) + len(normals.positions)) / scored_s,
         "evaluate_s": time.monotonic() - began,
     }
-    results = {**_head(session, timing), **measured, "training_history": _thinned(history)}
+    results = {**head(session, trained, timing), **measured, "training_history": thinned(history)}
     publish_json(folder / "results.json", results)
-    _write_report(session, results)
-    _track(session, results, timing)
-    for line in ["", *summary_lines(results), ""]:
+    write_page(session, results)
+    track(session, results, timing)
+    lines = summary_lines(results)
+    lines += ["", *transfer_lines(results["transfer"])] if "transfer" in results else []
+    for line in ["", *lines, ""]:
         session.context.say(line)
     return results
 
 
-def _examine_normals(session: Session, examiner: Examiner) -> Normals:
+def _examine_domains(
+    session: Session, examiner: Examiner, positions: Positions, *, failed: Mapping[str, str]
+) -> Scored:
+    """Score images; a domain that was not trained on may fail without taking the others along.
+
+    Domains in ``failed`` are left out from the start.
+    """
+    trained, records = trained_domains(session), session.manifest.records
+    domains = np.array([records[int(i)].domain for i in positions])
+    if set(domains.tolist()) <= trained:
+        return Scored(positions, examiner.examine(positions), {})
+    kept, parts, why = [], [], dict(failed)
+    for domain in dict.fromkeys(domains.tolist()):
+        if domain in why:
+            continue
+        own = positions[domains == domain]
+        try:
+            parts.append(examiner.examine(own))
+            kept.append(own)
+        except NonFiniteError as error:
+            if domain in trained:
+                raise
+            why[domain] = str(error)
+            session.context.say(f"{domain} is left out: {error}")
+    scores, maps = zip(*parts, strict=True)
+    return Scored(np.concatenate(kept), Examined(np.concatenate(scores), np.concatenate(maps)), why)
+
+
+def _transfer(
+    session: Session,
+    normals: Normals,
+    table: pd.DataFrame,
+    per_domain: Mapping[str, Any],
+    *,
+    failed: Mapping[str, str],
+) -> dict[str, Any]:
+    sources = trained_domains(session)
+    own = np.isin(normals.domain_N, list(sources))
+    threshold = normal_quantile(
+        normals.examined.score_N[own], held_out=normals.held_out, quantile=1 - SOURCE_FPR
+    )
+    return transfer_of(per_domain, table, sources=sorted(sources), threshold=threshold, failed=failed)
+
+
+def _examine_normals(session: Session, examiner: Examiner) -> tuple[Normals, dict[str, str]]:
+    """Return the normals, and the domains that could not be scored."""
     held_out = bool(len(session.split.held_out))
     positions = session.split.held_out if held_out else session.split.normals
     session.context.say(f"scoring {len(positions)} {'held-out' if held_out else 'training'} normals")
+    positions, examined, failed = _examine_domains(session, examiner, positions, failed={})
     domains = np.array([session.manifest.records[int(i)].domain for i in positions])
-    return Normals(positions, held_out, examiner.examine(positions), domains)
+    return Normals(positions, held_out, examined, domains), failed
 
 
 def _write_scores(session: Session, normals: Normals, table: pd.DataFrame) -> None:
@@ -149,7 +203,7 @@ def _draw(
     gallery.draw_plots(folder / "plots", table, thresholds=lines, history=history)
     images = stack(session.store, normals.positions)
     gallery.draw_maps(
-        folder / "anomaly_maps",
+        {domain: maps_folder(session, domain) for domain in lines},
         table,
         examiner=examiner,
         manifest=session.manifest,
@@ -159,83 +213,3 @@ def _draw(
         count=session.run.evaluation.maps_per_group,
         tick=session.context.guard.check,
     )
-
-
-def _head(session: Session, timing: dict[str, float]) -> dict[str, Any]:
-    run, manifest = session.run, session.manifest
-    return {
-        "schema_version": RESULTS_SCHEMA,
-        "experiment_type": session.context.entry_point,
-        "variant": run.model.variant,
-        "parameters": flatten(run.model),
-        "domains": list(manifest.domains),
-        "encoder": run.encoder.encoder,
-        "encoder_digest": session.ready.weights.digest,
-        "max_steps": run.training.max_steps,
-        "steps": run.training.last_step,
-        "batch_size": run.training.batch_size,
-        "seed": run.seed,
-        "config": json.loads(run.to_json()),
-        "config_hash": session.ready.config_hash,
-        "data_digest": manifest.digest,
-        "condition_rule": manifest.condition_rule,
-        "counts": manifest.counts(),
-        "held_out": len(session.split.held_out),
-        "timing": timing,
-        "label": session.context.tags.get("config", run.model.variant),
-        "code_digest": provenance.code_digest(),
-        **provenance.git_facts(session.context.root),
-        "versions": provenance.package_versions(),
-        "machine": provenance.machine_facts(),
-    }
-
-
-def _write_report(session: Session, results: dict[str, Any]) -> None:
-    """Write ``report.html``: tables, ROC curves, histograms, training, and each domain's highest faults."""
-    folder, run = session.folder.path, session.run
-    pictures = [Picture(path.stem, path.read_bytes()) for path in sorted((folder / "plots").glob("*.png"))]
-    for domain in session.manifest.domains:
-        shown = _faults_to_browse(folder, domain)[:MAPS_IN_REPORT]
-        pictures += [Picture(f"{domain}: {path.stem}", path.read_bytes()) for path in shown]
-    facts = {
-        "command": session.context.command,
-        "variant": run.model.variant,
-        "seed": str(run.seed),
-        "preset": run.preset,
-        "encoder": run.encoder.encoder,
-        "steps": str(run.training.last_step),
-        "data": f"{session.manifest.root}, digest {session.manifest.digest[:16]}",
-        "conditions": session.manifest.condition_rule,
-        "config hash": session.ready.config_hash,
-    }
-    page = report_html(run_name(run), facts=facts, result=results, pictures=pictures)
-    publish_text(folder / "report.html", page)
-
-
-def _thinned(history: gallery.History) -> dict[str, Any]:
-    """Return each series as steps and values, at most ``LONGEST_HISTORY`` evenly spread points."""
-    thinned: dict[str, Any] = {}
-    for name, points in history.items():
-        kept = points[:: max(1, -(-len(points) // LONGEST_HISTORY))]
-        thinned[name] = {"step": [step for step, _ in kept], "value": [value for _, value in kept]}
-    return thinned
-
-
-def _track(session: Session, results: dict[str, Any], timing: dict[str, float]) -> None:
-    tracker, folder, last = session.tracker, session.folder.path, session.run.training.last_step
-    tracker.metrics(flat_metrics(results), step=last)
-    tracker.metrics({f"time/{name}": value for name, value in timing.items()}, step=last)
-    for name in ("results.json", "report.html"):
-        tracker.artifact(folder / name)
-    for name in ("scores", "plots", "anomaly_maps", "model"):
-        if (folder / name).is_dir():
-            tracker.artifacts(folder / name, folder=name)
-    tracker.call(partial(log_model, folder=folder / "model"))
-    tracker.artifact(max((folder / CHECKPOINTS).glob("step_*.pt")), folder=CHECKPOINTS)
-    for domain in session.manifest.domains:
-        for step, path in enumerate(_faults_to_browse(folder, domain)):
-            tracker.image(path, key=f"anomaly_maps/{domain}", step=step)
-
-
-def _faults_to_browse(folder: Path, domain: str) -> list[Path]:
-    return sorted((folder / "anomaly_maps" / domain).glob("fault_highest_*.png"))

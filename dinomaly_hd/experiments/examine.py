@@ -13,13 +13,14 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from dinomaly_hd import trivial
 from dinomaly_hd.config import EvaluationConfig
 from dinomaly_hd.data.features import FeatureMemory, digests, image_batches
 from dinomaly_hd.data.hdmap import Manifest, ground_truth_path
 from dinomaly_hd.data.images import read_image
 from dinomaly_hd.data.store import ImageStore
 from dinomaly_hd.errors import NonFiniteError
-from dinomaly_hd.evaluation import metrics, trivial
+from dinomaly_hd.evaluation import metrics
 from dinomaly_hd.evaluation.results import PixelScores
 from dinomaly_hd.files import publish
 from dinomaly_hd.geometry import Box

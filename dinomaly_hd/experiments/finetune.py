@@ -19,7 +19,7 @@ QUESTION = Question(
     f'do the others lose? Row "{OWN}" has each domain from the model that was fine-tuned on it: its '
     'difference to the unified model is the gain. The rows "fine-tuned on X" show one model each on all '
     "domains: what they lose elsewhere is the forgetting.",
-    compared=("train_domains", "max_steps", "learning_rate", "final_learning_rate", "warmup_steps"),
+    compared=("train_domains", "max_steps", "learning_rate", "warmup_steps"),
     reference=UNIFIED,
 )
 
@@ -52,7 +52,6 @@ class Tuning(NamedTuple):
         return {
             "max_steps": self.steps,
             "learning_rate": self.learning_rate,
-            "final_learning_rate": self.learning_rate / 10,
             "warmup_steps": self.steps // 10,
         }
 

@@ -46,7 +46,7 @@ def draw_plots(
 
 
 def draw_maps(
-    folder: Path,
+    folders: Mapping[str, Path],
     table: pd.DataFrame,
     *,
     examiner: Examiner,
@@ -57,7 +57,7 @@ def draw_maps(
     count: int,
     tick: Callable[[], None],
 ) -> None:
-    """Write three-panel pictures ``{domain}/{label}_{rank}_{nn}_{stem}.png``.
+    """Write three-panel pictures ``{label}_{rank}_{nn}_{stem}.png`` into each domain's folder.
 
     Per domain and label the ``count`` highest, nearest the threshold and lowest; one colour scale a domain.
     """
@@ -94,6 +94,5 @@ def draw_maps(
                 png = picture.png(
                     images_BHW[i].numpy(), prediction.map_BHW[i].numpy(), title=title, mask_HW=mask
                 )
-                path = folder / str(domain) / names[drawn]
-                save_png(path, png)
+                save_png(folders[str(domain)] / names[drawn], png)
                 drawn += 1

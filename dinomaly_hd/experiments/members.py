@@ -1,6 +1,6 @@
 """Finished runs as members of a comparison: read, named, and joined where each is a part of one member."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Container, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -10,8 +10,8 @@ import pandas as pd
 from dinomaly_hd.config import ALL_DOMAINS, names_in
 from dinomaly_hd.errors import ConfigError, DataError, nearest
 from dinomaly_hd.evaluation.comparison_members import MemberRun, leaves
-from dinomaly_hd.evaluation.trivial import PREFIX, TRIVIAL
 from dinomaly_hd.experiments.run_folder import RESULTS, read_results
+from dinomaly_hd.trivial import PREFIX, TRIVIAL
 
 SCORES = "scores"
 UNIFIED, SINGLE = "multiclass_unified", "singleclass"
@@ -42,7 +42,7 @@ def read_member(folder: Path, *, label: str | None = None, name: str | None = No
     if result is None or not {"seed", "domains", "per_domain_metrics"} <= result.keys():
         raise DataError(f"{name or folder}: holds no readable {RESULTS}; the run did not finish")
     tables = []
-    for domain in result["domains"]:
+    for domain in result["per_domain_metrics"]:
         path = folder / SCORES / f"{domain}.csv"
         try:
             tables.append(pd.read_csv(path).assign(domain=domain))
@@ -50,6 +50,28 @@ def read_member(folder: Path, *, label: str | None = None, name: str | None = No
             raise DataError(f"{name or folder}: {path.name} cannot be read: {error}") from error
     label = label or str(result.get("label") or result.get("variant"))
     return MemberRun(label, int(result["seed"]), name or str(folder), result, pd.concat(tables))
+
+
+def on_scored_domains(members: Sequence[MemberRun]) -> Joined:
+    """Return the members without the domains that one of them could not score, each named with who and why.
+
+    Means of members over different domains would be no means of one thing.
+    """
+    failed: dict[str, str] = {}
+    for member in members:
+        for domain, why in member.result.get("transfer", {}).get("missing_targets", {}).items():
+            if domain not in member.result["per_domain_metrics"]:
+                failed.setdefault(domain, f"left out for all: not scored by {member.title}: {why}")
+    if not failed:
+        return Joined(list(members), {})
+    return Joined([_without(member, failed) for member in members], failed)
+
+
+def _without(member: MemberRun, domains: Container[str]) -> MemberRun:
+    blocks = member.result["per_domain_metrics"]
+    kept = {name: block for name, block in blocks.items() if name not in domains}
+    scores = member.scores[member.scores["domain"].isin(list(kept))]
+    return member._replace(result={**member.result, "per_domain_metrics": kept}, scores=scores)
 
 
 def joined(parts: Sequence[MemberRun], *, label: str, data_digest: str | None) -> MemberRun:

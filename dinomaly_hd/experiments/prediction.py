@@ -21,7 +21,7 @@ from dinomaly_hd.experiments.examine import Examiner, Positions, stack
 from dinomaly_hd.experiments.exported import CARD, Exported, load_model, read_card
 from dinomaly_hd.experiments.run_folder import find_run
 from dinomaly_hd.files import make_dated_folder, publish, publish_text
-from dinomaly_hd.models.build_encoder import preprocessing_of
+from dinomaly_hd.models.build_encoder import visible_box
 from dinomaly_hd.tracking import RUN_ID, default_uri
 from dinomaly_hd.tracking.models import REGISTERED, download_model
 from dinomaly_hd.training.fit import resolve_device
@@ -139,7 +139,7 @@ def _examiner(model: Exported, manifest: Manifest, *, device: torch.device, tick
         model.detector.to(device),
         ImageStore(manifest, keep_bytes=KEPT_IMAGES_BYTES),
         evaluation=model.card.run.evaluation,
-        box=preprocessing_of(model.card.run.encoder).visible(manifest.shape),
+        box=visible_box(model.card.run.encoder, shape=manifest.shape),
         device=device,
         num_workers=0,
         bf16=model.card.run.training.precision == "bf16",

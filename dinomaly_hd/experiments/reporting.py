@@ -11,6 +11,8 @@ from dinomaly_hd.evaluation.comparison_members import MemberRun
 from dinomaly_hd.evaluation.comparison_plots import comparison_pictures
 from dinomaly_hd.evaluation.comparison_reading import Story
 from dinomaly_hd.evaluation.comparison_report import comparison_csv, comparison_html, comparison_markdown
+from dinomaly_hd.evaluation.comparison_transfer import pairs_pictures, transfer_table
+from dinomaly_hd.experiments.members import on_scored_domains
 from dinomaly_hd.files import publish, publish_json, publish_text
 
 HARD_DOMAIN, HARD_CONDITION = "domain_C", "cold"
@@ -49,13 +51,18 @@ def write_report(
         ConfigError: No run, two runs of one label and seed, or an unknown reference.
         DataError: The runs were tested on different data.
     """
+    members, unscored = on_scored_domains(members)
+    failed = {**failed, **unscored}
     comparison = compare(members, reference=question.reference, compared=question.compared, tick=tick)
     focuses = focuses_of(comparison)
     story = Story(question.title, question.text, command, failed)
-    pictures = comparison_pictures(comparison, focuses=focuses)
-    markdown = comparison_markdown(comparison, story=story, focuses=focuses)
+    pictures = {**pairs_pictures(members), **comparison_pictures(comparison, focuses=focuses)}
+    table = transfer_table(members)
+    more = [] if table is None else [table]
+    markdown = comparison_markdown(comparison, story=story, focuses=focuses, more=more)
     files = [folder / "report.html", folder / "report.md"]
-    publish_text(files[0], comparison_html(comparison, story=story, focuses=focuses, pictures=pictures))
+    page = comparison_html(comparison, story=story, focuses=focuses, pictures=pictures, more=more)
+    publish_text(files[0], page)
     publish_text(files[1], markdown)
     for name, text in comparison_csv(comparison).items():
         files.append(folder / "tables" / name)

@@ -4,7 +4,7 @@ import json
 from typing import Any, Literal
 
 from dinomaly_hd import provenance
-from dinomaly_hd.config import RunConfig, flatten
+from dinomaly_hd.config import SOURCE_TEST, RunConfig, TrainingConfig, flatten
 from dinomaly_hd.data.store import ImageStore
 from dinomaly_hd.errors import CheckpointError
 from dinomaly_hd.experiments.context import Context
@@ -48,6 +48,12 @@ class Session:
             root=context.root,
             parent_run_id=context.parent_run_id,
         )
+
+    @property
+    def chooses_by_test(self) -> bool:
+        """Whether test labels choose the weights, as only ``validate_on=source_test`` asks for."""
+        training = self.run.training
+        return isinstance(training, TrainingConfig) and training.validate_on == SOURCE_TEST
 
     def _newest_checkpoint(self) -> Checkpoint | None:
         found = newest(self.folder.path / CHECKPOINTS)
@@ -98,6 +104,8 @@ class Session:
             f"data: {self.manifest.root}, {len(self.manifest.records)} images; {self.manifest.condition_rule}"
         )
         self.context.say(f"run folder: {self.folder.path}")
+        if self.chooses_by_test:
+            self.context.say("warning: validate_on=source_test: test labels choose, figures are optimistic")
         run_id = self.tracker.start(timeout_s=START_TIMEOUT_S)
         if run_id is not None:
             self.folder.set_state(mlflow_run_id=run_id)
@@ -160,9 +168,15 @@ class Session:
             "encoder_weights": self.ready.weights.source,
             "command": self.context.command,
             "run_folder": str(self.folder.path.resolve()),
+            **({"validate_on": SOURCE_TEST} if self.chooses_by_test else {}),
             **provenance.git_facts(self.context.root),
             **self.context.tags,
         }
+
+
+def trained_domains(session: Session) -> set[str]:
+    """Return the folder names of the domains trained on."""
+    return {session.manifest.records[int(i)].domain for i in session.split.train}
 
 
 def run_name(run: RunConfig) -> str:

@@ -1,6 +1,7 @@
 """From an encoder's name and sizes to the frozen network with its weights."""
 
 import math
+from collections.abc import Sequence
 from functools import cache
 from typing import Any, NamedTuple
 
@@ -8,14 +9,22 @@ import timm
 import torch
 from torch import nn
 
-from dinomaly_hd.config import NO_CROP, EncoderConfig, size_of
+from dinomaly_hd.config import AUTO_LAYERS, NO_CROP, EncoderConfig, ImageInput, RawInput, layers_of, size_of
 from dinomaly_hd.errors import ConfigError, EncoderError, nearest
+from dinomaly_hd.geometry import Box
 from dinomaly_hd.models.encoders import (
     ConvEncoder,
     Encoder,
     ViTEncoder,
     interpolate_positions,
     target_blocks,
+)
+from dinomaly_hd.models.patch_features import (
+    STAGES,
+    ConvPatchFeatures,
+    PatchFeatures,
+    ViTPatchFeatures,
+    default_blocks,
 )
 from dinomaly_hd.models.preprocessing import IMAGENET_MEAN, IMAGENET_STD, Preprocessing
 from dinomaly_hd.models.weights import ALIASES, CONVERTERS, EMBEDDED_ENCODER, Weights, read_state, timm_name
@@ -41,7 +50,7 @@ class EncoderShape(NamedTuple):
     is_transformer: bool
 
 
-def preprocessing_of(config: EncoderConfig) -> Preprocessing:
+def preprocessing_of(config: EncoderConfig | ImageInput) -> Preprocessing:
     """Return the pre-processing a config asks for.
 
     Raises:
@@ -50,39 +59,70 @@ def preprocessing_of(config: EncoderConfig) -> Preprocessing:
     image, crop = size_of(config.image_size), None if config.crop == NO_CROP else size_of(config.crop)
     if crop is not None and (crop[0] > image[0] or crop[1] > image[1]):
         raise ConfigError(f"crop={config.crop} is larger than image_size={config.image_size}")
+    if isinstance(config, ImageInput):
+        return Preprocessing(image, crop, (0.0,) * 3, (1.0,) * 3)
     cfg = timm.get_pretrained_cfg(timm_name(config.encoder), allow_unregistered=True)
     mean, std = (cfg.mean, cfg.std) if cfg is not None else (IMAGENET_MEAN, IMAGENET_STD)
     return Preprocessing(image, crop, mean, std)
 
 
+def visible_box(config: EncoderConfig | ImageInput | RawInput, *, shape: tuple[int, int]) -> Box:
+    """Return the box of a map of (rows, columns) that the model sees."""
+    if isinstance(config, EncoderConfig | ImageInput):
+        return preprocessing_of(config).visible(shape)
+    return Box(0, shape[0], 0, shape[1])
+
+
 @cache
-def check_encoder(config: EncoderConfig) -> EncoderShape:
+def check_encoder(config: EncoderConfig, *, layers: str = AUTO_LAYERS) -> EncoderShape:
     """Return an encoder's shape from its architecture alone (no weights, no memory).
 
     Raises:
-        ConfigError: Unknown or unfit encoder, or a size that its patches do not divide.
+        ConfigError: Unknown or unfit encoder, a size that its patches do not divide, or blocks ``layers``
+            that it does not have.
     """
-    known = set(timm.list_models()) | set(ALIASES)
-    if timm_name(config.encoder).split(".")[0] not in known:
-        raise ConfigError(f"encoder={config.encoder}: not a known encoder.{nearest(config.encoder, known)}")
-    try:
-        height, width = preprocessing_of(config).input_size
-        with torch.device("meta"):
-            model: Any = timm.create_model(timm_name(config.encoder), pretrained=False, num_classes=0)
-    except RuntimeError as error:  # the name goes on with a tag that timm does not know
-        raise ConfigError(f"encoder={config.encoder}: {error} Leave out what follows the dot") from error
+    model = _architecture(config)
+    height, width = preprocessing_of(config).input_size
     if hasattr(model, "blocks") and hasattr(model, "num_prefix_tokens"):
-        target_blocks(len(model.blocks))
+        _target_blocks(len(model.blocks), layers=layers)
         rows, columns = model.patch_embed.patch_size
         if height % rows or width % columns:
             raise ConfigError(
                 f"{height}x{width} pixels: {config.encoder} needs multiples of {rows}x{columns}"
             )
         return EncoderShape((height // rows, width // columns), True)
+    if layers != AUTO_LAYERS:
+        raise ConfigError(f"target_layers={layers}: {config.encoder} is a CNN; leave target_layers out")
     if height % CONV_GRID_STRIDE or width % CONV_GRID_STRIDE:
         raise ConfigError(f"{height}x{width} pixels: {config.encoder} needs multiples of {CONV_GRID_STRIDE}")
     _conv_plan(config)
     return EncoderShape((height // CONV_GRID_STRIDE, width // CONV_GRID_STRIDE), False)
+
+
+def check_layers(config: EncoderConfig, layers: str) -> tuple[int, ...]:
+    """Return the layers that patch features are made of, from the architecture alone.
+
+    Args:
+        config: Name and sizes.
+        layers: A transformer's blocks or a CNN's stages, from 0, such as "8,11"; or "auto".
+
+    Raises:
+        ConfigError: As ``check_encoder``, or a layer that is not there; names those that are.
+    """
+    if check_encoder(config).is_transformer:
+        depth = len(_architecture(config).blocks)
+        kind, default = "blocks", default_blocks(depth)
+    else:
+        strides = _stages(config).reduction()
+        depth, default = len(strides), STAGES
+        kind = f"stages, of strides {', '.join(map(str, strides))}"
+    try:
+        chosen = default if layers == AUTO_LAYERS else tuple(layers_of(layers))
+    except ValueError as error:
+        raise ConfigError(f"layers={error}; {config.encoder} has 0..{depth - 1} ({kind})") from error
+    if max(chosen) >= depth:
+        raise ConfigError(f"layers={layers}: {config.encoder} has only 0..{depth - 1} ({kind})")
+    return chosen
 
 
 def check_weights(config: EncoderConfig, *, weights: Weights) -> None:
@@ -98,27 +138,78 @@ def check_weights(config: EncoderConfig, *, weights: Weights) -> None:
         _load(model, config, weights=weights, shape=shape)
 
 
-def build_encoder(config: EncoderConfig, *, weights: Weights, keep_prefix: bool, seed: int) -> Encoder:
+def _target_blocks(depth: int, *, layers: str) -> list[int]:
+    """Return the blocks that ``layers`` names; an even number, since two groups of them are rebuilt."""
+    if layers == AUTO_LAYERS:
+        return target_blocks(depth)
+    blocks = layers_of(layers)
+    if blocks[-1] >= depth or len(blocks) % 2:
+        raise ConfigError(f"target_layers={layers}: expected an even number of blocks, from 0..{depth - 1}")
+    return blocks
+
+
+def build_encoder(
+    config: EncoderConfig, *, weights: Weights, keep_prefix: bool, layers: str = AUTO_LAYERS, seed: int
+) -> Encoder:
     """Return the frozen encoder with its weights.
 
     Args:
         config: Name and sizes.
         weights: From ``weights.locate``.
         keep_prefix: Whether class and register tokens go on to the decoder.
+        layers: Blocks of a transformer whose outputs are taken, or "auto".
         seed: Of random weights, where they were asked for.
 
     Raises:
         EncoderError: The weights are not this encoder's.
     """
     shape, preprocessing = check_encoder(config), preprocessing_of(config)
+    model = _loaded(config, shape, weights=weights, seed=seed)
+    if shape.is_transformer:
+        blocks = _target_blocks(len(model.blocks), layers=layers)
+        return ViTEncoder(model, preprocessing=preprocessing, blocks=blocks, keep_prefix=keep_prefix)
+    return _conv_encoder(model, config, preprocessing=preprocessing, grid=shape.grid)
+
+
+def build_patch_features(config: EncoderConfig, *, layers: str, weights: Weights, seed: int) -> PatchFeatures:
+    """Return the frozen network of a memory bank with its weights.
+
+    Args:
+        config: Name and sizes.
+        layers: As ``check_layers`` takes them.
+        weights: From ``weights.locate``.
+        seed: Of random weights, where they were asked for.
+
+    Raises:
+        ConfigError: As ``check_layers``.
+        EncoderError: The weights are not this encoder's.
+    """
+    shape, chosen = check_encoder(config), check_layers(config, layers)
+    model = _loaded(config, shape, weights=weights, seed=seed)
+    if shape.is_transformer:
+        return ViTPatchFeatures(model, layers=chosen)
+    return ConvPatchFeatures(_feature_network(model, config, stages=chosen), layers=chosen)
+
+
+def _architecture(config: EncoderConfig) -> Any:
+    """Return the network without weights or memory."""
+    known = set(timm.list_models()) | set(ALIASES)
+    if timm_name(config.encoder).split(".")[0] not in known:
+        raise ConfigError(f"encoder={config.encoder}: not a known encoder.{nearest(config.encoder, known)}")
+    try:
+        with torch.device("meta"):
+            return timm.create_model(timm_name(config.encoder), pretrained=False, num_classes=0)
+    except RuntimeError as error:  # the name goes on with a tag that timm does not know
+        raise ConfigError(f"encoder={config.encoder}: {error} Leave out what follows the dot") from error
+
+
+def _loaded(config: EncoderConfig, shape: EncoderShape, *, weights: Weights, seed: int) -> Any:
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         model = _network(config, shape)
     if weights.path is not None:
         _load(model, config, weights=weights, shape=shape)
-    if shape.is_transformer:
-        return ViTEncoder(model, preprocessing=preprocessing, keep_prefix=keep_prefix)
-    return _conv_encoder(model, config, preprocessing=preprocessing, grid=shape.grid)
+    return model
 
 
 def _network(config: EncoderConfig, shape: EncoderShape) -> Any:
@@ -147,15 +238,29 @@ def _load(model: Any, config: EncoderConfig, *, weights: Weights, shape: Encoder
         ) from error
 
 
-def _conv_plan(config: EncoderConfig) -> ConvPlan:
-    """Return the stages of the strides wanted, and a width that holds a group's channels, 192 to 768."""
+def _stages(config: EncoderConfig) -> Any:
+    """Return timm's account of a CNN's stages: strides, channels, names."""
     try:
         with torch.device("meta"):
-            info: Any = timm.create_model(timm_name(config.encoder), features_only=True).feature_info
+            return timm.create_model(timm_name(config.encoder), features_only=True).feature_info
     except (RuntimeError, AttributeError, TypeError) as error:
         raise ConfigError(
             f"encoder={config.encoder}: neither a vision transformer nor a CNN with stages; {ENCODERS_TRIED}"
         ) from error
+
+
+def _feature_network(model: nn.Module, config: EncoderConfig, *, stages: Sequence[int]) -> Any:
+    """Return the network that gives these stages, with the weights of ``model``."""
+    features: Any = timm.create_model(timm_name(config.encoder), features_only=True, out_indices=stages)
+    # The feature extractor is the same network without its end: same tensors in the same order.
+    pairs = zip(features.state_dict().items(), model.state_dict().values(), strict=False)
+    features.load_state_dict({name: value for (name, _), value in pairs})
+    return features
+
+
+def _conv_plan(config: EncoderConfig) -> ConvPlan:
+    """Return the stages of the strides wanted, and a width that holds a group's channels, 192 to 768."""
+    info = _stages(config)
     strides, channels = info.reduction(), info.channels()
     if any(stride not in strides for stride in CONV_STRIDES):
         raise ConfigError(
@@ -172,12 +277,8 @@ def _conv_encoder(
     model: nn.Module, config: EncoderConfig, *, preprocessing: Preprocessing, grid: tuple[int, int]
 ) -> ConvEncoder:
     plan = _conv_plan(config)
-    features: Any = timm.create_model(timm_name(config.encoder), features_only=True, out_indices=plan.stages)
-    # The feature extractor is the same network without its end: same tensors in the same order.
-    pairs = zip(features.state_dict().items(), model.state_dict().values(), strict=False)
-    features.load_state_dict({name: value for (name, _), value in pairs})
     return ConvEncoder(
-        features,
+        _feature_network(model, config, stages=plan.stages),
         preprocessing=preprocessing,
         groups=CONV_GROUPS,
         grid=grid,

@@ -3,7 +3,7 @@
 # B batch, C channels, H W pixels
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from typing import NamedTuple
 
 from torch import Tensor, nn
@@ -33,7 +33,7 @@ class ParameterGroup(NamedTuple):
 
 
 class Detector(nn.Module, ABC):
-    """An anomaly detector in two halves: a frozen one whose output may be cached, and a trained one.
+    """An anomaly detector in two halves: a frozen one whose output may be cached, and one that learns.
 
     ``encode`` is a pure function of one image, without gradient; its result for an image is computed
     once per run and handed to ``training_loss`` and ``score``. A detector that alters its training images
@@ -61,13 +61,22 @@ class Detector(nn.Module, ABC):
         del step
         return images_BHW
 
-    @abstractmethod
+    def fit_bank(self, batches: Iterable[Tensor], *, tick: Callable[[], None] = lambda: None) -> None:
+        """Learn from the encoded training images (B, ...) at once, where nothing is learned by gradients.
+
+        ``tick`` is called now and then, and may end it with an exception.
+        """
+
     def training_loss(self, batch: Batch, *, step: int) -> Loss:
         """Return the loss of one encoded batch at optimizer step ``step`` (from 0)."""
+        raise NotImplementedError(f"{type(self).__name__} is not trained by gradients")
 
-    @abstractmethod
-    def validation_loss(self, encoded: Tensor) -> Tensor:
-        """Return the loss of each image (B,) in inference mode, without noise, mining or warm-up."""
+    def validation_loss(self, encoded: Tensor, *, position: int) -> Tensor:
+        """Return the loss of each image (B,) in inference mode, without noise, mining or warm-up.
+
+        ``position`` is the number of the batch, of which synthetic faults are a function.
+        """
+        raise NotImplementedError(f"{type(self).__name__} is not trained by gradients")
 
     @abstractmethod
     def score(self, encoded: Tensor) -> Prediction:

@@ -238,7 +238,8 @@ class Dinomaly(Detector):
         decoded = self.decoder(tokens_BTD, noise=None).groups_BSTD
         return _Examined(token_distance(self._patches(encoded), self._patches(decoded)), tokens_BTD)
 
-    def validation_loss(self, encoded: Tensor) -> Tensor:
+    def validation_loss(self, encoded: Tensor, *, position: int) -> Tensor:
+        del position
         return self.pooling(self._examine(encoded).distance_BSN).mean(dim=1).detach()
 
     @torch.no_grad()

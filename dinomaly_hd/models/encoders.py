@@ -83,10 +83,13 @@ class ViTEncoder(Encoder):
     Args:
         model: timm ViT made for the input size of ``preprocessing``.
         preprocessing: What the images went through; gives the grid.
+        blocks: Those whose outputs are taken, ascending; the first half makes group 0.
         keep_prefix: Whether class and register tokens go on to the decoder.
     """
 
-    def __init__(self, model: nn.Module, *, preprocessing: Preprocessing, keep_prefix: bool) -> None:
+    def __init__(
+        self, model: nn.Module, *, preprocessing: Preprocessing, blocks: list[int], keep_prefix: bool
+    ) -> None:
         super().__init__()
         self.model = model.requires_grad_(False).eval()
         patch = cast(Any, model).patch_embed.patch_size
@@ -96,7 +99,7 @@ class ViTEncoder(Encoder):
         self.prefix_tokens = int(cast(Any, model).num_prefix_tokens) if keep_prefix else 0
         self.width = int(cast(Any, model).embed_dim)
         self.heads = int(cast(Any, model).blocks[0].attn.num_heads)
-        self.blocks = target_blocks(len(cast(Any, model).blocks))
+        self.blocks = blocks
 
     @torch.no_grad()
     def forward(self, images_B3HW: Tensor) -> Tensor:

@@ -1,61 +1,236 @@
 """Synthetic faults: additive, never clipped, each with its mask and severity, drawn from (seed, position)."""
 
-# B batch, H W pixels of the map
+# B batch, H W pixels of the map, I J points of a gradient grid, P numbers of a patch
 
-from typing import NamedTuple
+import math
+from dataclasses import dataclass
+from typing import NamedTuple, Protocol
 
 import torch
 from torch import Generator, Tensor
 
+from dinomaly_hd.errors import ConfigError
+from dinomaly_hd.models.bands import draw_bands
+from dinomaly_hd.models.draws import chunks, fork, integers, uniform_rows
+from dinomaly_hd.models.patches import NUMBERS, Placement, add_patches, place_patches
+from dinomaly_hd.models.perlin import perlin_mask, perlin_noise
+from dinomaly_hd.models.textures import Sources
 from dinomaly_hd.randomness import derive
 
 LARGEST_HEIGHT = 3
-SHORTEST_LENGTH = 2
-BROKEN_SHARE, GAP_SHARE = 0.5, 0.4
+LARGEST_EXPONENT = 5
+LEAST_BLEND = 0.1
 
 
 class Faulty(NamedTuple):
-    """Images with a fault, where it is, and how strong: amplitude as a share of the image's maximum, 0..1."""
+    """Images with or without a fault, where it is, and how strong.
+
+    Attributes:
+        images_BHW: Of the dtype and on the device of the originals, which stay as they are; any range.
+        mask_BHW: True where an image was altered by design; outside it equals the original bit for bit.
+        severity_B: float32, above 0 with a fault and 0 without; each kind of fault says of what.
+    """
 
     images_BHW: Tensor
     mask_BHW: Tensor
     severity_B: Tensor
 
 
-def horizontal_bands(images_BHW: Tensor, *, seed: int, position: int) -> Faulty:
-    """Add one thin horizontal band to each image (spec/models.md, Synthetic faults).
+class Faults(Protocol):
+    """Puts a fault into some images (B, H, W) of floats; all it draws comes from the generator."""
 
-    Height 1..3 rows, length 2..full width, amplitude U(0, 1) of the image's maximum; half of the bands are
-    broken, each pixel column missing with probability 0.4.
+    def __call__(self, images_BHW: Tensor, *, generator: Generator) -> Faulty: ...
+
+
+@dataclass(frozen=True, kw_only=True)
+class PerlinFaults:
+    """Thresholded Perlin noise filled with a texture (spec/models.md, DRAEM; Zavrtanik et al. 2021).
+
+    Inside the mask: (1 - beta) texture + beta image, beta ~ U(0.1, 1); 2^0..2^5 cells along each axis.
+    Severity is 1 - beta, in (0, 0.9]. A pixel of the mask keeps its value only where texture and image are
+    equal. On the CPU an image's fault does not depend on the images after it, unless its texture does.
+
+    Args:
+        probability: Of a fault in an image.
+        sources: Of the textures.
+
+    Raises:
+        ConfigError: A probability outside 0..1.
+    """
+
+    probability: float = 0.5
+    sources: Sources
+
+    def __post_init__(self) -> None:
+        """Check the probability."""
+        _check_probability(self.probability)
+
+    def __call__(self, images_BHW: Tensor, *, generator: Generator) -> Faulty:
+        """Return images with their faults."""
+        _check_images(images_BHW)
+        batch, size = len(images_BHW), (images_BHW.shape[1], images_BHW.shape[2])
+        points = 2**LARGEST_EXPONENT + 1
+        source_generator = fork(generator)
+        uniform = uniform_rows(batch, 4 + points**2, generator=generator, device=images_BHW.device)
+        chosen_B = uniform[:, 0] < self.probability
+        severity_B = (1 - LEAST_BLEND) * (1 - uniform[:, 1])
+        cells_B2 = 2 ** integers(uniform[:, 2:4], low=0, high=LARGEST_EXPONENT)
+        turn_BIJ = uniform[:, 4:].reshape(batch, points, points)
+        # A mask must not depend on whether the caller trains in mixed precision.
+        with torch.autocast(images_BHW.device.type, enabled=False):
+            faulty_BHW = self.sources(images_BHW, generator=source_generator)
+            mask_BHW = torch.empty_like(faulty_BHW, dtype=torch.bool)
+            for part in chunks(batch):
+                noise = perlin_noise(turn_BIJ[part], cells_B2=cells_B2[part], size=size)
+                mask_BHW[part] = perlin_mask(noise) & chosen_B[part, None, None]
+                beta = (1 - severity_B[part, None, None]).to(images_BHW.dtype)
+                blend = (1 - beta) * faulty_BHW[part] + beta * images_BHW[part]
+                faulty_BHW[part] = torch.where(mask_BHW[part], blend, images_BHW[part])
+        return Faulty(faulty_BHW, mask_BHW, severity_B * chosen_B)
+
+
+@dataclass(frozen=True, kw_only=True)
+class PatchFaults:
+    """Patches cut out and added, times severity, elsewhere (spec/models.md, DRAEM-SevNet).
+
+    Source and target overlap by at most 30 % of the patch. Patches are cut from the unaltered image; where
+    targets overlap they add up. Patches are cut to the image, and the short side to 10/17 of it where else
+    no two places would keep the limit. Severity, one for all patches of an image, is that of the formula,
+    in (0, severity_max]. A pixel of the mask keeps its value only where zero is added (or a value too small
+    for the sum). On the CPU an image's fault does not depend on the other images.
+
+    Args:
+        probability: Of a fault in an image.
+        width: Smallest and largest width, pixels of the images given.
+        ratio: Smallest and largest height / width; below 1 is wide, as real faults are.
+        count: Patches in a faulty image.
+        severity_max: Largest severity, uniform from 0.
+
+    Raises:
+        ConfigError: An argument out of its range.
+    """
+
+    probability: float = 0.5
+    width: tuple[int, int] = (20, 80)
+    ratio: tuple[float, float] = (0.35, 0.67)
+    count: int = 1
+    severity_max: float = 1.0
+
+    def __post_init__(self) -> None:
+        """Check every argument."""
+        _check_probability(self.probability)
+        _check_range("width", self.width, unit="pixels")
+        _check_range("ratio", self.ratio, unit="height / width")
+        if self.count < 1:
+            raise ConfigError(f"count={self.count}: use 1 patch or more; probability=0 gives no faults")
+        if not 0 < self.severity_max < math.inf:
+            raise ConfigError(f"severity_max={self.severity_max}: use a finite number above 0")
+
+    def __call__(self, images_BHW: Tensor, *, generator: Generator) -> Faulty:
+        """Return images with their faults."""
+        _check_images(images_BHW)
+        batch, size = len(images_BHW), (images_BHW.shape[1], images_BHW.shape[2])
+        uniform = uniform_rows(batch, 2 + self.count * NUMBERS, generator=generator, device=images_BHW.device)
+        chosen_B = uniform[:, 0] < self.probability
+        severity_B = self.severity_max * (1 - uniform[:, 1]) * chosen_B
+        faulty_BHW = images_BHW.clone(memory_format=torch.contiguous_format)
+        mask_BHW = torch.zeros_like(faulty_BHW, dtype=torch.bool)
+        for numbers_BP in uniform[:, 2:].reshape(batch, self.count, NUMBERS).unbind(dim=1):
+            placement = place_patches(numbers_BP, width=self.width, ratio=self.ratio, size=size)
+            for part in chunks(batch):
+                add_patches(
+                    images_BHW[part],
+                    to=faulty_BHW[part],
+                    mask_BHW=mask_BHW[part],
+                    severity_B=severity_B[part],
+                    placement=Placement(*(tensor_B[part] for tensor_B in placement)),
+                )
+        return Faulty(faulty_BHW, mask_BHW, severity_B)
+
+
+@dataclass(frozen=True, kw_only=True)
+class BandFaults:
+    """Thin horizontal bands (spec/models.md, Synthetic faults).
+
+    Length 2..full width, amplitude U(0, 1) of the image's maximum, which is the severity; half of the bands
+    are broken, each column missing with probability 0.4; a band that would lose all of them stays whole. A
+    pixel of the mask keeps its value only where the amplitude is 0 or too small for the sum; an image without
+    a positive value has no brighter band.
+
+    Args:
+        probability: Of a fault in an image.
+        height: Smallest and largest height in rows of the images given; scale it where they were resized.
+
+    Raises:
+        ConfigError: An argument out of its range.
+    """
+
+    probability: float = 0.5
+    height: tuple[int, int] = (1, LARGEST_HEIGHT)
+
+    def __post_init__(self) -> None:
+        """Check every argument."""
+        _check_probability(self.probability)
+        _check_range("height", self.height, unit="rows")
+
+    def __call__(self, images_BHW: Tensor, *, generator: Generator) -> Faulty:
+        """Return images with their faults."""
+        _check_images(images_BHW)
+        bands = draw_bands(images_BHW, height=self.height, generator=generator)
+        chosen_B = uniform_rows(len(images_BHW), 1, generator=generator, device=images_BHW.device).squeeze(1)
+        chosen_B = chosen_B < self.probability
+        lost_B1 = (bands.missing_BW | ~bands.column_BW).all(dim=1, keepdim=True)
+        return _add_bands(
+            images_BHW,
+            row_BH=bands.row_BH & chosen_B[:, None],
+            column_BW=bands.column_BW & (lost_B1 | ~bands.missing_BW),
+            severity_B=bands.severity_B * chosen_B,
+        )
+
+
+def horizontal_bands(images_BHW: Tensor, *, seed: int, position: int) -> Faulty:
+    """Add one thin horizontal band to each image, as ``BandFaults(probability=1)`` does.
+
+    A broken band may lose all its columns here; its mask is then empty.
 
     Args:
         images_BHW: Float maps.
         seed: Of the run.
         position: Of the batch, e.g. the optimizer step; the same (seed, position) gives the same faults.
     """
-    batch, height, width = images_BHW.shape
-    generator = torch.Generator(images_BHW.device).manual_seed(derive(seed, "bands", position))
-
-    def uniform(*shape: int) -> Tensor:
-        return torch.rand(shape, generator=generator, device=images_BHW.device)
-
-    row_BH1 = _segment(height, batch, lowest=1, highest=LARGEST_HEIGHT, generator=generator).unsqueeze(2)
-    column_B1W = _segment(width, batch, lowest=SHORTEST_LENGTH, highest=width, generator=generator).unsqueeze(
-        1
+    _check_images(images_BHW)
+    generator = Generator(images_BHW.device).manual_seed(derive(seed, "bands", position))
+    bands = draw_bands(images_BHW, height=(1, LARGEST_HEIGHT), generator=generator)
+    return _add_bands(
+        images_BHW,
+        row_BH=bands.row_BH,
+        column_BW=bands.column_BW & ~bands.missing_BW,
+        severity_B=bands.severity_B,
     )
-    broken_B11 = uniform(batch, 1, 1) < BROKEN_SHARE
-    missing_B1W = broken_B11 & (uniform(batch, 1, width) < GAP_SHARE)
-    mask_BHW = row_BH1 & column_B1W & ~missing_B1W
-    severity_B = uniform(batch)
-    amplitude_B = severity_B * images_BHW.amax(dim=(1, 2))
-    return Faulty(images_BHW + amplitude_B.view(-1, 1, 1) * mask_BHW, mask_BHW, severity_B)
 
 
-def _segment(size: int, batch: int, *, lowest: int, highest: int, generator: Generator) -> Tensor:
-    """Return (B, size), true on a run of random length and place."""
-    device = generator.device
-    length_B1 = torch.randint(lowest, min(highest, size) + 1, (batch, 1), generator=generator, device=device)
-    room_B1 = size - length_B1 + 1
-    start_B1 = (torch.rand(batch, 1, generator=generator, device=device) * room_B1).long()
-    place_1S = torch.arange(size, device=device).unsqueeze(0)
-    return (place_1S >= start_B1) & (place_1S < start_B1 + length_B1)
+def _add_bands(images_BHW: Tensor, *, row_BH: Tensor, column_BW: Tensor, severity_B: Tensor) -> Faulty:
+    """Add severity times the image's maximum where both row and column are covered."""
+    mask_BHW = row_BH[:, :, None] & column_BW[:, None, :]
+    amplitude_B = (severity_B * images_BHW.amax(dim=(1, 2))).to(images_BHW.dtype)
+    faulty_BHW = torch.where(mask_BHW, images_BHW + amplitude_B[:, None, None], images_BHW)
+    return Faulty(faulty_BHW, mask_BHW, severity_B)
+
+
+def _check_images(images_BHW: Tensor) -> None:
+    if images_BHW.ndim != 3 or min(images_BHW.shape[1:]) < 2 or not images_BHW.is_floating_point():
+        shape = tuple(images_BHW.shape)
+        raise ValueError(
+            f"faults need float images (B, H, W) of 2 x 2 pixels or more, got {shape} {images_BHW.dtype}"
+        )
+
+
+def _check_probability(probability: float) -> None:
+    if not 0 <= probability <= 1:
+        raise ConfigError(f"probability={probability}: use a share of the images, 0..1")
+
+
+def _check_range(name: str, limits: tuple[float, float], *, unit: str) -> None:
+    low, high = limits
+    if not 0 < low <= high < math.inf:
+        raise ConfigError(f"{name}={low}-{high}: use a smallest and a largest {unit} above 0, in this order")

@@ -9,6 +9,7 @@ from typing import Literal, NamedTuple
 import torch
 from torch import Tensor
 
+from dinomaly_hd.config import NO_ENCODER
 from dinomaly_hd.errors import ConfigError, EncoderError
 
 EMBEDDED_ENCODER = "efficientnet_lite0"
@@ -22,7 +23,7 @@ ALIASES = {
     EMBEDDED_ENCODER: "tf_efficientnet_lite0",
 }
 
-Source = Literal["embedded", "file", "hub", "random"]
+Source = Literal["embedded", "file", "hub", "random", "none"]
 
 
 class Weights(NamedTuple):
@@ -47,6 +48,8 @@ def timm_name(encoder: str) -> str:
 def locate(encoder: str, encoder_weights: str) -> Weights:
     """Find the weights without loading a model; ``auto`` is the embedded package or timm's hub.
 
+    A model without an encoder ("none") has none.
+
     Args:
         encoder: Alias or timm name.
         encoder_weights: "auto", "hub", "random", or the path of a .safetensors or .pth file.
@@ -55,6 +58,8 @@ def locate(encoder: str, encoder_weights: str) -> Weights:
         EncoderError: The hub cannot be reached (after at most 30 s) or the file is not there. Never falls
             back to random weights.
     """
+    if encoder_weights == NO_ENCODER:
+        return Weights("none", None, NO_ENCODER)
     if encoder_weights == "random":
         return Weights("random", None, RANDOM_DIGEST)
     if encoder_weights == "auto" and encoder == EMBEDDED_ENCODER:

@@ -13,17 +13,16 @@ from dinomaly_hd.config import WITHOUT_EFFECT, flatten, from_json
 from dinomaly_hd.errors import CheckpointError, ConfigError
 from dinomaly_hd.files import publish, sweep
 
-SCHEMA_VERSION = 2
+SCHEMA_VERSION = 3
 KEPT = 2
 NAME = re.compile(r"step_(\d{8})\.pt")
-FIELDS = {"schema", "step", "config", "data_digest", "encoder_digest", "nonfinite", "weights", "optimizer"}
 
 
 class Checkpoint(NamedTuple):
     """The state of a training after ``step`` optimizer steps; everything else is a function of it.
 
     ``config`` is the run's JSON; ``nonfinite`` counts skipped steps; ``weights`` are the trained part's
-    tensors and the encoder's statistics.
+    tensors and the encoder's statistics; ``patience`` is what early stopping remembers.
     """
 
     step: int
@@ -33,6 +32,10 @@ class Checkpoint(NamedTuple):
     nonfinite: int
     weights: dict[str, Tensor]
     optimizer: dict[str, Any]
+    patience: dict[str, Any]
+
+
+FIELDS = {"schema", *Checkpoint._fields}
 
 
 class Newest(NamedTuple):

@@ -22,6 +22,7 @@ from dinomaly_hd.models.detector import Detector
 from dinomaly_hd.training import checkpoint as checkpoints
 from dinomaly_hd.training.checkpoint import Checkpoint
 from dinomaly_hd.training.guards import SignalGuard
+from dinomaly_hd.training.patience import Patience
 from dinomaly_hd.training.task import DetectorTask, Reporter
 
 ENCODER, FROZEN = "encoder.", "encoder.model."
@@ -34,24 +35,38 @@ NOTICES = (
 )
 
 
+class Validation(NamedTuple):
+    """What early stopping watches, lower is better, and everything worth logging."""
+
+    watched: float
+    metrics: dict[str, float]
+
+
 class TrainingData(NamedTuple):
     """What is trained on, how many samples (``size``), how many processes read them, and how to name them.
 
-    ``validate`` returns the validation loss of a detector on held-out normals, None where there are none.
+    ``validate`` examines the detector as it is, None where there is nothing to examine it on.
     """
 
     dataset: Dataset[Batch]
     size: int
     num_workers: int
     name_files: Callable[[int], str]
-    validate: Callable[[], float] | None
+    validate: Callable[[], Validation] | None
 
 
 class Trained(NamedTuple):
-    """Steps done by this process and their wall time."""
+    """Steps done by this process and their wall time; where training stood at its end.
+
+    ``tested_step`` is the step whose weights the detector has: the best validation's where early stopping
+    watched (``best_value``, else None), else the last.
+    """
 
     steps: int
     seconds: float
+    last_step: int
+    tested_step: int
+    best_value: float | None
 
 
 def resolve_device(gpu: str) -> torch.device:
@@ -95,23 +110,33 @@ class _Keeper(lightning.Callback):
     """After each step: save when due or asked by a signal, validate when due, move the progress line."""
 
     def __init__(
-        self, save: Callable[[], None], *, data: TrainingData, guard: SignalGuard, progress: Any
+        self,
+        save: Callable[[], None],
+        *,
+        data: TrainingData,
+        patience: Patience,
+        guard: SignalGuard,
+        progress: Any,
     ) -> None:
-        self.save, self.data, self.guard, self.progress = save, data, guard, progress
+        self.save, self.data, self.patience = save, data, patience
+        self.guard, self.progress = guard, progress
 
     def on_train_batch_end(
         self, trainer: Any, pl_module: Any, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
-        del trainer, outputs, batch, batch_idx
+        del outputs, batch, batch_idx
         task: DetectorTask = pl_module
         config: TrainingConfig = task.training_config
         done, last = task.position, config.last_step
         if self.data.validate and config.val_check_interval and done % config.val_check_interval == 0:
-            task.reporter.metrics({"val/loss": self.data.validate()}, step=done - 1)
+            found = self.data.validate()
+            task.reporter.metrics(found.metrics, step=done - 1)
+            self.patience.observe(found.watched, step=done, weights=lambda: trained_state(task.detector))
         self.progress(done, last)
         # Looked at once: a signal that comes while a checkpoint is written waits for the next step's.
         stopping = self.guard.received is not None
-        if stopping or done % config.checkpoint_interval == 0 or done == last:
+        trainer.should_stop = self.patience.exhausted
+        if stopping or done % config.checkpoint_interval == 0 or done == last or self.patience.exhausted:
             self.save()
         if stopping:
             self.guard.check()
@@ -130,7 +155,9 @@ def train(
     guard: SignalGuard,
     progress: Callable[[int, int], None],
 ) -> Trained:
-    """Train to the run's last step and leave a checkpoint of the last step in ``folder``.
+    """Train to the run's last step, or until patience ends, and leave a checkpoint of it in ``folder``.
+
+    Where early stopping watches, the detector then has the weights of the best validation.
 
     Raises:
         NonFiniteError: Loss or gradient became NaN or infinite (policy ``on_nonfinite=stop``).
@@ -138,6 +165,7 @@ def train(
         OutputError: A checkpoint could not be written.
     """
     config = run.training
+    assert isinstance(config, TrainingConfig), f"{run.model.model_type} is not trained by steps"
     start = resume.step if resume else 0
     task = DetectorTask(
         detector,
@@ -151,6 +179,9 @@ def train(
         load_trained_state(detector, resume.weights)
         task.optimizer.load_state_dict(resume.optimizer)
         task.nonfinite = resume.nonfinite
+    patience = Patience(config.early_stopping_patience)
+    if resume:
+        patience.load(resume.patience)
 
     def save() -> None:
         reporter.sync()
@@ -162,11 +193,13 @@ def train(
             nonfinite=task.nonfinite,
             weights=trained_state(detector),
             optimizer=task.optimizer.state_dict(),
+            patience=patience.state(),
         )
         checkpoints.save(folder, state)
 
     began = time.monotonic()
-    if start < config.last_step:
+    if start < config.last_step and not patience.exhausted:
+        detector.train()
         module = StepDataModule(
             data.dataset,
             count=data.size,
@@ -176,7 +209,7 @@ def train(
             stop=config.last_step,
             num_workers=data.num_workers,
         )
-        keeper = _Keeper(save, data=data, guard=guard, progress=progress)
+        keeper = _Keeper(save, data=data, patience=patience, guard=guard, progress=progress)
         try:
             with _quiet_lightning():
                 trainer = _trainer(config, steps=config.last_step - start, keeper=keeper, folder=folder)
@@ -184,7 +217,12 @@ def train(
         except SIGTERMException:  # the signal came between our check and Lightning's
             save()
             raise Interrupted(guard.received or 15) from None
-    return Trained(max(0, config.last_step - start), time.monotonic() - began)
+    seconds, tested = time.monotonic() - began, task.position
+    if patience.best_weights:
+        load_trained_state(detector, patience.best_weights)
+        tested = patience.best_step
+    best = patience.best_value if patience.best_weights else None
+    return Trained(task.position - start, seconds, task.position, tested, best)
 
 
 def _trainer(

@@ -21,6 +21,11 @@ def warm_cosine(
     return final + 0.5 * (base - final) * (1 + math.cos(math.pi * progress))
 
 
+def make_optimizer(name: str, groups: Iterable[Any], *, lr: float, weight_decay: float) -> Optimizer:
+    """Return the optimizer ``name``, one of ``OPTIMIZERS``."""
+    return OPTIMIZERS[name](groups, lr=lr, weight_decay=weight_decay)
+
+
 class StableAdamW(Optimizer):
     """AdamW whose step shrinks where the gradient outruns its own second moment (update clipping).
 
@@ -91,3 +96,10 @@ class StableAdamW(Optimizer):
         rms = (gradient / denominator).square().mean().sqrt()
         shrink = (rms / group["clip_threshold"]).clamp(min=1)
         parameter.sub_((state["exp_avg"] / denominator).mul_(group["lr"] / correction1 / shrink))
+
+
+OPTIMIZERS: dict[str, Callable[..., Optimizer]] = {
+    "stable_adamw": StableAdamW,
+    "adamw": torch.optim.AdamW,
+    "adam": torch.optim.Adam,
+}

@@ -6,12 +6,13 @@ from typing import Any, Protocol
 
 import lightning
 import torch
+from torch.optim import Optimizer
 
 from dinomaly_hd.batch import Batch
 from dinomaly_hd.config import TrainingConfig
 from dinomaly_hd.errors import NonFiniteError
 from dinomaly_hd.models.detector import Detector
-from dinomaly_hd.training.optim import StableAdamW, warm_cosine
+from dinomaly_hd.training.optim import make_optimizer, warm_cosine
 
 
 class Reporter(Protocol):
@@ -54,13 +55,14 @@ class DetectorTask(lightning.LightningModule):
         self.nonfinite = 0
         groups = detector.parameter_groups()
         self.trained = [parameter for group in groups for parameter in group.parameters]
-        self.optimizer = StableAdamW(
+        self.optimizer = make_optimizer(
+            training.optimizer,
             [{"params": group.parameters, "rate_factor": group.rate_factor} for group in groups],
             lr=training.learning_rate,
             weight_decay=training.weight_decay,
         )
 
-    def configure_optimizers(self) -> StableAdamW:
+    def configure_optimizers(self) -> Optimizer:
         return self.optimizer
 
     def learning_rate(self, step: int) -> float:
@@ -70,7 +72,7 @@ class DetectorTask(lightning.LightningModule):
         return warm_cosine(
             clock,
             base=config.learning_rate,
-            final=config.final_learning_rate,
+            final=config.final_rate_share * config.learning_rate,
             warmup=config.warmup_steps,
             total=config.max_steps,
         )
@@ -87,7 +89,7 @@ class DetectorTask(lightning.LightningModule):
         loss = self.detector.training_loss(batch, step=self.position)
         optimizer.zero_grad()
         self.manual_backward(loss.total)
-        norm = torch.nn.utils.clip_grad_norm_(self.trained, self.training_config.gradient_clip)
+        norm = torch.nn.utils.clip_grad_norm_(self.trained, self.training_config.gradient_clip or math.inf)
         values = {"loss": loss.total.detach(), "grad_norm": norm, **loss.parts}
         numbers = dict(zip(values, torch.stack([v.float() for v in values.values()]).tolist(), strict=True))
         if math.isfinite(numbers["loss"]) and math.isfinite(numbers["grad_norm"]):

@@ -17,15 +17,16 @@ import torch
 from torch import Tensor
 
 from dinomaly_hd.batch import Batch
-from dinomaly_hd.config import ModelConfig, RunConfig, with_values
+from dinomaly_hd.config import DinomalyConfig, RunConfig, with_values
 from dinomaly_hd.models.build import build_detector
 from dinomaly_hd.models.weights import Weights
+from dinomaly_hd.presets import quick_dinomaly
 from dinomaly_hd.training.task import DetectorTask
-from dinomaly_hd.variants import ABLATION, VARIANTS, quick
+from dinomaly_hd.variants import ABLATION, VARIANTS
 
 FILE = Path(__file__).parent / "variant_losses.json"
 STEPS, BATCH, IMAGES = 6, 4, 8
-CASES: dict[str, Callable[[], ModelConfig]] = {
+CASES: dict[str, Callable[[], DinomalyConfig]] = {
     **VARIANTS,
     **{f"ablation {name}": model for name, model in ABLATION.items()},
 }
@@ -100,7 +101,7 @@ def losses(run: RunConfig) -> list[float]:
 
 
 def run_of(case: str) -> RunConfig:
-    return with_values(quick(CASES[case]()), VALUES)
+    return with_values(quick_dinomaly(CASES[case]()), VALUES)
 
 
 @pytest.mark.parametrize("case", CASES)

@@ -14,12 +14,13 @@ from dinomaly_hd.models.build import build_detector
 from dinomaly_hd.models.dinomaly import Dinomaly, initialise
 from dinomaly_hd.models.faults import horizontal_bands
 from dinomaly_hd.models.weights import Weights
-from dinomaly_hd.variants import VARIANTS, quick
+from dinomaly_hd.presets import quick_dinomaly
+from dinomaly_hd.variants import VARIANTS
 
 
 def detector(variant: str = "aux", **values: Any) -> Dinomaly:
     sizes = {"image_size": "64", "decoder_depth": 2, "map_size": "32"}
-    run = with_values(quick(VARIANTS[variant]()), {**sizes, **values})
+    run = with_values(quick_dinomaly(VARIANTS[variant]()), {**sizes, **values})
     built = build_detector(run, weights=Weights("random", None, "random"))
     assert isinstance(built, Dinomaly)
     return built

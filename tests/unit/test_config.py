@@ -7,6 +7,8 @@ import pytest
 
 from dinomaly_hd.config import (
     AFTER_TRAINING,
+    NO_ENCODER,
+    PARTS,
     WITHOUT_EFFECT,
     RunConfig,
     blocks_of,
@@ -16,16 +18,22 @@ from dinomaly_hd.config import (
     with_values,
 )
 from dinomaly_hd.errors import ConfigError
-from dinomaly_hd.flags import HELP, OPTIONS, parse, resolve
-from dinomaly_hd.variants import ABLATION, PRESETS, VARIANTS
+from dinomaly_hd.flag_texts import HELP, OPTIONS
+from dinomaly_hd.flags import parse, resolve
+from dinomaly_hd.presets import FAMILIES, PRESETS, preset_run
+from dinomaly_hd.variants import ABLATION, VARIANTS
 
-EVERY = [(variant, preset) for variant in VARIANTS for preset in PRESETS]
-STRUCTURAL = {"preset", "variant", "bottleneck", "attention", "loss", "distance", "auxiliary"}
+MODELS = {**VARIANTS, **{name: model for name, model in FAMILIES.items() if name != "dinomaly"}}
+EVERY = [(name, preset) for name in MODELS for preset in PRESETS]
+STRUCTURAL = {
+    *("preset", "model_type", "variant", "trained_by"),
+    *("bottleneck", "attention", "loss", "distance", "auxiliary"),
+}
 """Values that variant and preset decide."""
 
 
 def made(variant: str, preset: str) -> RunConfig:
-    return PRESETS[preset](VARIANTS[variant]())  # type: ignore[index]
+    return preset_run(preset, MODELS[variant]())  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize(("variant", "preset"), EVERY)
@@ -40,11 +48,11 @@ def test_every_flag_has_help_and_names_one_value(variant: str, preset: str) -> N
     assert set(flatten(made(variant, preset))) - STRUCTURAL <= set(HELP)
 
 
-@pytest.mark.parametrize("variant", VARIANTS)
+@pytest.mark.parametrize("variant", MODELS)
 def test_the_digest_covers_every_value_that_can_change_a_result(variant: str) -> None:
     run = made(variant, "quick")
     for name, value in flatten(run).items():
-        if name in STRUCTURAL:
+        if name in STRUCTURAL or name in PARTS or (value == NO_ENCODER and name.startswith("encoder")):
             continue
         opposite = {"class_token": "keep" if value == "remove" else "remove"}
         changed = with_values(run, {name: {**CHANGED, **opposite}.get(name, other(value))})
@@ -67,7 +75,7 @@ def test_the_digest_can_leave_out_what_training_does_not_see() -> None:
 
 
 def test_every_config_of_the_ablation_removes_class_tokens_and_differs_from_the_others() -> None:
-    runs = {name: PRESETS["full"](config()) for name, config in ABLATION.items()}
+    runs = {name: preset_run("full", config()) for name, config in ABLATION.items()}
     assert {run.model.class_token for run in runs.values()} == {"remove"}
     assert len({run.digest() for run in runs.values()}) == len(runs) == 10
     assert all(from_json(run.to_json()) == run for run in runs.values())
@@ -80,6 +88,19 @@ CHANGED = {
     "topk_scope": "sample",
     "train_domains": "A",
     "border": "reflect",
+    "target_layers": "2,3",
+    "layers": "1,2",
+    "coreset_sampling_ratio": 0.2,
+    "context": "2",
+    "image_score": "top_share",
+    "patch_width_range": "10-20",
+    "patch_ratio_range": "1-2",
+    "severity_head_mode": "multi_scale",
+    "severity_loss_type": "smooth_l1",
+    "trivial_score": "std",
+    "optimizer": "adamw",
+    "final_rate_share": 0.5,
+    "validate_on": "source_test",
     "image_size": "392",
     "crop": "196",
     "simulate_size": "full",
@@ -160,7 +181,7 @@ def test_help_needs_neither_torch_nor_mlflow() -> None:
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
 
 
-PARTS = [
+PART_VALUES = [
     ("decoder_dropout", "decoder_blocks", "7-4", "names no decoder blocks"),
     ("decoder_dropout", "decoder_blocks", "a", "names no decoder blocks"),
     ("decoder_dropout", "decoder_heads", "1.5", "less than or equal to 1"),
@@ -181,7 +202,7 @@ PARTS = [
 ]
 
 
-@pytest.mark.parametrize(("variant", "name", "value", "rule"), PARTS)
+@pytest.mark.parametrize(("variant", "name", "value", "rule"), PART_VALUES)
 def test_values_of_every_part_are_checked(variant: str, name: str, value: str, rule: str) -> None:
     with pytest.raises(ConfigError, match=f"^{name}='{value}': .*{rule}") as raised:
         with_values(made(variant, "quick"), {name: value})

@@ -11,21 +11,22 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from dinomaly_hd.batch import Batch
-from dinomaly_hd.config import ModelConfig, TrainingConfig, with_values
+from dinomaly_hd.config import DinomalyConfig, TrainingConfig, with_values
 from dinomaly_hd.models.bottleneck import BottleneckMLP, SegmentDropout
 from dinomaly_hd.models.build import build_detector
 from dinomaly_hd.models.dinomaly import Dinomaly
 from dinomaly_hd.models.noise import Noise
 from dinomaly_hd.models.weights import Weights
+from dinomaly_hd.presets import quick_dinomaly
 from dinomaly_hd.training.optim import warm_cosine
 from dinomaly_hd.training.task import DetectorTask
-from dinomaly_hd.variants import VARIANTS, quick
+from dinomaly_hd.variants import VARIANTS
 
 
 @cache
 def detector(variant: str, *, seed: int = 42) -> Dinomaly:
     values = {"image_size": "64", "decoder_depth": 2, "map_size": "32", "seed": seed}
-    run = with_values(quick(VARIANTS[variant]()), values)
+    run = with_values(quick_dinomaly(VARIANTS[variant]()), values)
     built = build_detector(run, weights=Weights("random", None, "random"))
     assert isinstance(built, Dinomaly)
     return built
@@ -182,7 +183,7 @@ def test_stepping_per_epoch_repeats_the_fault_of_old_runs() -> None:
 
 def test_a_model_config_names_its_own_variant() -> None:
     assert {name: model().variant for name, model in VARIANTS.items()} == {name: name for name in VARIANTS}
-    assert isinstance(VARIANTS["baseline"](), ModelConfig)
+    assert isinstance(VARIANTS["baseline"](), DinomalyConfig)
 
 
 def test_encoding_is_the_same_under_autocast() -> None:

@@ -98,11 +98,11 @@ def test_numbers_are_read_in_their_order() -> None:
 def test_the_command_of_a_comparison_repeats_it() -> None:
     flags = ["--configs", "A0,F:q_percent=1", "--seeds", "1,2", "--preset", "quick", "--max_steps", "9"]
     switches = ablation.SWITCHES
-    build, seeds, context, chosen = comparisons.prepare(
+    build, seeds, context, chosen, _ = comparisons.prepare_variants(
         "ablation", flags, SignalGuard(), doc="", switches=switches
     )
     words = shlex.split(context.command)
-    again = comparisons.prepare("ablation", words[3:], SignalGuard(), doc="", switches=switches)
+    again = comparisons.prepare_variants("ablation", words[3:], SignalGuard(), doc="", switches=switches)
     assert (again.seeds, again.switches) == (seeds, chosen)
     assert again.build("F", 1, {}) == build("F", 1, {})
     assert build("F", 1, {}).evaluation.maps_per_group == 2
@@ -111,7 +111,9 @@ def test_the_command_of_a_comparison_repeats_it() -> None:
 
 def test_what_members_differ_in_is_no_flag_of_the_whole() -> None:
     for name in ("seed", "class_token", "stop_step", "start_from"):
-        with pytest.raises(ConfigError, match=f"{name} does not apply|unknown flag"):
-            comparisons.prepare(
+        with pytest.raises(
+            ConfigError, match=f"{name} does not apply|seed: ablation has no such flag; give seeds"
+        ):
+            comparisons.prepare_variants(
                 "ablation", [f"--{name}", "1"], SignalGuard(), doc="", switches=ablation.SWITCHES
             )

@@ -16,8 +16,9 @@ from dinomaly_hd.models.dinomaly import Dinomaly
 from dinomaly_hd.models.distance import MeanPooling, WeightedPooling
 from dinomaly_hd.models.losses import HardMining
 from dinomaly_hd.models.weights import Weights
+from dinomaly_hd.presets import quick_dinomaly
 from dinomaly_hd.training.task import DetectorTask
-from dinomaly_hd.variants import VARIANTS, quick
+from dinomaly_hd.variants import VARIANTS
 
 BATCH = Batch(torch.zeros(3, 3, 3), torch.zeros(3, dtype=torch.int64), None)
 
@@ -96,7 +97,7 @@ def test_fixed_weights_act_in_loss_and_map() -> None:
 @cache
 def detector(weights: str = "learned") -> Dinomaly:
     values = {"image_size": "64", "decoder_depth": 2, "map_size": "32", "scale_weights": weights}
-    run = with_values(quick(VARIANTS["scale"]()), values)
+    run = with_values(quick_dinomaly(VARIANTS["scale"]()), values)
     built = build_detector(run, weights=Weights("random", None, "random"))
     assert isinstance(built, Dinomaly)
     return built
@@ -118,7 +119,7 @@ class Record:
 def task(model: Dinomaly, record: Record) -> DetectorTask:
     made = DetectorTask(
         model,
-        training=quick(VARIANTS["scale"]()).training,
+        training=quick_dinomaly(VARIANTS["scale"]()).training,
         steps_per_epoch=1,
         reporter=record,
         name_files=str,

@@ -14,12 +14,13 @@ from dinomaly_hd.batch import Batch
 from dinomaly_hd.config import RunConfig, with_values
 from dinomaly_hd.errors import CheckpointError, Interrupted, NonFiniteError, OutputError
 from dinomaly_hd.models.detector import Detector, Loss, ParameterGroup, Prediction
+from dinomaly_hd.presets import quick_dinomaly
 from dinomaly_hd.training import checkpoint as checkpoints
 from dinomaly_hd.training import fit
 from dinomaly_hd.training.checkpoint import Checkpoint
 from dinomaly_hd.training.guards import SignalGuard
 from dinomaly_hd.training.task import DetectorTask
-from dinomaly_hd.variants import baseline, quick
+from dinomaly_hd.variants import baseline
 
 STEPS = 12
 DATA = torch.randn(10, 6, generator=torch.Generator().manual_seed(1))
@@ -47,7 +48,8 @@ class Line(Detector):
         error = (self.linear(encoded) - encoded).square().mean()
         return Loss(error * (math.nan if step in self.poisoned else 1), {"discard_rate": torch.zeros(())})
 
-    def validation_loss(self, encoded: Tensor) -> Tensor:
+    def validation_loss(self, encoded: Tensor, *, position: int = 0) -> Tensor:
+        del position
         return (self.linear(encoded) - encoded).square().mean(dim=1)
 
     def score(self, encoded: Tensor) -> Prediction:
@@ -83,7 +85,7 @@ class Record:
 
 def config(**values: Any) -> RunConfig:
     given = {"max_steps": STEPS, "warmup_steps": 3, "batch_size": 4, "checkpoint_interval": 5, "gpu": "cpu"}
-    return with_values(quick(baseline()), {**given, **values})
+    return with_values(quick_dinomaly(baseline()), {**given, **values})
 
 
 def train(
@@ -93,7 +95,7 @@ def train(
     *,
     until: int | None = None,
     encoded: bool = True,
-    validate: Callable[[], float] | None = None,
+    validate: Callable[[], fit.Validation] | None = None,
 ) -> Record:
     record = Record()
     found = checkpoints.newest(folder).checkpoint
@@ -140,7 +142,12 @@ def test_encoded_before_or_in_the_step_is_the_same_training(tmp_path: Path) -> N
 
 
 def test_validation_is_reported_with_the_step_that_it_follows(tmp_path: Path) -> None:
-    record = train(Line(), config(val_check_interval=5), tmp_path, validate=lambda: 0.5)
+    record = train(
+        Line(),
+        config(val_check_interval=5),
+        tmp_path,
+        validate=lambda: fit.Validation(0.5, {"val/loss": 0.5}),
+    )
     assert [(step, values) for step, values in record.points if "val/loss" in values] == [
         (4, {"val/loss": 0.5}),
         (9, {"val/loss": 0.5}),
@@ -217,7 +224,7 @@ def test_gradients_are_clipped(tmp_path: Path) -> None:
 
 def saved(folder: Path, step: int) -> Path:
     weights = {"w": torch.full((50, 50), float(step))}
-    return checkpoints.save(folder, Checkpoint(step, config().to_json(), "d", "e", 0, weights, {}))
+    return checkpoints.save(folder, Checkpoint(step, config().to_json(), "d", "e", 0, weights, {}, {}))
 
 
 def test_a_torn_checkpoint_is_named_and_the_one_before_is_used(tmp_path: Path) -> None:
@@ -292,3 +299,74 @@ def test_a_poisoned_checkpoint_runs_no_code(tmp_path: Path) -> None:
     with pytest.raises(CheckpointError, match="cannot be read"):
         checkpoints.load(path)
     assert not trace.exists()
+
+
+def losing(values: Sequence[float]) -> Callable[[], fit.Validation]:
+    """Validate to given values, one after another."""
+    left = iter(values)
+
+    def validate() -> fit.Validation:
+        value = next(left)
+        return fit.Validation(value, {"val/loss": value})
+
+    return validate
+
+
+PATIENT = {"val_check_interval": 2, "early_stopping_patience": 2, "checkpoint_interval": 3}
+
+
+def test_patience_ends_the_training_and_the_best_weights_are_left(tmp_path: Path) -> None:
+    values = [3.0, 1.0, 2.0, math.nan, 0.0]
+    stopped, best = Line(), Line()
+    record = train(stopped, config(**PATIENT), tmp_path / "stopped", validate=losing(values))
+    train(best, config(max_steps=STEPS, stop_step=4), tmp_path / "best")
+    assert record.series("val/loss")[:3] == values[:3]
+    assert len(record.series("train/loss")) == 8, "two validations without a better value: steps 6 and 8"
+    assert torch.equal(stopped.linear.weight, best.linear.weight), "those of step 4, the best validation"
+    kept = checkpoints.newest(tmp_path / "stopped").checkpoint
+    assert kept is not None
+    assert (kept.step, kept.patience["best_step"], kept.patience["stale"]) == (8, 4, 2)
+    again = train(Line(), config(**PATIENT), tmp_path / "stopped", validate=losing([]))
+    assert not again.points, "a training that patience ended is over"
+
+
+def test_an_interrupted_patience_ends_where_it_would_have(tmp_path: Path) -> None:
+    values = [3.0, 1.0, 2.0, 1.5, 0.0, 0.0]
+    whole, resumed = Line(), Line()
+    train(whole, config(**PATIENT), tmp_path / "whole", validate=losing(values))
+    with pytest.raises(Interrupted):
+        train(Line(), config(**PATIENT), tmp_path / "resumed", until=5, validate=losing(values))
+    rest = train(resumed, config(**PATIENT), tmp_path / "resumed", validate=losing(values[2:]))
+    assert len(rest.series("train/loss")) == 3
+    assert torch.equal(whole.linear.weight, resumed.linear.weight)
+
+
+def test_without_patience_the_last_weights_are_left(tmp_path: Path) -> None:
+    plain, watched = Line(), Line()
+    train(plain, config(), tmp_path / "plain")
+    train(
+        watched,
+        config(val_check_interval=2),
+        tmp_path / "watched",
+        validate=losing([float(i) for i in range(9)]),
+    )
+    assert torch.equal(plain.linear.weight, watched.linear.weight)
+
+
+@pytest.mark.parametrize(("name", "kind"), [("adam", torch.optim.Adam), ("adamw", torch.optim.AdamW)])
+def test_other_optimizers_take_their_plain_step(
+    name: str, kind: type[torch.optim.Optimizer], tmp_path: Path
+) -> None:
+    values = {"optimizer": name, "learning_rate": 0.01, "weight_decay": 0.1, "gradient_clip": 0.0}
+    detector, plain = Line(), Line()
+    train(detector, config(**values, max_steps=1, warmup_steps=0, batch_size=10), tmp_path)
+    optimizer = kind(plain.parameters(), lr=0.01, weight_decay=0.1)  # type: ignore[call-arg]
+    batch = Batch(DATA, torch.zeros(len(DATA), dtype=torch.int64), DATA)
+    plain.training_loss(batch, step=0).total.backward()
+    optimizer.step()
+    torch.testing.assert_close(detector.linear.weight, plain.linear.weight)
+
+
+def test_a_rate_share_of_one_is_a_constant_rate(tmp_path: Path) -> None:
+    record = train(Line(), config(warmup_steps=0, final_rate_share=1.0, learning_rate=0.003), tmp_path)
+    assert record.series("train/lr") == pytest.approx([0.003] * STEPS)

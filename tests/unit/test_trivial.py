@@ -5,7 +5,7 @@ import pytest
 
 from dinomaly_hd.errors import DataError
 from dinomaly_hd.evaluation.metrics import auroc
-from dinomaly_hd.evaluation.trivial import TRIVIAL, RowFilter, trivial_scores
+from dinomaly_hd.trivial import TRIVIAL, RowFilter, trivial_scores
 
 
 def normals(count: int, *, seed: int, level: float = 0.2) -> np.ndarray:

@@ -12,8 +12,8 @@ from numpy.typing import NDArray
 from scipy import ndimage
 
 from dinomaly_hd.errors import DataError
-from dinomaly_hd.evaluation.metrics import FloatArray
 
+FloatArray = NDArray[np.float64]
 Images = NDArray[np.floating]
 
 PREFIX = "trivial/"  # of the scores' columns in a score table

@@ -6,7 +6,7 @@ from pydantic import AfterValidator, Field
 
 from dinomaly_hd.config.base import Count, Frozen, Positive, PositiveCount, Probability
 
-LAST_HALF, FULL_ROW, LEARNED = "last-half", "full", "learned"
+LAST_HALF, FULL_ROW, LEARNED, AUTO_LAYERS = "last-half", "full", "learned", "auto"
 GROUPS = 2
 """Groups of encoder layers that the decoder rebuilds."""
 MOST_BLOCKS = 1000
@@ -52,6 +52,25 @@ def _parse_blocks(text: str) -> str:
     return text
 
 
+def layers_of(text: str) -> list[int]:
+    """Return the layer numbers of "2,3", or "2+3" inside a list, from 0, ascending.
+
+    >>> layers_of("2,3"), layers_of("2+3")
+    ([2, 3], [2, 3])
+    """
+    parts = text.replace("+", ",").split(",")
+    numbers = [int(part) for part in parts if part.strip().isdecimal()]
+    if len(numbers) != len(parts) or sorted(set(numbers)) != numbers:
+        raise ValueError(f"{text!r} names no layers: write {AUTO_LAYERS}, or ascending numbers such as 2,3")
+    return numbers
+
+
+def _parse_layers(text: str) -> str:
+    if text != AUTO_LAYERS:
+        layers_of(text)
+    return text
+
+
 def _parse_radius(text: str) -> str:
     if text != FULL_ROW and not text.isdecimal():
         raise ValueError(f"{text!r} is not a radius: write columns, 0 or more, or {FULL_ROW}")
@@ -65,6 +84,7 @@ def _parse_weights(text: str) -> str:
 
 
 Blocks = Annotated[str, AfterValidator(_parse_blocks)]
+Layers = Annotated[str, AfterValidator(_parse_layers)]
 Radius = Annotated[str, AfterValidator(_parse_radius)]
 ScaleWeights = Annotated[str, AfterValidator(_parse_weights)]
 
@@ -203,9 +223,10 @@ class BandClassifier(Frozen):
     aux_score_weight: Annotated[float, Field(ge=0)] = 0.0
 
 
-class ModelConfig(Frozen):
+class DinomalyConfig(Frozen):
     """The parts of one Dinomaly; values of parts that a variant does not use do not exist in it."""
 
+    model_type: Literal["dinomaly"] = "dinomaly"
     variant: str = "baseline"
     bottleneck: Annotated[
         PlainBottleneck | SegmentBottleneck | RowMaskingBottleneck, Field(discriminator="bottleneck")
@@ -224,3 +245,9 @@ class ModelConfig(Frozen):
     decoder_depth: Annotated[int, Field(ge=2, multiple_of=2)] = 8
     row_context: Count = 0
     border: Literal["zero", "reflect"] = "zero"
+    target_layers: Layers = AUTO_LAYERS
+
+    @property
+    def encoding(self) -> str:
+        """What the encoder's output for an image depends on beside the encoder's own settings."""
+        return f"{self.class_token} {self.target_layers}"

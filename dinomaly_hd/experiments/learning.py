@@ -1,0 +1,195 @@
+"""How a run's detector learns: by optimizer steps with validation, or at once from a memory bank."""
+
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from dinomaly_hd.config import ALL_DOMAINS, TrainingConfig
+from dinomaly_hd.data.features import FeatureMemory, TrainingSet, digests, image_batches
+from dinomaly_hd.data.order import batch_at
+from dinomaly_hd.errors import ConfigError
+from dinomaly_hd.evaluation.metrics import auroc
+from dinomaly_hd.experiments.context import Progress
+from dinomaly_hd.experiments.examine import Positions, score
+from dinomaly_hd.experiments.run_folder import CHECKPOINTS
+from dinomaly_hd.experiments.session import Session, trained_domains
+from dinomaly_hd.models.detector import Detector
+from dinomaly_hd.training import checkpoint as checkpoints
+from dinomaly_hd.training.checkpoint import Checkpoint
+from dinomaly_hd.training.fit import Trained, TrainingData, Validation, train, trained_state
+
+
+class Learned(NamedTuple):
+    """What came of it, and the seconds that encoding the training images took before."""
+
+    trained: Trained
+    encode_s: float
+
+
+def learn(session: Session, detector: Detector, memory: FeatureMemory) -> Learned:
+    """Bring a detector from where the session's checkpoint left it to the end of its training.
+
+    Raises:
+        DinomalyHDError: As ``training.fit.train``; or ``cache=memory`` and the images do not fit.
+    """
+    began = time.monotonic()
+    in_memory = _encode_once(session, detector, memory)
+    encode_s = time.monotonic() - began
+    training = session.run.training
+    if not isinstance(training, TrainingConfig):
+        return Learned(_fill_bank(session, detector, memory), encode_s)
+    trained = train(
+        detector,
+        run=session.run,
+        data=_training_data(session, detector, training, memory=memory if in_memory else None),
+        resume=session.checkpoint,
+        data_digest=session.manifest.digest,
+        encoder_digest=session.ready.weights.digest,
+        folder=session.folder.path / CHECKPOINTS,
+        reporter=session,
+        guard=session.context.guard,
+        progress=Progress(session.context.say),
+    )
+    return Learned(trained, encode_s)
+
+
+def batches(session: Session, positions: Positions, *, size: int | None = None) -> Iterator[Tensor]:
+    """Yield maps on the run's device, ``size`` at once, by default as many as in the evaluation."""
+    images = image_batches(
+        session.store,
+        positions,
+        batch_size=size or session.run.evaluation.eval_batch_size,
+        num_workers=session.run.data.num_workers,
+        tick=session.context.guard.check,
+    )
+    return (images_BHW.to(session.device) for images_BHW in images)
+
+
+def _fill_bank(session: Session, detector: Detector, memory: FeatureMemory) -> Trained:
+    began = time.monotonic()
+    if session.checkpoint is None:
+        detector.fit_bank(_encoded(session, detector, memory), tick=session.context.guard.check)
+        state = Checkpoint(
+            step=0,
+            config=session.run.to_json(),
+            data_digest=session.manifest.digest,
+            encoder_digest=session.ready.weights.digest,
+            nonfinite=0,
+            weights=trained_state(detector),
+            optimizer={},
+            patience={},
+        )
+        checkpoints.save(session.folder.path / CHECKPOINTS, state)
+    return Trained(0, time.monotonic() - began, 0, 0, None)
+
+
+def _encoded(session: Session, detector: Detector, memory: FeatureMemory) -> Iterator[Tensor]:
+    """Yield the training images' encoder outputs, from memory where they are kept."""
+    positions, size = session.split.train, session.run.evaluation.eval_batch_size
+    for number, images_BHW in enumerate(batches(session, positions)):
+        kept = memory.get(digests(session.manifest, positions[number * size : (number + 1) * size]))
+        yield detector.encode(images_BHW) if kept is None else kept.to(session.device)
+
+
+def _encode_once(session: Session, detector: Detector, memory: FeatureMemory) -> bool:
+    """Fill the memory with the training images' encoder outputs; return whether it was done."""
+    positions, cache = session.split.train, session.run.training.cache
+    if cache == "off" or detector.alters_images:
+        return False
+    names = digests(session.manifest, positions)
+    if memory.holds(names):
+        return True
+    example = detector.encode(torch.from_numpy(session.store[int(positions[0])])[None].to(session.device))
+    if not memory.has_room(example, count=len(positions)):
+        if cache == "memory":
+            raise ConfigError(
+                f"cache=memory: {len(positions)} encoded images do not fit into memory; use cache=auto"
+            )
+        return False
+    session.context.say(f"encoder: {len(positions)} training images, once for all steps")
+    done = 0
+    for images_BHW in batches(session, positions):
+        memory.add(names[done : done + len(images_BHW)], detector.encode(images_BHW))
+        done += len(images_BHW)
+    return True
+
+
+def _training_data(
+    session: Session, detector: Detector, training: TrainingConfig, *, memory: FeatureMemory | None
+) -> TrainingData:
+    positions, count = session.split.train, len(session.split.train)
+    dataset = TrainingSet(session.store, positions, memory=memory)
+
+    def name_files(step: int) -> str:
+        batch = batch_at(step, count=count, batch_size=training.batch_size, seed=session.run.seed)
+        return ", ".join(session.manifest.records[int(positions[i])].path for i in batch)
+
+    workers = session.run.data.num_workers if memory is None else 0
+    return TrainingData(dataset, count, workers, name_files, _validation(session, detector, training))
+
+
+def _validation(
+    session: Session, detector: Detector, training: TrainingConfig
+) -> Callable[[], Validation] | None:
+    """Return what examines a detector on the held-out normals of the domains trained on.
+
+    Where other domains are tested too, it also reports the AUROC on the test images of those trained on;
+    with ``validate_on=held_out`` no choice depends on it.
+    """
+    held_out = _trained_on(session, session.split.held_out)
+    test = _trained_on(session, session.manifest.indices(split="test"))
+    watches_test = session.chooses_by_test
+    reports_test = watches_test or session.run.data.train_domains != ALL_DOMAINS
+    if not len(held_out) and not watches_test:
+        return None
+
+    def validate() -> Validation:
+        metrics: dict[str, float] = {}
+        with _evaluating(detector):
+            if len(held_out):
+                metrics["val/loss"] = _loss(session, detector, held_out, size=training.batch_size)
+            if reports_test:
+                metrics["val_image_AUROC"] = _test_auroc(session, detector, test)
+        return Validation(1 - metrics["val_image_AUROC"] if watches_test else metrics["val/loss"], metrics)
+
+    return validate
+
+
+def _loss(session: Session, detector: Detector, positions: Positions, *, size: int) -> float:
+    losses = [
+        detector.validation_loss(detector.encode(images_BHW), position=number)
+        for number, images_BHW in enumerate(batches(session, positions, size=size))
+    ]
+    return float(torch.cat(losses).mean())
+
+
+def _test_auroc(session: Session, detector: Detector, positions: Positions) -> float:
+    """Return the AUROC, NaN where a score is not finite: a test image must not end a training."""
+    bf16 = session.run.training.precision == "bf16"
+    parts = [score(detector, detector.encode(images), bf16=bf16) for images in batches(session, positions)]
+    score_N = torch.cat([part.score_B for part in parts]).numpy()
+    labels = [session.manifest.records[int(i)].label for i in positions]
+    return auroc(score_N, labels) if np.isfinite(score_N).all() else float("nan")
+
+
+def _trained_on(session: Session, positions: Positions) -> Positions:
+    """Return those of the positions whose domains are trained on."""
+    records, domains = session.manifest.records, trained_domains(session)
+    return np.array([i for i in positions if records[int(i)].domain in domains], dtype=np.int64)
+
+
+@contextmanager
+def _evaluating(detector: Detector) -> Iterator[None]:
+    """Put a detector into evaluation mode and back: batch-norm statistics see training images only."""
+    was_training = detector.training
+    detector.eval()
+    try:
+        with torch.no_grad():
+            yield
+    finally:
+        detector.train(was_training)

@@ -1,0 +1,120 @@
+"""What a finished evaluation leaves beside its figures: the head of results.json, the page, MLflow's copy."""
+
+import json
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from dinomaly_hd import provenance
+from dinomaly_hd.config import ALL_DOMAINS, flatten
+from dinomaly_hd.evaluation.report import Picture, report_html
+from dinomaly_hd.evaluation.summary import flat_metrics
+from dinomaly_hd.evaluation.transfer import flat_transfer, transfer_lines
+from dinomaly_hd.experiments import gallery
+from dinomaly_hd.experiments.run_folder import CHECKPOINTS
+from dinomaly_hd.experiments.session import Session, run_name, trained_domains
+from dinomaly_hd.files import publish_text
+from dinomaly_hd.serving import log_model
+from dinomaly_hd.training.fit import Trained
+
+RESULTS_SCHEMA = 1
+LONGEST_HISTORY = 1000
+MAPS_IN_REPORT = 3
+
+
+def head(session: Session, trained: Trained, timing: dict[str, float]) -> dict[str, Any]:
+    """Return what ``results.json`` says of the run beside its figures."""
+    run, manifest = session.run, session.manifest
+    return {
+        "schema_version": RESULTS_SCHEMA,
+        "experiment_type": session.context.entry_point,
+        "variant": run.model.variant,
+        "parameters": flatten(run.model),
+        "domains": list(manifest.domains),
+        "model_type": run.model.model_type,
+        "encoder": run.encoder.encoder,
+        "encoder_digest": session.ready.weights.digest,
+        "max_steps": run.training.max_steps,
+        "steps": trained.last_step,
+        "tested_step": trained.tested_step,
+        "best_val": trained.best_value,
+        "batch_size": flatten(run.training).get("batch_size"),
+        "seed": run.seed,
+        "config": json.loads(run.to_json()),
+        "config_hash": session.ready.config_hash,
+        "data_digest": manifest.digest,
+        "condition_rule": manifest.condition_rule,
+        "counts": manifest.counts(),
+        "held_out": len(session.split.held_out),
+        "timing": timing,
+        "peak_memory_mib": provenance.peak_memory_mib(),
+        "label": session.context.tags.get("config", run.model.variant),
+        "code_digest": provenance.code_digest(),
+        **provenance.git_facts(session.context.root),
+        "versions": provenance.package_versions(),
+        "machine": provenance.machine_facts(),
+    }
+
+
+def write_page(session: Session, results: dict[str, Any]) -> None:
+    """Write ``report.html``: tables, ROC curves, histograms, training, and each domain's highest faults."""
+    folder, run = session.folder.path, session.run
+    pictures = [Picture(path.stem, path.read_bytes()) for path in sorted((folder / "plots").glob("*.png"))]
+    for domain in session.manifest.domains:
+        shown = _faults_to_browse(session, domain)[:MAPS_IN_REPORT]
+        pictures += [Picture(f"{domain}: {path.stem}", path.read_bytes()) for path in shown]
+    facts = {
+        "command": session.context.command,
+        "variant": run.model.variant,
+        "seed": str(run.seed),
+        "preset": run.preset,
+        "encoder": run.encoder.encoder,
+        "steps": str(results["steps"]),
+        "data": f"{session.manifest.root}, digest {session.manifest.digest[:16]}",
+        "conditions": session.manifest.condition_rule,
+        "config hash": session.ready.config_hash,
+    }
+    if "transfer" in results:
+        facts["transfer"] = "; ".join(line.strip() for line in transfer_lines(results["transfer"]))
+    page = report_html(run_name(run), facts=facts, result=results, pictures=pictures)
+    publish_text(folder / "report.html", page)
+
+
+def thinned(history: gallery.History) -> dict[str, Any]:
+    """Return each series as steps and values, at most ``LONGEST_HISTORY`` evenly spread points."""
+    thinned: dict[str, Any] = {}
+    for name, points in history.items():
+        kept = points[:: max(1, -(-len(points) // LONGEST_HISTORY))]
+        thinned[name] = {"step": [step for step, _ in kept], "value": [value for _, value in kept]}
+    return thinned
+
+
+def track(session: Session, results: dict[str, Any], timing: dict[str, float]) -> None:
+    """Give MLflow its copy: figures, files, the model, and the pictures to browse."""
+    tracker, folder, last = session.tracker, session.folder.path, results["steps"]
+    tracker.metrics(flat_metrics(results), step=last)
+    if "transfer" in results:
+        tracker.metrics(flat_transfer(results["transfer"]), step=last)
+    tracker.metrics({f"time/{name}": value for name, value in timing.items()}, step=last)
+    for name in ("results.json", "report.html"):
+        tracker.artifact(folder / name)
+    for name in ("scores", "plots", "anomaly_maps", "model"):
+        if (folder / name).is_dir():
+            tracker.artifacts(folder / name, folder=name)
+    tracker.call(partial(log_model, folder=folder / "model"))
+    tracker.artifact(max((folder / CHECKPOINTS).glob("step_*.pt")), folder=CHECKPOINTS)
+    for domain in session.manifest.domains:
+        for step, path in enumerate(_faults_to_browse(session, domain)):
+            tracker.image(path, key=f"anomaly_maps/{domain}", step=step)
+
+
+def maps_folder(session: Session, domain: str) -> Path:
+    """Return where a domain's anomaly maps lie; in a transfer, the source's apart from the targets'."""
+    folder = session.folder.path / "anomaly_maps"
+    if session.run.data.train_domains != ALL_DOMAINS:
+        folder /= "source" if domain in trained_domains(session) else "targets"
+    return folder / domain
+
+
+def _faults_to_browse(session: Session, domain: str) -> list[Path]:
+    return sorted(maps_folder(session, domain).glob("fault_highest_*.png"))

@@ -1,0 +1,202 @@
+"""What the entry points of single domains and transfer share: any model family, or a condition of a file."""
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, NamedTuple
+
+from dinomaly_hd.config import ALL_DOMAINS, names_in
+from dinomaly_hd.errors import ConfigError, nearest
+from dinomaly_hd.flag_texts import AUTO, OPTIONS, Option
+from dinomaly_hd.flags import family_values, resolve_model
+from entry_points.comparisons import MEMBERS, Build, prepare
+
+if TYPE_CHECKING:
+    from dinomaly_hd.condition_files import Condition
+    from dinomaly_hd.experiments.context import Context
+    from dinomaly_hd.experiments.domains import Trial
+    from dinomaly_hd.training.guards import SignalGuard
+
+DEFAULT_SEED, DEFAULT_DOMAINS = 42, "A,B,C,D"
+NO_FILE = "none"
+DOMAIN_PREFIX = "domain_"
+INSTEAD = {"seed": "seeds", "train_domains": "source_domain", "variant": "model_type"}
+PER_TRIAL = ("seed", "domains", "train_domains", "stop_step", "start_from")
+"""Values of a run that come from the trial."""
+SWITCHES = {
+    "model_type": Option(
+        "dinomaly",
+        "dinomaly, patchcore, draem, draem_sevnet, trivial, or a Dinomaly variant; several are compared with "
+        "the first, changes behind colons: patchcore,patchcore:context=2,draem:fault_source=band",
+    ),
+    "source_domain": Option("A", "the domain trained on; several, or all, are trained one by one"),
+    "seeds": Option(AUTO, "comma-separated; auto: the condition's, or 42; five: 42,43,44,123,456"),
+    "conditions_file": Option(NO_FILE, "JSON or YAML with conditions, which then say models and domains"),
+    "condition": Option(AUTO, "names of conditions in the file; auto: all of them"),
+}
+TARGETS = {
+    "domains": Option(DEFAULT_DOMAINS, "all domains there are"),
+    "target_domains": Option(ALL_DOMAINS, "domains that are tested beside the source; all: the other ones"),
+}
+
+
+class Prepared(NamedTuple):
+    """The trials that the flags ask for, and their surroundings."""
+
+    trials: "list[Trial]"
+    context: "Context"
+
+
+def defaults_of(switches: Mapping[str, Option]) -> dict[str, str]:
+    """Return name -> default of every flag; what a model is made of is left to preset or condition."""
+    own = {name: option.default for name, option in {**OPTIONS, **switches}.items()}
+    return own | {name: AUTO for name in family_values() if name not in PER_TRIAL}
+
+
+def prepare_trials(
+    entry_point: str,
+    argv: Sequence[str],
+    guard: "SignalGuard",
+    *,
+    doc: str | None,
+    switches: Mapping[str, Option],
+) -> Prepared:
+    """Turn flags into trials: models x sources x seeds, or the conditions of a file.
+
+    Raises:
+        ConfigError: A flag, value or condition is wrong.
+    """
+    targets = "target_domains" in switches
+    build, seeds, context, chosen, given = prepare(
+        entry_point,
+        argv,
+        guard,
+        doc=doc,
+        switches=switches,
+        resolve=resolve_model,
+        defaults=defaults_of(switches),
+        instead={**INSTEAD, **({} if targets else {"domains": "source_domain"})},
+    )
+    if chosen["conditions_file"] in (NO_FILE, ""):
+        if chosen["condition"] != AUTO:
+            raise ConfigError(f"condition={chosen['condition']}: give the conditions_file that it stands in")
+        trials = _from_flags(build, seeds or (DEFAULT_SEED,), chosen, given, targets=targets)
+    else:
+        for name in ("model_type", "source_domain", *(TARGETS if targets else ())):
+            if chosen[name] != switches[name].default:
+                raise ConfigError(f"{name} and conditions_file: the condition says it; leave one out")
+        trials = _from_file(build, seeds, chosen, given, targets=targets)
+    return Prepared(trials, context)
+
+
+def _from_flags(
+    build: Build,
+    seeds: Sequence[int],
+    chosen: Mapping[str, str],
+    given: Mapping[str, str],
+    *,
+    targets: bool,
+) -> "list[Trial]":
+    models = names_in(chosen["model_type"])
+    every = names_in(chosen.get("domains", DEFAULT_DOMAINS))
+    sources = every if chosen["source_domain"] == ALL_DOMAINS else _short(chosen["source_domain"], every)
+    for name, values in (("model_type", models), ("source_domain", sources)):
+        if not values or len(set(values)) < len(values):
+            raise ConfigError(f"{name}={chosen[name]!r}: expected one or more, each once")
+    if not targets:
+        own = {source: {"domains": source} for source in sources}
+    else:
+        own = {source: _pair(source, chosen["target_domains"], every) for source in sources}
+        if len({pair["domains"] for pair in own.values()}) > 1:
+            raise ConfigError(
+                f"source_domain={chosen['source_domain']}: several sources are compared on all domains; "
+                "leave target_domains out, or give one source"
+            )
+    common = {} if "maps_per_group" in given else MEMBERS
+    count = len(models) * len(sources) * len(seeds)
+    return [
+        _trial(build, model, model, source, seed, {**(common if count > 1 else {}), **own[source]})
+        for seed in seeds
+        for model in models
+        for source in sources
+    ]
+
+
+def _pair(source: str, text: str, every: Sequence[str]) -> dict[str, str]:
+    """Return the values of a run that is trained on ``source`` and tested on it and its targets."""
+    targets = tuple(name for name in every if name != source) if text == ALL_DOMAINS else _short(text, every)
+    for name in (source, *targets):
+        if name not in every:
+            raise ConfigError(f"{name!r} is not one of domains={','.join(every)}.{nearest(name, every)}")
+    if source in targets or not targets:
+        raise ConfigError(f"target_domains={text!r}: expected one or more other domains than {source}")
+    tested = [name for name in every if name == source or name in targets]
+    return {"domains": ",".join(tested), "train_domains": source}
+
+
+def _from_file(
+    build: Build,
+    seeds: Sequence[int],
+    chosen: Mapping[str, str],
+    given: Mapping[str, str],
+    *,
+    targets: bool,
+) -> "list[Trial]":
+    from dinomaly_hd.condition_files import read_conditions
+
+    known = {one.name: one for one in read_conditions(Path(chosen["conditions_file"]))}
+    names = tuple(known) if chosen["condition"] == AUTO else names_in(chosen["condition"])
+    for name in names:
+        if name not in known:
+            raise ConfigError(
+                f"condition={name!r}: not in {chosen['conditions_file']}.{nearest(name, known)}"
+            )
+    _check_alike([known[name] for name in names])
+    trials = []
+    for name in names:
+        one = known[name]
+        values = {**MEMBERS, **one.values} if len(names) * max(1, len(seeds)) > 1 else dict(one.values)
+        if "max_steps" in given:
+            values.pop("max_epochs", None)
+        if given.get("max_epochs", "0") != "0":
+            values.pop("max_steps", None)
+        model = values.pop("variant", one.model_type)
+        values = {**values, **given, **_domains(one, targets=targets)}
+        own_seeds = seeds or (int(one.values.get("seed", DEFAULT_SEED)),)
+        trials += [_trial(build, name, model, str(one.source_domain), seed, values) for seed in own_seeds]
+    return trials
+
+
+def _domains(one: "Condition", *, targets: bool) -> dict[str, str]:
+    """Return the values that a condition's domains become; refused if they are not this entry point's."""
+    if one.source_domain is None or bool(one.target_domains) != targets:
+        wanted = "source_domain and target_domains" if targets else "source_domain and no target_domains"
+        other = "single_domain" if targets else "multi_domain"
+        raise ConfigError(f"condition {one.name}: expected {wanted}; for others there is {other}")
+    if not targets:
+        return {"domains": one.source_domain}
+    every = sorted({one.source_domain, *one.target_domains})
+    return {"domains": ",".join(every), "train_domains": one.source_domain}
+
+
+def _check_alike(conditions: "Sequence[Condition]") -> None:
+    """Refuse conditions that cannot stand in one comparison."""
+    domains = {(one.source_domain, one.target_domains) for one in conditions}
+    if len(domains) > 1:
+        raise ConfigError(
+            f"condition={','.join(one.name for one in conditions)}: they have different domains and cannot "
+            "be compared; name conditions of one source"
+        )
+
+
+def _short(text: str, every: Sequence[str]) -> tuple[str, ...]:
+    """Return the names of a list as they are called in ``every``, where domain_A may be A."""
+    names = names_in(text)
+    return tuple(name if name in every else name.removeprefix(DOMAIN_PREFIX) for name in names)
+
+
+def _trial(
+    build: Build, label: str, model: str, source: str, seed: int, values: Mapping[str, str]
+) -> "Trial":
+    from dinomaly_hd.experiments.domains import Trial
+
+    return Trial(label, source, build(model, seed, values))

@@ -1,0 +1,24 @@
+"""Train on one source domain and test it on the others, with any model family."""
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+from entry_points import families
+from entry_points.common import launch
+
+if TYPE_CHECKING:
+    from dinomaly_hd.training.guards import SignalGuard
+
+SWITCHES = {**families.SWITCHES, **families.TARGETS}
+
+
+def main(argv: Sequence[str], guard: "SignalGuard") -> None:
+    """Run the experiment."""
+    trials, context = families.prepare_trials("multi_domain", argv, guard, doc=__doc__, switches=SWITCHES)
+    from dinomaly_hd.experiments.domains import run_multi_domain
+
+    run_multi_domain(trials, context)
+
+
+if __name__ == "__main__":
+    launch(main)

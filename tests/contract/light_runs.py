@@ -1,0 +1,82 @@
+"""Runs of any model family on tiny maps, without what takes longest: pictures, or the whole evaluation."""
+
+from collections.abc import Mapping
+from typing import Any, NamedTuple
+
+import pytest
+import torch
+from torch import Tensor
+
+from dinomaly_hd.experiments import evaluation_run, run_record, training_run
+from dinomaly_hd.experiments.learning import batches
+from dinomaly_hd.experiments.session import Session
+from dinomaly_hd.models.detector import Detector
+from dinomaly_hd.training.fit import Trained, trained_state
+
+BASE = {
+    "preset": "quick",
+    "seed": "42",
+    "gpu": "cpu",
+    "simulate_size": "tiny",
+    "domains": "A,B",
+    "train_domains": "A",
+    "map_size": "32",
+    "maps_per_group": "0",
+}
+STEPS = {"max_steps": "2", "batch_size": "4"}
+FROM_SCRATCH = {**STEPS, "image_size": "32x48", "width": "0.0625"}
+OF_ENCODER = {"image_size": "32"}
+SMALL: dict[str, dict[str, str]] = {
+    "dinomaly": {**BASE, **STEPS, **OF_ENCODER, "decoder_depth": "2"},
+    "patchcore": {**BASE, **OF_ENCODER},
+    "draem": {**BASE, **FROM_SCRATCH},
+    "draem_sevnet": {**BASE, **FROM_SCRATCH},
+    "trivial": BASE,
+}
+"""Values by ``model_type`` that make a run tiny."""
+
+
+class Seen(NamedTuple):
+    """A run as its evaluation would get it, and the scores of four test images.
+
+    ``weights`` are those that would be exported; ``history`` holds each logged series.
+    """
+
+    session: Session
+    detector: Detector
+    trained: Trained
+    weights: dict[str, Tensor]
+    score_4: Tensor
+    history: Mapping[str, list[tuple[int, float]]]
+
+
+def evaluate_four_images(monkeypatch: pytest.MonkeyPatch) -> list[Seen]:
+    """Put a light stand-in for the evaluation and return the list that it fills, one entry a run."""
+    seen: list[Seen] = []
+
+    def light(session: Session, detector: Detector, *, trained: Trained, timing: Any) -> dict[str, Any]:
+        del timing
+        positions = session.manifest.indices(split="test")[:4]
+        score_4 = torch.cat(
+            [detector.eval().score(detector.encode(images)).score_B for images in batches(session, positions)]
+        )
+        assert torch.isfinite(score_4).all()
+        history = session.journal.history()
+        seen.append(Seen(session, detector, trained, trained_state(detector), score_4, history))
+        return {}
+
+    monkeypatch.setattr(training_run, "evaluate_run", light)
+    return seen
+
+
+def without_pictures(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Leave out plots and the model's copy for MLflow, which are most of a tiny run's time."""
+    monkeypatch.setattr(evaluation_run.gallery, "draw_plots", lambda *_, **__: None)
+    monkeypatch.setattr(run_record, "log_model", lambda *_, **__: None)
+
+
+def assert_same_weights(ours: Mapping[str, Tensor], theirs: Mapping[str, Tensor]) -> None:
+    """Compare to the last bit."""
+    assert ours.keys() == theirs.keys()
+    different = [name for name in ours if not torch.equal(ours[name], theirs[name])]
+    assert not different

@@ -1,0 +1,342 @@
+"""Every model family from start to end: results, its own scores again, resumption, honest early stopping."""
+
+import shutil
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import pytest
+import tifffile
+import torch
+from safetensors.torch import load_file
+
+from dinomaly_hd.data.images import read_image
+from dinomaly_hd.data.simulator import simulate
+from dinomaly_hd.errors import ConfigError, Interrupted
+from dinomaly_hd.experiments import learning, training_run
+from dinomaly_hd.experiments.context import Context
+from dinomaly_hd.experiments.domains import Trial, run_single_domain
+from dinomaly_hd.experiments.examine import score
+from dinomaly_hd.experiments.exported import load_model
+from dinomaly_hd.experiments.training_run import Outcome, execute
+from dinomaly_hd.flags import resolve_model
+from dinomaly_hd.models.patchcore import PatchCore
+from dinomaly_hd.training.guards import SignalGuard
+from dinomaly_hd.trivial import PREFIX, TRIVIAL
+
+from .conftest import project
+from .light_runs import (
+    SMALL,
+    assert_same_weights,
+    evaluate_four_images,
+    without_pictures,
+)
+
+MODELS = (
+    "dinomaly",
+    "patchcore:context=1",
+    "draem",
+    "draem:anomaly_source_path=textures:image_score=top_share",
+    "draem:fault_source=patch:patch_width_range=4-12",
+    "draem:fault_source=band",
+    "draem_sevnet:severity_head_pooling_type=gap:patch_width_range=4-12",
+    "draem_sevnet:severity_head_pooling_type=spatial_aware:severity_head_mode=multi_scale:fault_source=band",
+    "trivial",
+)
+RESULT_KEYS = {
+    "schema_version", "experiment_type", "variant", "parameters", "domains", "model_type", "encoder",
+    "max_steps", "batch_size", "seed", "overall_auroc", "per_domain_metrics", "mean_metrics",
+    "overall_pooled_metrics", "source_results", "target_results", "transfer", "training_history", "timing",
+    "versions", "data_digest", "tested_step", "best_val", "trivial",
+}  # fmt: skip
+"""spec/protocols.md, "Result file", and what every family adds."""
+METRIC_KEYS = {
+    "auroc", "tpr_at_fpr_1pct", "tpr_at_fpr_5pct", "precision", "recall", "f1_score", "accuracy",
+    "optimal_threshold", "by_condition", "intervals",
+}  # fmt: skip
+
+
+def family(model: str) -> str:
+    return model.split(":")[0]
+
+
+def build(model: str, **values: str) -> Any:
+    return resolve_model(model, {**SMALL[family(model)], **values})
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Context]:
+    """Give all runs of this file one project, so that data and MLflow's store are made once."""
+    with project(tmp_path_factory.mktemp("families")) as context:
+        yield context
+
+
+@pytest.fixture
+def own(place: Context, tmp_path: Path) -> Context:
+    """Return the project with a result folder for one test alone."""
+    return replace(place, result_dir=tmp_path / "results")
+
+
+@pytest.fixture(scope="module")
+def finished(place: Context) -> Iterator[Callable[[str], Outcome]]:
+    """Return what runs a model to its end, once for all tests."""
+    done: dict[str, Outcome] = {}
+
+    def finish(model: str) -> Outcome:
+        if model not in done:
+            with pytest.MonkeyPatch.context() as patch:
+                without_pictures(patch)
+                done[model] = execute(build(model), place)
+        return done[model]
+
+    return finish
+
+
+Finished = Callable[[str], Outcome]
+
+
+@pytest.mark.parametrize("model", MODELS)
+def test_a_finished_run_says_what_it_is_and_how_it_did(model: str, finished: Finished) -> None:
+    results = finished(model).results
+    assert results.keys() >= RESULT_KEYS
+    assert results["model_type"] == results["config"]["model"]["model_type"] == family(model)
+    assert list(results["per_domain_metrics"]) == ["domain_A", "domain_B"]
+    assert all(block.keys() >= METRIC_KEYS for block in results["per_domain_metrics"].values())
+    assert results["source_results"] == {"domain_A": results["per_domain_metrics"]["domain_A"]}
+    assert results["target_results"] == {"domain_B": results["per_domain_metrics"]["domain_B"]}
+    transfer = results["transfer"]
+    assert (transfer["source_domains"], transfer["missing_targets"]) == (["domain_A"], {})
+    assert transfer["average_target_auroc"] == results["target_results"]["domain_B"]["auroc"]
+    trained = family(model) not in ("patchcore", "trivial")
+    assert (results["max_steps"], results["batch_size"]) == ((2, 4) if trained else (0, None))
+    assert ("train/loss" in results["training_history"]) == trained
+
+
+@pytest.mark.parametrize("model", MODELS)
+def test_an_exported_model_gives_the_runs_own_scores(model: str, finished: Finished, place: Context) -> None:
+    folder = finished(model).folder
+    table = pd.read_csv(folder / "scores" / "domain_B.csv")
+    root = place.root / "data" / "simulated_tiny_seed0"
+    images = np.stack([read_image(root / path) for path in table["path"]])
+    detector = load_model(folder / "model").detector
+    found = score(detector, detector.encode(torch.from_numpy(images)), bf16=False)
+    np.testing.assert_allclose(found.score_B.numpy(), table["score"].to_numpy(), rtol=1e-5)
+    assert found.map_BHW.shape == (len(table), 32, 32)
+
+
+def test_runs_of_different_models_are_different_runs(finished: Finished) -> None:
+    hashes = {model: finished(model).results["config_hash"] for model in MODELS}
+    assert len(set(hashes.values())) == len(MODELS), hashes
+
+
+def test_the_trivial_detector_is_the_trivial_column_of_its_own_table(finished: Finished) -> None:
+    for domain in ("domain_A", "domain_B"):
+        table = pd.read_csv(finished("trivial").folder / "scores" / f"{domain}.csv")
+        assert table["score"].tolist() == table[f"{PREFIX}max"].tolist()
+
+
+@pytest.mark.parametrize("name", [name for name in TRIVIAL if name != "max"])
+def test_each_trivial_score_is_its_column_too(
+    name: str, own: Context, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    without_pictures(monkeypatch)
+    outcome = execute(build("trivial", trivial_score=name), own)
+    table = pd.read_csv(outcome.folder / "scores" / "domain_B.csv")
+    assert table["score"].tolist() == table[f"{PREFIX}{name}"].tolist()
+
+
+def stopping_at(context: Context, step: int) -> Context:
+    """Return surroundings in which a signal comes after ``step`` steps."""
+    guard = SignalGuard()
+
+    def listen(line: str) -> None:
+        if line.startswith(f"step {step}/"):
+            guard.received = 15
+
+    return replace(context, guard=guard, say=listen)
+
+
+@pytest.mark.parametrize(
+    "model",
+    [
+        "draem",
+        "draem:fault_source=band",
+        "draem_sevnet:patch_width_range=4-12",
+        "draem_sevnet:severity_head_pooling_type=spatial_aware:patch_width_range=4-12",
+    ],
+)
+def test_an_interrupted_training_goes_on_to_the_same_bits(
+    model: str, own: Context, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen = evaluate_four_images(monkeypatch)
+    run = build(model, max_steps="6", val_check_interval="2", early_stopping_patience="5")
+    execute(run, replace(own, result_dir=own.result_dir / "whole"))
+    broken = replace(own, result_dir=own.result_dir / "broken")
+    with pytest.raises(Interrupted):
+        execute(run, stopping_at(broken, 3))
+    assert len(seen) == 1, "an interrupted run is not evaluated"
+    lines: list[str] = []
+    execute(run, replace(broken, say=lines.append))
+    assert "going on at step 3" in lines
+    whole, resumed = seen
+    assert resumed.trained.steps == 3
+    assert any("running_var" in name for name in whole.weights)
+    assert_same_weights(resumed.weights, whole.weights)
+    assert resumed.history == whole.history
+    assert resumed.trained.tested_step == whole.trained.tested_step
+    assert torch.equal(resumed.score_4, whole.score_4)
+
+
+def test_a_filled_memory_bank_is_not_filled_again(own: Context, monkeypatch: pytest.MonkeyPatch) -> None:
+    seen = evaluate_four_images(monkeypatch)
+    light = training_run.evaluate_run
+
+    def interrupt(*_: Any, **__: Any) -> None:
+        raise Interrupted(15)
+
+    monkeypatch.setattr(training_run, "evaluate_run", interrupt)
+    with pytest.raises(Interrupted):
+        execute(build("patchcore"), own)
+    (checkpoint,) = own.result_dir.rglob("step_*.pt")
+    assert checkpoint.name == "step_00000000.pt"
+    kept = torch.load(checkpoint, weights_only=True)["weights"]["bank"]
+
+    def refuse(*_: Any, **__: Any) -> None:
+        raise AssertionError("the bank was there already")
+
+    monkeypatch.setattr(PatchCore, "fit_bank", refuse)
+    monkeypatch.setattr(training_run, "evaluate_run", light)
+    execute(build("patchcore"), own)
+    assert torch.equal(seen[0].weights["bank"], kept)
+    assert len(kept) > 1
+
+
+@pytest.fixture(scope="module")
+def other_test_images(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Return the data of A and B with D's faults for good test images, and D's good ones for faults."""
+    root = simulate(tmp_path_factory.mktemp("other") / "data", size="tiny", seed=0)
+    swap = {"good": "fault", "fault": "good"}
+    for domain in ("domain_A", "domain_B"):
+        for kind, other in swap.items():
+            own = sorted((root / domain / "test" / kind).iterdir())
+            new = sorted((root / "domain_D" / "test" / other).iterdir())
+            for target, source in zip(own, new, strict=True):
+                shutil.copyfile(source, target)
+    return root
+
+
+EARLY = {"max_steps": "6", "val_check_interval": "2", "early_stopping_patience": "2"}
+
+
+def test_early_stopping_sees_no_test_image(
+    own: Context, other_test_images: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen = evaluate_four_images(monkeypatch)
+    execute(build("draem", **EARLY), own)
+    execute(build("draem", **EARLY, data_root=str(other_test_images)), own)
+    first, second = seen
+    assert first.session.manifest.digest != second.session.manifest.digest
+    assert_same_weights(first.weights, second.weights)
+    assert first.trained.tested_step == second.trained.tested_step
+    assert first.trained.best_value == second.trained.best_value
+    assert first.history["val/loss"] == second.history["val/loss"]
+    assert len(first.history["val/loss"]) == 3
+    watched = [one.history["val_image_AUROC"] for one in seen]
+    assert watched[0] != watched[1], "the test images are looked at, and reported"
+
+
+def test_the_older_rule_chooses_by_the_test_images_and_is_marked(
+    own: Context, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The loss is lowest after step 2, the AUROC highest after step 4, and 6 steps are asked for."""
+    without_pictures(monkeypatch)
+    values = {**EARLY, "early_stopping_patience": "9"}
+    chosen, marked = {}, {}
+    for rule in ("held_out", "source_test"):
+        loss, auroc = iter([0.1, 0.2, 0.3]), iter([0.6, 0.9, 0.7])
+        monkeypatch.setattr(learning, "_loss", lambda *_, loss=loss, **__: next(loss))
+        monkeypatch.setattr(learning, "_test_auroc", lambda *_, auroc=auroc: next(auroc))
+        outcome = execute(build("draem", **values, validate_on=rule), own)
+        results = outcome.results
+        chosen[rule] = (results["steps"], results["tested_step"], results["best_val"])
+        marked[rule] = results["config"]["training"]["validate_on"]
+        assert results["training_history"]["val_image_AUROC"]["value"] == [0.6, 0.9, 0.7]
+        exported = load_file(outcome.folder / "model" / "weights.safetensors")
+        counted = {int(v) for name, v in exported.items() if name.endswith("num_batches_tracked")}
+        assert counted == {results["tested_step"]}, "the best weights are exported, not the last"
+    assert chosen == {"held_out": (6, 2, 0.1), "source_test": (6, 4, pytest.approx(0.1))}
+    assert marked == {"held_out": "held_out", "source_test": "source_test"}
+
+
+def test_patience_ends_a_training(own: Context, monkeypatch: pytest.MonkeyPatch) -> None:
+    seen = evaluate_four_images(monkeypatch)
+    loss = iter([0.5, 0.4, 0.4, float("nan"), 0.1])
+    monkeypatch.setattr(learning, "_loss", lambda *_, **__: next(loss))
+    values = {"max_steps": "6", "val_check_interval": "1", "early_stopping_patience": "2"}
+    execute(build("draem", **values, train_domains="all", domains="A"), own)
+    trained = seen[0].trained
+    assert (trained.last_step, trained.tested_step, trained.best_value) == (4, 2, 0.4)
+    assert "val_image_AUROC" not in seen[0].history, "without targets no test image is looked at"
+
+
+def test_patience_without_held_out_normals_is_refused(own: Context) -> None:
+    with pytest.raises(ConfigError, match=r"early_stopping_patience needs held-out normals.*give val_split"):
+        execute(build("draem", val_split_ratio="0"), own)
+
+
+@pytest.mark.parametrize("model", ["draem", "draem_sevnet:patch_width_range=4-12"])
+def test_validation_leaves_weights_and_batch_statistics_alone(
+    model: str, own: Context, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen = evaluate_four_images(monkeypatch)
+    for interval in ("0", "1"):
+        values = {"max_steps": "3", "early_stopping_patience": "0", "val_check_interval": interval}
+        execute(build(model, **values), own)
+    without, with_validation = seen
+    assert [len(one.history.get("val/loss", [])) for one in seen] == [0, 3]
+    assert any(name.endswith("running_mean") for name in without.weights)
+    assert_same_weights(without.weights, with_validation.weights)
+
+
+def test_a_folder_of_textures_is_needed_to_train_and_not_to_score(
+    own: Context, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    without_pictures(monkeypatch)
+    folder = tmp_path / "textures"
+    folder.mkdir()
+    generator = np.random.default_rng(0)
+    for name in ("a", "b"):
+        tifffile.imwrite(folder / f"{name}.tiff", generator.random((9, 30), dtype=np.float32))
+    values = {"anomaly_source_path": str(folder), "anomaly_probability": "1"}
+    first = execute(build("draem", **values), own)
+    assert first.results["training_history"]["train/fault_rate"]["value"] == [1.0, 1.0]
+    tifffile.imwrite(folder / "a.tiff", generator.random((9, 30), dtype=np.float32))
+    second = execute(build("draem", **values), own)
+    assert first.results["config_hash"] != second.results["config_hash"]
+    weights = [load_file(one.folder / "model" / "weights.safetensors") for one in (first, second)]
+    assert any(not torch.equal(weights[0][name], weights[1][name]) for name in weights[0])
+
+    shutil.rmtree(folder)
+    detector = load_model(second.folder / "model").detector
+    assert torch.isfinite(detector.score(detector.encode(torch.rand(2, 31, 95))).score_B).all()
+    with pytest.raises(ConfigError, match=f"anomaly_source_path={folder}: no such folder; give one"):
+        execute(build("draem", **values), own)
+
+
+def test_models_that_share_an_encoder_do_not_disturb_each_other(
+    own: Context, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """In one comparison a memory bank, then a Dinomaly that takes statistics of the same encoder's output."""
+    seen = evaluate_four_images(monkeypatch)
+    values = {"domains": "A", "train_domains": "all"}
+    dinomaly, patchcore = build("dinomaly", **values), build("patchcore", **values)
+    execute(dinomaly, replace(own, result_dir=own.result_dir / "alone"))
+    trials = [Trial("patchcore", "A", patchcore), Trial("dinomaly", "A", dinomaly)]
+    monkeypatch.setattr("dinomaly_hd.experiments.comparison.read_member", lambda *_, **__: None)
+    monkeypatch.setattr("dinomaly_hd.experiments.comparison._report", lambda *_, **__: None)
+    run_single_domain(trials, own)
+    alone, _, together = seen
+    assert_same_weights(alone.weights, together.weights)

@@ -1,0 +1,621 @@
+"""Conditions files: the shipped tables, every key used or refused, JSON as YAML, a schema that agrees."""
+
+import json
+import os
+import re
+import runpy
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from dinomaly_hd.condition_files import FAMILIES, KEYS, Condition, read_conditions, read_plain, schema_text
+from dinomaly_hd.condition_files.keys import TRAINED, keys_of, needs_of
+from dinomaly_hd.condition_files.reading import MAX_BYTES
+from dinomaly_hd.config import PARTS, flatten
+from dinomaly_hd.errors import ConfigError
+from dinomaly_hd.flag_texts import HELP
+from dinomaly_hd.flags import resolve_family
+from dinomaly_hd.presets import FAMILIES as MODELS
+from dinomaly_hd.presets import preset_run
+from dinomaly_hd.variants import ABLATION, VARIANTS
+
+SHIPPED = Path(__file__).resolve().parents[2] / "conditions"
+FILES = ("single_domain.json", "multi_domain.json", "ablation.yaml")
+VIT = "encoder=dinov2reg_vit_base_14 target_layers=2,3,4,5,6,7,8,9"
+
+# spec/protocols.md, "Conditions files", row by row; first what all rows of a file share.
+SINGLE = "image_size=224x224 crop=none val_split_ratio=0.1 seed=42"
+TRAIN = "learning_rate=0.0001 batch_size=16 early_stopping_patience=10"
+SINGLE_TABLE = {
+    "draem_baseline": f"draem {TRAIN}",
+    "draem_high_lr": "draem learning_rate=0.0005 batch_size=12 early_stopping_patience=8",
+    "draem_large_batch": "draem learning_rate=0.0002 batch_size=24 early_stopping_patience=12",
+    "draem_conservative": "draem learning_rate=5e-05 batch_size=8 early_stopping_patience=15",
+    "sevnet_optimal_multi_scale": f"draem_sevnet {TRAIN} severity_head_mode=multi_scale "
+    "severity_head_hidden_dim=128 score_combination=weighted_average severity_weight_for_combination=0.25 "
+    "patch_ratio_range=0.35-0.35 patch_width_range=20-80 severity_weight=0.25 severity_loss_type=mse",
+    "sevnet_single_scale": f"draem_sevnet {TRAIN} severity_head_mode=single_scale "
+    "severity_head_hidden_dim=256 score_combination=simple_average patch_ratio_range=2-4 "
+    "patch_width_range=30-60 patch_count=2 anomaly_probability=0.6 severity_weight=0.4 "
+    "severity_loss_type=smooth_l1",
+    "sevnet_adaptive": f"draem_sevnet {TRAIN} severity_head_mode=multi_scale severity_head_hidden_dim=512 "
+    "score_combination=maximum patch_ratio_range=1.5-3.5 patch_width_range=25-75 patch_count=3 "
+    "anomaly_probability=0.7 severity_weight=0.6 severity_max=2.0",
+    "sevnet_lightweight": f"draem_sevnet {TRAIN} severity_head_mode=single_scale severity_head_hidden_dim=64 "
+    "score_combination=simple_average patch_ratio_range=2.5-3 patch_width_range=40-60 "
+    "anomaly_probability=0.4 severity_weight=0.3 severity_loss_type=mse severity_max=0.8",
+    **{
+        f"dinomaly_{name}": f"dinomaly {VIT} batch_size=8 learning_rate={rate} bottleneck_dropout={dropout} "
+        f"decoder_depth={depth} early_stopping_patience={patience}"
+        for name, rate, dropout, depth, patience in (
+            ("baseline", "0.0001", 0.2, 8, 10),
+            ("variant1", "0.0001", 0.25, 8, 10),
+            ("deep_decoder_v1", "0.00015", 0.15, 10, 8),
+            ("deep_decoder_v2", "5e-05", 0.4, 12, 15),
+        )
+    },
+    **{
+        f"patchcore_{name}": f"patchcore eval_batch_size=32 encoder={encoder} layers={layers} "
+        f"coreset_sampling_ratio={ratio} num_neighbors={k}"
+        for name, encoder, layers, ratio, k in (
+            ("baseline", "wide_resnet50_2", "2,3", 0.01, 9),
+            ("high_coreset", "wide_resnet50_2", "2,3", 0.05, 15),
+            ("resnet34", "resnet34", "2,3", 0.02, 5),
+            ("single_layer", "wide_resnet50_2", "3", 0.03, 7),
+        )
+    },
+}
+MULTI = "crop=none seed=42"
+SETTINGS = ("baseline", "high_lr", "large_batch", "optimized")
+RATES, PATIENCE = ("0.0001", "0.0005", "0.0002", "0.0003"), (10, 8, 12, 15)
+DRAEM = ("adamw 0.0", "adamw 0.0001", "adam 0.0001", "adamw 1e-05")
+OTHERS = ("adam 0.0001", "adamw 0.0001", "adam 0.0001", "adamw 1e-05")
+SEVERITY = (
+    "weighted_average smooth_l1 1.0",
+    "maximum mse 0.8",
+    "simple_average smooth_l1 1.2",
+    "weighted_average smooth_l1 0.7",
+)
+MULTI_TABLE = {
+    **{
+        f"{family}_{SETTINGS[i]}": f"{family} image_size=224x224 learning_rate={RATES[i]} "
+        f"batch_size={batches[i]} early_stopping_patience={PATIENCE[i]} optimizer={optimizers[i].split()[0]} "
+        f"weight_decay={optimizers[i].split()[1]} {more[i]}"
+        for family, batches, optimizers, more in (
+            ("draem", (16, 12, 24, 20), DRAEM, ("",) * 4),
+            ("dinomaly", (8, 6, 12, 10), OTHERS, (VIT,) * 4),
+            (
+                "draem_sevnet",
+                (16, 12, 24, 20),
+                OTHERS,
+                [
+                    f"severity_head_pooling_type=gap score_combination={row.split()[0]} "
+                    f"severity_loss_type={row.split()[1]} severity_weight={row.split()[2]}"
+                    for row in SEVERITY
+                ],
+            ),
+        )
+        for i in range(4)
+    },
+    **{
+        f"patchcore_{name}": f"patchcore image_size={size}x{size} eval_batch_size={batch} encoder={encoder} "
+        f"layers={layers} coreset_sampling_ratio={ratio} num_neighbors={k}"
+        for name, size, batch, encoder, layers, ratio, k in (
+            ("baseline", 224, 32, "resnet18", "2,3", 0.1, 9),
+            ("high_res", 288, 16, "resnet34", "2,3", 0.15, 15),
+            ("large_batch", 224, 48, "resnet18", "1,2,3", 0.08, 12),
+            ("optimized", 256, 24, "wide_resnet50_2", "2,3", 0.12, 18),
+        )
+    },
+}
+
+
+def of_row(row: str, shared: str) -> tuple[str, dict[str, str]]:
+    family, *words = f"{row} {shared}".split()
+    epochs = {"max_epochs": "50"} if family in TRAINED else {}
+    return family, {**epochs, **dict(word.split("=") for word in words)}
+
+
+def shipped(name: str) -> tuple[Condition, ...]:
+    return read_conditions(SHIPPED / name)
+
+
+@pytest.mark.parametrize(
+    ("file", "prefix", "table", "shared", "targets"),
+    [
+        ("single_domain.json", "domainA_", SINGLE_TABLE, SINGLE, ()),
+        ("multi_domain.json", "domainA_to_BCD_", MULTI_TABLE, MULTI, ("B", "C", "D")),
+    ],
+)
+def test_the_shipped_conditions_are_the_tables(
+    file: str, prefix: str, table: dict[str, str], shared: str, targets: tuple[str, ...]
+) -> None:
+    conditions = {condition.name.removeprefix(prefix): condition for condition in shipped(file)}
+    assert set(conditions) == set(table)
+    assert len(conditions) == 16
+    for name, condition in conditions.items():
+        assert (condition.model_type, condition.values) == of_row(table[name], shared), name
+        assert (condition.source_domain, condition.target_domains) == ("A", targets)
+        assert len(condition.description) > 30
+
+
+def test_the_ablation_reproduces_its_configs() -> None:
+    conditions = {condition.name: condition for condition in shipped("ablation.yaml")}
+    assert list(conditions) == list(ABLATION)
+    for name, condition in conditions.items():
+        assert condition.source_domain is None
+        run = resolve_family(condition.model_type, {**condition.values, "preset": "full"})
+        assert run.model == ABLATION[name]()
+        assert flatten(run)["class_token"] == "remove"
+        assert run.data.domain_names == ("A", "B", "C", "D")
+
+
+@pytest.mark.parametrize("file", FILES)
+def test_every_shipped_value_reaches_its_run(file: str) -> None:
+    for condition in shipped(file):
+        assert set(condition.values) <= {*HELP, "variant"}
+        run = flatten(resolve_family(condition.model_type, {**condition.values, "preset": "quick"}))
+        for name, text in condition.values.items():
+            found = str(run[name]).lower()
+            assert found == text.lower() or float(found) == float(text), (condition.name, name)
+
+
+BASE: dict[str, dict[str, Any]] = {
+    family: {"model_type": family, "source_domain": "domain_A"} for family in FAMILIES
+}
+
+
+def document(config: dict[str, Any], **entry: Any) -> dict[str, Any]:
+    return {"experiment_conditions": [{"name": "one", "description": "", "config": config, **entry}]}
+
+
+def read(folder: Path, content: Any) -> tuple[Condition, ...]:
+    path = folder / "c.json"
+    path.write_text(json.dumps(content))
+    return read_conditions(path)
+
+
+def values(folder: Path, family: str, **config: Any) -> dict[str, str]:
+    return read(folder, document({**BASE[family], **config}))[0].values
+
+
+TRANSLATED: list[tuple[str, dict[str, Any], dict[str, str]]] = [
+    ("draem", {"image_size": 224}, {"image_size": "224x224", "crop": "none"}),
+    ("draem", {"image_size": [64, 96]}, {"image_size": "64x96", "crop": "none"}),
+    ("dinomaly", {"image_size": "448", "crop": 392}, {"image_size": "448x448", "crop": "392x392"}),
+    ("dinomaly", {"crop": 392, "image_size": "448"}, {"image_size": "448x448", "crop": "392x392"}),
+    ("draem", {"max_steps": 100}, {"max_steps": "100", "max_epochs": "0"}),
+    ("draem", {"gradient_clip_val": 0.5}, {"gradient_clip": "0.5"}),
+    ("draem", {"anomaly_source_path": None}, {}),
+    ("draem_sevnet", {"anomaly_source_path": None}, {}),
+    ("draem", {"anomaly_source_path": "textures"}, {"anomaly_source_path": "textures"}),
+    ("draem", {"precision": 32, "gpu": 0}, {"precision": "32", "gpu": "0"}),
+    ("dinomaly", {"remove_class_token": True}, {"class_token": "remove"}),
+    ("dinomaly", {"remove_class_token": False}, {"class_token": "keep"}),
+    ("dinomaly", {"target_layers": "auto"}, {"target_layers": "auto"}),
+    ("dinomaly", {"variant": "horizontal", "use_topk": True, "q_percent": 1}, {"variant": "horizontal_topk"}),
+    ("dinomaly", {"variant": "horizontal", "use_topk": False}, {"variant": "horizontal"}),
+    ("dinomaly", {"variant": "scale", "scale_weights": [0.35, 0.65]}, {"scale_weights": "0.35,0.65"}),
+    ("dinomaly", {"variant": "row_mask", "row_radius": 3}, {"row_radius": "3"}),
+    ("dinomaly", {"variant": "decoder_dropout", "decoder_blocks": "4-7"}, {"decoder_blocks": "4-7"}),
+    ("dinomaly", {"variant": "decoder_dropout", "keys": True}, {"keys": "true"}),
+    ("patchcore", {"layers": [8, 11], "context": [2, 3]}, {"layers": "8,11", "context": "2,3"}),
+    ("patchcore", {"layers": "layer2", "context": 2}, {"layers": "2", "context": "2"}),
+    ("patchcore", {"layers": "layer2, layer3", "context": 0}, {"layers": "2,3", "context": "0"}),
+    ("patchcore", {"backbone": "resnet18", "batch_size": 8}, {"encoder": "resnet18", "eval_batch_size": "8"}),
+    ("draem_sevnet", {"patch_width_range": "20-80"}, {"patch_width_range": "20-80"}),
+    ("draem_sevnet", {"patch_ratio_range": [1e-5, 1]}, {"patch_ratio_range": "0.00001-1"}),
+    ("trivial", {"trivial_score": "std"}, {"trivial_score": "std"}),
+]
+
+
+@pytest.mark.parametrize(("family", "config", "flags"), TRANSLATED)
+def test_the_authors_keys_become_flags(
+    family: str, config: dict[str, Any], flags: dict[str, str], tmp_path: Path
+) -> None:
+    found = values(tmp_path, family, **config)
+    assert flags.items() <= found.items()
+    if "variant" not in config:
+        assert found == flags
+
+
+def test_domains_lose_their_prefix(tmp_path: Path) -> None:
+    config = {"model_type": "draem", "source_domain": "B", "target_domains": ["domain_A", "C"]}
+    assert read(tmp_path, document(config))[0][3:5] == ("B", ("A", "C"))
+    config = {"model_type": "dinomaly", "domains": "domain_A,B"}
+    found = read(tmp_path, document(config))[0]
+    assert (found.source_domain, found.values) == (None, {"domains": "A,B"})
+
+
+MISSPELT = {
+    "draem": "lerning_rate:learning_rate max_epoch:max_epochs bach_size:batch_size optimiser:optimizer "
+    "weightdecay:weight_decay fault_sourse:fault_source anomaly_prob:anomaly_probability "
+    "early_stop_patience:early_stopping_patience sead:seed target_domain:target_domains",
+    "dinomaly": "encoder_nam:encoder_name target_layer:target_layers bottleneck_droput:bottleneck_dropout "
+    "decoder_dept:decoder_depth remove_cls_token:remove_class_token row_prob:row_p varient:variant",
+    "patchcore": "back_bone:backbone layer:layers coreset_ratio:coreset_sampling_ratio "
+    "num_neighbours:num_neighbors contexts:context imagesize:image_size",
+    "draem_sevnet": "severity_head_hidden_dims:severity_head_hidden_dim score_combinations:score_combination "
+    "patch_with_range:patch_width_range severity_los_type:severity_loss_type",
+}
+MISSPELT_KEYS = [(family, *pair.split(":")) for family, pairs in MISSPELT.items() for pair in pairs.split()]
+
+
+@pytest.mark.parametrize(("family", "wrong", "right"), MISSPELT_KEYS)
+def test_a_misspelt_key_is_refused_with_the_nearest(
+    family: str, wrong: str, right: str, tmp_path: Path
+) -> None:
+    content = document({**BASE[family], wrong: 1})
+    refused(tmp_path, content, f"condition one: {wrong}=1: unknown key. Did you mean '{right}'?")
+    assert not accepts(content)
+
+
+INERT: list[tuple[str, dict[str, Any], str]] = [
+    (
+        "patchcore",
+        {"learning_rate": 0.1},
+        "learning_rate=0.1: does nothing for patchcore, only for draem and",
+    ),
+    ("patchcore", {"max_epochs": 1}, "max_epochs=1: does nothing for patchcore"),
+    ("patchcore", {"early_stopping_patience": 9}, "early_stopping_patience=9: does nothing for patchcore"),
+    ("patchcore", {"encoder_name": "resnet18"}, "does nothing for patchcore, only for dinomaly"),
+    ("draem", {"encoder_name": "x"}, "does nothing for draem, only for dinomaly"),
+    ("draem", {"layers": [2]}, "layers=[2]: does nothing for draem, only for patchcore"),
+    ("draem", {"severity_weight": 1}, "does nothing for draem, only for draem_sevnet"),
+    ("draem", {"patch_count": 2}, "patch_count=2: does nothing with fault_source=perlin, only with patch"),
+    ("draem", {"variant": "gem"}, "variant='gem': does nothing for draem, only for dinomaly"),
+    (
+        "draem_sevnet",
+        {"fault_source": "band", "patch_count": 2},
+        "nothing with fault_source=band, only with p",
+    ),
+    ("draem_sevnet", {"anomaly_source_path": "/t"}, "does nothing with fault_source=patch, only with perlin"),
+    (
+        "draem_sevnet",
+        {"severity_head_spatial_size": 4},
+        "with severity_head_pooling_type=gap, only with spati",
+    ),
+    ("draem_sevnet", {"severity_weight_for_combination": 0.1}, "with score_combination=simple_average"),
+    (
+        "dinomaly",
+        {"backbone": "resnet18"},
+        "backbone='resnet18': does nothing for dinomaly, only for patchcore",
+    ),
+    ("dinomaly", {"q_percent": 2}, "q_percent=2: does nothing with variant=baseline, only with topk or "),
+    (
+        "dinomaly",
+        {"variant": "horizontal", "q_percent": 2},
+        "with variant=horizontal, only with topk or horiz",
+    ),
+    ("dinomaly", {"variant": "horizontal", "bottleneck_dropout": 0.1}, "nothing with variant=horizontal"),
+    ("dinomaly", {"variant": "horizontal", "disable_segment": True, "row_p": 0.1}, "disable_segment=true"),
+    ("dinomaly", {"variant": "gem", "use_topk": True}, "use_topk=true: does nothing with variant=gem"),
+    ("dinomaly", {"variant": "horizontal_topk", "use_topk": False}, "use_topk=false: does nothing with"),
+    ("trivial", {"image_size": 224}, "image_size=224: does nothing for trivial"),
+    ("trivial", {"batch_size": 8}, "batch_size=8: does nothing for trivial"),
+]
+
+
+@pytest.mark.parametrize(("family", "config", "message"), INERT)
+def test_a_key_that_does_nothing_is_refused(
+    family: str, config: dict[str, Any], message: str, tmp_path: Path
+) -> None:
+    content = document({**BASE[family], **config})
+    refused(tmp_path, content, message)
+    # What use_topk makes of "horizontal" the schema does not follow.
+    assert accepts(content) == (config.keys() == {"variant", "q_percent"})
+
+
+WRONG: list[tuple[str, dict[str, Any], str]] = [
+    ("draem", {"batch_size": "many"}, "batch_size='many': expected a whole number from 1 to"),
+    ("draem", {"batch_size": "16"}, "batch_size='16': expected a whole number from 1 to 2147483647, without"),
+    ("draem", {"batch_size": True}, "batch_size=True: expected a whole number"),
+    ("draem", {"batch_size": 1.5}, "batch_size=1.5: expected a whole number"),
+    ("draem", {"batch_size": 0}, "batch_size=0: expected a whole number"),
+    ("draem", {"batch_size": None}, "batch_size=None: expected a whole number"),
+    ("draem", {"batch_size": 10**400}, "expected a whole number"),
+    ("draem", {"learning_rate": 0}, "learning_rate=0: expected a number, above 0"),
+    ("draem", {"learning_rate": "fast"}, "learning_rate='fast': expected a number"),
+    ("draem", {"learning_rate": 10**400}, "expected a number, above 0 and at most 1e+09"),
+    ("draem", {"val_split_ratio": 1}, "val_split_ratio=1: expected a number, 0 or more and below 1"),
+    ("draem", {"seed": -1}, "seed=-1: expected a whole number from 0"),
+    ("draem", {"optimizer": "adamm"}, "expected adam or adamw or stable_adamw. Did you mean 'adam"),
+    ("draem", {"optimizer": ["adam"]}, "optimizer=['adam']: expected adam or adamw or stable_adamw"),
+    ("draem", {"image_size": "big"}, "image_size='big': expected pixels from 1 to 4096 such as 224"),
+    ("draem", {"image_size": [224]}, "expected pixels"),
+    ("draem", {"image_size": 10**9}, "expected pixels"),
+    ("draem", {"data_root": ""}, "data_root='': expected text"),
+    ("draem", {"data_root": "a\nb"}, "data_root='a\\nb': expected text"),
+    ("draem", {"max_epochs": 1, "max_steps": 2}, "max_epochs=1 and max_steps=2 exclude each other; keep one"),
+    ("draem", {"gradient_clip": 1, "gradient_clip_val": 1}, "exclude each other"),
+    ("dinomaly", {"encoder": "a", "encoder_name": "b"}, "exclude each other"),
+    ("dinomaly", {"class_token": "keep", "remove_class_token": True}, "exclude each other"),
+    ("draem", {"domains": ["A"]}, "exclude each other"),
+    ("draem", {"target_domains": []}, "target_domains=[]: expected one or more names such as ['domain_A']"),
+    ("draem", {"target_domains": ["B", 3]}, "target_domains=['B', 3]: expected text such as 'domain_A'"),
+    (
+        "draem",
+        {"target_domains": ["A"]},
+        "target_domains=['A']: A is the source_domain, which is tested anyhow",
+    ),
+    ("draem", {"target_domains": ["B", "domain_B"]}, "a domain is given twice"),
+    ("draem", {"target_domains": ["../x"]}, "target_domains=['../x']: expected text such as 'domain_A'"),
+    ("draem", {"source_domain": None}, "source_domain=None: expected text such as 'domain_A'"),
+    ("draem", {"model_type": "dream"}, "model_type='dream': expected draem or dinomaly or patchcore or"),
+    ("draem", {"model_type": "dinomali"}, "Did you mean 'dinomaly'?"),
+    ("dinomaly", {"variant": "horizonal"}, "Did you mean 'horizontal'?"),
+    (
+        "dinomaly",
+        {"target_layers": []},
+        "target_layers=[]: expected auto, or: expected ascending whole numbers",
+    ),
+    ("dinomaly", {"target_layers": [3, 2]}, "expected ascending"),
+    ("dinomaly", {"remove_class_token": "yes"}, "expected true or false, without quotes"),
+    ("dinomaly", {"decoder_depth": 7}, "decoder_depth=7: expected a whole even number"),
+    (
+        "patchcore",
+        {"layers": ["block2"]},
+        "expected ascending whole numbers of 0 or more such as [2, 3] or ['la",
+    ),
+    ("patchcore", {"layers": []}, "layers=[]: expected auto"),
+    (
+        "patchcore",
+        {"context": [0, 2]},
+        "context=[0, 2]: expected 0, or: expected ascending whole numbers of 1",
+    ),
+    ("patchcore", {"coreset_sampling_ratio": 0}, "expected a number, above 0 and at most 1"),
+    (
+        "draem_sevnet",
+        {"patch_width_range": [80, 20]},
+        "expected [low, high] above 0, low first, such as [20, 80]",
+    ),
+    ("draem_sevnet", {"patch_width_range": [20]}, "expected [low, high]"),
+    ("draem_sevnet", {"patch_width_range": []}, "expected [low, high]"),
+    ("draem_sevnet", {"patch_ratio_range": "0.3"}, "expected [low, high]"),
+]
+LOOSE = ("target_domains=['A']", "a domain is given twice", "ascending", "low first", "../x")
+"""Rules on the order or the relation of values, which the schema does not hold."""
+
+
+@pytest.mark.parametrize(("family", "config", "message"), WRONG)
+def test_a_wrong_value_is_refused(family: str, config: dict[str, Any], message: str, tmp_path: Path) -> None:
+    content = document({**BASE[family], **config})
+    refused(tmp_path, content, message)
+    if not any(word in message for word in LOOSE):
+        assert not accepts(content)
+
+
+STRUCTURE: list[tuple[Any, str]] = [
+    ([], "the file: expected {experiment_conditions"),
+    ({}, "experiment_conditions=None: expected a list of one or more conditions"),
+    ({"experiment_conditions": []}, "experiment_conditions=[]: expected a list"),
+    ({"experiment_condition": []}, "unknown key. Did you mean 'experiment_conditions'?"),
+    ({**document(BASE["draem"]), "version": 1}, "version=1: unknown key"),
+    (
+        {"experiment_conditions": ["a"]},
+        "condition 1: expected {name, description, config}, got 'a'",
+    ),
+    (document(BASE["draem"], descripton="x"), "descripton='x': unknown key. Did you mean 'description'?"),
+    (document(BASE["draem"], description=3), "description=3: expected text"),
+    ({"experiment_conditions": [{"name": "one"}]}, "condition one: config is missing"),
+    ({"experiment_conditions": [{"name": "one", "config": [1]}]}, "config: expected {model_type"),
+    (document({"source_domain": "A"}), "model_type is missing"),
+    (document({"model_type": "draem"}), "source_domain is missing; write the domain to train on"),
+    *(
+        (document(BASE["draem"], name=name), "expected 1 to 100 letters")
+        for name in ("", "../x", "a/b", "a\\b", ".hidden", "a b", "a\n", "x" * 101, None, 3, "a:b")
+    ),
+]
+
+
+@pytest.mark.parametrize(("content", "message"), STRUCTURE)
+def test_a_wrong_structure_is_refused(content: Any, message: str, tmp_path: Path) -> None:
+    refused(tmp_path, content, message)
+    assert not accepts(content)
+
+
+def test_two_conditions_of_one_name_are_refused(tmp_path: Path) -> None:
+    one = document(BASE["draem"])["experiment_conditions"][0]
+    for other in (one, {**one, "name": "ONE"}):
+        refused(tmp_path, {"experiment_conditions": [one, other]}, "the name is given twice")
+
+
+def refused(folder: Path, content: Any, message: str) -> None:
+    path = folder / "c.json"
+    with pytest.raises(ConfigError) as raised:
+        read(folder, content)
+    text = str(raised.value)
+    assert text.startswith(f"{path}: ")
+    assert message in text
+    assert "\n" not in text
+    assert len(text) < len(str(path)) + 600
+
+
+HOSTILE: list[tuple[str, bytes, str]] = [
+    ("c.json", b"[" * 100_000, "nested too deeply"),
+    ("c.yaml", b"[" * 100_000, "nested too deeply"),
+    ("c.yaml", b"- " * 50_000, "nested too deeply"),
+    ("c.json", b'{"a": 1, "a": 2}', "the key 'a' is given twice; keep one"),
+    ("c.yaml", b"a: 1\na: 2\n", "the key 'a' is given twice; keep one (line 2, column 1)"),
+    ("c.yaml", b"1: 2\n", "the key 1 is not text; put it in quotes (line 1, column 1)"),
+    ("c.yaml", b"[1]: 2\n", "the key [1] is not text"),
+    ("c.yaml", b"a: &x [1]\nb: *x\n", "anchors, aliases and tags are not read"),
+    ("c.yaml", b"a: !!python/object/apply:os.system [ls]\n", "anchors, aliases and tags are not read"),
+    ("c.yaml", b"a: !!int x\n", "anchors, aliases and tags are not read"),
+    ("c.yaml", b"a: [1\n", "no valid YAML"),
+    ("c.yaml", b"a: 1\n---\nb: 1\n", "no valid YAML"),
+    ("c.yaml", b"a: \x01\n", "no valid YAML"),
+    ("c.yaml", b"a: " + b"9" * 9999, "no valid YAML: Exceeds the limit"),
+    ("c.json", b'{"a": ' + b"9" * 9999 + b"}", "no valid JSON: Exceeds the limit"),
+    ("c.json", b'{"a": NaN}', "no valid JSON: NaN is not a JSON number"),
+    ("c.json", b'{"a": 1 // no\n}', "no valid JSON: Expecting"),
+    ("c.json", b'{"a": 1e999}', "a=inf: unknown key"),
+    ("c.json", b'{"' + b"a" * 100_000 + b'": 1}', "unknown key"),
+    ("c.json", b"", "no valid JSON"),
+    ("c.yaml", b"", "the file: expected"),
+    ("c.json", b"\xff\xfe", "not UTF-8 at byte 0; save it as UTF-8"),
+    ("c.json", b" " * (MAX_BYTES + 1), "split it into several conditions files"),
+    ("c.jsn", b"{}", "end in .json, .yaml or .yml. Did you mean '.json'?"),
+]
+
+
+@pytest.mark.parametrize(("name", "data", "message"), HOSTILE)
+def test_a_hostile_file_is_refused(name: str, data: bytes, message: str, tmp_path: Path) -> None:
+    (tmp_path / name).write_bytes(data)
+    with pytest.raises(ConfigError, match=re.escape(message)) as raised:
+        read_conditions(tmp_path / name)
+    assert "\n" not in str(raised.value)
+    assert len(str(raised.value)) < len(str(tmp_path)) + 600
+
+
+def test_what_is_no_file_is_refused_at_once(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "pipe.json")
+    (tmp_path / "folder.json").mkdir()
+    for name in ("pipe.json", "folder.json", "missing.json", "nul\0.json"):
+        with pytest.raises(ConfigError, match="give a conditions file"):
+            read_conditions(tmp_path / name)
+
+
+def test_yaml_is_json_with_less_punctuation(tmp_path: Path) -> None:
+    for name in ("single_domain.json", "multi_domain.json"):
+        path = tmp_path / "same.yaml"
+        path.write_text(yaml.safe_dump(json.loads((SHIPPED / name).read_text())))
+        assert read_conditions(path) == shipped(name)
+    path.write_text(
+        "{a: [1e-4, 5.e-5, -1, .5, 1e3], b: [no, 010, 1:30, 2024-01-01, '1', NaN], c: [true, null, ~]}"
+    )
+    assert read_plain(path) == {
+        "a": [1e-4, 5e-5, -1, 0.5, 1000.0],
+        "b": ["no", "010", "1:30", "2024-01-01", "1", "NaN"],
+        "c": [True, None, None],
+    }
+
+
+def test_a_byte_order_mark_and_korean_are_read(tmp_path: Path) -> None:
+    path = tmp_path / "c.json"
+    content = document(BASE["draem"], description="기본\n 설정")
+    path.write_text(json.dumps(content, ensure_ascii=False), encoding="utf-8-sig")
+    assert read_conditions(path)[0].description == "기본 설정"
+
+
+def every_name(family: str) -> Iterator[str]:
+    """Yield every value that a family's runs can have, with each part and variant."""
+    yield from flatten(preset_run("full", MODELS[family]()))
+    for variant in VARIANTS.values() if family == "dinomaly" else ():
+        yield from flatten(variant())
+    chosen = flatten(MODELS[family]())
+    for name, kinds in PARTS.items():
+        for kind in kinds.values() if name in chosen else ():
+            yield from kind.model_fields
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_the_keys_of_a_family_are_the_values_of_its_runs(family: str) -> None:
+    names = set(every_name(family)) & {*HELP, "variant"}
+    flags = {key.flag for key in keys_of(family).values() if key.flag}
+    assert flags <= names
+    # What follows from the other keys, or says nothing where there is no encoder or one variant.
+    left = names - flags - {"train_domains"}
+    if family not in ("dinomaly", "patchcore"):
+        left -= {"encoder", "encoder_weights"}
+    if family == "trivial":
+        left -= {"precision", "gpu", "cache"}
+    assert left <= ({"variant"} if family != "dinomaly" else set())
+    assert set(needs_of(family)) <= set(keys_of(family))
+
+
+def test_the_schema_file_is_that_of_the_keys(capsys: pytest.CaptureFixture[str]) -> None:
+    runpy.run_module("dinomaly_hd.condition_files", run_name="__main__")
+    assert capsys.readouterr().out == schema_text()
+    assert (SHIPPED / "schema.json").read_text() == schema_text(), (
+        "write it anew: python -m dinomaly_hd.condition_files > conditions/schema.json"
+    )
+    schema = json.loads(schema_text())
+    for family in FAMILIES:
+        described = schema["$defs"][family]["properties"]
+        assert set(described) == {key.name for key in KEYS if family in key.families}
+        assert all(entry["description"] and len(entry) > 1 for entry in described.values())
+
+
+@pytest.mark.parametrize("file", FILES)
+def test_the_schema_accepts_the_shipped_files(file: str) -> None:
+    assert accepts(read_plain(SHIPPED / file))
+
+
+@pytest.mark.parametrize(("family", "config", "flags"), TRANSLATED)
+def test_the_schema_accepts_what_is_read(family: str, config: dict[str, Any], flags: dict[str, str]) -> None:
+    del flags
+    assert accepts(document({**BASE[family], **config}))
+
+
+def accepts(content: Any) -> bool:
+    schema = json.loads((SHIPPED / "schema.json").read_text())
+    return valid(content, schema, schema["$defs"])
+
+
+TYPES: dict[str, tuple[type, ...]] = {
+    "object": (dict,),
+    "array": (list,),
+    "string": (str,),
+    "integer": (int,),
+    "number": (int, float),
+    "boolean": (bool,),
+    "null": (type(None),),
+}
+
+
+def valid(value: Any, schema: Any, defs: dict[str, Any]) -> bool:
+    """Judge a value by the part of draft 2020-12 that the schema uses; any other keyword is an error."""
+    if isinstance(schema, bool):
+        return schema
+    return all(
+        holds(keyword, rule, value, schema, defs)
+        for keyword, rule in schema.items()
+        if keyword not in ("$schema", "$defs", "title", "description", "then")
+    )
+
+
+def holds(keyword: str, rule: Any, value: Any, schema: dict[str, Any], defs: dict[str, Any]) -> bool:
+    number = isinstance(value, int | float) and not isinstance(value, bool)
+    kinds: dict[str, Any] = {
+        "type": lambda: isinstance(value, TYPES[rule]) and (rule == "boolean" or not isinstance(value, bool)),
+        "enum": lambda: any(same(value, other) for other in rule),
+        "const": lambda: same(value, rule),
+        "$ref": lambda: valid(value, defs[rule.removeprefix("#/$defs/")], defs),
+        "allOf": lambda: all(valid(value, each, defs) for each in rule),
+        "anyOf": lambda: any(valid(value, each, defs) for each in rule),
+        "not": lambda: not valid(value, rule, defs),
+        "if": lambda: not valid(value, rule, defs) or valid(value, schema["then"], defs),
+        "minimum": lambda: not number or value >= rule,
+        "maximum": lambda: not number or value <= rule,
+        "exclusiveMinimum": lambda: not number or value > rule,
+        "exclusiveMaximum": lambda: not number or value < rule,
+        "multipleOf": lambda: not number or value % rule == 0,
+        "pattern": lambda: not isinstance(value, str) or bool(re.search(rule.replace("$", r"\Z"), value)),
+        "minLength": lambda: not isinstance(value, str) or len(value) >= rule,
+        "maxLength": lambda: not isinstance(value, str) or len(value) <= rule,
+        "minItems": lambda: not isinstance(value, list) or len(value) >= rule,
+        "maxItems": lambda: not isinstance(value, list) or len(value) <= rule,
+        "uniqueItems": lambda: not isinstance(value, list) or len(set(map(str, value))) == len(value),
+        "items": lambda: not isinstance(value, list) or all(valid(item, rule, defs) for item in value),
+        "required": lambda: not isinstance(value, dict) or set(rule) <= set(value),
+        "properties": lambda: (
+            not isinstance(value, dict)
+            or all(valid(value[name], each, defs) for name, each in rule.items() if name in value)
+        ),
+        "additionalProperties": lambda: (
+            not isinstance(value, dict) or set(value) <= set(schema["properties"])
+        ),
+        "dependentSchemas": lambda: (
+            not isinstance(value, dict)
+            or all(valid(value, each, defs) for name, each in rule.items() if name in value)
+        ),
+    }
+    return bool(kinds[keyword]())
+
+
+def same(one: Any, other: Any) -> bool:
+    return type(one) is type(other) and bool(one == other)

@@ -1,0 +1,59 @@
+"""Nearest neighbours are exact: where a matrix product rounds, differences decide."""
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor
+
+from dinomaly_hd.models import neighbours
+from dinomaly_hd.models.neighbours import direct_distance, nearest
+
+
+def tokens(count: int, width: int, *, offset: float, spread: float = 1.0, seed: int) -> Tensor:
+    return offset + spread * torch.randn(count, width, generator=torch.Generator().manual_seed(seed))
+
+
+def reference(queries: Tensor, bank: Tensor) -> tuple[list[float], list[int]]:
+    """The full distance matrix in float64, one pair at a time."""
+    distances, indices = [], []
+    for query in queries.double().numpy():
+        row = [float(np.sqrt(((query - token) ** 2).sum())) for token in bank.double().numpy()]
+        distances.append(min(row))
+        indices.append(row.index(min(row)))
+    return distances, indices
+
+
+@pytest.mark.parametrize(
+    ("offset", "spread", "size"), [(0, 1, 300), (0, 1, 1), (0, 1, 5), (100, 1, 300), (100, 0.01, 300)]
+)
+def test_distances_are_those_of_double_precision(offset: float, spread: float, size: int) -> None:
+    queries = tokens(500, 20, offset=offset, spread=spread, seed=1)
+    bank = tokens(size, 20, offset=offset, spread=spread, seed=2)
+    found = nearest(queries, bank)
+    distances, indices = reference(queries, bank)
+    torch.testing.assert_close(found.distance_Q.double(), torch.tensor(distances).double(), rtol=1e-5, atol=0)
+    assert found.index_Q.tolist() == indices
+
+
+def test_a_plain_matrix_product_would_not_do() -> None:
+    queries, bank = (tokens(50, 20, offset=100, spread=0.01, seed=seed) for seed in (1, 2))
+    plain = torch.cdist(queries, bank, compute_mode="use_mm_for_euclid_dist").min(dim=1).values
+    exact = torch.tensor(reference(queries, bank)[0])
+    assert float((plain - exact).abs().max()) > 1e-2
+
+
+def test_distances_equal_direct_ones_to_the_last_bit_in_chunks(monkeypatch: pytest.MonkeyPatch) -> None:
+    queries, bank = tokens(100, 33, offset=3, seed=1), tokens(70, 33, offset=3, seed=2)
+    direct = direct_distance(queries, bank).min(dim=1)
+    for chunk in (1, 700, 2**23):
+        monkeypatch.setattr(neighbours, "CHUNK", chunk)
+        found = nearest(queries, bank)
+        assert torch.equal(found.distance_Q, direct.values)
+        assert torch.equal(found.index_Q, direct.indices)
+
+
+def test_a_token_of_the_bank_is_at_distance_zero() -> None:
+    bank = tokens(200, 64, offset=50, seed=3)
+    found = nearest(bank.flip(0), bank)
+    assert float(found.distance_Q.max()) == 0
+    assert found.index_Q.tolist() == list(range(200))[::-1]

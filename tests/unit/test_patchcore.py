@@ -1,0 +1,241 @@
+"""PatchCore measures what the paper says: token distances, eq. 7, a smoothed map, and horizontal context."""
+
+import math
+import subprocess
+import sys
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from numpy.typing import NDArray
+from scipy import ndimage
+from torch import Tensor, nn
+
+from dinomaly_hd.batch import Batch
+from dinomaly_hd.errors import NonFiniteError
+from dinomaly_hd.models.patch_features import PatchFeatures
+from dinomaly_hd.models.patchcore import PatchCore, smooth, with_context
+from dinomaly_hd.models.preprocessing import Preprocessing
+
+GRID = (10, 25)
+Points = NDArray[np.float64]
+
+
+class Edges(PatchFeatures):
+    """A convolution instead of a pretrained network."""
+
+    def outputs(self, images_B3HW: Tensor) -> list[Tensor]:
+        return [self.model(images_B3HW)]
+
+
+def patchcore(**changes: Any) -> PatchCore:
+    torch.manual_seed(0)
+    parts: dict[str, Any] = {
+        "encoder": Edges(nn.Conv2d(3, 4, 3), layers=(0,)),
+        "preprocessing": Preprocessing((12, 27), None),
+        "map_size": (40, 60),
+        "seed": 3,
+    }
+    return PatchCore(**{**parts, **changes})
+
+
+def encoded(count: int, channels: int = 6, *, seed: int) -> Tensor:
+    return 2 + torch.randn(count, channels, *GRID, generator=torch.Generator().manual_seed(seed))
+
+
+def points_of(features: Tensor) -> Points:
+    """Return tokens in reading order, image after image, float64."""
+    return features.double().permute(0, 2, 3, 1).reshape(-1, features.shape[1]).numpy()
+
+
+def distance(a: Points, b: Points) -> float:
+    return math.sqrt(((a - b) ** 2).sum())
+
+
+def slow_score(tokens: Points, bank: Points, *, num_neighbors: int) -> float:
+    """Eq. 7 as it is written, one token at a time."""
+    pairs = [min((distance(token, other), m) for m, other in enumerate(bank)) for token in tokens]
+    farthest = max(range(len(tokens)), key=lambda token: pairs[token][0])
+    largest, nearest = pairs[farthest]
+    if num_neighbors == 1:
+        return largest
+    around = sorted(range(len(bank)), key=lambda m: distance(bank[m], bank[nearest]))[:num_neighbors]
+    total = sum(math.exp(distance(tokens[farthest], bank[m])) for m in around)
+    return (1 - math.exp(largest) / total) * largest
+
+
+def slow_context(features: Points, k: int) -> Points:
+    mean = np.empty_like(features)
+    for column in range(features.shape[-1]):
+        mean[..., column] = features[..., max(0, column - k) : column + k + 1].mean(axis=-1)
+    return mean
+
+
+@pytest.mark.parametrize("num_neighbors", [1, 2, 9])
+def test_image_scores_are_equation_7(num_neighbors: int) -> None:
+    detector = patchcore(num_neighbors=num_neighbors, coreset_sampling_ratio=0.2)
+    detector.fit_bank(iter([encoded(1, seed=1), encoded(1, seed=2)]))
+    assert detector.bank.shape == (100, 6)
+    test = encoded(2, seed=5)
+    scores = detector.score(test).score_B
+    bank, points = detector.bank.double().numpy(), points_of(test)
+    expected = [slow_score(points[i : i + 250], bank, num_neighbors=num_neighbors) for i in (0, 250)]
+    assert scores.tolist() == pytest.approx(expected, rel=1e-5)
+
+
+def test_far_tokens_do_not_overflow() -> None:
+    detector = patchcore(coreset_sampling_ratio=0.1)
+    detector.fit_bank([encoded(1, seed=1)])
+    test = encoded(1, seed=5)
+    test[0, :, 4, 4] = 1e4
+    score = float(detector.score(test).score_B)
+    largest = float((1e4 - detector.bank).norm(dim=1).min())
+    assert 0 < score <= largest
+
+
+def test_a_bank_smaller_than_the_neighbourhood_is_all_of_it() -> None:
+    test = encoded(1, seed=5)
+    for size in (1, 4):
+        detector = patchcore(coreset_sampling_ratio=size / 250)
+        detector.fit_bank([encoded(1, seed=1)])
+        bank = detector.bank.double().numpy()
+        assert len(bank) == size
+        expected = slow_score(points_of(test), bank, num_neighbors=size)
+        assert float(detector.score(test).score_B) == pytest.approx(expected, rel=1e-5)
+
+
+def test_maps_are_upsampled_distances_smoothed_by_sigma_4() -> None:
+    detector = patchcore()
+    detector.fit_bank([encoded(2, seed=1)])
+    test = encoded(2, seed=5)
+    bank, points = detector.bank.double().numpy(), points_of(test)
+    nearest = np.array([np.sqrt(((bank - point) ** 2).sum(axis=1)).min() for point in points])
+    tokens = torch.from_numpy(nearest).view(2, 1, *GRID)
+    large = nn.functional.interpolate(tokens, size=(40, 60), mode="bilinear", align_corners=False)
+    expected = [
+        ndimage.gaussian_filter(image, sigma=4, truncate=4, mode="mirror") for image in large[:, 0].numpy()
+    ]
+    maps = detector.score(test).map_BHW
+    torch.testing.assert_close(maps.double(), torch.from_numpy(np.stack(expected)), rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("size", [(1, 1), (9, 40)])
+def test_small_maps_are_smoothed_with_what_can_be_reflected(size: tuple[int, int]) -> None:
+    torch.testing.assert_close(smooth(torch.full((2, *size), 3.0)), torch.full((2, *size), 3.0))
+
+
+def test_context_is_the_mean_along_rows_of_the_original_features() -> None:
+    features = encoded(2, seed=4)
+    out = with_context(features, context=(2, 3))
+    slow = features.double().numpy()
+    expected = np.concatenate([slow, slow_context(slow, 2), slow_context(slow, 3)], axis=1)
+    assert out.shape == (2, 18, *GRID)
+    torch.testing.assert_close(out.double(), torch.from_numpy(expected), rtol=1e-5, atol=1e-6)
+    assert torch.equal(with_context(features, context=()), features)
+
+
+def test_context_is_in_the_bank_and_in_the_score() -> None:
+    train, test = encoded(1, seed=1), encoded(1, seed=5)
+    detector = patchcore(context=(3,), coreset_sampling_ratio=1.0)
+    detector.fit_bank([train])
+    tokens = points_of(with_context(train, context=(3,)))
+    assert sorted(map(tuple, detector.bank.double().tolist())) == sorted(map(tuple, tokens.tolist()))
+    expected = slow_score(points_of(with_context(test, context=(3,))), tokens, num_neighbors=9)
+    assert float(detector.score(test).score_B) == pytest.approx(expected, rel=1e-5)
+
+
+def test_a_state_brings_its_banks_size() -> None:
+    detector, other = patchcore(), patchcore(coreset_sampling_ratio=0.5)
+    detector.fit_bank([encoded(2, seed=1)])
+    other.fit_bank([encoded(1, channels=9, seed=2)])
+    state = detector.state_dict()
+    assert {name for name in state if not name.startswith("encoder.model.")} == {"bank"}
+    for target in (other, patchcore()):
+        target.load_state_dict(state)
+        assert torch.equal(target.bank, detector.bank)
+        test = encoded(2, seed=5)
+        assert torch.equal(target.score(test).map_BHW, detector.score(test).map_BHW)
+    wrapped, target = nn.ModuleDict({"a": detector}), patchcore()
+    nn.ModuleDict({"a": target}).load_state_dict(wrapped.state_dict())
+    assert torch.equal(target.bank, detector.bank)
+
+
+def test_the_bank_is_decided_by_features_and_seed() -> None:
+    banks = []
+    for seed, batches in ((3, [2, 1]), (3, [1, 1, 1]), (4, [2, 1])):
+        detector, ticks = patchcore(seed=seed), []
+        features = encoded(3, seed=1).split(batches)
+        detector.fit_bank(features, tick=lambda ticks=ticks: ticks.append(None))
+        banks.append(detector.bank)
+        assert len(ticks) == len(detector.bank) == 75
+    assert torch.equal(banks[0], banks[1])
+    assert not torch.equal(banks[0], banks[2])
+
+
+def test_encoding_and_scores_do_not_depend_on_autocast() -> None:
+    detector = patchcore(context=(2,)).train()
+    images = torch.rand(2, 31, 95, generator=torch.Generator().manual_seed(2), requires_grad=True)
+    plain = detector.encode(images)
+    detector.fit_bank([plain])
+    expected = detector.score(encoded(2, channels=4, seed=5))
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        assert torch.equal(detector.encode(images), plain)
+        prediction = detector.score(encoded(2, channels=4, seed=5))
+    assert torch.equal(prediction.map_BHW, expected.map_BHW)
+    assert torch.equal(prediction.score_B, expected.score_B)
+    assert plain.shape == (2, 4, *GRID)
+    assert not plain.requires_grad
+
+
+def test_nothing_is_trained() -> None:
+    detector = patchcore()
+    assert detector.parameter_groups() == []
+    features = encoded(1, seed=1)
+    with pytest.raises(NotImplementedError, match="PatchCore is not trained by gradients"):
+        detector.training_loss(Batch(torch.zeros(1, 2, 2), torch.zeros(1), features), step=0)
+    with pytest.raises(NotImplementedError, match="PatchCore is not trained by gradients"):
+        detector.validation_loss(features, position=0)
+
+
+def test_features_that_are_not_finite_are_refused() -> None:
+    features = encoded(1, seed=1)
+    features[0, 0, 3, 3] = torch.nan
+    with pytest.raises(NonFiniteError, match="NaN or infinite"):
+        patchcore().fit_bank([features])
+
+
+MEMORY_PROBE = """
+import resource, torch
+from torch import nn
+from dinomaly_hd.models.patch_features import ConvPatchFeatures
+from dinomaly_hd.models.patchcore import PatchCore
+from dinomaly_hd.models.preprocessing import Preprocessing
+
+torch.set_num_threads(1)
+generator = torch.Generator().manual_seed(0)
+mixing = torch.randn(16, 384, generator=generator)
+
+def batches():
+    for _ in range(25):
+        latent = torch.randn(8, 784, 16, generator=generator)
+        yield (latent @ mixing).transpose(1, 2).reshape(8, 384, 28, 28)
+
+detector = PatchCore(
+    encoder=ConvPatchFeatures(nn.Conv2d(3, 1, 1), layers=()), preprocessing=Preprocessing((28, 28), None),
+    coreset_sampling_ratio=0.002, map_size=(56, 56), seed=0,
+)
+detector.fit_bank(batches())
+detector.score(next(batches()))
+assert detector.bank.shape == (314, 384)
+print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)
+"""
+
+
+def test_memory_is_linear_in_the_tokens() -> None:
+    """200 images of 28 x 28 tokens: a distance matrix would need 98 GB, the tokens themselves 241 MB."""
+    result = subprocess.run(
+        [sys.executable, "-c", MEMORY_PROBE], capture_output=True, text=True, check=False, timeout=300
+    )
+    assert result.returncode == 0, result.stderr
+    assert int(result.stdout) * 1024 < 1.5e9

@@ -1,0 +1,47 @@
+"""The detector without a model: its scores are the trivial scores, its map is the input."""
+
+import numpy as np
+import pytest
+import torch
+
+from dinomaly_hd.flags import resolve_model
+from dinomaly_hd.models.build import build_detector
+from dinomaly_hd.models.detector import Detector
+from dinomaly_hd.models.weights import locate
+from dinomaly_hd.trivial import PREFIX, TRIVIAL, trivial_scores
+
+IMAGES = np.random.default_rng(0).gamma(2.0, size=(5, 31, 95)).astype(np.float32)
+
+
+def detector_of(name: str, *, map_size: str = "31x95") -> Detector:
+    run = resolve_model("trivial", {"preset": "quick", "trivial_score": name, "map_size": map_size})
+    return build_detector(run, weights=locate(run.encoder.encoder, run.encoder.encoder_weights))
+
+
+@pytest.mark.parametrize("name", TRIVIAL)
+def test_its_scores_are_the_tables_to_the_last_bit(name: str) -> None:
+    detector = detector_of(name)
+    found = detector.score(detector.encode(torch.from_numpy(IMAGES))).score_B
+    assert found.dtype == torch.float64
+    np.testing.assert_array_equal(found.numpy(), trivial_scores(IMAGES)[PREFIX + name])
+
+
+def test_a_score_does_not_depend_on_the_batch() -> None:
+    detector = detector_of("std")
+    images = torch.from_numpy(IMAGES)
+    together = detector.score(detector.encode(images)).score_B
+    for image, expected in zip(images, together, strict=True):
+        assert detector.score(detector.encode(image[None])).score_B == expected
+
+
+def test_its_map_is_the_input_at_the_maps_size() -> None:
+    same, small = detector_of("max"), detector_of("max", map_size="8x16")
+    images = torch.from_numpy(IMAGES)
+    torch.testing.assert_close(same.score(images).map_BHW, images)
+    assert small.score(images).map_BHW.shape == (5, 8, 16)
+
+
+def test_it_has_nothing_to_learn_and_nothing_to_save() -> None:
+    detector = detector_of("max")
+    assert detector.parameter_groups() == []
+    assert detector.state_dict() == {}
