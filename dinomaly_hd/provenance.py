@@ -107,5 +107,13 @@ def _git(root: Path, *arguments: str) -> str | None:
 
 
 def peak_memory_mib() -> float:
-    """Return the largest memory that this process has held so far, MiB (Linux: resident)."""
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+    """Return the largest resident memory that this process has held so far, MiB.
+
+    Linux hands the figure of ``getrusage`` on to a new program, so a child would show its parent's peak; the
+    kernel's own record of the process does not have that fault.
+    """
+    try:
+        status = Path("/proc/self/status").read_text()
+        return int(status.split("VmHWM:")[1].split()[0]) / 1024
+    except (OSError, LookupError, ValueError):
+        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024

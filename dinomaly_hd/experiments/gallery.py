@@ -22,6 +22,7 @@ HISTORY_SERIES = (
     "train/discard_rate",
     "train/drop_rate",
     "val/loss",
+    "val_image_AUROC",
 )
 
 

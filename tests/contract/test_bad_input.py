@@ -90,7 +90,10 @@ FLAGS: list[tuple[dict[str, str], str]] = [
     ({**VIT, "image_size": "64"}, "64x64 pixels: dinov2reg_vit_small_14 needs multiples of 14x14"),
     ({"crop": "72"}, "crop=72 is larger than image_size=64"),
     ({"gpu": "7"}, "gpu=7: this machine has"),
-    ({"q_percent": "2"}, "q_percent does not apply to horizontal, only to topk, horizontal_topk"),
+    (
+        {"q_percent": "2"},
+        "q_percent does not apply to horizontal as it is set, only to topk, horizontal_topk",
+    ),
     ({"use_topk": "maybe"}, "use_topk='maybe': expected true or false"),
 ]
 
@@ -108,7 +111,7 @@ def test_wrong_flags_end_with_64_and_the_way_out(
 def test_a_flag_of_another_variant_names_the_variants_that_take_it(refused: Refusal, data: Path) -> None:
     line = refused(64, main=topk.main, data_root=str(data), row_p=".2")
     assert (
-        "row_p does not apply to topk, only to horizontal, horizontal_topk, decoder_dropout, row_masking;"
+        "row_p does not apply to topk as it is set, only to horizontal, horizontal_topk, decoder_dropout, row_masking;"
         in line
     )
 
