@@ -111,8 +111,8 @@ def test_wrong_flags_end_with_64_and_the_way_out(
 def test_a_flag_of_another_variant_names_the_variants_that_take_it(refused: Refusal, data: Path) -> None:
     line = refused(64, main=topk.main, data_root=str(data), row_p=".2")
     assert (
-        "row_p does not apply to topk as it is set, only to horizontal, horizontal_topk, decoder_dropout, row_masking;"
-        in line
+        "row_p does not apply to topk as it is set, only to horizontal, horizontal_topk, decoder_dropout, "
+        "row_masking;" in line
     )
 
 
