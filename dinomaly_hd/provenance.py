@@ -12,7 +12,11 @@ from functools import cache
 from pathlib import Path
 
 PACKAGE = Path(__file__).parent
-NUMBERS = ("batch.py", "geometry.py", "randomness.py", "config", "data", "models", "training")
+NUMBERS = (
+    *("batch.py", "geometry.py", "randomness.py", "trivial.py", "config", "data", "models", "training"),
+    *("experiments/learning.py", "experiments/examine.py"),
+)
+"""What decides a run's scores."""
 DIFF_LIMIT_BYTES = 1_000_000
 GIT_TIMEOUT_S = 20.0
 
