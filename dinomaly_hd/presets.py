@@ -92,14 +92,15 @@ def full_draem(model: DraemConfig | SevNetConfig) -> RunConfig:
 
 
 def quick_draem(model: DraemConfig | SevNetConfig) -> RunConfig:
-    """A sixteenth of the width on maps of 64 x 96 pixels, two for each driving tooth.
+    """An eighth of the width on maps of 64 x 96 pixels, two rows for each driving tooth.
 
-    So narrow a network takes a larger rate: on held-out normals with synthetic bands it reached in 200 steps
-    what twice the width reached with the published rate in as many, in half the time. No test data were used.
+    Chosen on held-out normals with synthetic bands, at 400 steps: AUROC 85.6 to 92.2 on the four domains, against
+    76.6 to 88.0 at a sixteenth, where many images share one score because the last features are all zero. So narrow
+    a network takes a larger rate than the published one. No test data were used.
     """
     return RunConfig(
         preset="quick",
-        model=model.model_copy(update={"width": 0.0625}),
+        model=model.model_copy(update={"width": 0.125}),
         encoder=ImageInput(image_size="64x96"),
         data=QUICK_DATA,
         training=DRAEM_TRAINING.model_copy(
