@@ -46,7 +46,7 @@ mlproject:  ## write MLproject anew
 
 lock:  ## write requirements.lock anew
 	$(BIN)/uv pip compile --universal --python-version 3.11 --generate-hashes --all-extras --no-header \
-	  --no-emit-index-url --upgrade pyproject.toml --output-file requirements.lock
+	  --no-emit-index-url pyproject.toml --output-file requirements.lock
 
 clean:
 	rm -rf $(VENV) build *.egg-info

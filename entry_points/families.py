@@ -8,6 +8,7 @@ from dinomaly_hd.config import ALL_DOMAINS, names_in
 from dinomaly_hd.errors import ConfigError, nearest
 from dinomaly_hd.flag_texts import AUTO, OPTIONS, Option
 from dinomaly_hd.flags import family_values, resolve_model
+from entry_points import comparisons
 from entry_points.comparisons import MEMBERS, Build, prepare
 
 if TYPE_CHECKING:
@@ -66,7 +67,7 @@ def prepare_trials(
         ConfigError: A flag, value or condition is wrong.
     """
     targets = "target_domains" in switches
-    build, seeds, context, chosen, given = prepare(
+    flags = prepare(
         entry_point,
         argv,
         guard,
@@ -76,26 +77,21 @@ def prepare_trials(
         defaults=defaults_of(switches),
         instead={**INSTEAD, **({} if targets else {"domains": "source_domain"})},
     )
+    chosen = flags.switches
     if chosen["conditions_file"] in (NO_FILE, ""):
         if chosen["condition"] != AUTO:
             raise ConfigError(f"condition={chosen['condition']}: give the conditions_file that it stands in")
-        trials = _from_flags(build, seeds or (DEFAULT_SEED,), chosen, given, targets=targets)
+        trials = _from_flags(flags, targets=targets)
     else:
         for name in ("model_type", "source_domain", *(TARGETS if targets else ())):
             if chosen[name] != switches[name].default:
                 raise ConfigError(f"{name} and conditions_file: the condition says it; leave one out")
-        trials = _from_file(build, seeds, chosen, given, targets=targets)
-    return Prepared(trials, context)
+        trials = _from_file(flags, targets=targets)
+    return Prepared(trials, flags.context)
 
 
-def _from_flags(
-    build: Build,
-    seeds: Sequence[int],
-    chosen: Mapping[str, str],
-    given: Mapping[str, str],
-    *,
-    targets: bool,
-) -> "list[Trial]":
+def _from_flags(flags: comparisons.Prepared, *, targets: bool) -> "list[Trial]":
+    chosen, seeds = flags.switches, flags.seeds or (DEFAULT_SEED,)
     models = names_in(chosen["model_type"])
     every = names_in(chosen.get("domains", DEFAULT_DOMAINS))
     sources = every if chosen["source_domain"] == ALL_DOMAINS else _short(chosen["source_domain"], every)
@@ -111,10 +107,10 @@ def _from_flags(
                 f"source_domain={chosen['source_domain']}: several sources are compared on all domains; "
                 "leave target_domains out, or give one source"
             )
-    common = {} if "maps_per_group" in given else MEMBERS
+    common = {} if "maps_per_group" in flags.common else MEMBERS
     count = len(models) * len(sources) * len(seeds)
     return [
-        _trial(build, model, model, source, seed, {**(common if count > 1 else {}), **own[source]})
+        _trial(flags.build, model, model, source, seed, {**(common if count > 1 else {}), **own[source]})
         for seed in seeds
         for model in models
         for source in sources
@@ -133,16 +129,10 @@ def _pair(source: str, text: str, every: Sequence[str]) -> dict[str, str]:
     return {"domains": ",".join(tested), "train_domains": source}
 
 
-def _from_file(
-    build: Build,
-    seeds: Sequence[int],
-    chosen: Mapping[str, str],
-    given: Mapping[str, str],
-    *,
-    targets: bool,
-) -> "list[Trial]":
+def _from_file(flags: comparisons.Prepared, *, targets: bool) -> "list[Trial]":
     from dinomaly_hd.condition_files import read_conditions
 
+    chosen, seeds, given = flags.switches, flags.seeds, flags.common
     known = {one.name: one for one in read_conditions(Path(chosen["conditions_file"]))}
     names = tuple(known) if chosen["condition"] == AUTO else names_in(chosen["condition"])
     for name in names:
@@ -162,7 +152,9 @@ def _from_file(
         model = values.pop("variant", one.model_type)
         values = {**values, **given, **_domains(one, targets=targets)}
         own_seeds = seeds or (int(one.values.get("seed", DEFAULT_SEED)),)
-        trials += [_trial(build, name, model, str(one.source_domain), seed, values) for seed in own_seeds]
+        trials += [
+            _trial(flags.build, name, model, str(one.source_domain), seed, values) for seed in own_seeds
+        ]
     return trials
 
 

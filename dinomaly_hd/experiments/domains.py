@@ -8,6 +8,7 @@ from dinomaly_hd.evaluation.comparison_members import MemberRun
 from dinomaly_hd.evaluation.comparison_transfer import FROM
 from dinomaly_hd.experiments.comparison import (
     Done,
+    Gather,
     Member,
     as_they_are,
     member,
@@ -49,13 +50,10 @@ def run_single_domain(trials: Sequence[Trial], context: Context) -> Done | None:
     Raises:
         DinomalyHDError: As ``run_comparison``.
     """
-    if len(trials) == 1:
-        execute(trials[0].run, context)
-        return None
-    many = len({trial.source for trial in trials}) > 1
+    many = _several_sources(trials)
     members = [_member(trial, label=trial.model, with_source=many) for trial in trials]
     gather = _join_sources if many else as_they_are
-    return run_comparison(members, context, kind="single_domain", question=SINGLE, gather=gather)
+    return _run(members, context, kind="single_domain", question=SINGLE, gather=gather)
 
 
 def run_multi_domain(trials: Sequence[Trial], context: Context) -> Done | None:
@@ -64,15 +62,26 @@ def run_multi_domain(trials: Sequence[Trial], context: Context) -> Done | None:
     Raises:
         DinomalyHDError: As ``run_comparison``.
     """
-    if len(trials) == 1:
-        execute(trials[0].run, context)
-        return None
-    many = len({trial.source for trial in trials}) > 1
+    many = _several_sources(trials)
     members = [
         _member(trial, label=f"{trial.model}{FROM}{trial.source}" if many else trial.model, with_source=False)
         for trial in trials
     ]
-    return run_comparison(members, context, kind="multi_domain", question=TRANSFER)
+    return _run(members, context, kind="multi_domain", question=TRANSFER, gather=as_they_are)
+
+
+def _several_sources(trials: Sequence[Trial]) -> bool:
+    return len({trial.source for trial in trials}) > 1
+
+
+def _run(
+    members: Sequence[Member], context: Context, *, kind: str, question: Question, gather: Gather
+) -> Done | None:
+    """Run one trial by itself, several as a comparison."""
+    if len(members) == 1:
+        execute(members[0].run, context)
+        return None
+    return run_comparison(members, context, kind=kind, question=question, gather=gather)
 
 
 def _member(trial: Trial, *, label: str, with_source: bool) -> Member:
