@@ -79,6 +79,10 @@ class Interrupted(DinomalyHDError):
         self.signal_number = signal_number
 
 
+class Pruned(DinomalyHDError):
+    """A study gave up a run that could not become its best; what it did so far is on disk."""
+
+
 LONGEST_LIST = 60
 
 

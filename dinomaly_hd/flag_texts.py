@@ -116,5 +116,6 @@ HELP: dict[str, str] = {
     "eval_batch_size": "images encoded or scored at once",
     "map_size": "anomaly maps, N or HEIGHTxWIDTH pixels",
     "maps_per_group": "anomaly maps drawn per domain, label and rank (highest, threshold, lowest)",
+    "synthetic_copies": "also tell this many banded copies of each held-out normal from it; 0: not",
 }
 """Flags that set one value of the config, in the order of ``--help`` and MLproject."""

@@ -69,7 +69,7 @@ KEYS: tuple[Key, ...] = (
     ),
     *_same(*FAMILIES, simulate_seed=COUNT, conditions=Choice(("auto", "halves", "none")), num_workers=COUNT),
     *_same(*FAMILIES, val_split_ratio=Real(0, 1, open_high=True), eval_batch_size=STEPS, map_size=Size()),
-    *_same(*FAMILIES, maps_per_group=COUNT),
+    *_same(*FAMILIES, maps_per_group=COUNT, synthetic_copies=COUNT),
     *_same(*WITH_MODEL, image_size=Size(), crop=Either(Choice(("none",)), Size()), gpu=GPU),
     *_same(*WITH_MODEL, precision=Choice(("32", "bf16")), cache=Choice(("auto", "memory", "off"))),
     # Gradient training.

@@ -33,7 +33,10 @@ WITHOUT_EFFECT = ("num_workers", "gpu", "checkpoint_interval", "data_root", "map
 
 What a fine-tuning starts from counts by its content, not by its name (``experiments.ready``).
 """
-AFTER_TRAINING = ("row_context", "border", "aux_score_weight", "map_size", "eval_batch_size", "stop_step")
+AFTER_TRAINING = (
+    "row_context", "border", "aux_score_weight", "map_size", "eval_batch_size", "stop_step",
+    "synthetic_copies",
+)  # fmt: skip
 """Values that training does not see: runs that differ in these only can share a checkpoint."""
 
 
@@ -179,11 +182,12 @@ class NoTraining(Frozen):
 
 
 class EvaluationConfig(Frozen):
-    """How a trained model is examined."""
+    """How a trained model is examined; ``synthetic_copies`` of each held-out normal get a synthetic band."""
 
     eval_batch_size: PositiveCount = 32
     map_size: Size = "256"
     maps_per_group: Count = 10
+    synthetic_copies: Count = 0
 
 
 Input = Annotated[RawInput | ImageInput | EncoderConfig, Field(union_mode="left_to_right")]

@@ -28,6 +28,7 @@ class Context:
         tags: Further MLflow tags.
         features: Encoder outputs that the members of a comparison share; None for a run by itself.
         donors: Folders of runs whose checkpoint may stand for this one's training.
+        observe: Called with every logged dict of metrics and its step, counted from 0; may raise ``Pruned``.
     """
 
     root: Path
@@ -44,6 +45,7 @@ class Context:
     tags: Mapping[str, str] = field(default_factory=dict)
     features: FeatureMemory | None = None
     donors: tuple[Path, ...] = ()
+    observe: Callable[[Mapping[str, float], int], None] | None = None
 
 
 class Progress:

@@ -8,10 +8,12 @@ import numpy as np
 import pandas as pd
 
 from dinomaly_hd.config import ALL_DOMAINS
+from dinomaly_hd.data.features import FeatureMemory
 from dinomaly_hd.errors import NonFiniteError
 from dinomaly_hd.evaluation.pictures import map_limit
 from dinomaly_hd.evaluation.results import evaluate
 from dinomaly_hd.evaluation.summary import summary_lines
+from dinomaly_hd.evaluation.synthetic import synthetic_lines
 from dinomaly_hd.evaluation.thresholds import Threshold, f1, normal_quantile, youden
 from dinomaly_hd.evaluation.transfer import SOURCE_FPR, transfer_lines, transfer_of
 from dinomaly_hd.experiments import gallery
@@ -27,6 +29,7 @@ from dinomaly_hd.experiments.examine import (
 from dinomaly_hd.experiments.exported import export_model
 from dinomaly_hd.experiments.run_record import head, maps_folder, thinned, track, write_page
 from dinomaly_hd.experiments.session import Session, trained_domains
+from dinomaly_hd.experiments.synthetic import SyntheticBands
 from dinomaly_hd.files import publish_json
 from dinomaly_hd.models.build_encoder import visible_box
 from dinomaly_hd.models.detector import Detector
@@ -66,7 +69,12 @@ class Scored(NamedTuple):
 
 
 def evaluate_run(
-    session: Session, detector: Detector, *, trained: Trained, timing: dict[str, float]
+    session: Session,
+    detector: Detector,
+    memory: FeatureMemory,
+    *,
+    trained: Trained,
+    timing: dict[str, float],
 ) -> dict[str, Any]:
     """Score every test image once, write everything the run folder holds, and return ``results.json``."""
     began = time.monotonic()
@@ -98,6 +106,8 @@ def evaluate_run(
     )
     if session.run.data.train_domains != ALL_DOMAINS:
         measured |= _transfer(session, normals, table, measured["per_domain_metrics"], failed=failed)
+    if run.evaluation.synthetic_copies:
+        measured["synthetic"] = SyntheticBands(session, memory=memory).examine(detector)
     export_model(
         folder / "model",
         detector,
@@ -123,6 +133,7 @@ def evaluate_run(
     track(session, results, timing)
     lines = summary_lines(results)
     lines += ["", *transfer_lines(results["transfer"])] if "transfer" in results else []
+    lines += ["", *synthetic_lines(results["synthetic"])] if "synthetic" in results else []
     for line in ["", *lines, ""]:
         session.context.say(line)
     return results

@@ -14,10 +14,12 @@ from dinomaly_hd.data.features import FeatureMemory, TrainingSet, digests, image
 from dinomaly_hd.data.order import batch_at
 from dinomaly_hd.errors import ConfigError
 from dinomaly_hd.evaluation.metrics import auroc
+from dinomaly_hd.evaluation.synthetic import flat_synthetic
 from dinomaly_hd.experiments.context import Progress
 from dinomaly_hd.experiments.examine import Positions, score
 from dinomaly_hd.experiments.run_folder import CHECKPOINTS
-from dinomaly_hd.experiments.session import Session, trained_domains
+from dinomaly_hd.experiments.session import Session, trained_on
+from dinomaly_hd.experiments.synthetic import SyntheticBands
 from dinomaly_hd.models.detector import Detector
 from dinomaly_hd.training import checkpoint as checkpoints
 from dinomaly_hd.training.checkpoint import Checkpoint
@@ -46,7 +48,7 @@ def learn(session: Session, detector: Detector, memory: FeatureMemory) -> Learne
     trained = train(
         detector,
         run=session.run,
-        data=_training_data(session, detector, training, memory=memory if in_memory else None),
+        data=_training_data(session, detector, training, memory=memory, encoded=in_memory),
         resume=session.checkpoint,
         data_digest=session.manifest.digest,
         encoder_digest=session.ready.weights.digest,
@@ -120,33 +122,36 @@ def _encode_once(session: Session, detector: Detector, memory: FeatureMemory) ->
 
 
 def _training_data(
-    session: Session, detector: Detector, training: TrainingConfig, *, memory: FeatureMemory | None
+    session: Session, detector: Detector, training: TrainingConfig, *, memory: FeatureMemory, encoded: bool
 ) -> TrainingData:
     positions, count = session.split.train, len(session.split.train)
-    dataset = TrainingSet(session.store, positions, memory=memory)
+    dataset = TrainingSet(session.store, positions, memory=memory if encoded else None)
 
     def name_files(step: int) -> str:
         batch = batch_at(step, count=count, batch_size=training.batch_size, seed=session.run.seed)
         return ", ".join(session.manifest.records[int(positions[i])].path for i in batch)
 
-    workers = session.run.data.num_workers if memory is None else 0
-    return TrainingData(dataset, count, workers, name_files, _validation(session, detector, training))
+    workers = 0 if encoded else session.run.data.num_workers
+    validate = _validation(session, detector, training, memory=memory)
+    return TrainingData(dataset, count, workers, name_files, validate)
 
 
 def _validation(
-    session: Session, detector: Detector, training: TrainingConfig
+    session: Session, detector: Detector, training: TrainingConfig, *, memory: FeatureMemory
 ) -> Callable[[], Validation] | None:
     """Return what examines a detector on the held-out normals of the domains trained on.
 
     Where other domains are tested too, it also reports the AUROC on the test images of those trained on;
-    with ``validate_on=held_out`` no choice depends on it.
+    with ``validate_on=held_out`` no choice depends on it. With ``synthetic_copies`` it reports how well bands
+    on the held-out normals are told from them.
     """
-    held_out = _trained_on(session, session.split.held_out)
-    test = _trained_on(session, session.manifest.indices(split="test"))
+    held_out = trained_on(session, session.split.held_out)
+    test = trained_on(session, session.manifest.indices(split="test"))
     watches_test = session.chooses_by_test
     reports_test = watches_test or session.run.data.train_domains != ALL_DOMAINS
-    if not len(held_out) and not watches_test:
+    if not training.val_check_interval or not (len(held_out) or watches_test):
         return None
+    bands = SyntheticBands(session, memory=memory) if session.run.evaluation.synthetic_copies else None
 
     def validate() -> Validation:
         metrics: dict[str, float] = {}
@@ -155,6 +160,8 @@ def _validation(
                 metrics["val/loss"] = _loss(session, detector, held_out, size=training.batch_size)
             if reports_test:
                 metrics["val_image_AUROC"] = _test_auroc(session, detector, test)
+            if bands is not None:
+                metrics |= flat_synthetic(bands.examine(detector))
         return Validation(1 - metrics["val_image_AUROC"] if watches_test else metrics["val/loss"], metrics)
 
     return validate
@@ -175,12 +182,6 @@ def _test_auroc(session: Session, detector: Detector, positions: Positions) -> f
     score_N = torch.cat([part.score_B for part in parts]).numpy()
     labels = [session.manifest.records[int(i)].label for i in positions]
     return auroc(score_N, labels) if np.isfinite(score_N).all() else float("nan")
-
-
-def _trained_on(session: Session, positions: Positions) -> Positions:
-    """Return those of the positions whose domains are trained on."""
-    records, domains = session.manifest.records, trained_domains(session)
-    return np.array([i for i in positions if records[int(i)].domain in domains], dtype=np.int64)
 
 
 @contextmanager

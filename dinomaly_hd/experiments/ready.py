@@ -96,6 +96,7 @@ def check(run: RunConfig, context: Context) -> Ready:
         seed=run.seed,
         train_domains=_folders(run.data, manifest),
     )
+    _check_synthetic(run, split)
     run = _with_steps(run, split)
     textures = _textures(run, context)
     inputs = [manifest.digest, weights.digest]
@@ -140,6 +141,14 @@ def _with_steps(run: RunConfig, split: Split) -> RunConfig:
             f"validate_on={SOURCE_TEST} chooses nothing while early_stopping_patience=0; give a patience"
         )
     return with_values(run, values)
+
+
+def _check_synthetic(run: RunConfig, split: Split) -> None:
+    if run.evaluation.synthetic_copies and not len(split.held_out):
+        raise ConfigError(
+            f"synthetic_copies={run.evaluation.synthetic_copies} needs held-out normals, and "
+            "val_split_ratio=0 holds out none; give val_split_ratio=.1, or synthetic_copies=0"
+        )
 
 
 def _folders(data: DataConfig, manifest: Manifest) -> list[str] | None:

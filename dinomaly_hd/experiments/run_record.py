@@ -9,6 +9,7 @@ from dinomaly_hd import provenance
 from dinomaly_hd.config import ALL_DOMAINS, flatten
 from dinomaly_hd.evaluation.report import Picture, report_html
 from dinomaly_hd.evaluation.summary import flat_metrics
+from dinomaly_hd.evaluation.synthetic import flat_synthetic, synthetic_lines
 from dinomaly_hd.evaluation.transfer import flat_transfer, transfer_lines
 from dinomaly_hd.experiments import gallery
 from dinomaly_hd.experiments.run_folder import CHECKPOINTS
@@ -76,6 +77,8 @@ def write_page(session: Session, results: dict[str, Any]) -> None:
     }
     if "transfer" in results:
         facts["transfer"] = "; ".join(line.strip() for line in transfer_lines(results["transfer"]))
+    if "synthetic" in results:
+        facts["synthetic"] = "; ".join(line.strip() for line in synthetic_lines(results["synthetic"]))
     page = report_html(run_name(run), facts=facts, result=results, pictures=pictures)
     publish_text(folder / "report.html", page)
 
@@ -95,6 +98,8 @@ def track(session: Session, results: dict[str, Any], timing: dict[str, float]) -
     tracker.metrics(flat_metrics(results), step=last)
     if "transfer" in results:
         tracker.metrics(flat_transfer(results["transfer"]), step=last)
+    if "synthetic" in results:
+        tracker.metrics(flat_synthetic(results["synthetic"]), step=last)
     tracker.metrics({f"time/{name}": value for name, value in timing.items()}, step=last)
     for name in ("results.json", "report.html"):
         tracker.artifact(folder / name)

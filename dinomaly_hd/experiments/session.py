@@ -3,6 +3,9 @@
 import json
 from typing import Any, Literal
 
+import numpy as np
+import numpy.typing as npt
+
 from dinomaly_hd import provenance
 from dinomaly_hd.config import SOURCE_TEST, RunConfig, TrainingConfig, flatten
 from dinomaly_hd.data.store import ImageStore
@@ -16,6 +19,7 @@ from dinomaly_hd.tracking import Tracker, default_uri
 from dinomaly_hd.training.checkpoint import Checkpoint, check_belongs, newest
 from dinomaly_hd.training.fit import resolve_device
 
+Positions = npt.NDArray[np.int64]
 KEPT_IMAGES_BYTES = 2 * 1024**3
 START_TIMEOUT_S, CLOSE_TIMEOUT_S = 60.0, 120.0
 
@@ -129,6 +133,8 @@ class Session:
     def metrics(self, values: Any, *, step: int) -> None:
         """Log metrics of a step to the journal, which the tracker copies."""
         self.tracker.metrics(values, step=step)
+        if self.context.observe is not None:
+            self.context.observe(values, step)
 
     def sync(self) -> None:
         """Put the journal on the disk before a checkpoint that relies on it."""
@@ -177,6 +183,12 @@ class Session:
 def trained_domains(session: Session) -> set[str]:
     """Return the folder names of the domains trained on."""
     return {session.manifest.records[int(i)].domain for i in session.split.train}
+
+
+def trained_on(session: Session, positions: Positions) -> Positions:
+    """Return those of the positions whose domains are trained on."""
+    records, domains = session.manifest.records, trained_domains(session)
+    return np.array([i for i in positions if records[int(i)].domain in domains], dtype=np.int64)
 
 
 def run_name(run: RunConfig) -> str:

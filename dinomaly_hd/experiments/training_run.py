@@ -10,7 +10,7 @@ import torch
 from dinomaly_hd import provenance
 from dinomaly_hd.config import RunConfig, TrainingConfig
 from dinomaly_hd.data.features import FeatureMemory
-from dinomaly_hd.errors import DinomalyHDError, Interrupted
+from dinomaly_hd.errors import DinomalyHDError, Interrupted, Pruned
 from dinomaly_hd.experiments.context import Context
 from dinomaly_hd.experiments.evaluation_run import evaluate_run
 from dinomaly_hd.experiments.exported import read_weights
@@ -68,6 +68,10 @@ def execute(run: RunConfig, context: Context) -> Outcome:
         except Interrupted:
             session.close("KILLED")
             raise
+        except Pruned:
+            session.tracker.tags({"pruned": "true"})
+            session.close("KILLED")
+            raise
         except BaseException as error:
             session.close("FAILED", error=str(error) if isinstance(error, DinomalyHDError) else repr(error))
             raise
@@ -109,7 +113,7 @@ def _train_and_evaluate(session: Session) -> dict[str, Any]:
     timing = {"encode_s": fitted_s + encode_s, "train_s": trained.seconds}
     if isinstance(session.run.training, TrainingConfig) and trained.steps:
         timing["train_images_per_s"] = session.run.training.batch_size * trained.steps / trained.seconds
-    return evaluate_run(session, detector.to(session.device), trained=trained, timing=timing)
+    return evaluate_run(session, detector.to(session.device), memory, trained=trained, timing=timing)
 
 
 def _fit(session: Session, detector: Detector, memory: FeatureMemory) -> None:

@@ -54,8 +54,10 @@ def evaluate_four_images(monkeypatch: pytest.MonkeyPatch) -> list[Seen]:
     """Put a light stand-in for the evaluation and return the list that it fills, one entry a run."""
     seen: list[Seen] = []
 
-    def light(session: Session, detector: Detector, *, trained: Trained, timing: Any) -> dict[str, Any]:
-        del timing
+    def light(
+        session: Session, detector: Detector, memory: Any, *, trained: Trained, timing: Any
+    ) -> dict[str, Any]:
+        del memory, timing
         positions = session.manifest.indices(split="test")[:4]
         score_4 = torch.cat(
             [detector.eval().score(detector.encode(images)).score_B for images in batches(session, positions)]

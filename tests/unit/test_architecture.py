@@ -33,6 +33,8 @@ LAYERS = {
     "evaluation": {"errors", "files", "config", "randomness", "geometry", "trivial"},
     "training": {"errors", "files", "config", "randomness", "batch", "data", "models"},
     "tracking": {"errors", "files", "journal"},
+    "jobs": {"errors", "files", "provenance"},
+    "tuning": {"errors", "files", "config", "variants", "presets", "flag_texts", "flags"},
     "serving": {
         *["errors", "files", "config", "data", "models", "evaluation", "training", "experiments", "geometry"],
         "tracking",
@@ -46,6 +48,7 @@ ONLY_HERE = {
     "optuna": {"tuning"},
     "lightning": {"training", "data/module"},
     "timm": {"models"},
+    "ray": {"jobs"},
 }
 
 
