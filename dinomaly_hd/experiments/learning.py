@@ -55,7 +55,7 @@ def learn(session: Session, detector: Detector, memory: FeatureMemory) -> Learne
         folder=session.folder.path / CHECKPOINTS,
         reporter=session,
         guard=session.context.guard,
-        progress=Progress(session.context.say),
+        progress=Progress(session.context),
     )
     return Learned(trained, encode_s)
 
@@ -113,7 +113,7 @@ def _encode_once(session: Session, detector: Detector, memory: FeatureMemory) ->
                 f"cache=memory: {len(positions)} encoded images do not fit into memory; use cache=auto"
             )
         return False
-    session.context.say(f"encoder: {len(positions)} training images, once for all steps")
+    session.context.say(f"preparing {len(positions)} training images, once for all steps")
     done = 0
     for images_BHW in batches(session, positions):
         memory.add(names[done : done + len(images_BHW)], detector.encode(images_BHW))
