@@ -1,14 +1,14 @@
 """The exported model as an MLflow pyfunc model: images in, scores, decisions and anomaly maps out.
 
+    mlflow models serve -m runs:/ID/model --env-manager local
+
 MLflow loads it through this module (`_load_pyfunc`), so nothing is pickled, and dinomaly_hd must be installed
-where the model is loaded: `mlflow models serve -m models:/NAME/1 --env-manager local`. The encoder's weights
-come from where the run had them: the installed package, the hub, or the path in its config.
+where the model is loaded. The encoder's weights come from where the run had them: the installed package, the
+hub, or the path in its config.
 """
 
 # B batch, H W pixels of the input
 
-import base64
-import binascii
 import logging
 import tempfile
 from collections.abc import Mapping
@@ -21,12 +21,11 @@ import pandas as pd
 import torch
 
 from dinomaly_hd import provenance
-from dinomaly_hd.data.folder import check_form
-from dinomaly_hd.data.images import decode_image
-from dinomaly_hd.errors import ImageError, NonFiniteError
+from dinomaly_hd.errors import ConfigError, DataError, NonFiniteError
 from dinomaly_hd.experiments.examine import predict, sample_at_pixels, visible_pixels
 from dinomaly_hd.experiments.exported import Exported, load_model, read_card
 from dinomaly_hd.experiments.prediction import known_domain
+from dinomaly_hd.experiments.request_images import Images, input_example, read_input
 from dinomaly_hd.models.build_encoder import visible_box
 from dinomaly_hd.tracking.models import logged_model
 from dinomaly_hd.training.fit import resolve_device
@@ -35,14 +34,12 @@ if TYPE_CHECKING:
     from mlflow.models import ModelSignature
     from mlflow.tracking import MlflowClient
 
-IMAGE_COLUMN = "image"
-PNG_START = b"\x89PNG"
 _TALKATIVE = ("mlflow.pyfunc", "mlflow.utils.environment")  # say that an example is valid, that pip is absent
-Images = npt.NDArray[np.float32]
+_logger = logging.getLogger(__name__)
 
 
 class ScoringModel:
-    """What MLflow calls; scores as the run's own evaluation did, on a GPU where there is one."""
+    """Scores as the run's own evaluation did, on a GPU where there is one."""
 
     def __init__(self, exported: Exported) -> None:
         self.card = exported.card
@@ -64,6 +61,7 @@ class ScoringModel:
         Raises:
             ImageError: An image is damaged or of another form than the training images.
             ConfigError: Unknown domain.
+            NonFiniteError: An image's values are so extreme that its score is not a number.
         """
         params = params or {}
         threshold = self._threshold(str(params.get("domain") or ""))
@@ -100,56 +98,38 @@ class ScoringModel:
         return prediction.score_B.numpy(), map_BHW
 
 
-def read_input(model_input: Any, *, shape: tuple[int, int], dtype: str) -> Images:
-    """Return images (B, H, W) from whatever MLflow hands on: array, nested list or table.
-
-    Raises:
-        ImageError: Not one of them, or not the model's shape, number type or finite.
-    """
-    if isinstance(model_input, Mapping):
-        model_input = pd.DataFrame(model_input)
-    if isinstance(model_input, pd.DataFrame):
-        if IMAGE_COLUMN not in model_input:
-            raise ImageError(
-                f"columns {', '.join(map(str, model_input.columns))}: expected a column {IMAGE_COLUMN!r}"
-            )
-        encoded = enumerate(model_input[IMAGE_COLUMN])
-        images = [_decode(text, name=f"image {i}", shape=shape, dtype=dtype) for i, text in encoded]
-        return np.stack(images) if images else _array([], shape=shape)
-    return _array(model_input, shape=shape)
-
-
-def _array(values: Any, *, shape: tuple[int, int]) -> Images:
-    try:
-        images = np.ascontiguousarray(values, dtype=np.float32)
-    except (TypeError, ValueError) as error:
-        raise ImageError(f"input: not an array of numbers ({error})") from error
-    if images.ndim != 3 or images.shape[1:] != shape or not len(images):
-        raise ImageError(f"input: shape {images.shape}, expected (images, {shape[0]}, {shape[1]})")
-    if not np.isfinite(images).all():
-        bad = int(np.argmin(np.isfinite(images).all(axis=(1, 2))))
-        raise ImageError(f"input: image {bad} holds NaN or infinite values")
-    return images
-
-
-def _decode(encoded: Any, *, name: str, shape: tuple[int, int], dtype: str) -> Images:
-    try:
-        data = encoded if isinstance(encoded, bytes) else base64.b64decode(encoded, validate=True)
-    except (TypeError, ValueError, binascii.Error) as error:
-        raise ImageError(f"{name}: not base64 ({error}); encode the bytes of a TIFF or PNG file") from error
-    name += ".png" if data.startswith(PNG_START) else ".tiff"
-    decoded = decode_image(data, name=name)
-    check_form(decoded.header, name=name, shape=shape, dtype=dtype)
-    return decoded.image
-
-
 def _nested(map_HW: Images) -> list[list[float | None]]:
     return [[None if value != value else value for value in row] for row in map_HW.tolist()]
 
 
-def _load_pyfunc(path: str) -> ScoringModel:
+class ServedModel:
+    """What MLflow calls: a refusal is one line, which a server answers with status 400."""
+
+    def __init__(self, model: ScoringModel) -> None:
+        self.model = model
+
+    def predict(self, model_input: Any, params: Mapping[str, Any] | None = None) -> pd.DataFrame:
+        """Return what ``ScoringModel.predict`` does.
+
+        Raises:
+            Refusal: The input cannot be scored; or, with status 500 and a traceback in this process's log,
+                scoring failed.
+        """
+        from dinomaly_hd.tracking.refusals import Refusal
+
+        try:
+            return self.model.predict(model_input, params)
+        except (ConfigError, DataError, NonFiniteError) as error:
+            raise Refusal(str(error)) from error
+        except Exception as error:
+            _logger.exception("scoring failed")
+            line = f"scoring failed ({type(error).__name__}); the server's log says more"
+            raise Refusal(line, fault_is_ours=True) from error
+
+
+def _load_pyfunc(path: str) -> ServedModel:
     """Load the model; the name is MLflow's."""
-    return ScoringModel(load_model(Path(path)))
+    return ServedModel(ScoringModel(load_model(Path(path))))
 
 
 def signature() -> "ModelSignature":
@@ -169,22 +149,6 @@ def signature() -> "ModelSignature":
         ParamSpec("return_map", DataType.boolean, False),
     ]
     return ModelSignature(outputs=Schema(outputs), params=ParamSchema(params))
-
-
-def input_example(*, shape: tuple[int, int], dtype: str) -> dict[str, list[str]]:
-    """Return a table with one even image in the form that the model takes, as columns."""
-    from io import BytesIO
-
-    stream = BytesIO()
-    if dtype == "float32":
-        import tifffile
-
-        tifffile.imwrite(stream, np.full(shape, 0.25, np.float32))
-    else:
-        import PIL.Image
-
-        PIL.Image.fromarray(np.full(shape, 64, dtype)).save(stream, format="PNG")
-    return {IMAGE_COLUMN: [base64.b64encode(stream.getvalue()).decode()]}
 
 
 def log_model(client: "MlflowClient", run_id: str, *, folder: Path) -> None:

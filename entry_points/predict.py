@@ -11,7 +11,11 @@ if TYPE_CHECKING:
     from dinomaly_hd.training.guards import SignalGuard
 
 FLAGS = {
-    "run": Option("", "run folder, its name, its MLflow run id, or models:/NAME/VERSION"),
+    "run": Option(
+        "",
+        "run folder, its name, its MLflow run id, models:/NAME/VERSION, models:/NAME@ALIAS, or a run's "
+        "checkpoint (RUN/checkpoints/step_00000400.pt)",
+    ),
     "input": Option("", "folder of .tiff, .tif or .png images, searched recursively, or one image"),
     "domain": Option(
         AUTO, "whose threshold decides; auto: the domain folder in a path, or the model's only domain"

@@ -1,6 +1,7 @@
 """A finished model on disk: weights as safetensors beside one JSON that says what they are."""
 
 import json
+from collections.abc import Mapping
 from pathlib import Path
 from typing import NamedTuple
 
@@ -27,6 +28,7 @@ class Card(NamedTuple):
     shape: tuple[int, int]
     dtype: str
     thresholds: dict[str, float]
+    data_digest: str
     encoder_digest: str
 
 
@@ -77,6 +79,7 @@ def read_card(folder: Path) -> Card:
             shape=(int(card["shape"][0]), int(card["shape"][1])),
             dtype=str(card["dtype"]),
             thresholds={str(name): float(value) for name, value in card["thresholds"].items()},
+            data_digest=str(card["data_digest"]),
             encoder_digest=str(card["encoder_digest"]),
         )
     except (OSError, ValueError, LookupError, TypeError, AttributeError, ConfigError) as error:
@@ -102,15 +105,27 @@ def load_model(folder: Path) -> Exported:
         CheckpointError: Files missing or damaged, or the encoder's weights here are others.
         EncoderError: The encoder's weights cannot be had.
     """
-    card, weights = read_card(folder), read_weights(folder)
+    return rebuild(read_card(folder), read_weights(folder), place=folder)
+
+
+def rebuild(card: Card, weights: Mapping[str, Tensor], *, place: Path) -> Exported:
+    """Return the detector that a card describes, with trained tensors; ``place`` is named in errors.
+
+    Raises:
+        CheckpointError: The tensors do not fit the model, or the encoder's weights here are others.
+        EncoderError: The encoder's weights cannot be had.
+    """
     located = locate(card.run.encoder.encoder, card.run.encoder.encoder_weights)
     if located.digest != card.encoder_digest:
         raise CheckpointError(
-            f"{folder}: trained on encoder weights {card.encoder_digest}, found {located.digest} here; "
+            f"{place}: trained on encoder weights {card.encoder_digest}, found {located.digest} here; "
             "give the same encoder_weights"
         )
     detector = build_detector(card.run, weights=located)
-    load_trained_state(detector, weights)
+    try:
+        load_trained_state(detector, dict(weights))
+    except RuntimeError as error:  # a tensor of another shape
+        raise CheckpointError(f"{place}: {' '.join(str(error).split())[:200]}") from error
     return Exported(detector.eval(), card)
 
 

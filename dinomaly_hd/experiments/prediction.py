@@ -1,8 +1,6 @@
 """Score any folder of images with a finished run: a table of scores and decisions, and the highest maps."""
 
-import tempfile
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
@@ -15,15 +13,13 @@ from dinomaly_hd.config import TrainingConfig, with_values
 from dinomaly_hd.data.folder import load_folder
 from dinomaly_hd.data.hdmap import Manifest
 from dinomaly_hd.data.store import ImageStore
-from dinomaly_hd.errors import CheckpointError, ConfigError, OutputError, nearest
+from dinomaly_hd.errors import ConfigError, OutputError, nearest
 from dinomaly_hd.evaluation.pictures import MapPicture, map_limit
 from dinomaly_hd.experiments.examine import Examiner, Positions, stack
-from dinomaly_hd.experiments.exported import CARD, Exported, load_model, read_card
-from dinomaly_hd.experiments.run_folder import find_run
+from dinomaly_hd.experiments.exported import Exported
+from dinomaly_hd.experiments.model_source import Source, open_source
 from dinomaly_hd.files import make_dated_folder, publish, publish_text
 from dinomaly_hd.models.build_encoder import visible_box
-from dinomaly_hd.tracking import RUN_ID, default_uri
-from dinomaly_hd.tracking.models import REGISTERED, download_model
 from dinomaly_hd.training.fit import resolve_device
 
 KEPT_IMAGES_BYTES = 2 * 1024**3
@@ -38,7 +34,8 @@ class Request:
     """What to score and where the answer goes.
 
     Attributes:
-        run: Run folder, its name, its MLflow run id, or a registered model (``models:/NAME/VERSION``).
+        run: Run folder, its name, its MLflow run id, a registered model (``models:/NAME/VERSION``,
+            ``models:/NAME@ALIAS``), or a run's checkpoint (``RUN/checkpoints/step_00000400.pt``).
         source: Folder of images, searched recursively, or one image.
         domain: Whose threshold decides; None: the domain folder in each image's path, or the only domain.
         output: Empty or new folder; None for ``{result_dir}/predict/{UTC time}``.
@@ -75,7 +72,7 @@ def predict(request: Request) -> Predicted:
     Raises:
         ConfigError: No such run or domain, or a bad number.
         ImageError: An image cannot be used with this model.
-        CheckpointError: The run holds no readable model.
+        CheckpointError: The run holds no readable model, or the checkpoint cannot be used.
         OutputError: The output folder holds something, or cannot be written.
         TrackingError: The run is not here and MLflow does not have it either.
     """
@@ -83,12 +80,13 @@ def predict(request: Request) -> Predicted:
         raise ConfigError(f"maps={request.maps}: expected 0 or more")
     device = resolve_device(with_values(TrainingConfig(), {"gpu": request.gpu}).gpu)
     _check_output(request.output)
-    with _model_folder(request) as folder:
-        card = read_card(folder)
-        chosen = None if request.domain is None else known_domain(request.domain, card.thresholds)
+    place = {"result_dir": request.result_dir, "root": request.root}
+    with open_source(request.run, **place, say=request.say, tick=request.tick) as source:
+        card = source.card
+        chosen = None if request.domain is None else _chosen(request.domain, source)
         manifest = load_folder(request.source, shape=card.shape, dtype=card.dtype, tick=request.tick)
         request.say(f"scoring {len(manifest.records)} images of {request.source}")
-        model = load_model(folder)
+        model = source.load()
     examiner = _examiner(model, manifest, device=device, tick=request.tick)
     examined = examiner.examine(np.arange(len(manifest.records)))
     table = _table(manifest, examined.score_N, thresholds=card.thresholds, chosen=chosen)
@@ -96,7 +94,7 @@ def predict(request: Request) -> Predicted:
     publish_text(output / "scores.csv", table.to_csv(index=False, float_format="%.17g"))
     highest = table.sort_values(["score", "path"], ascending=[False, True]).index[: request.maps]
     _draw(output, table, highest.to_numpy(np.int64), examiner=examiner, limit=map_limit(examined.map_Nhw))
-    for line in _summary(table, card.thresholds, drawn=len(highest), output=output):
+    for line in _summary(table, source, drawn=len(highest), output=output):
         request.say(line)
     return Predicted(output, table)
 
@@ -113,24 +111,17 @@ def known_domain(asked: str, thresholds: Mapping[str, float]) -> str:
     raise ConfigError(f"domain={asked!r}: the model has no threshold for it.{nearest(asked, thresholds)}")
 
 
-@contextmanager
-def _model_folder(request: Request) -> Iterator[Path]:
-    """Yield the folder of the model's files; one that lies only in MLflow is copied for as long as needed."""
-    try:
-        run = None if request.run.startswith(REGISTERED) else find_run(request.result_dir, request.run)
-    except ConfigError:
-        if RUN_ID.fullmatch(request.run) is None:
-            raise
-        run = None
-    if run is not None:
-        if not (run / "model" / CARD).is_file():
-            raise CheckpointError(f"{run}: holds no model/{CARD}; the run did not finish")
-        yield run / "model"
-        return
-    with tempfile.TemporaryDirectory(prefix="dinomaly-hd-") as temporary:
-        uri = default_uri(request.root)
-        request.say(f"{request.run} is not under {request.result_dir}; copying its model from {uri}")
-        yield download_model(request.run, uri=uri, target=Path(temporary))
+def _chosen(asked: str, source: Source) -> str:
+    """Return the domain whose threshold shall decide.
+
+    Raises:
+        ConfigError: There is none.
+    """
+    if source.undecided:
+        raise ConfigError(
+            f"domain={asked!r}: no threshold to decide by: {source.undecided}; leave domain out to get scores"
+        )
+    return known_domain(asked, source.card.thresholds)
 
 
 def _examiner(model: Exported, manifest: Manifest, *, device: torch.device, tick: Tick) -> Examiner:
@@ -210,16 +201,17 @@ def _title(row: pd.Series) -> str:
     return f"{row['path']}\nscore {row['score']:.4g}{side} · colours up to 99.5 % of the scored maps"
 
 
-def _summary(
-    table: pd.DataFrame, thresholds: Mapping[str, float], *, drawn: int, output: Path
-) -> Iterator[str]:
+def _summary(table: pd.DataFrame, source: Source, *, drawn: int, output: Path) -> Iterator[str]:
     counts = table["decision"].value_counts()
     faults, goods, undecided = (int(counts.get(name, 0)) for name in ("fault", "good", ""))
     yield f"{len(table)} images: {faults} fault, {goods} good, {undecided} undecided"
-    if undecided:
+    if source.undecided:
+        yield f"undecided: {source.undecided}"
+    elif undecided:
+        known = source.card.thresholds
         yield (
-            f"undecided: no domain given, none of the model's in the path, and it knows {len(thresholds)} "
-            f"({', '.join(thresholds)}); choose one with --domain"
+            f"undecided: no domain given, none of the model's in the path, and it knows {len(known)} "
+            f"({', '.join(known)}); choose one with --domain"
         )
     yield "highest scores:"
     highest = table.nlargest(HIGHEST_SAID, "score")

@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -9,13 +10,18 @@ import numpy as np
 import pandas as pd
 import pytest
 import tifffile
+import torch
 from PIL import Image
 
 from dinomaly_hd.errors import CheckpointError, ConfigError, ImageError, OutputError, TrackingError
-from dinomaly_hd.experiments import prediction
+from dinomaly_hd.experiments import model_source
 from dinomaly_hd.experiments.prediction import Request, predict
+from dinomaly_hd.tracking.store import client_for
+from dinomaly_hd.training import checkpoint as checkpoints
 from entry_points.common import exit_code
 from entry_points.predict import main
+
+from .scoring_server import register
 
 if TYPE_CHECKING:
     from conftest import TinyRun
@@ -39,10 +45,11 @@ def request(run: "TinyRun", /, **changes: Any) -> Request:
 
 @pytest.fixture
 def never_loaded(monkeypatch: pytest.MonkeyPatch) -> None:
-    def fail(_: Path) -> None:
+    def fail(*_: Any, **__: Any) -> None:
         raise AssertionError("the model was loaded")
 
-    monkeypatch.setattr(prediction, "load_model", fail)
+    monkeypatch.setattr(model_source, "load_model", fail)
+    monkeypatch.setattr(model_source, "rebuild", fail)
 
 
 # ---- scores and decisions ----
@@ -138,22 +145,40 @@ def test_a_run_is_known_by_its_name_and_its_mlflow_id(tiny_run: "TinyRun", tmp_p
     pd.testing.assert_frame_equal(by_name, by_id)
 
 
-@pytest.mark.parametrize("kind", ["run id", "registered"])
+@pytest.fixture(scope="module")
+def names(tiny_run: "TinyRun") -> dict[str, str]:
+    """Return the names under which MLflow knows the run's model."""
+    version = register(tiny_run.uri, tiny_run.run_id, name="gears", alias="champion")
+    (model,) = client_for(tiny_run.uri).get_run(tiny_run.run_id).outputs.model_outputs
+    return {
+        "run id": tiny_run.run_id,
+        "logged model": f"models:/{model.model_id}",
+        "version": f"models:/gears/{version}",
+        "alias": "models:/gears@champion",
+    }
+
+
+@pytest.mark.parametrize("kind", ["run id", "logged model", "version", "alias"])
 def test_a_model_that_lies_only_in_mlflow_is_copied_from_there(
-    tiny_run: "TinyRun", tmp_path: Path, kind: str, monkeypatch: pytest.MonkeyPatch
+    tiny_run: "TinyRun", tmp_path: Path, kind: str, names: dict[str, str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("MLFLOW_TRACKING_URI", tiny_run.uri)
-    name = tiny_run.run_id if kind == "run id" else f"models:/{logged_id(tiny_run)}"
-    done = predict(request(tiny_run, run=name, result_dir=tmp_path / "empty", output=tmp_path / "out"))
+    done = predict(request(tiny_run, run=names[kind], result_dir=tmp_path / "empty", output=tmp_path / "out"))
     own = pd.read_csv(tiny_run.folder / "scores" / "domain_C.csv").sort_values("path")
     np.testing.assert_allclose(done.table["score"], own["score"], rtol=0, atol=1e-6)
+    assert set(done.table["decision"]) <= {"fault", "good"}
 
 
-def logged_id(run: "TinyRun") -> str:
-    from dinomaly_hd.tracking.store import client_for
-
-    outputs = client_for(run.uri).get_run(run.run_id).outputs
-    return str(outputs.model_outputs[0].model_id)
+@pytest.mark.parametrize(
+    "name", ["models:/gears@nobody", "models:/gears/99", "models:/wheels/1", "models:/m-0"]
+)
+def test_a_model_that_is_not_registered_is_one_line(
+    tiny_run: "TinyRun", names: dict[str, str], name: str
+) -> None:
+    assert names
+    with pytest.raises(TrackingError, match=f"^{name}: no model of this name at sqlite.*") as refused:
+        predict(request(tiny_run, run=name))
+    assert "\n" not in str(refused.value)
 
 
 def test_a_run_that_is_nowhere_is_one_line(tiny_run: "TinyRun", tmp_path: Path) -> None:
@@ -169,6 +194,162 @@ def test_an_unfinished_run_is_one_line(tiny_run: "TinyRun", tmp_path: Path) -> N
     (tmp_path / "run.json").write_text("{}")
     with pytest.raises(CheckpointError, match="the run did not finish"):
         predict(request(tiny_run, run=str(tmp_path)))
+
+
+# ---- a checkpoint ----
+
+LAST = "step_00000002.pt"
+
+
+@pytest.fixture
+def copy(tiny_run: "TinyRun", tmp_path: Path) -> Path:
+    """Return a copy of the run that a test may change."""
+    return Path(shutil.copytree(tiny_run.folder, tmp_path / "copy"))
+
+
+@pytest.fixture
+def unfinished(copy: Path) -> Path:
+    """Return the folder as a killed run leaves it."""
+    shutil.rmtree(copy / "model")
+    (copy / "results.json").unlink()
+    return copy
+
+
+def scored(run: "TinyRun", checkpoint: Path, output: Path) -> tuple[pd.DataFrame, list[str]]:
+    lines: list[str] = []
+    done = predict(request(run, run=str(checkpoint), output=output, say=lines.append))
+    return done.table, [line for line in lines if line.startswith("undecided: ")]
+
+
+def test_the_checkpoint_a_run_finished_with_scores_and_decides_as_the_run(
+    tiny_run: "TinyRun", tmp_path: Path
+) -> None:
+    own = predict(request(tiny_run, output=tmp_path / "own")).table
+    table, undecided = scored(tiny_run, tiny_run.folder / "checkpoints" / LAST, tmp_path / "out")
+    pd.testing.assert_frame_equal(table, own)
+    assert set(table["decision"]) <= {"fault", "good"}
+    assert not undecided
+
+
+def test_the_checkpoint_of_an_earlier_step_scores_without_decisions_and_one_line_says_why(
+    tiny_run: "TinyRun", copy: Path, tmp_path: Path
+) -> None:
+    last = checkpoints.load(copy / "checkpoints" / LAST)
+    weights = {name: value * 0.9 for name, value in last.weights.items()}
+    earlier = checkpoints.save(copy / "checkpoints", last._replace(step=1, weights=weights))
+    table, undecided = scored(tiny_run, earlier, tmp_path / "out")
+    own = predict(request(tiny_run, output=tmp_path / "own")).table
+    assert not np.allclose(table["score"], own["score"], rtol=1e-6)
+    assert set(table["decision"]) == {""}
+    assert undecided == ["undecided: the run's thresholds are those of its step 2"]
+    with pytest.raises(ConfigError, match=r"domain='C': no threshold to decide by: .* step 2; leave domain"):
+        predict(request(tiny_run, run=str(earlier), domain="C"))
+
+
+def test_the_checkpoint_of_a_run_that_was_killed_scores_without_decisions(
+    tiny_run: "TinyRun", unfinished: Path, tmp_path: Path
+) -> None:
+    table, undecided = scored(tiny_run, unfinished / "checkpoints" / LAST, tmp_path / "out")
+    own = predict(request(tiny_run, output=tmp_path / "own")).table
+    pd.testing.assert_series_equal(table["score"], own["score"])
+    assert set(table["decision"]) == {""}
+    assert undecided == ["undecided: the run did not finish"]
+
+
+def _move_data(folder: Path) -> str:
+    settings = json.loads((folder / "experiment_settings.json").read_text())
+    (folder / "experiment_settings.json").write_text(json.dumps(settings | {"data_root": "moved"}))
+    return "its data do not say what images it takes: .*moved"
+
+
+def _change_data(folder: Path) -> str:
+    settings = json.loads((folder / "experiment_settings.json").read_text())
+    data = shutil.copytree(settings["data_root"], folder / "data")
+    image = data / "domain_A" / "train" / "good" / "000000.tiff"
+    tifffile.imwrite(image, tifffile.imread(image) + np.float32(0.01))
+    (folder / "experiment_settings.json").write_text(json.dumps(settings | {"data_root": str(data)}))
+    return "are not those it was trained on"
+
+
+@pytest.mark.usefixtures("never_loaded")
+@pytest.mark.parametrize("spoil", [_move_data, _change_data])
+def test_without_its_data_the_form_of_a_killed_runs_images_is_unknown(
+    tiny_run: "TinyRun", unfinished: Path, spoil: Callable[[Path], str]
+) -> None:
+    line = spoil(unfinished)
+    with pytest.raises(CheckpointError, match=line) as refused:
+        predict(request(tiny_run, run=str(unfinished / "checkpoints" / LAST)))
+    assert "\n" not in str(refused.value)
+
+
+def _alone(folder: Path) -> tuple[Path, str]:
+    return shutil.copy(folder / "checkpoints" / LAST, folder.parent), "lies in no run folder"
+
+
+def _missing(folder: Path) -> tuple[Path, str]:
+    return folder / "checkpoints" / "step_00000007.pt", f"no such checkpoint; .* holds {LAST}$"
+
+
+def _no_checkpoint(folder: Path) -> tuple[Path, str]:
+    return folder / "results.json", "not a checkpoint"
+
+
+def _torn(folder: Path) -> tuple[Path, str]:
+    path = folder / "checkpoints" / LAST
+    path.write_bytes(path.read_bytes()[:-1000])
+    return path, "not a checkpoint, or cut off"
+
+
+def _of_another_run(folder: Path) -> tuple[Path, str]:
+    card = json.loads((folder / "model" / "model.json").read_text())
+    card["config"]["seed"] = 43
+    (folder / "model" / "model.json").write_text(json.dumps(card))
+    return folder / "checkpoints" / LAST, "belongs to another run; what differs: seed 42 -> 43"
+
+
+class Poison:
+    """What unpickles to a call."""
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return (Path.touch, (Path("poisoned"),))
+
+
+def _poisoned(folder: Path) -> tuple[Path, str]:
+    path = folder / "checkpoints" / LAST
+    torch.save({"schema": checkpoints.SCHEMA_VERSION, "weights": Poison()}, path)
+    return path, "cannot be read: "
+
+
+@pytest.mark.usefixtures("never_loaded")
+@pytest.mark.parametrize(
+    "spoil",
+    [_alone, _missing, _no_checkpoint, _torn, _of_another_run, _poisoned],
+    ids=lambda one: one.__name__,
+)
+def test_a_checkpoint_that_cannot_be_used_is_one_line(
+    tiny_run: "TinyRun",
+    copy: Path,
+    spoil: Callable[[Path], tuple[Path, str]],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.chdir(copy)
+    path, line = spoil(copy)
+    with pytest.raises(CheckpointError, match=line) as refused:
+        predict(request(tiny_run, run=str(path)))
+    assert "\n" not in str(refused.value)
+    assert not Path("poisoned").exists()
+
+
+def test_a_checkpoint_whose_tensors_do_not_fit_is_one_line(
+    tiny_run: "TinyRun", unfinished: Path, tmp_path: Path
+) -> None:
+    path = unfinished / "checkpoints" / LAST
+    last = checkpoints.load(path)
+    weights = {name: value.flatten()[:1] for name, value in last.weights.items()}
+    checkpoints.save(path.parent, last._replace(weights=weights))
+    with pytest.raises(CheckpointError, match=r"step_00000002\.pt: .*size mismatch") as refused:
+        predict(request(tiny_run, run=str(path), output=tmp_path / "out"))
+    assert "\n" not in str(refused.value)
 
 
 # ---- what is refused, before the model is loaded ----

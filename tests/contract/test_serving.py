@@ -3,22 +3,32 @@
 import base64
 import io
 import json
+import re
 import shutil
 import warnings
+from contextlib import closing
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pandas as pd
 import pytest
-import tifffile
 from PIL import Image
 
 from dinomaly_hd.data.images import read_image
 from dinomaly_hd.errors import ConfigError, ImageError
+from dinomaly_hd.experiments.context import Context
+from dinomaly_hd.experiments.evaluation_run import gallery
 from dinomaly_hd.experiments.exported import load_model
-from dinomaly_hd.serving import ScoringModel, input_example, log_model, read_input
+from dinomaly_hd.experiments.prediction import Request, predict
+from dinomaly_hd.experiments.request_images import input_example, read_input
+from dinomaly_hd.experiments.training_run import execute
+from dinomaly_hd.flags import resolve_model
+from dinomaly_hd.serving import ScoringModel, ServedModel, log_model
 from dinomaly_hd.tracking.store import client_for
+
+from .light_runs import SMALL
+from .scoring_server import Answer, Client, as_files, as_json, malformed, register, serving, tiff
 
 if TYPE_CHECKING:
     from conftest import TinyRun
@@ -29,15 +39,20 @@ DOMAIN = "domain_C"
 @pytest.fixture(scope="module")
 def loaded(tiny_run: "TinyRun") -> Any:
     """The model as a user gets it from MLflow."""
+    return load_from_mlflow(tiny_run.run_id, tiny_run.uri)
+
+
+def load_from_mlflow(run_id: str, uri: str) -> Any:
     import mlflow
 
     before = mlflow.get_tracking_uri()
-    mlflow.set_tracking_uri(tiny_run.uri)
-    with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", module=r"(mlflow|pydantic|sqlalchemy)\.")
-        model = mlflow.pyfunc.load_model(f"runs:/{tiny_run.run_id}/model")
-    mlflow.set_tracking_uri(before)
-    return model
+    mlflow.set_tracking_uri(uri)
+    try:
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", module=r"(mlflow|pydantic|sqlalchemy)\.")
+            return mlflow.pyfunc.load_model(f"runs:/{run_id}/model")
+    finally:
+        mlflow.set_tracking_uri(before)
 
 
 @pytest.fixture(scope="module")
@@ -125,10 +140,98 @@ def test_the_answer_of_a_server_is_json(loaded: Any, images_BHW: np.ndarray) -> 
         np.testing.assert_allclose(scores, loaded.predict(images_BHW[:2])["score"], rtol=0, atol=1e-6)
 
 
-def tiff(image: np.ndarray) -> bytes:
-    stream = io.BytesIO()
-    tifffile.imwrite(stream, image)
-    return stream.getvalue()
+@pytest.mark.parametrize("family", [name for name in SMALL if name != "dinomaly"])
+def test_a_finished_run_of_every_family_is_a_model_that_scores_and_decides_as_the_run(
+    family: str, context: Context, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(gallery, "draw_plots", lambda *_, **__: None)
+    outcome = execute(resolve_model(family, SMALL[family]), context)
+    own = pd.read_csv(outcome.folder / "scores" / "domain_B.csv")
+    data = context.root / "data" / "simulated_tiny_seed0"
+    images_BHW = np.stack([read_image(data / path) for path in own["path"]])
+    assert outcome.mlflow_run_id is not None
+    model = load_from_mlflow(outcome.mlflow_run_id, f"sqlite:///{context.root / 'mlflow.db'}")
+    answer = model.predict(images_BHW, params={"domain": "B", "return_map": True})
+    np.testing.assert_allclose(answer["score"], own["score"], rtol=0, atol=1e-6)
+    assert list(answer["fault"]) == list(answer["score"] >= answer["threshold"])
+    assert np.shape(answer["map"][0]) == images_BHW.shape[1:]
+    (last,) = sorted((outcome.folder / "checkpoints").glob("*.pt"))[-1:]
+    place = {"output": context.root / "out", "result_dir": context.result_dir, "root": context.root}
+    settings = {"domain": None, "maps": 0, "gpu": "cpu", "say": context.say, "tick": lambda: None}
+    table = predict(Request(run=str(last), source=data / "domain_B" / "test", **place, **settings)).table
+    np.testing.assert_allclose(table["score"], own.sort_values("path")["score"], rtol=0, atol=1e-6)
+    assert set(table["decision"]) <= {"fault", "good"}
+
+
+# ---- a server ----
+
+
+def test_a_registered_model_is_served_and_lives_on_through_malformed_requests(
+    tiny_run: "TinyRun", own: pd.DataFrame, images_BHW: np.ndarray, tmp_path: Path
+) -> None:
+    register(tiny_run.uri, tiny_run.run_id, name="served", alias="champion")
+    threshold = json.loads((tiny_run.folder / "model" / "model.json").read_text())["thresholds"][DOMAIN]
+    shape = images_BHW.shape[1:]
+    log = tmp_path / "server.log"
+    with (
+        serving("models:/served@champion", tracking_uri=tiny_run.uri, log=log) as port,
+        closing(Client(port)) as client,
+    ):
+
+        def check_scores() -> None:
+            for i, (path, score) in enumerate(zip(own["path"], own["score"], strict=True)):
+                array = as_json({"inputs": images_BHW[i : i + 1].tolist()}, domain="C", return_map=True)
+                file = as_files((tiny_run.data / path).read_bytes(), domain=DOMAIN)
+                (row,) = client.ask(array if i % 2 else file).rows()
+                assert abs(row["score"] - score) <= 1e-6
+                assert (row["threshold"], row["fault"]) == (threshold, row["score"] >= threshold)
+                assert not i % 2 or np.shape(row["map"]) == shape
+
+        check_scores()
+        answers = {name: client.ask(one.request) for name, one in malformed(shape).items()}
+        check_scores()
+    for name, refused in malformed(shape).items():
+        assert_refused(name, answers[name], refused.names, status=refused.status)
+
+
+def assert_refused(name: str, answer: Answer, names: str, *, status: int) -> None:
+    assert answer.status == status, f"{name}: {answer.body}"
+    assert re.search(names, answer.message()), f"{name}: {answer.body}"
+    assert "Traceback" not in answer.body, name
+
+
+def test_a_failure_that_is_not_the_requests_is_500_with_the_traceback_in_the_log_only(
+    loaded: Any, images_BHW: np.ndarray, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    from mlflow.exceptions import MlflowException
+    from mlflow.pyfunc.scoring_server import invocations
+
+    def fail(*_: Any) -> None:
+        raise RuntimeError("no memory left\nat all")
+
+    monkeypatch.setattr(ScoringModel, "_score", fail)
+    request = as_json({"inputs": images_BHW[:1].tolist()})
+    with pytest.raises(MlflowException) as failed:
+        invocations(request.body, request.content_type, loaded, None)
+    assert failed.value.get_http_status_code() == 500
+    assert json.loads(failed.value.serialize_as_json()) == {
+        "error_code": "INTERNAL_ERROR",
+        "message": "scoring failed (RuntimeError); the server's log says more",
+    }
+    assert "no memory left" in caplog.text
+
+
+def test_a_refusal_names_one_line_and_not_the_whole_request(
+    scorer: ScoringModel, images_BHW: np.ndarray
+) -> None:
+    from mlflow.exceptions import MlflowException
+
+    with pytest.raises(MlflowException) as refused:
+        ServedModel(scorer).predict(images_BHW, {"domain": "E"})
+    refused.value.message = "Failed to predict data ...: as MLflow's server puts it"
+    answer = json.loads(refused.value.serialize_as_json())
+    assert answer["error_code"] == "BAD_REQUEST"
+    assert answer["message"].startswith("domain='E': the model has no threshold for it.")
 
 
 # ---- decisions and refusals ----
@@ -174,8 +277,19 @@ def test_random_encoder_weights_come_back_by_their_seed(
         (np.zeros((31, 95)), "shape"),
         (np.zeros((0, 31, 95)), "shape"),
         (np.full((1, 31, 95), np.nan), "image 0 holds NaN"),
-        ([["a", "b"]], "not an array of numbers"),
-        (pd.DataFrame({"picture": ["x"]}), "columns picture: expected a column 'image'"),
+        (np.full((1, 31, 95), 1e39), "image 0 holds NaN or infinite"),
+        ([["a", "b"]], "holds text, expected numbers"),
+        ([[True, False]], "holds bool, expected numbers"),
+        ([[1.0, None]], "holds null"),
+        ([[10**400]], "a number beyond 64 bits"),
+        ([[1.0, 2.0], [3.0]], r"different lengths, expected \(images, 31, 95\)"),
+        ("gear", "holds text"),
+        ([], "shape"),
+        (pd.DataFrame({"picture": ["x"]}), "columns picture: expected one column 'image'"),
+        ([{"image": "AAAA", "domain": "C"}], "columns image, domain: expected one column"),
+        (pd.DataFrame({"image": []}), "column 'image': no images"),
+        ({}, "columns none: expected one column"),
+        ({"image": [["AAAA"]]}, "image 0: not base64 text"),
         (pd.DataFrame({"image": ["not base64!"]}), "image 0: not base64"),
         (pd.DataFrame({"image": [3]}), "image 0: not base64"),
         (encoded(b"GIF89a"), "image 0.tiff: not a classic TIFF"),

@@ -1,0 +1,247 @@
+"""A real `mlflow models serve`: started, asked, stopped; a registered model; requests to be refused."""
+
+import base64
+import http.client
+import io
+import json
+import os
+import signal
+import socket
+import struct
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import tifffile
+from PIL import Image
+
+HOST = "127.0.0.1"
+JSON = "application/json"
+POLL_S, REQUEST_S, STOP_S = 0.25, 120.0, 20.0
+
+
+class Request(NamedTuple):
+    """The body of a request to /invocations and its content type."""
+
+    body: bytes
+    content_type: str = JSON
+
+
+class Answer(NamedTuple):
+    """What came back, and the seconds that it took."""
+
+    status: int
+    body: str
+    seconds: float
+
+    def rows(self) -> list[dict[str, Any]]:
+        """Return one row an image: score, threshold, fault, and map where asked for."""
+        assert self.status == 200, self.body
+        rows: list[dict[str, Any]] = json.loads(self.body)["predictions"]
+        return rows
+
+    def message(self) -> str:
+        """Return what was wrong, as the server says it."""
+        try:
+            return str(json.loads(self.body)["message"])
+        except (ValueError, LookupError):
+            return self.body
+
+
+class Refused(NamedTuple):
+    """A request, the status that it deserves, and what its message must name (a regular expression)."""
+
+    request: Request
+    names: str
+    status: int = 400
+
+
+class Client:
+    """One connection to a server; not to be shared by threads."""
+
+    def __init__(self, port: int) -> None:
+        self.connection = http.client.HTTPConnection(HOST, port, timeout=REQUEST_S)
+
+    def close(self) -> None:
+        """End the connection; for ``contextlib.closing``."""
+        self.connection.close()
+
+    def ask(self, request: Request) -> Answer:
+        """Send a request and wait for its answer."""
+        began = time.perf_counter()
+        self.connection.request(
+            "POST", "/invocations", body=request.body, headers={"Content-Type": request.content_type}
+        )
+        response = self.connection.getresponse()
+        body = response.read().decode()
+        return Answer(response.status, body, time.perf_counter() - began)
+
+
+@contextmanager
+def serving(model_uri: str, *, tracking_uri: str, log: Path, timeout_s: float = 240.0) -> Iterator[int]:
+    """Serve a model for as long as needed and yield the port; the server's lines go to ``log``.
+
+    Raises:
+        RuntimeError: It ended, or did not answer within ``timeout_s``; with its last lines.
+    """
+    with socket.socket() as free:
+        free.bind((HOST, 0))
+        port = int(free.getsockname()[1])
+    command = ["-m", "mlflow", "models", "serve", "-m", model_uri, "--env-manager", "local"]
+    path = os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", "")])
+    with log.open("wb") as stream:
+        process = subprocess.Popen(
+            [sys.executable, *command, "-h", HOST, "-p", str(port)],
+            env={**os.environ, "MLFLOW_TRACKING_URI": tracking_uri, "PATH": path},
+            stdout=stream,
+            stderr=stream,
+            start_new_session=True,
+        )
+    try:
+        deadline = time.monotonic() + timeout_s
+        while not _is_up(port):
+            if process.poll() is not None or time.monotonic() > deadline:
+                raise RuntimeError(f"{model_uri} is not served:\n{log.read_text()[-2000:]}")
+            time.sleep(POLL_S)
+        yield port
+    finally:
+        _stop(process)
+
+
+def _is_up(port: int) -> bool:
+    connection = http.client.HTTPConnection(HOST, port, timeout=5.0)
+    try:
+        connection.request("GET", "/ping")
+        return connection.getresponse().status == 200
+    except (OSError, http.client.HTTPException):
+        return False
+    finally:
+        connection.close()
+
+
+def _stop(process: "subprocess.Popen[bytes]") -> None:
+    """End the server with its children; they are a process group of their own."""
+    for number in (signal.SIGTERM, signal.SIGKILL):
+        try:
+            os.killpg(process.pid, number)
+            process.wait(timeout=STOP_S)
+        except ProcessLookupError:
+            return
+        except subprocess.TimeoutExpired:
+            continue
+
+
+def register(uri: str, run_id: str, *, name: str, alias: str) -> str:
+    """Register a run's model as the next version of ``name``, give it an alias, and return the version."""
+    import mlflow
+
+    before = mlflow.get_tracking_uri()
+    mlflow.set_tracking_uri(uri)  # MLflow looks the source of a version up in its global store
+    try:
+        client = mlflow.MlflowClient()
+        outputs = client.get_run(run_id).outputs
+        assert outputs is not None, "a finished run has a model"
+        (model,) = outputs.model_outputs
+        if not client.search_registered_models(f"name = '{name}'"):
+            client.create_registered_model(name)
+        source = f"models:/{model.model_id}"
+        version = str(client.create_model_version(name, source, run_id, model_id=model.model_id).version)
+        client.set_registered_model_alias(name, alias, version)
+        return version
+    finally:
+        mlflow.set_tracking_uri(before)
+
+
+# ---- requests ----
+
+
+def as_json(content: Any, **params: Any) -> Request:
+    """Return a JSON request, with params if there are any."""
+    return Request(json.dumps({**content, **({"params": params} if params else {})}).encode())
+
+
+def as_files(*files: bytes, **params: Any) -> Request:
+    """Return a request with image files as base64 text."""
+    return as_json({"inputs": {"image": [base64.b64encode(file).decode() for file in files]}}, **params)
+
+
+def tiff(image: Any) -> bytes:
+    """Return an array as a TIFF file of its number type."""
+    stream = io.BytesIO()
+    tifffile.imwrite(stream, image)
+    return stream.getvalue()
+
+
+def png(image: Any) -> bytes:
+    """Return an integer array as a PNG file."""
+    stream = io.BytesIO()
+    Image.fromarray(image).save(stream, format="PNG")
+    return stream.getvalue()
+
+
+def huge_tiff(side: int = 60_000) -> bytes:
+    """Return a small TIFF whose header promises side x side pixels (14 GB at the default)."""
+    fields = [(256, side), (257, side), (258, 32), (259, 1), (262, 1), (273, 8), (278, side), (279, 4 * side)]
+    fields += [(339, 3)]
+    entries = b"".join(struct.pack("<HHII", tag, 4, 1, value) for tag, value in fields)
+    return b"II*\0" + struct.pack("<IH", 8, len(fields)) + entries + struct.pack("<I", 0)
+
+
+def malformed(shape: tuple[int, int]) -> dict[str, Refused]:
+    """Return by name what a server of a float32 model must refuse, whatever it was trained on."""
+    height, width = shape
+    good = np.full((1, height, width), 0.25, np.float32)
+
+    def changed(value: Any) -> Request:
+        image = good.astype(object)
+        image[0, 1, 2] = value
+        return as_json({"inputs": image.tolist()})
+
+    column = "expected one column 'image'"
+    return {
+        "no JSON": Refused(Request(b"score this"), "valid JSON"),
+        "empty body": Refused(Request(b""), "valid JSON"),
+        "a list": Refused(as_json({}, x=1)._replace(body=b"[1, 2]"), "Received a list"),
+        "wrong key": Refused(as_json({"pictures": good.tolist()}), "exactly one of the input fields"),
+        "wrong column": Refused(as_json({"inputs": {"picture": ["AAAA"]}}), f"columns picture: {column}"),
+        "domain as a column": Refused(
+            as_json({"dataframe_records": [{"image": "AAAA", "domain": "C"}]}),
+            f"columns image, domain: {column}",
+        ),
+        "wrong shape": Refused(
+            as_json({"inputs": good[:, :, :-5].tolist()}),
+            rf"shape \(1, {height}, {width - 5}\), expected \(images, {height}, {width}\)",
+        ),
+        "one map without its axis": Refused(
+            as_json({"instances": good[0].tolist()}), rf"shape \({height}, {width}\), expected"
+        ),
+        "rows of different lengths": Refused(
+            as_json({"inputs": [[[1.0, 2.0], [3.0]]]}), "inhomogeneous|lengths"
+        ),
+        "no images": Refused(as_json({"inputs": []}), r"shape \(0,\), expected"),
+        "no files": Refused(as_files(), "column 'image': no images"),
+        "NaN": Refused(changed(float("nan")), "image 0 holds NaN or infinite"),
+        "beyond float32": Refused(changed(1e39), "image 0 holds NaN or infinite"),
+        "null": Refused(changed(None), "holds null"),
+        "text": Refused(changed("warm"), "holds text, expected numbers"),
+        "broken base64": Refused(as_json({"inputs": {"image": ["not base64!"]}}), "image 0: not base64"),
+        "number for a file": Refused(as_json({"inputs": {"image": [3]}}), "image 0: not base64"),
+        "no image file": Refused(as_files(b"GIF89a"), "image 0.tiff: not a classic TIFF"),
+        "truncated TIFF": Refused(as_files(tiff(good[0])[:-100]), r"image 0\.tiff: "),
+        "other shape": Refused(as_files(tiff(good[0, :, :-5])), f"{height} x {width - 5} float32 TIFF, but"),
+        "other number type": Refused(as_files(tiff(good[0].astype(np.float64))), "float64 TIFF, expected"),
+        "other file type": Refused(as_files(png(np.ones(shape, np.uint8))), "8-bit PNG, but the model"),
+        "huge header": Refused(as_files(huge_tiff()), "60000 x 60000 pixels, expected"),
+        "second of two is bad": Refused(as_files(tiff(good[0]), b""), r"image 1\.tiff: "),
+        "unknown domain": Refused(
+            as_json({"inputs": good.tolist()}, domain="Z"), "domain='Z': the model has"
+        ),
+        "domain is a number": Refused(as_json({"inputs": good.tolist()}, domain=3), "domain"),
+        "params is a list": Refused(Request(b'{"inputs": [[[0.5]]], "params": [1]}'), "must be a dictionary"),
+        "wrong content type": Refused(Request(tiff(good[0]), "image/tiff"), "image/tiff", status=415),
+    }
