@@ -1,6 +1,6 @@
 """What the entry points of single domains and transfer share: any model family, or a condition of a file."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -130,30 +130,57 @@ def _pair(source: str, text: str, every: Sequence[str]) -> dict[str, str]:
 
 
 def _from_file(flags: comparisons.Prepared, *, targets: bool) -> "list[Trial]":
+    conditions = chosen_conditions(flags.switches)
+    _check_alike(conditions)
+    return trials_of(conditions, flags, domains=lambda one: _domains(one, targets=targets))
+
+
+def chosen_conditions(switches: Mapping[str, str]) -> "list[Condition]":
+    """Return the conditions of ``conditions_file`` that ``condition`` names, in that order.
+
+    Raises:
+        ConfigError: The file is wrong, or holds no such condition.
+    """
     from dinomaly_hd.condition_files import read_conditions
 
-    chosen, seeds, given = flags.switches, flags.seeds, flags.common
-    known = {one.name: one for one in read_conditions(Path(chosen["conditions_file"]))}
-    names = tuple(known) if chosen["condition"] == AUTO else names_in(chosen["condition"])
+    text = switches["condition"]
+    known = {one.name: one for one in read_conditions(Path(switches["conditions_file"]))}
+    names = tuple(known) if text == AUTO else names_in(text)
     for name in names:
         if name not in known:
             raise ConfigError(
-                f"condition={name!r}: not in {chosen['conditions_file']}.{nearest(name, known)}"
+                f"condition={name!r}: not in {switches['conditions_file']}.{nearest(name, known)}"
             )
-    _check_alike([known[name] for name in names])
-    trials = []
-    for name in names:
-        one = known[name]
-        values = {**MEMBERS, **one.values} if len(names) * max(1, len(seeds)) > 1 else dict(one.values)
+    if not names or len(set(names)) < len(names):
+        raise ConfigError(f"condition={text!r}: expected one or more, each once")
+    return [known[name] for name in names]
+
+
+def trials_of(
+    conditions: "Sequence[Condition]",
+    flags: comparisons.Prepared,
+    *,
+    domains: "Callable[[Condition], Mapping[str, str]]",
+) -> "list[Trial]":
+    """Return conditions x seeds; the user's flags go over what a condition says.
+
+    Args:
+        conditions: Of a file.
+        flags: The user's; empty seeds leave them to the conditions.
+        domains: Returns the values that a condition's domains become.
+    """
+    seeds, given, trials = flags.seeds, flags.common, []
+    for one in conditions:
+        values = {**MEMBERS, **one.values} if len(conditions) * max(1, len(seeds)) > 1 else dict(one.values)
         if "max_steps" in given:
             values.pop("max_epochs", None)
         if given.get("max_epochs", "0") != "0":
             values.pop("max_steps", None)
         model = values.pop("variant", one.model_type)
-        values = {**values, **given, **_domains(one, targets=targets)}
+        values = {**values, **given, **domains(one)}
         own_seeds = seeds or (int(one.values.get("seed", DEFAULT_SEED)),)
         trials += [
-            _trial(flags.build, name, model, str(one.source_domain), seed, values) for seed in own_seeds
+            _trial(flags.build, one.name, model, str(one.source_domain), seed, values) for seed in own_seeds
         ]
     return trials
 
@@ -164,7 +191,14 @@ def _domains(one: "Condition", *, targets: bool) -> dict[str, str]:
         wanted = "source_domain and target_domains" if targets else "source_domain and no target_domains"
         other = "single_domain" if targets else "multi_domain"
         raise ConfigError(f"condition {one.name}: expected {wanted}; for others there is {other}")
-    if not targets:
+    return domains_of(one)
+
+
+def domains_of(one: "Condition") -> dict[str, str]:
+    """Return the values that a condition's domains become: all trained on, one, or one and its targets."""
+    if one.source_domain is None:
+        return {"domains": one.values["domains"]}
+    if not one.target_domains:
         return {"domains": one.source_domain}
     every = sorted({one.source_domain, *one.target_domains})
     return {"domains": ",".join(every), "train_domains": one.source_domain}

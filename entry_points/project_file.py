@@ -12,9 +12,10 @@ TRAINING = (
     *("decoder_dropout", "row_mask", "row_masking", "directional_topk"),
 )
 COMPARISONS = ("ablation", "encoders", "steps", "finetune")
-FAMILIES = ("single_domain", "multi_domain")
+FAMILIES = ("single_domain", "multi_domain", "suite")
+STUDIES = ("tune",)
 OTHERS = ("report", "simulate", "predict")
-NAMES = (*TRAINING, *FAMILIES, *COMPARISONS, *OTHERS)
+NAMES = (*TRAINING, *FAMILIES, *COMPARISONS, *STUDIES, *OTHERS)
 HEAD = """\
 # Written by `make mlproject` from the entry points' flags; a test compares. `auto`: the preset decides.
 name: dinomaly-hd
@@ -37,6 +38,8 @@ def defaults(entry_point: str) -> dict[str, str]:
         return defaults_of(module.SWITCHES, without=getattr(module, "WITHOUT", ()))
     if entry_point in FAMILIES:
         return families.defaults_of(module.SWITCHES)
+    if entry_point in STUDIES:
+        return dict(module.defaults_of(module.SWITCHES))
     return {key: option.default for key, option in module.FLAGS.items()}
 
 

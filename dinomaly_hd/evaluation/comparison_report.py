@@ -1,5 +1,6 @@
 """A comparison as Markdown to paste, as one HTML page that needs nothing else, and as CSV."""
 
+import re
 from collections.abc import Mapping, Sequence
 
 from dinomaly_hd.evaluation import page
@@ -144,10 +145,13 @@ def _markdown_row(cells: Sequence[str]) -> str:
 
 
 def _escaped(text: str) -> str:
-    """Keep a label from breaking a table, opening a tag or changing the type."""
-    for character in "\\|<>`*":
+    """Keep a label from breaking a table, opening a tag or changing the type.
+
+    A "<" behind a backslash makes MLflow's pages drop every tag up to the next ">".
+    """
+    for character in "\\|>`*":
         text = text.replace(character, "\\" + character)
-    return _line(text)
+    return _line(re.sub(r"<(?=[A-Za-z/!?])", "&lt;", text))
 
 
 def _line(text: str) -> str:

@@ -36,15 +36,10 @@ def report_html(
         result: From ``results.evaluate``.
         pictures: Embedded in this order.
     """
-    rows = {
-        **result["per_domain_metrics"],
-        "mean": result["mean_metrics"],
-        "pooled": result["overall_pooled_metrics"],
-    }
     parts = [
         page.facts(facts),
         page.heading("Results"),
-        _detector_table(rows),
+        page.table("The detector, in %", *_detector_rows(_detector_blocks(result))),
         page.paragraph(INTERVAL_NOTE),
         *_missing(result["mean_metrics"]),
         page.heading("Scores without a model"),
@@ -56,7 +51,23 @@ def report_html(
     return page.page(title, parts)
 
 
-def _detector_table(rows: Mapping[str, Block]) -> str:
+def results_markdown(result: Mapping[str, Any]) -> str:
+    """Return the detector's table as Markdown; ``result`` as in `report_html`."""
+    head, body = _detector_rows(_detector_blocks(result))
+    lines = [[cell.replace("|", "\\|") for cell in row] for row in (head, *body)]
+    rule = ["---", *["---:"] * (len(head) - 1)]
+    return "".join(f"| {' | '.join(row)} |\n" for row in (lines[0], rule, *lines[1:]))
+
+
+def _detector_blocks(result: Mapping[str, Any]) -> dict[str, Block]:
+    return {
+        **result["per_domain_metrics"],
+        "mean": result["mean_metrics"],
+        "pooled": result["overall_pooled_metrics"],
+    }
+
+
+def _detector_rows(rows: Mapping[str, Block]) -> tuple[list[str], list[list[str]]]:
     conditions = [name for name in next(iter(rows.values()))["by_condition"] if name != ALL]
     shown = conditions if len(conditions) > 1 else []
     head = ["", "AUROC [95 %]", "TPR at FPR 1 % [95 %]", "TPR at FPR 5 %"]
@@ -69,7 +80,7 @@ def _detector_table(rows: Mapping[str, Block]) -> str:
             part = block["by_condition"][condition]
             cells += [percent(part["auroc"]), percent(part["tpr_at_fpr_1pct"])]
         body.append(cells)
-    return page.table("The detector, in %", head, body)
+    return head, body
 
 
 def _trivial_table(result: Mapping[str, Any]) -> str:

@@ -15,25 +15,29 @@ TRIVIAL_METRICS = ("auroc", "tpr_at_fpr_1pct")
 
 
 def flat_metrics(result: Mapping[str, Any]) -> dict[str, float]:
-    """Flatten to ``domain_C/auroc``, ``domain_C/cold/tpr_at_fpr_1``, ``mean/auroc_low``, ``trivial/max/...``.
+    """Flatten to ``domain_C/auroc``, ``domain_C/cold/tpr_at_fpr_1``, ``mean/auroc_low``, ...
 
-    Left out: NaN, and of the trivial scores everything but AUROC and TPR@FPR 1 %.
+    What stands before the last ``/`` is a section of MLflow's charts, and every metric is a chart; so trivial
+    scores are ``trivial/max/domain_C.cold.auroc``, and left out are NaN, the calls and intervals within a
+    condition, and of the trivial scores everything but AUROC and TPR@FPR 1 %.
     """
     flat: dict[str, float] = {}
     summaries = {"mean": result["mean_metrics"], "pooled": result["overall_pooled_metrics"]}
     for name, block in {**result["per_domain_metrics"], **summaries}.items():
         for prefix, part in _parts(name, block):
-            for metric in (*RANKING, *CALLS, *PIXEL, "optimal_threshold"):
-                flat[f"{prefix}/{_short(metric)}"] = part.get(metric, NAN)
-            for metric in WITH_INTERVAL:
-                low, high = part["intervals"][metric]
-                flat[f"{prefix}/{_short(metric)}_low"] = low
-                flat[f"{prefix}/{_short(metric)}_high"] = high
+            for metric in RANKING:
+                flat[f"{prefix}/{_short(metric)}"] = part[metric]
+        for metric in (*CALLS, *PIXEL, "optimal_threshold"):
+            flat[f"{name}/{metric}"] = block.get(metric, NAN)
+        for metric in WITH_INTERVAL:
+            low, high = block["intervals"][metric]
+            flat[f"{name}/{_short(metric)}_low"] = low
+            flat[f"{name}/{_short(metric)}_high"] = high
     for score, members in result["trivial"].items():
         for name, block in members.items():
-            for prefix, part in _parts(f"trivial/{score}/{name}", block):
+            for prefix, part in _parts(name, block):
                 for metric in TRIVIAL_METRICS:
-                    flat[f"{prefix}/{_short(metric)}"] = part[metric]
+                    flat[f"trivial/{score}/{prefix.replace('/', '.')}.{_short(metric)}"] = part[metric]
     return {name: float(value) for name, value in flat.items() if not np.isnan(value)}
 
 

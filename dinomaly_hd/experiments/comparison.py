@@ -1,8 +1,9 @@
-"""Run the members of a comparison one after another and report on them, under one parent."""
+"""Run the members of a comparison, one after another or as jobs, and report on them, under one parent."""
 
 import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
+from pathlib import Path
 from typing import NamedTuple
 
 from dinomaly_hd.config import RunConfig
@@ -18,6 +19,9 @@ from dinomaly_hd.models.build import check_model
 ENDS_A_MEMBER_ONLY = (NonFiniteError, CheckpointError)
 Gather = Callable[[list[MemberRun]], Joined]
 Then = Callable[["dict[Member, Outcome]"], "list[Member]"]
+RunMembers = Callable[["Sequence[Member]", Context, Parent], "Ran"]
+Places = Callable[["Sequence[Member]"], "Mapping[Member, str]"]
+ONE_REPORT = ""
 
 
 class Member(NamedTuple):
@@ -30,12 +34,29 @@ class Member(NamedTuple):
     run: RunConfig
     place: str
 
+    @property
+    def title(self) -> str:
+        """What a failure is told by."""
+        return f"{self.label}, seed {self.run.seed}"
 
-class Done(NamedTuple):
-    """Finished members with what they left, and the report if any run could be reported on."""
+
+class Ran(NamedTuple):
+    """Finished members with what they left, and by title why the others are not."""
 
     outcomes: dict[Member, Outcome]
-    report: Report | None
+    failed: dict[Member, str]
+
+
+class Done(NamedTuple):
+    """Finished members with what they left, and the reports by their folders below the comparison's."""
+
+    outcomes: dict[Member, Outcome]
+    reports: dict[str, Report]
+
+    @property
+    def report(self) -> Report | None:
+        """The one report on all members, if any run could be reported on."""
+        return self.reports.get(ONE_REPORT)
 
 
 def member(label: str, run: RunConfig) -> Member:
@@ -54,6 +75,28 @@ def as_they_are(members: list[MemberRun]) -> Joined:
     return Joined(members, {})
 
 
+def together(members: Sequence[Member]) -> dict[Member, str]:
+    """Return one place for the report on all members."""
+    return dict.fromkeys(members, ONE_REPORT)
+
+
+def check_members(members: Sequence[Member]) -> None:
+    """Refuse members' settings before the first one is run.
+
+    Raises:
+        ConfigError: A model's settings do not fit together, or two members have one place.
+    """
+    places: dict[str, Member] = {}
+    for one in members:
+        try:
+            check_model(one.run)
+        except ConfigError as error:
+            raise ConfigError(f"{one.label}: {error}") from error
+        other = places.setdefault(one.place.casefold(), one)
+        if other is not one:
+            raise ConfigError(f"{one.title} and {other.title}: both would lie in {one.place}; rename one")
+
+
 def run_comparison(
     members: Sequence[Member],
     context: Context,
@@ -62,12 +105,16 @@ def run_comparison(
     question: Question,
     gather: Gather = as_they_are,
     then: Then = no_more,
+    run_members: RunMembers | None = None,
+    places: Places = together,
     detail: str = "",
 ) -> Done:
-    """Run all members in their order, then write and log the report on them.
+    """Run all members, then write and log the report on them.
 
     ``gather`` may make one run of several; ``then`` makes further members of those that are finished, and
-    ``detail`` names what it makes, as part of what tells this comparison from others.
+    ``detail`` names what it makes, as part of what tells this comparison from others. ``run_members`` is how
+    they are run (None: ``one_after_another``), and ``places`` says in which subfolder each is reported on;
+    members of different places cannot be compared.
 
     What members share is done once: encoder outputs, and a training of which another is the continuation or
     which differs only in what comes after it. A member that is finished already, in this comparison or
@@ -77,37 +124,29 @@ def run_comparison(
         DinomalyHDError: What would end every member (bad data, no encoder weights, a full disk).
         ComparisonError: Some members failed; the report is written all the same and names them.
     """
-    for one in members:
-        _check(one)
+    run_members = run_members or one_after_another
+    check_members(members)
     first = {one.place: one.run for one in members}
     with parent_run(first, context, kind=kind, detail=detail) as parent:
-        outcomes, failed = _run_members(members, context, parent)
-        more = then(outcomes)
-        for one in more:
-            _check(one)
-        later = _run_members(more, context, parent)
-        outcomes, failed = {**outcomes, **later[0]}, {**failed, **later[1]}
-        members_done, lacking = gather(
-            [
-                read_member(outcome.folder, label=one.label, name=outcome.mlflow_run_id)
-                for one, outcome in outcomes.items()
-            ]
-        )
-        report = _report(members_done, context, parent, question=question, failed={**failed, **lacking})
-        if failed:
-            lines = [f"{name}: {reason}" for name, reason in failed.items()]
+        ran = run_members(members, context, parent)
+        more = then(ran.outcomes)
+        if more:
+            check_members([*members, *more])
+            later = run_members(more, context, parent)
+            ran = Ran({**ran.outcomes, **later.outcomes}, {**ran.failed, **later.failed})
+        reports = _reports(ran, context, parent, question=question, gather=gather, places=places)
+        if ran.failed:
+            lines = [f"{one.title}: {reason}" for one, reason in ran.failed.items()]
             raise ComparisonError(
-                f"{len(lines)} of {len(lines) + len(outcomes)} members failed: {'; '.join(lines)}"
+                f"{len(lines)} of {len(lines) + len(ran.outcomes)} members failed: {'; '.join(lines)}"
             )
-    return Done(outcomes, report)
+    return Done(ran.outcomes, reports)
 
 
-def _run_members(
-    members: Sequence[Member], context: Context, parent: Parent
-) -> tuple[dict[Member, Outcome], dict[str, str]]:
-    """Run members; one that diverges does not stop the others."""
+def one_after_another(members: Sequence[Member], context: Context, parent: Parent) -> Ran:
+    """Run members in this process; one that diverges does not stop the others."""
     outcomes: dict[Member, Outcome] = {}
-    failed: dict[str, str] = {}
+    failed: dict[Member, str] = {}
     for number, one in enumerate(members, start=1):
         context.say(f"\n== {number}/{len(members)}: {one.label}, seed {one.run.seed}")
         siblings = [outcome.folder for other, outcome in outcomes.items() if other.run.seed == one.run.seed]
@@ -115,9 +154,36 @@ def _run_members(
         try:
             outcomes[one] = execute(one.run, own)
         except ENDS_A_MEMBER_ONLY as error:
-            failed[f"{one.label}, seed {one.run.seed}"] = str(error)
+            failed[one] = str(error)
             context.say(f"{type(error).__name__}: {error}")
-    return outcomes, failed
+    return Ran(outcomes, failed)
+
+
+def _reports(
+    ran: Ran, context: Context, parent: Parent, *, question: Question, gather: Gather, places: Places
+) -> dict[str, Report]:
+    """Write and log a report on the finished members of each place."""
+    reports: dict[str, Report] = {}
+    place_of = places([*ran.outcomes, *ran.failed])
+    for place in dict.fromkeys(place_of.values()):
+        done, lacking = gather(
+            [
+                read_member(outcome.folder, label=one.label, name=outcome.mlflow_run_id)
+                for one, outcome in ran.outcomes.items()
+                if place_of[one] == place
+            ]
+        )
+        failed = {one.title: reason for one, reason in ran.failed.items() if place_of[one] == place}
+        if done:
+            reports[place] = _report(
+                done, context, parent, place=place, question=question, failed={**failed, **lacking}
+            )
+    if reports:
+        parent.note(
+            "\n\n".join(report.markdown for report in reports.values()),
+            runs=[outcome.mlflow_run_id for outcome in ran.outcomes.values()],
+        )
+    return reports
 
 
 def _report(
@@ -125,15 +191,16 @@ def _report(
     context: Context,
     parent: Parent,
     *,
+    place: str,
     question: Question,
     failed: dict[str, str],
-) -> Report | None:
-    if not members:
-        return None
+) -> Report:
+    if place:
+        question = question._replace(title=f"{question.title}: {Path(place).name.replace('_', ' ')}")
     context.say(f"\n== report on {len(members)} runs")
     report = write_report(
         members,
-        parent.folder,
+        parent.folder / place,
         question=question,
         command=context.command,
         failed=failed,
@@ -143,16 +210,7 @@ def _report(
         folder = path.parent.relative_to(parent.folder)
         parent.artifact(path, folder=None if str(folder) == "." else str(folder))
     parent.metrics(flat_means(report.comparison))
-    parent.note(report.markdown)
     for line in report.markdown.splitlines():
         context.say(line)
-    context.say(f"report: {parent.folder / 'report.html'}")
+    context.say(f"report: {parent.folder / place / 'report.html'}")
     return report
-
-
-def _check(one: Member) -> None:
-    """Refuse a member's settings before the first member is run."""
-    try:
-        check_model(one.run)
-    except ConfigError as error:
-        raise ConfigError(f"{one.label}: {error}") from error

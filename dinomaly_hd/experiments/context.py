@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from dinomaly_hd.data.features import FeatureMemory
+from dinomaly_hd.experiments.data_root import ManifestMemory
 from dinomaly_hd.training.guards import SignalGuard
 
 
@@ -27,7 +28,10 @@ class Context:
         folder: Where a comparison puts its member; None for a dated folder.
         tags: Further MLflow tags.
         features: Encoder outputs that the members of a comparison share; None for a run by itself.
+        manifests: Data sets that many runs' checks share; None reads the data for this run.
         donors: Folders of runs whose checkpoint may stand for this one's training.
+        lock_wait_s: How long the run waits for another process that still works in its folder.
+        on_progress: Called after every step with the steps done, those in all, and the seconds left.
         observe: Called with every logged dict of metrics and its step, counted from 0; may raise ``Pruned``.
     """
 
@@ -44,19 +48,24 @@ class Context:
     folder: Path | None = None
     tags: Mapping[str, str] = field(default_factory=dict)
     features: FeatureMemory | None = None
+    manifests: ManifestMemory | None = None
     donors: tuple[Path, ...] = ()
+    lock_wait_s: float = 0.0
+    on_progress: Callable[[int, int, float], None] | None = None
     observe: Callable[[Mapping[str, float], int], None] | None = None
 
 
 class Progress:
-    """Says how far a training is, about ten times, with the time left."""
+    """Says how far a training is, about ten times, with the time left; tells the context of every step."""
 
-    def __init__(self, say: Callable[[str], None]) -> None:
-        self.say, self.began, self.first = say, time.monotonic(), -1
+    def __init__(self, context: Context) -> None:
+        self.context, self.began, self.first = context, time.monotonic(), -1
 
     def __call__(self, done: int, total: int) -> None:
         if self.first < 0:
             self.first, self.began = done, time.monotonic()
+        seconds_left = (time.monotonic() - self.began) / max(1, done - self.first) * (total - done)
+        if self.context.on_progress is not None:
+            self.context.on_progress(done, total, seconds_left)
         if done == total or done % max(1, total // 10) == 0:
-            rate = (time.monotonic() - self.began) / max(1, done - self.first)
-            self.say(f"step {done}/{total}, {rate * (total - done):.0f} s left")
+            self.context.say(f"step {done}/{total}, {seconds_left:.0f} s left")

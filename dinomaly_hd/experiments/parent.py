@@ -16,7 +16,14 @@ from dinomaly_hd.experiments.context import Context
 from dinomaly_hd.experiments.run_folder import RunFolder, open_run
 from dinomaly_hd.experiments.session import CLOSE_TIMEOUT_S, START_TIMEOUT_S, short_domains
 from dinomaly_hd.journal import Journal
-from dinomaly_hd.tracking import Tracker, default_uri
+from dinomaly_hd.tracking import (
+    Tracker,
+    artifact_page,
+    charts_page,
+    compare_page,
+    default_uri,
+    these_runs,
+)
 
 
 class Parent:
@@ -47,14 +54,30 @@ class Parent:
         """Log a file of the comparison."""
         self.tracker.artifact(path, folder=folder)
 
-    def note(self, markdown: str) -> None:
-        """Set the description that the comparison's page shows."""
-        self.tracker.note(markdown)
+    def note(self, markdown: str, *, runs: Sequence[str | None]) -> None:
+        """Set the description that the comparison's page shows, with links to what MLflow says of ``runs``.
+
+        They may be other comparisons' runs, which the page does not list among its children.
+        """
+        self.tracker.note(f"{self._links([run for run in runs if run is not None])}{markdown}")
 
     def close(self, status: Literal["FINISHED", "FAILED", "KILLED"]) -> None:
         """End the comparison in its folder and in MLflow."""
         self._record.set_state(status=status)
-        self.tracker.close(status, timeout_s=CLOSE_TIMEOUT_S)
+        if self.tracker.close(status, timeout_s=CLOSE_TIMEOUT_S) and status == "FINISHED":
+            self.context.say(f"MLflow run: {self.tracker.url()}")
+            self.context.say("            (`make ui` starts these pages)")
+
+    def _links(self, runs: Sequence[str]) -> str:
+        experiment_id, run_id = self.tracker.experiment_id, self.tracker.run_id
+        if experiment_id is None or run_id is None or not runs:
+            return ""
+        pages = {
+            "Charts of its runs": charts_page(experiment_id, which=these_runs(runs)),
+            "Parameters side by side": compare_page(experiment_id, runs),
+            "Report": artifact_page(experiment_id, run_id, "report.html"),
+        }
+        return " · ".join(f"[{name}]({page})" for name, page in pages.items()) + "\n\n"
 
 
 @contextmanager
@@ -77,6 +100,7 @@ def parent_run(
         seed=first.seed,
         config_hash=config_hash,
         resume=context.resume,
+        of_members=True,
     ) as folder:
         tracker = Tracker(
             Journal(folder.path / "journal.jsonl"),

@@ -18,13 +18,13 @@ from dinomaly_hd.config import (
     flatten,
     with_values,
 )
-from dinomaly_hd.data.hdmap import Manifest, load_manifest
+from dinomaly_hd.data.hdmap import Manifest
 from dinomaly_hd.data.splits import Split, hold_out
 from dinomaly_hd.data.texture_folder import TextureStack, read_textures
 from dinomaly_hd.data.tree import PREFIX as DOMAIN_PREFIX
 from dinomaly_hd.errors import CheckpointError, ConfigError
 from dinomaly_hd.experiments.context import Context
-from dinomaly_hd.experiments.data_root import resolve_root
+from dinomaly_hd.experiments.data_root import ManifestMemory, read_manifest
 from dinomaly_hd.experiments.exported import WEIGHTS, read_card
 from dinomaly_hd.experiments.run_folder import MODEL, find_run
 from dinomaly_hd.files import file_digest
@@ -84,12 +84,10 @@ def check(run: RunConfig, context: Context) -> Ready:
     if isinstance(run.encoder, EncoderConfig):
         check_weights(run.encoder, weights=weights)
     start = _start(run, context, encoder_digest=weights.digest)
-    root = resolve_root(run.data, root=context.root, say=context.say, tick=context.guard.check)
-    manifest = load_manifest(
-        root, domains=run.data.domain_names, conditions=run.data.conditions, tick=context.guard.check
+    manifest = (context.manifests or ManifestMemory()).get(
+        run.data,
+        lambda: read_manifest(run.data, root=context.root, say=context.say, tick=context.guard.check),
     )
-    for warning in manifest.warnings:
-        context.say(f"warning: {warning}")
     split = hold_out(
         manifest,
         ratio=run.data.val_split_ratio,

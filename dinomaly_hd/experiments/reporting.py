@@ -104,11 +104,15 @@ def summary(comparison: Comparison, *, question: Question, failed: Mapping[str, 
 
 
 def flat_means(comparison: Comparison) -> dict[str, float]:
-    """Return mean and deviation over seeds as MLflow metrics: ``F/domain_C/cold/auroc_mean``."""
+    """Return mean and deviation over seeds as MLflow metrics: ``domain_C/cold/auroc_mean.F``.
+
+    The label comes last, since what stands before the last ``/`` is a section of MLflow's charts.
+    """
     flat: dict[str, float] = {}
     for row in comparison.means.to_dict("records"):
-        place = [row["label"], row["domain"], *([] if row["condition"] == "all" else [row["condition"]])]
+        place = [row["domain"], *([] if row["condition"] == "all" else [row["condition"]])]
+        label = str(row["label"]).replace("/", "_")
         for statistic in ("mean", "std"):
             if not np.isnan(row[statistic]):
-                flat["/".join([*place, f"{row['metric']}_{statistic}"])] = float(row[statistic])
+                flat["/".join([*place, f"{row['metric']}_{statistic}.{label}"])] = float(row[statistic])
     return flat

@@ -1,8 +1,10 @@
 """The run folder: the truth of a run, of which MLflow is a copy."""
 
 import os
-from collections.abc import Iterator
+import time
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from itertools import count
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -16,13 +18,18 @@ LOCK = ".lock"
 CHECKPOINTS, MODEL, RESULTS = "checkpoints", "model", "results.json"
 FINISHED = "FINISHED"
 SHOWN_RUNS = 4
+LOCK_POLL_S = 0.2
 
 
 class RunFolder(NamedTuple):
-    """One ``{result_dir}/{variant}/{YYYYMMDD_HHMMSS}_seed{N}`` and whether it continues an earlier start."""
+    """One ``{result_dir}/{variant}/{YYYYMMDD_HHMMSS}_seed{N}`` and whether it continues an earlier start.
+
+    ``finished``: another process has done this run while this one waited for its folder.
+    """
 
     path: Path
     resumed: bool
+    finished: bool = False
 
     def state(self) -> dict[str, Any]:
         """Return what ``run.json`` says: config_hash, status, mlflow_run_id."""
@@ -49,6 +56,16 @@ def finished_results(path: Path, **identity: str) -> dict[str, Any] | None:
 def read_results(path: Path) -> dict[str, Any] | None:
     """Return a run folder's ``results.json``, None where there is none or it is no JSON."""
     return read_json(path / RESULTS) or None
+
+
+def finished_runs(result_dir: Path, *, code: str) -> dict[str, Path]:
+    """Return the folders of all finished runs of this code by their ``config_hash``, the oldest of each."""
+    found: dict[str, Path] = {}
+    for path in all_runs(result_dir):
+        state = read_state(path)
+        if (state.get("status"), state.get("code")) == (FINISHED, code) and (path / RESULTS).is_file():
+            found.setdefault(str(state.get("config_hash")), path)
+    return found
 
 
 def find_run(result_dir: Path, run: str) -> Path:
@@ -81,9 +98,20 @@ def all_runs(result_dir: Path) -> Iterator[Path]:
 
 @contextmanager
 def open_run(
-    result_dir: Path, *, variant: str, seed: int, config_hash: str, resume: str, folder: Path | None = None
+    result_dir: Path,
+    *,
+    variant: str,
+    seed: int,
+    config_hash: str,
+    resume: str,
+    folder: Path | None = None,
+    of_members: bool = False,
+    wait_s: float = 0.0,
+    tick: Callable[[], None] = lambda: None,
 ) -> Iterator[RunFolder]:
     """Lock and yield the folder to work in: the newest unfinished one of this ``config_hash``, or a new one.
+
+    A folder without a checkpoint is left behind for a new one, unless members' folders lie in it.
 
     Args:
         result_dir: Parent of all variants' folders.
@@ -92,14 +120,18 @@ def open_run(
         config_hash: Of resolved config, seed and data.
         resume: "auto"; "never"; or the run to continue (path, folder name, MLflow run id).
         folder: Where a comparison puts its member; None makes a dated folder.
+        of_members: Whether it is a comparison's own folder.
+        wait_s: How long to wait for another process that still works in ``folder``.
+        tick: Called several times a second while waiting.
 
     Raises:
         ConfigError: The run to continue is not there, is another's, or another process works on it.
         OutputError: The folder cannot be written.
     """
     if resume in ("auto", "never"):
-        old = [] if resume == "never" else _unfinished(folder or result_dir / variant, config_hash)
-        candidates = [*old, None]
+        where = folder or result_dir / variant
+        old = [] if resume == "never" else _unfinished(where, config_hash, of_members=of_members)
+        candidates: list[Path | None] = [*old] if folder and old else [*old, None]
     else:
         candidates = [find_run(result_dir, resume)]
     for candidate in candidates:
@@ -107,15 +139,24 @@ def open_run(
         try:
             path.mkdir(parents=True, exist_ok=True)
             lock = filelock.FileLock(path / LOCK, timeout=0)
-            lock.acquire()
+            waited = _acquire(lock, wait_s=wait_s if path == folder else 0.0, tick=tick)
         except filelock.Timeout:
+            if of_members:
+                raise ConfigError(
+                    f"{path}: another process is at work on the same runs; wait for it, or stop it "
+                    "and start again"
+                ) from None
             continue
         except OSError as error:
             raise OutputError(f"cannot write {path}: {error}; choose another result_dir") from error
         try:
-            run = RunFolder(path, resumed=candidate is not None)
-            theirs = run.state().get("config_hash", config_hash)
-            if theirs == config_hash:  # another run's folder stays as it is: its checkpoint will be refused
+            state = read_state(path)
+            theirs = state.get("config_hash", config_hash)
+            done = waited and theirs == config_hash and state.get("status") == FINISHED
+            run = RunFolder(path, resumed=candidate is not None, finished=done)
+            if done:
+                pass
+            elif theirs == config_hash:  # another run's folder stays as it is: its checkpoint will be refused
                 run.set_state(config_hash=config_hash, status="RUNNING", pid=os.getpid())
             elif not any((path / CHECKPOINTS).glob("*.pt")):
                 raise ConfigError(
@@ -129,10 +170,26 @@ def open_run(
     raise ConfigError(f"resume={resume}: another process is working on this run")
 
 
-def _unfinished(where: Path, config_hash: str) -> list[Path]:
+def _acquire(lock: filelock.BaseFileLock, *, wait_s: float, tick: Callable[[], None]) -> bool:
+    """Take the lock and return whether another process had it; ``filelock.Timeout`` if that keeps it."""
+    began = time.monotonic()
+    for attempt in count():
+        try:
+            lock.acquire()
+        except filelock.Timeout:
+            if time.monotonic() - began >= wait_s:
+                raise
+            tick()
+            time.sleep(LOCK_POLL_S)
+        else:
+            return attempt > 0
+    raise AssertionError("unreachable: attempts do not end")
+
+
+def _unfinished(where: Path, config_hash: str, *, of_members: bool) -> list[Path]:
     found = []
     for path in all_runs(where):
         state = read_state(path)
         if state.get("config_hash") == config_hash and state.get("status") != FINISHED:
             found.append(path)
-    return [path for path in reversed(found) if any(path.glob(f"**/{CHECKPOINTS}/*.pt"))]
+    return [path for path in reversed(found) if of_members or any(path.glob(f"**/{CHECKPOINTS}/*.pt"))]

@@ -5,22 +5,26 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from dinomaly_hd import provenance
 from dinomaly_hd.config import ALL_DOMAINS, flatten
-from dinomaly_hd.evaluation.report import Picture, report_html
+from dinomaly_hd.evaluation.report import Picture, report_html, results_markdown
 from dinomaly_hd.evaluation.summary import flat_metrics
 from dinomaly_hd.evaluation.synthetic import flat_synthetic, synthetic_lines
 from dinomaly_hd.evaluation.transfer import flat_transfer, transfer_lines
 from dinomaly_hd.experiments import gallery
 from dinomaly_hd.experiments.run_folder import CHECKPOINTS
-from dinomaly_hd.experiments.session import Session, run_name, trained_domains
+from dinomaly_hd.experiments.session import NO_LABEL, Session, run_name, trained_domains
 from dinomaly_hd.files import publish_text
 from dinomaly_hd.serving import log_model
+from dinomaly_hd.tracking import artifact_picture
 from dinomaly_hd.training.fit import Trained
 
 RESULTS_SCHEMA = 1
 LONGEST_HISTORY = 1000
 MAPS_IN_REPORT = 3
+FIGURES_STEP = 0  # MLflow draws bars, run beside run, of metrics at step 0, and a dot over the step of others
 
 
 def head(session: Session, trained: Trained, timing: dict[str, float]) -> dict[str, Any]:
@@ -79,7 +83,8 @@ def write_page(session: Session, results: dict[str, Any]) -> None:
         facts["transfer"] = "; ".join(line.strip() for line in transfer_lines(results["transfer"]))
     if "synthetic" in results:
         facts["synthetic"] = "; ".join(line.strip() for line in synthetic_lines(results["synthetic"]))
-    page = report_html(run_name(run), facts=facts, result=results, pictures=pictures)
+    title = run_name(run, label=session.context.tags.get("config", NO_LABEL))
+    page = report_html(title, facts=facts, result=results, pictures=pictures)
     publish_text(folder / "report.html", page)
 
 
@@ -95,12 +100,12 @@ def thinned(history: gallery.History) -> dict[str, Any]:
 def track(session: Session, results: dict[str, Any], timing: dict[str, float]) -> None:
     """Give MLflow its copy: figures, files, the model, and the pictures to browse."""
     tracker, folder, last = session.tracker, session.folder.path, results["steps"]
-    tracker.metrics(flat_metrics(results), step=last)
+    tracker.metrics(flat_metrics(results), step=FIGURES_STEP)
     if "transfer" in results:
-        tracker.metrics(flat_transfer(results["transfer"]), step=last)
+        tracker.metrics(flat_transfer(results["transfer"]), step=FIGURES_STEP)
     if "synthetic" in results:
         tracker.metrics(flat_synthetic(results["synthetic"]), step=last)
-    tracker.metrics({f"time/{name}": value for name, value in timing.items()}, step=last)
+    tracker.metrics({f"time/{name}": value for name, value in timing.items()}, step=FIGURES_STEP)
     for name in ("results.json", "report.html"):
         tracker.artifact(folder / name)
     for name in ("scores", "plots", "anomaly_maps", "model"):
@@ -110,7 +115,22 @@ def track(session: Session, results: dict[str, Any], timing: dict[str, float]) -
     tracker.artifact(max((folder / CHECKPOINTS).glob("step_*.pt")), folder=CHECKPOINTS)
     for domain in session.manifest.domains:
         for step, path in enumerate(_faults_to_browse(session, domain)):
-            tracker.image(path, key=f"anomaly_maps/{domain}", step=step)
+            tracker.image(path, key=f"maps/{domain}", step=step)
+    session.describe(f"{results_markdown(results)}\n{_picture(session, results)}")
+
+
+def _picture(session: Session, results: dict[str, Any]) -> str:
+    """Return the Markdown of the highest fault where AUROC is lowest.
+
+    MLflow's image grid shows it too, but below all parameters and 256 pixels wide.
+    """
+    run_id, domains = session.tracker.run_id, results["per_domain_metrics"]
+    shown = [(domain, path) for domain in domains for path in _faults_to_browse(session, domain)[:1]]
+    if run_id is None or not shown:
+        return ""
+    _, hardest = min(shown, key=lambda pair: np.nan_to_num(domains[pair[0]]["auroc"], nan=1.0))
+    path = hardest.relative_to(session.folder.path).as_posix()
+    return f"{artifact_picture(run_id, path, text=path)}\n\n"
 
 
 def maps_folder(session: Session, domain: str) -> Path:

@@ -22,6 +22,8 @@ from dinomaly_hd.training.fit import resolve_device
 Positions = npt.NDArray[np.int64]
 KEPT_IMAGES_BYTES = 2 * 1024**3
 START_TIMEOUT_S, CLOSE_TIMEOUT_S = 60.0, 120.0
+NO_LABEL = "-"
+LONGEST_NAME = 200
 
 
 class Session:
@@ -47,7 +49,7 @@ class Session:
             self.journal,
             uri=default_uri(context.root),
             experiment=context.experiment,
-            run_name=context.run_name or run_name(self.run),
+            run_name=context.run_name or run_name(self.run, label=context.tags.get("config", NO_LABEL)),
             tags=self._tags(),
             root=context.root,
             parent_run_id=context.parent_run_id,
@@ -124,8 +126,9 @@ class Session:
         self.journal.sync()
         if self.tracker.close(status, timeout_s=CLOSE_TIMEOUT_S) and status == "FINISHED":
             self.context.say(f"MLflow run:   {self.tracker.url()}")
-            self.context.say(f"all its runs: {self.tracker.experiment_url()}")
-            self.context.say("              (`make ui` starts these pages)")
+            if self.context.parent_run_id is None:
+                self.context.say(f"all its runs: {self.tracker.experiment_url()}")
+                self.context.say("              (`make ui` starts these pages)")
         self.context.say(f"run folder:   {self.folder.path}")
 
     # What training reports to (training.task.Reporter).
@@ -155,16 +158,20 @@ class Session:
                 source=str(self.manifest.root),
                 context=use,
             )
+        self.describe("")
+
+    def describe(self, results: str) -> None:
+        """Set the description that the run's page shows; ``results`` is Markdown."""
         self.tracker.note(
             f"**{self.run.model.variant}** on {', '.join(self.manifest.domains)}, seed {self.run.seed}\n\n"
-            f"Repeat it: `{self.context.command}`\n\n"
+            f"{results}Repeat it: `{self.context.command}`\n\n"
             f"Run folder: `{self.folder.path}`\n\nConditions: {self.manifest.condition_rule}"
         )
 
     def _tags(self) -> dict[str, str]:
         return {
             "variant": self.run.model.variant,
-            "config": "-",
+            "config": NO_LABEL,
             "domains": short_domains(self.manifest.domains),
             "kind": "train",
             "sweep": "-",
@@ -191,9 +198,16 @@ def trained_on(session: Session, positions: Positions) -> Positions:
     return np.array([i for i in positions if records[int(i)].domain in domains], dtype=np.int64)
 
 
-def run_name(run: RunConfig) -> str:
-    """Return ``{variant}-{domains}-s{seed}``."""
-    return f"{run.model.variant}-{short_domains(run.data.domain_names)}-s{run.seed}"
+def run_name(run: RunConfig, *, label: str) -> str:
+    """Return ``{variant}-{domains}-s{seed}``, behind the label of a comparison's member: MLflow's charts name
+    runs by nothing else.
+    """
+    what = run.model.variant
+    if label.startswith(what) or ":" in label:  # says enough by itself
+        what = label
+    elif label != NO_LABEL:
+        what = f"{label}-{what}"
+    return f"{what[:LONGEST_NAME]}-{short_domains(run.data.domain_names)}-s{run.seed}"
 
 
 def short_domains(names: tuple[str, ...]) -> str:

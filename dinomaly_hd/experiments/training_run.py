@@ -60,7 +60,14 @@ def execute(run: RunConfig, context: Context) -> Outcome:
         config_hash=ready.config_hash,
         resume=context.resume,
         folder=context.folder,
+        wait_s=context.lock_wait_s,
+        tick=context.guard.check,
     ) as folder:
+        if folder.finished:
+            done = _finished(ready, context)
+            if done is not None:
+                return done
+            folder.set_state(status="RUNNING")  # other code finished it
         session = Session(ready, context, folder)
         try:
             session.open()

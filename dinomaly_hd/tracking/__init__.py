@@ -2,6 +2,7 @@
 
 import os
 
+from dinomaly_hd.tracking.pages import artifact_page, artifact_picture, charts_page, compare_page, these_runs
 from dinomaly_hd.tracking.report_log import LoggedReport, ReportRun, add_report, log_report
 from dinomaly_hd.tracking.search import RUN_ID, Recorded, RunStore, StoredRun, recorded
 from dinomaly_hd.tracking.store import close_stale_runs, default_uri, prepare_store
@@ -31,10 +32,15 @@ __all__ = [
     "SyncReport",
     "Tracker",
     "add_report",
+    "artifact_page",
+    "artifact_picture",
+    "charts_page",
     "close_stale_runs",
+    "compare_page",
     "default_uri",
     "log_report",
     "prepare_store",
     "recorded",
     "sync_run",
+    "these_runs",
 ]

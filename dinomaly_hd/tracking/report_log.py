@@ -10,6 +10,7 @@ from dinomaly_hd.journal import Journal
 from dinomaly_hd.tracking.attach import attach
 from dinomaly_hd.tracking.delivery import Delivery
 from dinomaly_hd.tracking.outbox import OUTBOX_NAME, Outbox
+from dinomaly_hd.tracking.pages import shortened
 from dinomaly_hd.tracking.search import ANSWER_S, client_of_existing
 from dinomaly_hd.tracking.store import first_line, load_mlflow, server_answers
 
@@ -80,7 +81,7 @@ def add_report(report: LoggedReport, run: ReportRun | None, *, run_id: str, uri:
 def _fill(outbox: Outbox, report: LoggedReport, *, at: Path) -> Journal:
     """Note everything to send in the folder ``at``; its own files by their relative path."""
     base = report.folder.resolve()
-    outbox.add("tags", {"tags": {"mlflow.note.content": report.note}})
+    outbox.add("tags", {"tags": {"mlflow.note.content": shortened(report.note)}})
     for path in report.files:
         whole = path.resolve()
         below = whole.relative_to(base)

@@ -13,6 +13,7 @@ from dinomaly_hd.errors import OutputError
 from dinomaly_hd.files import publish
 from dinomaly_hd.journal import Journal
 from dinomaly_hd.tracking.outbox import OUTBOX_NAME, Outbox
+from dinomaly_hd.tracking.pages import TRAINING_RUNS, charts_page, run_page, shortened
 from dinomaly_hd.tracking.store import load_mlflow
 from dinomaly_hd.tracking.worker import Worker
 
@@ -23,8 +24,6 @@ logger = logging.getLogger(__name__)
 
 IMAGE_FOLDER = "tracking_images"
 LOCAL_UI = "http://127.0.0.1:5000"
-# A fresh browser would land on MLflow's GenAI pages.
-TRAINING_PAGES = "workflowType=machine_learning"
 
 Status = Literal["FINISHED", "FAILED", "KILLED"]
 
@@ -82,6 +81,12 @@ class Tracker:
         at = self._worker.attachment
         return at and at.run_id
 
+    @property
+    def experiment_id(self) -> str | None:
+        """The run's MLflow experiment, None as long as the store has not answered."""
+        at = self._worker.attachment
+        return at and at.experiment_id
+
     def start(self, *, timeout_s: float) -> str | None:
         """Begin to copy; return the run's id, or None if the store did not answer within ``timeout_s``.
 
@@ -120,8 +125,8 @@ class Tracker:
         self._add("tags", tags=dict(values))
 
     def note(self, markdown: str) -> None:
-        """Set the description that the run's page shows."""
-        self.tags({"mlflow.note.content": markdown})
+        """Set the description that the run's page shows, cut to what MLflow keeps."""
+        self.tags({"mlflow.note.content": shortened(markdown)})
 
     def text(self, text: str, *, file: str) -> None:
         """Log a text as the artifact ``file``."""
@@ -158,16 +163,12 @@ class Tracker:
     def url(self, ui_base: str | None = None) -> str | None:
         """Return the link to the run's page, None as long as there is no run."""
         at = self._worker.attachment
-        return (
-            at and f"{self._base(ui_base)}/#/experiments/{at.experiment_id}/runs/{at.run_id}?{TRAINING_PAGES}"
-        )
+        return at and f"{self._base(ui_base)}/{run_page(at.experiment_id, at.run_id)}"
 
-    def experiment_url(self, ui_base: str | None = None) -> str | None:
-        """Return the link to the charts of the experiment's runs (MLflow would open its GenAI pages)."""
+    def experiment_url(self, ui_base: str | None = None, *, which: str = TRAINING_RUNS) -> str | None:
+        """Return the link to the charts of the experiment's runs that match MLflow's filter string."""
         at = self._worker.attachment
-        return at and (
-            f"{self._base(ui_base)}/#/experiments/{at.experiment_id}/runs?{TRAINING_PAGES}&compareRunsMode=CHART"
-        )
+        return at and f"{self._base(ui_base)}/{charts_page(at.experiment_id, which=which)}"
 
     def _base(self, ui_base: str | None) -> str:
         return (ui_base or (self.uri if self.uri.startswith("http") else LOCAL_UI)).rstrip("/")

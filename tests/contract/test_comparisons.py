@@ -71,7 +71,7 @@ def test_an_ablation_shares_work_reports_and_is_not_repeated(context: Context) -
     top = next(run for run in runs if run.data.tags["kind"] == "ablation")
     children = [run for run in runs if run.data.tags.get("mlflow.parentRunId") == top.info.run_id]
     assert sorted(run.data.tags["config"] for run in children) == sorted(configs * 2)
-    assert f"{configs[0]}/domain_A/auroc_mean" in top.data.metrics
+    assert f"domain_A/auroc_mean.{configs[0]}" in top.data.metrics
     assert "Reading" in top.data.tags["mlflow.note.content"]
 
     lines.clear()

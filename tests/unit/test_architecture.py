@@ -34,7 +34,10 @@ LAYERS = {
     "training": {"errors", "files", "config", "randomness", "batch", "data", "models"},
     "tracking": {"errors", "files", "journal"},
     "jobs": {"errors", "files", "provenance"},
-    "tuning": {"errors", "files", "config", "variants", "presets", "flag_texts", "flags"},
+    "tuning": {
+        *["errors", "files", "randomness", "config", "variants", "presets", "flag_texts", "flags"],
+        *["condition_files", "evaluation"],
+    },
     "serving": {
         *["errors", "files", "config", "data", "models", "evaluation", "training", "experiments", "geometry"],
         "tracking",

@@ -16,7 +16,7 @@ from entry_points.common import exit_code, prepare, variants_of
 ROOT = Path(__file__).resolve().parents[2]
 
 
-@pytest.mark.parametrize("name", [*project_file.TRAINING, *project_file.COMPARISONS, *project_file.OTHERS])
+@pytest.mark.parametrize("name", project_file.NAMES)
 def test_help_lists_every_parameter_of_mlproject(name: str) -> None:
     began = time.monotonic()
     command = [sys.executable, "-m", f"entry_points.{name}", "--help"]

@@ -1,0 +1,214 @@
+"""Whether many runs survive what is killed: every member finished, none run twice, none lost.
+
+    python -m benchmarks.many_runs local            # or ray (a Ray of its own), or cluster (two nodes here)
+
+32 tiny conditions x 2 seeds on two slots. ``local`` and ``ray``: the suite is killed by SIGKILL at five
+random moments and started again each time, then left to finish. ``cluster``: two Ray nodes on this machine,
+of which one is killed midway. Prints a table and writes benchmarks/results/many_runs_{engine}.json: members
+finished, run twice (two MLflow runs or two folders of one configuration), lost, MLflow runs by status, and
+wall seconds.
+``--conditions``, ``--kills`` and ``--seed`` make it smaller or other.
+"""
+
+import argparse
+import json
+import os
+import random
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, NamedTuple
+
+ROOT = Path(__file__).resolve().parent.parent
+RESULTS = Path(__file__).parent / "results"
+SEEDS = (42, 43)
+EXPERIMENT = "many-runs"
+SHORTEST_S, LONGEST_S = 20.0, 120.0
+"""How long a suite works before it is killed."""
+SETTINGS = {
+    "preset": "quick",
+    "simulate_size": "tiny",
+    "map_size": "32",
+    "maps_per_group": "0",
+    "gpu": "cpu",
+}
+
+
+class Place(NamedTuple):
+    """Where a benchmark's suites run and what they leave."""
+
+    folder: Path
+    engine: str
+    address: str
+
+    @property
+    def uri(self) -> str:
+        """Its MLflow store."""
+        return f"sqlite:///{self.folder / 'mlflow.db'}"
+
+
+def conditions(count: int) -> list[dict[str, Any]]:
+    """Return tiny conditions that all differ: every fourth a Dinomaly of a few steps, else trivial ones."""
+    scores, entries = ("max", "mean", "std", "contrast"), []
+    for number in range(count):
+        config: dict[str, Any] = {"source_domain": "ABCD"[number // 4 % 4]}
+        if number % 4 == 3:
+            config |= {"model_type": "dinomaly", "variant": ("baseline", "horizontal")[number // 16 % 2]}
+            config |= {"image_size": 32, "decoder_depth": 2, "batch_size": 4, "max_steps": 4 + number}
+        else:
+            config |= {"model_type": "trivial", "trivial_score": scores[number % 4]}
+            config |= {"val_split_ratio": 0.2} if number >= 16 else {}
+        entries.append({"name": f"condition_{number:02d}", "config": config})
+    return entries
+
+
+def start(place: Place) -> subprocess.Popen[bytes]:
+    """Start the suite, or start it again."""
+    flags = {
+        **SETTINGS,
+        "conditions_file": str(place.folder / "conditions.json"),
+        "seeds": ",".join(map(str, SEEDS)),
+        "slots": "2",
+        "engine": place.engine,
+        "experiment": EXPERIMENT,
+        "result_dir": str(place.folder / "results"),
+        **({"ray_address": place.address} if place.address else {}),
+    }
+    command = [
+        sys.executable,
+        "-m",
+        "entry_points.suite",
+        *(f"--{name}={value}" for name, value in flags.items()),
+    ]
+    environment = {**os.environ, "MLFLOW_TRACKING_URI": place.uri, "RAY_USAGE_STATS_ENABLED": "0"}
+    with (place.folder / "suite.txt").open("ab") as log:
+        return subprocess.Popen(
+            command, cwd=ROOT, env=environment, stdout=log, stderr=log, start_new_session=True
+        )
+
+
+def states(place: Place) -> list[dict[str, Any]]:
+    """Return the run.json of every member."""
+    return [json.loads(path.read_text()) for path in (place.folder / "results").glob("suite/*/*/*/run.json")]
+
+
+def kill_and_restart(place: Place, *, kills: int, chance: random.Random) -> list[float]:
+    """Kill the suite at random moments, then let it finish; return how long each killed one worked."""
+    moments = []
+    for _ in range(kills):
+        suite = start(place)
+        moments.append(round(chance.uniform(SHORTEST_S, LONGEST_S), 1))
+        try:
+            suite.wait(moments[-1])
+            return moments  # it was faster
+        except subprocess.TimeoutExpired:
+            suite.send_signal(signal.SIGKILL)
+            suite.wait()
+        print(f"killed after {moments[-1]} s: {_counted(place)}", flush=True)
+    code = start(place).wait()
+    print(f"the last suite left with {code}: {_counted(place)}", flush=True)
+    return moments
+
+
+@contextmanager
+def two_nodes() -> Iterator[tuple[str, Any, Any]]:
+    """Yield address, cluster and second node of a Ray of two nodes with one slot each."""
+    from ray.cluster_utils import Cluster
+
+    cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 1, "include_dashboard": False})
+    try:
+        node = cluster.add_node(num_cpus=1)
+        cluster.wait_for_nodes()
+        yield cluster.address, cluster, node
+    finally:
+        cluster.shutdown()
+
+
+def lose_a_node(folder: Path, *, members: int) -> tuple[Place, int]:
+    """Run the suite on two nodes, kill one midway, and return how many members were finished then."""
+    with two_nodes() as (address, cluster, node):
+        place = Place(folder, "ray", address)
+        suite = start(place)
+        while suite.poll() is None and _finished(place) < members // 2:
+            time.sleep(1)
+        then = _finished(place)
+        cluster.remove_node(node, allow_graceful=False)
+        print(f"node killed: {_counted(place)}", flush=True)
+        print(f"the suite left with {suite.wait()}: {_counted(place)}", flush=True)
+    return place, then
+
+
+def verdict(place: Place, *, members: int) -> dict[str, Any]:
+    """Return what became of the members, in their folders and in MLflow."""
+    from mlflow import MlflowClient
+
+    client = MlflowClient(tracking_uri=place.uri)
+    experiment = client.get_experiment_by_name(EXPERIMENT)
+    assert experiment is not None
+    runs = client.search_runs([experiment.experiment_id], max_results=5000)
+    children = [run for run in runs if run.data.tags.get("kind") == "train"]
+    of_member = Counter(run.data.tags["config_hash"] for run in children)
+    folders = Counter(state["config_hash"] for state in states(place))
+    finished = {state["config_hash"] for state in states(place) if state.get("status") == "FINISHED"}
+    return {
+        "members": members,
+        "finished": len(finished),
+        "run_twice": sum(max(of_member[one], folders[one]) > 1 for one in folders | of_member),
+        "lost": members - len(finished),
+        "mlflow_runs_by_status": dict(Counter(run.info.status for run in children)),
+        "mlflow_parents_by_status": dict(
+            Counter(run.info.status for run in runs if run.data.tags.get("kind") == "suite")
+        ),
+    }
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """Run one benchmark and write its figures."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("engine", choices=("local", "ray", "cluster"))
+    parser.add_argument("--conditions", type=int, default=32)
+    parser.add_argument("--kills", type=int, default=5)
+    parser.add_argument("--seed", type=int, default=0, help="of the random moments")
+    told = parser.parse_args(argv)
+    members = told.conditions * len(SEEDS)
+    began = time.monotonic()
+    with tempfile.TemporaryDirectory(prefix="many_runs_") as temporary:
+        place = Place(Path(temporary), told.engine, "")
+        entries = {"experiment_conditions": conditions(told.conditions)}
+        (place.folder / "conditions.json").write_text(json.dumps(entries))
+        if told.engine == "cluster":
+            place, then = lose_a_node(place.folder, members=members)
+            story: dict[str, Any] = {"finished_when_the_node_was_killed": then}
+        else:
+            moments = kill_and_restart(place, kills=told.kills, chance=random.Random(told.seed))
+            story = {"suite_killed_after_s": moments}
+        result = {**verdict(place, members=members), **story, "wall_s": round(time.monotonic() - began)}
+        if result["finished"] < members:
+            print((place.folder / "suite.txt").read_text()[-4000:])
+    for name, value in result.items():
+        print(f"{name:36} {value}")
+    RESULTS.mkdir(exist_ok=True)
+    small = "" if (told.conditions, told.kills) == (32, 5) else f"_{told.conditions}"
+    (RESULTS / f"many_runs_{told.engine}{small}.json").write_text(json.dumps(result, indent=2) + "\n")
+
+
+def _finished(place: Place) -> int:
+    return sum(state.get("status") == "FINISHED" for state in states(place))
+
+
+def _counted(place: Place) -> str:
+    return ", ".join(
+        f"{status} {n}" for status, n in sorted(Counter(s["status"] for s in states(place)).items())
+    )
+
+
+if __name__ == "__main__":
+    main()

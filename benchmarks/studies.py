@@ -1,0 +1,307 @@
+"""Studies under hard conditions, and what a study finds.
+
+    python -m benchmarks.studies postgresql   # workers killed on a real PostgreSQL server, which it starts
+    python -m benchmarks.studies quick        # 20 trials on the simulated set; the found setting against F
+
+Prints what it counts and writes benchmarks/results/studies_{postgresql,quick}.json. `postgresql` needs the
+server's programs (on PATH, by pg_config, or under /usr/lib/postgresql) and the extra `postgresql`; it trains
+a few steps on tiny maps in a temporary folder. `quick` runs as a user would start it and takes about an hour
+on two CPU cores; what it found is judged on test images with seeds that the search has not seen.
+"""
+
+import argparse
+import contextlib
+import json
+import os
+import random
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+from collections import Counter, defaultdict
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import optuna
+import psutil
+from mlflow import MlflowClient
+
+from dinomaly_hd.experiments.study_plan import FOLDER
+from dinomaly_hd.experiments.trial import RUN_ID, WORKER
+from dinomaly_hd.tuning.queue import chain_of
+from dinomaly_hd.tuning.report import CONFIG
+from dinomaly_hd.tuning.storage import address_of, connect
+from dinomaly_hd.tuning.trials import COMPLETE, best_of, rows_of
+
+ROOT = Path(__file__).resolve().parent.parent
+RESULTS = Path(__file__).parent / "results"
+SERVER_USER, USER, PASSWORD = "postgres", "studies", "only for this run"
+TINY = {
+    "preset": "quick",
+    "simulate_size": "tiny",
+    "image_size": "32x48",
+    "domains": "B,C",
+    "decoder_depth": "2",
+    "max_steps": "6",
+    "batch_size": "4",
+    "gpu": "cpu",
+    "heartbeat_s": "2",
+}
+FRESH_SEEDS = "43,44,45"
+"""Not the search's own."""
+
+
+class Server(NamedTuple):
+    """A running PostgreSQL server."""
+
+    port: int
+
+    def url(self, database: str, *, password: str = PASSWORD) -> str:
+        """Return a database's address."""
+        return f"postgresql://{USER}:{password.replace(' ', '%20')}@127.0.0.1:{self.port}/{database}"
+
+
+def server_programs() -> Path:
+    """Return the folder of initdb and pg_ctl; ends the program where there is none."""
+    found = shutil.which("initdb")
+    if found:
+        return Path(found).parent
+    with contextlib.suppress(OSError, subprocess.CalledProcessError):
+        folder = Path(subprocess.check_output(["pg_config", "--bindir"], text=True).strip())
+        if (folder / "initdb").is_file():
+            return folder
+    folders = sorted(Path("/usr/lib/postgresql").glob("*/bin"))
+    if not folders:
+        sys.exit("no PostgreSQL server here (initdb is not on PATH); install one, such as postgresql-15")
+    return folders[-1]
+
+
+@contextlib.contextmanager
+def running_server(folder: Path) -> Iterator[Server]:
+    """Start a server in an empty folder, and stop it in the end; as another user where this is root's."""
+    programs, data = server_programs(), folder / "data"
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    secret = folder / "password"
+    secret.write_text(PASSWORD)
+    prefix: list[str] = []
+    if os.geteuid() == 0:  # the server refuses to run as root
+        prefix = ["runuser", "-u", SERVER_USER, "--"]
+        for path in (folder, secret):
+            shutil.chown(path, SERVER_USER)
+
+    def call(program: str, *arguments: str) -> None:
+        command = [*prefix, str(programs / program), *arguments]
+        subprocess.run(command, check=True, cwd=folder, stdout=subprocess.DEVNULL)
+
+    call("initdb", "-D", str(data), "-U", USER, "-A", "scram-sha-256", "--pwfile", str(secret), "-N")
+    options = f"-p {port} -c listen_addresses=127.0.0.1 -c unix_socket_directories={folder}"
+    call("pg_ctl", "-D", str(data), "-o", options, "-l", str(folder / "log"), "-w", "start")
+    try:
+        yield Server(port)
+    finally:
+        call("pg_ctl", "-D", str(data), "-m", "immediate", "-w", "stop")
+
+
+def make_database(server: Server, name: str) -> str:
+    """Make an empty database and return its address."""
+    import psycopg2
+
+    connection = psycopg2.connect(server.url("postgres"))
+    connection.autocommit = True
+    with connection.cursor() as cursor:
+        cursor.execute(f"CREATE DATABASE {name}")
+    connection.close()
+    return server.url(name)
+
+
+@contextlib.contextmanager
+def tuning(folder: Path, storage: str, **flags: str) -> "Iterator[subprocess.Popen[bytes]]":
+    """Start `tune` on tiny maps, its output in a log, and stop it where this program ends before it."""
+    values = {**TINY, "result_dir": str(folder / "results"), "experiment": "studies", **flags}
+    environment = {
+        **os.environ,
+        "DINOMALY_HD_STORAGE": storage,
+        "MLFLOW_TRACKING_URI": f"sqlite:///{folder / 'mlflow.db'}",
+    }
+    command = [
+        sys.executable,
+        "-m",
+        "entry_points.tune",
+        *(f"--{name}={text}" for name, text in values.items()),
+    ]
+    with (folder / f"log_{time.monotonic_ns()}.txt").open("wb") as log:
+        process = subprocess.Popen(command, cwd=ROOT, env=environment, stdout=log, stderr=subprocess.STDOUT)
+    try:
+        yield process
+    finally:
+        if process.poll() is None:
+            process.terminate()
+            process.wait()
+
+
+def study_of(storage: str, name: str) -> optuna.Study | None:
+    """Return a study, None where it is not made yet."""
+    try:
+        return optuna.load_study(study_name=name, storage=connect(address_of(storage, root=ROOT)))
+    except KeyError:
+        return None
+
+
+def kill_workers(process: "subprocess.Popen[bytes]", storage: str, *, kills: int, seed: int) -> list[str]:
+    """Send SIGKILL to a worker in the midst of a trial, ``kills`` times, and return what was hit."""
+    choose, hit, study = random.Random(seed), list[str](), None
+    while process.poll() is None and len(hit) < kills:
+        time.sleep(choose.uniform(3, 8))
+        study = study or study_of(storage, "killed")
+        running = [] if study is None else study.get_trials(states=(optuna.trial.TrialState.RUNNING,))
+        at_work = [trial for trial in running if WORKER in trial.user_attrs]
+        if not at_work:
+            continue
+        trial = choose.choice(at_work)
+        worker = int(trial.user_attrs[WORKER].split()[1])
+        if psutil.pid_exists(worker) and worker != process.pid:
+            os.kill(worker, signal.SIGKILL)
+            hit.append(f"trial {trial.number}, worker {worker}")
+            print(f"killed {hit[-1]}", flush=True)
+    return hit
+
+
+def killed_study(folder: Path, storage: str, *, trials: int, workers: int, kills: int) -> dict[str, Any]:
+    """Run a study whose workers are killed, and count what is there in the end."""
+    began = time.monotonic()
+    flags = {"study": "killed", "trials": str(trials), "workers": str(workers)}
+    with tuning(folder, storage, **flags) as process:
+        hit = kill_workers(process, storage, kills=kills, seed=0)
+        code = process.wait()
+    if code:
+        print("\n".join(path.read_text()[-2000:] for path in folder.rglob("log*.txt")))
+    study = study_of(storage, "killed")
+    assert study is not None, "tune made it"
+    states = Counter(trial.state.name for trial in study.get_trials())
+    chains = defaultdict(set)
+    for trial in study.get_trials():
+        if RUN_ID in trial.user_attrs:
+            chains[chain_of(trial)].add(trial.user_attrs[RUN_ID])
+    client = MlflowClient(tracking_uri=f"sqlite:///{folder / 'mlflow.db'}")
+    experiment = client.get_experiment_by_name("studies")
+    assert experiment is not None, "tune made it"
+    runs = client.search_runs([experiment.experiment_id], "tags.kind = 'trial'", max_results=10_000)
+    return {
+        "exit_code": code,
+        "seconds": round(time.monotonic() - began),
+        "workers": workers,
+        "killed": hit,
+        "states": dict(states),
+        "valid": states["COMPLETE"] + states["PRUNED"],
+        "retries": sum(chain_of(trial) != trial.number for trial in study.get_trials()),
+        "chains": len(chains),
+        "chains_with_several_mlflow_runs": sum(len(ids) > 1 for ids in chains.values()),
+        "mlflow_trial_runs": len(runs),
+        "mlflow_runs_by_status": dict(Counter(run.info.status for run in runs)),
+    }
+
+
+def fresh_start(folder: Path, storage: str) -> dict[str, Any]:
+    """Start two processes at once on an empty database, as on two machines with folders of their own."""
+    places = [folder / name for name in ("one", "two")]
+    for place in places:
+        place.mkdir()
+    with contextlib.ExitStack() as stack:
+        flags = {"study": "fresh", "trials": "4"}
+        processes = [stack.enter_context(tuning(place, storage, **flags)) for place in places]
+        codes = [process.wait() for process in processes]
+    if any(codes):
+        print("\n".join(path.read_text()[-2000:] for path in folder.glob("*/log_*.txt")))
+    study = study_of(storage, "fresh")
+    assert study is not None, "both made it or joined"
+    hosts = {trial.user_attrs.get(WORKER) for trial in study.get_trials()} - {None}
+    return {
+        "exit_codes": codes,
+        "states": dict(Counter(trial.state.name for trial in study.get_trials())),
+        "workers_that_ran_trials": len(hosts),
+    }
+
+
+def run_postgresql(*, trials: int, workers: int, kills: int) -> dict[str, Any]:
+    """Both scenes on one server."""
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        folder.chmod(0o755)  # the server's user comes through
+        (folder / "server").mkdir()
+        with running_server(folder / "server") as server:
+            fresh = fresh_start(folder, make_database(server, "fresh"))
+            print(json.dumps(fresh), flush=True)
+            scene = folder / "killed"
+            scene.mkdir()
+            killed = killed_study(
+                scene, make_database(server, "killed"), trials=trials, workers=workers, kills=kills
+            )
+    return {"fresh": fresh, "killed": killed}
+
+
+def run_quick(*, trials: int, workers: int, result_dir: str) -> dict[str, Any]:
+    """Search as a user would, then compare what was found with F on test images."""
+    study = f"quick_{time.strftime('%Y%m%d_%H%M%S')}"
+    common = ["--preset=quick", f"--result_dir={result_dir}"]
+    began = time.monotonic()
+    _python("entry_points.tune", f"--study={study}", f"--trials={trials}", f"--workers={workers}", *common)
+    seconds = time.monotonic() - began
+    made = study_of("auto", study)
+    assert made is not None, "tune made it"
+    rows = rows_of(made)
+    best = best_of(rows)[0]
+    suggested = [row for row in rows if not row.setting and row.state == COMPLETE]
+    shown = best if not best.setting else max(suggested, key=lambda row: row.values)
+    known = {row.setting: row.values[0] for row in rows if row.setting and row.values}
+    config = str(shown.notes[CONFIG])
+    _python("entry_points.ablation", f"--configs=F,{config}", f"--seeds={FRESH_SEEDS}", *common)
+    summaries = Path(result_dir).glob("ablation/**/final_summary.json")
+    summary = json.loads(max(summaries, key=lambda path: path.stat().st_mtime).read_text())
+    return {
+        "study": study,
+        "seconds": round(seconds),
+        "states": dict(Counter(row.state for row in rows)),
+        "best": {"trial": best.number, "setting": best.setting, "value": best.values[0]},
+        "known": known,
+        "compared": {"trial": shown.number, "config": config, "value": shown.values[0]},
+        "report": str(Path(result_dir) / FOLDER / study / "report.html"),
+        "test_seeds": FRESH_SEEDS,
+        "test_means": summary["means"],
+        "test_differences": summary["differences"],
+    }
+
+
+def _python(module: str, *arguments: str) -> None:
+    subprocess.run([sys.executable, "-m", module, *arguments], cwd=ROOT, check=True)
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Run one of them and write its result."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("what", choices=("postgresql", "quick"))
+    parser.add_argument("--trials", type=int, help="40, or 20 of quick")
+    parser.add_argument("--workers", type=int, help="4, or 2 of quick")
+    parser.add_argument("--kills", type=int, default=5)
+    parser.add_argument("--result_dir", default="results", help="of quick")
+    given = parser.parse_args(arguments)
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))  # so that the server is stopped
+    if given.what == "postgresql":
+        result = run_postgresql(trials=given.trials or 40, workers=given.workers or 4, kills=given.kills)
+    else:
+        result = run_quick(trials=given.trials or 20, workers=given.workers or 2, result_dir=given.result_dir)
+    path = RESULTS / f"studies_{given.what}.json"
+    path.write_text(json.dumps(result, indent=2) + "\n")
+    print(json.dumps(result, indent=2))
+    print(f"written: {path}")
+
+
+if __name__ == "__main__":
+    main()

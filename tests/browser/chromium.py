@@ -1,0 +1,206 @@
+"""Headless Chromium on MLflow's pages; `tests/browser` and `benchmarks/screenshots.py` look through it."""
+
+import contextlib
+import os
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import urllib.error
+import urllib.request
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+from selenium import webdriver
+from selenium.common.exceptions import WebDriverException
+from selenium.webdriver.chrome.options import Options
+from selenium.webdriver.chrome.service import Service
+from selenium.webdriver.common.by import By
+from selenium.webdriver.common.keys import Keys
+from selenium.webdriver.remote.webelement import WebElement
+from selenium.webdriver.support.ui import WebDriverWait
+
+BROWSERS = ("chromium", "chromium-browser", "google-chrome")
+WIDTH, HEIGHT = 1280, 800
+PATIENCE_S = 120.0
+POLL_S = 0.3
+# MLflow's assistant opens at the first visit and covers a quarter of the page.
+NO_ASSISTANT = """
+    localStorage['mlflow.assistant.panelOpen_v1'] = 'false';
+    localStorage['mlflow.assistant.fab.autoOpenedOnFirstLoad_v1'] = 'true';
+"""
+
+
+def missing() -> str | None:
+    """Say what a headless browser lacks here, None where all is there."""
+    if _browser() is None:
+        return "there is no Chromium on the PATH"
+    return None if shutil.which("chromedriver") else "there is no chromedriver on the PATH"
+
+
+def _browser() -> str | None:
+    return next((path for name in BROWSERS if (path := shutil.which(name))), None)
+
+
+class Pages:
+    """The pages of one MLflow server in one browser window; screenshots go to ``output``."""
+
+    def __init__(self, driver: webdriver.Chrome, base: str, output: Path) -> None:
+        self.driver, self.base, self.output = driver, base.rstrip("/"), output
+        driver.get(f"{self.base}/health")
+        driver.execute_script(NO_ASSISTANT)
+
+    def open(self, page: str) -> None:
+        """Open a page of `dinomaly_hd.tracking.pages`, from a blank one, since only the hash differs."""
+        self.driver.get("about:blank")
+        self.driver.get(f"{self.base}/{page}")
+
+    def until(self, found: Callable[[], Any], *, what: str) -> Any:
+        """Return what ``found`` returns once it is true; until then it may fail, as pages redraw."""
+        waiting = WebDriverWait(
+            self.driver, PATIENCE_S, poll_frequency=POLL_S, ignored_exceptions=(WebDriverException,)
+        )
+        return waiting.until(lambda _: found(), message=f"no {what} at {self.driver.current_url}")
+
+    def all(self, selector: str) -> list[WebElement]:
+        """Return the elements of a CSS selector."""
+        return self.driver.find_elements(By.CSS_SELECTOR, selector)
+
+    def first(self, selector: str, label: str = "") -> WebElement:
+        """Wait for the first element of a selector whose text begins with ``label``."""
+        what = f"{selector} {label!r}"
+        found = self.until(
+            lambda: [one for one in self.all(selector) if one.text.strip().startswith(label)], what=what
+        )
+        return found[0]  # type: ignore[no-any-return]
+
+    def press(self, selector: str, label: str) -> None:
+        """Click such an element as soon as it can be clicked."""
+
+        def clicked() -> bool:
+            self.first(selector, label).click()
+            return True
+
+        self.until(clicked, what=f"{selector} {label!r} to click")
+
+    def reads(self, *words: str) -> None:
+        """Wait until the page says all of these."""
+
+        def said() -> bool:
+            text = self.driver.execute_script("return document.body.innerText")
+            return all(word in text for word in words)
+
+        self.until(said, what=f"text {', '.join(map(repr, words))}")
+
+    def group_by(self, tag: str) -> None:
+        """Group the runs of an experiment's page by a tag."""
+        self.press("button", "Group by")
+        self.press("[role=menuitemcheckbox], [role=menuitem]", tag)
+        self.reads(f"Group by: {tag}", "Group: ")
+
+    def only_charts(self, pattern: str) -> None:
+        """Keep the charts whose metric matches a regular expression."""
+        self.first("input[placeholder='Search metric charts']").send_keys(pattern)
+
+    def bars(self) -> list[WebElement]:
+        """Wait until bar charts are drawn; return their bars."""
+        bars = ".js-plotly-plot .barlayer .point"
+        return self.until(lambda: self.all(bars), what="bar chart")  # type: ignore[no-any-return]
+
+    def compare_parameters(self, names: Sequence[str], *, metric: str) -> list[str]:
+        """Choose the axes of the parallel coordinates; return what stands above them once they are drawn."""
+        self.press("button", "Clear All")
+        self.reads("Nothing to compare")
+        for box, chosen in enumerate([names, [metric]]):
+            for name in chosen:
+                self.until(lambda box=box: self.all("input[role=combobox]")[box], what="box").send_keys(name)
+                self.press(f".du-bois-light-select-item-option[title='{name}']", name)
+            self.all("input[role=combobox]")[box].send_keys(Keys.ESCAPE)
+        axes = ".parcoords .axis-title"
+        wanted = len(names) + 1
+        self.until(lambda: len(self.all(axes)) == wanted, what=f"{wanted} axes")
+        return [axis.text for axis in sorted(self.all(axes), key=lambda axis: axis.location["x"])]
+
+    def pictures(self, source: str) -> list[dict[str, Any]]:
+        """Wait until all pictures whose address holds ``source`` are there; return their real sizes."""
+        script = """
+            return [...document.images].filter(image => image.src.includes(arguments[0])).map(
+                image => ({source: image.src, width: image.naturalWidth, height: image.naturalHeight}))
+        """
+
+        def loaded() -> list[dict[str, Any]]:
+            found = self.driver.execute_script(script, source)
+            return found if all(picture["width"] > 0 for picture in found) else []
+
+        return self.until(loaded, what=f"picture {source}")  # type: ignore[no-any-return]
+
+    def save(self, name: str) -> Path:
+        """Write ``{name}.png`` and return its path."""
+        self.output.mkdir(parents=True, exist_ok=True)
+        path = self.output / f"{name}.png"
+        self.driver.save_screenshot(str(path))
+        return path
+
+
+@contextlib.contextmanager
+def browsing(base: str, *, output: Path) -> Iterator[Pages]:
+    """Yield the pages of a server in a browser that finds no host but 127.0.0.1."""
+    options = Options()
+    options.binary_location = str(_browser())
+    for argument in (
+        "--headless=new",
+        "--disable-dev-shm-usage",
+        "--disable-gpu",
+        "--hide-scrollbars",
+        "--host-resolver-rules=MAP * ~NOTFOUND , EXCLUDE 127.0.0.1",
+        f"--window-size={WIDTH},{HEIGHT}",
+        *(["--no-sandbox"] if os.geteuid() == 0 else []),
+    ):
+        options.add_argument(argument)
+    driver = webdriver.Chrome(options=options, service=Service(shutil.which("chromedriver")))
+    size = {"width": WIDTH, "height": HEIGHT, "deviceScaleFactor": 1, "mobile": False}
+    try:
+        driver.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", size)
+        yield Pages(driver, base, output)
+    finally:
+        driver.quit()
+
+
+@contextlib.contextmanager
+def served(uri: str, *, log: Path) -> Iterator[str]:
+    """Yield the address of an `mlflow ui` of its own on a store."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    command = [sys.executable, "-m", "mlflow", "ui", "--workers", "1", "--host", "127.0.0.1"]
+    command += ["--port", str(port), "--backend-store-uri", uri]
+    settings = {"MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false", "MLFLOW_DISABLE_TELEMETRY": "true"}
+    with log.open("w") as stream:
+        server = subprocess.Popen(
+            command,
+            env={**os.environ, **settings},
+            stdout=stream,
+            stderr=subprocess.STDOUT,
+            start_new_session=True,
+        )
+    base = f"http://127.0.0.1:{port}"
+    try:
+        WebDriverWait(server, PATIENCE_S, poll_frequency=POLL_S).until(
+            lambda process: process.poll() is not None or _healthy(base), message=f"{base} does not answer"
+        )
+        if server.poll() is not None:
+            raise RuntimeError(f"mlflow ui ended: {log.read_text()[-2000:]}")
+        yield base
+    finally:
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(server.pid, signal.SIGTERM)
+        server.wait(timeout=30)
+
+
+def _healthy(base: str) -> bool:
+    with contextlib.suppress(OSError, urllib.error.URLError):
+        urllib.request.urlopen(f"{base}/health", timeout=5).close()
+        return True
+    return False

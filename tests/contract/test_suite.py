@@ -1,0 +1,241 @@
+"""A suite runs every member once, whatever fails, is stopped or is killed."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from dinomaly_hd.data import hdmap
+from dinomaly_hd.data.simulator import simulate
+from dinomaly_hd.errors import ComparisonError, ConfigError, DataError, Interrupted
+from dinomaly_hd.experiments import data_root
+from dinomaly_hd.experiments.comparison import Member, member
+from dinomaly_hd.experiments.context import Context
+from dinomaly_hd.experiments.member_job import context_from_plain, context_to_plain
+from dinomaly_hd.experiments.run_folder import open_run
+from dinomaly_hd.experiments.suite import Checked, report_places, run_suite
+from dinomaly_hd.experiments.training_run import execute
+from dinomaly_hd.files import locked
+from dinomaly_hd.flags import resolve_model
+from dinomaly_hd.jobs import Slots
+from dinomaly_hd.training.guards import SignalGuard
+from entry_points import suite
+
+ROOT = Path(__file__).resolve().parents[2]
+LOCAL = Slots("local", 2, "")
+TINY = {"preset": "quick", "gpu": "cpu", "simulate_size": "tiny", "map_size": "32", "maps_per_group": "0"}
+STEPS = {"image_size": "32", "decoder_depth": "2", "max_steps": "2", "batch_size": "4"}
+
+
+def trivial(label: str, root: Path, **values: str) -> Member:
+    data = {"data_root": str(simulate(root / "maps", size="tiny", seed=0)), "domains": "A"}
+    run = resolve_model("trivial", {**TINY, **data, **values})
+    return member(label, run)
+
+
+def runs_in(context: Context) -> list[Any]:
+    from mlflow import MlflowClient
+
+    client = MlflowClient(tracking_uri=os.environ["MLFLOW_TRACKING_URI"])
+    experiment = client.get_experiment_by_name(context.experiment)
+    assert experiment is not None
+    return list(client.search_runs([experiment.experiment_id]))
+
+
+def statuses(context: Context, kind: str) -> dict[str, list[str]]:
+    """Return the MLflow statuses of the runs of one kind by the label of the member."""
+    found: dict[str, list[str]] = {}
+    for run in runs_in(context):
+        if run.data.tags["kind"] == kind:
+            found.setdefault(run.data.tags.get("config", "-"), []).append(run.info.status)
+    return found
+
+
+def test_members_of_two_sets_of_domains_are_run_reported_and_used_again(
+    context: Context, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    read: list[Path] = []
+    load = hdmap.load_manifest
+    monkeypatch.setattr(
+        data_root, "load_manifest", lambda root, **named: read.append(root) or load(root, **named)
+    )
+    lines: list[str] = []
+    told = replace(context, say=lines.append)
+    bad = resolve_model(
+        "baseline",
+        {**TINY, **STEPS, "data_root": str(context.root / "maps"), "domains": "A", "learning_rate": "1e38"},
+    )
+    members = [
+        trivial("max", context.root, trivial_score="max"),
+        trivial("max_again", context.root, trivial_score="max"),
+        trivial("to_B", context.root, domains="A,B", train_domains="A"),
+        member("diverges", bad),
+    ]
+    with pytest.raises(ComparisonError, match=r"^1 of 4 members failed: diverges, seed 42: NonFiniteError: "):
+        run_suite(members, told, slots=LOCAL)
+    assert len(read) == 2, "once for each set of domains"
+    assert statuses(context, "train") == {"max": ["FINISHED"], "to_B": ["FINISHED"], "diverges": ["FAILED"]}
+    (parent,) = (context.result_dir / "suite").glob("*/*_seed42")
+    assert "diverges, seed 42" in (parent / "reports" / "A" / "report.md").read_text()
+    summary = json.loads((parent / "reports" / "A" / "final_summary.json").read_text())
+    assert summary["labels"] == ["max", "max_again"]
+    assert (parent / "reports" / "A_to_B" / "report.html").is_file()
+    assert "NonFiniteError" in (parent / "diverges_seed42" / "log.txt").read_text()
+    assert any("diverges_seed42: failed" in line and "log.txt" in line for line in lines)
+
+    lines.clear()
+    done = run_suite(members[:3], told, slots=LOCAL)
+    assert "3 finished before, 0 to run" in lines
+    assert len(done.outcomes) == 3
+    assert statuses(context, "train") == {"max": ["FINISHED"], "to_B": ["FINISHED"], "diverges": ["FAILED"]}
+
+
+def test_a_suite_killed_or_stopped_goes_on_and_runs_each_member_once(context: Context) -> None:
+    maps = simulate(context.root / "maps", size="tiny", seed=0)
+    names = ["max", "std"]
+    entries = [
+        {
+            "name": name,
+            "config": {"model_type": "trivial", "source_domain": "A", "trivial_score": name}
+            | {"data_root": str(maps)},
+        }
+        for name in names
+    ]
+    file = context.root / "conditions.json"
+    file.write_text(json.dumps({"experiment_conditions": entries}))
+    own = {"conditions_file": file, "slots": 1, "experiment": context.experiment}
+    flags = [f"--{name}={value}" for name, value in {**TINY, **own, "result_dir": context.result_dir}.items()]
+
+    def states() -> list[str]:
+        paths = context.result_dir.glob("suite/*/*/*/run.json")
+        return [json.loads(path.read_text())["status"] for path in paths]
+
+    command = [sys.executable, "-m", "entry_points.suite", *flags]
+    with subprocess.Popen(command, cwd=ROOT, stdout=subprocess.DEVNULL) as killed:
+        wait_for(lambda: "FINISHED" in states())
+        killed.kill()
+
+    class Stop(SignalGuard):
+        def check(self) -> None:
+            if "RUNNING" in states():
+                raise Interrupted(signal.SIGINT)
+
+    with pytest.raises(Interrupted):
+        suite.main(flags, Stop())
+    assert sorted(states()) == ["FINISHED", "KILLED"]
+    assert statuses(context, "suite") == {"-": ["KILLED"]}
+
+    suite.main(flags, SignalGuard())
+    assert states() == ["FINISHED"] * 2
+    assert statuses(context, "train") == {name: ["FINISHED"] for name in names}
+    assert statuses(context, "suite") == {"-": ["FINISHED"]}
+
+
+def test_a_suite_is_not_started_twice_at_a_time(context: Context) -> None:
+    told = {"variant": "trivial", "seed": 1, "config_hash": "a", "resume": "auto", "of_members": True}
+    with (
+        open_run(context.result_dir, **told),
+        pytest.raises(ConfigError, match="another process is at work on the same runs; wait for it, or stop"),
+        open_run(context.result_dir, **told),
+    ):
+        pass
+
+
+def test_a_run_that_another_process_finishes_meanwhile_is_not_run_again(
+    context: Context, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    one = trivial("max", context.root)
+    own = replace(context, folder=context.result_dir / "max", lock_wait_s=60.0)
+    first = execute(one.run, own)
+    state = own.folder / "run.json"  # type: ignore[operator]
+    finished = state.read_text()
+    state.write_text(finished.replace("FINISHED", "RUNNING"))
+
+    def other_process_finishes(_: float) -> None:
+        state.write_text(finished)
+        lock.__exit__(None, None, None)
+
+    lock = locked(state.parent / ".lock", timeout_s=1)
+    lock.__enter__()
+    monkeypatch.setattr("dinomaly_hd.experiments.run_folder.time.sleep", other_process_finishes)
+    before = (state.parent / "results.json").stat().st_mtime_ns
+    assert execute(one.run, own).mlflow_run_id == first.mlflow_run_id
+    assert (state.parent / "results.json").stat().st_mtime_ns == before
+    assert len(runs_in(context)) == 1
+
+
+def test_a_context_goes_through_json(context: Context) -> None:
+    own = replace(context, folder=Path("here/max_seed1"), parent_run_id="p", tags={"config": "max"})
+    plain = json.loads(json.dumps(context_to_plain(own)))
+    back = context_from_plain(plain, guard=own.guard, say=own.say)
+    assert back == replace(own, folder=Path.cwd() / "here/max_seed1")
+
+
+def test_reports_are_one_for_each_set_of_data(tmp_path: Path) -> None:
+    sets = [("1", "A", "A"), ("1", "A", "A"), ("2", "A", "A"), ("1", "A", "A_to_BC"), ("3", "AB", "AB")]
+    members = [trivial(str(number), tmp_path) for number in range(len(sets))]
+    checked = {
+        one: Checked("hash", (digest, trained), place)
+        for one, (digest, trained, place) in zip(members, sets, strict=True)
+    }
+    assert list(report_places(checked).values()) == [
+        *("reports/A", "reports/A", "reports/A_data_2", "reports/A_to_BC", "reports/AB"),
+    ]
+    assert set(report_places({one: checked[one] for one in members[:2]}).values()) == {""}
+
+
+def test_bad_members_are_refused_before_the_first_is_run(context: Context, tmp_path: Path) -> None:
+    one = trivial("one", tmp_path)
+    with pytest.raises(ConfigError, match=r"both would lie in One_seed42; rename one"):
+        run_suite([one, one._replace(label="One", place="One_seed42")], context, slots=LOCAL)
+    lost = member("lost", resolve_model("trivial", {**TINY, "data_root": "/nowhere"}))
+    with pytest.raises(DataError, match=r"^lost: data_root=/nowhere: no such folder"):
+        run_suite([one, lost], context, slots=LOCAL)
+    assert not context.result_dir.exists()
+
+
+FILE = """
+experiment_conditions:
+  - {name: one, config: {model_type: trivial, source_domain: A}}
+  - {name: two, config: {model_type: trivial, domains: [A, B]}}
+"""
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        ([], "--conditions_file is needed"),
+        (["--condition", "tow"], "condition='tow': not in FILE. Did you mean 'two'?"),
+        (["--condition", "two,two"], "condition='two,two': expected one or more, each once"),
+        (["--slots", "0"], "slots='0': expected a whole number from 1 on, or auto"),
+        (["--slots", "many"], "slots='many': expected a whole number from 1 on, or auto"),
+        (["--engine", "dask"], "engine='dask': unknown."),
+        (["--ray_address", "head:1"], "ray_address=head:1: does nothing with engine=local"),
+        (["--seeds", "1,1"], "seeds='1,1': expected whole numbers, each once"),
+        (["--source_domain", "A"], "source_domain: suite has no such flag; give a condition of the"),
+        (["--seed", "1"], "seed: suite has no such flag; give seeds"),
+        (["--slotz", "1"], "unknown flag --slotz. Did you mean 'slots'?"),
+    ],
+)
+def test_bad_flags_are_refused_in_one_line(flags: list[str], message: str, tmp_path: Path) -> None:
+    file = tmp_path / "conditions.yaml"
+    file.write_text(FILE)
+    with pytest.raises(ConfigError) as caught:
+        suite.main([*flags, *([f"--conditions_file={file}"] if flags else [])], SignalGuard())
+    assert message.replace("FILE", str(file)) in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+def wait_for(happened: Callable[[], bool], *, timeout_s: float = 300.0) -> None:
+    deadline = time.monotonic() + timeout_s
+    while not happened():
+        assert time.monotonic() < deadline, "it did not happen"
+        time.sleep(0.1)

@@ -1,0 +1,269 @@
+"""Jobs end with their parent, are started again where they fail, and never stop one another."""
+
+import io
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+from rich.console import Console
+
+from dinomaly_hd.errors import ConfigError, Interrupted
+from dinomaly_hd.jobs import Ended, Job, check_engine, local, read_job, run_jobs, write_progress
+from dinomaly_hd.jobs.job import LOG, Progress, read_progress
+from dinomaly_hd.jobs.table import Row, counts, render
+
+WORKER = """
+import json, os, signal, sys, time
+from pathlib import Path
+from dinomaly_hd.jobs import die_with_parent
+die_with_parent()
+path = Path(sys.argv[2])
+told = json.loads(path.read_text())
+starts = path.parent / "starts"
+with starts.open("a") as stream:
+    stream.write(f"{os.getpid()} {os.environ['OMP_NUM_THREADS']}\\n")
+def leave(*_):
+    (path.parent / "saved").touch()
+    sys.exit(143)
+signal.signal(signal.SIGTERM, leave)
+number = len(starts.read_text().splitlines())
+exec(told["does"])
+"""
+"""A job that does what its job.json says and leaves a file behind when it is stopped."""
+
+
+@pytest.fixture(autouse=True)
+def two_cores_and_no_gpu(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "worker.py").write_text(WORKER)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
+    monkeypatch.setattr(local, "_devices", list)
+    monkeypatch.setattr(local, "usable_cores", lambda: 4)
+
+
+def job(name: str, does: str = "", *, attempts: int = 2) -> Job:
+    folder = Path("jobs") / name
+    folder.mkdir(parents=True)
+    return Job(name, "worker", folder, {"does": does}, attempts)
+
+
+def run(*jobs: Job, slots: int | None = 2, **changed: Any) -> dict[str, Ended]:
+    told: dict[str, Any] = {
+        "engine": "local",
+        "address": "",
+        "tick": lambda: None,
+        "say": lambda _: None,
+        "on_ended": lambda *_: None,
+    }
+    return run_jobs(jobs, slots=slots, **{**told, **changed})
+
+
+def pids(one: Job) -> list[int]:
+    return [int(line.split()[0]) for line in (one.folder / "starts").read_text().splitlines()]
+
+
+def alive(pid: int) -> bool:
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().split(") ")[1][0] != "Z"
+    except OSError:
+        return False
+
+
+def test_all_jobs_finish_on_two_slots_with_their_share_of_cores() -> None:
+    lines: list[str] = []
+    jobs = [job(f"j{number}", "print('hello')") for number in range(5)]
+    ended = run(*jobs, say=lines.append)
+    assert ended == {one.name: Ended("FINISHED", "", 1) for one in jobs}
+    assert all("hello" in (one.folder / LOG).read_text() for one in jobs)
+    assert (jobs[0].folder / "starts").read_text().split()[1] == "2", "4 cores on 2 slots"
+    running = [int(line.split("running ")[-1][0]) for line in lines if "running " in line]
+    assert max(running) == 2
+    assert lines[-1].endswith("(finished 5)")
+
+
+def test_a_failing_job_is_started_again_then_named_and_stops_no_other() -> None:
+    heard: list[tuple[str, str]] = []
+    jobs = [
+        job("second_try", "sys.exit(75 if number == 1 else 0)"),
+        job("never", "raise ValueError('no such thing')"),
+        job("bad_data", "print('DataError: C/1.tiff: torn'); sys.exit(65)"),
+        job("killed", "os.kill(os.getpid(), 9)", attempts=3),
+        job("silent", "sys.exit(75)", attempts=1),
+        job("good"),
+    ]
+    ended = run(*jobs, on_ended=lambda one, how: heard.append((one.name, how.status)))
+    assert ended == {
+        "second_try": Ended("FINISHED", "", 2),
+        "never": Ended("FAILED", "ValueError: no such thing", 2),
+        "bad_data": Ended("FAILED", "DataError: C/1.tiff: torn", 1),
+        "killed": Ended("FAILED", "ended by SIGKILL", 3),
+        "silent": Ended("FAILED", "exit code 75", 1),
+        "good": Ended("FINISHED", "", 1),
+    }
+    assert sorted(heard) == sorted((name, how.status) for name, how in ended.items())
+
+
+def test_an_interruption_lets_every_job_save_and_leaves_none() -> None:
+    jobs = [job(f"j{number}", "time.sleep(600)") for number in range(3)]
+
+    def tick() -> None:
+        if all((one.folder / "starts").is_file() for one in jobs[:2]):
+            raise Interrupted(2)
+
+    with pytest.raises(Interrupted):
+        run(*jobs, tick=tick)
+    assert [(one.folder / "saved").is_file() for one in jobs] == [True, True, False]
+    assert not any(alive(pid) for one in jobs[:2] for pid in pids(one))
+
+
+def test_a_killed_parent_leaves_no_orphan(tmp_path: Path) -> None:
+    one = job("orphan", "time.sleep(600)")
+    code = f"""
+from pathlib import Path
+from dinomaly_hd.jobs import Job, local, run_jobs
+local._devices = list
+job = Job("orphan", "worker", Path({str(one.folder)!r}), {{"does": "time.sleep(600)"}})
+run_jobs([job], engine="local", slots=1, address="", tick=lambda: None, say=print, on_ended=print)
+"""
+    with subprocess.Popen([sys.executable, "-c", code], cwd=tmp_path, stdout=subprocess.DEVNULL) as parent:
+        wait_for(lambda: (one.folder / "starts").is_file() and pids(one))
+        parent.send_signal(signal.SIGKILL)
+    wait_for(lambda: (one.folder / "saved").is_file())
+    wait_for(lambda: not alive(pids(one)[0]))
+
+
+def test_a_job_by_hand_outlives_a_closed_terminal(tmp_path: Path) -> None:
+    one = job("alone", "time.sleep(.3)")
+    (one.folder / "job.json").write_text(json.dumps(one.content))
+    command = [sys.executable, "-m", "worker", "--config", str(one.folder / "job.json")]
+    assert (
+        subprocess.run(command, cwd=tmp_path, stdin=subprocess.DEVNULL, env=worker_environment()).returncode
+        == 0
+    )
+
+
+def test_ray_runs_starts_again_and_stops_jobs(tmp_path: Path) -> None:
+    pytest.importorskip("ray")
+    code = """
+import json
+from pathlib import Path
+from dinomaly_hd.errors import Interrupted
+from dinomaly_hd.jobs import Job, run_jobs
+
+does = {
+    "stopped": "time.sleep(600)",
+    "good": "",
+    "second_try": "sys.exit(75 if number == 1 else 0)",
+    "bad": "print('DataError: torn'); sys.exit(65)",
+}
+jobs = [Job(name, "worker", Path("jobs") / name, {"does": text}) for name, text in does.items()]
+for one in jobs:
+    one.folder.mkdir(parents=True)
+ended = {}
+
+def tick():
+    if len(ended) == 3:
+        raise Interrupted(2)
+
+def note(job, how):
+    ended[job.name] = how
+
+try:
+    run_jobs(jobs, engine="ray", slots=2, address="", tick=tick, say=print, on_ended=note)
+except Interrupted:
+    print(json.dumps(ended))
+"""
+    environment = {**os.environ, "RAY_USAGE_STATS_ENABLED": "0"}
+    command = [sys.executable, "-c", code]
+    done = subprocess.run(
+        command, cwd=tmp_path, env=environment, stdout=subprocess.PIPE, text=True, timeout=300
+    )
+    assert json.loads(done.stdout.splitlines()[-1]) == {
+        "good": ["FINISHED", "", 1],
+        "second_try": ["FINISHED", "", 2],
+        "bad": ["FAILED", "DataError: torn", 1],
+    }
+    assert (tmp_path / "jobs" / "stopped" / "saved").is_file()
+
+
+def test_progress_is_written_at_most_once_a_second(tmp_path: Path) -> None:
+    assert read_progress(tmp_path) is None
+    write_progress(tmp_path, step=1, steps=9, seconds_left=8.0)
+    write_progress(tmp_path, step=2, steps=9, seconds_left=7.0)
+    assert read_progress(tmp_path) == Progress(1, 9, 8.0)
+    write_progress(tmp_path, step=9, steps=9, seconds_left=0.0)
+    assert read_progress(tmp_path) == Progress(9, 9, 0.0)
+
+
+def test_other_code_refuses_a_job(tmp_path: Path) -> None:
+    path = tmp_path / "job.json"
+    with pytest.raises(ConfigError, match=r"no job; give the job\.json"):
+        read_job(path, code_digest="new")
+    path.write_text('{"code_digest": "old", "run": 1}')
+    with pytest.raises(ConfigError, match="made by code old, the code here is new; install the same version"):
+        read_job(path, code_digest="new")
+    assert read_job(path, code_digest="old")["run"] == 1
+
+
+@pytest.mark.parametrize(
+    ("engine", "address", "message"),
+    [
+        ("locl", "", "engine='locl': unknown. Did you mean 'local'?"),
+        ("local", "head:6379", "ray_address=head:6379: does nothing with engine=local"),
+        ("ray", "nonsense", "ray_address='nonsense': expected HOST:PORT"),
+        ("ray", "127.0.0.1:9", "ray_address=127.0.0.1:9: no Ray answers there"),
+    ],
+)
+def test_an_engine_that_cannot_be_had_is_refused(engine: str, address: str, message: str) -> None:
+    if engine == "ray":
+        pytest.importorskip("ray")
+    with pytest.raises(ConfigError) as caught:
+        check_engine(engine, address=address)
+    assert message in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+def test_without_ray_the_way_to_it_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "ray", None)
+    with pytest.raises(ConfigError, match=r'Ray is not installed; pip install "dinomaly-hd\[ray\]"'):
+        check_engine("ray", address="")
+
+
+def test_slots_are_gpus_where_there_are_some(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(local, "_devices", lambda: ["2", "5"])
+    assert local.LocalEngine(slots=None).room() == 2
+    told = [token["CUDA_VISIBLE_DEVICES"] for token in local._tokens(3, ["2", "5"])]
+    assert told == ["2", "5", "2"]
+    monkeypatch.setattr(local, "_devices", list)
+    assert local.LocalEngine(slots=None).room() == 2, "one for two of four cores"
+
+
+def test_the_table_shows_first_what_is_at_work() -> None:
+    rows = [Row(f"done{number}", "finished") for number in range(40)]
+    rows += [Row("busy", "running", Progress(30, 100, 65.0)), Row("bad", "failed", note="DataError: torn")]
+    text = io.StringIO()
+    console = Console(file=text, width=80, height=20)
+    console.print(render(rows, console=console))
+    lines = text.getvalue().splitlines()
+    assert len(lines) < 20
+    assert lines[1].split() == ["busy", "running", "30/100", "1:05"]
+    assert "DataError: torn" in lines[2]
+    assert lines[-1] == "running 1, failed 1, finished 40 (28 not shown)"
+    assert counts(rows) == "running 1, failed 1, finished 40"
+
+
+def worker_environment() -> dict[str, str]:
+    return {**os.environ, "OMP_NUM_THREADS": "1"}
+
+
+def wait_for(happened: Any, *, timeout_s: float = 60.0) -> None:
+    deadline = time.monotonic() + timeout_s
+    while not happened():
+        assert time.monotonic() < deadline, "it did not happen"
+        time.sleep(0.05)

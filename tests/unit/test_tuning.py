@@ -1,0 +1,499 @@
+"""Studies without training: what is searched, where it lies, and a queue that no dead worker can spoil."""
+
+import shlex
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import optuna
+import pytest
+import yaml
+
+from dinomaly_hd.condition_files import read_conditions
+from dinomaly_hd.config import RunConfig, flatten
+from dinomaly_hd.errors import ConfigError, DataError, Interrupted, NonFiniteError, Pruned, TrackingError
+from dinomaly_hd.flags import resolve, resolve_config, resolve_model
+from dinomaly_hd.models.build import check_model
+from dinomaly_hd.tuning import queue
+from dinomaly_hd.tuning.dimensions import DIMENSIONS, REFERENCES, TOPK
+from dinomaly_hd.tuning.methods import PRUNERS, SAMPLERS, Pruning, make_sampler, p_threshold
+from dinomaly_hd.tuning.queue import Counts, chain_of, counts_of
+from dinomaly_hd.tuning.recipe import condition_of, conditions_text, recipe_of
+from dinomaly_hd.tuning.space import Space, make_space
+from dinomaly_hd.tuning.storage import VARIABLE, address_of, connect, exclusive
+from dinomaly_hd.tuning.study import Joined, Terms, check_name, join
+from dinomaly_hd.tuning.trials import best_of, rows_of
+from dinomaly_hd.tuning.worker import Attempt, work
+from dinomaly_hd.variants import ABLATION
+
+NAMES = tuple(DIMENSIONS)
+TERMS = Terms("code-1", {"max_steps": 400, "space": "row_p"})
+NEVER = Pruning("none", seeds=1, objectives=1, steps=4, watched=True)
+Evaluate = Callable[[Attempt], Sequence[float]]
+
+
+def build(text: str) -> RunConfig:
+    return resolve_config(text, {"preset": "quick", "seed": "42"})
+
+
+def space_of(*names: str, base: str = "F") -> Space:
+    return make_space(names, base=base, build=build, check=lambda _: None)
+
+
+# Where a study lies.
+
+
+def test_the_storage_is_beside_the_project_or_what_the_environment_says(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv(VARIABLE, raising=False)
+    assert address_of("auto", root=tmp_path).file == tmp_path / "optuna.db"
+    monkeypatch.setenv(VARIABLE, "postgresql://me:secret@host/studies")
+    assert address_of("auto", root=tmp_path).shown == "postgresql://me:***@host/studies"
+
+
+@pytest.mark.parametrize(
+    "text", ["postgresql://me:secret@host:5432/db", "postgresql://me@host/db?password=secret&sslmode=require"]
+)
+def test_a_password_is_used_and_never_shown(text: str, tmp_path: Path) -> None:
+    address = address_of(text, root=tmp_path)
+    assert address.has_password
+    assert "secret" in address.text
+    assert "secret" not in address.shown
+    assert not address_of("postgresql://me@host/db", root=tmp_path).has_password
+
+
+@pytest.mark.parametrize(
+    "text", ["optuna.db", "sqlite://", "sqlite:///:memory:", "mysql://me:secret@host/db"]
+)
+def test_other_addresses_are_refused_without_their_password(text: str, tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=r"expected auto, sqlite:///FILE") as raised:
+        address_of(text, root=tmp_path)
+    assert "secret" not in str(raised.value)
+
+
+def test_a_file_that_is_no_database_and_a_dead_server_are_said_in_one_line(tmp_path: Path) -> None:
+    (tmp_path / "notes.txt").write_text("no database, and long enough to be read as a header " * 9)
+    with pytest.raises(ConfigError, match="file is not a database"):
+        connect(address_of(f"sqlite:///{tmp_path / 'notes.txt'}", root=tmp_path))
+    dead = address_of("postgresql://me:secret@127.0.0.1:9/db", root=tmp_path)
+    with (
+        pytest.raises(TrackingError, match=r"storage postgresql://me:\*\*\*@.*refused") as raised,
+        exclusive(dead),
+    ):
+        pass
+    assert "\n" not in str(raised.value)
+
+
+# What is searched.
+
+
+@pytest.mark.parametrize("name", REFERENCES)
+def test_the_authors_settings_are_points_of_the_space(name: str) -> None:
+    space = space_of(*NAMES)
+    ours, theirs = flatten(build(space.config(REFERENCES[name])).model), flatten(build(name).model)
+    if name == "A0":  # the same MLP with the same element dropout under another name
+        theirs |= {
+            "bottleneck": "segment",
+            "elem_p": theirs.pop("bottleneck_dropout"),
+            "variant": "horizontal",
+        }
+        theirs |= {key: ours[key] for key in ("row_p", "seg_len", "seg_drop_p")} | {"disable_segment": True}
+    assert ours == theirs
+    assert name in ABLATION
+    assert set(space.references()) == {"F", "G", "A0"}
+
+
+def test_only_settings_that_lie_in_the_space_are_queued() -> None:
+    assert set(space_of("row_p", "seg_len", "seg_drop_p", "elem_p", "q_percent").references()) == {"F", "G"}
+    assert set(space_of("row_p").references()) == {"F"}
+    assert space_of("q_percent", base="A").references() == {"A": {"q_percent": "2.0"}}
+    assert list(space_of("row_p", base="F:seg_len=4").references()) == ["F:seg_len=4"]
+    assert space_of("q_percent", base="K100").references() == {}, "100 % lies outside the range"
+
+
+def test_a_value_is_suggested_only_where_it_does_something() -> None:
+    space, seen = space_of(*NAMES), set()
+    study = optuna.create_study(sampler=optuna.samplers.RandomSampler(seed=0))
+    for _ in range(40):
+        point = space.suggest(study.ask())
+        seen.add((point[TOPK], point["disable_segment"]))
+        assert ("q_percent" in point) == ("tail_context" in point) == (point[TOPK] == "true")
+        segments = {"row_p", "seg_len", "seg_drop_p"} & set(point)
+        assert len(segments) == (3 if point["disable_segment"] == "false" else 0)
+        flat = flatten(build(space.config(point)).model)
+        assert all(
+            flat[name] == space.dimensions[name].native(text) for name, text in point.items() if name != TOPK
+        )
+    assert len(seen) == 4
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_every_name_changes_the_run(name: str) -> None:
+    space = space_of(name)
+    dimension = space.dimensions[name]
+    ends = {TOPK: ("true", "false"), "disable_segment": ("true", "false")}.get(name)
+    low, high = ends or (str(dimension.low), str(dimension.high))  # type: ignore[attr-defined]
+    one, other = (build(space.config({name: text})) for text in (low, high))
+    assert one.digest() != other.digest()
+
+
+@pytest.mark.parametrize(
+    ("names", "base", "message"),
+    [
+        (("row_pp",), "F", r"space='row_pp': not a name that can be searched. Did you mean 'row_p'"),
+        (("row_p", "row_p"), "F", "each once"),
+        ((), "F", "one or more names"),
+        (("row_p",), "A0", "space=row_p: changes nothing in config=A0"),
+        (("row_p",), "F0", "space=row_p: changes nothing in config=F0"),
+        (("q_percent",), "D", "space=q_percent: changes nothing in config=D"),
+        (("use_topk",), "decoder_dropout", "space=use_topk: changes nothing"),
+        (("row_p",), "Z", "config 'Z': unknown"),
+    ],
+)
+def test_a_space_that_would_search_nothing_is_refused(
+    names: tuple[str, ...], base: str, message: str
+) -> None:
+    with pytest.raises(ConfigError, match=message):
+        space_of(*names, base=base)
+
+
+def test_a_switch_makes_a_value_count() -> None:
+    space_of("q_percent", "use_topk", base="D")
+    space_of("row_p", "disable_segment", base="F0")
+    assert space_of("row_p", base="decoder_dropout").config({"row_p": "0.3"}) == "decoder_dropout:row_p=0.3"
+
+
+def test_segments_are_no_longer_than_the_token_grid_is_wide() -> None:
+    def narrow(text: str) -> RunConfig:
+        return resolve_config(text, {"preset": "quick", "seed": "42", "image_size": "32"})
+
+    space = make_space(("seg_len", "disable_segment"), base="F", build=narrow, check=check_model)
+    assert space.dimensions["seg_len"] == (1, 4)
+
+
+# A found setting again.
+
+
+@pytest.mark.parametrize(
+    "text", ["F:row_p=0.31:q_percent=1.2", "A0", "F0", "decoder_dropout:row_p=0.4", "K100"]
+)
+def test_a_setting_is_one_command_and_one_condition(text: str, tmp_path: Path) -> None:
+    run = resolve_config(
+        text, {"preset": "quick", "seed": "43", "simulate_size": "tiny", "learning_rate": "0.001"}
+    )
+    recipe = recipe_of(run, spelt=("elem_p",))
+    assert resolve(recipe.entry_point, recipe.flags) == run
+    words = shlex.split(recipe.command((43,)))
+    assert words[:5] == ["mlflow", "run", ".", "-e", recipe.entry_point]
+    told = dict(word.split("=", 1) for word in words[6::2])
+    assert set(words[5::2]) == {"-P"}
+    assert resolve(recipe.entry_point, told) == run
+    assert "-P seeds=1,2" in recipe.command((1, 2))
+
+    path = tmp_path / "best.yaml"
+    entry = condition_of(run, name="best", description="found", spelt=("elem_p",))
+    path.write_text(conditions_text([entry], comment=["how"]))
+    (condition,) = read_conditions(path)
+    values = dict(condition.values)
+    for preset in ("quick", "full"):
+        again = resolve_model(values["variant"], {**values, "preset": preset, "variant": "auto"})
+        assert again.model_copy(update={"preset": "quick"}) == run
+    assert yaml.safe_load(path.read_text())["experiment_conditions"][0]["name"] == "best"
+
+
+# The queue.
+
+
+def joined(
+    tmp_path: Path, *, trials: int, objectives: int = 1, pruning: Pruning = NEVER, **more: Any
+) -> Joined:
+    space = space_of("row_p")
+    options: dict[str, Any] = {
+        "terms": TERMS,
+        "references": {name: space.native(point) for name, point in space.references().items()},
+        "parent": lambda known: known or "run-1",
+        "heartbeat_s": 1,
+        **more,
+    }
+    address = address_of(f"sqlite:///{tmp_path / 'optuna.db'}", root=tmp_path)
+    return join("s", address, trials=trials, objectives=objectives, pruning=pruning, **options)
+
+
+def run_trials(
+    study: Joined, evaluate: Evaluate, *, trials: int, on_count: Callable[[Counts], None] = lambda _: None
+) -> Counts:
+    return work(
+        study,
+        trials=trials,
+        space=space_of("row_p"),
+        sampler="random",
+        seed=1,
+        evaluate=evaluate,
+        tick=lambda: None,
+        on_count=on_count,
+    )
+
+
+def row_p(attempt: Attempt) -> list[float]:
+    return [float(attempt.point["row_p"])]
+
+
+def test_a_queue_holds_known_settings_first_and_is_topped_up(tmp_path: Path) -> None:
+    study = joined(tmp_path, trials=3)
+    assert counts_of(study.study) == Counts(valid=0, waiting=3, running=0, failed=0)
+    settings: list[str | None] = []
+
+    def note(attempt: Attempt) -> list[float]:
+        settings.append(attempt.setting)
+        return row_p(attempt)
+
+    assert run_trials(study, note, trials=3) == Counts(3, 0, 0, 0)
+    assert settings == ["F", None, None]
+    again = joined(tmp_path, trials=5)
+    assert again.parent == "run-1"
+    assert counts_of(again.study) == Counts(3, 2, 0, 0)
+    run_trials(again, row_p, trials=5)
+    rows = rows_of(again.study)
+    assert [row.number for row in rows] == [0, 1, 2, 3, 4]
+    assert best_of(rows)[0].values[0] == pytest.approx(max(row.params["row_p"] for row in rows))
+    assert len({row.params["row_p"] for row in rows}) > 2
+
+
+def test_suggestions_follow_from_seed_and_number(tmp_path: Path) -> None:
+    found = []
+    for name in ("one", "two"):
+        (tmp_path / name).mkdir()
+        study = joined(tmp_path / name, trials=4)
+        run_trials(study, row_p, trials=4)
+        found.append([row.params for row in rows_of(study.study)])
+    assert found[0] == found[1]
+
+
+def test_a_study_of_other_code_or_settings_is_not_joined(tmp_path: Path) -> None:
+    joined(tmp_path, trials=1)
+    with pytest.raises(ConfigError, match="run by code code-1, here it is code-2"):
+        joined(tmp_path, trials=1, terms=Terms("code-2", TERMS.settings))
+    with pytest.raises(ConfigError, match=r"has max_steps=400 \(here 10\); give the same, or another study"):
+        joined(tmp_path, trials=1, terms=Terms("code-1", {**TERMS.settings, "max_steps": 10}))
+    with pytest.raises(ConfigError, match="study='a b': expected 1 to 80 letters"):
+        check_name("a b")
+
+
+def test_what_a_stopped_worker_began_is_taken_up_again_under_its_number(tmp_path: Path) -> None:
+    study = joined(tmp_path, trials=2)
+
+    def stopped(attempt: Attempt) -> list[float]:
+        attempt.remember("mlflow_run_id", "run-of-trial-0")
+        attempt.report(0.5, step=0)
+        raise Interrupted(15)
+
+    for _ in range(2):
+        with pytest.raises(Interrupted):
+            run_trials(study, stopped, trials=2)
+    seen = []
+
+    def goes_on(attempt: Attempt) -> list[float]:
+        seen.append((attempt.number, attempt.setting, attempt.point, attempt.remembered("mlflow_run_id")))
+        attempt.report(0.5, step=0)  # said before: no warning, no second value
+        return row_p(attempt)
+
+    assert run_trials(joined(tmp_path, trials=2), goes_on, trials=2).valid == 2
+    assert seen[0][:2] != seen[1][:2]
+    assert (0, "F", {"row_p": "0.2"}, "run-of-trial-0") in seen
+    states = [trial.state.name for trial in study.study.get_trials()]
+    assert (states.count("COMPLETE"), states.count("RUNNING"), states.count("WAITING")) == (2, 0, 0)
+
+
+@pytest.mark.filterwarnings("ignore:Heartbeat of storage")
+def test_a_worker_that_dies_between_failing_a_trial_and_queueing_its_retry_loses_nothing(
+    tmp_path: Path,
+) -> None:
+    study = joined(tmp_path, trials=2)
+    dead = study.study.ask()
+    study.study.tell(dead, state=optuna.trial.TrialState.FAIL)  # and then the worker was gone
+    assert run_trials(study, row_p, trials=2).valid == 2
+    chains = [chain_of(t) for t in study.study.get_trials() if t.state.name == "COMPLETE"]
+    assert sorted(chains) == [0, 1]
+
+
+@pytest.mark.filterwarnings("ignore:Heartbeat of storage")
+@pytest.mark.parametrize("beats", [False, True])
+def test_a_trial_of_a_killed_worker_is_tried_again(tmp_path: Path, beats: bool) -> None:
+    study = joined(tmp_path, trials=1)
+    left = study.study.ask()
+    if beats:
+        study.storage.record_heartbeat(left._trial_id)
+    began = time.monotonic()
+    assert run_trials(study, row_p, trials=1) == Counts(1, 0, 0, 0)
+    assert time.monotonic() - began > 2, "alive for three heartbeats"
+    first, retry = study.study.get_trials()
+    assert (first.state.name, retry.state.name, chain_of(retry)) == ("FAIL", "COMPLETE", first.number)
+
+
+def test_a_diverged_trial_is_not_tried_again_but_replaced(tmp_path: Path) -> None:
+    study = joined(tmp_path, trials=3)
+
+    def diverges_once(attempt: Attempt) -> list[float]:
+        if attempt.number == 1:
+            raise NonFiniteError("step 3: loss nan")
+        return row_p(attempt)
+
+    assert run_trials(study, diverges_once, trials=3) == Counts(valid=3, waiting=0, running=0, failed=1)
+    failed = next(row for row in rows_of(study.study) if row.state == "failed")
+    assert failed.notes["failed"] == "step 3: loss nan"
+
+
+def test_a_study_in_which_all_diverge_ends(tmp_path: Path) -> None:
+    def diverges(_: Attempt) -> list[float]:
+        raise NonFiniteError("loss nan")
+
+    counts = run_trials(joined(tmp_path, trials=2), diverges, trials=2)
+    assert counts.valid == 0
+    assert 4 <= counts.failed <= 6
+
+
+def test_bad_data_end_the_worker_and_leave_the_trial_to_others(tmp_path: Path) -> None:
+    study = joined(tmp_path, trials=1)
+
+    def unreadable(_: Attempt) -> list[float]:
+        raise DataError("no such folder here")
+
+    with pytest.raises(DataError):
+        run_trials(study, unreadable, trials=1)
+    assert run_trials(study, row_p, trials=1) == Counts(1, 0, 0, 0)
+
+
+def test_a_trial_that_kills_every_worker_is_given_up(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(queue, "MOST_RETRIES", 2)
+    study = joined(tmp_path, trials=1)
+
+    def kills(attempt: Attempt) -> list[float]:
+        if attempt.number == 0:
+            raise Interrupted(9)
+        return row_p(attempt)
+
+    for _ in range(3):
+        with pytest.raises(Interrupted):
+            run_trials(study, kills, trials=1)
+    assert run_trials(study, kills, trials=1) == Counts(1, 0, 0, 1)
+
+
+def test_a_trial_that_two_workers_saw_is_run_by_one(tmp_path: Path) -> None:
+    study = joined(tmp_path, trials=1)
+    ran: list[int] = []
+
+    def slow(counts: Counts) -> None:  # another worker takes the last trial behind this one's back
+        if counts.waiting and not ran:
+            other = study.study._pop_waiting_trial_id()
+            assert other is not None
+            ran.append(0)
+            study.storage.set_trial_state_values(other, optuna.trial.TrialState.COMPLETE, [0.5])
+
+    assert run_trials(study, row_p, trials=1, on_count=slow) == Counts(1, 0, 0, 0)
+    surplus = study.study.get_trials()[-1]
+    assert (surplus.state.name, surplus.user_attrs["surplus"]) == ("FAIL", "another worker was faster")
+
+
+def test_a_worker_that_others_took_for_dead_has_no_say(tmp_path: Path) -> None:
+    study = joined(tmp_path, trials=1)
+    starts: list[int] = []
+
+    def overtaken(attempt: Attempt) -> list[float]:
+        starts.append(attempt.number)
+        if len(starts) == 1:
+            number = attempt._trial._trial_id
+            study.storage.set_trial_state_values(number, state=optuna.trial.TrialState.FAIL)
+        return row_p(attempt)
+
+    assert run_trials(study, overtaken, trials=1) == Counts(1, 0, 0, 0)
+    assert starts == [0, 0]
+
+
+# What suggests, and what gives up.
+
+
+@pytest.mark.parametrize("name", SAMPLERS)
+def test_every_sampler_suggests_with_one_and_two_objectives(name: str) -> None:
+    space = space_of("row_p", "q_percent", "use_topk")
+    for objectives in (1, 2):
+        study = optuna.create_study(directions=["maximize"] * objectives, sampler=make_sampler(name, seed=3))
+        for number in range(10):
+            trial = study.ask()
+            assert space.config(space.suggest(trial))
+            study.tell(trial, [number / 10] * objectives)
+
+
+def test_unknown_ways_are_refused_with_the_nearest() -> None:
+    with pytest.raises(ConfigError, match=r"sampler='tpf': unknown. Did you mean 'tpe'"):
+        make_sampler("tpf", seed=0)
+    with pytest.raises(ConfigError, match=r"pruner='nonne': unknown. Did you mean 'none'"):
+        Pruning("nonne", seeds=1, objectives=1, steps=4, watched=True)
+    assert PRUNERS == ("auto", "none")
+
+
+@pytest.mark.parametrize(
+    ("seeds", "objectives", "watched", "by"),
+    [
+        (1, 1, True, "steps"),
+        (1, 1, False, "nothing"),
+        (2, 1, True, "nothing"),
+        (3, 1, True, "seeds"),
+        (3, 2, True, "nothing"),
+    ],
+)
+def test_what_trials_are_given_up_by(seeds: int, objectives: int, watched: bool, by: str) -> None:
+    assert Pruning("auto", seeds=seeds, objectives=objectives, steps=40, watched=watched).by == by
+
+
+@pytest.mark.parametrize("seeds", [3, 5])
+def test_seeds_that_are_all_worse_end_a_trial_before_the_last(tmp_path: Path, seeds: int) -> None:
+    pruning = Pruning("auto", seeds=seeds, objectives=1, steps=4, watched=True)
+    study = joined(tmp_path, trials=3, pruning=pruning)
+    reported: dict[int, int] = {}
+
+    def evaluate(attempt: Attempt) -> list[float]:
+        values = []
+        for seed in range(seeds):
+            values.append(0.9 - 0.3 * (attempt.number == 1) + 0.05 * seed * (attempt.number == 2))
+            reported[attempt.number] = seed + 1
+            attempt.report(values[-1], step=seed)
+        return [sum(values) / seeds]
+
+    run_trials(study, evaluate, trials=3)
+    states = {row.number: row.state for row in rows_of(study.study)}
+    assert states == {0: "complete", 1: "pruned", 2: "complete"}
+    assert reported[1] == seeds - 1
+    assert p_threshold(seeds) == pytest.approx(max(0.1, 1.01 / 2 ** (seeds - 1)))
+
+
+def test_known_settings_are_never_given_up(tmp_path: Path) -> None:
+    pruning = Pruning("auto", seeds=1, objectives=1, steps=4, watched=True)
+    study = joined(tmp_path, trials=8, pruning=pruning)
+    again = joined(
+        tmp_path, trials=9, pruning=pruning, references={"F": {"row_p": 0.2}, "late": {"row_p": 0.3}}
+    )
+    del study
+    pruned: list[str | None] = []
+
+    def evaluate(attempt: Attempt) -> list[float]:
+        value = 0.9 if attempt.number < 6 else 0.1
+        try:
+            attempt.report(value, step=3)
+        except Pruned:
+            pruned.append(attempt.setting)
+            raise
+        return [value]
+
+    run_trials(again, evaluate, trials=9)
+    states = {row.setting: row.state for row in rows_of(again.study)}
+    assert states["late"] == "complete"
+    assert pruned == [None, None]
+
+
+def test_of_two_objectives_the_front_is_the_best(tmp_path: Path) -> None:
+    study = joined(tmp_path, trials=3, objectives=2)
+    values = {0: [0.5, 0.5], 1: [0.9, 0.1], 2: [0.4, 0.4]}
+    run_trials(study, lambda attempt: values[attempt.number], trials=3)
+    assert [row.number for row in best_of(rows_of(study.study))] == [0, 1]
