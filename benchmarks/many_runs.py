@@ -98,22 +98,41 @@ def states(place: Place) -> list[dict[str, Any]]:
     return [json.loads(path.read_text()) for path in (place.folder / "results").glob("suite/*/*/*/run.json")]
 
 
-def kill_and_restart(place: Place, *, kills: int, chance: random.Random) -> list[float]:
-    """Kill the suite at random moments, then let it finish; return how long each killed one worked."""
-    moments = []
+def written(place: Place) -> dict[Path, int]:
+    """Return when each finished member's results were written: one that is run again writes them anew."""
+    found = (place.folder / "results").glob("suite/*/*/results.json")
+    return {
+        path: path.stat().st_mtime_ns
+        for path in found
+        if json.loads((path.parent / "run.json").read_text()).get("status") == "FINISHED"
+    }
+
+
+class Killed(NamedTuple):
+    """How long each killed suite worked, and the members that were finished by then, with their times."""
+
+    moments: list[float]
+    finished: dict[Path, int]
+
+
+def kill_and_restart(place: Place, *, kills: int, chance: random.Random) -> Killed:
+    """Kill the suite at random moments, then let it finish."""
+    moments: list[float] = []
+    finished: dict[Path, int] = {}
     for _ in range(kills):
         suite = start(place)
         moments.append(round(chance.uniform(SHORTEST_S, LONGEST_S), 1))
         try:
             suite.wait(moments[-1])
-            return moments  # it was faster
+            return Killed(moments, finished)  # it was faster
         except subprocess.TimeoutExpired:
             suite.send_signal(signal.SIGKILL)
             suite.wait()
+        finished = {**written(place), **finished}
         print(f"killed after {moments[-1]} s: {_counted(place)}", flush=True)
     code = start(place).wait()
     print(f"the last suite left with {code}: {_counted(place)}", flush=True)
-    return moments
+    return Killed(moments, finished)
 
 
 @contextmanager
@@ -130,14 +149,14 @@ def two_nodes() -> Iterator[tuple[str, Any, Any]]:
         cluster.shutdown()
 
 
-def lose_a_node(folder: Path, *, members: int) -> tuple[Place, int]:
-    """Run the suite on two nodes, kill one midway, and return how many members were finished then."""
+def lose_a_node(folder: Path, *, members: int) -> tuple[Place, dict[Path, int]]:
+    """Run the suite on two nodes, kill one midway, and return the members that were finished then."""
     with two_nodes() as (address, cluster, node):
         place = Place(folder, "ray", address)
         suite = start(place)
         while suite.poll() is None and _finished(place) < members // 2:
             time.sleep(1)
-        then = _finished(place)
+        then = written(place)
         cluster.remove_node(node, allow_graceful=False)
         print(f"node killed: {_counted(place)}", flush=True)
         print(f"the suite left with {suite.wait()}: {_counted(place)}", flush=True)
@@ -186,10 +205,12 @@ def main(argv: Sequence[str] | None = None) -> None:
         (place.folder / "conditions.json").write_text(json.dumps(entries))
         if told.engine == "cluster":
             place, then = lose_a_node(place.folder, members=members)
-            story: dict[str, Any] = {"finished_when_the_node_was_killed": then}
+            story: dict[str, Any] = {"finished_when_the_node_was_killed": len(then)}
         else:
-            moments = kill_and_restart(place, kills=told.kills, chance=random.Random(told.seed))
-            story = {"suite_killed_after_s": moments}
+            moments, then = kill_and_restart(place, kills=told.kills, chance=random.Random(told.seed))
+            story = {"suite_killed_after_s": moments, "finished_when_it_was_killed_last": len(then)}
+        now = written(place)
+        story["finished_then_and_run_again"] = sum(now.get(path) != time_ns for path, time_ns in then.items())
         result = {**verdict(place, members=members), **story, "wall_s": round(time.monotonic() - began)}
         if result["finished"] < members:
             print((place.folder / "suite.txt").read_text()[-4000:])
