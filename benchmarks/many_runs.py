@@ -100,7 +100,7 @@ def states(place: Place) -> list[dict[str, Any]]:
 
 def written(place: Place) -> dict[Path, int]:
     """Return when each finished member's results were written: one that is run again writes them anew."""
-    found = (place.folder / "results").glob("suite/*/*/results.json")
+    found = (place.folder / "results").glob("suite/*/*/*/results.json")
     return {
         path: path.stat().st_mtime_ns
         for path in found

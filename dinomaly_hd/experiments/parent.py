@@ -25,6 +25,9 @@ from dinomaly_hd.tracking import (
     these_runs,
 )
 
+REPORT = "report.html"
+MOST_LINKED = 40  # runs named one by one in a link, which is part of the 8000 characters of a description
+
 
 class Parent:
     """A comparison at work; ``member`` gives the surroundings of one of its runs."""
@@ -72,11 +75,15 @@ class Parent:
         experiment_id, run_id = self.tracker.experiment_id, self.tracker.run_id
         if experiment_id is None or run_id is None or not runs:
             return ""
-        pages = {
-            "Charts of its runs": charts_page(experiment_id, which=these_runs(runs)),
-            "Parameters side by side": compare_page(experiment_id, runs),
-            "Report": artifact_page(experiment_id, run_id, "report.html"),
-        }
+        pages = {}
+        if len(runs) <= MOST_LINKED:
+            pages["Charts of its runs"] = charts_page(experiment_id, which=these_runs(runs))
+            pages["Parameters side by side"] = compare_page(experiment_id, runs)
+        else:
+            members = f"tags.sweep = '{self.folder.name}' and tags.kind = 'train'"
+            pages["Charts of its runs"] = charts_page(experiment_id, which=members)
+        if (self.folder / REPORT).is_file():  # a suite has one in each of its subfolders instead
+            pages["Report"] = artifact_page(experiment_id, run_id, REPORT)
         return " · ".join(f"[{name}]({page})" for name, page in pages.items()) + "\n\n"
 
 

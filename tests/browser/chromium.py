@@ -104,10 +104,10 @@ class Pages:
         """Keep the charts whose metric matches a regular expression."""
         self.first("input[placeholder='Search metric charts']").send_keys(pattern)
 
-    def bars(self) -> list[WebElement]:
-        """Wait until bar charts are drawn; return their bars."""
+    def bars(self, count: int) -> None:
+        """Wait until the bar charts in sight have as many bars together."""
         bars = ".js-plotly-plot .barlayer .point"
-        return self.until(lambda: self.all(bars), what="bar chart")  # type: ignore[no-any-return]
+        self.until(lambda: len(self.all(bars)) == count, what=f"bar charts of {count} bars")
 
     def compare_parameters(self, names: Sequence[str], *, metric: str) -> list[str]:
         """Choose the axes of the parallel coordinates; return what stands above them once they are drawn."""

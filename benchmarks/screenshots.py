@@ -1,0 +1,117 @@
+"""The pictures of docs/mlflow.md, taken anew from a comparison of real runs.
+
+    make ui                                                     # in another terminal
+    python -m benchmarks.screenshots http://127.0.0.1:5000      # --parent RUN_ID takes another comparison
+
+Needs Chromium and chromedriver on the PATH; shows the newest finished ablation whose members differ in row_p.
+"""
+
+import argparse
+import sys
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import PIL.Image
+
+from dinomaly_hd.tracking import artifact_page, charts_page, compare_page, these_runs
+from dinomaly_hd.tracking.pages import run_page
+from tests.browser.chromium import Pages, browsing, missing
+
+IMAGES = Path(__file__).parents[1] / "docs" / "images"
+COMPARED = ("row_p", "seg_len", "seg_drop_p")
+COLOURS = 256
+
+
+class Shown(NamedTuple):
+    """A comparison to look at: MLflow's experiment, the parent, and its members, best mean AUROC first."""
+
+    experiment: str
+    parent: str
+    members: list[Any]
+
+
+def comparison(url: str, *, experiment: str, parent: str | None) -> Shown:
+    """Return the comparison asked for, or the newest ablation whose members differ in row_p."""
+    from mlflow import MlflowClient
+
+    client = MlflowClient(tracking_uri=url)
+    found = client.get_experiment_by_name(experiment)
+    if found is None:
+        sys.exit(f"{url} has no experiment {experiment!r}")
+    newest = "tags.kind = 'ablation' and attributes.status = 'FINISHED'"
+    parents = (
+        [parent] if parent else [run.info.run_id for run in client.search_runs([found.experiment_id], newest)]
+    )
+    for run_id in parents:
+        below = f"tags.`mlflow.parentRunId` = '{run_id}'"
+        members = client.search_runs([found.experiment_id], below, order_by=["metrics.`mean/auroc` DESC"])
+        if parent or len({run.data.params.get(COMPARED[0]) for run in members}) > 2:
+            return Shown(found.experiment_id, run_id, list(members))
+    sys.exit(f"{url} has no finished ablation whose members differ in {COMPARED[0]}; name one by --parent")
+
+
+def look(pages: Pages, shown: Shown) -> Iterator[str]:
+    """Open one page after another and yield the name of its picture."""
+    ids = [run.info.run_id for run in shown.members]
+    best = ids[0]
+    charts = charts_page(shown.experiment, which=these_runs(ids))
+    pages.open(charts.replace("compareRunsMode=CHART", "compareRunsMode=TABLE"))
+    pages.reads(*(run.info.run_name[:12] for run in shown.members[:3]), "matching runs")
+    yield "runs"
+    pages.open(charts)
+    pages.group_by("config")
+    pages.only_charts("^(domain_C|mean)/(auroc|tpr_at_fpr_1)$")
+    pages.bars(2 * len(ids))
+    yield "charts"
+    comparable = [run.info.run_id for run in shown.members if set(COMPARED) <= run.data.params.keys()]
+    pages.open(compare_page(shown.experiment, comparable))
+    pages.compare_parameters(COMPARED, metric="mean/auroc")
+    yield "compare"
+    pages.open(run_page(shown.experiment, best))
+    pages.press("button", "Show more")
+    pages.pictures("anomaly_maps")
+    yield "run"
+    pages.open(run_page(shown.experiment, best).replace("?", "/model-metrics?"))
+    pages.only_charts("^maps/")
+    pages.pictures("images%2Fmaps~")
+    pages.all("[data-component-id=fullscreen_button_chartcard]")[-1].click()
+    pages.until(lambda: pages.all("[role=dialog] img"), what="picture in full screen")
+    pages.driver.execute_script("document.querySelector('[role=dialog] img').scrollIntoView({block: 'end'})")
+    yield "maps"
+    pages.open(run_page(shown.experiment, shown.parent))
+    pages.press("button", "Show more")
+    pages.reads("Reading")
+    yield "comparison"
+    pages.open(artifact_page(shown.experiment, shown.parent, "report.html"))
+    pages.driver.switch_to.frame(pages.first("iframe"))
+    pages.pictures("data:image/png")
+    pages.driver.execute_script("document.images[0].scrollIntoView({block: 'center'})")
+    pages.driver.switch_to.default_content()
+    yield "report"
+
+
+def main() -> None:
+    """Take all pictures; written as palette PNG, a third of the size."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("url", help="address of `mlflow ui`")
+    parser.add_argument("--experiment", default="dinomaly-hd")
+    parser.add_argument("--parent", help="MLflow run of the comparison")
+    asked = parser.parse_args()
+    if (lacking := missing()) is not None:
+        sys.exit(lacking)
+    shown = comparison(asked.url, experiment=asked.experiment, parent=asked.parent)
+    IMAGES.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory() as temporary, browsing(asked.url, output=Path(temporary)) as pages:
+        for name in look(pages, shown):
+            target = IMAGES / f"{name}.png"
+            with PIL.Image.open(pages.save(name)) as picture:
+                picture.convert("RGB").quantize(COLOURS).save(target, optimize=True)
+            print(f"{target} {target.stat().st_size / 1024:.0f} KiB")
+
+
+if __name__ == "__main__":
+    main()
