@@ -32,7 +32,7 @@ from mlflow import MlflowClient
 
 from dinomaly_hd.experiments.study_plan import FOLDER
 from dinomaly_hd.experiments.trial import RUN_ID, WORKER
-from dinomaly_hd.tuning.queue import chain_of
+from dinomaly_hd.tuning.queue import FAILED, chain_of
 from dinomaly_hd.tuning.report import CONFIG
 from dinomaly_hd.tuning.storage import address_of, connect
 from dinomaly_hd.tuning.trials import COMPLETE, best_of, rows_of
@@ -198,6 +198,11 @@ def killed_study(folder: Path, storage: str, *, trials: int, workers: int, kills
         "workers": workers,
         "killed": hit,
         "states": dict(states),
+        "failed_for_good": {
+            trial.number: trial.user_attrs[FAILED]
+            for trial in study.get_trials()
+            if FAILED in trial.user_attrs
+        },
         "valid": states["COMPLETE"] + states["PRUNED"],
         "retries": sum(chain_of(trial) != trial.number for trial in study.get_trials()),
         "chains": len(chains),
