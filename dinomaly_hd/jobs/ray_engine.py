@@ -21,6 +21,8 @@ MOVES = 10
 """How often Ray starts a job elsewhere after its worker or node was lost."""
 POLL_S = 0.2
 CONNECT_S = 10.0
+OF_ITS_OWN = "local"
+"""Ray's word for a new one: without it, a cluster that happens to run on this machine would be joined."""
 STORE_BYTES = 100 * 2**20
 FORWARDED = ("MLFLOW_", "OPTUNA_", "DINOMALY_HD_")
 """Beginnings of the names of environment variables that jobs on other machines get from this one."""
@@ -97,9 +99,19 @@ def run_on_node(start: Start) -> Exit:
         while (exit_ := process.poll()) is None:
             time.sleep(POLL_S)
     except KeyboardInterrupt:
-        stop([process])
+        _stop_whatever_comes(process)
         raise
     return exit_
+
+
+def _stop_whatever_comes(process: Process) -> None:
+    """Stop a job although Ray may interrupt a task it cancels more than once."""
+    while True:
+        try:
+            stop([process])
+        except KeyboardInterrupt:
+            continue
+        return
 
 
 def _import() -> Any:
@@ -117,7 +129,8 @@ def _connect(ray: Any, *, slots: int | None, address: str) -> None:
         if address:
             ray.init(address=address, **told)
         else:
-            ray.init(num_cpus=slots, include_dashboard=False, object_store_memory=STORE_BYTES, **told)
+            told |= {"include_dashboard": False, "object_store_memory": STORE_BYTES}
+            ray.init(address=OF_ITS_OWN, num_cpus=slots, **told)
     except (OSError, ValueError, RuntimeError) as error:
         raise ConfigError(f"ray_address={address or 'auto'}: {str(error).strip().splitlines()[0]}") from error
     finally:

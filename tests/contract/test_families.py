@@ -336,7 +336,7 @@ def test_models_that_share_an_encoder_do_not_disturb_each_other(
     execute(dinomaly, replace(own, result_dir=own.result_dir / "alone"))
     trials = [Trial("patchcore", "A", patchcore), Trial("dinomaly", "A", dinomaly)]
     monkeypatch.setattr("dinomaly_hd.experiments.comparison.read_member", lambda *_, **__: None)
-    monkeypatch.setattr("dinomaly_hd.experiments.comparison._report", lambda *_, **__: None)
+    monkeypatch.setattr("dinomaly_hd.experiments.comparison._reports", lambda *_, **__: {})
     run_single_domain(trials, own)
     alone, _, together = seen
     assert_same_weights(alone.weights, together.weights)

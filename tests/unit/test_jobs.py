@@ -189,7 +189,7 @@ except Interrupted:
         "second_try": ["FINISHED", "", 2],
         "bad": ["FAILED", "DataError: torn", 1],
     }
-    assert (tmp_path / "jobs" / "stopped" / "saved").is_file()
+    wait_for((tmp_path / "jobs" / "stopped" / "saved").is_file)
 
 
 def test_progress_is_written_at_most_once_a_second(tmp_path: Path) -> None:
