@@ -9,16 +9,19 @@ import numpy as np
 
 from dinomaly_hd import provenance
 from dinomaly_hd.config import ALL_DOMAINS, flatten
+from dinomaly_hd.errors import TrackingError
 from dinomaly_hd.evaluation.report import Picture, report_html, results_markdown
 from dinomaly_hd.evaluation.summary import flat_metrics
 from dinomaly_hd.evaluation.synthetic import flat_synthetic, synthetic_lines
 from dinomaly_hd.evaluation.transfer import flat_transfer, transfer_lines
 from dinomaly_hd.experiments import gallery
-from dinomaly_hd.experiments.run_folder import CHECKPOINTS
-from dinomaly_hd.experiments.session import NO_LABEL, Session, run_name, trained_domains
+from dinomaly_hd.experiments.context import Context
+from dinomaly_hd.experiments.run_folder import CHECKPOINTS, RunFolder, read_state
+from dinomaly_hd.experiments.session import IN_MLFLOW, NO_LABEL, Session, run_name, trained_domains
 from dinomaly_hd.files import publish_text
-from dinomaly_hd.serving import log_model
-from dinomaly_hd.tracking import artifact_picture
+from dinomaly_hd.journal import Journal
+from dinomaly_hd.serving import log_model, send_model
+from dinomaly_hd.tracking import artifact_picture, default_uri, sync_run
 from dinomaly_hd.training.fit import Trained
 
 RESULTS_SCHEMA = 1
@@ -117,6 +120,24 @@ def track(session: Session, results: dict[str, Any], timing: dict[str, float]) -
         for step, path in enumerate(_faults_to_browse(session, domain)):
             tracker.image(path, key=f"maps/{domain}", step=step)
     session.describe(f"{results_markdown(results)}\n{_picture(session, results)}")
+
+
+def complete_in_mlflow(folder: Path, context: Context) -> None:
+    """Give MLflow what it lacks of a finished run whose process was killed before all was sent.
+
+    A store that does not answer is named and left for the next time: the folder is the truth.
+    """
+    if read_state(folder).get(IN_MLFLOW, True):
+        return
+    uri = default_uri(context.root)
+    try:
+        done = sync_run(Journal(folder / "journal.jsonl"), uri=uri, root=context.root, ended="FINISHED")
+        send_model(done.run_id, uri=uri, folder=folder / "model")
+    except TrackingError as error:
+        context.say(f"warning: {folder}: {error}")
+        return
+    RunFolder(folder, resumed=True).set_state(mlflow_run_id=done.run_id, **{IN_MLFLOW: True})
+    context.say(f"completed in MLflow: {folder}")
 
 
 def _picture(session: Session, results: dict[str, Any]) -> str:

@@ -21,6 +21,8 @@ from dinomaly_hd.training.fit import resolve_device
 
 Positions = npt.NDArray[np.int64]
 KEPT_IMAGES_BYTES = 2 * 1024**3
+IN_MLFLOW = "in_mlflow"
+"""In run.json: whether MLflow has all of the run."""
 START_TIMEOUT_S, CLOSE_TIMEOUT_S = 60.0, 120.0
 NO_LABEL = "-"
 LONGEST_NAME = 200
@@ -104,6 +106,7 @@ class Session:
             "condition_rule": self.manifest.condition_rule,
             "encoder_digest": self.ready.weights.digest,
         }
+        self.folder.set_state(**{IN_MLFLOW: False})
         path = self.folder.path / "experiment_settings.json"
         publish_json(path, settings)
         self.context.say(
@@ -124,7 +127,9 @@ class Session:
             self.tracker.tags({"error": error})
         self.folder.set_state(status=status)
         self.journal.sync()
-        if self.tracker.close(status, timeout_s=CLOSE_TIMEOUT_S) and status == "FINISHED":
+        delivered = self.tracker.close(status, timeout_s=CLOSE_TIMEOUT_S)
+        self.folder.set_state(**{IN_MLFLOW: delivered})
+        if delivered and status == "FINISHED":
             self.context.say(f"MLflow run:   {self.tracker.url()}")
             if self.context.parent_run_id is None:
                 self.context.say(f"all its runs: {self.tracker.experiment_url()}")

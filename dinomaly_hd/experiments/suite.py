@@ -23,6 +23,7 @@ from dinomaly_hd.experiments.parent import Parent
 from dinomaly_hd.experiments.ready import check
 from dinomaly_hd.experiments.reporting import Question
 from dinomaly_hd.experiments.run_folder import finished_runs, read_results, read_state
+from dinomaly_hd.experiments.run_record import complete_in_mlflow
 from dinomaly_hd.experiments.session import short_domains
 from dinomaly_hd.experiments.training_run import Outcome
 from dinomaly_hd.jobs import Ended, Job, Slots, check_engine, run_jobs
@@ -145,6 +146,8 @@ def _run_in_jobs(
     for one in members:
         digest = checked[one].config_hash
         if digest in after:
+            if after[digest].is_relative_to(parent.folder):
+                complete_in_mlflow(after[digest], context)
             outcomes[one] = _outcome(after[digest])
         else:
             failed[one] = ended[rest[digest].place].reason or "it left no results"

@@ -23,6 +23,7 @@ from dinomaly_hd.experiments.run_folder import (
     open_run,
     read_state,
 )
+from dinomaly_hd.experiments.run_record import complete_in_mlflow
 from dinomaly_hd.experiments.session import Session
 from dinomaly_hd.models.build import build_detector
 from dinomaly_hd.models.detector import Detector
@@ -52,6 +53,8 @@ def execute(run: RunConfig, context: Context) -> Outcome:
         done = _finished(ready, context)
         if done is not None:
             context.say(f"already finished: {done.folder}")
+            if done.folder == context.folder:
+                complete_in_mlflow(done.folder, context)
             return done
     with open_run(
         context.result_dir,

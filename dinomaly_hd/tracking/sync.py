@@ -20,11 +20,11 @@ class SyncReport(NamedTuple):
     refused: int
 
 
-def sync_run(journal: Journal, *, uri: str, root: Path) -> SyncReport:
+def sync_run(journal: Journal, *, uri: str, root: Path, ended: str | None = None) -> SyncReport:
     """Send what MLflow lacks of a tracked run folder; called again, it sends nothing.
 
     The run is the one that the folder was tracked to, or a new one with the original start time. It gets the
-    recorded status; a new run of a folder without one was killed.
+    recorded status, else ``ended``; a new run of a folder without any was killed.
 
     Raises:
         TrackingError: The folder was never tracked, or the store does not answer or refuses.
@@ -40,7 +40,7 @@ def sync_run(journal: Journal, *, uri: str, root: Path) -> SyncReport:
             delivery.load_known()
         delivery.send_metrics()
         delivery.send_operations()
-        status, end_ms = outbox.ending or ("KILLED" if at.made else None, now_ms())
+        status, end_ms = outbox.ending or (ended or ("KILLED" if at.made else None), now_ms())
         if status is not None:
             at.client.set_terminated(at.run_id, status, end_time=end_ms)
     except TrackingError:

@@ -1,0 +1,55 @@
+"""A process killed between its run's end and MLflow's: the next start completes MLflow and runs nothing."""
+
+from dataclasses import replace
+
+import pytest
+
+from dinomaly_hd.experiments import run_record
+from dinomaly_hd.experiments.context import Context
+from dinomaly_hd.experiments.run_folder import RunFolder, read_state
+from dinomaly_hd.experiments.session import IN_MLFLOW
+from dinomaly_hd.experiments.training_run import Outcome, execute
+from dinomaly_hd.flags import resolve_model
+from dinomaly_hd.tracking import default_uri
+from dinomaly_hd.tracking.store import client_for
+
+from .light_runs import SMALL
+
+
+@pytest.fixture
+def killed(context: Context, monkeypatch: pytest.MonkeyPatch) -> tuple[Outcome, Context]:
+    """Return a member that is finished in its folder, and whose MLflow run lacks model and end."""
+    monkeypatch.setattr(run_record, "log_model", lambda *_, **__: None)
+    own = replace(context, folder=context.result_dir / "suite" / "member")
+    outcome = execute(resolve_model("trivial", SMALL["trivial"]), own)
+    assert outcome.mlflow_run_id is not None
+    client_for(default_uri(context.root)).set_terminated(outcome.mlflow_run_id, "KILLED")
+    RunFolder(outcome.folder, resumed=True).set_state(**{IN_MLFLOW: False})
+    return outcome, own
+
+
+def test_a_finished_run_has_all_of_it_in_mlflow_and_says_so(killed: tuple[Outcome, Context]) -> None:
+    outcome, context = killed
+    lines: list[str] = []
+    again = execute(resolve_model("trivial", SMALL["trivial"]), replace(context, say=lines.append))
+    assert (again.folder, again.mlflow_run_id) == (outcome.folder, outcome.mlflow_run_id)
+    assert f"already finished: {outcome.folder}" in lines
+    assert f"completed in MLflow: {outcome.folder}" in lines
+    assert outcome.mlflow_run_id is not None
+    run = client_for(default_uri(context.root)).get_run(outcome.mlflow_run_id)
+    assert run.info.status == "FINISHED"
+    assert run.outputs is not None
+    assert len(run.outputs.model_outputs) == 1, "the model was logged"
+    assert read_state(outcome.folder)[IN_MLFLOW] is True
+
+
+def test_a_store_that_does_not_answer_is_named_and_ends_nothing(
+    killed: tuple[Outcome, Context], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    outcome, context = killed
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://127.0.0.1:9")
+    lines: list[str] = []
+    again = execute(resolve_model("trivial", SMALL["trivial"]), replace(context, say=lines.append))
+    assert again.folder == outcome.folder
+    assert any(line.startswith("warning: ") and "MLflow" in line for line in lines)
+    assert read_state(outcome.folder)[IN_MLFLOW] is False
