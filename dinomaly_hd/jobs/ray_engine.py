@@ -20,6 +20,7 @@ LOST = -1000
 MOVES = 10
 """How often Ray starts a job elsewhere after its worker or node was lost."""
 POLL_S = 0.2
+STOP = "stop"
 CONNECT_S = 10.0
 OF_ITS_OWN = "local"
 """Ray's word for a new one: without it, a cluster that happens to run on this machine would be joined."""
@@ -50,6 +51,7 @@ class RayEngine:
             threads = str(max(1, usable_cores() // (self._slots or 1)))
             self._environment[THREADS] = os.environ.get(THREADS, threads)
         self._running: dict[Any, str] = {}
+        self._folders: dict[str, Path] = {}
 
     def room(self) -> int:
         """Return how many more jobs may be started now."""
@@ -62,6 +64,8 @@ class RayEngine:
         gpus = 1 if self._ray.cluster_resources().get("GPU", 0) else 0
         remote = self._ray.remote(num_cpus=1, num_gpus=gpus, max_retries=MOVES)(run_on_node)
         start = Start(job.module, job.folder.absolute(), Path.cwd(), self._environment)
+        (start.folder / STOP).unlink(missing_ok=True)
+        self._folders[job.name] = start.folder
         self._running[remote.options(name=job.name).remote(start)] = job.name
 
     def ended(self) -> Mapping[str, Exit]:
@@ -74,10 +78,12 @@ class RayEngine:
 
     def stop(self) -> None:
         """End all jobs, on which they save what they have, and wait for that a minute."""
-        for reference in self._running:
-            self._ray.cancel(reference)
+        for name in self._running.values():
+            (self._folders[name] / STOP).touch()
         if self._running:
             self._ray.wait(list(self._running), num_returns=len(self._running), timeout=STOP_S + CONNECT_S)
+        for reference in self._running:
+            self._ray.cancel(reference)
         self._running.clear()
 
     def close(self) -> None:
@@ -93,11 +99,16 @@ class RayEngine:
 
 
 def run_on_node(start: Start) -> Exit:
-    """Run a job as a process of the node that Ray chose, and stop it when Ray cancels the task."""
+    """Run a job as a process of the node that Ray chose; stop it when asked to, or Ray cancels the task.
+
+    It is asked by a file, since Ray may end a cancelled task's process before the job has saved anything.
+    """
     process = Process(start)
     try:
         while (exit_ := process.poll()) is None:
             time.sleep(POLL_S)
+            if (start.folder / STOP).is_file():
+                stop([process])
     except KeyboardInterrupt:
         _stop_whatever_comes(process)
         raise
