@@ -2,7 +2,7 @@
 
 # B batch, N images, H W pixels of a map, h w rows and columns of the input
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -72,12 +72,8 @@ class Examiner:
     def predict(self, positions: Positions, images_BHW: Tensor) -> Prediction:
         """Return maps and scores on the CPU."""
         names = digests(self.store.manifest, positions)
-        encoded = None if self.memory is None else self.memory.get(names)
-        if encoded is None:
-            encoded = self.detector.encode(images_BHW.to(self.device))
-            if self.memory is not None:
-                self.memory.add(names, encoded)
-        return score(self.detector, encoded.to(self.device), bf16=self.bf16)
+        encoded = encode(self.detector, images_BHW, names=names, device=self.device, memory=self.memory)
+        return score(self.detector, encoded, bf16=self.bf16)
 
     def batches(self, positions: Positions) -> Any:
         """Yield (positions, images, prediction) batch by batch."""
@@ -108,6 +104,23 @@ class Examiner:
         if not scores:
             return Examined(np.empty(0), np.empty((0, 0, 0), np.float32))
         return Examined(np.concatenate(scores), np.concatenate(maps))
+
+
+def encode(
+    detector: Detector,
+    images_BHW: Tensor,
+    *,
+    names: Sequence[str],
+    device: torch.device,
+    memory: FeatureMemory | None,
+) -> Tensor:
+    """Return encoder outputs (B, ...) on ``device``, from ``memory`` where it holds all these names."""
+    encoded = None if memory is None else memory.get(names)
+    if encoded is None:
+        encoded = detector.encode(images_BHW.to(device))
+        if memory is not None:
+            memory.add(names, encoded)
+    return encoded.to(device)
 
 
 def predict(detector: Detector, images_BHW: Tensor, *, device: torch.device, bf16: bool) -> Prediction:

@@ -3,7 +3,6 @@
 # N images, H W pixels
 
 import hashlib
-from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -12,7 +11,7 @@ from torch import Tensor
 
 from dinomaly_hd.data.features import FeatureMemory, digests
 from dinomaly_hd.evaluation.synthetic import synthetic_blocks
-from dinomaly_hd.experiments.examine import Positions, score, stack
+from dinomaly_hd.experiments.examine import Positions, encode, score, stack
 from dinomaly_hd.experiments.session import Session, trained_on
 from dinomaly_hd.models.detector import Detector
 from dinomaly_hd.models.faults import horizontal_bands
@@ -53,19 +52,17 @@ class SyntheticBands:
         for start in range(0, len(names), size):
             self.session.context.guard.check()
             part = slice(start, start + size)
-            encoded = self._encoded(detector, names[part], self.images.images_NHW[part])
+            encoded = encode(
+                detector,
+                self.images.images_NHW[part],
+                names=names[part],
+                device=self.session.device,
+                memory=self.memory,
+            )
             bf16 = self.session.run.training.precision == "bf16"
             scores.append(score(detector, encoded, bf16=bf16).score_B)
         score_N = np.nan_to_num(torch.cat(scores).numpy(), nan=-np.finfo(np.float64).max)
         return synthetic_blocks(score_N, self.images.label_N, np.array(self.images.domain_N))
-
-    def _encoded(self, detector: Detector, names: Sequence[str], images_BHW: Tensor) -> Tensor:
-        kept = None if self.memory is None else self.memory.get(names)
-        if kept is None:
-            kept = detector.encode(images_BHW.to(self.session.device))
-            if self.memory is not None:
-                self.memory.add(names, kept)
-        return kept.to(self.session.device)
 
 
 def _draw(session: Session, positions: Positions) -> SyntheticSet:

@@ -53,8 +53,6 @@ def execute(run: RunConfig, context: Context) -> Outcome:
         done = _finished(ready, context)
         if done is not None:
             context.say(f"already finished: {done.folder}")
-            if done.folder == context.folder:
-                complete_in_mlflow(done.folder, context)
             return done
     with open_run(
         context.result_dir,
@@ -90,12 +88,17 @@ def execute(run: RunConfig, context: Context) -> Outcome:
 
 
 def _finished(ready: Ready, context: Context) -> Outcome | None:
-    """Return a finished run of this configuration and code, the comparison's own first."""
+    """Return a finished run of this configuration and code, the comparison's own first.
+
+    Its own is completed in MLflow, in case the process that finished it was killed before that was done.
+    """
     identity = {"config_hash": ready.config_hash, "code": provenance.code_digest()}
     assert context.folder is not None
     for folder in (context.folder, *all_runs(context.result_dir)):
         results = finished_results(folder, **identity)
         if results is not None:
+            if folder == context.folder:
+                complete_in_mlflow(folder, context)
             return Outcome(folder, results, read_state(folder).get("mlflow_run_id"))
     return None
 
