@@ -314,7 +314,11 @@ def _flats(models: Sequence[ModelConfig]) -> list[dict[str, Any]]:
     return [flatten(preset_run(preset, model)) for model in models for preset in PRESETS]
 
 
+def text_of(value: object) -> str:
+    """Return a value as its flag says it."""
+    return str(value).lower() if isinstance(value, bool) else str(value)
+
+
 def _shown(name: str, flats: Sequence[Mapping[str, Any]]) -> str:
-    seen = {str(flat.get(name, AUTO)) for flat in flats}
-    value = seen.pop() if len(seen) == 1 else AUTO
-    return {"True": "true", "False": "false"}.get(value, value)
+    seen = {text_of(flat.get(name, AUTO)) for flat in flats}
+    return seen.pop() if len(seen) == 1 else AUTO

@@ -17,6 +17,7 @@ from dinomaly_hd.flags import preset_name, resolve_config
 from entry_points import comparisons
 from entry_points.common import ROOT, launch, repeating_command
 from entry_points.comparisons import prepare
+from entry_points.suite import ENGINE, slots_of
 
 if TYPE_CHECKING:
     from dinomaly_hd.config import RunConfig
@@ -36,8 +37,7 @@ SWITCHES = {
     ),
     "trials": Option("20", "finished or given up, after which the study is over"),
     "workers": Option("1", "processes that run trials here, one a GPU where there are GPUs"),
-    "engine": Option("local", "what runs the workers: local, or ray"),
-    "ray_address": Option(AUTO, "auto: a Ray of its own; or the address of a cluster"),
+    **ENGINE,
     "config": Option("F", "what is searched around: a config of the ablation or a variant, with changes"),
     "space": Option(
         "row_p,seg_len,seg_drop_p,elem_p,q_percent,disable_segment,use_topk,tail_context,row_context",
@@ -139,9 +139,7 @@ def main(argv: Sequence[str], guard: "SignalGuard") -> None:
         plan,
         context,
         launch=Launch(
-            workers=_whole("workers", switches["workers"]),
-            engine=switches["engine"],
-            ray_address="" if switches["ray_address"] == AUTO else switches["ray_address"],
+            slots=slots_of(switches, number=_whole("workers", switches["workers"])),
             content={"flags": {**flags, "result_dir": str(context.result_dir.absolute())}},
         ),
     )

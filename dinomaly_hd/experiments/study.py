@@ -12,12 +12,12 @@ from dinomaly_hd import provenance
 from dinomaly_hd.errors import ComparisonError, ConfigError, OutputError
 from dinomaly_hd.experiments.context import Context
 from dinomaly_hd.experiments.data_root import ManifestMemory
-from dinomaly_hd.experiments.study_page import Busy, open_page
+from dinomaly_hd.experiments.study_page import Busy, study_page
 from dinomaly_hd.experiments.study_plan import TEST, Plan, check_plan
 from dinomaly_hd.experiments.study_report import report_study
 from dinomaly_hd.experiments.trial import Runner
 from dinomaly_hd.files import make_dated_folder
-from dinomaly_hd.jobs import Ended, Job, check_engine, run_jobs, write_progress
+from dinomaly_hd.jobs import LOCAL, Ended, Job, Slots, check_engine, run_jobs, write_progress
 from dinomaly_hd.tracking import Tracker
 from dinomaly_hd.tuning.queue import Counts, counts_of
 from dinomaly_hd.tuning.storage import Address, clear_outage
@@ -34,15 +34,11 @@ class Launch(NamedTuple):
     """How workers are started.
 
     Attributes:
-        workers: How many at a time.
-        engine: "local" or "ray".
-        ray_address: Of a cluster, "" for one of this process's own.
+        slots: Where, and how many at a time.
         content: What a worker's job.json says, without the storage.
     """
 
-    workers: int
-    engine: str
-    ray_address: str
+    slots: Slots
     content: Mapping[str, Any]
 
 
@@ -54,9 +50,9 @@ def run_study(plan: Plan, context: Context, *, launch: Launch) -> None:
         ComparisonError: Trials failed and too few were finished; the report is written all the same.
         DinomalyHDError: What would end every trial.
     """
-    if launch.workers < 1:
-        raise ConfigError(f"workers={launch.workers}: expected 1 or more")
-    check_engine(launch.engine, address=launch.ray_address)
+    if not launch.slots.number:
+        raise ConfigError(f"workers={launch.slots.number}: expected 1 or more")
+    check_engine(launch.slots)
     context = replace(context, manifests=ManifestMemory())
     with ExitStack() as stack:
         pages: list[Tracker] = []
@@ -66,7 +62,7 @@ def run_study(plan: Plan, context: Context, *, launch: Launch) -> None:
             context.say(
                 "warning: objective=test chooses by test labels: what is found looks better than it is"
             )
-        if launch.workers == 1 and launch.engine == "local":
+        if launch.slots.number == 1 and launch.slots.engine == LOCAL:
             _work(plan, context, joined)
         else:
             _start_workers(plan, context, launch)
@@ -137,7 +133,7 @@ def _open_parent(
     """Open the study's folder and MLflow run; leave both to the process here that has them already."""
     if known is not None and os.environ.pop(RUN_OF_MLFLOW, ""):  # its trials stay below one run
         context.say(f"the study's pages are those of the MLflow run {known}")
-    page = open_page(
+    page = study_page(
         plan.folder(context.result_dir),
         context,
         kind="study",
@@ -193,15 +189,14 @@ def _start_workers(plan: Plan, context: Context, launch: Launch) -> None:
             "storage_file": str(storage),
             "code_digest": provenance.code_digest(),
         }
-        names = [f"worker_{number}" for number in range(1, launch.workers + 1)]
+        assert launch.slots.number is not None
+        names = [f"worker_{number}" for number in range(1, launch.slots.number + 1)]
         run_jobs(
             [Job(name, "entry_points.tune_worker", folder / name, content, STARTS) for name in names],
-            engine=launch.engine,
-            slots=launch.workers,
-            address=launch.ray_address,
+            launch.slots,
             tick=context.guard.check,
             say=context.say,
             on_ended=ended,
         )
-    if len(failed) == launch.workers:
+    if len(failed) == len(names):
         raise ComparisonError(f"study {plan.study}: every worker failed: {failed[0]}; logs: {folder}")

@@ -5,15 +5,13 @@ import json
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
-from typing import ClassVar, Literal
+from typing import ClassVar
 
-from dinomaly_hd import provenance
-from dinomaly_hd.errors import ConfigError, DinomalyHDError, Interrupted, Pruned
+from dinomaly_hd.errors import ConfigError, DinomalyHDError
 from dinomaly_hd.experiments.context import Context
+from dinomaly_hd.experiments.page import open_page
 from dinomaly_hd.experiments.run_folder import open_run
-from dinomaly_hd.experiments.session import CLOSE_TIMEOUT_S, START_TIMEOUT_S
-from dinomaly_hd.journal import Journal
-from dinomaly_hd.tracking import Tracker, default_uri
+from dinomaly_hd.tracking import Tracker
 
 LOCK_WAIT_S = 120.0
 """A trial whose worker is taken for dead may still be stopping somewhere."""
@@ -26,7 +24,7 @@ class Busy(DinomalyHDError):
 
 
 @contextmanager
-def open_page(
+def study_page(
     folder: Path,
     context: Context,
     *,
@@ -71,39 +69,11 @@ def open_page(
             raise Busy(f"{folder}: another process is at work in it; wait for it or stop it") from error
         if opened.finished:
             opened.set_state(status="RUNNING")
-        tracker = Tracker(
-            Journal(opened.path / "journal.jsonl"),
-            uri=default_uri(context.root),
-            experiment=context.experiment,
-            run_name=name,
-            tags={
-                "kind": kind,
-                "config_hash": identity,
-                "command": context.command,
-                "run_folder": str(opened.path.resolve()),
-                **tags,
-                **provenance.git_facts(context.root),
-            },
-            root=context.root,
-            parent_run_id=context.parent_run_id,
-            resume_run_id=resumed,
-            system_metrics=False,
-        )
-        run_id = tracker.start(timeout_s=START_TIMEOUT_S)
-        if run_id is not None:
-            opened.set_state(mlflow_run_id=run_id)
-        status: Literal["FINISHED", "FAILED", "KILLED"] = "FAILED"
-        try:
-            yield tracker
-            status = "FINISHED"
-        except (Interrupted, Pruned) as error:
-            status = "KILLED"
-            if isinstance(error, Pruned):
-                tracker.tags({"pruned": "true"})
-            raise
-        except BaseException as error:
-            tracker.tags({"error": str(error) if isinstance(error, DinomalyHDError) else repr(error)})
-            raise
-        finally:
-            opened.set_state(status=status)
-            tracker.close(status, timeout_s=CLOSE_TIMEOUT_S)
+        with open_page(
+            opened,
+            context,
+            name=name,
+            tags={"kind": kind, "config_hash": identity, **tags},
+            resumed=resumed,
+        ) as page:
+            yield page

@@ -9,7 +9,7 @@ from dinomaly_hd.experiments.study_plan import TEST as BY_TEST
 from dinomaly_hd.experiments.study_plan import Plan, beside
 from dinomaly_hd.experiments.trial import RUN_ID
 from dinomaly_hd.files import publish, publish_text
-from dinomaly_hd.tracking import Tracker, artifact_page, charts_page, compare_page, these_runs
+from dinomaly_hd.tracking import Tracker, members_line
 from dinomaly_hd.tuning.dimensions import TOPK
 from dinomaly_hd.tuning.methods import importances
 from dinomaly_hd.tuning.plots import study_pictures
@@ -50,11 +50,10 @@ def report_study(plan: Plan, context: Context, joined: Joined, page: Tracker) ->
         publish(path, lambda stream, png=picture.png: stream.write(png))  # type: ignore[misc]
         page.artifact(path, folder="plots")
     _log_best(plan, rows, best, page)
-    page.note(f"{_links(rows, page)}{markdown}")
+    page.note(f"{_links(plan, rows, page)}{markdown}")
     for line in markdown.splitlines():
         context.say(line)
     context.say(f"report: {files[0]}")
-    context.say(f"MLflow run: {page.url()}")
 
 
 def _story(plan: Plan, context: Context, rows: Sequence[Row], commands: Mapping[int, str]) -> Story:
@@ -116,17 +115,18 @@ def _csv(plan: Plan, rows: Sequence[Row], story: Story) -> str:
     return stream.getvalue()
 
 
-def _links(rows: Sequence[Row], page: Tracker) -> str:
-    """Return what MLflow's pages answer about these trials, as links."""
-    runs = [str(row.notes[RUN_ID]) for row in rows if RUN_ID in row.notes]
-    if page.experiment_id is None or page.run_id is None or not runs:
+def _links(plan: Plan, rows: Sequence[Row], page: Tracker) -> str:
+    if page.experiment_id is None or page.run_id is None:
         return ""
-    pages = {
-        "Charts of its trials": charts_page(page.experiment_id, which=these_runs(runs)),
-        "Parameters side by side": compare_page(page.experiment_id, runs),
-        "Report": artifact_page(page.experiment_id, page.run_id, f"{REPORT}.html"),
-    }
-    return " · ".join(f"[{name}]({link})" for name, link in pages.items()) + "\n\n"
+    return members_line(
+        page.experiment_id,
+        page.run_id,
+        [str(row.notes[RUN_ID]) for row in rows if RUN_ID in row.notes],
+        what="trials",
+        sweep=plan.study,
+        kind="trial",
+        report=f"{REPORT}.html",
+    )
 
 
 def _log_best(plan: Plan, rows: Sequence[Row], best: Sequence[Row], page: Tracker) -> None:

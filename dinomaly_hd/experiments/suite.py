@@ -64,7 +64,7 @@ def run_suite(members: Sequence[Member], context: Context, *, slots: Slots) -> D
         DinomalyHDError: Data or weights that cannot be used.
         ComparisonError: Some members failed; the reports on the others are written.
     """
-    check_engine(slots.engine, address=slots.address)
+    check_engine(slots)
     check_members(members)
     reading = replace(context, manifests=ManifestMemory())
     checked = {one: _checked(one, reading) for one in members}
@@ -132,9 +132,7 @@ def _run_in_jobs(
     context.say(f"{len(reused)} finished before, {len(jobs)} to run")
     ended = run_jobs(
         jobs,
-        engine=slots.engine,
-        slots=slots.number,
-        address=slots.address,
+        slots,
         tick=context.guard.check,
         say=context.say,
         on_ended=lambda job, how: _say_failure(job, how, context),

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field, replace
 
 from dinomaly_hd.data.features import FeatureMemory
 from dinomaly_hd.experiments.context import Context
-from dinomaly_hd.experiments.study_page import LOCK_WAIT_S, open_page
+from dinomaly_hd.experiments.study_page import LOCK_WAIT_S, study_page
 from dinomaly_hd.experiments.study_plan import Plan, beside, figures_of, means_of
 from dinomaly_hd.experiments.training_run import execute
 from dinomaly_hd.tuning.report import BY_SEED, CONFIG, TEST
@@ -48,7 +48,7 @@ class Runner:
         tags = {"config": config, "sweep": plan.study, "trial": str(attempt.number)}
         tags |= {"setting": attempt.setting} if attempt.setting else {}
         own = replace(self.context, parent_run_id=self.parent, tags={**self.context.tags, **tags})
-        with open_page(
+        with study_page(
             plan.folder(self.context.result_dir) / name,
             own,
             kind="trial",

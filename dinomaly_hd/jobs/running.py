@@ -7,7 +7,7 @@ from typing import Literal, Protocol
 
 from dinomaly_hd.errors import ConfigError, nearest
 from dinomaly_hd.files import publish_json
-from dinomaly_hd.jobs.job import JOB_FILE, PROGRESS, Ended, Job, read_progress
+from dinomaly_hd.jobs.job import JOB_FILE, PROGRESS, Ended, Job, Slots, read_progress
 from dinomaly_hd.jobs.local import LocalEngine
 from dinomaly_hd.jobs.process import Exit
 from dinomaly_hd.jobs.ray_engine import RayEngine, check_ray
@@ -53,26 +53,26 @@ ENGINES: Mapping[str, Callable[[int | None, str], Engine]] = {LOCAL: _local, RAY
 """What makes an engine of slots (None: as many as it has) and a cluster's address ("": a Ray of its own)."""
 
 
-def check_engine(engine: str, *, address: str) -> None:
+def check_engine(slots: Slots) -> None:
     """Refuse an engine that cannot be had; starts nothing.
 
     Raises:
         ConfigError: Unknown, an address without Ray, Ray not installed, or nothing answers at the address.
     """
-    if engine not in ENGINES:
-        raise ConfigError(f"engine={engine!r}: unknown.{nearest(engine, ENGINES)}")
-    if engine == RAY:
-        check_ray(address)
-    elif address != EMBEDDED:
-        raise ConfigError(f"ray_address={address}: does nothing with engine={engine}; leave it out")
+    if slots.engine not in ENGINES:
+        raise ConfigError(f"engine={slots.engine!r}: unknown.{nearest(slots.engine, ENGINES)}")
+    if slots.engine == RAY:
+        check_ray(slots.address)
+    elif slots.address != EMBEDDED:
+        raise ConfigError(
+            f"ray_address={slots.address}: does nothing with engine={slots.engine}; leave it out"
+        )
 
 
 def run_jobs(
     jobs: Sequence[Job],
+    slots: Slots,
     *,
-    engine: str,
-    slots: int | None,
-    address: str,
     tick: Callable[[], None],
     say: Callable[[str], None],
     on_ended: Callable[[Job, Ended], None],
@@ -82,9 +82,7 @@ def run_jobs(
 
     Args:
         jobs: In the order of their starts.
-        engine: One of ``ENGINES``.
-        slots: How many run at once; None leaves it to the engine.
-        address: Of a Ray cluster; "" for one of this process's own.
+        slots: Where, and how many at once.
         tick: Called several times a second; what it raises stops all jobs.
         say: Prints a line.
         on_ended: Called for every job that has ended for good.
@@ -95,11 +93,11 @@ def run_jobs(
         OutputError: A job's folder cannot be written.
         Interrupted: What ``tick`` raised; all jobs have ended, each with what it saved.
     """
-    check_engine(engine, address=address)
+    check_engine(slots)
     assert len({job.name for job in jobs} | set(reused)) == len(jobs) + len(reused), "names are unique"
     if not jobs:
         return {}
-    place = ENGINES[engine](slots, address)
+    place = ENGINES[slots.engine](slots.number, slots.address)
     try:
         rows = [Row(name, "reused") for name in reused] + [Row(job.name, "waiting") for job in jobs]
         with Board(rows, say=say) as board:

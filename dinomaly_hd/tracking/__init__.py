@@ -2,7 +2,14 @@
 
 import os
 
-from dinomaly_hd.tracking.pages import artifact_page, artifact_picture, charts_page, compare_page, these_runs
+from dinomaly_hd.tracking.pages import (
+    artifact_page,
+    artifact_picture,
+    charts_page,
+    compare_page,
+    members_line,
+    these_runs,
+)
 from dinomaly_hd.tracking.report_log import LoggedReport, ReportRun, add_report, log_report
 from dinomaly_hd.tracking.search import RUN_ID, Recorded, RunStore, StoredRun, recorded
 from dinomaly_hd.tracking.store import close_stale_runs, default_uri, prepare_store
@@ -39,6 +46,7 @@ __all__ = [
     "compare_page",
     "default_uri",
     "log_report",
+    "members_line",
     "prepare_store",
     "recorded",
     "sync_run",

@@ -9,6 +9,8 @@ TRAINING_PAGES = "workflowType=machine_learning"
 TRAINING_RUNS = "tags.kind = 'train'"
 BEST_FIRST = "metrics.`mean/auroc`"
 NOTE_LENGTH = 7800
+MOST_LINKED = 40
+"""Runs named one by one in a link, which is part of a description's 8000 characters."""
 
 
 def run_page(experiment_id: str, run_id: str) -> str:
@@ -40,6 +42,41 @@ def these_runs(run_ids: Sequence[str]) -> str:
 def artifact_page(experiment_id: str, run_id: str, path: str) -> str:
     """Return an artifact as MLflow shows it."""
     return f"#/experiments/{experiment_id}/runs/{run_id}/artifacts/{path}?{TRAINING_PAGES}"
+
+
+def members_line(
+    experiment_id: str,
+    run_id: str,
+    runs: Sequence[str],
+    *,
+    what: str,
+    sweep: str,
+    kind: str,
+    report: str | None,
+) -> str:
+    """Return the first line of a comparison's description: links to what MLflow answers about its members.
+
+    Args:
+        experiment_id: Its experiment.
+        run_id: The comparison's own run.
+        runs: The members, which may be other comparisons' runs; no line where there are none.
+        what: What the members are called.
+        sweep: Tag of its own members, which stands for them where they are too many to be named.
+        kind: Tag that tells members from runs below them.
+        report: Artifact of the comparison's own run, if there is one.
+    """
+    if not runs:
+        return ""
+    pages = {}
+    if len(runs) <= MOST_LINKED:
+        pages[f"Charts of its {what}"] = charts_page(experiment_id, which=these_runs(runs))
+        pages["Parameters side by side"] = compare_page(experiment_id, runs)
+    else:
+        members = f"tags.sweep = '{sweep}' and tags.kind = '{kind}'"
+        pages[f"Charts of its {what}"] = charts_page(experiment_id, which=members)
+    if report is not None:
+        pages["Report"] = artifact_page(experiment_id, run_id, report)
+    return " · ".join(f"[{name}]({page})" for name, page in pages.items()) + "\n\n"
 
 
 def artifact_picture(run_id: str, path: str, *, text: str) -> str:

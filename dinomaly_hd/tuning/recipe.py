@@ -10,7 +10,7 @@ import yaml
 from dinomaly_hd.condition_files.keys import keys_of
 from dinomaly_hd.config import RunConfig, flatten, names_in
 from dinomaly_hd.flag_texts import HELP
-from dinomaly_hd.flags import resolve
+from dinomaly_hd.flags import resolve, text_of
 from dinomaly_hd.presets import PRESETS
 from dinomaly_hd.variants import WITH_TOPK
 
@@ -45,7 +45,7 @@ def recipe_of(run: RunConfig, *, spelt: Collection[str]) -> Recipe:
     start = {"preset": run.preset, **switch}
     usual = flatten(resolve(entry_point, start))
     flags = {
-        name: _text(value)
+        name: text_of(value)
         for name, value in flatten(run).items()
         if name in HELP
         and name not in OF_A_STUDY
@@ -93,7 +93,3 @@ def _plain(text: str) -> Any:
     except ValueError:
         return text
     return value if isinstance(value, bool | int | float) else text
-
-
-def _text(value: object) -> str:
-    return str(value).lower() if isinstance(value, bool) else str(value)

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 from dinomaly_hd.condition_files.keys import USED_WITH
 from dinomaly_hd.config import RunConfig, flatten
 from dinomaly_hd.errors import ConfigError, nearest
+from dinomaly_hd.flags import text_of
 from dinomaly_hd.tuning.dimensions import DIMENSIONS, REFERENCES, TOPK, Dimension, Native, Point, Whole
 from dinomaly_hd.variants import WITH_TOPK
 
@@ -74,15 +75,15 @@ class Space:
 
     def _own(self, point: Point) -> dict[str, str]:
         return {
-            name: _text(dimension.native(point[name]))
+            name: text_of(dimension.native(point[name]))
             for name, dimension in self.dimensions.items()
             if name in point
         }
 
     def _base_point(self) -> dict[str, str]:
         flat = flatten(self.build(self.base).model)
-        point = {name: _text(flat[name]) for name in self.dimensions if _applies(name, flat)}
-        topk = {TOPK: _text(self.variant in WITH_TOPK.values())} if TOPK in self.dimensions else {}
+        point = {name: text_of(flat[name]) for name in self.dimensions if _applies(name, flat)}
+        topk = {TOPK: text_of(self.variant in WITH_TOPK.values())} if TOPK in self.dimensions else {}
         return {**topk, **point}
 
     def _holds(self, point: Point) -> bool:
@@ -129,7 +130,7 @@ def make_space(names: Sequence[str], *, base: str, build: Build, check: Callable
     check(run)
     model, variant = flatten(run.model), run.model.variant
     usual = flatten(build(variant).model)
-    fixed = {name: _text(value) for name, value in model.items() if name in usual and value != usual[name]}
+    fixed = {name: text_of(value) for name, value in model.items() if name in usual and value != usual[name]}
     fixed = {name: text for name, text in fixed.items() if name not in (*names, "variant")}
     space = Space(
         base=base,
@@ -159,7 +160,7 @@ def _applies(name: str, flat: Mapping[str, object]) -> bool:
     if name not in flat:
         return False
     other, allowed = USED_WITH.get(name, ("", ()))
-    return other not in flat or _text(flat[other]) in allowed
+    return other not in flat or text_of(flat[other]) in allowed
 
 
 def _with_fitting_segments(space: Space, check: Callable[[RunConfig], None]) -> Space:
@@ -181,7 +182,3 @@ def _with_fitting_segments(space: Space, check: Callable[[RunConfig], None]) -> 
 
 def _without_topk(variant: str) -> str:
     return next((plain for plain, other in WITH_TOPK.items() if other == variant), variant)
-
-
-def _text(value: object) -> str:
-    return str(value).lower() if isinstance(value, bool) else str(value)

@@ -14,7 +14,7 @@ import pytest
 from rich.console import Console
 
 from dinomaly_hd.errors import ConfigError, Interrupted
-from dinomaly_hd.jobs import Ended, Job, check_engine, local, read_job, run_jobs, write_progress
+from dinomaly_hd.jobs import Ended, Job, Slots, check_engine, local, read_job, run_jobs, write_progress
 from dinomaly_hd.jobs.job import LOG, Progress, read_progress
 from dinomaly_hd.jobs.table import Row, counts, render
 
@@ -53,15 +53,13 @@ def job(name: str, does: str = "", *, attempts: int = 2) -> Job:
     return Job(name, "worker", folder, {"does": does}, attempts)
 
 
-def run(*jobs: Job, slots: int | None = 2, **changed: Any) -> dict[str, Ended]:
+def run(*jobs: Job, slots: int | None = 2, engine: str = "local", **changed: Any) -> dict[str, Ended]:
     told: dict[str, Any] = {
-        "engine": "local",
-        "address": "",
         "tick": lambda: None,
         "say": lambda _: None,
         "on_ended": lambda *_: None,
     }
-    return run_jobs(jobs, slots=slots, **{**told, **changed})
+    return run_jobs(jobs, Slots(engine, slots, ""), **{**told, **changed})
 
 
 def pids(one: Job) -> list[int]:
@@ -126,10 +124,10 @@ def test_a_killed_parent_leaves_no_orphan(tmp_path: Path) -> None:
     one = job("orphan", "time.sleep(600)")
     code = f"""
 from pathlib import Path
-from dinomaly_hd.jobs import Job, local, run_jobs
+from dinomaly_hd.jobs import Job, Slots, local, run_jobs
 local._devices = list
 job = Job("orphan", "worker", Path({str(one.folder)!r}), {{"does": "time.sleep(600)"}})
-run_jobs([job], engine="local", slots=1, address="", tick=lambda: None, say=print, on_ended=print)
+run_jobs([job], Slots("local", 1, ""), tick=lambda: None, say=print, on_ended=print)
 """
     with subprocess.Popen([sys.executable, "-c", code], cwd=tmp_path, stdout=subprocess.DEVNULL) as parent:
         wait_for(lambda: (one.folder / "starts").is_file() and pids(one))
@@ -154,7 +152,7 @@ def test_ray_runs_starts_again_and_stops_jobs(tmp_path: Path) -> None:
 import json
 from pathlib import Path
 from dinomaly_hd.errors import Interrupted
-from dinomaly_hd.jobs import Job, run_jobs
+from dinomaly_hd.jobs import Job, Slots, run_jobs
 
 does = {
     "stopped": "time.sleep(600)",
@@ -175,7 +173,7 @@ def note(job, how):
     ended[job.name] = how
 
 try:
-    run_jobs(jobs, engine="ray", slots=2, address="", tick=tick, say=print, on_ended=note)
+    run_jobs(jobs, Slots("ray", 2, ""), tick=tick, say=print, on_ended=note)
 except Interrupted:
     print(json.dumps(ended))
 """
@@ -224,7 +222,7 @@ def test_an_engine_that_cannot_be_had_is_refused(engine: str, address: str, mess
     if engine == "ray":
         pytest.importorskip("ray")
     with pytest.raises(ConfigError) as caught:
-        check_engine(engine, address=address)
+        check_engine(Slots(engine, 1, address))
     assert message in str(caught.value)
     assert "\n" not in str(caught.value)
 
@@ -232,7 +230,7 @@ def test_an_engine_that_cannot_be_had_is_refused(engine: str, address: str, mess
 def test_without_ray_the_way_to_it_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "ray", None)
     with pytest.raises(ConfigError, match=r'Ray is not installed; pip install "dinomaly-hd\[ray\]"'):
-        check_engine("ray", address="")
+        check_engine(Slots("ray", 1, ""))
 
 
 def test_slots_are_gpus_where_there_are_some(monkeypatch: pytest.MonkeyPatch) -> None:

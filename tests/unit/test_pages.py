@@ -3,11 +3,15 @@
 import json
 from urllib.parse import parse_qs, unquote
 
+import pytest
+
 from dinomaly_hd.tracking.pages import (
+    MOST_LINKED,
     NOTE_LENGTH,
     artifact_picture,
     charts_page,
     compare_page,
+    members_line,
     shortened,
     these_runs,
 )
@@ -28,6 +32,23 @@ def test_a_comparison_names_its_runs_before_anything_else():
     assert query.startswith("runs="), "MLflow finds them nowhere else"
     assert json.loads(parse_qs(query)["runs"][0]) == ["a", "b"]
     assert these_runs(["a", "b"]) == "attributes.run_id IN ('a', 'b')"
+
+
+@pytest.mark.parametrize(("count", "named"), [(1, True), (MOST_LINKED, True), (MOST_LINKED + 1, False)])
+def test_members_are_named_one_by_one_as_long_as_the_line_leaves_room_for_the_note(count: int, named: bool):
+    runs = [f"{number:032x}" for number in range(count)]
+    line = members_line("7", "own", runs, what="trials", sweep="s1", kind="trial", report="report.html")
+    assert len(line) < 0.6 * NOTE_LENGTH
+    assert line.endswith("\n\n")
+    text = unquote(line)
+    assert all((run in text) == named for run in runs)
+    assert ("tags.sweep = 's1' and tags.kind = 'trial'" in text) != named
+    assert "[Charts of its trials](#/experiments/7" in text
+    assert "[Report](#/experiments/7/runs/own/artifacts/report.html?" in text
+
+
+def test_a_comparison_without_runs_has_no_line():
+    assert members_line("7", "own", [], what="runs", sweep="s", kind="train", report="report.html") == ""
 
 
 def test_a_picture_is_addressed_relative_to_the_page():
