@@ -24,7 +24,7 @@ def positional(number: float) -> str:
 
 @dataclass(frozen=True)
 class Size:
-    """Pixels: 224, "224x224" (height x width) or [224, 224]; read as "224x224"."""
+    """Pixels: 224, "224x224" (height x width) or [224, 224]; read as 224 or "248x96"."""
 
     def read(self, value: Any) -> str:
         sides = value if isinstance(value, list) else [value, value]
@@ -33,7 +33,7 @@ class Size:
             sides = [int(words[0]), int(words[-1])]
         if len(sides) != 2 or not all(is_whole(side) and 1 <= side <= MAX_SIDE for side in sides):
             raise ValueError(f"expected pixels from 1 to {MAX_SIDE} such as 224, '224x96' or [224, 96]")
-        return f"{sides[0]}x{sides[1]}"
+        return str(sides[0]) if sides[0] == sides[1] else f"{sides[0]}x{sides[1]}"
 
     def schema(self) -> Schema:
         side = Whole(1, MAX_SIDE).schema()

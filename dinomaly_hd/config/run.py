@@ -41,8 +41,9 @@ AFTER_TRAINING = (
 
 
 def _parse_size(text: str) -> str:
-    size_of(text)
-    return text
+    """Return a size as it is said shortest, so that one size has one digest."""
+    height, width = size_of(text)
+    return str(height) if height == width else f"{height}x{width}"
 
 
 def _parse_crop(text: str) -> str:

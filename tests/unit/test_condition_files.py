@@ -27,7 +27,7 @@ FILES = ("single_domain.json", "multi_domain.json", "ablation.yaml")
 VIT = "encoder=dinov2reg_vit_base_14 target_layers=2,3,4,5,6,7,8,9"
 
 # spec/protocols.md, "Conditions files", row by row; first what all rows of a file share.
-SINGLE = "image_size=224x224 crop=none val_split_ratio=0.1 seed=42"
+SINGLE = "image_size=224 crop=none val_split_ratio=0.1 seed=42"
 TRAIN = "learning_rate=0.0001 batch_size=16 early_stopping_patience=10"
 SINGLE_TABLE = {
     "draem_baseline": f"draem {TRAIN}",
@@ -81,7 +81,7 @@ SEVERITY = (
 )
 MULTI_TABLE = {
     **{
-        f"{family}_{SETTINGS[i]}": f"{family} image_size=224x224 learning_rate={RATES[i]} "
+        f"{family}_{SETTINGS[i]}": f"{family} image_size=224 learning_rate={RATES[i]} "
         f"batch_size={batches[i]} early_stopping_patience={PATIENCE[i]} optimizer={optimizers[i].split()[0]} "
         f"weight_decay={optimizers[i].split()[1]} {more[i]}"
         for family, batches, optimizers, more in (
@@ -101,7 +101,7 @@ MULTI_TABLE = {
         for i in range(4)
     },
     **{
-        f"patchcore_{name}": f"patchcore image_size={size}x{size} eval_batch_size={batch} encoder={encoder} "
+        f"patchcore_{name}": f"patchcore image_size={size} eval_batch_size={batch} encoder={encoder} "
         f"layers={layers} coreset_sampling_ratio={ratio} num_neighbors={k}"
         for name, size, batch, encoder, layers, ratio, k in (
             ("baseline", 224, 32, "resnet18", "2,3", 0.1, 9),
@@ -183,10 +183,10 @@ def values(folder: Path, family: str, **config: Any) -> dict[str, str]:
 
 
 TRANSLATED: list[tuple[str, dict[str, Any], dict[str, str]]] = [
-    ("draem", {"image_size": 224}, {"image_size": "224x224", "crop": "none"}),
+    ("draem", {"image_size": 224}, {"image_size": "224", "crop": "none"}),
     ("draem", {"image_size": [64, 96]}, {"image_size": "64x96", "crop": "none"}),
-    ("dinomaly", {"image_size": "448", "crop": 392}, {"image_size": "448x448", "crop": "392x392"}),
-    ("dinomaly", {"crop": 392, "image_size": "448"}, {"image_size": "448x448", "crop": "392x392"}),
+    ("dinomaly", {"image_size": "448", "crop": 392}, {"image_size": "448", "crop": "392"}),
+    ("dinomaly", {"crop": 392, "image_size": "448"}, {"image_size": "448", "crop": "392"}),
     ("draem", {"max_steps": 100}, {"max_steps": "100", "max_epochs": "0"}),
     ("draem", {"gradient_clip_val": 0.5}, {"gradient_clip": "0.5"}),
     ("draem", {"anomaly_source_path": None}, {}),

@@ -216,3 +216,11 @@ def test_blocks_and_weights_are_read() -> None:
     with pytest.raises(ValueError, match=r"the decoder has blocks 0\.\.3"):
         blocks_of("2-4", depth=4)
     assert weights_of(".35,.65") == [0.35, 0.65]
+
+
+@pytest.mark.parametrize("size", ["64", "64x64", "64X64", "064"])
+def test_one_size_has_one_digest(size: str) -> None:
+    assert (
+        resolve("horizontal", {"image_size": size}).digest()
+        == resolve("horizontal", {"image_size": "64"}).digest()
+    )
