@@ -3,13 +3,15 @@
     make ui                                                     # in another terminal
     python -m benchmarks.screenshots http://127.0.0.1:5000      # --parent RUN_ID takes another comparison
 
-Needs Chromium and chromedriver on the PATH; shows the newest finished ablation whose members differ in row_p.
+Needs Chromium and chromedriver on the PATH; shows the newest finished ablation whose members differ in row_p,
+and the newest finished study.
 """
 
 import argparse
 import sys
 import tempfile
 from collections.abc import Iterator
+from itertools import chain
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -21,15 +23,32 @@ from tests.browser.chromium import Pages, browsing, missing
 
 IMAGES = Path(__file__).parents[1] / "docs" / "images"
 COMPARED = ("row_p", "seg_len", "seg_drop_p")
+OF_STUDIES, OBJECTIVE = ("elem_p", "q_percent", "row_context"), "synthetic/domain_C/tpr_at_fpr_1"
 COLOURS = 256
 
 
 class Shown(NamedTuple):
-    """A comparison to look at: MLflow's experiment, the parent, and its members, best mean AUROC first."""
+    """What to look at: MLflow's experiment, a parent, and its members, the best first."""
 
     experiment: str
     parent: str
     members: list[Any]
+
+
+def study(url: str, *, experiment: str) -> Shown | None:
+    """Return the newest finished study with its trials, None where there is none."""
+    from mlflow import MlflowClient
+
+    client = MlflowClient(tracking_uri=url)
+    found = client.get_experiment_by_name(experiment)
+    wanted = "tags.kind = 'study' and attributes.status = 'FINISHED'"
+    parents = [] if found is None else client.search_runs([found.experiment_id], wanted, max_results=1)
+    if found is None or not parents:
+        return None
+    below = f"tags.kind = 'trial' and tags.sweep = '{parents[0].data.tags['sweep']}'"
+    order = [f"metrics.`{OBJECTIVE}` DESC"]
+    trials = client.search_runs([found.experiment_id], below, order_by=order)
+    return Shown(found.experiment_id, parents[0].info.run_id, list(trials))
 
 
 def comparison(url: str, *, experiment: str, parent: str | None) -> Shown:
@@ -92,6 +111,18 @@ def look(pages: Pages, shown: Shown) -> Iterator[str]:
     yield "report"
 
 
+def look_at_study(pages: Pages, shown: Shown) -> Iterator[str]:
+    """Open a study's pages and yield the names of their pictures."""
+    pages.open(run_page(shown.experiment, shown.parent))
+    pages.press("button", "Show more")
+    pages.reads("Found and known settings")
+    yield "study"
+    ids = [run.info.run_id for run in shown.members if set(OF_STUDIES) <= run.data.params.keys()]
+    pages.open(compare_page(shown.experiment, ids))
+    pages.compare_parameters(OF_STUDIES, metric=OBJECTIVE)
+    yield "trials"
+
+
 def main() -> None:
     """Take all pictures; written as palette PNG, a third of the size."""
     parser = argparse.ArgumentParser(
@@ -100,13 +131,20 @@ def main() -> None:
     parser.add_argument("url", help="address of `mlflow ui`")
     parser.add_argument("--experiment", default="dinomaly-hd")
     parser.add_argument("--parent", help="MLflow run of the comparison")
+    parser.add_argument("--only", choices=("comparison", "study"), help="take these pictures only")
     asked = parser.parse_args()
     if (lacking := missing()) is not None:
         sys.exit(lacking)
-    shown = comparison(asked.url, experiment=asked.experiment, parent=asked.parent)
+    searched = study(asked.url, experiment=asked.experiment)
     IMAGES.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory() as temporary, browsing(asked.url, output=Path(temporary)) as pages:
-        for name in look(pages, shown):
+        looks = []
+        if asked.only != "study":
+            shown = comparison(asked.url, experiment=asked.experiment, parent=asked.parent)
+            looks.append(look(pages, shown))
+        if asked.only != "comparison" and searched is not None:
+            looks.append(look_at_study(pages, searched))
+        for name in chain.from_iterable(looks):
             target = IMAGES / f"{name}.png"
             with PIL.Image.open(pages.save(name)) as picture:
                 picture.convert("RGB").quantize(COLOURS).save(target, optimize=True)

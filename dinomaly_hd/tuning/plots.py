@@ -6,6 +6,7 @@ import numpy as np
 from matplotlib.cm import ScalarMappable
 from matplotlib.colors import Normalize
 from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
 
 from dinomaly_hd.evaluation.plots import FAULT_COLOUR, GOOD_COLOUR, new_figure, png_bytes
 from dinomaly_hd.evaluation.report import Picture
@@ -67,6 +68,7 @@ def history_figure(rows: Trials, objective: str) -> Figure:
     best = np.maximum.accumulate([row.values[0] for row in complete])
     axes.step([row.number for row in complete], best, where="post", color=FAULT_COLOUR, label="best so far")
     axes.set(xlabel="trial", ylabel=objective)
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
     axes.grid(alpha=0.3)
     axes.legend(fontsize="small")
     return figure
