@@ -12,7 +12,7 @@ import pandas as pd
 from dinomaly_hd.config import WITHOUT_EFFECT
 from dinomaly_hd.errors import ConfigError, DataError, DinomalyHDError
 from dinomaly_hd.evaluation import metrics, results
-from dinomaly_hd.evaluation.metrics import NAN, FloatArray
+from dinomaly_hd.evaluation.metrics import FloatArray, number
 
 TOP_LEVEL = ("encoder", "max_steps", "batch_size")  # settings of a result that holds no config
 BESIDE_CONFIG = ("condition_rule", "encoder_digest", "code_digest")
@@ -155,7 +155,7 @@ def _check_own_result(member: MemberRun) -> None:
     for domain, block in member.result.get("per_domain_metrics", {}).items():
         rows = member.scores[member.scores["domain"] == domain]
         stated, found = block.get("auroc"), metrics.auroc(rows["score"], rows["label"])
-        stated = NAN if stated is None else float(stated)
+        stated = number(stated)
         if not np.isclose(stated, found, rtol=0, atol=SAME, equal_nan=True):
             raise DataError(
                 f"{member.title}: {domain} has AUROC {stated:.6f} in its result but {found:.6f} by its "

@@ -1,13 +1,12 @@
 """What a report says of transfer: a table of figures by label, and all pairs of source and target."""
 
 from collections.abc import Mapping, Sequence
-from typing import Any
 
 import numpy as np
 
 from dinomaly_hd.evaluation.comparison_members import MemberRun
 from dinomaly_hd.evaluation.comparison_tables import Table
-from dinomaly_hd.evaluation.metrics import NAN
+from dinomaly_hd.evaluation.metrics import number
 from dinomaly_hd.evaluation.report import Picture
 from dinomaly_hd.evaluation.summary import percent
 from dinomaly_hd.evaluation.transfer import FIGURES
@@ -38,7 +37,7 @@ def transfer_table(members: Sequence[MemberRun]) -> Table | None:
         transfers = [one.result["transfer"] for one in members if one.label == label]
         sources = " ".join(transfers[0]["source_domains"])
         missing = sorted({name for transfer in transfers for name in transfer["missing_targets"]})
-        cells = [_cell([_number(transfer[name]) for transfer in transfers]) for name in FIGURES]
+        cells = [_cell([number(transfer[name]) for transfer in transfers]) for name in FIGURES]
         body.append([label, sources, *cells, ", ".join(missing) or "-"])
     head = ["label", "source", *(NAMES[name] for name in FIGURES), "left out"]
     return Table("Transfer from the source to the other domains", head, body, (NOTE,))
@@ -52,7 +51,7 @@ def pairs_pictures(members: Sequence[MemberRun]) -> dict[str, Picture]:
         for target, block in one.result["per_domain_metrics"].items():
             if len(sources) == 1:
                 cells = found.setdefault(one.label.rpartition(FROM)[0], {})
-                cells.setdefault((sources[0], target), []).append(_number(block["auroc"]))
+                cells.setdefault((sources[0], target), []).append(number(block["auroc"]))
     several = {model: cells for model, cells in found.items() if len({source for source, _ in cells}) > 1}
     return {
         f"transfer_{number}": pairs_picture(_means(cells), title=model)
@@ -62,10 +61,6 @@ def pairs_pictures(members: Sequence[MemberRun]) -> dict[str, Picture]:
 
 def _means(cells: Mapping[tuple[str, str], Sequence[float]]) -> dict[tuple[str, str], float]:
     return {pair: float(np.mean(values)) for pair, values in cells.items() if not np.isnan(values).any()}
-
-
-def _number(value: Any) -> float:
-    return NAN if value is None else float(value)
 
 
 def _cell(values: Sequence[float]) -> str:

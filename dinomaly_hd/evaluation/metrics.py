@@ -6,7 +6,7 @@ Labels are 0 (good) and 1 (fault). Fewer than two classes give NaN; a NaN or inf
 Source: protocols.md, "Metrics".
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -57,6 +57,16 @@ class OperatingPoints(NamedTuple):
     false_positives_K: IntArray
     fault_count: int
     good_count: int
+
+
+def number(value: float | None) -> float:
+    """Return a figure that may come from results.json, where NaN is null."""
+    return NAN if value is None else float(value)
+
+
+def known(figures: Mapping[str, float | None]) -> dict[str, float]:
+    """Return the figures that can be had."""
+    return {name: number(value) for name, value in figures.items() if not np.isnan(number(value))}
 
 
 def check_finite(score: ArrayLike, *, names: Sequence[str] | None = None) -> None:

@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 
 from dinomaly_hd.evaluation.blocks import CALLS, PIXEL, RANKING, WITH_INTERVAL, Block
-from dinomaly_hd.evaluation.metrics import NAN
+from dinomaly_hd.evaluation.metrics import NAN, known
 from dinomaly_hd.evaluation.results import ALL
 
 WIDTH = 110
@@ -38,7 +38,7 @@ def flat_metrics(result: Mapping[str, Any]) -> dict[str, float]:
             for prefix, part in _parts(name, block):
                 for metric in TRIVIAL_METRICS:
                     flat[f"trivial/{score}/{prefix.replace('/', '.')}.{_short(metric)}"] = part[metric]
-    return {name: float(value) for name, value in flat.items() if not np.isnan(value)}
+    return known(flat)
 
 
 def summary_lines(result: Mapping[str, Any]) -> list[str]:

@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from dinomaly_hd.evaluation.metrics import auroc, tpr_at_fpr
+from dinomaly_hd.evaluation.metrics import auroc, number, tpr_at_fpr
 
 FIGURES = {
     "auroc": "auroc",
@@ -43,7 +43,7 @@ def flat_synthetic(synthetic: Mapping[str, Any]) -> dict[str, float]:
     """Return ``synthetic/domain_C/auroc``, ``synthetic/mean/tpr_at_fpr_1``, ... for MLflow."""
     blocks = {**synthetic["per_domain"], "mean": synthetic["mean"]}
     return {
-        f"synthetic/{name}/{metric}": float(block[figure])
+        f"synthetic/{name}/{metric}": number(block[figure])
         for name, block in blocks.items()
         for figure, metric in FIGURES.items()
     }

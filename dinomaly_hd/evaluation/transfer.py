@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from dinomaly_hd.evaluation.metrics import NAN, confusion_at
+from dinomaly_hd.evaluation.metrics import NAN, confusion_at, known
 from dinomaly_hd.evaluation.thresholds import Threshold
 
 CHANCE = 0.5
@@ -72,7 +72,7 @@ def flat_transfer(transfer: Mapping[str, Any]) -> dict[str, float]:
     flat = {f"transfer/{name}": transfer[name] for name in FIGURES}
     for domain, calls in transfer["at_source_threshold"].items():
         flat |= {f"transfer/{domain}/{name}_at_source_threshold": value for name, value in calls.items()}
-    return {name: float(value) for name, value in flat.items() if not np.isnan(value)}
+    return known(flat)
 
 
 def transfer_lines(transfer: Mapping[str, Any]) -> list[str]:

@@ -12,6 +12,8 @@ from dinomaly_hd.evaluation import metrics
 from dinomaly_hd.evaluation.results import PixelScores, check_table, evaluate
 from dinomaly_hd.evaluation.summary import flat_metrics, summary_lines
 from dinomaly_hd.evaluation.thresholds import Threshold, normal_quantile
+from dinomaly_hd.experiments.run_folder import read_results
+from dinomaly_hd.files import publish_json
 
 DOMAINS = ("domain_D", "domain_A", "domain_C")  # not sorted: the order of appearance must survive
 COUNT = 40
@@ -220,6 +222,17 @@ def test_flat_names_are_mlflows():
     assert "domain_C/recall" in flat
     assert "domain_C/cold/recall" not in flat, "every metric is a chart on MLflow's page"
     assert all(re.fullmatch(r"[\w/.]+", name) and isinstance(value, float) for name, value in flat.items())
+
+
+def test_figures_of_a_run_read_back_are_those_of_the_run(tmp_path):
+    table = score_table()
+    table = table[(table["domain"] != "domain_A") | (table["label"] == 0)]  # no AUROC there: NaN
+    result = run(table)
+    publish_json(tmp_path / "results.json", result)
+    assert "null" in (tmp_path / "results.json").read_text()
+    again = flat_metrics(read_results(tmp_path))
+    assert again == flat_metrics(result)
+    assert "domain_A/auroc" not in again
 
 
 def test_summary_shows_every_number_asked_for_within_110_columns():
