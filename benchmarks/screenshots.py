@@ -117,7 +117,8 @@ def look_at_study(pages: Pages, shown: Shown) -> Iterator[str]:
     pages.press("button", "Show more")
     pages.reads("Found and known settings")
     yield "study"
-    ids = [run.info.run_id for run in shown.members if set(OF_STUDIES) <= run.data.params.keys()]
+    finished = [run for run in shown.members if OBJECTIVE in run.data.metrics]
+    ids = [run.info.run_id for run in finished if set(OF_STUDIES) <= run.data.params.keys()]
     pages.open(compare_page(shown.experiment, ids))
     pages.compare_parameters(OF_STUDIES, metric=OBJECTIVE)
     yield "trials"

@@ -275,7 +275,7 @@ def run_quick(*, trials: int, workers: int, result_dir: str) -> dict[str, Any]:
         "best": {"trial": best.number, "setting": best.setting, "value": best.values[0]},
         "known": known,
         "compared": {"trial": shown.number, "config": config, "value": shown.values[0]},
-        "report": str(Path(result_dir) / FOLDER / study / "report.html"),
+        "report": f"{FOLDER}/{study}/report.html",
         "test_seeds": FRESH_SEEDS,
         "test_means": summary["means"],
         "test_differences": summary["differences"],
