@@ -20,7 +20,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from dinomaly_hd.config import RunConfig, with_values
-from dinomaly_hd.data.features import FeatureMemory, TrainingSet, digests, image_batches
+from dinomaly_hd.data.features import FeatureCache, TrainingSet, digests, image_batches
 from dinomaly_hd.data.hdmap import Manifest, load_manifest
 from dinomaly_hd.data.splits import Split, hold_out
 from dinomaly_hd.data.store import ImageStore
@@ -101,10 +101,10 @@ def trained(run: RunConfig, setup: Setup) -> tuple[Dinomaly, Tensor]:
     detector.fit_encoder(batches())
     detector.fit_loss(batches())
     encoded = torch.cat([detector.encode(images) for images in batches()])
-    memory = FeatureMemory()
-    memory.use("")
-    memory.add(digests(setup.manifest, positions), encoded)
-    dataset = TrainingSet(setup.store, positions, memory=memory)
+    cache = FeatureCache()
+    cache.use("")
+    cache.add(digests(setup.manifest, positions), encoded)
+    dataset = TrainingSet(setup.store, positions, cache=cache)
     data = TrainingData(dataset, len(positions), 0, str, None)
     with tempfile.TemporaryDirectory() as folder, SignalGuard() as guard:
         train(

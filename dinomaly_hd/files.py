@@ -4,6 +4,7 @@ import hashlib
 import json
 import os
 import tempfile
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from datetime import UTC, datetime
@@ -16,6 +17,7 @@ import filelock
 from dinomaly_hd.errors import OutputError
 
 TEMPORARY_PREFIX = ".writing-"
+LOCK_POLL_S = 0.2
 
 
 def read_json(path: Path) -> dict[str, Any]:
@@ -33,10 +35,11 @@ def file_digest(path: Path) -> str:
         return hashlib.file_digest(stream, "sha256").hexdigest()[:16]
 
 
-def publish(path: Path, write: Callable[[BinaryIO], object]) -> None:
+def publish(path: Path, write: Callable[[BinaryIO], object], *, durable: bool = True) -> None:
     """Write a file through ``write(stream)`` so that it is either the old one or the whole new one.
 
-    The temporary file lies in the same folder (never in TMPDIR), is flushed to disk and then renamed.
+    The temporary file lies in the same folder (never in TMPDIR), is flushed to disk and then renamed. What
+    can be made again need not be flushed (``durable=False``): after a power failure such a file may be torn.
 
     Raises:
         OutputError: The folder is read-only, the disk is full, or the path is not a folder's.
@@ -47,8 +50,9 @@ def publish(path: Path, write: Callable[[BinaryIO], object]) -> None:
         descriptor, temporary = tempfile.mkstemp(prefix=TEMPORARY_PREFIX, dir=path.parent)
         with os.fdopen(descriptor, "wb") as stream:
             write(stream)
-            stream.flush()
-            os.fsync(stream.fileno())
+            if durable:
+                stream.flush()
+                os.fsync(stream.fileno())
         os.chmod(temporary, 0o666 & ~_umask())
         os.replace(temporary, path)
     except (OSError, RuntimeError) as error:  # torch.save turns a full disk into a RuntimeError
@@ -59,7 +63,8 @@ def publish(path: Path, write: Callable[[BinaryIO], object]) -> None:
         if temporary is not None:
             Path(temporary).unlink(missing_ok=True)
         raise
-    _sync_folder(path.parent)
+    if durable:
+        _sync_folder(path.parent)
 
 
 def publish_text(path: Path, text: str) -> None:
@@ -116,6 +121,32 @@ def locked(path: Path, *, timeout_s: float) -> Iterator[None]:
         yield
     finally:
         lock.release()
+
+
+def acquire(lock: filelock.BaseFileLock, *, wait_s: float, tick: Callable[[], None]) -> bool:
+    """Take the lock and return whether another process had it.
+
+    Args:
+        lock: Made with ``timeout=0``.
+        wait_s: How long another process may keep it.
+        tick: Called while waiting; may raise.
+
+    Raises:
+        filelock.Timeout: Another process keeps it.
+        OSError: The folder is read-only.
+    """
+    began = time.monotonic()
+    for attempt in count():
+        try:
+            lock.acquire()
+        except filelock.Timeout:
+            if time.monotonic() - began >= wait_s:
+                raise
+            tick()
+            time.sleep(LOCK_POLL_S)
+        else:
+            return attempt > 0
+    raise AssertionError("unreachable: attempts do not end")
 
 
 def _umask() -> int:

@@ -15,6 +15,10 @@ class Option(NamedTuple):
 OPTIONS: dict[str, Option] = {
     "preset": Option(AUTO, "auto: full where CUDA is present, quick elsewhere; full; quick"),
     "result_dir": Option("results", "folder of all run folders"),
+    "feature_dir": Option(
+        AUTO, "encoded images that all runs read; auto: DINOMALY_HD_FEATURES, else .features"
+    ),
+    "feature_gb": Option(AUTO, "GiB of feature_dir; auto: a quarter of the free disk, 50 at most; 0: none"),
     "experiment": Option("dinomaly-hd", "MLflow experiment (mlflow run chooses its own)"),
     "run_name": Option(AUTO, "auto: {variant}-{domains}-s{seed}"),
     "resume": Option(
@@ -112,7 +116,7 @@ HELP: dict[str, str] = {
     "validate_on": "held_out normals, or source_test: the older rule, which chooses by test labels",
     "precision": "32 or bf16 (autocast)",
     "gpu": "auto, cpu, or the index of a GPU",
-    "cache": "encode training images once: auto (if memory allows), memory, off",
+    "cache": "encode images once: auto (memory, on CPUs files too), memory, files (for later runs), off",
     "eval_batch_size": "images encoded or scored at once",
     "map_size": "anomaly maps, N or HEIGHTxWIDTH pixels",
     "maps_per_group": "anomaly maps drawn per domain, label and rank (highest, threshold, lowest)",

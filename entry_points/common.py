@@ -1,5 +1,6 @@
 """What every entry point shares: signals, errors as one line with an exit code, the run's surroundings."""
 
+import math
 import os
 import shlex
 import sys
@@ -13,11 +14,13 @@ from dinomaly_hd.flag_texts import AUTO, Option
 
 if TYPE_CHECKING:
     from dinomaly_hd.config import RunConfig
+    from dinomaly_hd.data.feature_files import FeaturePlace
     from dinomaly_hd.experiments.context import Context
     from dinomaly_hd.training.guards import SignalGuard
 
 Main = Callable[[Sequence[str], "SignalGuard"], None]
 
+FEATURES, FEATURES_VARIABLE = ".features", "DINOMALY_HD_FEATURES"
 ROOT = Path(__file__).resolve().parent.parent
 OURS = ("dinomaly_hd", "entry_points")
 ACTIVATE = "run `make setup` once, then `source .venv/bin/activate`"
@@ -152,6 +155,7 @@ def context_of(
     return Context(
         root=ROOT,
         result_dir=Path(option["result_dir"]),
+        feature_place=_feature_place(option["feature_dir"], option["feature_gb"]),
         experiment=option["experiment"],
         run_name=None if option["run_name"] == AUTO else option["run_name"],
         resume=option["resume"],
@@ -160,6 +164,21 @@ def context_of(
         command=command,
         entry_point=entry_point,
     )
+
+
+def _feature_place(folder: str, budget: str) -> "FeaturePlace | None":
+    from dinomaly_hd.data.feature_files import FeaturePlace
+    from dinomaly_hd.errors import ConfigError
+
+    try:
+        budget_gb = None if budget == AUTO else float(budget)
+    except ValueError:
+        budget_gb = -1.0
+    if budget_gb is not None and not 0 <= budget_gb < math.inf:
+        raise ConfigError(f"feature_gb={budget!r}: expected GiB from 0 on, or {AUTO}")
+    if folder == AUTO:
+        folder = os.environ.get(FEATURES_VARIABLE, "") or str(ROOT / FEATURES)
+    return None if budget_gb == 0 else FeaturePlace(Path(folder).expanduser().absolute(), budget_gb)
 
 
 def variant_main(variant: str, *, doc: str | None, switches: Mapping[str, Option]) -> Main:

@@ -140,7 +140,7 @@ def main(argv: Sequence[str], guard: "SignalGuard") -> None:
         context,
         launch=Launch(
             slots=slots_of(switches, number=_whole("workers", switches["workers"])),
-            content={"flags": {**flags, "result_dir": str(context.result_dir.absolute())}},
+            content={"flags": {**flags, **_absolute(context)}},
         ),
     )
 
@@ -152,6 +152,13 @@ def _defaults_of_runs(flags: comparisons.Prepared, *, watched: bool) -> dict[str
         steps = flags.build("F", flags.seeds[0], {}).training.max_steps
         own["val_check_interval"] = str(max(1, steps // LOOKS))
     return own
+
+
+def _absolute(context: "Context") -> dict[str, str]:
+    """Return the flags of folders, for workers that start elsewhere."""
+    place = context.feature_place
+    features = {} if place is None else {"feature_dir": str(place.folder)}
+    return {"result_dir": str(context.result_dir.absolute()), **features}
 
 
 def _whole(name: str, text: str) -> int:

@@ -1,6 +1,16 @@
 """Tests see none of the surroundings' MLflow settings and leave none behind."""
 
+from collections.abc import Iterator
+
 import pytest
+
+
+@pytest.fixture(scope="session", autouse=True)
+def encoded_images_of_the_tests(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """Keep encoded images out of the project's folder."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("DINOMALY_HD_FEATURES", str(tmp_path_factory.mktemp("features")))
+        yield
 
 
 @pytest.fixture(autouse=True)

@@ -28,8 +28,16 @@ ALL_DOMAINS = "all"
 NO_START = "none"
 HELD_OUT: Literal["held_out"] = "held_out"
 SOURCE_TEST: Literal["source_test"] = "source_test"
-WITHOUT_EFFECT = ("num_workers", "gpu", "checkpoint_interval", "data_root", "maps_per_group", "start_from")
-"""Values that change no number of a run: who reads, where it runs, how often it is saved.
+WITHOUT_EFFECT = (
+    "num_workers",
+    "gpu",
+    "cache",
+    "checkpoint_interval",
+    "data_root",
+    "maps_per_group",
+    "start_from",
+)
+"""Values that change no number of a run: who reads, where it runs, what is kept, how often it is saved.
 
 What a fine-tuning starts from counts by its content, not by its name (``experiments.ready``).
 """
@@ -81,7 +89,7 @@ Size = Annotated[str, AfterValidator(_parse_size)]
 Crop = Annotated[str, AfterValidator(_parse_crop)]
 Precision = Literal["32", "bf16"]
 Gpu = Annotated[str, Field(pattern=r"^(auto|cpu|\d+)$")]
-Cache = Literal["auto", "memory", "off"]
+Cache = Literal["auto", "memory", "files", "off"]
 
 
 class RawInput(Frozen):

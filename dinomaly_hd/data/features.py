@@ -2,7 +2,9 @@
 
 # B batch, H W pixels
 
-from collections.abc import Callable, Iterator, Sequence
+import hashlib
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import nullcontext
 
 import numpy as np
 import numpy.typing as npt
@@ -12,10 +14,13 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from dinomaly_hd.batch import Batch
+from dinomaly_hd.data.feature_files import FeatureFiles, FeaturePlace
 from dinomaly_hd.data.hdmap import Manifest
 from dinomaly_hd.data.store import ImageStore
 
 MEMORY_SHARE = 0.4
+CPU = torch.device("cpu")
+ENCODED, STATISTICS = "encoded", "statistics"
 
 
 class MapDataset(Dataset[Tensor]):
@@ -31,51 +36,147 @@ class MapDataset(Dataset[Tensor]):
         return torch.from_numpy(self.store[int(self.positions[item])])
 
 
-class FeatureMemory:
-    """Encoder outputs by image digest, in memory; the runs of one comparison share it.
+class FeatureCache:
+    """Encoder outputs by image digest: in memory as long as there is room, and in files for other runs.
 
-    One encoder's outputs at a time: ``use`` with another key drops what is kept. Statistics that an encoder
-    took from training images are kept beside them, by what they were taken from.
+    One encoder's outputs at a time: ``use`` with another key drops what is in memory. Statistics that an
+    encoder took from training images are kept beside them, by what they were taken from.
     """
 
     def __init__(self) -> None:
-        self._key: str | None = None
+        self._key: tuple[str, torch.device] | None = None
         self._kept: dict[str, Tensor] = {}
-        self._room = 0.0
-        self.statistics: dict[str, dict[str, Tensor]] = {}
+        self._device, self._rooms = CPU, dict[torch.device, float]()
+        self._files: FeatureFiles | None = None
+        self._statistics: dict[str, dict[str, Tensor]] = {}
 
-    def use(self, key: str) -> None:
-        """Begin to keep the outputs of the encoder that ``key`` names, up to a share of the free memory."""
-        if key != self._key:
+    def use(self, key: str, *, place: FeaturePlace | None = None, device: torch.device = CPU) -> None:
+        """Begin to keep the outputs of the encoder that ``key`` names.
+
+        Args:
+            key: Another one for whatever changes an output.
+            place: Of the files; None keeps none.
+            device: Where outputs are wanted; a GPU's memory is filled before the host's.
+        """
+        if (key, device) != self._key:
             self._kept.clear()
-            self._key, self._room = key, MEMORY_SHARE * psutil.virtual_memory().available
+            self._key, self._device, self._rooms = (key, device), device, _rooms(device)
+        self._files = None if place is None else FeatureFiles(place, _digest(key))
 
-    def has_room(self, example: Tensor, *, count: int) -> bool:
-        """Return whether ``count`` outputs like ``example`` (1, ...) may be added."""
-        return example.nelement() * example.element_size() * count < self._room
+    def files_only(self) -> "FeatureCache":
+        """Return a cache with the same files that keeps nothing in memory, for what is read once."""
+        other = FeatureCache()
+        other._key, other._files, other._device = self._key, self._files, self._device
+        return other
+
+    def statistics(
+        self,
+        source: str,
+        take: Callable[[], dict[str, Tensor]],
+        *,
+        like: Mapping[str, Tensor],
+        place: FeaturePlace | None,
+    ) -> dict[str, Tensor]:
+        """Return what an encoder took from training images: kept, else from ``take``, which is kept then.
+
+        Args:
+            source: What they are taken from, and by what.
+            take: Takes them.
+            like: Tensors of the same names, types and shapes.
+            place: Of the files; None keeps none.
+        """
+        if source not in self._statistics:
+            files = None if place is None or not like else FeatureFiles(place, _digest(source))
+            found = None if files is None else files.get(STATISTICS)
+            if found is None or _forms(found) != _forms(like):
+                found = take()
+                if files is not None:
+                    files.put(STATISTICS, found)
+            self._statistics[source] = found
+        return self._statistics[source]
+
+    def in_memory(self, names: Sequence[str]) -> bool:
+        """Return whether the outputs of all these images are kept in memory."""
+        return all(name in self._kept for name in names)
+
+    def has_room(self, example: Tensor, names: Sequence[str], *, where: str = "auto") -> bool:
+        """Return whether outputs like ``example`` (1, ...) of all these images can be kept.
+
+        Args:
+            example: One image's.
+            names: Those that are kept already need no room.
+            where: "memory", "files", or either ("auto").
+        """
+        new = sum(name not in self._kept for name in names)
+        size = example.nelement() * example.element_size() * new
+        if where != "files" and any(size < room for room in self._rooms.values()):
+            return True
+        if where == "memory" or self._files is None:
+            return False
+        absent = sum(not self._files.holds(name) for name in names)
+        return absent == 0 or self._files.has_room(example, count=absent)
 
     def add(self, names: Sequence[str], encoded: Tensor) -> None:
-        """Keep outputs (B, ...) where there is room for all of them."""
-        if self.has_room(encoded, count=1):
-            self._room -= encoded.nelement() * encoded.element_size()
-            self._kept.update(zip(names, encoded.cpu().unbind(), strict=True))
-
-    def holds(self, names: Sequence[str]) -> bool:
-        """Return whether the outputs of all these images are kept."""
-        return all(name in self._kept for name in names)
+        """Keep outputs (B, ...): in files, and in memory where there is room for all of them."""
+        if self._files is not None:
+            for name, one in zip(names, encoded, strict=True):
+                self._files.put(name, {ENCODED: one})
+        self._remember(names, encoded)
 
     def get(self, names: Sequence[str]) -> Tensor | None:
         """Return outputs (B, ...), None where one is missing."""
-        return torch.stack([self._kept[name] for name in names]) if self.holds(names) else None
+        if self.in_memory(names):
+            return torch.stack([self._kept[name].to(self._device, non_blocking=True) for name in names])
+        found: list[Tensor] = []
+        for name in names:
+            one = self._kept.get(name)
+            if one is None and self._files is not None:
+                one = (self._files.get(name) or {}).get(ENCODED)
+            if one is None:
+                return None
+            found.append(one.to(self._device))
+        encoded = torch.stack(found)
+        self._remember(names, encoded)
+        return encoded
+
+    def encode(
+        self, names: Sequence[str], make: Callable[[], Tensor], *, tick: Callable[[], None] = lambda: None
+    ) -> Tensor:
+        """Return the outputs (B, ...) of these images: kept ones, else those of ``make``, which are kept.
+
+        Of several processes with the same files one makes them, and the others wait; ``tick`` is called then.
+        """
+        encoded = self.get(names)
+        if encoded is not None:
+            return encoded
+        with nullcontext() if self._files is None else self._files.writing(names, tick=tick):
+            encoded = None if self._files is None else self.get(names)
+            if encoded is None:
+                encoded = make()
+                self.add(names, encoded)
+        return encoded
+
+    def _remember(self, names: Sequence[str], encoded: Tensor) -> None:
+        new = {name: one for name, one in zip(names, encoded, strict=True) if name not in self._kept}
+        size = encoded[0].nelement() * encoded.element_size() * len(new)
+        for device, room in self._rooms.items():
+            if new and size < room:
+                try:
+                    self._kept.update((name, one.to(device, copy=True)) for name, one in new.items())
+                except torch.cuda.OutOfMemoryError:  # others use this GPU, too
+                    self._rooms[device] = 0.0
+                    continue
+                self._rooms[device] -= size
+                return
 
 
 class TrainingSet(Dataset[Batch]):
-    """Training samples by number: the map, its domain and, where ``memory`` is given, its encoder output."""
+    """Training samples by number: the map, its domain and, where ``cache`` holds it, its encoder output."""
 
     def __init__(
-        self, store: ImageStore, positions: npt.NDArray[np.int64], *, memory: FeatureMemory | None
+        self, store: ImageStore, positions: npt.NDArray[np.int64], *, cache: FeatureCache | None
     ) -> None:
-        self.store, self.positions, self.memory = store, positions, memory
+        self.store, self.positions, self.cache = store, positions, cache
         manifest = store.manifest
         self._domains = [manifest.domains.index(manifest.records[int(i)].domain) for i in positions]
 
@@ -88,11 +189,25 @@ class TrainingSet(Dataset[Batch]):
     def __getitems__(self, items: Sequence[int]) -> Batch:
         positions = self.positions[list(items)]
         images_BHW = torch.stack([torch.from_numpy(self.store[int(i)]) for i in positions])
-        encoded = None
-        if self.memory is not None:
-            encoded = self.memory.get(digests(self.store.manifest, positions))
-            assert encoded is not None, "the training images were not encoded"
+        # One whose file was damaged or made room for others since is encoded in the step.
+        encoded = None if self.cache is None else self.cache.get(digests(self.store.manifest, positions))
         return Batch(images_BHW, torch.tensor([self._domains[item] for item in items]), encoded)
+
+
+def _rooms(device: torch.device) -> dict[torch.device, float]:
+    """Return how many bytes may be kept where, the device's own memory first."""
+    host = {CPU: MEMORY_SHARE * psutil.virtual_memory().available}
+    if device.type != "cuda":
+        return host
+    return {device: MEMORY_SHARE * torch.cuda.mem_get_info(device)[0], **host}
+
+
+def _forms(tensors: Mapping[str, Tensor]) -> dict[str, tuple[torch.dtype, torch.Size]]:
+    return {name: (tensor.dtype, tensor.shape) for name, tensor in tensors.items()}
+
+
+def _digest(text: str) -> str:
+    return hashlib.sha256(text.encode()).hexdigest()
 
 
 def digests(manifest: Manifest, positions: npt.NDArray[np.int64]) -> list[str]:

@@ -5,7 +5,8 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from dinomaly_hd.data.features import FeatureMemory
+from dinomaly_hd.data.feature_files import FeaturePlace
+from dinomaly_hd.data.features import FeatureCache
 from dinomaly_hd.experiments.data_root import ManifestMemory
 from dinomaly_hd.training.guards import SignalGuard
 
@@ -28,6 +29,7 @@ class Context:
         folder: Where a comparison puts its member; None for a dated folder.
         tags: Further MLflow tags.
         features: Encoder outputs that the members of a comparison share; None for a run by itself.
+        feature_place: Of the files that hold encoder outputs for other runs; None keeps none.
         manifests: Data sets that many runs' checks share; None reads the data for this run.
         donors: Folders of runs whose checkpoint may stand for this one's training.
         lock_wait_s: How long the run waits for another process that still works in its folder.
@@ -47,7 +49,8 @@ class Context:
     parent_run_id: str | None = None
     folder: Path | None = None
     tags: Mapping[str, str] = field(default_factory=dict)
-    features: FeatureMemory | None = None
+    features: FeatureCache | None = None
+    feature_place: FeaturePlace | None = None
     manifests: ManifestMemory | None = None
     donors: tuple[Path, ...] = ()
     lock_wait_s: float = 0.0

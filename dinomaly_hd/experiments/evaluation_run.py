@@ -8,7 +8,7 @@ import numpy as np
 import pandas as pd
 
 from dinomaly_hd.config import ALL_DOMAINS
-from dinomaly_hd.data.features import FeatureMemory
+from dinomaly_hd.data.features import FeatureCache
 from dinomaly_hd.errors import NonFiniteError
 from dinomaly_hd.evaluation.pictures import map_limit
 from dinomaly_hd.evaluation.results import evaluate
@@ -71,7 +71,7 @@ class Scored(NamedTuple):
 def evaluate_run(
     session: Session,
     detector: Detector,
-    memory: FeatureMemory,
+    features: FeatureCache,
     *,
     trained: Trained,
     timing: dict[str, float],
@@ -89,7 +89,7 @@ def evaluate_run(
         num_workers=run.data.num_workers,
         bf16=run.training.precision == "bf16",
         tick=session.context.guard.check,
-        memory=None if run.training.cache == "off" else session.context.features,
+        features=_kept_features(session, features),
     )
     test = manifest.indices(split="test")
     normals, failed = _examine_normals(session, examiner)
@@ -107,7 +107,7 @@ def evaluate_run(
     if session.run.data.train_domains != ALL_DOMAINS:
         measured |= _transfer(session, normals, table, measured["per_domain_metrics"], failed=failed)
     if run.evaluation.synthetic_copies:
-        measured["synthetic"] = SyntheticBands(session, memory=memory).examine(detector)
+        measured["synthetic"] = SyntheticBands(session, features=features).examine(detector)
     export_model(
         folder / "model",
         detector,
@@ -181,6 +181,13 @@ def _transfer(
         normals.examined.score_N[own], held_out=normals.held_out, quantile=1 - SOURCE_FPR
     )
     return transfer_of(per_domain, table, sources=sorted(sources), threshold=threshold, failed=failed)
+
+
+def _kept_features(session: Session, features: FeatureCache) -> FeatureCache | None:
+    """Return what keeps the outputs of test images: memory only where a comparison's next member reads it."""
+    if session.run.training.cache == "off":
+        return None
+    return features if session.context.features is features else features.files_only()
 
 
 def _examine_normals(session: Session, examiner: Examiner) -> tuple[Normals, dict[str, str]]:

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from dinomaly_hd import trivial
 from dinomaly_hd.config import EvaluationConfig
-from dinomaly_hd.data.features import FeatureMemory, digests, image_batches
+from dinomaly_hd.data.features import FeatureCache, digests, image_batches
 from dinomaly_hd.data.hdmap import Manifest, ground_truth_path
 from dinomaly_hd.data.images import read_image
 from dinomaly_hd.data.store import ImageStore
@@ -24,7 +24,7 @@ from dinomaly_hd.evaluation import metrics
 from dinomaly_hd.evaluation.results import PixelScores
 from dinomaly_hd.files import publish
 from dinomaly_hd.geometry import Box
-from dinomaly_hd.models.detector import Detector, Prediction
+from dinomaly_hd.models.detector import Detector, Prediction, encode_in_groups
 
 Positions = npt.NDArray[np.int64]
 Tick = Callable[[], None]
@@ -49,7 +49,7 @@ class Examiner:
         num_workers: Readers.
         bf16: Whether the detector runs under bfloat16 autocast.
         tick: Called before each batch.
-        memory: Keeps encoder outputs for the next run of a comparison; None keeps nothing.
+        features: Keeps encoder outputs for other runs; None keeps nothing.
     """
 
     def __init__(
@@ -63,16 +63,23 @@ class Examiner:
         num_workers: int,
         bf16: bool,
         tick: Tick,
-        memory: FeatureMemory | None = None,
+        features: FeatureCache | None = None,
     ) -> None:
         self.detector, self.store, self.evaluation = detector.eval(), store, evaluation
         self.box, self.device, self.num_workers = box, device, num_workers
-        self.bf16, self.tick, self.memory = bf16, tick, memory
+        self.bf16, self.tick, self.features = bf16, tick, features
 
     def predict(self, positions: Positions, images_BHW: Tensor) -> Prediction:
         """Return maps and scores on the CPU."""
         names = digests(self.store.manifest, positions)
-        encoded = encode(self.detector, images_BHW, names=names, device=self.device, memory=self.memory)
+        encoded = encode(
+            self.detector,
+            images_BHW,
+            names=names,
+            device=self.device,
+            features=self.features,
+            tick=self.tick,
+        )
         return score(self.detector, encoded, bf16=self.bf16)
 
     def batches(self, positions: Positions) -> Any:
@@ -112,15 +119,18 @@ def encode(
     *,
     names: Sequence[str],
     device: torch.device,
-    memory: FeatureMemory | None,
+    features: FeatureCache | None,
+    tick: Tick,
 ) -> Tensor:
-    """Return encoder outputs (B, ...) on ``device``, from ``memory`` where it holds all these names."""
-    encoded = None if memory is None else memory.get(names)
-    if encoded is None:
-        encoded = detector.encode(images_BHW.to(device))
-        if memory is not None:
-            memory.add(names, encoded)
-    return encoded.to(device)
+    """Return encoder outputs (B, ...) on ``device``, those of ``features`` where it has all these names.
+
+    ``tick`` is called while another process encodes the same images.
+    """
+
+    def make() -> Tensor:
+        return encode_in_groups(detector, images_BHW.to(device))
+
+    return make() if features is None else features.encode(names, make, tick=tick).to(device)
 
 
 def predict(detector: Detector, images_BHW: Tensor, *, device: torch.device, bf16: bool) -> Prediction:

@@ -3,20 +3,21 @@
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import partial
 from typing import NamedTuple
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from dinomaly_hd.config import ALL_DOMAINS, TrainingConfig
-from dinomaly_hd.data.features import FeatureMemory, TrainingSet, digests, image_batches
+from dinomaly_hd.config import ALL_DOMAINS, NO_ENCODER, TrainingConfig
+from dinomaly_hd.data.features import FeatureCache, TrainingSet, digests, image_batches
 from dinomaly_hd.data.order import batch_at
 from dinomaly_hd.errors import ConfigError
 from dinomaly_hd.evaluation.metrics import auroc
 from dinomaly_hd.evaluation.synthetic import flat_synthetic
 from dinomaly_hd.experiments.context import Progress
-from dinomaly_hd.experiments.examine import Positions, score
+from dinomaly_hd.experiments.examine import Positions, encode, score
 from dinomaly_hd.experiments.run_folder import CHECKPOINTS
 from dinomaly_hd.experiments.session import Session, trained_on
 from dinomaly_hd.experiments.synthetic import SyntheticBands
@@ -33,22 +34,22 @@ class Learned(NamedTuple):
     encode_s: float
 
 
-def learn(session: Session, detector: Detector, memory: FeatureMemory) -> Learned:
+def learn(session: Session, detector: Detector, features: FeatureCache) -> Learned:
     """Bring a detector from where the session's checkpoint left it to the end of its training.
 
     Raises:
-        DinomalyHDError: As ``training.fit.train``; or ``cache=memory`` and the images do not fit.
+        DinomalyHDError: As ``training.fit.train``; or the images do not fit where ``cache`` wants them.
     """
     began = time.monotonic()
-    in_memory = _encode_once(session, detector, memory)
+    kept = _encode_once(session, detector, features)
     encode_s = time.monotonic() - began
     training = session.run.training
     if not isinstance(training, TrainingConfig):
-        return Learned(_fill_bank(session, detector, memory), encode_s)
+        return Learned(_fill_bank(session, detector, features), encode_s)
     trained = train(
         detector,
         run=session.run,
-        data=_training_data(session, detector, training, memory=memory, encoded=in_memory),
+        data=_training_data(session, detector, training, features=features, kept=kept),
         resume=session.checkpoint,
         data_digest=session.manifest.digest,
         encoder_digest=session.ready.weights.digest,
@@ -72,10 +73,11 @@ def batches(session: Session, positions: Positions, *, size: int | None = None) 
     return (images_BHW.to(session.device) for images_BHW in images)
 
 
-def _fill_bank(session: Session, detector: Detector, memory: FeatureMemory) -> Trained:
+def _fill_bank(session: Session, detector: Detector, features: FeatureCache) -> Trained:
     began = time.monotonic()
     if session.checkpoint is None:
-        detector.fit_bank(_encoded(session, detector, memory), tick=session.context.guard.check)
+        encoded = _encoded(session, detector, session.split.train, features=features)
+        detector.fit_bank(encoded, tick=session.context.guard.check)
         state = Checkpoint(
             step=0,
             config=session.run.to_json(),
@@ -90,54 +92,69 @@ def _fill_bank(session: Session, detector: Detector, memory: FeatureMemory) -> T
     return Trained(0, time.monotonic() - began, 0, 0, None)
 
 
-def _encoded(session: Session, detector: Detector, memory: FeatureMemory) -> Iterator[Tensor]:
-    """Yield the training images' encoder outputs, from memory where they are kept."""
-    positions, size = session.split.train, session.run.evaluation.eval_batch_size
-    for number, images_BHW in enumerate(batches(session, positions)):
-        kept = memory.get(digests(session.manifest, positions[number * size : (number + 1) * size]))
-        yield detector.encode(images_BHW) if kept is None else kept.to(session.device)
+def _encoded(
+    session: Session,
+    detector: Detector,
+    positions: Positions,
+    *,
+    features: FeatureCache,
+    size: int | None = None,
+) -> Iterator[Tensor]:
+    """Yield images' encoder outputs, ``size`` at once: kept ones, else new ones, which are kept then."""
+    size = size or session.run.evaluation.eval_batch_size
+    for number, images_BHW in enumerate(batches(session, positions, size=size)):
+        yield encode(
+            detector,
+            images_BHW,
+            names=digests(session.manifest, positions[number * size : (number + 1) * size]),
+            device=session.device,
+            features=None if session.run.training.cache == "off" else features,
+            tick=session.context.guard.check,
+        )
 
 
-def _encode_once(session: Session, detector: Detector, memory: FeatureMemory) -> bool:
-    """Fill the memory with the training images' encoder outputs; return whether it was done."""
+def _encode_once(session: Session, detector: Detector, features: FeatureCache) -> bool:
+    """Encode the training images before the first step and keep that; return whether it was done."""
     positions, cache = session.split.train, session.run.training.cache
     if cache == "off" or detector.alters_images:
         return False
     names = digests(session.manifest, positions)
-    if memory.holds(names):
+    if features.in_memory(names):
         return True
     example = detector.encode(torch.from_numpy(session.store[int(positions[0])])[None].to(session.device))
-    if not memory.has_room(example, count=len(positions)):
-        if cache == "memory":
-            raise ConfigError(
-                f"cache=memory: {len(positions)} encoded images do not fit into memory; use cache=auto"
-            )
+    if cache == "files" and session.run.encoder.encoder == NO_ENCODER:
+        cache = "auto"  # nothing is encoded
+    fits = features.has_room(example, names, where=cache)
+    if not fits and cache == "auto":
         return False
+    if not fits:
+        size_gb = example.nelement() * example.element_size() * len(positions) / 1024**3
+        raise ConfigError(
+            f"cache={cache}: {len(positions)} encoded images of {size_gb:.1f} GiB do not fit; use cache=auto"
+        )
     session.context.say(f"preparing {len(positions)} training images, once for all steps")
-    done = 0
-    for images_BHW in batches(session, positions):
-        memory.add(names[done : done + len(images_BHW)], detector.encode(images_BHW))
-        done += len(images_BHW)
+    for _ in _encoded(session, detector, positions, features=features):
+        pass
     return True
 
 
 def _training_data(
-    session: Session, detector: Detector, training: TrainingConfig, *, memory: FeatureMemory, encoded: bool
+    session: Session, detector: Detector, training: TrainingConfig, *, features: FeatureCache, kept: bool
 ) -> TrainingData:
     positions, count = session.split.train, len(session.split.train)
-    dataset = TrainingSet(session.store, positions, memory=memory if encoded else None)
+    dataset = TrainingSet(session.store, positions, cache=features if kept else None)
 
     def name_files(step: int) -> str:
         batch = batch_at(step, count=count, batch_size=training.batch_size, seed=session.run.seed)
         return ", ".join(session.manifest.records[int(positions[i])].path for i in batch)
 
-    workers = 0 if encoded else session.run.data.num_workers
-    validate = _validation(session, detector, training, memory=memory)
+    workers = 0 if kept else session.run.data.num_workers
+    validate = _validation(session, detector, training, features=features)
     return TrainingData(dataset, count, workers, name_files, validate)
 
 
 def _validation(
-    session: Session, detector: Detector, training: TrainingConfig, *, memory: FeatureMemory
+    session: Session, detector: Detector, training: TrainingConfig, *, features: FeatureCache
 ) -> Callable[[], Validation] | None:
     """Return what examines a detector on the held-out normals of the domains trained on.
 
@@ -151,15 +168,17 @@ def _validation(
     reports_test = watches_test or session.run.data.train_domains != ALL_DOMAINS
     if not training.val_check_interval or not (len(held_out) or watches_test):
         return None
-    bands = SyntheticBands(session, memory=memory) if session.run.evaluation.synthetic_copies else None
+    bands = SyntheticBands(session, features=features) if session.run.evaluation.synthetic_copies else None
+
+    encoded = partial(_encoded, session, detector, features=features)
 
     def validate() -> Validation:
         metrics: dict[str, float] = {}
         with _evaluating(detector):
             if len(held_out):
-                metrics["val/loss"] = _loss(session, detector, held_out, size=training.batch_size)
+                metrics["val/loss"] = _loss(encoded(held_out, size=training.batch_size), detector)
             if reports_test:
-                metrics["val_image_AUROC"] = _test_auroc(session, detector, test)
+                metrics["val_image_AUROC"] = _test_auroc(session, detector, test, encoded=encoded(test))
             if bands is not None:
                 metrics |= flat_synthetic(bands.examine(detector))
         return Validation(1 - metrics["val_image_AUROC"] if watches_test else metrics["val/loss"], metrics)
@@ -167,19 +186,17 @@ def _validation(
     return validate
 
 
-def _loss(session: Session, detector: Detector, positions: Positions, *, size: int) -> float:
-    losses = [
-        detector.validation_loss(detector.encode(images_BHW), position=number)
-        for number, images_BHW in enumerate(batches(session, positions, size=size))
-    ]
+def _loss(encoded: Iterator[Tensor], detector: Detector) -> float:
+    losses = [detector.validation_loss(one, position=number) for number, one in enumerate(encoded)]
     return float(torch.cat(losses).mean())
 
 
-def _test_auroc(session: Session, detector: Detector, positions: Positions) -> float:
+def _test_auroc(
+    session: Session, detector: Detector, positions: Positions, *, encoded: Iterator[Tensor]
+) -> float:
     """Return the AUROC, NaN where a score is not finite: a test image must not end a training."""
     bf16 = session.run.training.precision == "bf16"
-    parts = [score(detector, detector.encode(images), bf16=bf16) for images in batches(session, positions)]
-    score_N = torch.cat([part.score_B for part in parts]).numpy()
+    score_N = torch.cat([score(detector, one, bf16=bf16).score_B for one in encoded]).numpy()
     labels = [session.manifest.records[int(i)].label for i in positions]
     return auroc(score_N, labels) if np.isfinite(score_N).all() else float("nan")
 

@@ -9,6 +9,7 @@ from typing import Any
 
 from dinomaly_hd import provenance
 from dinomaly_hd.config import RunConfig, from_json
+from dinomaly_hd.data.feature_files import FeaturePlace
 from dinomaly_hd.experiments.context import Context
 from dinomaly_hd.experiments.training_run import Outcome, execute
 from dinomaly_hd.jobs import Job, read_job, write_progress
@@ -49,14 +50,22 @@ def context_to_plain(context: Context) -> dict[str, Any]:
     """Return what JSON can hold of a context; another working directory finds the same paths."""
     plain = {name: getattr(context, name) for name in PLAIN}
     paths = {name: getattr(context, name) for name in PATHS}
-    return {**plain, **{name: path and str(path.absolute()) for name, path in paths.items()}}
+    place = context.feature_place
+    features = place and {"folder": str(place.folder.absolute()), "budget_gb": place.budget_gb}
+    return {
+        **plain,
+        **{name: path and str(path.absolute()) for name, path in paths.items()},
+        "feature_place": features,
+    }
 
 
 def context_from_plain(content: dict[str, Any], *, guard: SignalGuard, say: Callable[[str], None]) -> Context:
     """Return the context of which ``context_to_plain`` was made, for this process."""
     values: dict[str, Any] = {name: content[name] for name in PLAIN}
     values |= {name: content[name] and Path(content[name]) for name in PATHS}
-    return Context(guard=guard, say=say, **values)
+    place = content["feature_place"]
+    features = place and FeaturePlace(Path(place["folder"]), place["budget_gb"])
+    return Context(guard=guard, say=say, feature_place=features, **values)
 
 
 def _progress(folder: Path, done: int, total: int, seconds_left: float) -> None:

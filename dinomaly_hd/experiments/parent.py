@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from dinomaly_hd.config import RunConfig, flatten
-from dinomaly_hd.data.features import FeatureMemory
+from dinomaly_hd.data.features import FeatureCache
 from dinomaly_hd.experiments.context import Context
 from dinomaly_hd.experiments.page import open_page
 from dinomaly_hd.experiments.run_folder import open_run
@@ -24,7 +24,7 @@ class Parent:
 
     def __init__(self, folder: Path, page: Tracker, context: Context) -> None:
         self.folder, self.page, self.context = folder, page, context
-        self.features = FeatureMemory()
+        self.features = FeatureCache()
 
     def member(self, name: str, *, config: str) -> Context:
         """Return the context of the member ``name``: a subfolder here, a child run in MLflow."""

@@ -1,24 +1,21 @@
 """The run folder: the truth of a run, of which MLflow is a copy."""
 
 import os
-import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from itertools import count
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import filelock
 
 from dinomaly_hd.errors import ConfigError, OutputError
-from dinomaly_hd.files import make_dated_folder, publish_json, read_json
+from dinomaly_hd.files import acquire, make_dated_folder, publish_json, read_json
 
 STATE = "run.json"
 LOCK = ".lock"
 CHECKPOINTS, MODEL, RESULTS = "checkpoints", "model", "results.json"
 FINISHED = "FINISHED"
 SHOWN_RUNS = 4
-LOCK_POLL_S = 0.2
 
 
 class RunFolder(NamedTuple):
@@ -139,7 +136,7 @@ def open_run(
         try:
             path.mkdir(parents=True, exist_ok=True)
             lock = filelock.FileLock(path / LOCK, timeout=0)
-            waited = _acquire(lock, wait_s=wait_s if path == folder else 0.0, tick=tick)
+            waited = acquire(lock, wait_s=wait_s if path == folder else 0.0, tick=tick)
         except filelock.Timeout:
             if of_members:
                 raise ConfigError(
@@ -168,22 +165,6 @@ def open_run(
             lock.release()
         return
     raise ConfigError(f"resume={resume}: another process is working on this run")
-
-
-def _acquire(lock: filelock.BaseFileLock, *, wait_s: float, tick: Callable[[], None]) -> bool:
-    """Take the lock and return whether another process had it; ``filelock.Timeout`` if that keeps it."""
-    began = time.monotonic()
-    for attempt in count():
-        try:
-            lock.acquire()
-        except filelock.Timeout:
-            if time.monotonic() - began >= wait_s:
-                raise
-            tick()
-            time.sleep(LOCK_POLL_S)
-        else:
-            return attempt > 0
-    raise AssertionError("unreachable: attempts do not end")
 
 
 def _unfinished(where: Path, config_hash: str, *, of_members: bool) -> list[Path]:

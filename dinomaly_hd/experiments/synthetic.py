@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from dinomaly_hd.data.features import FeatureMemory, digests
+from dinomaly_hd.data.features import FeatureCache, digests
 from dinomaly_hd.evaluation.synthetic import synthetic_blocks
 from dinomaly_hd.experiments.examine import Positions, encode, score, stack
 from dinomaly_hd.experiments.session import Session, trained_on
@@ -33,12 +33,12 @@ class SyntheticBands:
     Args:
         session: Its run says how many copies of each held-out normal get a band; only normals of the domains
             that are trained on count.
-        memory: Keeps encoder outputs from one examination to the next.
+        features: Keeps encoder outputs from one examination to the next.
     """
 
-    def __init__(self, session: Session, *, memory: FeatureMemory) -> None:
+    def __init__(self, session: Session, *, features: FeatureCache) -> None:
         self.session = session
-        self.memory = None if session.run.training.cache == "off" else memory
+        self.features = None if session.run.training.cache == "off" else features
         self.images = _draw(session, trained_on(session, session.split.held_out))
 
     def examine(self, detector: Detector) -> dict[str, Any]:
@@ -57,7 +57,8 @@ class SyntheticBands:
                 self.images.images_NHW[part],
                 names=names[part],
                 device=self.session.device,
-                memory=self.memory,
+                features=self.features,
+                tick=self.session.context.guard.check,
             )
             bf16 = self.session.run.training.precision == "bf16"
             scores.append(score(detector, encoded, bf16=bf16).score_B)
@@ -83,7 +84,7 @@ def _draw(session: Session, positions: Positions) -> SyntheticSet:
             faulty = horizontal_bands(normals_NHW, seed=seed, position=copy)
             visible = faulty.mask_BHW.any(dim=(1, 2))  # a broken band may lose all its columns
             images.append(faulty.images_BHW[visible])
-            names += [f"{drawn_from} {copy} {i}" for i in visible.nonzero().flatten().tolist()]
+            names += [f"{drawn_from}-{copy}-{i}" for i in visible.nonzero().flatten().tolist()]
         label_N += [0] * len(own) + [1] * (len(names) - len(label_N) - len(own))
         domain_N += [domain] * (len(names) - len(domain_N))
     return SyntheticSet(torch.cat(images), names, label_N, domain_N)

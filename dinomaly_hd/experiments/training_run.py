@@ -2,15 +2,18 @@
 
 import hashlib
 import time
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
+from torch import Tensor
 
 from dinomaly_hd import provenance
-from dinomaly_hd.config import RunConfig, TrainingConfig
-from dinomaly_hd.data.features import FeatureMemory
-from dinomaly_hd.errors import DinomalyHDError, Interrupted, Pruned
+from dinomaly_hd.config import NO_ENCODER, RunConfig, TrainingConfig
+from dinomaly_hd.data.feature_files import FeaturePlace
+from dinomaly_hd.data.features import FeatureCache, digests
+from dinomaly_hd.errors import ConfigError, DinomalyHDError, Interrupted, Pruned
 from dinomaly_hd.experiments.context import Context
 from dinomaly_hd.experiments.evaluation_run import evaluate_run
 from dinomaly_hd.experiments.exported import read_weights
@@ -26,7 +29,7 @@ from dinomaly_hd.experiments.run_folder import (
 from dinomaly_hd.experiments.run_record import complete_in_mlflow
 from dinomaly_hd.experiments.session import Session
 from dinomaly_hd.models.build import build_detector
-from dinomaly_hd.models.detector import Detector
+from dinomaly_hd.models.detector import GROUP_SIZE, Detector
 from dinomaly_hd.training import checkpoint as checkpoints
 from dinomaly_hd.training.fit import encoder_state, load_trained_state
 
@@ -112,52 +115,87 @@ def _train_and_evaluate(session: Session) -> dict[str, Any]:
         weights=session.ready.weights,
         textures_KHW=None if textures is None else textures.textures_KHW,
     ).to(session.device)
-    memory = session.context.features or FeatureMemory()
+    features, place = session.context.features or FeatureCache(), feature_place(session)
     if session.checkpoint is None:
-        _fit(session, detector, memory)
+        _fit(session, detector, features, place)
     else:
         session.context.say(f"going on at step {session.checkpoint.step}")
         load_trained_state(detector, session.checkpoint.weights)
         if session.donated:
             checkpoints.save(session.folder.path / CHECKPOINTS, session.checkpoint)
-    memory.use(_encoder_key(session, detector))
+    features.use(_encoder_key(session, detector), place=place, device=session.device)
     fitted_s = time.monotonic() - began
-    trained, encode_s = learn(session, detector, memory)
+    trained, encode_s = learn(session, detector, features)
     timing = {"encode_s": fitted_s + encode_s, "train_s": trained.seconds}
     if isinstance(session.run.training, TrainingConfig) and trained.steps:
         timing["train_images_per_s"] = session.run.training.batch_size * trained.steps / trained.seconds
-    return evaluate_run(session, detector.to(session.device), memory, trained=trained, timing=timing)
+    return evaluate_run(session, detector.to(session.device), features, trained=trained, timing=timing)
 
 
-def _fit(session: Session, detector: Detector, memory: FeatureMemory) -> None:
+def _fit(session: Session, detector: Detector, features: FeatureCache, place: FeaturePlace | None) -> None:
     """Give a fresh detector what it takes from training images, or the weights it starts from."""
     start, positions = session.ready.start, session.split.train
     if start is not None:
         session.context.say(f"starting from {start.folder.parent}")
         load_trained_state(detector, read_weights(start.folder))
     else:
-        config = f"{session.run.model.model_type} {session.run.encoder.model_dump_json()}"
-        source = (
-            f"{config} {session.ready.weights.digest} {session.manifest.digest} {positions.tobytes().hex()}"
-        )
-        statistics = memory.statistics.get(source)
-        if statistics is None:
+        source = f"{_encoding(session)} {digests(session.manifest, positions)}"
+
+        def take() -> dict[str, Tensor]:
             if encoder_state(detector):
                 session.context.say(f"encoder: statistics of {len(positions)} training images")
-            detector.fit_encoder(batches(session, positions))
-            memory.statistics[source] = encoder_state(detector)
-        else:
-            detector.load_state_dict(statistics, strict=False)
+            detector.fit_encoder(batches(session, positions, size=GROUP_SIZE))
+            return encoder_state(detector)
+
+        statistics = features.statistics(source, take, like=encoder_state(detector), place=place)
+        detector.load_state_dict(statistics, strict=False)
     detector.fit_loss(batches(session, positions))
+
+
+def feature_place(session: Session) -> FeaturePlace | None:
+    """Return where this run keeps encoder outputs in files: on a GPU encoding anew is faster than reading.
+
+    Raises:
+        ConfigError: ``cache=files``, but no files are to be kept.
+    """
+    cache, place = session.run.training.cache, session.context.feature_place
+    if session.run.encoder.encoder == NO_ENCODER:
+        return None
+    if cache == "files" and place is None:
+        raise ConfigError("cache=files: feature_gb=0 keeps no files; give it room, or use cache=auto")
+    return place if cache == "files" or (cache == "auto" and session.device.type == "cpu") else None
+
+
+def _encoding(session: Session) -> str:
+    """Return what decides, beside statistics, every bit of the encoder's output for an image.
+
+    Libraries round otherwise with other numbers of threads and on other processors.
+    """
+    run, weights, device = session.run, session.ready.weights, session.device
+    unit = (
+        f"{torch.get_num_threads()} threads {torch.backends.cpu.get_cpu_capability()}"
+        if device.type == "cpu"
+        else torch.cuda.get_device_name(device)
+    )
+    parts = (
+        run.model.model_type,
+        run.model.encoding,
+        run.encoder.model_dump_json(),
+        weights.digest,
+        run.seed if weights.source == "random" else "",
+        run.training.precision,
+        device.type,
+        unit,
+        provenance.code_digest(),
+        torch.__version__,
+        version("timm"),
+    )
+    return " ".join(map(str, parts))
 
 
 def _encoder_key(session: Session, detector: Detector) -> str:
     """Return what decides the encoder's output for an image: settings, weights and statistics."""
-    total = hashlib.sha256(
-        f"{session.run.model.model_type} {session.run.model.encoding} "
-        f"{session.run.encoder.model_dump_json()} {session.ready.weights.digest} "
-        f"{session.device.type}".encode()
-    )
+    total = hashlib.sha256(_encoding(session).encode())
     for name, value in sorted(encoder_state(detector).items()):
         total.update(name.encode() + value.numpy().tobytes())
     return total.hexdigest()

@@ -6,7 +6,7 @@ from collections import defaultdict
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 
-from dinomaly_hd.data.features import FeatureMemory
+from dinomaly_hd.data.features import FeatureCache
 from dinomaly_hd.experiments.context import Context
 from dinomaly_hd.experiments.study_page import LOCK_WAIT_S, study_page
 from dinomaly_hd.experiments.study_plan import Plan, beside, figures_of, means_of
@@ -29,7 +29,7 @@ class Runner:
     plan: Plan
     context: Context
     parent: str | None
-    features: defaultdict[int, FeatureMemory] = field(default_factory=lambda: defaultdict(FeatureMemory))
+    features: defaultdict[int, FeatureCache] = field(default_factory=lambda: defaultdict(FeatureCache))
 
     def __call__(self, attempt: Attempt) -> list[float]:
         """Run a trial and return its objectives.

@@ -6,9 +6,12 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable
 from typing import NamedTuple
 
+import torch
 from torch import Tensor, nn
 
 from dinomaly_hd.batch import Batch
+
+GROUP_SIZE = 8
 
 
 class Loss(NamedTuple):
@@ -85,3 +88,16 @@ class Detector(nn.Module, ABC):
     def parameter_groups(self) -> list[ParameterGroup]:
         """Return all trained parameters."""
         return [ParameterGroup([p for p in self.parameters() if p.requires_grad], 1.0)]
+
+
+def encode_in_groups(detector: Detector, images_BHW: Tensor) -> Tensor:
+    """Return ``detector.encode`` of images in groups of one size, the last one filled up.
+
+    Libraries choose other kernels for other batch sizes, and round otherwise (measured: 3e-5 between batches
+    of 8 and 16 on a CPU). In groups, an image's output is the same bits whatever it came with, so that no
+    number depends on what was cached by whom.
+    """
+    missing = -len(images_BHW) % GROUP_SIZE
+    filled = torch.cat([images_BHW, images_BHW[-1:].expand(missing, -1, -1)]) if missing else images_BHW
+    encoded = [detector.encode(group_BHW) for group_BHW in torch.split(filled, GROUP_SIZE)]
+    return torch.cat(encoded)[: len(images_BHW)]

@@ -11,7 +11,7 @@ from torch.optim import Optimizer
 from dinomaly_hd.batch import Batch
 from dinomaly_hd.config import TrainingConfig
 from dinomaly_hd.errors import NonFiniteError
-from dinomaly_hd.models.detector import Detector
+from dinomaly_hd.models.detector import Detector, encode_in_groups
 from dinomaly_hd.training.optim import make_optimizer, warm_cosine
 
 
@@ -84,8 +84,7 @@ class DetectorTask(lightning.LightningModule):
         for group in optimizer.param_groups:
             group["lr"] = rate * group["rate_factor"]
         if batch.encoded is None:
-            images_BHW = self.detector.alter(batch.images_BHW, step=self.position)
-            batch = batch._replace(images_BHW=images_BHW, encoded=self.detector.encode(images_BHW))
+            batch = self._encoded(batch)
         loss = self.detector.training_loss(batch, step=self.position)
         optimizer.zero_grad()
         self.manual_backward(loss.total)
@@ -101,6 +100,12 @@ class DetectorTask(lightning.LightningModule):
             {**report, "train/lr": rate, "train/nonfinite": self.nonfinite}, step=self.position
         )
         self.position += 1
+
+    def _encoded(self, batch: Batch) -> Batch:
+        if not self.detector.alters_images:
+            return batch._replace(encoded=encode_in_groups(self.detector, batch.images_BHW))
+        images_BHW = self.detector.alter(batch.images_BHW, step=self.position)
+        return batch._replace(images_BHW=images_BHW, encoded=self.detector.encode(images_BHW))
 
     def _refuse(self, numbers: Mapping[str, float], rate: float) -> None:
         self.nonfinite += 1

@@ -11,6 +11,7 @@ import torch
 from numpy.typing import NDArray
 from PIL import Image
 
+from dinomaly_hd.data.feature_files import FeaturePlace
 from dinomaly_hd.data.hdmap import load_manifest
 from dinomaly_hd.data.store import ImageStore
 from dinomaly_hd.experiments.context import Context
@@ -83,6 +84,7 @@ def train(tiny_run: TinyRun, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
             say=lambda _: None,
             command="test",
             entry_point="horizontal",
+            feature_place=FeaturePlace(tmp_path / "features", 1),
         )
         with warnings.catch_warnings():
             for module in (r"lightning\.", r"torch\.", r"mlflow\."):
@@ -189,11 +191,22 @@ def test_without_hold_out_thresholds_say_so(train: Any, tmp_path: Path) -> None:
 
 def test_cache_and_loader_workers_change_no_number(train: Any, tmp_path: Path) -> None:
     root = write_maps(tmp_path / "maps", domains="C")
-    kept = train(root, name="kept", domains="C", cache="memory", max_steps="3")
     fresh = train(root, name="fresh", domains="C", cache="off", max_steps="3")
-    assert losses(fresh) == pytest.approx(losses(kept), abs=1e-5)
-    parallel = train(root, name="parallel", domains="C", cache="off", max_steps="3", num_workers="2")
-    assert scores(parallel, "C") == scores(fresh, "C")
-    ours, theirs = weights(parallel), weights(fresh)
-    assert ours.keys() == theirs.keys()
-    assert all(torch.equal(ours[name], theirs[name]) for name in ours)
+    others = {
+        "kept": {"cache": "memory"},
+        "parallel": {"cache": "off", "num_workers": "2"},
+        "written": {"cache": "files", "eval_batch_size": "5"},
+        "read": {"cache": "files"},
+        "torn": {"cache": "auto"},
+    }
+    for name, flags in others.items():
+        files = sorted((tmp_path / "features").glob("**/*.features"))
+        if name == "torn":
+            for path in files:
+                path.write_bytes(path.read_bytes()[:-1])
+        own = train(root, name=name, domains="C", max_steps="3", **flags)
+        assert (name in ("read", "torn")) == bool(files)
+        assert name == "written" or scores(own, "C") == scores(fresh, "C"), name
+        ours, theirs = weights(own), weights(fresh)
+        assert ours.keys() == theirs.keys()
+        assert all(torch.equal(ours[part], theirs[part]) for part in ours), name

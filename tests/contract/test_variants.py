@@ -24,7 +24,7 @@ from dinomaly_hd.config import (
     flatten,
     with_values,
 )
-from dinomaly_hd.data.features import FeatureMemory, TrainingSet, digests, image_batches
+from dinomaly_hd.data.features import FeatureCache, TrainingSet, digests, image_batches
 from dinomaly_hd.data.hdmap import load_manifest
 from dinomaly_hd.data.simulator import simulate
 from dinomaly_hd.data.splits import hold_out
@@ -100,7 +100,7 @@ class Maps(NamedTuple):
 
     store: ImageStore
     train: Any
-    memory: FeatureMemory
+    cache: FeatureCache
 
     def batches(self) -> Iterator[Tensor]:
         return image_batches(self.store, self.train, batch_size=8, num_workers=0)
@@ -112,17 +112,17 @@ def maps(tmp_path_factory: pytest.TempPathFactory) -> Maps:
     root = simulate(tmp_path_factory.mktemp("maps") / "tiny", size="tiny", seed=0)
     manifest = load_manifest(root, domains=run.data.domain_names, conditions=run.data.conditions)
     store = ImageStore(manifest, keep_bytes=2**26)
-    return Maps(store, hold_out(manifest, ratio=0, seed=0).train, FeatureMemory())
+    return Maps(store, hold_out(manifest, ratio=0, seed=0).train, FeatureCache())
 
 
 def training_data(detector: Dinomaly, maps: Maps) -> fit.TrainingData:
     """Encode once, as a run does, where the variant leaves its images as they are."""
-    memory = None if detector.alters_images else maps.memory
+    cache = None if detector.alters_images else maps.cache
     names = digests(maps.store.manifest, maps.train)
-    if memory is not None and memory.get(names) is None:
-        memory.use("the encoder of all variants")
-        memory.add(names, torch.cat([detector.encode(images) for images in maps.batches()]))
-    dataset = TrainingSet(maps.store, maps.train, memory=memory)
+    if cache is not None and cache.get(names) is None:
+        cache.use("the encoder of all variants")
+        cache.add(names, torch.cat([detector.encode(images) for images in maps.batches()]))
+    dataset = TrainingSet(maps.store, maps.train, cache=cache)
     return fit.TrainingData(dataset, len(dataset), 0, str, None)
 
 

@@ -1,0 +1,123 @@
+"""How the time of a step and of scoring grows with images, steps, tokens, batch and encoder.
+
+    python -m benchmarks.speed.growth
+
+Ours, from maps, in one process. Time an image (or a step) must not grow with the number of images or steps
+over a factor of 8; with the tokens, linearly but for the encoder's attention. Writes
+benchmarks/results/speed_growth.json and speed_growth.png.
+"""
+
+import argparse
+import json
+import tempfile
+import time
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+import torch
+from matplotlib.figure import Figure
+
+from benchmarks.speed.__main__ import RESULTS
+from benchmarks.speed.subjects import Case, Subject, ours, write_weights
+
+PATCH = 14
+
+
+def seconds(work: Callable[[], Any], *, rounds: int) -> float:
+    """Return the median wall time of a call."""
+    times = []
+    for _ in range(rounds):
+        began = time.perf_counter()
+        work()
+        times.append(time.perf_counter() - began)
+    return median(times)
+
+
+def scored(subject: Subject, case: Case, *, images: int, batch: int) -> None:
+    """Score images batch by batch."""
+    for _ in range(images // batch):
+        subject.score(case.maps(batch))
+
+
+def trained(subject: Subject, case: Case, *, steps: int, batch: int) -> None:
+    """Train for some steps."""
+    for step in range(steps):
+        subject.train(case.maps(batch), step)
+
+
+def grown(case: Case, *, sides: list[int], factors: list[int], rounds: int) -> dict[str, Any]:
+    """Return seconds by number of images, steps, tokens and batch."""
+    subject = ours(case, cached=False)
+    scored(subject, case, images=8, batch=8)
+    trained(subject, case, steps=1, batch=4)
+    result: dict[str, Any] = {
+        "images": {
+            8 * n: seconds(lambda n=n: scored(subject, case, images=8 * n, batch=8), rounds=rounds)
+            for n in factors
+        },
+        "steps": {
+            2 * n: seconds(lambda n=n: trained(subject, case, steps=2 * n, batch=4), rounds=rounds)
+            for n in factors
+        },
+        "batch": {
+            n: seconds(lambda n=n: trained(subject, case, steps=1, batch=n), rounds=rounds) / n
+            for n in factors
+        },
+        "tokens": {},
+    }
+    for side in sides:
+        sized = replace(case, image=side, crop=side)
+        subject = ours(sized, cached=False)
+        scored(subject, sized, images=4, batch=4)
+        spent = seconds(lambda: scored(subject, sized, images=8, batch=4), rounds=rounds)  # noqa: B023
+        result["tokens"][(side // PATCH) ** 2] = spent / 8
+    return result
+
+
+def draw(found: dict[str, dict[str, float]], path: Path) -> None:
+    """Draw time per unit against the size, relative to the smallest."""
+    figure = Figure(figsize=(7, 4), layout="constrained")
+    axes = figure.subplots()
+    for name, by_size in found.items():
+        sizes = [int(size) for size in by_size]
+        each = list(by_size.values())
+        if name in ("images", "steps"):
+            each = [value / size for value, size in zip(each, sizes, strict=True)]
+        axes.plot([size / sizes[0] for size in sizes], [value / each[0] for value in each], "o-", label=name)
+    axes.set(xscale="log", yscale="log", xlabel="size, relative", ylabel="seconds an image or step, relative")
+    axes.grid(alpha=0.3, which="both")
+    axes.legend()
+    figure.savefig(path, dpi=110)
+
+
+def main() -> None:
+    """Measure and write the result."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--encoder", default="dinov2reg_vit_small_14")
+    parser.add_argument("--crop", type=int, default=196, help="of all but the growth with tokens")
+    parser.add_argument("--sides", default="98,196,392", help="for the growth with tokens, pixels")
+    parser.add_argument("--factors", default="1,2,4,8")
+    parser.add_argument("--rounds", type=int, default=3)
+    given = parser.parse_args()
+    with tempfile.TemporaryDirectory() as folder:
+        weights = Path(folder) / "encoder.pth"
+        write_weights(given.encoder, weights)
+        found = grown(
+            Case(given.encoder, weights, given.crop, given.crop),
+            sides=[int(side) for side in given.sides.split(",")],
+            factors=[int(factor) for factor in given.factors.split(",")],
+            rounds=given.rounds,
+        )
+    result = {**vars(given), "threads": torch.get_num_threads(), **found}
+    (RESULTS / "speed_growth.json").write_text(json.dumps(result, indent=2) + "\n")
+    draw(found, RESULTS / "speed_growth.png")
+    print(json.dumps(result, indent=2))
+
+
+if __name__ == "__main__":
+    main()
