@@ -98,6 +98,7 @@ def encode_in_groups(detector: Detector, images_BHW: Tensor) -> Tensor:
     number depends on what was cached by whom.
     """
     missing = -len(images_BHW) % GROUP_SIZE
-    filled = torch.cat([images_BHW, images_BHW[-1:].expand(missing, -1, -1)]) if missing else images_BHW
+    last = images_BHW[-1:].expand(missing, *images_BHW.shape[1:])
+    filled = torch.cat([images_BHW, last]) if missing else images_BHW
     encoded = [detector.encode(group_BHW) for group_BHW in torch.split(filled, GROUP_SIZE)]
     return torch.cat(encoded)[: len(images_BHW)]

@@ -258,7 +258,7 @@ def test_the_older_rule_chooses_by_the_test_images_and_is_marked(
     for rule in ("held_out", "source_test"):
         loss, auroc = iter([0.1, 0.2, 0.3]), iter([0.6, 0.9, 0.7])
         monkeypatch.setattr(learning, "_loss", lambda *_, loss=loss, **__: next(loss))
-        monkeypatch.setattr(learning, "_test_auroc", lambda *_, auroc=auroc: next(auroc))
+        monkeypatch.setattr(learning, "_test_auroc", lambda *_, auroc=auroc, **__: next(auroc))
         outcome = execute(build("draem", **values, validate_on=rule), own)
         results = outcome.results
         chosen[rule] = (results["steps"], results["tested_step"], results["best_val"])

@@ -14,6 +14,7 @@ from typing import Any
 import pytest
 
 from dinomaly_hd.data import hdmap
+from dinomaly_hd.data.feature_files import FeaturePlace
 from dinomaly_hd.data.simulator import simulate
 from dinomaly_hd.errors import ComparisonError, ConfigError, DataError, Interrupted
 from dinomaly_hd.experiments import data_root
@@ -165,7 +166,7 @@ def test_a_run_that_another_process_finishes_meanwhile_is_not_run_again(
 
     lock = locked(state.parent / ".lock", timeout_s=1)
     lock.__enter__()
-    monkeypatch.setattr("dinomaly_hd.experiments.run_folder.time.sleep", other_process_finishes)
+    monkeypatch.setattr("dinomaly_hd.files.time.sleep", other_process_finishes)
     before = (state.parent / "results.json").stat().st_mtime_ns
     assert execute(one.run, own).mlflow_run_id == first.mlflow_run_id
     assert (state.parent / "results.json").stat().st_mtime_ns == before
@@ -173,7 +174,13 @@ def test_a_run_that_another_process_finishes_meanwhile_is_not_run_again(
 
 
 def test_a_context_goes_through_json(context: Context) -> None:
-    own = replace(context, folder=Path("here/max_seed1"), parent_run_id="p", tags={"config": "max"})
+    own = replace(
+        context,
+        folder=Path("here/max_seed1"),
+        parent_run_id="p",
+        tags={"config": "max"},
+        feature_place=FeaturePlace(Path.cwd() / "features", None),
+    )
     plain = json.loads(json.dumps(context_to_plain(own)))
     back = context_from_plain(plain, guard=own.guard, say=own.say)
     assert back == replace(own, folder=Path.cwd() / "here/max_seed1")
