@@ -1,13 +1,12 @@
-"""Dinomaly-HD beside anomalib and the original, on one machine in one series.
+"""Dinomaly-HD beside anomalib, on one machine in one series.
 
-    python -m benchmarks.speed                       # those of the peers that are installed
-    python -m benchmarks.speed --original DIR        # also the original's code, a checkout of it
+    python -m benchmarks.speed                       # beside anomalib, where it is installed
     python -m benchmarks.speed --device cuda --encoder dinov2reg_vit_base_14 --train_batch 16
 
 Every subject gets the same random weights and the same maps. Each measurement is a process of its own;
 subjects take turns, so that what disturbs the machine disturbs all; ratios are medians over the rounds. The
 limit is the number of operations that PyTorch counts over the rate of a large matrix product measured in the
-same series. anomalib: pip install 'dinomaly-hd[peers]'. Writes benchmarks/results/speed_{device}.json.
+same series. anomalib: pip install 'anomalib>=2.7'. Writes benchmarks/results/speed_{device}.json.
 """
 
 import argparse
@@ -148,13 +147,10 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--threads", type=int, default=usable_cores())
-    parser.add_argument("--original", help="a checkout of the original's code")
     given = parser.parse_args()
     subjects = [OURS, CACHED]
     if importlib.util.find_spec("anomalib"):
         subjects.append("anomalib")
-    if given.original:
-        subjects.append("original")
     with tempfile.TemporaryDirectory() as folder:
         weights = Path(folder) / "encoder.pth"
         write_weights(given.encoder, weights)
@@ -163,7 +159,6 @@ def main() -> None:
             "case": {**asdict(case), "weights": str(weights)},
             "threads": given.threads,
             "repeats": given.repeats,
-            "original": given.original,
         }
         found = series(
             subjects, base, batches={TRAIN: given.train_batch, SCORE: given.score_batch}, rounds=given.rounds
@@ -174,7 +169,7 @@ def main() -> None:
         else torch.cuda.get_device_name(given.device),
         "torch": torch.__version__,
         "anomalib": version("anomalib") if "anomalib" in subjects else None,
-        **{name: value for name, value in vars(given).items() if name != "original"},
+        **vars(given),
         **found,
     }
     path = RESULTS / f"speed_{given.device.partition(':')[0]}.json"

@@ -26,10 +26,6 @@ TRAIN, SCORE = "train", "score"
 
 def subject_of(told: dict[str, Any], case: Case) -> Subject:
     """Return the subject that ``told`` names."""
-    if told["subject"] == "original":
-        from benchmarks.speed.original import original
-
-        return original(case, Path(told["original"]))
     return {
         "ours": lambda: ours(case, cached=False),
         "ours from cache": lambda: ours(case, cached=True),

@@ -1,4 +1,4 @@
-"""What is timed: our detector, anomalib's and the original's Dinomaly, with the same weights and images.
+"""What is timed: our detector and anomalib's Dinomaly, with the same weights and images.
 
 All get maps of 31 x 95; a peer gets them pre-processed (392 x 392, three channels), which our times include.
 """
