@@ -8,10 +8,12 @@ from pathlib import Path
 
 import pytest
 
+from dinomaly_hd.data.feature_files import FeaturePlace
+from dinomaly_hd.errors import ConfigError
 from dinomaly_hd.flags import accepted_by, parse, resolve
 from dinomaly_hd.training.guards import SignalGuard
 from entry_points import horizontal, project_file
-from entry_points.common import exit_code, prepare, variants_of
+from entry_points.common import context_of, exit_code, prepare, variants_of
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -55,3 +57,22 @@ def test_a_missing_package_is_said_in_one_line(capsys: pytest.CaptureFixture[str
     assert error.count("\n") == 1
     assert "torch is not installed" in error
     assert "activate" in error
+
+
+def test_where_encoded_images_are_kept_and_how_many(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def place(**flags: str) -> FeaturePlace | None:
+        with SignalGuard() as guard:
+            return context_of(flags, guard, entry_point="horizontal", command="").feature_place
+
+    assert place(feature_dir=str(tmp_path), feature_gb="2.5") == FeaturePlace(tmp_path, 2.5)
+    assert place(feature_gb="0") is None
+    monkeypatch.setenv("DINOMALY_HD_FEATURES", str(tmp_path / "other"))
+    assert place() == FeaturePlace(tmp_path / "other", None)
+    monkeypatch.delenv("DINOMALY_HD_FEATURES")
+    assert place() == FeaturePlace(ROOT / ".features", None)
+
+
+@pytest.mark.parametrize("budget", ["much", "-1", "nan", "inf"])
+def test_a_budget_that_is_no_size_is_refused(budget: str) -> None:
+    with SignalGuard() as guard, pytest.raises(ConfigError, match=f"feature_gb='{budget}': expected GiB"):
+        context_of({"feature_gb": budget}, guard, entry_point="horizontal", command="")
