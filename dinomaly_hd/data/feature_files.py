@@ -65,15 +65,12 @@ class FeatureFiles:
 
     def __init__(self, place: FeaturePlace, key: str) -> None:
         assert KEY.fullmatch(key), "a SHA-256"
-        self._all = place.folder / OWN_FOLDER
+        self._place, self._all = place, place.folder / OWN_FOLDER
         self._own = self._all / key
         self._full, self._locking = False, True
         self._taken, self._budget, self._until_recount, self._touched = 0, 0, 0.0, -TOUCH_S
         try:
             self._touch()
-            self._taken = self._count()
-            self._budget = _budget(place, taken=self._taken)
-            self._until_recount = RECOUNT_SHARE * self._budget
         except OSError:
             self._full = True
 
@@ -150,19 +147,24 @@ class FeatureFiles:
             (self._own / USED).touch()
             self._touched = now
 
-    def _count(self) -> int:
-        return sum(_bytes_in(path) for path in _encoders(self._all))
+    def _count(self) -> None:
+        """Look what all encoders' files take; only who writes needs to know."""
+        self._taken = sum(_bytes_in(path) for path in _encoders(self._all))
+        self._budget = _budget(self._place, taken=self._taken)
+        self._until_recount = RECOUNT_SHARE * self._budget
 
     def _room_for(self, size: int) -> bool:
         """Return whether ``size`` bytes may be written, once files that nobody uses have made room."""
-        if self._full or size > self._budget:
+        if self._full:
             return False
         try:
             if self._until_recount <= 0:  # other processes write, too
-                self._taken, self._until_recount = self._count(), RECOUNT_SHARE * self._budget
+                self._count()
+            if size > self._budget:
+                return False
             if (missing := self._missing(size)) > 0:
                 _drop_unused(self._all, keep=self._own, needed=missing)
-                self._taken = self._count()
+                self._count()
             return self._missing(size) <= 0
         except OSError:
             return False
