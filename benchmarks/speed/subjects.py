@@ -172,10 +172,10 @@ def _as_it_is(maps_BHW: Tensor) -> Tensor:
 
 
 def _optimise(loss: Tensor, trained: list[nn.Parameter], optimizer: torch.optim.Optimizer) -> None:
-    optimizer.zero_grad()
     loss.backward()
     torch.nn.utils.clip_grad_norm_(trained, CLIP)
     optimizer.step()
+    optimizer.zero_grad()
 
 
 def _create_with(create: Callable[..., nn.Module], case: Case, *names: str, **options: Any) -> nn.Module:

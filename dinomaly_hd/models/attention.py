@@ -5,11 +5,11 @@
 from typing import NamedTuple, Protocol
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from dinomaly_hd.models.bottleneck import Noised
 from dinomaly_hd.models.noise import Noise
+from dinomaly_hd.models.recompute import divided, positive_feature
 
 DENOMINATOR_EPSILON = 1e-6
 
@@ -19,11 +19,6 @@ class LinearAttended(NamedTuple):
 
     value_BhNd: Tensor
     state_Bhdd: Tensor
-
-
-def positive_feature(x: Tensor) -> Tensor:
-    """Return elu(x) + 1 as exp(x) below zero, where the sum would cancel to 0 (from -16.75 in float32)."""
-    return torch.exp(x.clamp(max=0)) + F.relu(x)
 
 
 def linear_attention(q_BhNd: Tensor, k_BhNd: Tensor, v_BhNd: Tensor) -> LinearAttended:
@@ -41,8 +36,10 @@ def linear_attention(q_BhNd: Tensor, k_BhNd: Tensor, v_BhNd: Tensor) -> LinearAt
 def attend_features(q_BhNd: Tensor, k_BhNd: Tensor, v_BhNd: Tensor) -> LinearAttended:
     """Attend with features that are positive already."""
     state_Bhdd = k_BhNd.transpose(-2, -1) @ v_BhNd
-    denominator_BhN1 = q_BhNd @ k_BhNd.sum(dim=-2).unsqueeze(-1)
-    return LinearAttended((q_BhNd @ state_Bhdd) / (denominator_BhN1 + DENOMINATOR_EPSILON), state_Bhdd)
+    sum_Bhd = k_BhNd.sum(dim=-2)
+    denominator_BhN1 = q_BhNd @ sum_Bhd.unsqueeze(-1)
+    value_BhNd = divided(q_BhNd @ state_Bhdd, denominator_BhN1 + DENOMINATOR_EPSILON)
+    return LinearAttended(value_BhNd, state_Bhdd)
 
 
 class LinearAttention(nn.Module):
@@ -64,12 +61,16 @@ class LinearAttention(nn.Module):
         self.qkv = nn.Linear(width, 3 * width, bias=qkv_bias)
         self.proj = nn.Linear(width, width)
 
-    def forward(self, x_BND: Tensor, *, noise: Noise | None) -> Noised:
-        """Attend; ``noise=None`` means inference. The drop rate is that of ``mixing``."""
-        batch, tokens, width = x_BND.shape
-        qkv = self.qkv(x_BND).reshape(batch, tokens, 3, self.heads, width // self.heads)
+    def forward(self, qkv_BNE: Tensor, *, noise: Noise | None) -> Noised:
+        """Attend, from what ``qkv`` made of the tokens (E = 3 D); ``noise=None`` means inference.
+
+        The projection stands outside, so that a block can join it with its norm. The drop rate is that of
+        ``mixing``.
+        """
+        batch, tokens, width = *qkv_BNE.shape[:2], qkv_BNE.shape[2] // 3
+        qkv = qkv_BNE.reshape(batch, tokens, 3, self.heads, width // self.heads)
         q_BhNd, k_BhNd, v_BhNd = qkv.permute(2, 0, 3, 1, 4).unbind(0)
-        with torch.autocast(device_type=x_BND.device.type, enabled=False):
+        with torch.autocast(device_type=qkv_BNE.device.type, enabled=False):
             mixed = self.mixing(q_BhNd, k_BhNd, v_BhNd, noise=noise)
         out_BND: Tensor = self.proj(mixed.value_BhNd.transpose(1, 2).reshape(batch, tokens, width))
         return Noised(out_BND, mixed.drop_rate)

@@ -19,6 +19,7 @@ from dinomaly_hd.models.encoders import Encoder
 from dinomaly_hd.models.losses import ReconstructionLoss, token_distance
 from dinomaly_hd.models.noise import Noise
 from dinomaly_hd.models.preprocessing import Preprocessing
+from dinomaly_hd.models.recompute import linear_of_norm, mlp_of_norm
 from dinomaly_hd.randomness import derive
 
 LAYER_NORM_EPSILON = 1e-8
@@ -46,9 +47,10 @@ class DecoderBlock(nn.Module):
         self.mlp = nn.Sequential(nn.Linear(width, 4 * width), nn.GELU(), nn.Linear(4 * width, width))
 
     def forward(self, x_BTD: Tensor, *, noise: Noise | None) -> Noised:
-        attended = self.attn(self.norm1(x_BTD), noise=noise)
+        qkv = linear_of_norm(x_BTD, norm=self.norm1, linear=self.attn.qkv)
+        attended = self.attn(qkv, noise=noise)
         x_BTD = x_BTD + attended.tokens_BND
-        return Noised(x_BTD + cast(Tensor, self.mlp(self.norm2(x_BTD))), attended.drop_rate)
+        return Noised(x_BTD + mlp_of_norm(x_BTD, norm=self.norm2, mlp=self.mlp), attended.drop_rate)
 
 
 class Decoded(NamedTuple):

@@ -77,6 +77,14 @@ class Encoder(nn.Module, ABC):
         return super().train(False)
 
 
+class _GeluInPlace(nn.Module):
+    """GELU that writes over its input, which a frozen block's hidden layer can spare."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        out: Tensor = torch.ops.aten.gelu_(x)
+        return out
+
+
 class ViTEncoder(Encoder):
     """A timm vision transformer; blocks after the last target are not run.
 
@@ -92,6 +100,9 @@ class ViTEncoder(Encoder):
     ) -> None:
         super().__init__()
         self.model = model.requires_grad_(False).eval()
+        for block in cast(Any, model).blocks:
+            if type(getattr(block.mlp, "act", None)) is nn.GELU and block.mlp.act.approximate == "none":
+                block.mlp.act = _GeluInPlace()
         patch = cast(Any, model).patch_embed.patch_size
         height, width = preprocessing.input_size
         self.grid = (height // patch[0], width // patch[1])

@@ -9,9 +9,10 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from dinomaly_hd.errors import ConfigError
-from dinomaly_hd.models.attention import DENOMINATOR_EPSILON, Mixed, attend_features, positive_feature
+from dinomaly_hd.models.attention import DENOMINATOR_EPSILON, Mixed, attend_features
 from dinomaly_hd.models.bottleneck import SegmentDropout, check_tokens
 from dinomaly_hd.models.noise import Noise
+from dinomaly_hd.models.recompute import positive_feature
 
 SMALLEST_CHUNK = 8
 

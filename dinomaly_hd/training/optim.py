@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Callable, Iterable
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor
@@ -72,30 +72,44 @@ class StableAdamW(Optimizer):
             with torch.enable_grad():
                 loss = closure()
         for group in self.param_groups:
-            for parameter in group["params"]:
-                if parameter.grad is not None:
-                    self._update(parameter, parameter.grad, group)
+            self._update([each for each in group["params"] if each.grad is not None], group)
         return loss
 
-    def _update(self, parameter: Tensor, gradient: Tensor, group: dict[str, Any]) -> None:
-        state = self.state[parameter]
-        if not state:
-            state["step"] = 0
-            for name in ("exp_avg", "exp_avg_sq", *(["max_exp_avg_sq"] if group["amsgrad"] else [])):
-                state[name] = torch.zeros_like(parameter, memory_format=torch.preserve_format)
-        state["step"] += 1
+    def _update(self, parameters: list[Tensor], group: dict[str, Any]) -> None:
+        """Update the parameters of one group, each operation on all of them at once (one kernel on a GPU)."""
+        if not parameters:
+            return
+        moments = ("exp_avg", "exp_avg_sq", *(["max_exp_avg_sq"] if group["amsgrad"] else []))
+        for parameter in parameters:
+            state = self.state[parameter]
+            if not state:
+                state["step"] = 0
+                for name in moments:
+                    state[name] = torch.zeros_like(parameter, memory_format=torch.preserve_format)
+            state["step"] += 1
+        first, second, *largest = (
+            [self.state[parameter][name] for parameter in parameters] for name in moments
+        )
+        steps = [self.state[parameter]["step"] for parameter in parameters]
+        gradients = [cast(Tensor, parameter.grad) for parameter in parameters]
         beta1, beta2 = group["betas"]
-        parameter.mul_(1 - group["lr"] * group["weight_decay"])
-        state["exp_avg"].mul_(beta1).add_(gradient, alpha=1 - beta1)
-        state["exp_avg_sq"].mul_(beta2).addcmul_(gradient, gradient, value=1 - beta2)
-        second = state["exp_avg_sq"]
-        if group["amsgrad"]:
-            second = torch.maximum(state["max_exp_avg_sq"], second, out=state["max_exp_avg_sq"])
-        correction1, correction2 = 1 - beta1 ** state["step"], 1 - beta2 ** state["step"]
-        denominator = (second.sqrt() / math.sqrt(correction2)).add_(group["eps"])
-        rms = (gradient / denominator).square().mean().sqrt()
-        shrink = (rms / group["clip_threshold"]).clamp(min=1)
-        parameter.sub_((state["exp_avg"] / denominator).mul_(group["lr"] / correction1 / shrink))
+        torch._foreach_mul_(parameters, 1 - group["lr"] * group["weight_decay"])
+        torch._foreach_mul_(first, beta1)
+        torch._foreach_add_(first, gradients, alpha=1 - beta1)
+        torch._foreach_mul_(second, beta2)
+        torch._foreach_addcmul_(second, gradients, gradients, value=1 - beta2)
+        if largest:
+            torch._foreach_maximum_(largest[0], second)
+            second = largest[0]
+        denominators = torch._foreach_sqrt(second)
+        torch._foreach_div_(denominators, [math.sqrt(1 - beta2**step) for step in steps])
+        torch._foreach_add_(denominators, group["eps"])
+        ratios = torch._foreach_div(gradients, denominators)
+        updates = torch._foreach_div(first, denominators)
+        for ratio, update, step in zip(ratios, updates, steps, strict=True):
+            shrink = (ratio.square_().mean().sqrt() / group["clip_threshold"]).clamp_(min=1)
+            update.mul_(group["lr"] / (1 - beta1**step) / shrink)
+        torch._foreach_sub_(parameters, updates)
 
 
 OPTIMIZERS: dict[str, Callable[..., Optimizer]] = {

@@ -85,8 +85,8 @@ class DetectorTask(lightning.LightningModule):
             group["lr"] = rate * group["rate_factor"]
         if batch.encoded is None:
             batch = self._encoded(batch)
+        optimizer.zero_grad()  # before the forward pass, which then has the gradients' memory
         loss = self.detector.training_loss(batch, step=self.position)
-        optimizer.zero_grad()
         self.manual_backward(loss.total)
         norm = torch.nn.utils.clip_grad_norm_(self.trained, self.training_config.gradient_clip or math.inf)
         values = {"loss": loss.total.detach(), "grad_norm": norm, **loss.parts}

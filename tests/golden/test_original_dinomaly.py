@@ -49,7 +49,8 @@ def test_g1_linear_attention(tag: str, suffix: str, dtype: torch.dtype) -> None:
     }
     x = torch.from_numpy(golden[f"{tag}_x"]).to(dtype).requires_grad_()
     module = LinearAttention(x.shape[-1], heads=int(golden[f"{tag}_heads"]), qkv_bias="qkv.bias" in weights)
-    out = filled(module, weights, dtype)(x, noise=None).tokens_BND
+    module = filled(module, weights, dtype)
+    out = module(module.qkv(x), noise=None).tokens_BND
     out.backward(torch.from_numpy(golden[f"{tag}_gy"]).to(dtype))
     assert_close(out, golden[f"{tag}_y{suffix}"], tolerance=1e-5)
     assert x.grad is not None
@@ -75,7 +76,7 @@ def test_g1_underflow_is_finite_where_the_original_is_nan() -> None:
     assert np.isnan(golden["nan_y"]).all()
     weights = {key.removeprefix("nan_w."): value for key, value in golden.items() if key.startswith("nan_w.")}
     module = filled(LinearAttention(4, heads=1), weights, torch.float32)
-    out = module(torch.from_numpy(golden["nan_x"]), noise=None).tokens_BND
+    out = module(module.qkv(torch.from_numpy(golden["nan_x"])), noise=None).tokens_BND
     assert torch.isfinite(out).all()
 
 
