@@ -1,0 +1,162 @@
+"""PatchCore beside anomalib's: features, coreset at equal start and projection, prediction from one bank.
+
+    python -m benchmarks.speed.patchcore --images 50      # needs anomalib: pip install 'anomalib>=2.7'
+
+resnet18 with the same random weights, layers 2 and 3, simulated good maps at 224 x 224 (784 tokens an image),
+a tenth of them kept. anomalib's selection computes one distance to every token for every centre, which grows
+with the square of the images (22 minutes for 200 of them on two cores). Writes
+benchmarks/results/speed_patchcore.json.
+"""
+
+import argparse
+import json
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+from statistics import median
+from typing import Any
+from unittest import mock
+
+import timm
+import torch
+from anomalib.models.components import KCenterGreedy
+from anomalib.models.image.patchcore.torch_model import PatchcoreModel
+from torch import Tensor
+
+from benchmarks.speed.__main__ import RESULTS
+from dinomaly_hd.config import PatchCoreConfig, with_values
+from dinomaly_hd.data.hdmap import load_manifest
+from dinomaly_hd.data.simulator import simulate
+from dinomaly_hd.data.store import ImageStore
+from dinomaly_hd.models.build import build_detector
+from dinomaly_hd.models.coreset import greedy_centres, projection
+from dinomaly_hd.models.patchcore import PatchCore
+from dinomaly_hd.models.weights import locate
+from dinomaly_hd.presets import full_patchcore
+
+RATIO, NEIGHBOURS, BATCH, SEED = 0.1, 9, 8, 42
+
+
+def maps(count: int, folder: Path) -> Tensor:
+    """Return good training maps (N, H, W) of the simulated data, from several seeds where one has too few."""
+    found: list[Tensor] = []
+    for seed in range(count):
+        root = simulate(folder / f"data{seed}", size="quick", seed=seed)
+        manifest = load_manifest(root, domains=("A", "B", "C", "D"), conditions="auto")
+        store = ImageStore(manifest, keep_bytes=0)
+        found += [torch.from_numpy(store[int(i)]) for i in manifest.indices(split="train")]
+        if len(found) >= count:
+            return torch.stack(found[:count])
+    raise AssertionError("every seed has maps")
+
+
+def timed(work: Callable[[], Any]) -> tuple[float, Any]:
+    """Return the wall time of a call, and what it returned."""
+    began = time.perf_counter()
+    result = work()
+    return time.perf_counter() - began, result
+
+
+def theirs_of(weights: Path) -> PatchcoreModel:
+    """Return anomalib's model with the weights of a file."""
+    model = PatchcoreModel(("layer2", "layer3"), "resnet18", pre_trained=False, num_neighbors=NEIGHBOURS)
+    model.feature_extractor.feature_extractor.load_state_dict(
+        torch.load(weights, weights_only=True), strict=False
+    )
+    return model
+
+
+def ours_of(weights: Path) -> PatchCore:
+    """Return our model with the weights of a file."""
+    values = {
+        "encoder": "resnet18",
+        "encoder_weights": str(weights),
+        "layers": "2,3",
+        "image_size": "224",
+        "coreset_sampling_ratio": str(RATIO),
+        "num_neighbors": str(NEIGHBOURS),
+    }
+    run = with_values(full_patchcore(PatchCoreConfig()), values)
+    detector = build_detector(run, weights=locate(run.encoder.encoder, run.encoder.encoder_weights))
+    assert isinstance(detector, PatchCore)
+    return detector.eval()
+
+
+def their_coreset(points_Nd: Tensor, *, start: int) -> list[int]:
+    """Return anomalib's selection from projected points, from a given first centre."""
+    sampler = KCenterGreedy(points_Nd.unsqueeze(-1), RATIO)  # three dimensions: taken as projected already
+    with mock.patch("torch.randint", return_value=torch.tensor([start])):
+        chosen: list[int] = sampler.select_coreset_idxs()
+    return chosen
+
+
+def compare(count: int, *, rounds: int) -> dict[str, Any]:
+    """Return times of both, their ratios, and whether they find the same."""
+    with tempfile.TemporaryDirectory() as name, torch.no_grad():
+        weights = Path(name) / "resnet18.pth"
+        torch.manual_seed(0)
+        torch.save(timm.create_model("resnet18", pretrained=False).state_dict(), weights)
+        images_NHW = maps(count, Path(name))
+        ours, theirs = ours_of(weights), theirs_of(weights).eval()
+        encoded = torch.cat([ours.encode(part) for part in images_NHW.split(BATCH)])
+        tokens_ND = encoded.permute(0, 2, 3, 1).flatten(0, 2)
+        matrix = projection(tokens_ND.shape[1], count=len(tokens_ND), seed=SEED)
+        points_Nd = tokens_ND if matrix is None else tokens_ND @ matrix
+        size = int(len(tokens_ND) * RATIO)
+        our_s, chosen_M = timed(lambda: greedy_centres(points_Nd, count=size, start=0))
+        their_s, their_M = timed(lambda: their_coreset(points_Nd, start=0))
+        ours.bank = theirs.memory_bank = tokens_ND[chosen_M]
+        part = images_NHW[:BATCH]
+        ready = ours.preprocessing(part)
+        predicted = [
+            (timed(lambda: ours.score(ours.encode(part)))[0], timed(lambda: theirs(ready))[0])
+            for _ in range(rounds + 1)
+        ][1:]
+        features = [
+            (timed(lambda: ours.encode(part))[0], timed(lambda: theirs.feature_extractor(ready))[0])
+            for _ in range(rounds)
+        ]
+    return {
+        "images": count,
+        "tokens": len(tokens_ND),
+        "projected_to": points_Nd.shape[1],
+        "coreset": {
+            "centres": size,
+            "same_indices": chosen_M.tolist() == their_M,
+            "first_difference": next(
+                (i for i, (a, b) in enumerate(zip(chosen_M.tolist(), their_M, strict=True)) if a != b), None
+            ),
+            "seconds": our_s,
+            "anomalib_seconds": their_s,
+            "times_faster": their_s / our_s,
+        },
+        "prediction": {
+            "images_per_s": BATCH / median(mine for mine, _ in predicted),
+            "anomalib_images_per_s": BATCH / median(other for _, other in predicted),
+            "times_faster": median(other / mine for mine, other in predicted),
+        },
+        "features": {
+            "images_per_s": BATCH / median(mine for mine, _ in features),
+            "anomalib_images_per_s": BATCH / median(other for _, other in features),
+        },
+    }
+
+
+def main() -> None:
+    """Measure and write the result."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--images", type=int, default=50)
+    parser.add_argument("--rounds", type=int, default=5)
+    given = parser.parse_args()
+    result = {"threads": torch.get_num_threads(), **compare(given.images, rounds=given.rounds)}
+    path = RESULTS / "speed_patchcore.json"
+    path.write_text(json.dumps(result, indent=2) + "\n")
+    print(json.dumps(result, indent=2))
+    print(f"written: {path}")
+
+
+if __name__ == "__main__":
+    main()
