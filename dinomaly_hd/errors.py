@@ -59,6 +59,12 @@ class OutputError(DinomalyHDError):
     exit_code = 74
 
 
+class OutOfMemory(DinomalyHDError):
+    """The GPU or the host had no memory left; what the work held was given back."""
+
+    exit_code = 75
+
+
 class TrackingError(DinomalyHDError):
     """The tracking server or database does not answer where it must (never during training)."""
 

@@ -2,6 +2,7 @@
 
 import hashlib
 import time
+from functools import partial
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -32,6 +33,7 @@ from dinomaly_hd.models.build import build_detector
 from dinomaly_hd.models.detector import GROUP_SIZE, Detector
 from dinomaly_hd.training import checkpoint as checkpoints
 from dinomaly_hd.training.fit import encoder_state, load_trained_state
+from dinomaly_hd.training.memory import named_when_exhausted
 
 
 class Outcome(NamedTuple):
@@ -75,7 +77,10 @@ def execute(run: RunConfig, context: Context) -> Outcome:
         session = Session(ready, context, folder)
         try:
             session.open()
-            results = _train_and_evaluate(session)
+            batch_size = run.training.batch_size if isinstance(run.training, TrainingConfig) else None
+            results = named_when_exhausted(
+                partial(_train_and_evaluate, session), device=session.device, batch_size=batch_size
+            )
         except Interrupted:
             session.close("KILLED")
             raise

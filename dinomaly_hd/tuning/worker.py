@@ -10,7 +10,7 @@ from optuna import Trial
 from optuna.exceptions import ExperimentalWarning, OptunaError
 from sqlalchemy.exc import SQLAlchemyError
 
-from dinomaly_hd.errors import CheckpointError, DinomalyHDError, NonFiniteError, Pruned
+from dinomaly_hd.errors import CheckpointError, DinomalyHDError, NonFiniteError, OutOfMemory, Pruned
 from dinomaly_hd.randomness import derive
 from dinomaly_hd.tuning.methods import make_sampler
 from dinomaly_hd.tuning.queue import (
@@ -154,7 +154,7 @@ def _evaluated(trial: Trial, space: Space, evaluate: Evaluate) -> Sequence[float
     """Evaluate a trial; what would fail again wherever it is tried is noted."""
     try:
         return evaluate(Attempt(trial, space=space))
-    except Pruned as error:
+    except (Pruned, OutOfMemory) as error:  # a point that does not fit is given up, not tried again
         raise optuna.TrialPruned(str(error)) from error
     except (OptunaError, SQLAlchemyError):
         raise

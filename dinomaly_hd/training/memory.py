@@ -1,0 +1,55 @@
+"""What happens when memory runs out: one named error that says what to try, and the memory comes back."""
+
+import gc
+from collections.abc import Callable
+from typing import TypeVar
+
+import torch
+
+from dinomaly_hd.errors import OutOfMemory
+
+Result = TypeVar("Result")
+
+LONGEST_REASON = 240
+CPU_REFUSALS = ("DefaultCPUAllocator", "can't allocate memory")
+"""What PyTorch says in a plain RuntimeError when the host has no memory left."""
+
+
+def named_when_exhausted(
+    work: Callable[[], Result], *, device: torch.device, batch_size: int | None
+) -> Result:
+    """Do the work; running out of GPU or host memory becomes one error, and what the work held is free again.
+
+    Args:
+        work: What may need too much.
+        device: Where it runs.
+        batch_size: Of training, None where there is none.
+
+    Raises:
+        OutOfMemory: Names the device and the next batch size to try.
+    """
+    try:
+        return work()
+    except (torch.OutOfMemoryError, MemoryError, RuntimeError) as error:
+        if not is_exhaustion(error):
+            raise
+        reason = (str(error).strip().splitlines() or [type(error).__name__])[0][:LONGEST_REASON]
+    # Raised outside the handler: a chained error would keep the failed work's frames, and they its tensors.
+    gc.collect()
+    if device.type == "cuda":
+        torch.cuda.empty_cache()
+    raise OutOfMemory(f"out of memory on {device}: {reason}; {way_out(batch_size)}")
+
+
+def is_exhaustion(error: BaseException) -> bool:
+    """Tell whether an error says that there is no memory left."""
+    if isinstance(error, torch.OutOfMemoryError | MemoryError):
+        return True
+    return isinstance(error, RuntimeError) and any(words in str(error) for words in CPU_REFUSALS)
+
+
+def way_out(batch_size: int | None) -> str:
+    """Return what to try next."""
+    if batch_size is None or batch_size <= 1:
+        return "try a smaller image_size and crop, or a device with more memory (gpu=cpu)"
+    return f"try batch_size={batch_size // 2}"

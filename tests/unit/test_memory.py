@@ -1,0 +1,64 @@
+"""Running out of memory: real refusals of the allocator, one named error, nothing held afterwards."""
+
+import weakref
+from collections.abc import Callable
+
+import pytest
+import torch
+
+from dinomaly_hd.errors import OutOfMemory
+from dinomaly_hd.training.memory import named_when_exhausted
+
+TOO_MUCH = 2**60
+
+
+class Held:
+    """Something that the failed work holds."""
+
+
+def allocate() -> None:
+    torch.empty(TOO_MUCH)
+
+
+def guarded(work: Callable[[], None], *, batch_size: int | None = 4) -> None:
+    named_when_exhausted(work, device=torch.device("cpu"), batch_size=batch_size)
+
+
+def test_a_refusal_of_the_host_names_the_next_batch_size() -> None:
+    with pytest.raises(OutOfMemory, match=r"out of memory on cpu: .*; try batch_size=8$") as caught:
+        guarded(allocate, batch_size=16)
+    assert caught.value.exit_code == 75
+
+
+@pytest.mark.parametrize("error", [MemoryError(), torch.OutOfMemoryError("CUDA out of memory. Tried ...")])
+def test_refusals_of_python_and_of_the_gpu_are_named_too(error: Exception) -> None:
+    def work() -> None:
+        raise error
+
+    with pytest.raises(OutOfMemory, match="out of memory on cpu"):
+        guarded(work)
+
+
+@pytest.mark.parametrize("batch_size", [1, None])
+def test_without_a_smaller_batch_another_way_out_is_named(batch_size: int | None) -> None:
+    with pytest.raises(OutOfMemory, match="smaller image_size"):
+        guarded(allocate, batch_size=batch_size)
+
+
+def test_other_errors_pass() -> None:
+    with pytest.raises(RuntimeError, match="size"):
+        guarded(lambda: torch.zeros(2) @ torch.zeros(3))
+
+
+def test_what_the_failed_work_held_is_free_while_the_error_lives() -> None:
+    refs: list[weakref.ref[Held]] = []
+
+    def work() -> None:
+        held = Held()
+        refs.append(weakref.ref(held))
+        allocate()
+
+    with pytest.raises(OutOfMemory) as caught:
+        guarded(work)
+    assert caught.value.__context__ is None
+    assert refs[0]() is None
