@@ -77,6 +77,14 @@ class ComparisonError(DinomalyHDError):
     exit_code = 71
 
 
+class UnfitError(DinomalyHDError):
+    """A check of the installation found something that has to be mended; ``code`` is its exit code."""
+
+    def __init__(self, message: str, *, code: int) -> None:
+        super().__init__(message)
+        self.exit_code = code  # type: ignore[misc]
+
+
 class Interrupted(DinomalyHDError):
     """SIGINT or SIGTERM arrived; the work done so far is on disk."""
 

@@ -155,7 +155,7 @@ def context_of(
     return Context(
         root=ROOT,
         result_dir=Path(option["result_dir"]),
-        feature_place=_feature_place(option["feature_dir"], option["feature_gb"]),
+        feature_place=feature_place(option["feature_dir"], option["feature_gb"]),
         experiment=option["experiment"],
         run_name=None if option["run_name"] == AUTO else option["run_name"],
         resume=option["resume"],
@@ -166,7 +166,12 @@ def context_of(
     )
 
 
-def _feature_place(folder: str, budget: str) -> "FeaturePlace | None":
+def feature_place(folder: str, budget: str) -> "FeaturePlace | None":
+    """Return where encoder outputs are kept in files, None where ``feature_gb=0`` keeps none.
+
+    Raises:
+        ConfigError: The budget is no number from 0 on.
+    """
     from dinomaly_hd.data.feature_files import FeaturePlace
     from dinomaly_hd.errors import ConfigError
 

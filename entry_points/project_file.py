@@ -14,7 +14,7 @@ TRAINING = (
 COMPARISONS = ("ablation", "encoders", "steps", "finetune")
 FAMILIES = ("single_domain", "multi_domain", "suite")
 STUDIES = ("tune",)
-OTHERS = ("report", "simulate", "predict")
+OTHERS = ("report", "simulate", "predict", "sync", "doctor")
 NAMES = (*TRAINING, *FAMILIES, *COMPARISONS, *STUDIES, *OTHERS)
 HEAD = """\
 # Written by `make mlproject` from the entry points' flags; a test compares. `auto`: the preset decides.

@@ -7,7 +7,7 @@ from typing import Literal
 from dinomaly_hd import provenance
 from dinomaly_hd.errors import DinomalyHDError, Interrupted, Pruned
 from dinomaly_hd.experiments.context import Context
-from dinomaly_hd.experiments.run_folder import RunFolder
+from dinomaly_hd.experiments.run_folder import IN_MLFLOW, RunFolder
 from dinomaly_hd.experiments.session import CLOSE_TIMEOUT_S, START_TIMEOUT_S
 from dinomaly_hd.journal import Journal
 from dinomaly_hd.tracking import Tracker, default_uri
@@ -50,6 +50,7 @@ def open_page(
         resume_run_id=resumed,
         system_metrics=False,
     )
+    folder.set_state(**{IN_MLFLOW: False})
     run_id = tracker.start(timeout_s=START_TIMEOUT_S)
     if run_id is not None:
         folder.set_state(mlflow_run_id=run_id)
@@ -70,6 +71,7 @@ def open_page(
     finally:
         folder.set_state(status=status)
         delivered = tracker.close(status, timeout_s=CLOSE_TIMEOUT_S)
+        folder.set_state(**{IN_MLFLOW: delivered})
     if delivered and context.parent_run_id is None:
         context.say(f"MLflow run: {tracker.url()}")
         context.say("            (`make ui` starts these pages)")

@@ -15,6 +15,8 @@ STATE = "run.json"
 LOCK = ".lock"
 CHECKPOINTS, MODEL, RESULTS = "checkpoints", "model", "results.json"
 FINISHED = "FINISHED"
+IN_MLFLOW = "in_mlflow"
+"""In run.json: whether MLflow has all of the run."""
 SHOWN_RUNS = 4
 
 

@@ -16,12 +16,12 @@ from dinomaly_hd.evaluation.synthetic import flat_synthetic, synthetic_lines
 from dinomaly_hd.evaluation.transfer import flat_transfer, transfer_lines
 from dinomaly_hd.experiments import gallery
 from dinomaly_hd.experiments.context import Context
-from dinomaly_hd.experiments.run_folder import CHECKPOINTS, RunFolder, read_state
-from dinomaly_hd.experiments.session import IN_MLFLOW, NO_LABEL, Session, run_name, trained_domains
+from dinomaly_hd.experiments.run_folder import CHECKPOINTS, IN_MLFLOW, read_state
+from dinomaly_hd.experiments.session import NO_LABEL, Session, run_name, trained_domains
+from dinomaly_hd.experiments.upkeep import complete
 from dinomaly_hd.files import publish_text
-from dinomaly_hd.journal import Journal
-from dinomaly_hd.serving import log_model, send_model
-from dinomaly_hd.tracking import artifact_picture, default_uri, sync_run
+from dinomaly_hd.serving import log_model
+from dinomaly_hd.tracking import artifact_picture
 from dinomaly_hd.training.fit import Trained
 
 RESULTS_SCHEMA = 1
@@ -129,14 +129,11 @@ def complete_in_mlflow(folder: Path, context: Context) -> None:
     """
     if read_state(folder).get(IN_MLFLOW, True):
         return
-    uri = default_uri(context.root)
     try:
-        done = sync_run(Journal(folder / "journal.jsonl"), uri=uri, root=context.root, ended="FINISHED")
-        send_model(done.run_id, uri=uri, folder=folder / "model")
+        complete(folder, root=context.root)
     except TrackingError as error:
         context.say(f"warning: {folder}: {error}")
         return
-    RunFolder(folder, resumed=True).set_state(mlflow_run_id=done.run_id, **{IN_MLFLOW: True})
     context.say(f"completed in MLflow: {folder}")
 
 

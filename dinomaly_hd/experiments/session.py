@@ -12,7 +12,7 @@ from dinomaly_hd.data.store import ImageStore
 from dinomaly_hd.errors import CheckpointError
 from dinomaly_hd.experiments.context import Context
 from dinomaly_hd.experiments.ready import Ready
-from dinomaly_hd.experiments.run_folder import CHECKPOINTS, RunFolder, read_state
+from dinomaly_hd.experiments.run_folder import CHECKPOINTS, IN_MLFLOW, RunFolder, read_state
 from dinomaly_hd.files import publish_json
 from dinomaly_hd.journal import Journal
 from dinomaly_hd.tracking import Tracker, default_uri
@@ -21,8 +21,6 @@ from dinomaly_hd.training.fit import resolve_device
 
 Positions = npt.NDArray[np.int64]
 KEPT_IMAGES_BYTES = 2 * 1024**3
-IN_MLFLOW = "in_mlflow"
-"""In run.json: whether MLflow has all of the run."""
 START_TIMEOUT_S, CLOSE_TIMEOUT_S = 60.0, 120.0
 NO_LABEL = "-"
 LONGEST_NAME = 200

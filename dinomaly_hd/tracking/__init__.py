@@ -2,6 +2,7 @@
 
 import os
 
+from dinomaly_hd.tracking.outbox import OUTBOX_NAME
 from dinomaly_hd.tracking.pages import (
     artifact_page,
     artifact_picture,
@@ -12,7 +13,13 @@ from dinomaly_hd.tracking.pages import (
 )
 from dinomaly_hd.tracking.report_log import LoggedReport, ReportRun, add_report, log_report
 from dinomaly_hd.tracking.search import RUN_ID, Recorded, RunStore, StoredRun, recorded
-from dinomaly_hd.tracking.store import close_stale_runs, default_uri, prepare_store
+from dinomaly_hd.tracking.store import (
+    close_all_stale_runs,
+    close_stale_runs,
+    default_uri,
+    prepare_store,
+    server_answers,
+)
 from dinomaly_hd.tracking.sync import SyncReport, sync_run
 from dinomaly_hd.tracking.tracker import Tracker
 
@@ -30,6 +37,7 @@ for _name, _value in _DEFAULTS.items():
     os.environ.setdefault(_name, _value)
 
 __all__ = [
+    "OUTBOX_NAME",
     "RUN_ID",
     "LoggedReport",
     "Recorded",
@@ -42,6 +50,7 @@ __all__ = [
     "artifact_page",
     "artifact_picture",
     "charts_page",
+    "close_all_stale_runs",
     "close_stale_runs",
     "compare_page",
     "default_uri",
@@ -49,6 +58,7 @@ __all__ = [
     "members_line",
     "prepare_store",
     "recorded",
+    "server_answers",
     "sync_run",
     "these_runs",
 ]

@@ -170,6 +170,24 @@ def close_stale_runs(client: "MlflowClient", experiment_id: str) -> list[str]:
             return closed
 
 
+def close_all_stale_runs(uri: str) -> list[str]:
+    """Do so in every experiment of a store.
+
+    Raises:
+        TrackingError: The store does not answer.
+    """
+    load_mlflow(uri)
+    try:
+        client = client_for(uri)
+        return [
+            run_id
+            for experiment in client.search_experiments()
+            for run_id in close_stale_runs(client, experiment.experiment_id)
+        ]
+    except Exception as error:
+        raise TrackingError(f"MLflow at {uri}: {first_line(error)}") from error
+
+
 def _left_behind(run: "Run", mine: dict[str, str]) -> bool:
     tags = run.data.tags
     if run.info.status != "RUNNING" or not {"pid", "pid_started", "heartbeat"} <= tags.keys():
