@@ -2,15 +2,14 @@
 
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from typing import Literal
 
 from dinomaly_hd import provenance
 from dinomaly_hd.errors import DinomalyHDError, Interrupted, Pruned
 from dinomaly_hd.experiments.context import Context
 from dinomaly_hd.experiments.run_folder import IN_MLFLOW, RunFolder
-from dinomaly_hd.experiments.session import CLOSE_TIMEOUT_S, START_TIMEOUT_S
+from dinomaly_hd.experiments.session import START_TIMEOUT_S, close_both
 from dinomaly_hd.journal import Journal
-from dinomaly_hd.tracking import Tracker, default_uri
+from dinomaly_hd.tracking import Status, Tracker, default_uri
 
 
 @contextmanager
@@ -54,7 +53,7 @@ def open_page(
     run_id = tracker.start(timeout_s=START_TIMEOUT_S)
     if run_id is not None:
         folder.set_state(mlflow_run_id=run_id)
-    status: Literal["FINISHED", "FAILED", "KILLED"] = "FAILED"
+    status: Status = "FAILED"
     try:
         yield tracker
         status = "FINISHED"
@@ -69,9 +68,7 @@ def open_page(
         tracker.tags({"error": str(error) if isinstance(error, DinomalyHDError) else repr(error)})
         raise
     finally:
-        folder.set_state(status=status)
-        delivered = tracker.close(status, timeout_s=CLOSE_TIMEOUT_S)
-        folder.set_state(**{IN_MLFLOW: delivered})
+        delivered = close_both(folder, tracker, status, say=context.say)
     if delivered and context.parent_run_id is None:
         context.say(f"MLflow run: {tracker.url()}")
         context.say("            (`make ui` starts these pages)")

@@ -1,7 +1,8 @@
 """One run at work: its folder, journal and tracker, and what MLflow is told of it."""
 
 import json
-from typing import Any, Literal
+from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -9,13 +10,13 @@ import numpy.typing as npt
 from dinomaly_hd import provenance
 from dinomaly_hd.config import SOURCE_TEST, RunConfig, TrainingConfig, flatten
 from dinomaly_hd.data.store import ImageStore
-from dinomaly_hd.errors import CheckpointError
+from dinomaly_hd.errors import CheckpointError, OutputError
 from dinomaly_hd.experiments.context import Context
 from dinomaly_hd.experiments.ready import Ready
 from dinomaly_hd.experiments.run_folder import CHECKPOINTS, IN_MLFLOW, RunFolder, read_state
 from dinomaly_hd.files import publish_json
 from dinomaly_hd.journal import Journal
-from dinomaly_hd.tracking import Tracker, default_uri
+from dinomaly_hd.tracking import Status, Tracker, default_uri
 from dinomaly_hd.training.checkpoint import Checkpoint, check_belongs, newest
 from dinomaly_hd.training.fit import resolve_device
 
@@ -119,14 +120,11 @@ class Session:
         self.tracker.artifact(path)
         self._describe()
 
-    def close(self, status: Literal["FINISHED", "FAILED", "KILLED"], *, error: str | None = None) -> None:
+    def close(self, status: Status, *, error: str | None = None) -> None:
         """End the run in both places and say where to look."""
         if error is not None:
             self.tracker.tags({"error": error})
-        self.folder.set_state(status=status)
-        self.journal.sync()
-        delivered = self.tracker.close(status, timeout_s=CLOSE_TIMEOUT_S)
-        self.folder.set_state(**{IN_MLFLOW: delivered})
+        delivered = close_both(self.folder, self.tracker, status, say=self.context.say)
         if delivered and status == "FINISHED":
             self.context.say(f"MLflow run:   {self.tracker.url()}")
             if self.context.parent_run_id is None:
@@ -188,6 +186,24 @@ class Session:
             **provenance.git_facts(self.context.root),
             **self.context.tags,
         }
+
+
+def close_both(folder: RunFolder, tracker: Tracker, status: Status, *, say: Callable[[str], None]) -> bool:
+    """End a run in its folder and in MLflow, and return whether MLflow has all of it.
+
+    A folder that cannot be written any more, on a full disk, keeps MLflow from nothing.
+    """
+
+    def note(**values: Any) -> None:
+        try:
+            folder.set_state(**values)
+        except OutputError as error:
+            say(f"warning: {error}")
+
+    note(status=status)
+    delivered = tracker.close(status, timeout_s=CLOSE_TIMEOUT_S)
+    note(**{IN_MLFLOW: delivered})
+    return delivered
 
 
 def trained_domains(session: Session) -> set[str]:

@@ -6,7 +6,7 @@ from typing import NamedTuple
 
 import filelock
 
-from dinomaly_hd.errors import TrackingError
+from dinomaly_hd.errors import DinomalyHDError
 from dinomaly_hd.experiments.run_folder import (
     FINISHED,
     IN_MLFLOW,
@@ -89,7 +89,7 @@ def synchronise(
         except filelock.Timeout:
             at_work += 1
             say(f"{folder}: at work, left alone")
-        except TrackingError as error:
+        except (DinomalyHDError, OSError) as error:  # a damaged or read-only folder does not stop the rest
             refused += 1
             say(f"{folder}: {error}")
         else:

@@ -21,7 +21,7 @@ from dinomaly_hd.tracking.store import (
     server_answers,
 )
 from dinomaly_hd.tracking.sync import SyncReport, sync_run
-from dinomaly_hd.tracking.tracker import Tracker
+from dinomaly_hd.tracking.tracker import Status, Tracker
 
 # MLflow's defaults let one call to a dead server take 246 s, and repeating a request whose answer was lost
 # makes a second run; the tracker repeats by itself, so each request may fail at once. Its own link to a run
@@ -43,6 +43,7 @@ __all__ = [
     "Recorded",
     "ReportRun",
     "RunStore",
+    "Status",
     "StoredRun",
     "SyncReport",
     "Tracker",

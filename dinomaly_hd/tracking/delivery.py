@@ -179,10 +179,17 @@ class Delivery:
         self.client.log_inputs(self.run_id, datasets=[DatasetInput(dataset, tags)])
 
     def _existing(self, path: str) -> Path:
-        """Return a path that was noted relative to the run folder, wherever that folder lies now."""
-        found = self._journal.path.parent / path
+        """Return a path that was noted relative to the run folder, wherever that folder lies now.
+
+        A folder may come from elsewhere: nothing outside of it is sent, whatever its notes or links say.
+        """
+        folder = self._journal.path.parent.resolve()
+        found = folder / path
         if not found.exists():
             raise FileNotFoundError(f"{found} is gone")
+        for each in (found, *(found.rglob("*") if found.is_dir() else ())):
+            if not each.resolve().is_relative_to(folder):
+                raise PermissionError(f"{each} leads out of the run folder {folder}: not sent")
         return found
 
 

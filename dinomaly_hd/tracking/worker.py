@@ -65,7 +65,8 @@ class Worker:
             TrackingError: The store answers with a refusal.
         """
         self._thread.start()
-        self._settled.wait(timeout_s)
+        if server_answers(self._uri, timeout_s=GRACE_S):  # else the thread goes on trying beside the run
+            self._settled.wait(timeout_s)
         if self._refusal is not None:
             raise self._refusal
 

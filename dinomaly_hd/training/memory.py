@@ -11,8 +11,11 @@ from dinomaly_hd.errors import OutOfMemory
 Result = TypeVar("Result")
 
 LONGEST_REASON = 240
-CPU_REFUSALS = ("DefaultCPUAllocator", "can't allocate memory")
-"""What PyTorch says in a plain RuntimeError when the host has no memory left."""
+REFUSALS = (
+    *("DefaultCPUAllocator", "can't allocate memory"),
+    *("CUDA error: out of memory", "CUBLAS_STATUS_ALLOC_FAILED", "CUDNN_STATUS_ALLOC_FAILED"),
+)
+"""What PyTorch says in a plain RuntimeError when the host, or a library on the GPU, has no memory left."""
 
 
 def named_when_exhausted(
@@ -45,7 +48,7 @@ def is_exhaustion(error: BaseException) -> bool:
     """Tell whether an error says that there is no memory left."""
     if isinstance(error, torch.OutOfMemoryError | MemoryError):
         return True
-    return isinstance(error, RuntimeError) and any(words in str(error) for words in CPU_REFUSALS)
+    return isinstance(error, RuntimeError) and any(words in str(error) for words in REFUSALS)
 
 
 def way_out(batch_size: int | None) -> str:

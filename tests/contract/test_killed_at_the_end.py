@@ -6,8 +6,7 @@ import pytest
 
 from dinomaly_hd.experiments import run_record
 from dinomaly_hd.experiments.context import Context
-from dinomaly_hd.experiments.run_folder import RunFolder, read_state
-from dinomaly_hd.experiments.run_folder import IN_MLFLOW
+from dinomaly_hd.experiments.run_folder import IN_MLFLOW, RunFolder, read_state
 from dinomaly_hd.experiments.training_run import Outcome, execute
 from dinomaly_hd.flags import resolve_model
 from dinomaly_hd.tracking import default_uri

@@ -30,7 +30,14 @@ def test_a_refusal_of_the_host_names_the_next_batch_size() -> None:
     assert caught.value.exit_code == 75
 
 
-@pytest.mark.parametrize("error", [MemoryError(), torch.OutOfMemoryError("CUDA out of memory. Tried ...")])
+@pytest.mark.parametrize(
+    "error",
+    [
+        MemoryError(),
+        torch.OutOfMemoryError("CUDA out of memory. Tried ..."),
+        RuntimeError("CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(handle)`"),
+    ],
+)
 def test_refusals_of_python_and_of_the_gpu_are_named_too(error: Exception) -> None:
     def work() -> None:
         raise error

@@ -1,0 +1,136 @@
+"""Drill 18: a GPU or a host without memory left, refused by the real allocator or as CUDA says it."""
+
+import contextlib
+import io
+import json
+import warnings
+import weakref
+from collections.abc import Callable
+from itertools import product
+from pathlib import Path
+from typing import Any, NamedTuple
+from unittest import mock
+
+import torch
+from optuna.trial import TrialState
+
+from benchmarks.drills.studies import joined, run_trials
+from benchmarks.drills.tally import Drill, Tally
+from dinomaly_hd.models.dinomaly import Dinomaly
+from dinomaly_hd.training.memory import named_when_exhausted
+from dinomaly_hd.tuning.worker import Attempt
+from entry_points import horizontal
+from entry_points.common import exit_code
+
+TOO_MUCH = 2**60
+TRY_AGAIN = 75
+BATCH = 6
+FLAGS = {
+    "seed": "42",
+    "preset": "quick",
+    "simulate_size": "tiny",
+    "image_size": "64",
+    "decoder_depth": "2",
+    "batch_size": str(BATCH),
+    "max_steps": "6",
+    "maps_per_group": "0",
+    "gpu": "cpu",
+    "feature_gb": "0",
+}
+
+
+class Held:
+    """Something that the failed work holds."""
+
+
+class Case(NamedTuple):
+    """Where memory runs out, at which call there, and who refuses."""
+
+    place: str
+    call: int
+    refusal: str
+
+
+PLACES = ("encode", "training_loss", "score")
+CASES = [Case(place, call, refusal) for call, place, refusal in product((0, 1, 2), PLACES, ("host", "gpu"))]
+
+
+def refuse(refusal: str) -> None:
+    """Run out of memory."""
+    if refusal == "host":
+        torch.empty(TOO_MUCH)
+    raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB. GPU 0 has a total capacity")
+
+
+def _run(folder: Path, case: Case) -> str | None:
+    """Start a run that runs out of memory, and return what was wrong about its end."""
+    held: list[weakref.ref[Held]] = []
+    original: Callable[..., Any] = getattr(Dinomaly, case.place)
+    calls = 0
+
+    def failing(self: Dinomaly, *given: Any, **options: Any) -> Any:
+        nonlocal calls
+        calls += 1
+        if calls == case.call + 1:
+            something = Held()
+            held.append(weakref.ref(something))
+            refuse(case.refusal)
+        return original(self, *given, **options)
+
+    flags = {**FLAGS, "result_dir": str(folder / "results")}
+    errors = io.StringIO()
+    uri = {"MLFLOW_TRACKING_URI": f"sqlite:///{folder.parent / 'mlflow.db'}"}
+    with (
+        mock.patch.object(Dinomaly, case.place, failing),
+        mock.patch.dict("os.environ", uri),
+        contextlib.redirect_stdout(io.StringIO()),
+        contextlib.redirect_stderr(errors),
+        warnings.catch_warnings(),
+    ):
+        warnings.simplefilter("ignore")
+        code = exit_code(horizontal.main, [f"--{name}={value}" for name, value in flags.items()])
+    if not held:
+        return "the place was never reached"
+    (state,) = (json.loads(path.read_text()) for path in (folder / "results").glob("horizontal/*/run.json"))
+    if code != TRY_AGAIN or state["status"] != "FAILED":
+        return f"exit code {code}, status {state['status']}"
+    if f"try batch_size={BATCH // 2}" not in errors.getvalue():
+        return f"no next batch size in {errors.getvalue()!r}"
+    return None if held[0]() is None else "what the failed work held is not free"
+
+
+def _in_a_study(folder: Path, refusal: str) -> str | None:
+    """Let the first trial of a study run out of memory, and return what was wrong about the study's end."""
+    seen: list[int] = []
+
+    def evaluate(attempt: Attempt) -> list[float]:
+        seen.append(attempt.number)
+        if len(seen) == 1:
+            named_when_exhausted(lambda: refuse(refusal), device=torch.device("cpu"), batch_size=BATCH)
+        return [float(attempt.point["row_p"])]
+
+    run_trials(folder, evaluate, trials=3)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        trials = joined(folder, trials=3).study.get_trials()
+    pruned = [trial for trial in trials if trial.state == TrialState.PRUNED]
+    unfinished = [trial for trial in trials if not trial.state.is_finished()]
+    fine = len(pruned) == 1 and not unfinished and seen.count(seen[0]) == 1
+    return None if fine else f"{len(pruned)} pruned, {len(unfinished)} unfinished, tried {seen}"
+
+
+def exhausted(folder: Path, full: bool) -> Tally:
+    """Run out of memory while encoding, training and scoring, and in a study."""
+    tally = Tally()
+    for number, case in enumerate(CASES if full else [CASES[0], CASES[3], CASES[4]]):
+        own = folder / f"run{number}"
+        own.mkdir()
+        tally.add(f"{case.place}, call {case.call}, {case.refusal}", _run(own, case))
+    for refusal in ("host", "gpu") if full else ("gpu",):
+        own = folder / f"study_{refusal}"
+        own.mkdir()
+        tally.add(f"a study, {refusal}", _in_a_study(own, refusal))
+    return tally
+
+
+DRILLS = (Drill(18, "out of memory: the next size to try", exhausted),)

@@ -1,0 +1,114 @@
+"""Drill 13: workers of a study that are killed in the midst of their trials."""
+
+import contextlib
+import multiprocessing
+import os
+import random
+import signal
+import time
+import warnings
+from collections.abc import Callable, Sequence
+from multiprocessing.process import BaseProcess
+from pathlib import Path
+
+from optuna.trial import TrialState
+
+from benchmarks.drills.tally import Drill, Tally
+from dinomaly_hd.config import RunConfig
+from dinomaly_hd.flags import resolve_config
+from dinomaly_hd.tuning.methods import Pruning
+from dinomaly_hd.tuning.queue import chain_of
+from dinomaly_hd.tuning.space import make_space
+from dinomaly_hd.tuning.storage import address_of
+from dinomaly_hd.tuning.study import Joined, Terms, join
+from dinomaly_hd.tuning.worker import Attempt, work
+
+HEARTBEAT_S, TRIAL_S = 1, 0.5
+BUDGET_S = 240
+
+
+def _build(text: str) -> RunConfig:
+    return resolve_config(text, {"preset": "quick", "seed": "42"})
+
+
+def joined(folder: Path, *, trials: int) -> Joined:
+    """Make or join a study of one value in a SQLite file of ``folder``."""
+    space = make_space(("row_p",), base="F", build=_build, check=lambda _: None)
+    return join(
+        "killed",
+        address_of(f"sqlite:///{folder / 'optuna.db'}", root=folder),
+        trials=trials,
+        objectives=1,
+        pruning=Pruning("none", seeds=1, objectives=1, steps=4, watched=True),
+        terms=Terms("drill", {"space": "row_p"}),
+        references={name: space.native(point) for name, point in space.references().items()},
+        parent=lambda known: known or "run-1",
+        heartbeat_s=HEARTBEAT_S,
+    )
+
+
+def run_trials(folder: Path, evaluate: Callable[[Attempt], Sequence[float]], *, trials: int) -> None:
+    """Work at the study until it is over, without Optuna's remarks."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        work(
+            joined(folder, trials=trials),
+            trials=trials,
+            space=make_space(("row_p",), base="F", build=_build, check=lambda _: None),
+            sampler="random",
+            seed=13,
+            evaluate=evaluate,
+            tick=lambda: None,
+            on_count=lambda _: None,
+        )
+
+
+def row_p(attempt: Attempt) -> list[float]:
+    """Return the searched value as the objective, after a while."""
+    time.sleep(TRIAL_S)
+    return [float(attempt.point["row_p"])]
+
+
+def _worker(folder: Path, trials: int) -> None:
+    run_trials(folder, row_p, trials=trials)
+
+
+def killed_workers(folder: Path, full: bool) -> Tally:
+    """Kill half of the workers at work: the rest finish the study, each trial once, none stays RUNNING."""
+    count, trials = (20, 40) if full else (4, 8)
+    context, moments = multiprocessing.get_context("spawn"), random.Random(13)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        study = joined(folder, trials=trials).study
+    workers: list[BaseProcess] = [
+        context.Process(target=_worker, args=(folder, trials)) for _ in range(count)
+    ]
+    for worker in workers:
+        worker.start()
+    end = time.monotonic() + BUDGET_S
+    while time.monotonic() < end and not study.get_trials(states=(TrialState.RUNNING,)):
+        time.sleep(0.05)
+    doomed = moments.sample(workers, count // 2)
+    for worker in doomed:
+        time.sleep(moments.uniform(0, 2 * TRIAL_S / count))
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(worker.pid or 0, signal.SIGKILL)
+    for worker in workers:
+        worker.join(timeout=max(0.0, end - time.monotonic()))
+    tally, killed = Tally(), sum(worker.exitcode == -signal.SIGKILL for worker in doomed)
+    for number, worker in enumerate(workers):
+        if worker not in doomed:
+            ended = worker.exitcode == 0
+            tally.add(f"worker {number}", None if ended else f"exit code {worker.exitcode}")
+            if not ended:
+                worker.kill()
+    complete = [chain_of(t) for t in study.get_trials(states=(TrialState.COMPLETE,))]
+    running = len(study.get_trials(states=(TrialState.RUNNING,)))
+    once = len(set(complete)) == len(complete)
+    tally.add("finished trials", None if len(complete) == trials and once else f"{len(complete)} of {trials}")
+    tally.add("trials left RUNNING", None if running == 0 else str(running))
+    tally.note = f"{killed} of {count} workers killed, {len(complete)} of {trials} trials finished"
+    return tally
+
+
+DRILLS = (Drill(13, "a dead Optuna worker's trial is tried again", killed_workers),)

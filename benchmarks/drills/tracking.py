@@ -1,0 +1,178 @@
+"""Drills 11 and 12: a tracking server that dies, and one SQLite file that many start on at once."""
+
+import contextlib
+import multiprocessing
+import os
+import random
+import socket
+import subprocess
+import sys
+import time
+import urllib.request
+from collections.abc import Callable, Iterator
+from multiprocessing.process import BaseProcess
+from pathlib import Path
+
+from benchmarks.drills.tally import Drill, Tally
+from dinomaly_hd.journal import Journal
+from dinomaly_hd.tracking import Tracker, prepare_store, sync_run
+from dinomaly_hd.tracking.store import client_for
+
+EXPERIMENT = "drills"
+POINTS, POINT_S = 60, 0.05
+MOST_LOST_S = 5.0
+START_S, CLOSE_S = 60.0, 120.0
+STARTERS, POINTS_EACH = 8, 30
+
+
+def free_port() -> int:
+    """Return a port of this machine that nothing listens on."""
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", 0))
+        return int(listener.getsockname()[1])
+
+
+@contextlib.contextmanager
+def server(folder: Path, port: int) -> Iterator["subprocess.Popen[bytes]"]:
+    """Run MLflow's tracking server on a database of ``folder`` until the block ends or it is killed."""
+    command = [sys.executable, "-m", "mlflow", "server", "--workers", "1", "--host", "127.0.0.1"]
+    command += ["--port", str(port), "--backend-store-uri", f"sqlite:///{folder / 'server.db'}"]
+    command += ["--artifacts-destination", str(folder / "artifacts")]
+    environment = {**os.environ, "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false"}
+    environment.pop("MLFLOW_TRACKING_URI", None)
+    with (folder / "server.log").open("ab") as log:
+        process = subprocess.Popen(command, stdout=log, stderr=log, env=environment, start_new_session=True)
+    try:
+        _wait_until_healthy(f"http://127.0.0.1:{port}/health", process)
+        yield process
+    finally:
+        kill(process)
+
+
+def kill(process: "subprocess.Popen[bytes]") -> None:
+    """Send SIGKILL to a process and all that it started."""
+    with contextlib.suppress(ProcessLookupError):
+        os.killpg(process.pid, 9)
+    process.wait()
+
+
+def _wait_until_healthy(url: str, process: "subprocess.Popen[bytes]") -> None:
+    end = time.monotonic() + 90
+    while time.monotonic() < end and process.poll() is None:
+        with contextlib.suppress(OSError), urllib.request.urlopen(url, timeout=1):
+            return
+        time.sleep(0.1)
+    raise RuntimeError("the tracking server did not start")
+
+
+def _logged(folder: Path, uri: str, *, at: int, event: Callable[[], None]) -> float:
+    """Log a run of ``POINTS`` steps, let ``event`` happen at step ``at``, and return the seconds lost."""
+    run = Tracker(
+        Journal(folder / "journal.jsonl"),
+        uri=uri,
+        experiment=EXPERIMENT,
+        run_name=folder.name,
+        tags={},
+        root=folder.parent,
+        system_metrics=False,
+    )
+    run.start(timeout_s=START_S)
+    spent = 0.0
+    for step in range(POINTS):
+        if step == at:
+            event()
+        began = time.monotonic()
+        run.metrics({"train/loss": step / 7}, step=step)
+        spent += time.monotonic() - began
+        time.sleep(POINT_S)
+    began = time.monotonic()
+    run.close("FINISHED", timeout_s=CLOSE_S)
+    return spent + time.monotonic() - began
+
+
+def outages(folder: Path, full: bool) -> Tally:
+    """Kill a real server at random steps: the run ends in time, one later sync leaves no hole, no double."""
+    tally, moments = Tally(), random.Random(11)
+    port, longest = free_port(), 0.0
+    uri = f"http://127.0.0.1:{port}"
+    for number in range(10 if full else 1):
+        run_folder = folder / f"run{number}"
+        run_folder.mkdir()
+        at = moments.randrange(POINTS)
+        with server(folder, port) as process:
+            lost = _logged(run_folder, uri, at=at, event=lambda: kill(process))
+        longest = max(longest, lost)
+        with server(folder, port):
+            tally.add(f"killed at step {at}", _whole_after_sync(run_folder, uri, lost=lost))
+    tally.note = f"at most {longest:.1f} s lost"
+    return tally
+
+
+def _whole_after_sync(folder: Path, uri: str, *, lost: float) -> str | None:
+    first = sync_run(Journal(folder / "journal.jsonl"), uri=uri, root=folder.parent)
+    second = sync_run(Journal(folder / "journal.jsonl"), uri=uri, root=folder.parent)
+    client = client_for(uri)
+    history = [(p.step, p.value) for p in client.get_metric_history(first.run_id, "train/loss")]
+    if history != [(step, step / 7) for step in range(POINTS)]:
+        return f"MLflow has {len(history)} points of {POINTS}, or others"
+    if second.points or second.operations:
+        return f"a second sync sent {second.points} points again"
+    if client.get_run(first.run_id).info.status != "FINISHED":
+        return "the run is not marked FINISHED"
+    return None if lost < MOST_LOST_S else f"{lost:.1f} s lost"
+
+
+def _starter(folder: Path, number: int) -> None:
+    uri = f"sqlite:///{folder / 'mlflow.db'}"
+    prepare_store(uri, experiment=EXPERIMENT, root=folder)
+    own = folder / f"starter{number}"
+    own.mkdir()
+    run = Tracker(
+        Journal(own / "journal.jsonl"),
+        uri=uri,
+        experiment=EXPERIMENT,
+        run_name=own.name,
+        tags={},
+        root=folder,
+        system_metrics=False,
+    )
+    run.start(timeout_s=START_S)
+    for step in range(POINTS_EACH):
+        run.metrics({"train/loss": float(step)}, step=step)
+    delivered = run.close("FINISHED", timeout_s=CLOSE_S)
+    sys.exit(0 if delivered else 1)
+
+
+def starters(folder: Path, full: bool) -> Tally:
+    """Start many processes at once on a fresh SQLite file: all live, and every point arrives."""
+    context = multiprocessing.get_context("spawn")
+    count = STARTERS if full else STARTERS // 2
+    processes: list[BaseProcess] = [
+        context.Process(target=_starter, args=(folder, number)) for number in range(count)
+    ]
+    for process in processes:
+        process.start()
+    for process in processes:
+        process.join(timeout=300)
+    client = client_for(f"sqlite:///{folder / 'mlflow.db'}")
+    experiment = client.get_experiment_by_name(EXPERIMENT)
+    runs = (
+        {}
+        if experiment is None
+        else {r.info.run_name: r for r in client.search_runs([experiment.experiment_id])}
+    )
+    tally, points = Tally(), 0
+    for number, process in enumerate(processes):
+        run = runs.get(f"starter{number}")
+        here = 0 if run is None else len(client.get_metric_history(run.info.run_id, "train/loss"))
+        points += here
+        fine = process.exitcode == 0 and here == POINTS_EACH
+        tally.add(f"starter {number}", None if fine else f"exit code {process.exitcode}, {here} points")
+    tally.note = f"{points} of {count * POINTS_EACH} points"
+    return tally
+
+
+DRILLS = (
+    Drill(11, "a tracking outage costs telemetry only", outages),
+    Drill(12, "one SQLite file, many starters", starters),
+)
