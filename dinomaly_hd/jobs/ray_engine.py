@@ -141,7 +141,6 @@ def _connect(ray: Any, *, slots: int | None, address: str) -> None:
             ray.init(address=address, **told)
         else:
             told |= {"include_dashboard": False, "object_store_memory": STORE_BYTES}
-            told["_node_ip_address"] = "127.0.0.1"  # Ray's own choice is the network's address
             ray.init(address=OF_ITS_OWN, num_cpus=slots, **told)
     except (OSError, ValueError, RuntimeError) as error:
         raise ConfigError(f"ray_address={address or 'auto'}: {str(error).strip().splitlines()[0]}") from error

@@ -515,3 +515,20 @@ def test_a_bad_store_or_experiment_is_one_error(uri: str, tmp_path: Path) -> Non
 def test_a_bad_experiment_stops_the_start(uri: str, folder: Path) -> None:
     with pytest.raises(TrackingError, match="experiment ''"):
         tracker(folder, uri, experiment="").start(timeout_s=30)
+
+
+def test_a_foreign_folder_sends_nothing_from_outside_of_it(uri: str, folder: Path) -> None:
+    secret = folder.parent / "secret.txt"
+    secret.write_text("secret")
+    (folder / "link.txt").symlink_to(secret)
+    (folder / "plots").mkdir()
+    (folder / "plots" / "link.txt").symlink_to(secret)
+    run = tracker(folder, uri)
+    run_id = run.start(timeout_s=30)
+    for path in (secret, folder / ".." / "secret.txt"):
+        run.artifact(path)
+    run._add("artifact", path="../secret.txt", folder=None)
+    run._add("artifact", path="link.txt", folder=None)
+    run.artifacts(folder / "plots", folder="plots")
+    assert not run.close("FINISHED", timeout_s=30), "what was refused is not delivered"
+    assert client_for(uri).list_artifacts(str(run_id)) == []

@@ -1,0 +1,205 @@
+"""Hundreds of runs in a row on one tracking server, with kills and server restarts: does anything leak or get lost?
+
+    python -m benchmarks.soak               # 200 runs, two at a time; about forty minutes on two cores
+    python -m benchmarks.soak --runs 20
+
+Tiny trainings, each with a seed of its own, log to one MLflow server on one SQLite file. A quarter of them is
+killed by SIGKILL at a random moment and started again; the server is killed and started anew after every 20
+runs, in their midst. In the end `sync` runs once. Then every point of every journal must be in MLflow exactly
+once, no process and no temporary file may be left, and the server's memory and open files must not have
+grown. Writes benchmarks/results/soak.json.
+"""
+
+import argparse
+import json
+import os
+import random
+import subprocess
+import sys
+import tempfile
+import time
+from collections import Counter
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+from typing import Any
+
+import psutil
+
+from benchmarks.drills.tracking import free_port, server
+from dinomaly_hd.files import TEMPORARY_PREFIX, publish_json
+from dinomaly_hd.journal import Journal
+from dinomaly_hd.tracking.store import client_for
+
+ROOT = Path(__file__).resolve().parent.parent
+RESULTS = Path(__file__).parent / "results"
+PARALLEL, RESTART_EVERY, KILLED_SHARE = 2, 20, 0.25
+LONGEST_S = 600
+MARK = "DINOMALY_HD_SOAK"
+"""In the environment of all that a soak starts, so that what is left of it is found."""
+FLAGS = {
+    "preset": "quick",
+    "simulate_size": "tiny",
+    "image_size": "64",
+    "decoder_depth": "2",
+    "batch_size": "4",
+    "max_steps": "20",
+    "checkpoint_interval": "4",
+    "maps_per_group": "1",
+    "gpu": "cpu",
+}
+
+
+class Soak:
+    """One soak: its folder, its server's port, and the moments at which runs are killed."""
+
+    def __init__(self, folder: Path, *, seed: int) -> None:
+        self.folder, self.port, self.seed = folder, free_port(), seed
+        self.results = folder / "results"
+        self.environment = {
+            **os.environ,
+            MARK: str(os.getpid()),
+            "MLFLOW_TRACKING_URI": self.uri,
+            "OMP_NUM_THREADS": "1",
+        }
+        self.environment.pop("MLFLOW_RUN_ID", None)
+
+    @property
+    def uri(self) -> str:
+        """Address of the server."""
+        return f"http://127.0.0.1:{self.port}"
+
+    def start(self, module: str, **flags: str) -> "subprocess.Popen[bytes]":
+        """Start an entry point."""
+        told = {"result_dir": str(self.results), **flags}
+        command = [sys.executable, "-m", f"entry_points.{module}", *(f"--{n}={v}" for n, v in told.items())]
+        with (self.folder / "log.txt").open("ab") as log:
+            return subprocess.Popen(command, cwd=ROOT, env=self.environment, stdout=log, stderr=log)
+
+    def run(self, number: int) -> dict[str, Any]:
+        """Do one run, killed once where the dice say so, and return how it ended."""
+        dice = random.Random(f"{self.seed} {number}")
+        kill_after_s = dice.uniform(1, 25) if dice.random() < KILLED_SHARE else None
+        killed = False
+        began = time.monotonic()
+        process = self.start("horizontal", seed=str(number), **FLAGS)
+        if kill_after_s is not None:
+            try:
+                process.wait(timeout=kill_after_s)
+            except subprocess.TimeoutExpired:
+                process.kill()
+                process.wait()
+                killed = True
+                process = self.start("horizontal", seed=str(number), **FLAGS)
+        code = process.wait(timeout=LONGEST_S)
+        return {"code": code, "killed": killed, "seconds": time.monotonic() - began}
+
+
+@contextmanager
+def restarted(soak: Soak, samples: list[dict[str, float]]) -> Iterator[None]:
+    """Run a server for one stretch of runs, killed at its end, and note what it takes after start and at the end."""
+    with server(soak.folder, soak.port) as process:
+        first = usage(process.pid)
+        yield
+        samples.append({**{f"{k}_first": v for k, v in first.items()}, **usage(process.pid)})
+
+
+def usage(pid: int) -> dict[str, float]:
+    """Return memory (MiB) and open files of a process and all below it."""
+    root = psutil.Process(pid)
+    family = [root, *root.children(recursive=True)]
+    return {
+        "mib": sum(each.memory_info().rss for each in family) / 2**20,
+        "files": sum(each.num_fds() for each in family),
+    }
+
+
+def left_over() -> list[str]:
+    """Return the processes that this soak started and that still live."""
+    found = []
+    for process in psutil.process_iter():
+        try:
+            if process.environ().get(MARK) == str(os.getpid()):
+                found.append(" ".join(process.cmdline())[:120])
+        except psutil.Error:
+            continue
+    return found
+
+
+def checked(soak: Soak) -> dict[str, Any]:
+    """Compare every journal with MLflow, point by point."""
+    client = client_for(soak.uri)
+    points = missing = doubled = 0
+    status: Counter[str] = Counter()
+    folders = [path.parent for path in soak.results.glob("horizontal/*/run.json")]
+    for folder in folders:
+        state = json.loads((folder / "run.json").read_text())
+        run = client.get_run(state["mlflow_run_id"])
+        status[f"{state['status']} {run.info.status}"] += 1
+        for name, values in Journal(folder / "journal.jsonl").history().items():
+            there = Counter(point.step for point in client.get_metric_history(run.info.run_id, name))
+            points += len(values)
+            missing += sum(step not in there for step, _ in values)
+            doubled += sum(count > 1 for count in there.values())
+    return {
+        "folders": len(folders),
+        "status": dict(status),
+        "points": points,
+        "points_missing": missing,
+        "points_doubled": doubled,
+    }
+
+
+def soaked(runs: int, *, seed: int, folder: Path) -> dict[str, Any]:
+    """Do the runs and return what is left, lost or grown."""
+    soak, samples = Soak(folder, seed=seed), []
+    began, outcomes = time.monotonic(), []
+    with ThreadPoolExecutor(PARALLEL) as pool:
+        # Runs overlap the restarts: the next stretch's server comes up while they are at work.
+        waiting = [pool.submit(soak.run, number) for number in range(runs)]
+        for first in range(0, runs, RESTART_EVERY):
+            with restarted(soak, samples):
+                for future in waiting[first : first + RESTART_EVERY]:
+                    outcomes.append(future.result())
+            print(f"{len(outcomes)} of {runs} runs, {time.monotonic() - began:.0f} s", flush=True)
+    with ExitStack() as stack:
+        stack.enter_context(server(folder, soak.port))
+        synced = soak.start("sync").wait(timeout=LONGEST_S)
+        found = checked(soak)
+    return {
+        "runs": runs,
+        "seconds": round(time.monotonic() - began),
+        "exit_codes": dict(Counter(str(one["code"]) for one in outcomes)),
+        "killed_and_started_again": sum(one["killed"] for one in outcomes),
+        "server_restarts": len(samples),
+        "sync_exit_code": synced,
+        **found,
+        "processes_left": left_over(),
+        "temporary_files_left": [path.name for path in folder.rglob(f"{TEMPORARY_PREFIX}*")],
+        "server": samples,
+        "seconds_of_first_and_last_tenth": [
+            round(sum(one["seconds"] for one in part) / len(part), 1)
+            for part in (outcomes[: max(1, runs // 10)], outcomes[-max(1, runs // 10) :])
+        ],
+    }
+
+
+def main() -> None:
+    """Soak and write the result."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--runs", type=int, default=200)
+    parser.add_argument("--seed", type=int, default=0)
+    given = parser.parse_args()
+    with tempfile.TemporaryDirectory(prefix="soak-") as folder:
+        result = soaked(given.runs, seed=given.seed, folder=Path(folder))
+    publish_json(RESULTS / "soak.json", result)
+    print(json.dumps({**result, "server": result["server"][-1:]}, indent=2))
+    lost = result["points_missing"] or result["points_doubled"] or result["processes_left"]
+    sys.exit(1 if lost or result["temporary_files_left"] or set(result["exit_codes"]) != {"0"} else 0)
+
+
+if __name__ == "__main__":
+    main()
