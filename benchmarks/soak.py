@@ -1,4 +1,4 @@
-"""Hundreds of runs in a row on one tracking server, with kills and server restarts: does anything leak or get lost?
+"""Hundreds of runs on one tracking server, with kills and restarts: what is lost, what is left, what grows?
 
     python -m benchmarks.soak               # 200 runs, two at a time; about forty minutes on two cores
     python -m benchmarks.soak --runs 20
@@ -21,7 +21,7 @@ import time
 from collections import Counter
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import ExitStack, contextmanager
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -98,7 +98,7 @@ class Soak:
 
 @contextmanager
 def restarted(soak: Soak, samples: list[dict[str, float]]) -> Iterator[None]:
-    """Run a server for one stretch of runs, killed at its end, and note what it takes after start and at the end."""
+    """Run a server for one stretch of runs, killed at its end, and note what it takes at start and end."""
     with server(soak.folder, soak.port) as process:
         first = usage(process.pid)
         yield
@@ -160,11 +160,9 @@ def soaked(runs: int, *, seed: int, folder: Path) -> dict[str, Any]:
         waiting = [pool.submit(soak.run, number) for number in range(runs)]
         for first in range(0, runs, RESTART_EVERY):
             with restarted(soak, samples):
-                for future in waiting[first : first + RESTART_EVERY]:
-                    outcomes.append(future.result())
+                outcomes += [future.result() for future in waiting[first : first + RESTART_EVERY]]
             print(f"{len(outcomes)} of {runs} runs, {time.monotonic() - began:.0f} s", flush=True)
-    with ExitStack() as stack:
-        stack.enter_context(server(folder, soak.port))
+    with server(folder, soak.port):
         synced = soak.start("sync").wait(timeout=LONGEST_S)
         found = checked(soak)
     return {

@@ -1,4 +1,4 @@
-"""Every promise of reliability in its fast size; ``python -m benchmarks.reliability --full`` has the full one."""
+"""Every promise of reliability in its fast size; `python -m benchmarks.reliability --full` has the full."""
 
 from pathlib import Path
 
