@@ -8,6 +8,7 @@ from pathlib import Path
 from dinomaly_hd.data.formats import FORMAT_NAMES, OPENERS, ImageHeader
 from dinomaly_hd.data.hdmap import GROUND_TRUTH, ImageRecord, Manifest
 from dinomaly_hd.data.images import decode_image, printable, read_file
+from dinomaly_hd.data.tree import leads_out
 from dinomaly_hd.errors import ImageError
 
 UNKNOWN = ""
@@ -81,8 +82,9 @@ def image_names(folder: Path) -> list[str]:
     """Return the images below a folder, hidden names and ``ground_truth`` left out, in their bytes' order.
 
     Raises:
-        ImageError: A folder cannot be read.
+        ImageError: A folder cannot be read, or an image is a link that leads out of the folder.
     """
+    resolved = folder.resolve()
 
     def refuse(error: OSError) -> None:
         raise ImageError(f"{printable(str(error.filename))}: cannot be read: {error.strerror}") from error
@@ -92,5 +94,10 @@ def image_names(folder: Path) -> list[str]:
         subfolders[:] = [name for name in subfolders if name[0] != "." and name != GROUND_TRUTH]
         relative = Path(place).relative_to(folder)
         images = [name for name in files if name[0] != "." and Path(name).suffix.lower() in OPENERS]
+        for name in images:
+            if leads_out(resolved, Path(place, name)):
+                raise ImageError(
+                    f"{printable(str(relative / name))}: a link leads out of {printable(str(folder))}"
+                )
         names += [(relative / name).as_posix() for name in images]
     return sorted(names, key=os.fsencode)

@@ -74,3 +74,11 @@ def test_a_broken_picture_is_named(folder: Path, content: bytes | None) -> None:
     with pytest.raises(ImageError, match=r"^b\.tiff: ") as caught:
         read_textures(folder, size=SIZE)
     assert "\n" not in str(caught.value)
+
+
+def test_a_link_out_of_the_folder_is_refused(folder: Path, tmp_path: Path) -> None:
+    outside = tmp_path / "outside.png"
+    outside.write_bytes(next(folder.glob("**/*.png")).read_bytes())
+    (folder / "link.png").symlink_to(outside)
+    with pytest.raises(ImageError, match=r"link\.png: a link leads out of"):
+        read_textures(folder, size=(4, 6))
