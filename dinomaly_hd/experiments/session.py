@@ -16,6 +16,7 @@ from dinomaly_hd.experiments.ready import Ready
 from dinomaly_hd.experiments.run_folder import CHECKPOINTS, IN_MLFLOW, RunFolder, read_state
 from dinomaly_hd.files import publish_json
 from dinomaly_hd.journal import Journal
+from dinomaly_hd.names import as_markdown
 from dinomaly_hd.tracking import Status, Tracker, default_uri
 from dinomaly_hd.training.checkpoint import Checkpoint, check_belongs, newest
 from dinomaly_hd.training.fit import resolve_device
@@ -163,8 +164,9 @@ class Session:
 
     def describe(self, results: str) -> None:
         """Set the description that the run's page shows; ``results`` is Markdown."""
+        domains = as_markdown(", ".join(self.manifest.domains))
         self.tracker.note(
-            f"**{self.run.model.variant}** on {', '.join(self.manifest.domains)}, seed {self.run.seed}\n\n"
+            f"**{self.run.model.variant}** on {domains}, seed {self.run.seed}\n\n"
             f"{results}Repeat it: `{self.context.command}`\n\n"
             f"Run folder: `{self.folder.path}`\n\nConditions: {self.manifest.condition_rule}"
         )

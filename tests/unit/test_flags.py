@@ -6,7 +6,7 @@ import pytest
 
 from dinomaly_hd.config import SegmentBottleneck, TopKLoss, flatten
 from dinomaly_hd.errors import ConfigError
-from dinomaly_hd.flags import config_names, resolve_config, whole_numbers
+from dinomaly_hd.flags import config_names, parse, resolve_config, whole_numbers
 from dinomaly_hd.training.guards import SignalGuard
 from dinomaly_hd.variants import ABLATION, CONFIG_SETS, VARIANTS
 from entry_points import ablation, comparisons
@@ -93,6 +93,13 @@ def test_numbers_are_read_in_their_order() -> None:
     for text in ("", "42,42", "-1", "4.2"):
         with pytest.raises(ConfigError, match="seeds="):
             whole_numbers("seeds", text)
+
+
+@pytest.mark.parametrize("value", ["a\0b", "a\nb", "\x1b[2J", "\u202eb"])
+def test_a_value_with_a_hidden_character_is_refused(value: str) -> None:
+    with pytest.raises(ConfigError, match=r"run_name=.*control or invisible") as raised:
+        parse("horizontal", [f"--run_name={value}"], accepted={"run_name": "its name"}, doc="")
+    assert str(raised.value).isprintable()
 
 
 def test_the_command_of_a_comparison_repeats_it() -> None:
