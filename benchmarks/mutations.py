@@ -1,0 +1,135 @@
+"""Whether the fast drills notice when a guard is gone: each is taken out of a copy and its drill must fail.
+
+    python -m benchmarks.mutations               # all; about half an hour on two cores
+    python -m benchmarks.mutations --only=2,6
+
+Prints the table of CONTRIBUTING.md. Ends with 1 where a drill did not notice.
+"""
+
+import argparse
+import os
+import shutil
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+from typing import NamedTuple
+
+ROOT = Path(__file__).resolve().parent.parent
+COPIED = ("dinomaly_hd", "entry_points", "benchmarks", "tests", "conditions")
+FILES = ("pyproject.toml", "MLproject", "conda.yaml", "requirements.lock")
+TEST = "tests/chaos/test_promises.py"
+LONGEST_S = 420
+
+
+class Mutation(NamedTuple):
+    """A guard and how it is taken out.
+
+    Attributes:
+        promise: Number of the drill that must fail.
+        guard: What it is, in a few words.
+        file: Where it stands.
+        old: Text that stands there once.
+        new: What is put in its place.
+    """
+
+    promise: int
+    guard: str
+    file: str
+    old: str
+    new: str
+
+
+MUTATIONS = (
+    Mutation(
+        11,
+        "a dead server is not waited for at the end",
+        "dinomaly_hd/tracking/worker.py",
+        "rest > 0 and server_answers(self._uri, timeout_s=GRACE_S):",
+        "rest > 0:",
+    ),
+    Mutation(
+        12,
+        "one process at a time makes the tables",
+        "dinomaly_hd/tracking/store.py",
+        'lock = locked(folder / ".mlflow-store.lock", timeout_s=STORE_LOCK_TIMEOUT_S)',
+        "pass",
+    ),
+    Mutation(
+        13,
+        "trials of dead workers are failed and queued again",
+        "dinomaly_hd/tuning/worker.py",
+        "            keeper.mend()\n",
+        "",
+    ),
+    Mutation(
+        18,
+        "running out of memory is recognised",
+        "dinomaly_hd/training/memory.py",
+        "        if not is_exhaustion(error):",
+        "        if True:",
+    ),
+    Mutation(
+        18,
+        "a study gives such a trial up",
+        "dinomaly_hd/tuning/worker.py",
+        "except (Pruned, OutOfMemory) as error:",
+        "except Pruned as error:",
+    ),
+)
+
+
+def noticed(mutation: Mutation) -> bool:
+    """Return whether the promise's fast drill fails on a copy without the guard."""
+    with tempfile.TemporaryDirectory(prefix="mutation-") as name:
+        copy = Path(name)
+        for folder in COPIED:
+            shutil.copytree(
+                ROOT / folder, copy / folder, ignore=shutil.ignore_patterns("__pycache__", "output")
+            )
+        for file in FILES:
+            shutil.copy(ROOT / file, copy / file)
+        path = copy / mutation.file
+        text = path.read_text()
+        assert text.count(mutation.old) == 1, (
+            f"{mutation.file} has {mutation.old!r} {text.count(mutation.old)} times"
+        )
+        path.write_text(text.replace(mutation.old, mutation.new))
+        # The installed package is this checkout's: the copy must come before it.
+        environment = {**os.environ, "PYTHONPATH": str(copy), "OMP_NUM_THREADS": "1"}
+        command = [sys.executable, "-m", "pytest", "-q", "-x", "-p", "no:cacheprovider", TEST]
+        command += ["-k", f"[{mutation.promise}-"]
+        try:
+            done = subprocess.run(
+                command, cwd=copy, env=environment, capture_output=True, text=True, timeout=LONGEST_S
+            )
+        except subprocess.TimeoutExpired:
+            return True
+        assert done.returncode in (0, 1), f"pytest ended with {done.returncode}:\n{done.stdout[-2000:]}"
+        return done.returncode == 1
+
+
+def main() -> None:
+    """Try the mutations and print the table."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--only", default="", help="numbers of promises, comma-separated")
+    given = parser.parse_args()
+    wanted = {int(number) for number in given.only.split(",") if number}
+    lines = ["| # | guard | in | without it |", "|---:|---|---|---|"]
+    unnoticed = 0
+    for mutation in MUTATIONS:
+        if wanted and mutation.promise not in wanted:
+            continue
+        failed = noticed(mutation)
+        unnoticed += not failed
+        result = f"`{TEST}` [{mutation.promise}] fails" if failed else "NOT NOTICED"
+        lines.append(f"| {mutation.promise} | {mutation.guard} | `{mutation.file}` | {result} |")
+        print(lines[-1], flush=True)
+    print("\n" + "\n".join(lines))
+    sys.exit(1 if unnoticed else 0)
+
+
+if __name__ == "__main__":
+    main()
