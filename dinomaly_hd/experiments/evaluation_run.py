@@ -119,9 +119,11 @@ def evaluate_run(
         encoder_digest=session.ready.weights.digest,
     )
     _write_scores(session, normals, table)
+    session.context.guard.check()
     session.context.say("drawing plots and anomaly maps")
     history = session.journal.history()
     _draw(session, examiner, normals, table, history)
+    session.context.guard.check()  # what follows is short, and ends with the whole record
     timing |= {
         "score_s": scored_s,
         "score_images_per_s": (len(test) + len(normals.positions)) / scored_s,

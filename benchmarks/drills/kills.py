@@ -1,0 +1,158 @@
+"""Drills 1 and 4: runs that are killed, or asked to end, at any moment."""
+
+import os
+import random
+import signal
+import time
+from collections.abc import Sequence
+from functools import partial
+from multiprocessing.process import BaseProcess
+from pathlib import Path
+from typing import NamedTuple
+
+from benchmarks.drills import runs
+from benchmarks.drills.tally import Drill, Tally
+from dinomaly_hd.errors import CheckpointError
+from dinomaly_hd.experiments.run_folder import CHECKPOINTS, read_state
+from dinomaly_hd.tracking.store import client_for
+from dinomaly_hd.training import checkpoint as checkpoints
+
+RUNS, MOST_KILLS, SIGNALLED = 50, 3, 20
+LAST_STEP = runs.STEPS - 10
+"""The last step that a moment waits for: what comes later must not be over when it is looked for."""
+KILLED = "KILLED"
+LONGEST_END_S = 60.0
+DELAYS_S = {"start": 1.5, "step": 0.2, "save": 0.0, "score": 0.5, "draw": 1.0}
+"""The places where a process is hit, and the longest delay there."""
+SAID = {"score": b"test images", "draw": b"drawing plots"}
+FAST_KILLS = ("start", "save", "step", "save", "score")
+FAST_SIGNALS = ("step", "score")
+SIGNALS = (signal.SIGTERM, signal.SIGINT)
+
+
+class Moment(NamedTuple):
+    """When a process is hit: once it has done ``step`` steps and comes to ``place``, after ``delay_s``.
+
+    ``place``: start (of the process), step, save (a half-written checkpoint lies there), score, draw.
+    """
+
+    place: str
+    step: int
+    delay_s: float
+
+    def __str__(self) -> str:
+        return f"{self.place} at step {self.step} + {self.delay_s:.2f} s"
+
+
+def _moments(places: Sequence[str], draws: random.Random) -> list[Moment]:
+    """Return moments at these places, in the order in which a run comes to them."""
+    steps = sorted(draws.sample(range(1, LAST_STEP), len(places)))
+    ordered = sorted(places, key=lambda place: list(SAID).index(place) if place in SAID else -1)
+    return [
+        Moment(place, runs.STEPS if place in SAID else step, draws.uniform(0, DELAYS_S[place]))
+        for place, step in zip(ordered, steps, strict=True)
+    ]
+
+
+def _hit(folder: Path, moment: Moment, number: signal.Signals) -> BaseProcess:
+    """Start or go on with a folder's run, signal it at a moment, and return its process when it has ended."""
+    log = runs.log(folder)
+    said = log.stat().st_size if log.exists() else 0
+    process = runs.start(folder)
+    if moment.place != "start":
+        runs.wait_until(lambda: runs.steps_done(folder) >= moment.step, process=process)
+    if moment.place == "save":
+        runs.wait_until(partial(runs.saving, folder), process=process)
+    if moment.place in SAID:
+        runs.wait_until(lambda: SAID[moment.place] in log.read_bytes()[said:], process=process)
+    time.sleep(moment.delay_s)
+    if process.pid is not None and process.is_alive():
+        os.kill(process.pid, number)
+    process.join(timeout=LONGEST_END_S)
+    if process.is_alive():
+        process.kill()
+    return process
+
+
+def _kill(folder: Path, moment: Moment) -> str | None:
+    """Kill a run and return what was wrong about that, or about what is left."""
+    process = _hit(folder, moment, signal.SIGKILL)
+    if process.exitcode != -signal.SIGKILL:
+        return f"came too late: exit code {process.exitcode}"
+    run = runs.run_folder(folder)
+    try:
+        for path in (run / CHECKPOINTS).glob("step_*.pt") if run else ():
+            checkpoints.load(path)
+    except CheckpointError as error:
+        return f"torn: {error}"
+    return None
+
+
+def _killed_run(folder: Path, moments: Sequence[Moment]) -> tuple[list[str | None], int]:
+    """Kill a run at each moment, let it finish, and return each kill's fault and how many hit a save."""
+    faults, in_saves = [], 0
+    for moment in moments:
+        faults.append(_kill(folder, moment))
+        in_saves += runs.saving(folder)
+    try:
+        end = runs.difference(runs.finish(folder), runs.reference(folder.parent.parent))
+    except RuntimeError as error:
+        end = str(error)
+    return [fault or end for fault in faults], in_saves
+
+
+def killed_runs(folder: Path, full: bool) -> Tally:
+    """Kill runs one to three times each; each is to end like one that nothing disturbed, bit by bit."""
+    draws, tally, in_saves = random.Random(1), Tally(), 0
+    plans = (
+        [draws.choices(list(DELAYS_S), k=draws.randint(1, MOST_KILLS)) for _ in range(RUNS)]
+        if full
+        else [FAST_KILLS]
+    )
+    for number, places in enumerate(plans):
+        moments = _moments(places, draws)
+        faults, hits = _killed_run(folder / f"run{number}", moments)
+        in_saves += hits
+        for moment, fault in zip(moments, faults, strict=True):
+            tally.add(f"run {number}, killed at {moment}", fault)
+    tally.note = f"kills of {len(plans)} runs, {in_saves} inside a save"
+    return tally
+
+
+def _end(folder: Path, moment: Moment, number: signal.Signals) -> str | None:
+    """Ask a run to end, and return what was wrong about its end."""
+    process = _hit(folder, moment, number)
+    if process.exitcode != 128 + number:
+        return f"exit code {process.exitcode}"
+    run = runs.run_folder(folder)
+    if run is None:
+        return None if moment.place == "start" else "no run folder"
+    state = read_state(run)
+    if state.get("status") != KILLED:
+        return f"run.json says {state.get('status')}"
+    kept = checkpoints.newest(run / CHECKPOINTS)
+    done, step = runs.steps_done(folder), kept.checkpoint.step if kept.checkpoint else 0
+    if kept.unreadable or not done - 1 <= step <= done:
+        return f"{done} steps done, the checkpoint has {step} {'; '.join(kept.unreadable)}"
+    told = client_for(runs.store(folder)).get_run(state["mlflow_run_id"]).info.status
+    return None if told == KILLED else f"MLflow says {told}"
+
+
+def ended_runs(folder: Path, full: bool) -> Tally:
+    """Send SIGTERM and SIGINT: a checkpoint of the last step, KILLED everywhere, and the run can go on."""
+    draws, tally = random.Random(4), Tally()
+    places = draws.choices(list(DELAYS_S), k=SIGNALLED) if full else FAST_SIGNALS
+    moments = [_moments([place], draws)[0] for place in places]
+    for number, moment in enumerate(moments):
+        sent, own = SIGNALS[number % len(SIGNALS)], folder / f"run{number // len(SIGNALS)}"
+        tally.add(f"{sent.name}, {moment}", _end(own, moment, sent))
+    for own in sorted(folder.glob("run*")):
+        fault = runs.difference(runs.finish(own), runs.reference(folder.parent))
+        tally.failures += [f"{own.name}, gone on with: {fault}"] if fault else []
+    return tally
+
+
+DRILLS = (
+    Drill(1, "killed at any moment, it ends the same bit by bit", killed_runs),
+    Drill(4, "a signal leaves a checkpoint and the name KILLED", ended_runs),
+)

@@ -1,0 +1,199 @@
+"""Drill 5: a loss, a gradient or an input that is not finite, in the midst of a training."""
+
+import math
+import re
+import shutil
+import signal
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+from torch.utils.data import Dataset
+
+from benchmarks.drills.tally import Tally
+from dinomaly_hd.batch import Batch
+from dinomaly_hd.config import RunConfig, with_values
+from dinomaly_hd.errors import Interrupted, NonFiniteError
+from dinomaly_hd.models.detector import Detector, Loss, Prediction
+from dinomaly_hd.presets import quick_dinomaly
+from dinomaly_hd.training import checkpoint as checkpoints
+from dinomaly_hd.training import fit
+from dinomaly_hd.training.checkpoint import Checkpoint
+from dinomaly_hd.training.guards import SignalGuard
+from dinomaly_hd.variants import baseline
+
+WIDTH, IMAGES, BATCH = 6, 10, 4
+STEPS, KINDS = (1, 37, 3000), ("loss", "gradient", "input")
+LEAD = 3
+"""Steps between the checkpoint that a poisoned training goes on from and the poison."""
+
+
+class Poison(NamedTuple):
+    """What is not finite at which step: the loss (NaN), a gradient (infinite), or the input (NaN)."""
+
+    kind: str
+    step: int
+
+
+class _Scale(Detector):
+    """The smallest detector that is trained: a linear map that learns its input."""
+
+    def __init__(self, poison: Poison | None) -> None:
+        super().__init__()
+        self.linear = nn.Linear(WIDTH, WIDTH, bias=False)
+        nn.init.constant_(self.linear.weight, 0.1)
+        self.poison = poison
+
+    def fit_encoder(self, batches: Any) -> None:
+        del batches
+
+    def encode(self, images_BHW: Tensor) -> Tensor:
+        return images_BHW
+
+    def training_loss(self, batch: Batch, *, step: int) -> Loss:
+        assert batch.encoded is not None
+        total = (self.linear(batch.encoded) - batch.encoded).square().mean()
+        if self.poison == ("loss", step):
+            total = total * math.nan
+        if self.poison == ("gradient", step):  # the root's slope at zero; the loss itself stays as it is
+            weight = self.linear.weight.sum()
+            total = total + (weight - weight.detach()).sqrt()
+        return Loss(total, {})
+
+    def score(self, encoded: Tensor) -> Prediction:
+        return Prediction(encoded[:, None], encoded.mean(dim=1))
+
+
+class _Rows(Dataset[Batch]):
+    """Encoded images; ``poisoned`` is the number of the batch that has a NaN in it, counted from 0."""
+
+    def __init__(self, poisoned: int | None) -> None:
+        self.rows = torch.randn(IMAGES, WIDTH, generator=torch.Generator().manual_seed(5))
+        self.poisoned, self.batches = poisoned, 0
+
+    def __getitems__(self, items: Sequence[int]) -> Batch:
+        rows = self.rows[list(items)]
+        if self.batches == self.poisoned:
+            rows[0, 0] = math.nan
+        self.batches += 1
+        return Batch(rows, torch.zeros(len(rows), dtype=torch.int64), rows)
+
+
+class _Heard:
+    """A reporter that remembers how many steps were skipped."""
+
+    skipped = 0.0
+
+    def metrics(self, values: Mapping[str, float], *, step: int) -> None:
+        del step
+        self.skipped = values["train/nonfinite"]
+
+    def sync(self) -> None:
+        pass
+
+
+def _files(step: int) -> str:
+    return f"files of step {step}"
+
+
+def _config(policy: str) -> RunConfig:
+    values = {
+        "max_steps": 2 * max(STEPS),
+        "batch_size": BATCH,
+        "warmup_steps": 0,
+        "checkpoint_interval": 500,
+        "val_check_interval": 0,
+        "on_nonfinite": policy,
+        "gpu": "cpu",
+    }
+    return with_values(quick_dinomaly(baseline()), values)
+
+
+class _Ended(NamedTuple):
+    """How a training ended: its weights, its newest checkpoint, the steps skipped, and the error."""
+
+    weight: Tensor
+    checkpoint: Checkpoint | None
+    skipped: float
+    error: Exception | None
+
+
+def _train(folder: Path, *, policy: str, poison: Poison | None, until: int) -> _Ended:
+    """Go on with the training of a folder until so many steps are done."""
+    resume = checkpoints.newest(folder).checkpoint
+    inputs = poison.step - (resume.step if resume else 0) if poison and poison.kind == "input" else None
+    detector, heard, error = _Scale(poison), _Heard(), None
+    with SignalGuard() as guard:
+
+        def progress(done: int, total: int) -> None:
+            del total
+            if done == until:
+                guard.received = signal.SIGTERM
+
+        try:
+            fit.train(
+                detector,
+                run=_config(policy),
+                data=fit.TrainingData(_Rows(inputs), IMAGES, 0, _files, None),
+                resume=resume,
+                data_digest="data",
+                encoder_digest="encoder",
+                folder=folder,
+                reporter=heard,
+                guard=guard,
+                progress=progress,
+            )
+        except Exception as ended:  # which one is what the drill looks at
+            error = ended
+    weight = detector.linear.weight.detach().clone()
+    return _Ended(weight, checkpoints.newest(folder).checkpoint, heard.skipped, error)
+
+
+def _stopped(ended: _Ended, healthy: Tensor, poison: Poison) -> str | None:
+    """Return what was wrong about a training that was to stop before the poison reached its weights."""
+    if not isinstance(ended.error, NonFiniteError):
+        return f"ended with {ended.error!r}"
+    figures = r"loss \S+, gradient norm (nan|inf), lr \S*[1-9]\S*;"
+    if not re.search(rf"^step {poison.step}: {figures}.*{_files(poison.step)};", str(ended.error)):
+        return f"does not name step, loss, lr and files: {ended.error}"
+    if ended.checkpoint is not None and ended.checkpoint.step > poison.step:
+        return f"a checkpoint of step {ended.checkpoint.step} was written"
+    return None if torch.equal(ended.weight, healthy) else "the weights are not those of the step before"
+
+
+def _skipped(ended: _Ended, healthy: Tensor, poison: Poison) -> str | None:
+    """Return what was wrong about a training that was to leave the poisoned step out."""
+    if not isinstance(ended.error, Interrupted) or ended.checkpoint is None:
+        return f"skipping ended with {ended.error!r}"
+    kept = ended.checkpoint
+    if (kept.step, kept.nonfinite, ended.skipped) != (poison.step + 1, 1, 1):
+        return f"step {kept.step}, {kept.nonfinite} steps skipped, {ended.skipped:g} reported"
+    moments = [value for state in kept.optimizer["state"].values() for value in state.values()]
+    if not all(bool(torch.isfinite(torch.as_tensor(value)).all()) for value in moments):
+        return "the optimizer remembers what is not finite"
+    return None if torch.equal(ended.weight, healthy) else "the skipped step changed the weights"
+
+
+def poisoned_steps(folder: Path, full: bool) -> Tally:
+    """Make loss, gradient or input not finite at early and late steps; both sizes are the same."""
+    del full
+    tally = Tally()
+    for step in STEPS:
+        lead, whole = folder / f"lead{step}", folder / f"healthy{step}"
+        if step > LEAD:
+            _train(lead, policy="stop", poison=None, until=step - LEAD)
+        else:
+            lead.mkdir()
+        shutil.copytree(lead, whole)
+        healthy = _train(whole, policy="stop", poison=None, until=step).weight
+        for kind in KINDS:
+            poison, own = Poison(kind, step), folder / f"{kind}{step}"
+            shutil.copytree(lead, own / "stop")
+            shutil.copytree(lead, own / "skip")
+            stopped = _train(own / "stop", policy="stop", poison=poison, until=step + 1)
+            skipped = _train(own / "skip", policy="skip", poison=poison, until=step + 1)
+            fault = _stopped(stopped, healthy, poison) or _skipped(skipped, healthy, poison)
+            tally.add(f"{kind} at step {step}", fault)
+    return tally

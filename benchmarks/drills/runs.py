@@ -1,0 +1,173 @@
+"""Tiny training runs in processes of their own, and whether two finished ones are the same bit by bit."""
+
+import multiprocessing
+import os
+import sys
+import time
+from collections.abc import Callable, Mapping
+from functools import cache
+from multiprocessing import forkserver
+from multiprocessing.context import ForkServerContext
+from multiprocessing.process import BaseProcess
+from pathlib import Path
+from unittest import mock
+
+import pandas as pd
+import torch
+from safetensors.torch import load_file
+
+from dinomaly_hd.experiments.run_folder import CHECKPOINTS, FINISHED, RESULTS, all_runs, read_state
+from dinomaly_hd.files import TEMPORARY_PREFIX
+from dinomaly_hd.journal import Journal
+from entry_points import horizontal
+from entry_points.common import QUIET, launch
+
+STEPS = 40
+FLAGS = {
+    "seed": "42",
+    "preset": "quick",
+    "simulate_size": "tiny",
+    "image_size": "64",
+    "decoder_depth": "2",
+    "batch_size": "4",
+    "max_steps": str(STEPS),
+    "checkpoint_interval": "2",
+    "val_check_interval": "10",
+    "maps_per_group": "0",
+    "gpu": "cpu",
+}
+PRELOADED = (
+    "entry_points.horizontal",
+    "dinomaly_hd.experiments.multiclass",
+    "mlflow",
+    "benchmarks.drills.runs",
+)
+POLL_S = 0.002
+LONGEST_WAIT_S = 200.0
+LAST_LINES = 1500
+
+
+@cache
+def launcher() -> ForkServerContext:
+    """Return what starts processes that have our modules imported already, which takes 10 s each time."""
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(list(PRELOADED))
+    with mock.patch.dict(os.environ, {**QUIET, "OMP_NUM_THREADS": "1"}):
+        forkserver.ensure_running()
+    return context
+
+
+def start(folder: Path, **changes: str) -> BaseProcess:
+    """Start or go on with the run of ``folder``: its results, MLflow store, encoded images and log."""
+    flags = [f"--{name}={value}" for name, value in {**FLAGS, **changes, "result_dir": str(folder)}.items()]
+    folder.mkdir(parents=True, exist_ok=True)
+    surroundings = {
+        "MLFLOW_TRACKING_URI": store(folder),
+        "DINOMALY_HD_FEATURES": str(folder / "features"),
+    }
+    process = launcher().Process(target=_train, args=(flags, surroundings, log(folder)))
+    process.start()
+    return process
+
+
+def _train(flags: list[str], surroundings: Mapping[str, str], log: Path) -> None:
+    """Be the process ``python -m entry_points.horizontal``."""
+    descriptor = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
+    for stream in (1, 2):
+        os.dup2(descriptor, stream)
+    os.environ.pop("MLFLOW_RUN_ID", None)
+    os.environ.update(surroundings)
+    torch.set_num_threads(1)
+    multiprocessing.set_start_method(None, force=True)  # of loader workers: the platform's own, not ours
+    sys.argv = ["horizontal", *flags]
+    launch(horizontal.main)
+
+
+def finish(folder: Path, **changes: str) -> Path:
+    """Let the run of ``folder`` come to its end and return its run folder.
+
+    Raises:
+        RuntimeError: It ended otherwise, or hangs.
+    """
+    if not _finished(folder):
+        process = start(folder, **changes)
+        process.join(timeout=LONGEST_WAIT_S)
+        if process.exitcode != 0:
+            process.kill()
+            lines = log(folder).read_text()[-LAST_LINES:]
+            raise RuntimeError(f"exit code {process.exitcode}: {lines}")
+    finished = _finished(folder)
+    if len(finished) != 1:
+        raise RuntimeError(f"{len(finished)} finished runs in {folder}")
+    return finished[0]
+
+
+@cache
+def reference(place: Path) -> Path:
+    """Return the run folder of one run that nothing disturbed, the same for all drills in ``place``."""
+    return finish(place / "reference")
+
+
+def store(folder: Path) -> str:
+    """Return the MLflow store of a folder's run."""
+    return f"sqlite:///{folder / 'mlflow.db'}"
+
+
+def log(folder: Path) -> Path:
+    """Return the file of what all starts of a folder's run said."""
+    return folder / "log"
+
+
+def run_folder(folder: Path) -> Path | None:
+    """Return the newest run folder, None where the run has not come so far."""
+    return max(all_runs(folder), default=None)
+
+
+def steps_done(folder: Path) -> int:
+    """Return how many optimizer steps the run's journal has."""
+    run = run_folder(folder)
+    journal = run / "journal.jsonl" if run else None
+    return journal.read_bytes().count(b"train/loss") if journal and journal.exists() else 0
+
+
+def saving(folder: Path) -> bool:
+    """Return whether there is a half-written checkpoint."""
+    run = run_folder(folder)
+    return run is not None and any((run / CHECKPOINTS).glob(f"{TEMPORARY_PREFIX}*"))
+
+
+def wait_until(condition: Callable[[], bool], *, process: BaseProcess) -> None:
+    """Wait until it holds or the process has ended."""
+    end = time.monotonic() + LONGEST_WAIT_S
+    while process.is_alive() and time.monotonic() < end and not condition():
+        time.sleep(POLL_S)
+
+
+def difference(run: Path, expected: Path) -> str | None:
+    """Return what differs first between two finished runs, a weight, a score, the history: or None."""
+    ours, theirs = (load_file(path / "model" / "weights.safetensors") for path in (run, expected))
+    other = [name for name in theirs if name not in ours or not torch.equal(ours[name], theirs[name])]
+    if other or ours.keys() != theirs.keys():
+        return f"weights differ: {', '.join(other[:3])}"
+    tables = sorted(path.name for path in (expected / "scores").glob("*.csv"))
+    if not tables or tables != sorted(path.name for path in (run / "scores").glob("*.csv")):
+        return "other score tables"
+    for name in tables:
+        if not pd.read_csv(run / "scores" / name).equals(pd.read_csv(expected / "scores" / name)):
+            return f"scores/{name} differs"
+    histories = [history(run), history(expected)]
+    other = [name for name in histories[1] if histories[0].get(name) != histories[1][name]]
+    return (
+        f"the history of {', '.join(other)} differs" if other or len(set(map(len, histories))) > 1 else None
+    )
+
+
+def history(run: Path) -> dict[str, list[tuple[int, float]]]:
+    """Return a run's metric history but for what was measured with a clock."""
+    metrics = Journal(run / "journal.jsonl").history()
+    return {name: points for name, points in metrics.items() if not name.startswith("time/")}
+
+
+def _finished(folder: Path) -> list[Path]:
+    runs = all_runs(folder)
+    return [run for run in runs if read_state(run).get("status") == FINISHED and (run / RESULTS).is_file()]
