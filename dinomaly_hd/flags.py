@@ -17,6 +17,7 @@ from dinomaly_hd.config import (
 from dinomaly_hd.config.base import Frozen
 from dinomaly_hd.errors import ConfigError, nearest
 from dinomaly_hd.flag_texts import AUTO, HELP, OPTIONS, Option
+from dinomaly_hd.names import has_hidden
 from dinomaly_hd.presets import FAMILIES, PRESETS, preset_run
 from dinomaly_hd.variants import ABLATION, CONFIG_SETS, VARIANTS, WITH_TOPK, bare_grid
 
@@ -48,7 +49,8 @@ def parse(
         instead: Names that other entry points take -> what this one has for them.
 
     Raises:
-        ConfigError: Unknown flag (names the nearest), a flag without value, or a stray word.
+        ConfigError: Unknown flag (names the nearest), a flag without value, a value with control characters,
+            or a stray word.
     """
     parser = _Parser(
         prog=f"python -m entry_points.{entry_point}",
@@ -70,7 +72,11 @@ def parse(
                 raise ConfigError(_not_of(entry_point, name))
             raise ConfigError(f"unknown flag --{name}.{nearest(name, accepted)}")
         raise ConfigError(f"unexpected word {word!r}; write --name value")
-    return vars(given)
+    values = vars(given)
+    for name, value in values.items():
+        if has_hidden(value):
+            raise ConfigError(f"{name}={value!r}: holds control or invisible characters; take them out")
+    return values
 
 
 def parse_options(

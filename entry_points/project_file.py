@@ -45,7 +45,7 @@ def defaults(entry_point: str) -> dict[str, str]:
 
 def _block(name: str, defaults: Mapping[str, str]) -> str:
     parameters = [f"      {key}: {_parameter(value)}" for key, value in defaults.items()]
-    flags = [f"      --{key} {{{key}}}" for key in defaults]
+    flags = [f"      --{key}={{{key}}}" for key in defaults]  # so that no value is read as a flag
     command = "\n".join([f"      python -m entry_points.{name}", *flags])
     return f"  {name}:\n    parameters:\n" + "\n".join(parameters) + f"\n    command: >-\n{command}\n"
 

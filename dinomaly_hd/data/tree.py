@@ -8,9 +8,12 @@ from typing import NamedTuple
 from dinomaly_hd.data.formats import OPENERS
 from dinomaly_hd.data.images import printable
 from dinomaly_hd.errors import nearest
+from dinomaly_hd.names import FORMULA_STARTS, has_hidden
 
 FOLDERS = (("train", "good", 0), ("test", "good", 0), ("test", "fault", 1))  # split, folder, label: the order
 PREFIX = "domain_"
+LONGEST_DOMAIN = 100
+"""Bytes: MLflow puts 90 more around a domain in a picture's file name, and file systems take 255."""
 IGNORED = frozenset({"thumbs.db", "desktop.ini"})  # file managers leave these; hidden files are ignored too
 
 
@@ -75,9 +78,27 @@ def _choose(
             faults.append(f"unknown domain {name!r}.{hint}{choice}")
         elif folder in chosen:
             faults.append(f"domain {printable(folder)} is asked for twice")
+        elif reason := _misnamed(folder):
+            faults.append(f"{printable(folder)[:LONGEST_DOMAIN]}: {reason}; rename the folder")
         else:
             chosen.append(folder)
     return chosen, faults
+
+
+def _misnamed(folder: str) -> str | None:
+    """Return why a domain cannot be called so in results: files, metrics and tables bear its name."""
+    try:
+        folder = os.fsencode(folder).decode()
+    except UnicodeDecodeError:
+        return "the domain's name is not UTF-8, which results are written in"
+    size = len(folder.encode())
+    if size > LONGEST_DOMAIN:
+        return f"the domain's name has {size} bytes, expected up to {LONGEST_DOMAIN}"
+    if has_hidden(folder):
+        return "the domain's name holds control or invisible characters"
+    if folder.startswith(FORMULA_STARTS):
+        return f"the domain's name begins with one of {' '.join(FORMULA_STARTS)}, as a formula or a flag does"
+    return None
 
 
 def _images(root: Path, place: str) -> tuple[list[str], list[str]]:
@@ -109,9 +130,11 @@ def _refusal(root: Path, path: Path) -> str | None:
     if path.is_symlink() and leads_out(root, path):
         return f"a link leads out of the data root to {printable(os.path.realpath(path))}"
     try:
-        os.fsencode(path.relative_to(root)).decode("utf-8")
+        name = os.fsencode(path.relative_to(root)).decode("utf-8")
     except UnicodeDecodeError:
         return "the path is not UTF-8, which results are written in; rename it"
+    if has_hidden(name):
+        return "the name holds control or invisible characters; rename it"
     return None
 
 

@@ -7,6 +7,7 @@ from dinomaly_hd.evaluation import page
 from dinomaly_hd.evaluation.blocks import Block
 from dinomaly_hd.evaluation.results import ALL
 from dinomaly_hd.evaluation.summary import percent, with_interval
+from dinomaly_hd.names import as_markdown
 
 TRIVIAL_NOTE = (
     "Scores without a model. A detector that does not beat them has learnt nothing useful; row_filter knows "
@@ -54,7 +55,7 @@ def report_html(
 def results_markdown(result: Mapping[str, Any]) -> str:
     """Return the detector's table as Markdown; ``result`` as in `report_html`."""
     head, body = _detector_rows(_detector_blocks(result))
-    lines = [[cell.replace("|", "\\|") for cell in row] for row in (head, *body)]
+    lines = [[head[0], *map(as_markdown, head[1:])], *([as_markdown(row[0]), *row[1:]] for row in body)]
     rule = ["---", *["---:"] * (len(head) - 1)]
     return "".join(f"| {' | '.join(row)} |\n" for row in (lines[0], rule, *lines[1:]))
 

@@ -15,6 +15,7 @@ from dinomaly_hd.experiments.examine import Examiner, read_mask
 from dinomaly_hd.files import publish
 
 History = Mapping[str, list[tuple[int, float]]]
+LONGEST_STEM = 50  # characters: 200 bytes at most, below every file system's limit with what is put before
 HISTORY_SERIES = (
     "train/loss",
     "train/lr",
@@ -74,7 +75,7 @@ def draw_maps(
         positions = np.array([position_of[path] for path in rows["path"]], dtype=np.int64)
         order = rows.groupby(["label", "rank"]).cumcount() + 1
         names = [
-            f"{'fault' if label else 'good'}_{rank}_{number:02d}_{Path(path).stem}.png"
+            f"{'fault' if label else 'good'}_{rank}_{number:02d}_{Path(path).stem[-LONGEST_STEM:]}.png"
             for label, rank, number, path in zip(
                 rows["label"], rows["rank"], order, rows["path"], strict=True
             )

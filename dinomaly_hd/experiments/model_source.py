@@ -1,5 +1,6 @@
 """Which model scores: a finished run's, one that lies in MLflow, or the weights of one checkpoint."""
 
+import os
 import tempfile
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -65,7 +66,7 @@ def open_source(run: str, *, result_dir: Path, root: Path, say: Say, tick: Tick)
         TrackingError: The run is not here and MLflow does not have it either.
     """
     registered = run.startswith(REGISTERED)
-    if not registered and (Path(run).suffix == CHECKPOINT or Path(run).is_file()):
+    if not registered and (Path(run).suffix == CHECKPOINT or os.path.isfile(run)):
         yield _of_checkpoint(Path(run), say=say, tick=tick)
         return
     folder = None if registered else _folder(result_dir, run)
@@ -98,7 +99,7 @@ def _of_folder(folder: Path) -> Source:
 
 def _of_checkpoint(path: Path, *, say: Say, tick: Tick) -> Source:
     """Return the detector of one step; its run's folder says what images it takes and how it decides."""
-    if not path.is_file():
+    if not os.path.isfile(path):
         there = sorted(found.name for found in path.parent.glob(f"*{CHECKPOINT}"))
         raise CheckpointError(
             f"{path}: no such checkpoint; {path.parent} holds {', '.join(there[-SHOWN:]) or 'none'}"

@@ -20,6 +20,7 @@ from dinomaly_hd.experiments.exported import Exported
 from dinomaly_hd.experiments.model_source import Source, open_source
 from dinomaly_hd.files import make_dated_folder, publish, publish_text
 from dinomaly_hd.models.build_encoder import visible_box
+from dinomaly_hd.names import as_cell
 from dinomaly_hd.training.fit import resolve_device
 
 KEPT_IMAGES_BYTES = 2 * 1024**3
@@ -151,7 +152,7 @@ def _table(
     decisions = np.where(np.isnan(threshold_N), "", np.where(score_N >= threshold_N, "fault", "good"))
     return pd.DataFrame(
         {
-            "path": [record.path for record in manifest.records],
+            "path": [as_cell(record.path) for record in manifest.records],
             "domain": domains,
             "score": score_N,
             "threshold": threshold_N,

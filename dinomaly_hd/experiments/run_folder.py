@@ -74,7 +74,7 @@ def find_run(result_dir: Path, run: str) -> Path:
         ConfigError: There is none, or several have this name (a comparison's members share theirs with the
             members of the next one).
     """
-    if (Path(run) / STATE).is_file():
+    if os.path.isfile(Path(run) / STATE):  # False too for what is too long for a path
         return Path(run)
     folders = list(all_runs(result_dir))
     found = [f for f in folders if f.name == run or read_state(f).get("mlflow_run_id") == run]

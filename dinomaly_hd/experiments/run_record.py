@@ -20,6 +20,7 @@ from dinomaly_hd.experiments.run_folder import CHECKPOINTS, IN_MLFLOW, read_stat
 from dinomaly_hd.experiments.session import NO_LABEL, Session, run_name, trained_domains
 from dinomaly_hd.experiments.upkeep import complete
 from dinomaly_hd.files import publish_text
+from dinomaly_hd.names import as_markdown
 from dinomaly_hd.serving import log_model
 from dinomaly_hd.tracking import artifact_picture
 from dinomaly_hd.training.fit import Trained
@@ -148,7 +149,7 @@ def _picture(session: Session, results: dict[str, Any]) -> str:
         return ""
     _, hardest = min(shown, key=lambda pair: np.nan_to_num(domains[pair[0]]["auroc"], nan=1.0))
     path = hardest.relative_to(session.folder.path).as_posix()
-    return f"{artifact_picture(run_id, path, text=path)}\n\n"
+    return f"{artifact_picture(run_id, path, text=as_markdown(path))}\n\n"
 
 
 def maps_folder(session: Session, domain: str) -> Path:

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, TypeVar
 
 from dinomaly_hd.journal import Entry, Journal
 from dinomaly_hd.tracking.outbox import Operation, Outbox
-from dinomaly_hd.tracking.store import first_line, is_outage
+from dinomaly_hd.tracking.store import is_outage
 
 if TYPE_CHECKING:
     from mlflow.entities import Metric
@@ -118,7 +118,7 @@ class Delivery:
 
     def _refuse(self, what: str, error: Exception, *, count: int) -> None:
         self.refused += count
-        logger.warning("MLflow run %s does not take %s: %s", self.run_id, what, first_line(error))
+        logger.warning("MLflow run %s does not take %s: %s", self.run_id, what, reason_of(error))
 
     def _send(self, operation: Operation) -> None:
         if operation.function is not None:
@@ -155,6 +155,9 @@ class Delivery:
     def _send_image(self, path: str, key: str, step: int) -> None:
         import PIL.Image
 
+        key = re.sub(
+            r"[^a-zA-Z0-9_.\-/ ]", "_", key
+        )  # all that MLflow takes: a domain may have other letters
         # log_image makes a new file name at every call, so what is there is found by its beginning.
         beginning = f"images/{key.replace('/', '~')}+step+{step}+"
         if self._images is None:

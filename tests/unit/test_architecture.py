@@ -15,6 +15,7 @@ PACKAGE = ROOT / "dinomaly_hd"
 # Each layer may import itself, what stands before it, and nothing else of the package.
 LAYERS = {
     "errors": set(),
+    "names": set(),
     "randomness": set(),
     "geometry": set(),
     "batch": set(),
@@ -26,11 +27,11 @@ LAYERS = {
     "variants": {"config"},
     "presets": {"config", "variants"},
     "flag_texts": set(),
-    "flags": {"errors", "config", "variants", "presets", "flag_texts"},
+    "flags": {"errors", "names", "config", "variants", "presets", "flag_texts"},
     "condition_files": {"errors", "config", "variants", "presets", "flag_texts", "flags"},
-    "data": {"errors", "files", "config", "randomness", "geometry", "batch"},
+    "data": {"errors", "names", "files", "config", "randomness", "geometry", "batch"},
     "models": {"errors", "files", "config", "randomness", "geometry", "batch", "trivial"},
-    "evaluation": {"errors", "files", "config", "randomness", "geometry", "trivial"},
+    "evaluation": {"errors", "names", "files", "config", "randomness", "geometry", "trivial"},
     "training": {"errors", "files", "config", "randomness", "batch", "data", "models"},
     "tracking": {"errors", "files", "journal"},
     "jobs": {"errors", "files", "provenance"},

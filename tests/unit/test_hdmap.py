@@ -365,8 +365,32 @@ def test_domain_names_come_from_the_listing_or_are_refused(
 
 
 def test_hostile_names_that_exist_are_data(root: Path) -> None:
-    (root / "domain_C").rename(root / "-rf $(id);\n")
-    (root / "domain_A/test/good/000000.tiff").rename(root / "domain_A/test/good/--x\n.tiff")
-    manifest = load(root, ("A", "-rf $(id);\n"))
-    assert manifest.domains == ("domain_A", "-rf $(id);\n")
+    (root / "domain_C").rename(root / "rf $(id);`<b>")
+    (root / "domain_A/test/good/000000.tiff").rename(root / "domain_A/test/good/--x$(id).tiff")
+    manifest = load(root, ("A", "rf $(id);`<b>"))
+    assert manifest.domains == ("domain_A", "rf $(id);`<b>")
     assert ImageStore(manifest, keep_bytes=0)[3].shape == (5, 7)
+
+
+@pytest.mark.parametrize(
+    ("name", "reason"),
+    [
+        ("a\nb", "control or invisible"),
+        ("a\u202eb", "control or invisible"),
+        ("=1+1", "begins with one of = + - @"),
+        ("-rf", "begins with one of = + - @"),
+        ("x" * 101, "101 bytes, expected up to 100"),
+        ("\udcff", "not UTF-8"),
+    ],
+)
+def test_a_domain_that_results_cannot_be_named_after_is_refused(root: Path, name: str, reason: str) -> None:
+    (root / "domain_C").rename(root / name)
+    with pytest.raises(LayoutError, match=reason.replace("+", r"\+")) as raised:
+        load(root, ("A", name))
+    assert str(raised.value).isprintable()
+
+
+def test_an_image_with_a_hidden_character_in_its_name_is_refused(root: Path) -> None:
+    (root / "domain_A/test/good/000000.tiff").rename(root / "domain_A/test/good/a\x1b[2J.tiff")
+    with pytest.raises(LayoutError, match="control or invisible"):
+        load(root, ("A",))
