@@ -97,7 +97,13 @@ class Pruned(DinomalyHDError):
     """A study gave up a run that could not become its best; what it did so far is on disk."""
 
 
-LONGEST_LIST = 60
+LONGEST_LIST, LONGEST_REASON = 60, 200
+
+
+def reason_of(error: BaseException) -> str:
+    """Return an error's message on one line of at most 200 characters, else its type's name."""
+    text = str(error).strip() or type(error).__name__
+    return text.splitlines()[0][:LONGEST_REASON]
 
 
 def nearest(name: str, known: Iterable[str]) -> str:

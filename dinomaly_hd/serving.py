@@ -21,14 +21,14 @@ import pandas as pd
 import torch
 
 from dinomaly_hd import provenance
-from dinomaly_hd.errors import ConfigError, DataError, NonFiniteError, TrackingError
+from dinomaly_hd.errors import ConfigError, DataError, NonFiniteError, TrackingError, reason_of
 from dinomaly_hd.experiments.examine import predict, sample_at_pixels, visible_pixels
 from dinomaly_hd.experiments.exported import Exported, load_model, read_card
 from dinomaly_hd.experiments.prediction import known_domain
 from dinomaly_hd.experiments.request_images import Images, input_example, read_input
 from dinomaly_hd.models.build_encoder import visible_box
 from dinomaly_hd.tracking.models import logged_model
-from dinomaly_hd.tracking.store import client_for, first_line
+from dinomaly_hd.tracking.store import client_for
 from dinomaly_hd.training.fit import resolve_device
 
 if TYPE_CHECKING:
@@ -199,7 +199,7 @@ def send_model(run_id: str, *, uri: str, folder: Path) -> None:
     try:
         log_model(client_for(uri), run_id, folder=folder)
     except Exception as error:
-        raise TrackingError(f"MLflow at {uri}: the model was not logged: {first_line(error)}") from error
+        raise TrackingError(f"MLflow at {uri}: the model was not logged: {reason_of(error)}") from error
 
 
 def _requirements() -> list[str]:

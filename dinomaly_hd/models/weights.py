@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from dinomaly_hd.config import NO_ENCODER
-from dinomaly_hd.errors import ConfigError, EncoderError
+from dinomaly_hd.errors import ConfigError, EncoderError, reason_of
 
 EMBEDDED_ENCODER = "efficientnet_lite0"
 HUB_TIMEOUT_S = 10.0
@@ -88,8 +88,9 @@ def read_state(path: Path) -> dict[str, Tensor]:
             return load_file(path)
         content = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # a damaged file raises almost anything
-        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-        raise EncoderError(f"encoder_weights={path}: cannot be read as weights: {reason[:200]}") from error
+        raise EncoderError(
+            f"encoder_weights={path}: cannot be read as weights: {reason_of(error)}"
+        ) from error
     for wrapper in ("state_dict", "model", "teacher"):
         if isinstance(content, dict) and isinstance(content.get(wrapper), dict):
             content = content[wrapper]

@@ -4,13 +4,12 @@ import logging
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
-from dinomaly_hd.errors import TrackingError
+from dinomaly_hd.errors import TrackingError, reason_of
 from dinomaly_hd.tracking.delivery import send_tags
 from dinomaly_hd.tracking.outbox import Outbox, RunRecord
 from dinomaly_hd.tracking.store import (
     client_for,
     close_stale_runs,
-    first_line,
     is_outage,
     prepare_store,
     process_tags,
@@ -72,7 +71,7 @@ def _adopted(client: "MlflowClient", run_id: str, uri: str) -> "Run":
         if is_outage(error):
             raise
         raise TrackingError(
-            f"MLFLOW_RUN_ID={run_id} cannot be adopted at {uri}: {first_line(error)}"
+            f"MLFLOW_RUN_ID={run_id} cannot be adopted at {uri}: {reason_of(error)}"
         ) from error
 
 
@@ -121,7 +120,7 @@ def _claim(client: "MlflowClient", run: "Run", record: RunRecord, *, adopted: bo
     except Exception as error:
         if is_outage(error):
             raise
-        logger.warning("runs left behind could not be closed: %s", first_line(error))
+        logger.warning("runs left behind could not be closed: %s", reason_of(error))
 
 
 def _is_random_name(name: str) -> bool:

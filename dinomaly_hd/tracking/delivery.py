@@ -9,6 +9,7 @@ from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, TypeVar
 
+from dinomaly_hd.errors import reason_of
 from dinomaly_hd.journal import Entry, Journal
 from dinomaly_hd.tracking.outbox import Operation, Outbox
 from dinomaly_hd.tracking.store import is_outage

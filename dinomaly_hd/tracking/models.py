@@ -3,8 +3,8 @@
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from dinomaly_hd.errors import TrackingError
-from dinomaly_hd.tracking.store import client_for, first_line, load_mlflow, sqlite_file
+from dinomaly_hd.errors import TrackingError, reason_of
+from dinomaly_hd.tracking.store import client_for, load_mlflow, sqlite_file
 
 if TYPE_CHECKING:
     from mlflow.entities import LoggedModel
@@ -56,7 +56,7 @@ def download_model(reference: str, *, uri: str, target: Path) -> Path:
         place = _place(client_for(uri), reference)
         found = download_artifacts(artifact_uri=place, dst_path=str(target), tracking_uri=uri)
     except Exception as error:
-        raise TrackingError(f"{reference}: no model of this name at {uri}: {first_line(error)}") from error
+        raise TrackingError(f"{reference}: no model of this name at {uri}: {reason_of(error)}") from error
     return Path(found)
 
 

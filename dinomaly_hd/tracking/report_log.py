@@ -5,14 +5,14 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
-from dinomaly_hd.errors import TrackingError
+from dinomaly_hd.errors import TrackingError, reason_of
 from dinomaly_hd.journal import Journal
 from dinomaly_hd.tracking.attach import attach
 from dinomaly_hd.tracking.delivery import Delivery
 from dinomaly_hd.tracking.outbox import OUTBOX_NAME, Outbox
 from dinomaly_hd.tracking.pages import shortened
 from dinomaly_hd.tracking.search import ANSWER_S, client_of_existing
-from dinomaly_hd.tracking.store import first_line, load_mlflow, server_answers
+from dinomaly_hd.tracking.store import load_mlflow, server_answers
 
 
 class LoggedReport(NamedTuple):
@@ -115,7 +115,7 @@ def _delivered(deliver: Callable[[], Delivery], *, uri: str) -> Delivery:
     except TrackingError:
         raise
     except Exception as error:
-        raise TrackingError(f"MLflow at {uri}: {first_line(error)}") from error
+        raise TrackingError(f"MLflow at {uri}: {reason_of(error)}") from error
     if delivery.refused:
         raise TrackingError(f"MLflow at {uri} refused {delivery.refused} parts of the report")
     return delivery

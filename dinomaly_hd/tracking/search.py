@@ -6,10 +6,10 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
-from dinomaly_hd.errors import CheckpointError, ConfigError, TrackingError, nearest
+from dinomaly_hd.errors import CheckpointError, ConfigError, TrackingError, nearest, reason_of
 from dinomaly_hd.journal import JsonLines
 from dinomaly_hd.tracking.outbox import OUTBOX_NAME
-from dinomaly_hd.tracking.store import client_for, first_line, server_answers, sqlite_file
+from dinomaly_hd.tracking.store import client_for, server_answers, sqlite_file
 
 if TYPE_CHECKING:
     from mlflow.entities import Run
@@ -86,7 +86,7 @@ class RunStore:
                 if getattr(error, "error_code", None) != NOT_UNDERSTOOD:
                     raise
                 raise ConfigError(
-                    f"query={query!r}: MLflow cannot read it: {first_line(error)}; "
+                    f"query={query!r}: MLflow cannot read it: {reason_of(error)}; "
                     "write e.g. tags.variant = 'horizontal' and params.seed = '42'"
                 ) from error
 
@@ -112,7 +112,7 @@ class RunStore:
         except (ConfigError, TrackingError):
             raise
         except Exception as error:
-            raise TrackingError(f"MLflow at {self.uri}: {first_line(error)}") from error
+            raise TrackingError(f"MLflow at {self.uri}: {reason_of(error)}") from error
 
     def _open(self) -> "MlflowClient":
         try:

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING
 
 import psutil
 
-from dinomaly_hd.errors import OutputError, TrackingError
+from dinomaly_hd.errors import OutputError, TrackingError, reason_of
 from dinomaly_hd.files import locked
 
 if TYPE_CHECKING:
@@ -94,7 +94,7 @@ def prepare_store(uri: str, *, experiment: str, root: Path) -> str:
     except OutputError as error:
         raise TrackingError(str(error)) from error
     except Exception as error:
-        raise TrackingError(f"MLflow at {uri}, experiment {experiment!r}: {first_line(error)}") from error
+        raise TrackingError(f"MLflow at {uri}, experiment {experiment!r}: {reason_of(error)}") from error
 
 
 def server_answers(uri: str, *, timeout_s: float) -> bool:
@@ -121,12 +121,6 @@ def is_outage(error: BaseException) -> bool:
     if type(cause).__name__ == "OperationalError":  # of sqlite3, SQLAlchemy or any other database driver
         return True
     return isinstance(cause, OSError) and not isinstance(cause, FileNotFoundError)
-
-
-def first_line(error: BaseException) -> str:
-    """Return an error's message on one line of at most 200 characters."""
-    text = str(error).strip() or type(error).__name__
-    return text.splitlines()[0][:200]
 
 
 def process_tags() -> dict[str, str]:
@@ -185,7 +179,7 @@ def close_all_stale_runs(uri: str) -> list[str]:
             for run_id in close_stale_runs(client, experiment.experiment_id)
         ]
     except Exception as error:
-        raise TrackingError(f"MLflow at {uri}: {first_line(error)}") from error
+        raise TrackingError(f"MLflow at {uri}: {reason_of(error)}") from error
 
 
 def _left_behind(run: "Run", mine: dict[str, str]) -> bool:

@@ -3,12 +3,12 @@
 from pathlib import Path
 from typing import NamedTuple
 
-from dinomaly_hd.errors import TrackingError
+from dinomaly_hd.errors import TrackingError, reason_of
 from dinomaly_hd.journal import Journal
 from dinomaly_hd.tracking.attach import attach
 from dinomaly_hd.tracking.delivery import Delivery
 from dinomaly_hd.tracking.outbox import OUTBOX_NAME, Outbox
-from dinomaly_hd.tracking.store import first_line, load_mlflow, now_ms
+from dinomaly_hd.tracking.store import load_mlflow, now_ms
 
 
 class SyncReport(NamedTuple):
@@ -47,7 +47,7 @@ def sync_run(journal: Journal, *, uri: str, root: Path, ended: str | None = None
         raise
     except Exception as error:
         raise TrackingError(
-            f"MLflow at {uri}: {first_line(error)}; nothing is lost, sync again later"
+            f"MLflow at {uri}: {reason_of(error)}; nothing is lost, sync again later"
         ) from error
     finally:
         outbox.close()

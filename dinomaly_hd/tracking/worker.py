@@ -6,12 +6,12 @@ import time
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from dinomaly_hd.errors import TrackingError
+from dinomaly_hd.errors import TrackingError, reason_of
 from dinomaly_hd.journal import Journal
 from dinomaly_hd.tracking.attach import Attachment, attach
 from dinomaly_hd.tracking.delivery import Delivery
 from dinomaly_hd.tracking.outbox import Outbox
-from dinomaly_hd.tracking.store import first_line, heartbeat, is_outage, server_answers
+from dinomaly_hd.tracking.store import heartbeat, is_outage, server_answers
 
 if TYPE_CHECKING:
     from mlflow.system_metrics.system_metrics_monitor import SystemMetricsMonitor
@@ -165,7 +165,7 @@ class Worker:
             logger.warning(
                 "MLflow at %s fails (%s); the run goes on, its metrics stay in %s",
                 self._uri,
-                first_line(error),
+                reason_of(error),
                 self._journal.path,
             )
         self._settled.set()
@@ -176,7 +176,7 @@ class Worker:
         refusal = (
             error
             if isinstance(error, TrackingError)
-            else TrackingError(f"MLflow at {self._uri}: {first_line(error)}")
+            else TrackingError(f"MLflow at {self._uri}: {reason_of(error)}")
         )
         if self._settled.is_set():  # start has returned long ago
             logger.warning("%s; this run is not tracked", refusal)

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from dinomaly_hd.config import WITHOUT_EFFECT, flatten, from_json
-from dinomaly_hd.errors import CheckpointError, ConfigError
+from dinomaly_hd.errors import CheckpointError, ConfigError, NonFiniteError, reason_of
 from dinomaly_hd.files import publish, sweep
 
 SCHEMA_VERSION = 3
@@ -36,6 +36,11 @@ class Checkpoint(NamedTuple):
 
 
 FIELDS = {"schema", *Checkpoint._fields}
+KINDS = {
+    **dict.fromkeys(("step", "nonfinite"), int),
+    **dict.fromkeys(("config", "data_digest", "encoder_digest"), str),
+    **dict.fromkeys(("weights", "optimizer", "patience"), dict),
+}
 
 
 class Newest(NamedTuple):
@@ -49,8 +54,15 @@ def save(folder: Path, checkpoint: Checkpoint) -> Path:
     """Write ``step_XXXXXXXX.pt`` at once or not at all, and remove all but the newest two.
 
     Raises:
+        NonFiniteError: A weight is NaN or infinite; older checkpoints stay.
         OutputError: The disk is full or the folder read-only; older checkpoints stay.
     """
+    wrong = [name for name, weight in checkpoint.weights.items() if not bool(torch.isfinite(weight).all())]
+    if wrong:
+        raise NonFiniteError(
+            f"step {checkpoint.step - 1}: its gradient was finite, but {', '.join(wrong[:3])} became NaN or "
+            "infinite; the checkpoint before it stays; lower learning_rate"
+        )
     path = folder / f"step_{checkpoint.step:08d}.pt"
     content = {"schema": SCHEMA_VERSION, **checkpoint._asdict()}
     publish(path, lambda stream: torch.save(content, stream))
@@ -72,14 +84,17 @@ def load(path: Path) -> Checkpoint:
     try:
         content = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # damaged or poisoned files raise almost anything
-        raise CheckpointError(
-            f"{path}: cannot be read: {str(error).strip().splitlines()[0][:200]}"
-        ) from error
+        raise CheckpointError(f"{path}: cannot be read: {reason_of(error)}") from error
     if not isinstance(content, dict) or set(content) != FIELDS:
         raise CheckpointError(f"{path}: not a Dinomaly-HD checkpoint")
     if content.pop("schema") != SCHEMA_VERSION:
         raise CheckpointError(
             f"{path}: written by another version of Dinomaly-HD; this one reads {SCHEMA_VERSION}"
+        )
+    wrong = [name for name, kind in KINDS.items() if not isinstance(content[name], kind)]
+    if wrong or not all(isinstance(weight, Tensor) for weight in content["weights"].values()):
+        raise CheckpointError(
+            f"{path}: not a Dinomaly-HD checkpoint: {', '.join(wrong) or 'weights'} malformed"
         )
     return Checkpoint(**content)
 

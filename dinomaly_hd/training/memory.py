@@ -6,11 +6,10 @@ from typing import TypeVar
 
 import torch
 
-from dinomaly_hd.errors import OutOfMemory
+from dinomaly_hd.errors import OutOfMemory, reason_of
 
 Result = TypeVar("Result")
 
-LONGEST_REASON = 240
 REFUSALS = (
     *("DefaultCPUAllocator", "can't allocate memory"),
     *("CUDA error: out of memory", "CUBLAS_STATUS_ALLOC_FAILED", "CUDNN_STATUS_ALLOC_FAILED"),
@@ -36,7 +35,7 @@ def named_when_exhausted(
     except (torch.OutOfMemoryError, MemoryError, RuntimeError) as error:
         if not is_exhaustion(error):
             raise
-        reason = (str(error).strip().splitlines() or [type(error).__name__])[0][:LONGEST_REASON]
+        reason = reason_of(error)
     # Raised outside the handler: a chained error would keep the failed work's frames, and they its tensors.
     gc.collect()
     if device.type == "cuda":

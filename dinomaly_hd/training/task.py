@@ -6,6 +6,8 @@ from typing import Any, Protocol
 
 import lightning
 import torch
+from torch import Tensor
+from torch.nn.modules.batchnorm import _BatchNorm
 from torch.optim import Optimizer
 
 from dinomaly_hd.batch import Batch
@@ -85,6 +87,7 @@ class DetectorTask(lightning.LightningModule):
             group["lr"] = rate * group["rate_factor"]
         if batch.encoded is None:
             batch = self._encoded(batch)
+        statistics = self._running_statistics()
         optimizer.zero_grad()  # before the forward pass, which then has the gradients' memory
         loss = self.detector.training_loss(batch, step=self.position)
         self.manual_backward(loss.total)
@@ -95,11 +98,20 @@ class DetectorTask(lightning.LightningModule):
             optimizer.step()
         else:
             self._refuse(numbers, rate)
+            for kept, before in statistics:
+                kept.copy_(before)
         report = {f"train/{name}": value for name, value in numbers.items()}
         self.reporter.metrics(
             {**report, "train/lr": rate, "train/nonfinite": self.nonfinite}, step=self.position
         )
         self.position += 1
+
+    def _running_statistics(self) -> list[tuple[Tensor, Tensor]]:
+        """Return what a forward pass changes by itself, with copies, where a step may be skipped."""
+        if self.training_config.on_nonfinite == "stop":
+            return []
+        layers = [layer for layer in self.detector.modules() if isinstance(layer, _BatchNorm)]
+        return [(kept, kept.clone()) for layer in layers for kept in layer.buffers()]
 
     def _encoded(self, batch: Batch) -> Batch:
         if not self.detector.alters_images:

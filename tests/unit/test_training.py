@@ -1,6 +1,7 @@
 """Training by steps: exact resume, finite checks before each update, checkpoints that are never torn."""
 
 import math
+import zipfile
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -214,6 +215,77 @@ def test_skipped_steps_are_counted_also_over_a_resume(tmp_path: Path) -> None:
     detector = Line(poisoned=(2, 8))
     assert train(detector, run, tmp_path / "parts").series("train/nonfinite") == expected[6:]
     assert bool(torch.isfinite(detector.linear.weight).all())
+
+
+class Normed(Line):
+    """Its forward pass changes running statistics; a poisoned step feeds them NaN."""
+
+    def __init__(self, poisoned: tuple[int, ...] = ()) -> None:
+        super().__init__(poisoned)
+        self.norm = nn.BatchNorm1d(6)
+
+    def training_loss(self, batch: Batch, *, step: int) -> Loss:
+        assert batch.encoded is not None
+        factor = math.nan if step in self.poisoned else 1
+        return Loss(self.norm(self.linear(batch.encoded * factor)).square().mean(), {})
+
+
+def test_a_skipped_step_leaves_no_trace_in_running_statistics(tmp_path: Path) -> None:
+    detector = Normed(poisoned=(2, 8))
+    train(detector, config(on_nonfinite="skip"), tmp_path)
+    assert all(bool(torch.isfinite(value.float()).all()) for value in detector.state_dict().values())
+    assert int(detector.norm.num_batches_tracked) == STEPS - 2
+
+
+class Jump(torch.optim.SGD):
+    """An optimizer whose step is infinite although the gradient was finite."""
+
+    def step(self, closure: Any = None) -> None:
+        super().step(closure)
+        for group in self.param_groups:
+            for parameter in group["params"]:
+                parameter.data.fill_(math.inf)
+
+
+def test_weights_that_became_infinite_are_never_saved(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("dinomaly_hd.training.task.make_optimizer", lambda *given, **_: Jump(given[1], 1))
+    with pytest.raises(NonFiniteError, match=r"step \d+: .*linear\.weight became NaN or infinite"):
+        train(Line(), config(max_steps=1, checkpoint_interval=1), tmp_path)
+    assert not list(tmp_path.glob("step_*"))
+
+
+@pytest.mark.parametrize(
+    "change",
+    [{"step": "5"}, {"weights": {"w": 1}}, {"weights": []}, {"optimizer": None}, {"config": 3}],
+    ids=str,
+)
+def test_a_checkpoint_with_malformed_fields_is_named(tmp_path: Path, change: dict[str, Any]) -> None:
+    path = saved(tmp_path, 5)
+    content = torch.load(path, weights_only=True)
+    torch.save({**content, **change}, path)
+    with pytest.raises(CheckpointError, match="malformed"):
+        checkpoints.load(path)
+
+
+def test_a_checkpoint_of_other_shapes_is_one_error() -> None:
+    with pytest.raises(CheckpointError, match="does not fit the model"):
+        fit.load_trained_state(Line(), {"linear.weight": torch.zeros(2, 2)})
+
+
+def test_a_zip_whose_pickle_ends_early_is_named(tmp_path: Path) -> None:
+    saved(tmp_path, 5)
+    path = saved(tmp_path, 10)
+    with zipfile.ZipFile(path) as source:
+        entries = {name: source.read(name) for name in source.namelist()}
+    with zipfile.ZipFile(path, "w") as target:
+        for name, data in entries.items():
+            target.writestr(name, b"" if name.endswith("data.pkl") else data)
+    found = checkpoints.newest(tmp_path)
+    assert found.checkpoint is not None
+    assert found.checkpoint.step == 5
+    assert "cannot be read" in found.unreadable[0]
 
 
 def test_gradients_are_clipped(tmp_path: Path) -> None:
