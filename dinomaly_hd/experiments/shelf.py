@@ -1,5 +1,6 @@
 """Where runs and comparisons lie: in folders here, or in MLflow only."""
 
+import os
 import tempfile
 from collections.abc import Mapping
 from pathlib import Path
@@ -85,7 +86,7 @@ class Shelf:
             TrackingError: It is not here, and MLflow does not answer.
         """
         path = Path(name)
-        if any((path / file).is_file() for file in (STATE, RESULTS, SUMMARY)):
+        if any(os.path.isfile(path / file) for file in (STATE, RESULTS, SUMMARY)):
             return self.at(path)
         here = [
             folder for folder, state in self._folders if name in (folder.name, state.get("mlflow_run_id"))
@@ -95,7 +96,7 @@ class Shelf:
             raise ConfigError(f"{name!r} is the name of {len(here)} runs ({places}); give one's path or id")
         if here:
             return self.at(here[0])
-        if path.is_dir():
+        if os.path.isdir(path):
             raise ConfigError(f"{name!r} holds no run")
         if RUN_ID.fullmatch(name) is None:
             raise ConfigError(f"{name!r} is no run folder, no name of one under {self.result_dir}, and no id")

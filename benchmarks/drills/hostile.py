@@ -1,0 +1,452 @@
+"""Drill 15: parameters, names and links that try to reach a shell, another folder, a page or a table."""
+
+import contextlib
+import csv
+import importlib
+import io
+import os
+import random
+import re
+import subprocess
+import warnings
+from collections.abc import Callable, Iterator, Sequence
+from html.parser import HTMLParser
+from pathlib import Path
+from typing import Any, NamedTuple
+from unittest import mock
+
+import numpy as np
+import tifffile
+
+from benchmarks.drills.tally import Drill, Tally
+from dinomaly_hd.data.tree import FOLDERS, survey
+from dinomaly_hd.names import FORMULA_STARTS, as_markdown, has_hidden
+from dinomaly_hd.tracking.store import client_for
+from entry_points import project_file
+from entry_points.common import ROOT, exit_code
+
+SEED = 15
+MARK = "escaped"
+"""In the name of every file that a payload would make."""
+SHIFTS_FAST, PAYLOADS_FAST, DOMAINS_FAST = 2, 2, 2
+REFUSALS = (64, 65, 74, 75)
+LONGEST_FILE = 200
+IMAGES = 3
+TAGS = frozenset(
+    {
+        *("html", "head", "meta", "title", "style", "body", "h1", "h2", "p", "ul", "li", "table", "caption"),
+        *("tr", "th", "td", "div", "code", "img", "figure", "figcaption", "details", "summary"),
+    }
+)
+ATTRIBUTES = frozenset({"lang", "charset", "class", "alt", "src", "open"})
+STUB = """#!/bin/bash
+printf '%s\\0' "$@" > "$RECORD"
+"""
+
+FREE_TEXT = (
+    *(("horizontal", name) for name in ("domains", "train_domains", "encoder", "encoder_weights", "resume")),
+    *(("horizontal", name) for name in ("start_from", "data_root", "target_layers", "mode", "seeds")),
+    *(("single_domain", name) for name in ("model_type", "source_domain", "conditions_file", "condition")),
+    *(("single_domain", "anomaly_source_path"), ("multi_domain", "target_domains")),
+    *(("ablation", "configs"), ("finetune", "config"), ("report", "runs")),
+    *(("predict", name) for name in ("run", "domain")),
+    *(("tune", name) for name in ("storage", "space", "metrics", "config")),
+)
+"""Parameters of which no payload can be a value: each is refused before anything runs."""
+
+
+def payloads(place: Path) -> tuple[str, ...]:
+    """Return texts that make a file called ``escaped`` in ``place`` if a shell or a path takes them."""
+    made = place / MARK
+    return (
+        *(f"$(touch {made})", f"; touch {made}", f"`touch {made}`", f"| touch {made}", f"&& touch {made}"),
+        *(f"'; touch {made}; '", f'"; touch {made}; "', f"x\ntouch {made}\n", f"> {made}"),
+        *(f"../../../{MARK}", str(made), f"file://{made}", f"~/{MARK}", f"..\\..\\{MARK}"),
+        *(f"--result_dir={made}", f"-{MARK}", "%s%n{0}{}{seed}", "\u202egnp.exe", f"x\0{MARK}", "x" * 5000),
+    )
+
+
+NAMES = (
+    *(" lead", "trail ", "a  b", "a'b", 'a"b', "a`id`b", "$(id)", "${HOME}", "a;b", "a|b", "a&b", "a>b"),
+    *("*", "?", "[a]", "~", "!x", "#x", "%s%n", "%2e%2e%2f", "{0}{x}", "..\\x", "..x", "-rf", "--help"),
+    *("=cmd|' -C calc'!A0", "+1+1", "@SUM(1)", "<script>alert(1)<", "<img src=x onerror=alert(1)>"),
+    *("&lt;b&gt;", "![x](https:evil)", "[x](javascript:alert(1))", "CON", "nul.txt", "$\\alpha_$", "a,b"),
+    *("a\nb", "a\tb", "a\x1b[2J", "a\x7fb", "a\u202eb", "a\rb", "é😀", "x" * 250, "\u00a0nbsp"),
+)
+"""Of folders and files; all of them can stand on a disk."""
+
+
+class Sandbox(NamedTuple):
+    """A folder in which a run may write its results, its MLflow store and the caches of libraries.
+
+    The run starts four folders down, so that a path that climbs still stays where it is seen.
+    """
+
+    root: Path
+
+    @property
+    def work(self) -> Path:
+        """Where the run starts."""
+        return self.root / "a" / "b" / "c" / "work"
+
+    @property
+    def maps(self) -> Path:
+        """A data root."""
+        return self.root / "maps"
+
+    def allowed(self) -> tuple[Path, ...]:
+        """Return where the run may write."""
+        return self.work / "results", self.root / "store", self.root / "home" / ".cache"
+
+    def written_elsewhere(self, before: set[Path]) -> list[str]:
+        """Return what lies in the sandbox, but not where it may, and was not there before."""
+        new = set(self.root.rglob("*")) - before
+        return sorted(
+            str(path) for path in new if not any(path.is_relative_to(place) for place in self.allowed())
+        )
+
+
+class Ended(NamedTuple):
+    """How an entry point ended, all that it said, and what it wrote where it may not."""
+
+    code: int
+    said: str
+    escaped: list[str]
+
+
+@contextlib.contextmanager
+def _inside(box: Sandbox) -> Iterator[None]:
+    """Be in the sandbox, with its own home and MLflow store."""
+    surroundings = {
+        "MLFLOW_TRACKING_URI": f"sqlite:///{box.root / 'store' / 'mlflow.db'}",
+        "DINOMALY_HD_FEATURES": str(box.root / "store" / "features"),
+        "DINOMALY_HD_STORAGE": f"sqlite:///{box.root / 'store' / 'optuna.db'}",
+        "HOME": str(box.root / "home"),
+        "MPLCONFIGDIR": str(box.root / "store" / "matplotlib"),
+    }
+    with (
+        mock.patch.dict(os.environ, surroundings),
+        contextlib.chdir(box.work),
+        warnings.catch_warnings(),
+    ):
+        warnings.simplefilter("ignore")
+        yield
+
+
+def start(box: Sandbox, module: str, **flags: str) -> Ended:
+    """Start an entry point in the sandbox, as ``dinomaly-hd`` does."""
+    main = importlib.import_module(f"entry_points.{module}").main
+    words = [f"--{name}={value}" for name, value in flags.items()]
+    said, before = io.StringIO(), set(box.root.rglob("*"))
+    with _inside(box), contextlib.redirect_stdout(said), contextlib.redirect_stderr(said):
+        code = exit_code(main, words)
+    return Ended(code, said.getvalue(), box.written_elsewhere(before))
+
+
+def make_sandbox(folder: Path) -> Sandbox:
+    """Return an empty sandbox with a data root of one domain."""
+    box = Sandbox(folder)
+    for place in (box.work, folder / "store", folder / "home"):
+        place.mkdir(parents=True)
+    add_domain(box.maps, "domain_A")
+    return box
+
+
+def add_domain(root: Path, name: str) -> None:
+    """Write a few small maps of a domain."""
+    draw = np.random.default_rng(SEED)
+    for split, label, _ in FOLDERS:
+        place = root / name / split / label
+        place.mkdir(parents=True)
+        for number in range(IMAGES + (split == "train")):
+            add_image(place / f"{number}.tiff", draw)
+
+
+def add_image(path: Path, draw: np.random.Generator) -> None:
+    """Write one small map."""
+    with path.open("wb") as stream:
+        tifffile.imwrite(stream, draw.random((31, 95), dtype=np.float32))
+
+
+# A shell.
+
+
+def shell(folder: Path, tally: Tally, *, shifts: Sequence[int]) -> None:
+    """Let MLflow put payloads into every parameter of every entry point, and bash run its command.
+
+    Each of ``shifts`` gives parameter i payload i + shift, so that all of them give each parameter each.
+    """
+    from mlflow.projects._project_spec import load_project
+
+    project, texts = load_project(str(ROOT)), payloads(folder)
+    stub = folder / "bin" / "python"
+    stub.parent.mkdir()
+    stub.write_text(STUB)
+    stub.chmod(0o755)
+    for name in project_file.NAMES:
+        point = project.get_entry_point(name)
+        for shift in shifts:
+            values = {key: texts[(i + shift) % len(texts)] for i, key in enumerate(point.parameters)}
+            tally.add(f"mlflow run -e {name}, shift {shift}", _arrive(folder, point, values))
+
+
+def _arrive(folder: Path, point: Any, values: dict[str, str]) -> str | None:
+    """Return what was wrong about how values came through MLflow's shell to the entry point's arguments."""
+    nul = {key: value for key, value in values.items() if "\0" in value}
+    if nul:
+        try:
+            subprocess.run(["bash", "-c", point.compute_command(values, None)], check=False)
+        except ValueError:  # no argument can hold it, so nothing is started
+            pass
+        else:
+            return "a NUL was given to a process"
+    values = {**values, **dict.fromkeys(nul, "x")}
+    record = folder / "record"
+    record.unlink(missing_ok=True)
+    surroundings = {**os.environ, "PATH": f"{folder / 'bin'}:{os.environ['PATH']}", "RECORD": str(record)}
+    command = ["bash", "-c", point.compute_command(values, None)]
+    done = subprocess.run(command, cwd=folder, env=surroundings, capture_output=True, text=True, check=False)
+    if (folder / MARK).exists():
+        (folder / MARK).unlink()
+        return "a payload was run"
+    if done.returncode or done.stderr or not record.exists():
+        return f"exit code {done.returncode}: {done.stderr[-300:]}"
+    words = record.read_text().split("\0")[:-1]
+    expected = ["-m", f"entry_points.{point.name}", *(f"--{key}={value}" for key, value in values.items())]
+    wrong = [word for word, other in zip(words, expected, strict=False) if word != other]
+    return f"arrived as {wrong[:1]}, {len(words)} words" if words != expected else None
+
+
+# Parameters.
+
+
+def refused_values(box: Sandbox, tally: Tally, *, count: int | None) -> None:
+    """Give payloads to parameters that cannot take them: one line, a known exit code, nothing written."""
+    draw = random.Random(SEED)
+    texts = payloads(box.root)
+    for module, name in FREE_TEXT:
+        for text in texts if count is None else draw.sample(texts, count):
+            flags = {"data_root": str(box.maps), "domains": "A", "result_dir": "results", name: text}
+            takes = project_file.defaults(module)
+            own = {key: value for key, value in flags.items() if key in takes}
+            if module == "predict":
+                own = {"run": "x", "input": str(box.maps), **own}
+            if module in ("single_domain", "multi_domain"):
+                own = _of_family(own, name)
+            if module == "tune":
+                own = {"trials": "1", **own}
+            tally.add(f"{module} --{name}={text[:60]!r}", _is_refused(start(box, module, **own)))
+
+
+def _of_family(flags: dict[str, str], name: str) -> dict[str, str]:
+    chosen = {"model_type": "draem" if name == "anomaly_source_path" else "trivial", "source_domain": "A"}
+    if name in ("condition", "conditions_file"):
+        chosen = {"conditions_file": "none.json"}
+    kept = {key: value for key, value in flags.items() if key != "domains"}
+    return {**chosen, **kept}
+
+
+def _is_refused(ended: Ended) -> str | None:
+    if ended.escaped:
+        return f"wrote {ended.escaped[:3]}"
+    if ended.code not in REFUSALS:
+        return f"exit code {ended.code}: {ended.said[-300:]}"
+    return f"said {ended.said!r}" if has_hidden(ended.said.replace("\n", "")) else None
+
+
+def taken_values(box: Sandbox, tally: Tally) -> None:
+    """Give payloads to what may be called anything: a run and an experiment."""
+    for text in payloads(box.root):
+        flags = {"source_domain": "A", "data_root": str(box.maps), "run_name": text, "experiment": text}
+        ended = start(box, "single_domain", **TRIVIAL, **flags)
+        reason = _is_refused(ended) if ended.code else _is_clean(box, ended, names=(text,))
+        tally.add(f"run_name and experiment {text[:60]!r}", reason)
+
+
+TRIVIAL = {
+    "model_type": "trivial",
+    "preset": "quick",
+    "conditions": "none",
+    "maps_per_group": "1",
+    "gpu": "cpu",
+    "result_dir": "results",
+}
+"""Flags of a run that trains nothing."""
+
+
+# Names.
+
+
+def names(box: Sandbox, tally: Tally, *, count: int | None) -> None:
+    """Give names to domains and to images: refused in one error before anything runs, or harmless."""
+    refused = [name for name in NAMES if _add_if_refused(box, name)]
+    for name in refused:
+        flags = {"source_domain": name, "data_root": str(box.maps)}
+        tally.add(f"domain {name!r}", _is_refused(start(box, "single_domain", **TRIVIAL, **flags)))
+    taken = [name for name in NAMES if name not in refused]
+    taken = taken if count is None else random.Random(SEED).sample(taken, count)
+    images, faults = _add_images(box)
+    flags = {
+        **TRIVIAL,
+        "source_domain": "domain_A",
+        "domains": ",".join(["domain_A", *taken]),
+        "data_root": str(box.maps),
+        "maps_per_group": str(len(NAMES)) if count is None else TRIVIAL["maps_per_group"],
+        "run_name": payloads(box.root)[0],
+        "experiment": "<b>![x](https:evil)",
+    }
+    if faults:
+        ended = start(box, "multi_domain", **flags)
+        for path in faults:
+            tally.add(f"image {path.name!r}", _is_refused(ended))
+            path.unlink()
+    ended = start(box, "multi_domain", **flags)
+    reason = f"exit code {ended.code}: {ended.said[-500:]}" if ended.code else None
+    reason = reason or _is_clean(box, ended, names=(*taken, *(path.stem for path in images)))
+    results = {path.stem for path in box.work.glob("results/**/scores/*.csv")}
+    for name in taken:
+        tally.add(f"domain {name!r}", reason or (None if name in results else "has no scores"))
+    for path in images:
+        tally.add(f"image {path.name!r}", reason)
+
+
+def _add_if_refused(box: Sandbox, name: str) -> bool:
+    """Make a domain and return whether the walk over the folders refuses it."""
+    add_domain(box.maps, name)
+    asked = [part.strip() for part in name.split(",")]
+    return bool(survey(box.maps, domains=asked).faults) or name != name.strip()
+
+
+def _add_images(box: Sandbox) -> tuple[list[Path], list[Path]]:
+    """Make an image of each name, and return those that are taken and those that are refused."""
+    place = box.maps / "domain_A" / "test" / "fault"
+    for number, name in enumerate(NAMES):
+        add_image(place / f"{name[:LONGEST_FILE]}.tiff", np.random.default_rng(number))
+    known = {entry.path for entry in survey(box.maps, domains=["domain_A"]).entries}
+    every = [place / f"{name[:LONGEST_FILE]}.tiff" for name in NAMES]
+    taken = [path for path in every if path.relative_to(box.maps).as_posix() in known]
+    hidden = [path for path in every if path.name.startswith(".")]  # left out, as every hidden file is
+    return taken, [path for path in every if path not in taken and path not in hidden]
+
+
+class _Page(HTMLParser):
+    """Collects what a page holds beyond what ours do."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.strange: list[str] = []
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        for name, value in [*attrs, ("class", None)]:
+            own_source = name != "src" or (value or "").startswith("data:image/png;base64,")
+            if tag not in TAGS or name not in ATTRIBUTES or not own_source:
+                self.strange.append(f"<{tag} {name}={value!r}>")
+
+
+def _is_clean(box: Sandbox, ended: Ended, *, names: Sequence[str]) -> str | None:
+    """Return what a finished run let through to a folder, terminal, page, table or to MLflow."""
+    checks: tuple[Callable[[], object], ...] = (
+        lambda: ended.escaped[:3],
+        lambda: has_hidden(ended.said.replace("\n", "")) and f"said {ended.said!r}",
+        lambda: "lacks part of this run" in ended.said and ended.said[-500:],
+        lambda: [fault for page in box.work.rglob("*.html") for fault in _strange(page)],
+        lambda: [cell for table in box.work.rglob("*.csv") for cell in _formulas(table)],
+        lambda: _in_markdown(box, names),
+    )
+    for check in checks:
+        found = check()
+        if found:
+            return f"let through: {str(found)[:500]}"
+    return None
+
+
+def _strange(path: Path) -> list[str]:
+    page = _Page()
+    page.feed(path.read_text())
+    return page.strange
+
+
+def _formulas(path: Path) -> list[str]:
+    """Return cells that a spreadsheet would calculate."""
+    with path.open(newline="") as stream:
+        cells = [cell for row in csv.reader(stream) for cell in row]
+    return [cell for cell in cells if cell.startswith(FORMULA_STARTS) and not _is_number(cell)]
+
+
+def _is_number(cell: str) -> bool:
+    with contextlib.suppress(ValueError):
+        return bool(float(cell) or True)
+    return False
+
+
+def _in_markdown(box: Sandbox, names: Sequence[str]) -> list[str]:
+    """Return names that stand in a run's description as links, pictures or tags, outside of code."""
+    with _inside(box):
+        client = client_for(os.environ["MLFLOW_TRACKING_URI"])
+        experiments = [one.experiment_id for one in client.search_experiments()]
+        notes = [run.data.tags.get("mlflow.note.content", "") for run in client.search_runs(experiments)]
+    texts = [re.sub(r"`[^`\n]*`", "", note) for note in notes]
+    active = [name for name in names if as_markdown(name) != name and re.search(r"[<\[]", name)]
+    return [name for name in active if any(name in text for text in texts)]
+
+
+# Links.
+
+
+def links(box: Sandbox, tally: Tally) -> None:
+    """Point out of the data root: an image, a folder of images, a domain, a mask."""
+    outside = box.root / "outside"
+    add_domain(outside, "domain_A")
+    for number, place in enumerate(("test/good/link.tiff", "test/good", "train", "")):
+        root = box.root / f"linked{number}"
+        add_domain(root, "domain_A")
+        link, target = root / "domain_A" / place, outside / "domain_A" / place
+        if place.endswith(".tiff"):
+            target = outside / "domain_A" / "test" / "good" / "0.tiff"
+        else:
+            link.rename(root / "moved")
+        link.symlink_to(target)
+        flags = {"source_domain": "A", "data_root": str(root)}
+        ended = start(box, "single_domain", **TRIVIAL, **flags)
+        reason = _is_refused(ended)
+        led = None if "leads out of the data root" in ended.said else f"said {ended.said[-300:]}"
+        tally.add(f"a link at {place or 'the domain'}", reason or led)
+
+
+def escapes(folder: Path, full: bool) -> Tally:
+    """Send payloads through MLflow's shell, the flags, the names of domains and images, and links."""
+    tally, counts = Tally(), []
+    parts: tuple[tuple[str, Callable[[], None]], ...] = (
+        ("words", lambda: _shell(folder, tally, full=full)),
+        ("values", lambda: _values(folder, tally, full=full)),
+        ("names", lambda: names(_made(folder, "n"), tally, count=None if full else DOMAINS_FAST)),
+        ("links", lambda: links(_made(folder, "l"), tally)),
+    )
+    for what, part in parts:
+        before = tally.tried
+        part()
+        counts.append(f"{tally.tried - before} {what}")
+    tally.note = ", ".join(counts)
+    return tally
+
+
+def _shell(folder: Path, tally: Tally, *, full: bool) -> None:
+    place = folder / "shell"
+    place.mkdir()
+    every = range(len(payloads(place)))
+    shell(place, tally, shifts=every if full else random.Random(SEED).sample(every, SHIFTS_FAST))
+
+
+def _values(folder: Path, tally: Tally, *, full: bool) -> None:
+    refused_values(_made(folder, "v"), tally, count=None if full else PAYLOADS_FAST)
+    if full:
+        taken_values(_made(folder, "t"), tally)
+
+
+def _made(folder: Path, name: str) -> Sandbox:
+    place = folder / name
+    place.mkdir()
+    return make_sandbox(place)
+
+
+DRILLS = (Drill(15, "no escape to a shell, a path, a page or a table", escapes),)
