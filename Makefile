@@ -12,7 +12,7 @@ MLFLOW_TRACKING_URI ?= sqlite:///mlflow.db
 export MLFLOW_DISABLE_TELEMETRY ?= true
 export RAY_USAGE_STATS_ENABLED ?= 0
 
-.PHONY: run test check setup ui mlproject lock clean
+.PHONY: run test check audit setup ui mlproject lock clean
 
 run: setup  ## train and evaluate on the simulated maps, in MLflow
 	$(ACTIVATED) MLFLOW_TRACKING_URI=$(MLFLOW_TRACKING_URI) mlflow run . -e horizontal -P seed=42 --env-manager local --experiment-name dinomaly-hd
@@ -24,6 +24,9 @@ check: setup  ## format, lint, types
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 	$(BIN)/mypy
+
+audit: setup  ## the packages: pins, hashes, sources, refused versions, known weaknesses where they can be looked up
+	$(BIN)/python -m benchmarks.audit
 
 setup: $(STAMP)
 

@@ -33,8 +33,9 @@ def load_folder(
     Raises:
         ImageError: Nothing to score, or one image is bad or of another form.
     """
-    root = source.parent if source.is_file() else source
-    names = [source.name] if source.is_file() else image_names(source)
+    alone = os.path.isfile(source)  # False too for what is too long for a path
+    root = source.parent if alone else source
+    names = [source.name] if alone else image_names(source)
     if not names:
         raise ImageError(f"{printable(str(source))}: holds no images ({', '.join(OPENERS)})")
     records = []

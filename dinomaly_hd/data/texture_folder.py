@@ -1,6 +1,7 @@
 """A user's folder of textures for synthetic faults, read as one stack."""
 
 import hashlib
+import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import NamedTuple
@@ -32,7 +33,7 @@ def read_textures(
     Raises:
         ImageError: No folder, no images or too many in it, or one that cannot be read.
     """
-    names = image_names(folder) if folder.is_dir() else []
+    names = image_names(folder) if os.path.isdir(folder) else []
     if not 0 < len(names) <= MOST:
         raise ImageError(
             f"anomaly_source_path={printable(str(folder))}: {len(names)} images ({', '.join(OPENERS)}), "

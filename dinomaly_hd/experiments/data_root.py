@@ -1,5 +1,6 @@
 """Where the maps lie: the user's folder, or the embedded simulation, written on first use; read once."""
 
+import os
 from collections.abc import Callable
 from pathlib import Path
 
@@ -59,8 +60,8 @@ def resolve_root(
     """
     if data.data_root != SIMULATED:
         given = Path(data.data_root).expanduser()
-        if not given.is_dir():
-            what = "not a folder" if given.exists() else "no such folder"
+        if not os.path.isdir(given):  # False too for what is too long for a path
+            what = "not a folder" if os.path.exists(given) else "no such folder"
             raise LayoutError(
                 f"data_root={printable(data.data_root)}: {what}; give the one that holds the domain folders "
                 f"(domain_A/train/good ...), or {SIMULATED}"

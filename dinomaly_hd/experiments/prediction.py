@@ -1,5 +1,6 @@
 """Score any folder of images with a finished run: a table of scores and decisions, and the highest maps."""
 
+import os
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -230,7 +231,7 @@ def _check_output(output: Path | None) -> None:
     Raises:
         OutputError: It holds something, or is a file.
     """
-    if output is None or not output.exists():
+    if output is None or not os.path.exists(output):
         return
     if not output.is_dir() or any(output.iterdir()):
         raise OutputError(f"output={output}: already there; give a new or an empty folder")

@@ -158,5 +158,5 @@ def _report_run(request: ReportRequest) -> ReportRun:
 
 def _check_output(output: Path | None) -> None:
     """Refuse a folder with anything in it: tables of another report would mix with these."""
-    if output is not None and output.exists() and (not output.is_dir() or any(output.iterdir())):
+    if output is not None and os.path.exists(output) and (not output.is_dir() or any(output.iterdir())):
         raise OutputError(f"output={output}: already there; give a new or an empty folder")

@@ -1,5 +1,6 @@
 """From the configs of the families beside Dinomaly to their detectors."""
 
+import os
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
@@ -83,7 +84,7 @@ def check_draem(run: RunConfig) -> None:
     draem.check_size(size)
     check_batch(run.training.batch_size, size=size)
     folder = texture_folder(run)
-    if folder is not None and not folder.is_dir():
+    if folder is not None and not os.path.isdir(folder):
         raise ConfigError(
             f"anomaly_source_path={folder}: no such folder; give one, or {OTHER_IMAGES} or {TEXTURES}"
         )

@@ -67,7 +67,7 @@ def locate(encoder: str, encoder_weights: str) -> Weights:
     if encoder_weights in ("auto", "hub"):
         return _found("hub", _from_hub(encoder))
     path = Path(encoder_weights).expanduser()
-    if not path.is_file():
+    if not os.path.isfile(path):
         raise EncoderError(
             f"encoder_weights={encoder_weights}: no such file; "
             "give a .safetensors or .pth file, or one of auto, hub, random"
