@@ -82,6 +82,7 @@ class _Tag(IntEnum):
 
 # At 1, which is also their default, pixels are plain, upright and brighter for larger values.
 _PLAIN = (_Tag.COMPRESSION, _Tag.PHOTOMETRIC, _Tag.FILL_ORDER, _Tag.ORIENTATION, _Tag.PREDICTOR)
+_TIFF_START = 8  # byte order, version, place of the first page
 _INTEGERS = {1: "B", 3: "H", 4: "I"}  # field type: struct code
 _KINDS = {1: "uint", 2: "int", 3: "float"}
 _Tags = dict[int, tuple[int, ...]]
@@ -153,9 +154,11 @@ def _tiff_strips(tags: _Tags, *, height: int, width: int, file_bytes: int) -> li
     rows = min(tags.get(_Tag.ROWS_PER_STRIP, (height,))[0], height)
     offsets, sizes = tags.get(_Tag.STRIP_OFFSETS, ()), tags.get(_Tag.STRIP_BYTES, ())
     expected = [4 * width * min(rows, height - top) for top in range(0, height, rows)] if rows else []
-    if list(sizes) != expected or len(offsets) != len(expected):
+    if not expected or list(sizes) != expected or len(offsets) != len(expected):
         raise Refused(f"TIFF strips do not hold {height} x {width} float32 values")
     strips = list(zip(offsets, sizes, strict=True))
+    if min(offsets) < _TIFF_START:
+        raise Refused(f"TIFF pixels begin at byte {min(offsets)}, inside the file's own header")
     if any(offset + size > file_bytes for offset, size in strips):
         raise Refused(f"cut short: pixels end after the file's {file_bytes} bytes")
     return strips

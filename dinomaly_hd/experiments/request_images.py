@@ -13,6 +13,7 @@ import numpy.typing as npt
 import pandas as pd
 
 from dinomaly_hd.data.folder import check_form
+from dinomaly_hd.data.formats import FORMAT_NAMES, SCALES
 from dinomaly_hd.data.images import decode_image
 from dinomaly_hd.errors import ImageError
 
@@ -32,12 +33,12 @@ def read_input(model_input: Any, *, shape: Shape, dtype: str) -> Images:
         dtype: Their stored number type ("float32", "uint8", "uint16").
 
     Raises:
-        ImageError: No image, not one of them, or not the model's shape, number type or finite.
+        ImageError: No image, not one of them, or not the model's shape, number type, range or finite.
     """
     if isinstance(model_input, list) and model_input and all(isinstance(row, dict) for row in model_input):
         model_input = pd.DataFrame(model_input)
     if not isinstance(model_input, Mapping | pd.DataFrame):
-        return _array(model_input, shape=shape)
+        return _array(model_input, shape=shape, dtype=dtype)
     columns = list(model_input)
     if columns != [IMAGE_COLUMN]:
         raise ImageError(
@@ -50,7 +51,7 @@ def read_input(model_input: Any, *, shape: Shape, dtype: str) -> Images:
     return np.stack([_decode(text, f"image {i}", shape, dtype) for i, text in enumerate(encoded)])
 
 
-def _array(values: Any, *, shape: Shape) -> Images:
+def _array(values: Any, *, shape: Shape, dtype: str) -> Images:
     expected = f"expected (images, {shape[0]}, {shape[1]})"
     try:
         given = np.asarray(values)
@@ -66,6 +67,10 @@ def _array(values: Any, *, shape: Shape) -> Images:
     finite_B = np.isfinite(images).all(axis=(1, 2))
     if not finite_B.all():
         raise ImageError(f"input: image {int(np.argmin(finite_B))} holds NaN or infinite values")
+    if dtype in SCALES and not 0 <= images.min() <= images.max() <= 1:
+        found = f"values from {images.min():g} to {images.max():g}, expected 0 to 1"
+        why = f"the model was trained on {FORMAT_NAMES[dtype]}; divide by {SCALES[dtype]:g}"
+        raise ImageError(f"input: {found}: {why}")
     return images
 
 

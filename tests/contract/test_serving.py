@@ -301,6 +301,13 @@ def test_an_input_that_cannot_be_scored_is_one_line(given: Any, line: str) -> No
         read_input(given, shape=(31, 95), dtype="float32")
 
 
+@pytest.mark.parametrize("value", [51, 1.001, -0.1])
+def test_numbers_beyond_what_a_png_can_hold_are_refused(value: float) -> None:
+    with pytest.raises(ImageError, match="expected 0 to 1: the model was trained on 8-bit PNG"):
+        read_input(np.full((1, 31, 95), value), shape=(31, 95), dtype="uint8")
+    assert read_input(np.full((1, 31, 95), value), shape=(31, 95), dtype="float32").shape == (1, 31, 95)
+
+
 @pytest.mark.parametrize("dtype", ["float32", "uint8", "uint16"])
 def test_the_example_is_an_image_the_model_takes(dtype: str) -> None:
     example = input_example(shape=(31, 95), dtype=dtype)

@@ -42,6 +42,12 @@ def grey_png(height: int, width: int, stream: bytes, *, before: bytes = b"") -> 
     return b"\x89PNG\r\n\x1a\n" + header + before + chunk(b"IDAT", stream) + chunk(b"IEND", b"")
 
 
+def moved_to_its_start(data: bytes) -> bytes:
+    """Let the strip of a TIFF begin where the file does."""
+    at = data.index(struct.pack("<HHI", 273, 4, 1)) + 8
+    return data[:at] + bytes(4) + data[at + 4 :]
+
+
 GREY8 = (MAP * 80).astype(np.uint8)
 GREY16 = (MAP * 20000).astype(np.uint16)
 
@@ -121,6 +127,11 @@ REFUSED: dict[str, tuple[str, Callable[[], bytes], str]] = {
         "2 of 2945 values are NaN or infinite, the first at row 3, co",
     ),
     "cut TIFF": ("a.tiff", lambda: tiff(MAP)[:-1], "cut short"),
+    "TIFF whose pixels are its header": (
+        "a.tiff",
+        lambda: moved_to_its_start(tiff(MAP)),
+        "TIFF pixels begin at byte 0, inside the file's own header",
+    ),
     "PNG called TIFF": ("a.tiff", lambda: png(GREY8), "not a classic TIFF"),
     "TIFF called PNG": ("a.png", lambda: tiff(MAP), "not a PNG"),
     "RGB PNG": ("a.png", lambda: png(Image.fromarray(GREY8).convert("RGB")), "8-bit RGB PNG"),

@@ -1,0 +1,480 @@
+"""Drills 6, 7 and 8: damaged images, bombs, and sets of images that do not belong together."""
+
+import logging
+import random
+import struct
+import zlib
+from collections.abc import Callable, Iterator, Mapping
+from functools import partial
+from io import BytesIO
+from itertools import permutations
+from pathlib import Path
+from typing import Any, NamedTuple
+from unittest import mock
+
+import numpy as np
+import numpy.typing as npt
+import tifffile
+from PIL import Image
+
+from benchmarks.drills.reading import WARM, Came, pixels_digest, read_apart
+from benchmarks.drills.tally import Drill, Tally
+from dinomaly_hd.data.folder import load_folder
+from dinomaly_hd.data.hdmap import load_manifest
+from dinomaly_hd.data.tree import FOLDERS
+from dinomaly_hd.errors import DataError, ImageError, LayoutError
+from dinomaly_hd.experiments.request_images import encode_files, read_input
+
+SEED = 6
+SHAPE = (31, 95)
+MUTATED, FAST_MUTATED = 2700, 300
+LONGEST_S, MOST_MIB = 1.0, 64.0
+BOMB_S, TIMES = 0.05, 3
+HUGE = 60_000
+HEADER_BYTES = 320
+"""Where most damage is done: header, tags and the strips' places lie at the start."""
+
+Pixels = npt.NDArray[Any]
+
+
+def tiff(image: Pixels, **options: Any) -> bytes:
+    """Return an image as tifffile writes it."""
+    stream = BytesIO()
+    tifffile.imwrite(stream, image, **options)
+    return stream.getvalue()
+
+
+def png(image: Image.Image, **options: Any) -> bytes:
+    """Return an image as Pillow writes it."""
+    stream = BytesIO()
+    image.save(stream, "PNG", **options)
+    return stream.getvalue()
+
+
+def _map(*more: int) -> npt.NDArray[np.float32]:
+    return np.random.default_rng([SEED, *more]).random((*SHAPE, *more), dtype=np.float32) * 3
+
+
+MAP, RGB = _map(), _map(3)
+GREY8, GREY16 = (MAP * 80).astype(np.uint8), (MAP * 20000).astype(np.uint16)
+
+
+class Form(NamedTuple):
+    """A TIFF of one kind and whether the reader takes it."""
+
+    data: bytes
+    taken: bool
+
+
+def forms() -> dict[str, Form]:
+    """Return TIFFs of 18 kinds; the first six are maps as HDMAP has them."""
+    taken = {
+        "plain": tiff(MAP),
+        "big-endian": tiff(MAP, byteorder=">"),
+        "strips": tiff(MAP, rowsperstrip=4),
+        "no metadata": tiff(MAP, metadata=None),
+        "described": tiff(MAP, description="x" * 2000, software="drill"),
+        "ImageJ": tiff(MAP, imagej=True),
+    }
+    colours = np.linspace(0, 65535, 3 * 256).astype(np.uint16).reshape(3, 256)
+    refused = {
+        "compressed": tiff(MAP, compression="zlib"),
+        "tiled": tiff(MAP, tile=(16, 16)),
+        "BigTIFF": tiff(MAP, bigtiff=True),
+        "pages": tiff(np.stack([MAP] * 3), photometric="minisblack"),
+        "palette": tiff(GREY8, photometric="palette", colormap=colours),
+        "RGB": tiff(RGB, photometric="rgb"),
+        "planes": tiff(np.moveaxis(RGB, 2, 0), photometric="rgb", planarconfig="separate"),
+        "inverted": tiff(MAP, photometric="miniswhite"),
+        "float64": tiff(MAP.astype(np.float64)),
+        "float16": tiff(MAP.astype(np.float16)),
+        "uint8": tiff(GREY8),
+        "int16": tiff(GREY16.astype(np.int16)),
+    }
+    return {name: Form(data, name in taken) for name, data in {**taken, **refused}.items()}
+
+
+# Promise 6: every file is an image or one ImageError.
+
+
+def _flip(data: bytearray, at: int, draw: random.Random) -> None:
+    data[at] ^= 1 << draw.randrange(8)
+
+
+def _cut(data: bytearray, at: int, draw: random.Random) -> None:
+    del draw
+    del data[at:]
+
+
+def _insert(data: bytearray, at: int, draw: random.Random) -> None:
+    data[at:at] = draw.randbytes(draw.randint(1, 20))
+
+
+def _leave_out(data: bytearray, at: int, draw: random.Random) -> None:
+    del data[at : at + draw.randint(1, 20)]
+
+
+def _repeat(data: bytearray, at: int, draw: random.Random) -> None:
+    size = draw.choice((2, 12, 200))
+    data[at : at + size] = data[max(at - size, 0) : at]
+
+
+def _order(data: bytearray) -> str:
+    return ">" if data.startswith(b"MM") else "<"
+
+
+def _number(data: bytearray, at: int, draw: random.Random) -> None:
+    value = draw.choice((0, 1, 8, 2**16 - 1, 2**31, 2**32 - 1, len(data), len(data) - 1))
+    data[at : at + 4] = struct.pack(f"{_order(data)}I", value)
+
+
+def _edit_tag(data: bytearray, at: int, draw: random.Random) -> None:
+    """Change the type, count or value of a tag, or where the next page is said to lie."""
+    order = _order(data)
+    (first,) = struct.unpack_from(f"{order}I", data, 4) if len(data) >= 8 else (len(data),)
+    if first + 2 > len(data):
+        return _number(data, at, draw)
+    (entries,) = struct.unpack_from(f"{order}H", data, first)
+    entry = first + 2 + 12 * draw.randint(0, min(entries, 40))
+    code = draw.choice(("H", "I"))
+    value = draw.choice((0, 1, 2, 3, 16, 32, 64, first, len(data), 2**31 - 1, 2**32 - 1))
+    where = entry + draw.choice((0, 2, 4, 8, 8, 8))
+    data[where : where + struct.calcsize(code)] = struct.pack(f"{order}{code}", value % 2**16)
+    return None
+
+
+def _poison(data: bytearray, at: int, draw: random.Random) -> None:
+    """Put a number that is not finite where pixels are."""
+    del at
+    value = draw.choice((np.nan, np.inf, -np.inf))
+    where = len(data) - 4 * draw.randint(1, MAP.size)
+    data[max(where, 0) : max(where, 0) + 4] = struct.pack(f"{_order(data)}f", value)
+
+
+DAMAGES: tuple[Callable[[bytearray, int, random.Random], None], ...] = (
+    *(_flip, _cut, _insert, _leave_out, _repeat),
+    *(_number, _edit_tag, _edit_tag, _poison),
+)
+
+
+def mutated(data: bytes, draw: random.Random) -> bytes:
+    """Damage a file in one to four places, mostly in one and mostly where its header is."""
+    out = bytearray(data)
+    for _ in range(draw.choice((1, 1, 1, 2, 4))):
+        reach = len(out) if draw.random() < 0.3 else min(len(out), HEADER_BYTES)
+        if reach:
+            draw.choice(DAMAGES)(out, draw.randrange(reach), draw)
+    return bytes(out)
+
+
+class Damaged(NamedTuple):
+    """A file of the drill; ``taken`` is None where damage decides what comes of it."""
+
+    form: str
+    data: bytes
+    taken: bool | None
+
+
+def _damaged(count: int) -> list[Damaged]:
+    """Return ``count`` files: every form as it is, then each in turn with damages."""
+    draw, known = random.Random(SEED), forms()
+    files = [Damaged(name, form.data, form.taken) for name, form in known.items()]
+    while len(files) < count:
+        files += [Damaged(name, mutated(form.data, draw), None) for name, form in known.items()]
+    return files[:count]
+
+
+def damaged_images(folder: Path, full: bool) -> Tally:
+    """Read damaged TIFFs of 18 kinds: each is a finite image or an ImageError that begins with its path."""
+    files = _damaged(MUTATED if full else FAST_MUTATED)
+    _warm(folder)
+    for number, file in enumerate(files):
+        (folder / f"{number:05d}.tiff").write_bytes(file.data)
+    tally, (came, end) = Tally(), read_apart(folder)
+    for number, file in enumerate(files):
+        path = folder / f"{number:05d}.tiff"
+        unread = end is not None and number >= len(came) - 1  # the last one may have ended the process
+        fault = end if unread else _unsound(came[number], path, file.taken)
+        tally.add(f"{path.name} ({file.form})", fault)
+    if came:
+        images, slowest = sum(bool(one.image) for one in came), max(one.seconds for one in came)
+        tally.note = f"{images} still images; slowest {1e3 * slowest:.0f} ms, {came[-1].mib:.1f} MiB in all"
+    return tally
+
+
+def _warm(folder: Path) -> None:
+    """Write files that a process reads before its memory is looked at."""
+    (folder / WARM).mkdir()
+    (folder / WARM / "a.tiff").write_bytes(tiff(MAP))
+    (folder / WARM / "a.png").write_bytes(png(Image.fromarray(GREY16)))
+
+
+def _unsound(came: Came, path: Path, taken: bool | None) -> str | None:
+    """Return what was wrong about what came of a damaged TIFF."""
+    if came.fault:
+        return came.fault
+    if came.seconds > LONGEST_S or came.mib > MOST_MIB:
+        return f"{came.seconds:.2f} s, {came.mib:.0f} MiB"
+    if came.said and (not came.said.startswith(f"{path}: ") or not came.said.isprintable()):
+        return f"not one line that begins with the path: {came.said!r}"
+    if taken is not None and taken != bool(came.image):
+        return came.said or "taken as it is"
+    return "not what is stored" if came.image and not _is_stored(path, came.image) else None
+
+
+def _is_stored(path: Path, digest: str) -> bool:
+    """Return whether tifffile reads the same values, or nothing at all because of what the reader skips."""
+    try:
+        with mock.patch.object(logging.getLogger("tifffile"), "disabled", True):
+            return pixels_digest(tifffile.imread(path)) == digest
+    except Exception:  # tags that we do not need may be as damaged as they like
+        return True
+
+
+# Promise 7: bombs are refused from their headers.
+
+
+def _chunk(what: bytes, body: bytes) -> bytes:
+    return struct.pack(">I", len(body)) + what + body + struct.pack(">I", zlib.crc32(what + body))
+
+
+def _grey_png(height: int, width: int, stream: bytes, *, before: bytes = b"") -> bytes:
+    header = _chunk(b"IHDR", struct.pack(">IIBBBBB", width, height, 8, 0, 0, 0, 0))
+    return b"\x89PNG\r\n\x1a\n" + header + before + _chunk(b"IDAT", stream) + _chunk(b"IEND", b"")
+
+
+def _zeros(mib: int) -> bytes:
+    """Return a zlib stream of so many MiB of zeros, put together from one deflated piece."""
+    deflater = zlib.compressobj(9, wbits=-15)
+    piece = deflater.compress(bytes(16 * 2**20)) + deflater.flush(zlib.Z_FULL_FLUSH)
+    checksum = ((mib * 2**20 % 65521) << 16) | 1  # Adler-32 of zeros
+    return b"\x78\xda" + piece * (mib // 16) + b"\x03\x00" + struct.pack(">I", checksum)
+
+
+def _tiff_of_one_strip(side: int, *, rows: int) -> bytes:
+    """Return a TIFF whose strips all lie at the same place: 14.4 GB of pixels in a file of 4 MB."""
+    count, size = side // rows, 4 * side * rows
+    places = 8 + 2 + 12 * 9 + 4
+    pixels = places + 8 * count
+    tags = (
+        *((256, 1, side), (257, 1, side), (258, 1, 32), (259, 1, 1), (262, 1, 1)),
+        *((273, count, places), (278, 1, rows), (279, count, places + 4 * count), (339, 1, 3)),
+    )
+    entries = b"".join(struct.pack("<HHII", tag, 4, number, value) for tag, number, value in tags)
+    head = b"II*\0" + struct.pack("<IH", 8, len(tags)) + entries + struct.pack("<I", 0)
+    lists = struct.pack(f"<{2 * count}I", *[pixels] * count, *[size] * count)
+    return head + lists + bytes(size)
+
+
+def _endless_tiff() -> bytes:
+    """Return a TIFF whose hundred pages end in a loop."""
+    offsets = [8 + 6 * page for page in range(102)]
+    following = [*offsets[1:], offsets[-2]]
+    return b"II*\0" + struct.pack("<I", 8) + b"".join(struct.pack("<HI", 0, offset) for offset in following)
+
+
+class Bomb(NamedTuple):
+    """A file that is small or hollow, and the reason it is to be refused for."""
+
+    name: str
+    write: Callable[[Path], object]
+    reason: str
+
+
+def _bytes(make: Callable[[], bytes]) -> Callable[[Path], object]:
+    return lambda path: path.write_bytes(make())
+
+
+def _hollow(path: Path) -> None:
+    with path.open("wb") as stream:
+        stream.write(tiff(MAP))
+        stream.truncate(10**10)
+
+
+def _text_bomb() -> bytes:
+    text = _chunk(b"zTXt", b"a\0\0" + _zeros(1024))
+    return _grey_png(HUGE, HUGE, zlib.compress(b""), before=text)
+
+
+BOMBS = (
+    Bomb("tiff", _bytes(lambda: _tiff_of_one_strip(HUGE, rows=15)), f"{HUGE} x {HUGE} pixels, expected"),
+    Bomb("png", _bytes(lambda: _grey_png(HUGE, HUGE, zlib.compress(b"\0"))), f"{HUGE} x {HUGE} pixels, exp"),
+    Bomb("png", _bytes(lambda: _grey_png(*SHAPE, _zeros(8192))), "do not inflate to the 2976 bytes"),
+    Bomb("png", _bytes(_text_bomb), f"{HUGE} x {HUGE} pixels, expected"),
+    Bomb("tiff", _bytes(_endless_tiff), "in a loop"),
+    Bomb("tiff", _hollow, "10000000000 bytes, expected 1 to"),
+)
+"""Huge sides (TIFF, PNG), 8 GiB in 8 MiB (pixels, text), pages without end, 10 GB of nothing."""
+
+
+def bombs(folder: Path, full: bool) -> Tally:
+    """Read each bomb in a process of its own; both sizes are the same."""
+    del full
+    tally, slowest, largest = Tally(), 0.0, 0.0
+    for number, bomb in enumerate(BOMBS):
+        own = folder / f"bomb{number}"
+        own.mkdir()
+        _warm(own)
+        for time in range(TIMES):
+            bomb.write(own / f"{time}.{bomb.name}")
+        came, end = read_apart(own)
+        fault = end or _exploded(came, bomb)
+        tally.add(f"bomb {number} ({bomb.reason})", fault)
+        if came:
+            slowest = max(slowest, _best_s(came))
+            largest = max(largest, came[-1].mib)
+    tally.note = f"slowest {1e3 * slowest:.1f} ms, largest {largest:.1f} MiB"
+    return tally
+
+
+def _best_s(came: list[Came]) -> float:
+    """Return the time of the best of some tries: the others are the machine's other work."""
+    return min(one.seconds for one in came)
+
+
+def _exploded(came: list[Came], bomb: Bomb) -> str | None:
+    wrong = [one.fault or one.said or "taken" for one in came if bomb.reason not in one.said]
+    if wrong:
+        return wrong[0]
+    seconds, mib = _best_s(came), came[-1].mib
+    return f"{1e3 * seconds:.0f} ms, {mib:.0f} MiB" if seconds > BOMB_S or mib > MOST_MIB else None
+
+
+# Promise 8: nothing is converted silently.
+
+
+def _grey(mode: str) -> bytes:
+    return png(Image.fromarray(GREY8).convert(mode))
+
+
+def _with(value: float) -> bytes:
+    image = MAP.copy()
+    image[3, 7] = value
+    return tiff(image)
+
+
+class Mix(NamedTuple):
+    """A set of images of one kind, and the odd file among them."""
+
+    kind: str
+    make: Callable[[], bytes]
+    extension: str
+
+
+def _animated() -> bytes:
+    frames = [Image.fromarray(GREY8), Image.fromarray(GREY8 // 2)]
+    return png(frames[0], save_all=True, append_images=frames[1:])
+
+
+MIXES = {
+    "8-bit TIFF": Mix("tiff", lambda: tiff(GREY8), "tiff"),
+    "16-bit TIFF": Mix("tiff", lambda: tiff(GREY16), "tiff"),
+    "int16 TIFF": Mix("tiff", lambda: tiff(GREY16.astype(np.int16)), "tiff"),
+    "float16 TIFF": Mix("tiff", lambda: tiff(MAP.astype(np.float16)), "tiff"),
+    "float64 TIFF": Mix("tiff", lambda: tiff(MAP.astype(np.float64)), "tiff"),
+    "RGB TIFF": Mix("tiff", lambda: tiff(RGB, photometric="rgb"), "tiff"),
+    "inverted TIFF": Mix("tiff", lambda: tiff(MAP, photometric="miniswhite"), "tiff"),
+    "three pages": Mix("tiff", lambda: tiff(np.stack([MAP] * 3), photometric="minisblack"), "tiff"),
+    "NaN": Mix("tiff", lambda: _with(np.nan), "tiff"),
+    "infinite": Mix("tiff", lambda: _with(np.inf), "tiff"),
+    "one row more": Mix("tiff", lambda: tiff(np.vstack([MAP, MAP[:1]])), "tiff"),
+    "turned": Mix("tiff", lambda: tiff(MAP.T.copy()), "tiff"),
+    "8-bit PNG among TIFF": Mix("tiff", lambda: png(Image.fromarray(GREY8)), "png"),
+    "16-bit PNG among TIFF": Mix("tiff", lambda: png(Image.fromarray(GREY16)), "png"),
+    "8-bit PNG among 16-bit": Mix("png16", lambda: png(Image.fromarray(GREY8)), "png"),
+    "16-bit PNG among 8-bit": Mix("png8", lambda: png(Image.fromarray(GREY16)), "png"),
+    "TIFF among PNG": Mix("png16", lambda: tiff(MAP), "tiff"),
+    "RGB PNG": Mix("png8", lambda: _grey("RGB"), "png"),
+    "palette PNG": Mix("png8", lambda: _grey("P"), "png"),
+    "grey and alpha PNG": Mix("png8", lambda: _grey("LA"), "png"),
+    "1-bit PNG": Mix("png8", lambda: _grey("1"), "png"),
+    "transparent PNG": Mix("png8", lambda: png(Image.fromarray(GREY8), transparency=3), "png"),
+    "animated PNG": Mix("png8", _animated, "png"),
+    "PNG called TIFF": Mix("tiff", lambda: png(Image.fromarray(GREY8)), "tiff"),
+}
+"""What is odd -> the set and the odd file."""
+
+KINDS: Mapping[str, tuple[str, Callable[[], bytes]]] = {
+    "tiff": ("float32", lambda: tiff(MAP)),
+    "png8": ("uint8", lambda: png(Image.fromarray(GREY8))),
+    "png16": ("uint16", lambda: png(Image.fromarray(GREY16))),
+}
+
+
+def _write_set(root: Path, kind: str) -> None:
+    _, make = KINDS[kind]
+    data = make()
+    for domain in ("domain_A", "domain_B"):
+        for split, label, _ in FOLDERS:
+            place = root / domain / split / label
+            place.mkdir(parents=True)
+            for number in range(2):
+                (place / f"{number}.{_extension(kind)}").write_bytes(data)
+
+
+def _extension(kind: str) -> str:
+    return kind.rstrip("0123456789")
+
+
+def _refused(read: Callable[[], object], name: str) -> str | None:
+    """Return what was wrong about how a set with an odd file was refused."""
+    try:
+        read()
+    except (LayoutError, ImageError) as error:
+        return None if name in str(error) else f"{name} is not named: {error}"
+    except Exception as error:  # any other exception is what the drill looks for
+        return repr(error)
+    return "taken"
+
+
+def _set(root: Path, *, kind: str, odd: str, data: bytes) -> str | None:
+    """Return what was wrong about the refusal of an odd file at set-up, or of the set without it."""
+    _write_set(root, kind)
+    try:
+        _load(root)
+    except DataError as error:
+        return f"refused without the odd file: {error}"
+    (root / odd).write_bytes(data)
+    return _refused(partial(_load, root), odd)
+
+
+def _load(root: Path) -> object:
+    return load_manifest(root, domains=["A", "B"], conditions="none")
+
+
+def _scored(root: Path, *, kind: str, other: str) -> Iterator[tuple[str, str | None]]:
+    """Yield how files, a folder to score and a request, of another kind than a model's, are refused."""
+    dtype, _ = KINDS[kind]
+    data = KINDS[other][1]()
+    (root / "odd").mkdir(parents=True)
+    name = f"odd.{_extension(other)}"
+    (root / "odd" / name).write_bytes(data)
+    read = partial(load_folder, root / "odd", shape=SHAPE, dtype=dtype)
+    yield f"a folder of {other} for a model of {kind}", _refused(read, name)
+    request = partial(read_input, encode_files([data]), shape=SHAPE, dtype=dtype)
+    yield f"a request of {other} for a model of {kind}", _refused(request, "image 0")
+
+
+def mixes(folder: Path, full: bool) -> Tally:
+    """Put one odd file into sets of three kinds, and score files of another kind; both sizes are the same."""
+    del full
+    tally = Tally()
+    for number, (what, mix) in enumerate(MIXES.items()):
+        place = ("train/good", "test/good", "test/fault")[number % 3]
+        odd = f"domain_B/{place}/odd.{mix.extension}"
+        tally.add(what, _set(folder / f"mix{number}", kind=mix.kind, odd=odd, data=mix.make()))
+    for kind, other in permutations(KINDS, 2):
+        for what, fault in _scored(folder / f"{other}_for_{kind}", kind=kind, other=other):
+            tally.add(what, fault)
+    for kind in ("png8", "png16"):
+        grey = KINDS[kind][0]
+        read = partial(read_input, GREY8[None], shape=SHAPE, dtype=grey)
+        tally.add(f"raw {grey} numbers in a request", _refused(read, "expected 0 to 1"))
+    return tally
+
+
+DRILLS = (
+    Drill(6, "a bad image is one error with its path", damaged_images),
+    Drill(7, "bombs are refused from the header", bombs),
+    Drill(8, "no silent conversion: mixed sets are refused", mixes),
+)
