@@ -4,8 +4,8 @@
 
 What can be checked here decides (exit code 1): every package pinned to one version with SHA-256 hashes, none
 from an address or a repository, none of the versions that are refused below, and this environment is what the
-lock says. Known weaknesses are looked up with pip-audit, and fail it too unless they are accepted below; where
-no service answers for a package, that is said, and does not count as a clean bill.
+lock says. Known weaknesses are looked up with pip-audit, and fail it too unless they are accepted below;
+where no service answers for a package, that is said, and does not count as a clean bill.
 """
 
 import importlib.metadata

@@ -30,7 +30,7 @@ MARK = "escaped"
 """In the name of every file that a payload would make."""
 SHIFTS_FAST, PAYLOADS_FAST, DOMAINS_FAST = 2, 2, 2
 REFUSALS = (64, 65, 74, 75)
-LONGEST_FILE = 200
+LONGEST_FILE = 245
 IMAGES = 3
 TAGS = frozenset(
     {
@@ -163,9 +163,9 @@ def add_domain(root: Path, name: str) -> None:
 
 
 def add_image(path: Path, draw: np.random.Generator) -> None:
-    """Write one small map."""
+    """Write one small map; the longer its name, the higher it scores, so that the longest is drawn."""
     with path.open("wb") as stream:
-        tifffile.imwrite(stream, draw.random((31, 95), dtype=np.float32))
+        tifffile.imwrite(stream, draw.random((31, 95), dtype=np.float32) * np.float32(1 + len(path.name)))
 
 
 # A shell.
@@ -303,11 +303,22 @@ def names(box: Sandbox, tally: Tally, *, count: int | None) -> None:
     ended = start(box, "multi_domain", **flags)
     reason = f"exit code {ended.code}: {ended.said[-500:]}" if ended.code else None
     reason = reason or _is_clean(box, ended, names=(*taken, *(path.stem for path in images)))
+    reason = reason or _predicted(box, images[0].parent)
     results = {path.stem for path in box.work.glob("results/**/scores/*.csv")}
     for name in taken:
         tally.add(f"domain {name!r}", reason or (None if name in results else "has no scores"))
     for path in images:
         tally.add(f"image {path.name!r}", reason)
+
+
+def _predicted(box: Sandbox, images: Path) -> str | None:
+    """Score the images with the finished run and return what was let through."""
+    (run,) = (path.parent for path in box.work.glob("results/**/results.json"))
+    flags = {"run": str(run), "input": str(images), "result_dir": "results", "gpu": "cpu", "maps": "1"}
+    ended = start(box, "predict", **flags)
+    if ended.code:
+        return f"predict: exit code {ended.code}: {ended.said[-500:]}"
+    return _is_clean(box, ended, names=())
 
 
 def _add_if_refused(box: Sandbox, name: str) -> bool:
