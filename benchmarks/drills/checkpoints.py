@@ -130,7 +130,7 @@ def _mounted(folder: Path, kib: int) -> Iterator[None]:
     try:
         yield
     finally:
-        subprocess.run(["umount", str(folder)], check=True)
+        subprocess.run(["umount", "-l", str(folder)], check=True)
 
 
 def _on_small_disk(folder: Path, kib: int) -> str | None:

@@ -27,6 +27,8 @@ DELAYS_S = {"start": 1.5, "step": 0.2, "save": 0.0, "score": 0.5, "draw": 1.0}
 SAID = {"score": b"test images", "draw": b"drawing plots"}
 FAST_KILLS = ("start", "save", "step", "save", "score")
 FAST_SIGNALS = ("step", "score")
+RARELY_SAVED = {"checkpoint_interval": str(runs.STEPS)}
+"""For runs that are asked to end: what they leave is saved because they were asked."""
 SIGNALS = (signal.SIGTERM, signal.SIGINT)
 
 
@@ -54,11 +56,11 @@ def _moments(places: Sequence[str], draws: random.Random) -> list[Moment]:
     ]
 
 
-def _hit(folder: Path, moment: Moment, number: signal.Signals) -> BaseProcess:
+def _hit(folder: Path, moment: Moment, number: signal.Signals, **changes: str) -> BaseProcess:
     """Start or go on with a folder's run, signal it at a moment, and return its process when it has ended."""
     log = runs.log(folder)
     said = log.stat().st_size if log.exists() else 0
-    process = runs.start(folder)
+    process = runs.start(folder, **changes)
     if moment.place != "start":
         runs.wait_until(lambda: runs.steps_done(folder) >= moment.step, process=process)
     if moment.place == "save":
@@ -121,7 +123,7 @@ def killed_runs(folder: Path, full: bool) -> Tally:
 
 def _end(folder: Path, moment: Moment, number: signal.Signals) -> str | None:
     """Ask a run to end, and return what was wrong about its end."""
-    process = _hit(folder, moment, number)
+    process = _hit(folder, moment, number, **RARELY_SAVED)
     if process.exitcode != 128 + number:
         return f"exit code {process.exitcode}"
     run = runs.run_folder(folder)
@@ -144,10 +146,10 @@ def ended_runs(folder: Path, full: bool) -> Tally:
     places = draws.choices(list(DELAYS_S), k=SIGNALLED) if full else FAST_SIGNALS
     moments = [_moments([place], draws)[0] for place in places]
     for number, moment in enumerate(moments):
-        sent, own = SIGNALS[number % len(SIGNALS)], folder / f"run{number // len(SIGNALS)}"
+        sent, own = SIGNALS[number % len(SIGNALS)], folder / f"run{number if full else 0}"
         tally.add(f"{sent.name}, {moment}", _end(own, moment, sent))
     for own in sorted(folder.glob("run*")):
-        fault = runs.difference(runs.finish(own), runs.reference(folder.parent))
+        fault = runs.difference(runs.finish(own, **RARELY_SAVED), runs.reference(folder.parent))
         tally.failures += [f"{own.name}, gone on with: {fault}"] if fault else []
     return tally
 

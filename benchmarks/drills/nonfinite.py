@@ -38,12 +38,13 @@ class Poison(NamedTuple):
 
 
 class _Scale(Detector):
-    """The smallest detector that is trained: a linear map that learns its input."""
+    """The smallest detector that has weights and running statistics: a linear map that learns its input."""
 
     def __init__(self, poison: Poison | None) -> None:
         super().__init__()
         self.linear = nn.Linear(WIDTH, WIDTH, bias=False)
         nn.init.constant_(self.linear.weight, 0.1)
+        self.norm = nn.BatchNorm1d(WIDTH)
         self.poison = poison
 
     def fit_encoder(self, batches: Any) -> None:
@@ -54,7 +55,7 @@ class _Scale(Detector):
 
     def training_loss(self, batch: Batch, *, step: int) -> Loss:
         assert batch.encoded is not None
-        total = (self.linear(batch.encoded) - batch.encoded).square().mean()
+        total = (self.norm(self.linear(batch.encoded)) - batch.encoded).square().mean()
         if self.poison == ("loss", step):
             total = total * math.nan
         if self.poison == ("gradient", step):  # the root's slope at zero; the loss itself stays as it is
@@ -112,9 +113,9 @@ def _config(policy: str) -> RunConfig:
 
 
 class _Ended(NamedTuple):
-    """How a training ended: its weights, its newest checkpoint, the steps skipped, and the error."""
+    """How a training ended: its detector's state, its newest checkpoint, the steps skipped, and the error."""
 
-    weight: Tensor
+    state: dict[str, Tensor]
     checkpoint: Checkpoint | None
     skipped: float
     error: Exception | None
@@ -147,11 +148,17 @@ def _train(folder: Path, *, policy: str, poison: Poison | None, until: int) -> _
             )
         except Exception as ended:  # which one is what the drill looks at
             error = ended
-    weight = detector.linear.weight.detach().clone()
-    return _Ended(weight, checkpoints.newest(folder).checkpoint, heard.skipped, error)
+    state = fit.trained_state(detector)
+    return _Ended(state, checkpoints.newest(folder).checkpoint, heard.skipped, error)
 
 
-def _stopped(ended: _Ended, healthy: Tensor, poison: Poison) -> str | None:
+def _changed(state: dict[str, Tensor], before: dict[str, Tensor]) -> str | None:
+    """Return what the poisoned step changed; it is to change no bit."""
+    changed = [name for name in before if not torch.equal(state[name], before[name])]
+    return f"the poisoned step changed {', '.join(changed)}" if changed else None
+
+
+def _stopped(ended: _Ended, healthy: dict[str, Tensor], poison: Poison) -> str | None:
     """Return what was wrong about a training that was to stop before the poison reached its weights."""
     if not isinstance(ended.error, NonFiniteError):
         return f"ended with {ended.error!r}"
@@ -160,10 +167,12 @@ def _stopped(ended: _Ended, healthy: Tensor, poison: Poison) -> str | None:
         return f"does not name step, loss, lr and files: {ended.error}"
     if ended.checkpoint is not None and ended.checkpoint.step > poison.step:
         return f"a checkpoint of step {ended.checkpoint.step} was written"
-    return None if torch.equal(ended.weight, healthy) else "the weights are not those of the step before"
+    # Running statistics are not put back: they are gone with the process, and no checkpoint has them.
+    trained = {name: healthy[name] for name, _ in _Scale(None).named_parameters()}
+    return _changed(ended.state, trained)
 
 
-def _skipped(ended: _Ended, healthy: Tensor, poison: Poison) -> str | None:
+def _skipped(ended: _Ended, healthy: dict[str, Tensor], poison: Poison) -> str | None:
     """Return what was wrong about a training that was to leave the poisoned step out."""
     if not isinstance(ended.error, Interrupted) or ended.checkpoint is None:
         return f"skipping ended with {ended.error!r}"
@@ -173,7 +182,7 @@ def _skipped(ended: _Ended, healthy: Tensor, poison: Poison) -> str | None:
     moments = [value for state in kept.optimizer["state"].values() for value in state.values()]
     if not all(bool(torch.isfinite(torch.as_tensor(value)).all()) for value in moments):
         return "the optimizer remembers what is not finite"
-    return None if torch.equal(ended.weight, healthy) else "the skipped step changed the weights"
+    return _changed(ended.state, healthy)
 
 
 def poisoned_steps(folder: Path, full: bool) -> Tally:
@@ -187,7 +196,7 @@ def poisoned_steps(folder: Path, full: bool) -> Tally:
         else:
             lead.mkdir()
         shutil.copytree(lead, whole)
-        healthy = _train(whole, policy="stop", poison=None, until=step).weight
+        healthy = _train(whole, policy="stop", poison=None, until=step).state
         for kind in KINDS:
             poison, own = Poison(kind, step), folder / f"{kind}{step}"
             shutil.copytree(lead, own / "stop")
