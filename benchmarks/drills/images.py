@@ -143,6 +143,16 @@ def _edit_tag(data: bytearray, at: int, draw: random.Random) -> None:
     return None
 
 
+def _misplace(data: bytearray, at: int, draw: random.Random) -> None:
+    """Let the pixels lie elsewhere: in the header, in the tags, behind the end."""
+    del at
+    order = _order(data)
+    start = data.find(struct.pack(f"{order}HHI", 273, 4, 1))
+    if start >= 0:
+        value = draw.choice((0, 4, 7, 8, len(data) - 4, len(data), 2**32 - 1))
+        data[start + 8 : start + 12] = struct.pack(f"{order}I", value)
+
+
 def _poison(data: bytearray, at: int, draw: random.Random) -> None:
     """Put a number that is not finite where pixels are."""
     del at
@@ -153,7 +163,7 @@ def _poison(data: bytearray, at: int, draw: random.Random) -> None:
 
 DAMAGES: tuple[Callable[[bytearray, int, random.Random], None], ...] = (
     *(_flip, _cut, _insert, _leave_out, _repeat),
-    *(_number, _edit_tag, _edit_tag, _poison),
+    *(_number, _edit_tag, _edit_tag, _misplace, _poison),
 )
 
 
@@ -223,10 +233,10 @@ def _unsound(came: Came, path: Path, taken: bool | None) -> str | None:
 
 
 def _is_stored(path: Path, digest: str) -> bool:
-    """Return whether tifffile reads the same values, or nothing at all because of what the reader skips."""
+    """Return whether tifffile reads the same values in the first page, or nothing at all because of what the reader skips."""
     try:
         with mock.patch.object(logging.getLogger("tifffile"), "disabled", True):
-            return pixels_digest(tifffile.imread(path)) == digest
+            return pixels_digest(tifffile.imread(path, key=0)) == digest
     except Exception:  # tags that we do not need may be as damaged as they like
         return True
 

@@ -25,7 +25,7 @@ from dinomaly_hd.errors import ImageError
 WARM = "warm"
 MOST_BYTES = 2 * 2**30
 """Address space: what would take the machine's memory gets a MemoryError instead, after it has grown."""
-LONGEST_S = 120.0
+LONGEST_S = 60.0
 MIB = 2**20
 
 
