@@ -66,8 +66,15 @@ class Form(NamedTuple):
     taken: bool
 
 
+def _moved(data: bytes, place: int) -> bytes:
+    """Let the strip of a TIFF lie elsewhere."""
+    order = ">" if data.startswith(b"MM") else "<"
+    start = data.find(struct.pack(f"{order}HHI", 273, 4, 1))
+    return data if start < 0 else data[: start + 8] + struct.pack(f"{order}I", place) + data[start + 12 :]
+
+
 def forms() -> dict[str, Form]:
-    """Return TIFFs of 18 kinds; the first six are maps as HDMAP has them."""
+    """Return TIFFs of 19 kinds; the first six are maps as HDMAP has them."""
     taken = {
         "plain": tiff(MAP),
         "big-endian": tiff(MAP, byteorder=">"),
@@ -90,6 +97,7 @@ def forms() -> dict[str, Form]:
         "float16": tiff(MAP.astype(np.float16)),
         "uint8": tiff(GREY8),
         "int16": tiff(GREY16.astype(np.int16)),
+        "pixels in its header": _moved(tiff(MAP), 4),
     }
     return {name: Form(data, name in taken) for name, data in {**taken, **refused}.items()}
 
@@ -144,13 +152,9 @@ def _edit_tag(data: bytearray, at: int, draw: random.Random) -> None:
 
 
 def _misplace(data: bytearray, at: int, draw: random.Random) -> None:
-    """Let the pixels lie elsewhere: in the header, in the tags, behind the end."""
+    """Let the pixels lie in the header, in the tags, behind the end."""
     del at
-    order = _order(data)
-    start = data.find(struct.pack(f"{order}HHI", 273, 4, 1))
-    if start >= 0:
-        value = draw.choice((0, 4, 7, 8, len(data) - 4, len(data), 2**32 - 1))
-        data[start + 8 : start + 12] = struct.pack(f"{order}I", value)
+    data[:] = _moved(bytes(data), draw.choice((0, 4, 7, 8, max(len(data) - 4, 0), len(data), 2**32 - 1)))
 
 
 def _poison(data: bytearray, at: int, draw: random.Random) -> None:
@@ -195,7 +199,7 @@ def _damaged(count: int) -> list[Damaged]:
 
 
 def damaged_images(folder: Path, full: bool) -> Tally:
-    """Read damaged TIFFs of 18 kinds: each is a finite image or an ImageError that begins with its path."""
+    """Read damaged TIFFs of 19 kinds: each is a finite image or an ImageError that begins with its path."""
     files = _damaged(MUTATED if full else FAST_MUTATED)
     _warm(folder)
     for number, file in enumerate(files):
@@ -233,7 +237,7 @@ def _unsound(came: Came, path: Path, taken: bool | None) -> str | None:
 
 
 def _is_stored(path: Path, digest: str) -> bool:
-    """Return whether tifffile reads the same values in the first page, or nothing at all because of what the reader skips."""
+    """Return whether tifffile's first page is the same, or cannot be read because of what the reader skips."""
     try:
         with mock.patch.object(logging.getLogger("tifffile"), "disabled", True):
             return pixels_digest(tifffile.imread(path, key=0)) == digest
