@@ -26,7 +26,7 @@ DELAYS_S = {"start": 1.5, "step": 0.2, "save": 0.0, "score": 0.5, "draw": 1.0}
 """The places where a process is hit, and the longest delay there."""
 SAID = {"score": b"test images", "draw": b"drawing plots"}
 FAST_KILLS = ("start", "save", "step", "save", "score")
-FAST_SIGNALS = ("step", "score")
+FAST_SIGNALS = ("step", "draw")
 RARELY_SAVED = {"checkpoint_interval": str(runs.STEPS)}
 """For runs that are asked to end: what they leave is saved because they were asked."""
 SIGNALS = (signal.SIGTERM, signal.SIGINT)
@@ -50,8 +50,9 @@ def _moments(places: Sequence[str], draws: random.Random) -> list[Moment]:
     """Return moments at these places, in the order in which a run comes to them."""
     steps = sorted(draws.sample(range(1, LAST_STEP), len(places)))
     ordered = sorted(places, key=lambda place: list(SAID).index(place) if place in SAID else -1)
+    fixed = {"start": 0, **dict.fromkeys(SAID, runs.STEPS)}
     return [
-        Moment(place, runs.STEPS if place in SAID else step, draws.uniform(0, DELAYS_S[place]))
+        Moment(place, fixed.get(place, step), draws.uniform(0, DELAYS_S[place]))
         for place, step in zip(ordered, steps, strict=True)
     ]
 
