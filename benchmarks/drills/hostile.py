@@ -20,7 +20,7 @@ import tifffile
 
 from benchmarks.drills.tally import Drill, Tally
 from dinomaly_hd.data.tree import FOLDERS, survey
-from dinomaly_hd.names import FORMULA_STARTS, as_markdown, has_hidden
+from dinomaly_hd.names import FORMULA_STARTS, has_hidden
 from dinomaly_hd.tracking.store import client_for
 from entry_points import project_file
 from entry_points.common import ROOT, exit_code
@@ -28,7 +28,9 @@ from entry_points.common import ROOT, exit_code
 SEED = 15
 MARK = "escaped"
 """In the name of every file that a payload would make."""
-SHIFTS_FAST, PAYLOADS_FAST, DOMAINS_FAST = 2, 2, 2
+SHIFTS_FAST = 2
+DOMAINS_FAST = ("<img src=x onerror=alert(1)>", "![x](https:evil)", "é😀")
+LONGEST_DOMAIN = 100
 REFUSALS = (64, 65, 74, 75)
 LONGEST_FILE = 245
 IMAGES = 3
@@ -220,12 +222,12 @@ def _arrive(folder: Path, point: Any, values: dict[str, str]) -> str | None:
 # Parameters.
 
 
-def refused_values(box: Sandbox, tally: Tally, *, count: int | None) -> None:
+def refused_values(box: Sandbox, tally: Tally, *, full: bool) -> None:
     """Give payloads to parameters that cannot take them: one line, a known exit code, nothing written."""
     draw = random.Random(SEED)
     texts = payloads(box.root)
     for module, name in FREE_TEXT:
-        for text in texts if count is None else draw.sample(texts, count):
+        for text in texts if full else (draw.choice(texts[:-1]), texts[-1]):
             flags = {"data_root": str(box.maps), "domains": "A", "result_dir": "results", name: text}
             takes = project_file.defaults(module)
             own = {key: value for key, value in flags.items() if key in takes}
@@ -277,22 +279,24 @@ TRIVIAL = {
 # Names.
 
 
-def names(box: Sandbox, tally: Tally, *, count: int | None) -> None:
+def names(box: Sandbox, tally: Tally, *, full: bool) -> None:
     """Give names to domains and to images: refused in one error before anything runs, or harmless."""
     refused = [name for name in NAMES if _add_if_refused(box, name)]
     for name in refused:
         flags = {"source_domain": name, "data_root": str(box.maps)}
         tally.add(f"domain {name!r}", _is_refused(start(box, "single_domain", **TRIVIAL, **flags)))
-    taken = [name for name in NAMES if name not in refused]
-    taken = taken if count is None else random.Random(SEED).sample(taken, count)
+    for name in set(NAMES) - set(refused):
+        if name.startswith(FORMULA_STARTS) or has_hidden(name) or len(name.encode()) > LONGEST_DOMAIN:
+            tally.add(f"domain {name!r}", "taken, though results cannot be named after it")
+    taken = [name for name in NAMES if name not in refused and (full or name in DOMAINS_FAST)]
     images, faults = _add_images(box)
     flags = {
         **TRIVIAL,
         "source_domain": "domain_A",
         "domains": ",".join(["domain_A", *taken]),
         "data_root": str(box.maps),
-        "maps_per_group": str(len(NAMES)) if count is None else TRIVIAL["maps_per_group"],
-        "run_name": payloads(box.root)[0],
+        "maps_per_group": str(len(NAMES)) if full else TRIVIAL["maps_per_group"],
+        "run_name": "<script>alert(1)</script>",
         "experiment": "<b>![x](https:evil)",
     }
     if faults:
@@ -397,7 +401,7 @@ def _in_markdown(box: Sandbox, names: Sequence[str]) -> list[str]:
         experiments = [one.experiment_id for one in client.search_experiments()]
         notes = [run.data.tags.get("mlflow.note.content", "") for run in client.search_runs(experiments)]
     texts = [re.sub(r"`[^`\n]*`", "", note) for note in notes]
-    active = [name for name in names if as_markdown(name) != name and re.search(r"[<\[]", name)]
+    active = [name for name in names if re.search(r"[<\[]", name)]
     return [name for name in active if any(name in text for text in texts)]
 
 
@@ -430,7 +434,7 @@ def escapes(folder: Path, full: bool) -> Tally:
     parts: tuple[tuple[str, Callable[[], None]], ...] = (
         ("words", lambda: _shell(folder, tally, full=full)),
         ("values", lambda: _values(folder, tally, full=full)),
-        ("names", lambda: names(_made(folder, "n"), tally, count=None if full else DOMAINS_FAST)),
+        ("names", lambda: names(_made(folder, "n"), tally, full=full)),
         ("links", lambda: links(_made(folder, "l"), tally)),
     )
     for what, part in parts:
@@ -449,7 +453,7 @@ def _shell(folder: Path, tally: Tally, *, full: bool) -> None:
 
 
 def _values(folder: Path, tally: Tally, *, full: bool) -> None:
-    refused_values(_made(folder, "v"), tally, count=None if full else PAYLOADS_FAST)
+    refused_values(_made(folder, "v"), tally, full=full)
     if full:
         taken_values(_made(folder, "t"), tally)
 
