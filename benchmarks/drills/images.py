@@ -237,7 +237,7 @@ def _unsound(came: Came, path: Path, taken: bool | None) -> str | None:
 
 
 def _is_stored(path: Path, digest: str) -> bool:
-    """Return whether tifffile's first page is the same, or cannot be read because of what the reader skips."""
+    """Return whether tifffile's first page is equal, or is not read because of what the reader skips."""
     try:
         with mock.patch.object(logging.getLogger("tifffile"), "disabled", True):
             return pixels_digest(tifffile.imread(path, key=0)) == digest

@@ -1,0 +1,284 @@
+"""Drill 9: broken folder trees, each reported whole by one error before there is a model."""
+
+import contextlib
+import os
+import random
+import shutil
+import signal
+import subprocess
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from itertools import cycle
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+import tifffile
+from torch import nn
+from torch.nn.modules.module import register_module_parameter_registration_hook
+
+from benchmarks.drills.hostile import Sandbox, add_domain, make_sandbox, start
+from benchmarks.drills.tally import Drill, Tally
+from dinomaly_hd.data.hdmap import FAULTS_SHOWN
+from entry_points.common import QUIET, ROOT
+
+SEED = 9
+DATA_CODE = 65
+ENTRY_POINTS = ("baseline", "horizontal", "topk")
+COMBINATIONS, FAST_COMBINATIONS = 60, 3
+MOST_COMBINED = 7
+MANY = 150
+MOST_WEIGHTS = 100
+"""What is made to see whether settings fit together; the smallest model has a million."""
+LONGEST_S, LONGEST_TRY_S = 120, 60.0
+FLAGS = {"preset": "quick", "seed": "42", "gpu": "cpu", "maps_per_group": "0", "result_dir": "results"}
+
+
+class Damage(NamedTuple):
+    """What breaks a domain, and how the line of each fault begins after the domain's name."""
+
+    what: str
+    do: Callable[[Path], object]
+    faults: tuple[str, ...]
+
+
+def _remove(*names: str) -> Callable[[Path], None]:
+    def do(domain: Path) -> None:
+        for name in names:
+            shutil.rmtree(domain / name)
+
+    return do
+
+
+def _empty(name: str) -> Callable[[Path], None]:
+    def do(domain: Path) -> None:
+        for path in (domain / name).iterdir():
+            path.unlink()
+
+    return do
+
+
+def _write(name: str, data: bytes = b"x") -> Callable[[Path], object]:
+    return lambda domain: (domain / name).write_bytes(data)
+
+
+def _link(name: str, target: str) -> Callable[[Path], None]:
+    """Put a link in the place of what may be there."""
+
+    def do(domain: Path) -> None:
+        if (domain / name).is_dir():
+            shutil.rmtree(domain / name)
+        (domain / name).symlink_to(target)
+
+    return do
+
+
+def _move_out(name: str) -> Callable[[Path], None]:
+    """Put a file or folder beside the root and a link in its place."""
+
+    def do(domain: Path) -> None:
+        outside = domain.parent.parent / f"outside_{domain.name}"
+        shutil.move(domain / name, outside)
+        (domain / name).symlink_to(outside)
+
+    return do
+
+
+def _folder_is_file(domain: Path) -> None:
+    shutil.rmtree(domain / "test/good")
+    (domain / "test/good").write_text("x")
+
+
+def _cut(domain: Path) -> None:
+    (domain / OLD).write_bytes((domain / OLD).read_bytes()[:-40])
+
+
+def _poison(domain: Path) -> None:
+    image = tifffile.imread(domain / OLD)
+    image[3, 7] = np.nan
+    tifffile.imwrite(domain / OLD, image)
+
+
+NEW, OLD = "test/good/x.tiff", "test/fault/1.tiff"
+GOOD, FAULT, TRAIN = "test/good", "test/fault", "train/good"
+MISSING, EMPTY, OUT = "no such folder", "holds no images", "a link leads out of the data root to"
+DAMAGES = (
+    Damage("empty", _remove("train", "test"), tuple(f"{name}: {MISSING}" for name in (TRAIN, GOOD, FAULT))),
+    Damage("no training folder", _remove("train"), (f"{TRAIN}: {MISSING}",)),
+    Damage("no training images", _empty(TRAIN), (f"{TRAIN}: {EMPTY}",)),
+    Damage("no good images", _empty(GOOD), (f"{GOOD}: {EMPTY}",)),
+    Damage("no fault folder", _remove(FAULT), (f"{FAULT}: {MISSING}",)),
+    Damage("a file for a folder", _folder_is_file, (f"{GOOD}: {MISSING}",)),
+    Damage("a link to nothing", _link(NEW, "none.tiff"), (f"{NEW}: cannot be read: No such file",)),
+    Damage("a link to itself", _link(NEW, "x.tiff"), (f"{NEW}: cannot be read: Too many levels",)),
+    Damage("a folder that links to itself", _link(GOOD, "good"), (f"{GOOD}: {MISSING}",)),
+    Damage("a device", _link(NEW, "/dev/zero"), (f"{NEW}: {OUT} /dev/zero",)),
+    Damage("a file from outside", _move_out(OLD), (f"{OLD}: {OUT}",)),
+    Damage("a folder from outside", _move_out(GOOD), (f"{GOOD}: {OUT}",)),
+    Damage(
+        "a folder called an image", lambda domain: (domain / NEW).mkdir(), (f"{NEW}: cannot be read: Is a",)
+    ),
+    Damage("a pipe", lambda domain: os.mkfifo(domain / NEW), (f"{NEW}: not a regular file",)),
+    Damage("no image", _write(f"{TRAIN}/notes.txt"), (f"{TRAIN}/notes.txt: not an image of a known",)),
+    Damage("no bytes", _write(NEW, b""), (f"{NEW}: 0 bytes, expected 1",)),
+    Damage("cut short", _cut, (f"{OLD}: cut short",)),
+    Damage("a NaN", _poison, (f"{OLD}: 1 of 2945 values are NaN",)),
+    Damage(
+        "a name of no text", _write(f"{GOOD}/\udcff.tiff"), (f"{GOOD}/\\udcff.tiff: the path is not UTF-8",)
+    ),
+    Damage(
+        "a name of two lines", _write(f"{GOOD}/a\nb.tiff"), (f"{GOOD}/a\\nb.tiff: the name holds control",)
+    ),
+)
+
+
+@contextlib.contextmanager
+def weights_made() -> Iterator[list[int]]:
+    """Yield a list of the sizes of all weights that anybody makes meanwhile, but for those of no memory."""
+    sizes: list[int] = []
+
+    def remember(module: nn.Module, name: str, parameter: nn.Parameter) -> None:
+        del module, name
+        if parameter is not None and parameter.device.type != "meta":
+            sizes.append(parameter.numel())
+
+    handle = register_module_parameter_registration_hook(remember)
+    try:
+        yield sizes
+    finally:
+        handle.remove()
+
+
+@contextlib.contextmanager
+def _ended_by(seconds: float) -> Iterator[None]:
+    """Raise TimeoutError in the midst of what takes longer: a pipe or a device may be waited for for ever."""
+
+    def ring(*_: object) -> None:
+        raise TimeoutError(f"hangs for {seconds:g} s")
+
+    before = signal.signal(signal.SIGALRM, ring)
+    signal.setitimer(signal.ITIMER_REAL, seconds)
+    try:
+        yield
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        signal.signal(signal.SIGALRM, before)
+
+
+def _reported(box: Sandbox, said: str, code: int, faults: Sequence[str]) -> str | None:
+    """Return what was wrong about how a broken tree was reported: one error, each fault in one line."""
+    lines = said.splitlines()
+    if code != DATA_CODE or not lines or not lines[0].startswith(("LayoutError: ", "ImageError: ")):
+        return f"exit code {code}: {said[-300:]}"
+    if left := sorted(path.name for path in box.work.iterdir()):
+        return f"left behind: {', '.join(left)}"
+    count = len(faults)
+    listed = lines if count == 1 else lines[1:]
+    if len(listed) != min(count, FAULTS_SHOWN) + (count > FAULTS_SHOWN):
+        return f"{count} faults in {len(listed)} lines: {said[:300]}"
+    if count > 1 and not lines[0].endswith(f": {count} faults"):
+        return f"not {count} faults: {lines[0]}"
+    if count > FAULTS_SHOWN:
+        return None if lines[-1].endswith(f"... and {count - FAULTS_SHOWN} more") else lines[-1]
+    missing = [fault for fault in faults if sum(fault in line for line in listed) != 1]
+    return f"not named, or not once: {', '.join(missing)} in {said[:300]}" if missing else None
+
+
+def _try(box: Sandbox, point: str, faults: Sequence[str], **flags: str) -> str | None:
+    values = {**FLAGS, "data_root": str(box.maps), **flags}
+    with weights_made() as sizes, _ended_by(LONGEST_TRY_S):
+        ended = start(box, point, **values)
+    if sum(sizes) > MOST_WEIGHTS:
+        return f"a model of {sum(sizes)} weights was made first"
+    return _reported(box, ended.said, ended.code, faults) or (", ".join(ended.escaped) or None)
+
+
+def damaged_domains(folder: Path, tally: Tally) -> None:
+    """Break one domain of two in each way."""
+    for damage, point in zip(DAMAGES, cycle(ENTRY_POINTS), strict=False):
+        box = make_sandbox(folder / damage.what)
+        add_domain(box.maps, "domain_B")
+        damage.do(box.maps / "domain_B")
+        faults = [f"domain_B/{fault}" for fault in damage.faults]
+        tally.add(damage.what, _try(box, point, faults, domains="A,B"))
+
+
+def combined_damages(folder: Path, tally: Tally, *, count: int) -> None:
+    """Break several domains, each in one way: all of it comes at once."""
+    draw = random.Random(SEED)
+    for number in range(count):
+        box = make_sandbox(folder / f"combined{number}")
+        chosen = draw.sample(DAMAGES, draw.randint(2, MOST_COMBINED))
+        faults = []
+        for letter, damage in zip("BCDEFGHIJ", chosen, strict=False):
+            add_domain(box.maps, f"domain_{letter}")
+            damage.do(box.maps / f"domain_{letter}")
+            faults += [f"domain_{letter}/{fault}" for fault in damage.faults]
+        names = "A," + ",".join("BCDEFGHIJ"[: len(chosen)])
+        point = draw.choice(ENTRY_POINTS)
+        tally.add(" and ".join(damage.what for damage in chosen), _try(box, point, faults, domains=names))
+
+
+def broken_roots(folder: Path, tally: Tally) -> None:
+    """Ask for domains and roots that are not there, and for the root of a hundred faults."""
+    box = make_sandbox(folder / "roots")
+    add_domain(box.maps, "domain_B")
+    (box.root / "file").write_text("x")
+    (box.root / "loop").symlink_to("loop")
+    for name, reason in (("none", MISSING), ("file", "not a folder"), ("loop", MISSING)):
+        root = str(box.root / name)
+        tally.add(f"root: {name}", _try(box, "baseline", [f"data_root={root}: {reason}"], data_root=root))
+    asked = {
+        "A,C": ["unknown domain 'C'. Known: domain_A, domain_B."],
+        "A,domain_A": ["domain domain_A is asked for twice"],
+        "C,A,../roots": ["unknown domain 'C'", "unknown domain '../roots'"],
+    }
+    for domains, faults in asked.items():
+        tally.add(f"domains: {domains}", _try(box, "baseline", faults, domains=domains))
+    (box.maps / "conditions.csv").write_text("path\n")
+    line = "conditions.csv: the first line must be 'path,condition'"
+    tally.add("conditions", _try(box, "baseline", [line], domains="A,B"))
+    (box.maps / "conditions.csv").unlink()
+    for number in range(MANY):
+        (box.maps / "domain_B" / GOOD / f"bad{number}.tiff").write_bytes(b"x")
+    bad = [f"domain_B/{GOOD}/bad{number}.tiff" for number in range(MANY)]
+    tally.add(f"{MANY} bad images", _try(box, "baseline", bad, domains="A,B"))
+
+
+def in_a_process(folder: Path, tally: Tally) -> None:
+    """Start the entry point as a user does, with two faults."""
+    box = make_sandbox(folder / "process")
+    add_domain(box.maps, "domain_B")
+    _remove(FAULT)(box.maps / "domain_B")
+    _write(NEW)(box.maps / "domain_A")
+    flags = {**FLAGS, "data_root": str(box.maps), "domains": "A,B", "result_dir": str(box.work / "results")}
+    done = subprocess.run(
+        [
+            sys.executable,
+            "-m",
+            "entry_points.baseline",
+            *(f"--{name}={value}" for name, value in flags.items()),
+        ],
+        cwd=ROOT,
+        env={**os.environ, **QUIET, "MLFLOW_TRACKING_URI": f"sqlite:///{box.work / 'mlflow.db'}"},
+        capture_output=True,
+        text=True,
+        timeout=LONGEST_S,
+        check=False,
+    )
+    faults = [f"domain_B/{FAULT}: {MISSING}", f"domain_A/{NEW}: not a classic TIFF"]
+    wrong = _reported(box, done.stderr, done.returncode, faults)
+    tally.add("python -m entry_points.baseline", wrong or (f"printed {done.stdout}" if done.stdout else None))
+
+
+def broken_trees(folder: Path, full: bool) -> Tally:
+    """Break trees in every way that we know, alone and together, and start entry points on them."""
+    tally = Tally()
+    damaged_domains(folder, tally)
+    broken_roots(folder, tally)
+    combined_damages(folder, tally, count=COMBINATIONS if full else FAST_COMBINATIONS)
+    in_a_process(folder, tally)
+    return tally
+
+
+DRILLS = (Drill(9, "a broken tree is reported whole, before any model", broken_trees),)
