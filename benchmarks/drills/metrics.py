@@ -1,112 +1,289 @@
-"""Drill 10: figures of score sets of every scale and kind, beside scikit-learn's."""
+"""Drill 10: metrics beside scikit-learn's at any scale, scores that are no numbers, splits of one class."""
 
+import math
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
-import numpy.typing as npt
 import pandas as pd
+import torch
+from numpy.typing import NDArray
 from sklearn import config_context
 from sklearn import metrics as sk
+from torch import Tensor
 
+from benchmarks.drills.hostile import add_domain
 from benchmarks.drills.tally import Drill, Tally
+from dinomaly_hd.batch import Batch
+from dinomaly_hd.config import EvaluationConfig
+from dinomaly_hd.data.hdmap import load_manifest
+from dinomaly_hd.data.store import ImageStore
 from dinomaly_hd.errors import NonFiniteError
 from dinomaly_hd.evaluation import metrics
 from dinomaly_hd.evaluation.results import evaluate
+from dinomaly_hd.evaluation.thresholds import f1, normal_quantile, youden
+from dinomaly_hd.experiments.examine import Examiner
+from dinomaly_hd.experiments.run_folder import read_results
+from dinomaly_hd.files import publish_json
+from dinomaly_hd.geometry import Box
+from dinomaly_hd.models.detector import Detector, Loss, Prediction
 
-FULL_SETS, FAST_SETS = 1000, 100
-SCALES = (1e-300, 1e-30, 1e-3, 1.0, 1e30, 1e300)
-TARGETS = (0.0, 0.01, 0.05, 0.3)
+SEED = 10
+SETS, FAST_SETS = 1000, 100
 TOLERANCE = 1e-12
+EXPONENTS = (*range(-30, 31), -300, 300)
+MAX_FPRS = (0.0, 0.01, 0.05, 0.3, 1.0)
+NEED_BOTH = (
+    *("auroc", "tpr_at_fpr_1pct", "tpr_at_fpr_5pct", "average_precision", "f1_max"),
+    *("precision", "recall", "f1_score", "accuracy"),
+)
+
+Floats = NDArray[np.float64]
+Labels = NDArray[np.int64]
 
 
 class Scored(NamedTuple):
-    """Image scores (N,) and labels (N,), 0 good and 1 fault."""
+    """Scores and labels of both classes."""
 
-    score: npt.NDArray[np.float64]
-    label: npt.NDArray[np.int64]
+    score: Floats
+    label: Labels
 
 
-def _scored(number: int) -> Scored:
-    """Return one of many kinds of sets: plain, tied, all equal, denormal, neighbouring floats."""
-    draws = np.random.default_rng(number)
-    size = int(draws.integers(2, 150))
-    label = draws.integers(0, 2, size)
+def random_set(number: int) -> Scored:
+    """Return the ``number``-th set: of 2 to 2000 scores, of seven kinds, at 1e-300 to 1e300."""
+    draw = np.random.default_rng([SEED, number])
+    size = int(2 * 1000 ** draw.random())
+    label = (draw.random(size) < draw.choice([0.05, 0.5, 0.9])).astype(np.int64)
     label[:2] = 0, 1
-    plain = draws.normal(size=size) + label * draws.uniform(-1, 3)
-    kinds = (
-        plain,
-        np.round(plain),
-        np.full(size, plain[0]),
-        5e-324 * draws.integers(0, 9, size),
-        1 + np.spacing(1.0) * np.round(plain),
-    )
-    kind = number % len(kinds)
-    scale = 1.0 if kind == 3 else SCALES[number % len(SCALES)]
-    return Scored(kinds[kind] * scale, label)
+    score = draw.normal(size=size) + label * draw.uniform(-1, 3)
+    kind = number % 7
+    if kind == 6:
+        return Scored(5e-324 * draw.integers(0, 9, size), label)  # the smallest numbers there are
+    if kind == 1:
+        score = np.round(score)  # many ties
+    elif kind == 2:
+        score = np.full(size, score[0])  # one tie
+    elif kind == 3:
+        score = 1.0 + np.spacing(1.0) * np.round(3 * score)  # neighbours
+    elif kind == 4:
+        score = score.astype(np.float32).astype(np.float64)  # what a model gives
+    elif kind == 5:
+        score = draw.choice(score, size)  # ties between few
+    return Scored(score * 10.0 ** EXPONENTS[number % len(EXPONENTS)], label)
 
 
-def _unequal(given: Scored) -> str | None:
-    """Return the first figure that is not scikit-learn's."""
-    score, label = given
-    fpr, tpr, _ = sk.roc_curve(label, score, drop_intermediate=False)
-    pairs = {
-        "AUROC": (metrics.auroc(score, label), sk.roc_auc_score(label, score)),
-        "AP": (metrics.average_precision(score, label), sk.average_precision_score(label, score)),
+def theirs(score: Floats, label: Labels) -> dict[str, float]:
+    """Return scikit-learn's figures by name; of each number of calls there is one point."""
+    fpr, tpr, threshold = sk.roc_curve(label, score, drop_intermediate=False)
+    precision, recall, _ = sk.precision_recall_curve(label, score)
+    called = precision + recall > 0
+    f1_scores = 2 * precision[called] * recall[called] / (precision + recall)[called]
+    gain = tpr - fpr
+    calls = score >= np.median(score)
+    return {
+        "AUROC": sk.roc_auc_score(label, score),
+        "average precision": sk.average_precision_score(label, score),
+        "F1": f1_scores.max(),
+        "Youden's J": gain.max(),
+        **{f"TPR at FPR {limit}": tpr[fpr <= limit].max() for limit in MAX_FPRS},
+        "area under the vertices": sk.auc(fpr, tpr),
+        "vertices": len(threshold),
+        "precision": sk.precision_score(label, calls, zero_division=np.nan),
+        "recall": sk.recall_score(label, calls),
+        "F1 of calls": sk.f1_score(label, calls),
+        "accuracy": sk.accuracy_score(label, calls),
     }
-    for target in TARGETS:
-        ours = metrics.tpr_at_fpr(score, label, max_fpr=target)
-        pairs[f"TPR at FPR {target}"] = (ours, tpr[fpr <= target].max())
-    for name, (ours, theirs) in pairs.items():
-        if not abs(ours - theirs) <= TOLERANCE:
-            return f"{name} {ours!r}, scikit-learn has {theirs!r}"
-    return None
 
 
-def _taken(given: Scored, value: float) -> str | None:
-    """Return a fault if a score that is no finite number is taken."""
-    score = given.score.copy()
-    score[len(score) // 2] = value
-    try:
-        found = metrics.auroc(score, given.label)
-    except NonFiniteError:
-        return None
-    return f"an AUROC of {found}"
+def ours(score: Floats, label: Labels) -> dict[str, float]:
+    """Return the figures of this project under the same names."""
+    curve = metrics.roc_curve(score, label)
+    at = partial(metrics.confusion_at, score, label)
+    calls, best = at(threshold=float(np.median(score))), at(threshold=youden(score, label).value)
+    return {
+        "AUROC": metrics.auroc(score, label),
+        "average precision": metrics.average_precision(score, label),
+        "F1": at(threshold=f1(score, label).value).f1,
+        "Youden's J": best.tp / (best.tp + best.fn) - best.fp / (best.fp + best.tn),
+        **{f"TPR at FPR {limit}": metrics.tpr_at_fpr(score, label, max_fpr=limit) for limit in MAX_FPRS},
+        "area under the vertices": float(np.trapezoid(curve.tpr, curve.fpr)),
+        "vertices": len(curve.fpr),
+        "precision": calls.precision,
+        "recall": calls.recall,
+        "F1 of calls": calls.f1,
+        "accuracy": calls.accuracy,
+    }
 
 
-def _one_class(label: int) -> str | None:
-    """Return a fault if the figures of one class are numbers, or no reason is said."""
-    table = pd.DataFrame(
-        {
-            "path": [f"{i}.tiff" for i in range(6)],
-            "domain": "domain_A",
-            "condition": "",
-            "label": label,
-            "score": np.arange(6.0),
-        }
+def _differs(number: int) -> tuple[float, str | None]:
+    """Return the largest difference of a set's figures, and which ones are too far."""
+    score, label = random_set(number)
+    expected, found = theirs(score, label), ours(score, label)
+    expected["pixels"] = expected["AUROC"]
+    found["pixels"] = metrics.pixel_auroc(score.reshape(-1, 1, 1), label.reshape(-1, 1, 1) == 1)
+    off = {name: abs(found[name] - value) for name, value in expected.items()}
+    far = [f"{name} {found[name]!r}, not {expected[name]!r}" for name in off if not off[name] <= TOLERANCE]
+    return max(off.values()), "; ".join(far) or None
+
+
+# Scores that are no numbers.
+
+
+def score_table() -> pd.DataFrame:
+    """Return scores of two domains in two conditions, and model-free ones."""
+    draw = np.random.default_rng(SEED)
+    rows = [
+        {"path": f"{domain}/test/{folder}/{number}.tiff", "domain": domain, "label": label, "condition": name}
+        for domain in ("domain_A", "domain_B")
+        for label, folder in enumerate(("good", "fault"))
+        for number, name in enumerate(["cold"] * 4 + ["warm"] * 4)
+    ]
+    return pd.DataFrame(rows).assign(
+        **{name: draw.normal(size=len(rows)) for name in ("score", "trivial/max")}
     )
-    block = evaluate(table, normal_thresholds={}, seed=0, draws=10)["per_domain_metrics"]["domain_A"]
-    for name in ("auroc", "tpr_at_fpr_1pct", "average_precision", "f1_max"):
-        if not np.isnan(block[name]):
-            return f"{name} is {block[name]}"
-        if "needs both classes" not in block["reasons"].get(name, ""):
-            return f"no reason for {name}"
+
+
+def evaluated(table: pd.DataFrame) -> dict[str, Any]:
+    """Evaluate a score table as a run does."""
+    normal = normal_quantile(np.linspace(-1, 1, 100), held_out=True)
+    thresholds = {str(domain): normal for domain in table["domain"].unique()}
+    return evaluate(table, normal_thresholds=thresholds, seed=SEED, draws=20)
+
+
+class _Broken(Detector):
+    """A model whose score of the brightest image is no number."""
+
+    def __init__(self, value: float) -> None:
+        super().__init__()
+        self.value = value
+
+    def fit_encoder(self, batches: Any) -> None:
+        del batches
+
+    def encode(self, images_BHW: Tensor) -> Tensor:
+        return images_BHW
+
+    def training_loss(self, batch: Batch, *, step: int) -> Loss:
+        raise NotImplementedError
+
+    def score(self, encoded: Tensor) -> Prediction:
+        score_B = encoded.amax(dim=(1, 2))
+        return Prediction(encoded, torch.where(score_B == score_B.max(), self.value, score_B))
+
+
+def _scored_by(folder: Path, value: float) -> Callable[[], object]:
+    """Return what scores a folder of images with a model that gives ``value`` for the brightest of them."""
+    add_domain(folder, "domain_A")
+    manifest = load_manifest(folder, domains=["A"], conditions="none")
+    height, width = manifest.shape
+    examiner = Examiner(
+        _Broken(value),
+        ImageStore(manifest, keep_bytes=0),
+        evaluation=EvaluationConfig(),
+        box=Box(0, height, 0, width),
+        device=torch.device("cpu"),
+        num_workers=0,
+        bf16=False,
+        tick=lambda: None,
+    )
+    return partial(examiner.examine, manifest.indices(split="test"))
+
+
+def _refused(measure: Callable[[], object], named: str) -> str | None:
+    try:
+        found = measure()
+    except NonFiniteError as error:
+        return None if named in str(error) else f"{named} is not named: {error}"
+    except Exception as error:  # any other exception is what the drill looks for
+        return repr(error)
+    return f"gave {found!r}"[:200]
+
+
+def no_numbers(folder: Path, tally: Tally) -> None:
+    """Give a NaN or an infinite score to each function, to a table, and let a model have one."""
+    good = np.array([0, 0, 1, 1])
+    functions: dict[str, Callable[[Floats], object]] = {
+        "AUROC": lambda score: metrics.auroc(score, good),
+        "ROC curve": lambda score: metrics.roc_curve(score, good),
+        "TPR at FPR": lambda score: metrics.tpr_at_fpr(score, good, max_fpr=0.01),
+        "average precision": lambda score: metrics.average_precision(score, good),
+        "F1": lambda score: metrics.f1_max(score, good),
+        "calls": lambda score: metrics.confusion_at(score, good, threshold=0.0),
+        "Youden": lambda score: youden(score, good),
+        "quantile": lambda score: normal_quantile(score, held_out=True),
+    }
+    for value in (math.nan, math.inf, -math.inf):
+        score = np.array([1.0, 2.0, value, 3.0])
+        for name, function in functions.items():
+            tally.add(f"{name} of {value}", _refused(partial(function, score), "position 2"))
+        maps, masks = score.reshape(4, 1, 1), (good == 1).reshape(4, 1, 1)
+        for area in (metrics.pixel_auroc, metrics.aupro):
+            tally.add(f"{area.__name__} of {value}", _refused(partial(area, maps, masks), "anomaly map 2"))
+        for column in ("score", "trivial/max"):
+            table = score_table()
+            table.loc[5, column] = value
+            found = _refused(partial(evaluated, table), table.loc[5, "path"])
+            tally.add(f"a table with {value} in {column}", found)
+        model = _scored_by(folder / f"model{value}", value)
+        tally.add(f"a model's score {value}", _refused(model, "domain_A/test/"))
+
+
+# Splits of one class.
+
+
+def _of_one_class(folder: Path, label: int) -> str | None:
+    """Return what is wrong in the results of a domain of which only good or only fault images were scored."""
+    table = score_table()
+    table = table[(table["domain"] == "domain_B") | (table["label"] == label)]
+    results = evaluated(table)
+    publish_json(folder / "results.json", results)
+    stored = read_results(folder)
+    for block in (results["per_domain_metrics"]["domain_A"], stored["per_domain_metrics"]["domain_A"]):
+        for name in NEED_BOTH:
+            if not math.isnan(metrics.number(block[name])):
+                return f"{name} is {block[name]}"
+            if "needs both classes" not in block["reasons"].get(name, ""):
+                return f"no reason for {name}: {block['reasons']}"
+    mean, other = results["mean_metrics"], results["per_domain_metrics"]["domain_B"]
+    if mean["auroc"] != other["auroc"] or mean["missing"]["auroc"] != ["domain_A"]:
+        return f"the mean is {mean['auroc']}, without {mean['missing']}"
     return None
 
 
-@config_context(assume_finite=True, skip_parameter_validation=True)
-def exact(folder: Path, full: bool) -> Tally:
-    """Compare AUROC, AP and TPR at FPR with scikit-learn; feed NaN, infinities and single classes."""
-    del folder
-    tally = Tally()
-    for number in range(FULL_SETS if full else FAST_SETS):
-        tally.add(f"set {number}", _unequal(_scored(number)))
-    for value in (np.nan, np.inf, -np.inf):
-        tally.add(f"a score of {value}", _taken(_scored(0), value))
-    for label in (0, 1):
-        tally.add(f"only label {label}", _one_class(label))
-    tally.note = f"to {TOLERANCE:g}"
+def one_class(folder: Path, tally: Tally) -> None:
+    """Measure what needs two classes where there is one."""
+    for label, name in enumerate(("good", "fault")):
+        own = folder / name
+        own.mkdir()
+        tally.add(f"a domain of {name} images only", _of_one_class(own, label))
+        score, labels = np.arange(4.0), np.full(4, label)
+        found = {
+            "AUROC": metrics.auroc(score, labels),
+            "TPR at FPR": metrics.tpr_at_fpr(score, labels, max_fpr=0.01),
+            "average precision": metrics.average_precision(score, labels),
+            "F1": metrics.f1_max(score, labels).value,
+            "Youden": youden(score, labels).value,
+            "pixels": metrics.pixel_auroc(score.reshape(4, 1, 1), (labels == 1).reshape(4, 1, 1)),
+            "AUPRO": metrics.aupro(score.reshape(4, 1, 1), (labels == 1).reshape(4, 1, 1)),
+        }
+        for figure, value in found.items():
+            tally.add(f"{figure} of {name} only", None if math.isnan(value) else f"is {value}")
+
+
+def exact_metrics(folder: Path, full: bool) -> Tally:
+    """Compare random sets of scores with scikit-learn; then scores that are no numbers, and one class."""
+    tally, largest = Tally(), 0.0
+    with config_context(assume_finite=True, skip_parameter_validation=True):
+        for number in range(SETS if full else FAST_SETS):
+            off, fault = _differs(number)
+            largest = max(largest, off)
+            tally.add(f"set {number}", fault)
+    no_numbers(folder, tally)
+    one_class(folder, tally)
+    tally.note = f"{SETS if full else FAST_SETS} sets, largest difference {largest:.1e}"
     return tally
 
 
-DRILLS = (Drill(10, "figures exact at any scale", exact),)
+DRILLS = (Drill(10, "metrics equal scikit-learn's; no number is an error", exact_metrics),)
