@@ -124,8 +124,8 @@ def rebuild(card: Card, weights: Mapping[str, Tensor], *, place: Path) -> Export
     detector = build_detector(card.run, weights=located)
     try:
         load_trained_state(detector, dict(weights))
-    except RuntimeError as error:  # a tensor of another shape
-        raise CheckpointError(f"{place}: {' '.join(str(error).split())[:200]}") from error
+    except CheckpointError as error:  # a tensor of another shape
+        raise CheckpointError(f"{place}: {error}") from error
     return Exported(detector.eval(), card)
 
 

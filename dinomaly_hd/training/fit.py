@@ -17,7 +17,7 @@ from torch.utils.data import Dataset
 from dinomaly_hd.batch import Batch
 from dinomaly_hd.config import RunConfig, TrainingConfig
 from dinomaly_hd.data.module import StepDataModule
-from dinomaly_hd.errors import CheckpointError, ConfigError, Interrupted, reason_of
+from dinomaly_hd.errors import LONGEST_REASON, CheckpointError, ConfigError, Interrupted
 from dinomaly_hd.models.detector import Detector
 from dinomaly_hd.training import checkpoint as checkpoints
 from dinomaly_hd.training.checkpoint import Checkpoint
@@ -103,7 +103,8 @@ def load_trained_state(detector: Detector, weights: dict[str, Tensor]) -> None:
     try:
         missing, unexpected = detector.load_state_dict(weights, strict=False)
     except RuntimeError as error:  # other shapes
-        raise CheckpointError(f"the checkpoint does not fit the model: {reason_of(error)}") from error
+        reason = " ".join(str(error).split())[:LONGEST_REASON]
+        raise CheckpointError(f"the checkpoint does not fit the model: {reason}") from error
     wrong = [*unexpected, *(name for name in missing if not name.startswith(FROZEN))]
     if wrong:
         raise CheckpointError(f"the checkpoint does not fit the model: {', '.join(wrong[:5])}")
