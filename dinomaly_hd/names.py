@@ -1,5 +1,7 @@
 """Names and values that others chose: what is refused in them, and how they are written where they act."""
 
+import os
+import sys
 import unicodedata
 
 HIDDEN = {"Cc", "Cf", "Zl", "Zp"}
@@ -10,6 +12,17 @@ FORMULA_STARTS = ("=", "+", "-", "@")
 def has_hidden(text: str) -> bool:
     """Tell whether a text holds characters that are not seen but act: on terminals, in pages, in logs."""
     return any(unicodedata.category(character) in HIDDEN for character in text)
+
+
+def misread(name: str) -> str | None:
+    """Return why a file's name is not the UTF-8 text that results show: other bytes, or another locale."""
+    try:
+        text = os.fsencode(name).decode()
+    except UnicodeDecodeError:
+        return "is not UTF-8, which results are written in"
+    if text == name:
+        return None
+    return f"is read as {sys.getfilesystemencoding()} in this locale, not as UTF-8; set PYTHONUTF8=1"
 
 
 def as_cell(path: str) -> str:

@@ -34,7 +34,7 @@ SEED = 10
 SETS, FAST_SETS = 1000, 100
 TOLERANCE = 1e-12
 EXPONENTS = (*range(-30, 31), -300, 300)
-MAX_FPRS = (0.0, 0.01, 0.05, 0.3, 1.0)
+MAX_FPRS = (0.0, 0.01, 0.05, 0.29, 0.3, 0.57, 1.0)
 NEED_BOTH = (
     *("auroc", "tpr_at_fpr_1pct", "tpr_at_fpr_5pct", "average_precision", "f1_max"),
     *("precision", "recall", "f1_score", "accuracy"),
@@ -57,6 +57,8 @@ def random_set(number: int) -> Scored:
     size = int(2 * 1000 ** draw.random())
     label = (draw.random(size) < draw.choice([0.05, 0.5, 0.9])).astype(np.int64)
     label[:2] = 0, 1
+    if number % 5 == 0:  # of which 0.29 is 28.999999999999996 images
+        size, label = 200, np.repeat(np.array([0, 1]), 100)
     score = draw.normal(size=size) + label * draw.uniform(-1, 3)
     kind = number % 7
     if kind == 6:

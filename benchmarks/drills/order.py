@@ -5,76 +5,158 @@ import random
 import shutil
 import subprocess
 import sys
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import NamedTuple
 from unittest import mock
 
 from benchmarks.drills import runs
+from benchmarks.drills.hostile import add_domain
 from benchmarks.drills.tally import Drill, Tally
-from dinomaly_hd.config import DataConfig, with_values
 from dinomaly_hd.data.hdmap import load_manifest
-from dinomaly_hd.experiments.data_root import simulated_root
+from dinomaly_hd.data.tree import FOLDERS
 from entry_points.common import ROOT
 
 LONGEST_S = 300
+SEED = 17
+NAMES = ("\u0131\u011f.tiff", "\u0130I.tiff", "\u00e9 b.tiff")
+"""Of some files: letters that Turkish sorts and capitalises otherwise, and that other encodings read so."""
+DOMAINS = ("domain_A", "domain_B")
+FLAGS = {"max_steps": "6", "val_check_interval": "3", "cache": "off", "domains": "A,B"}
+SHUFFLE = """
+import os, random
+_draw, _listdir, _scandir = random.Random({seed}), os.listdir, os.scandir
+
+def listdir(path="."):
+    names = _listdir(path)
+    _draw.shuffle(names)
+    return names
+
+class scandir:
+    def __init__(self, path="."):
+        with _scandir(path) as entries:
+            self.entries = list(entries)
+        _draw.shuffle(self.entries)
+        self.rest = iter(self.entries)
+    def __iter__(self):
+        return self.rest
+    def __next__(self):
+        return next(self.rest)
+    def __enter__(self):
+        return self
+    def __exit__(self, *_):
+        pass
+    def close(self):
+        pass
+
+os.listdir, os.scandir = listdir, scandir
+"""
+"""A ``sitecustomize`` that lists every directory in another order from the process's first moment."""
+READ = """
+import sys
+from pathlib import Path
+from dinomaly_hd.data.hdmap import load_manifest
+from dinomaly_hd.errors import DataError
+try:
+    found = load_manifest(Path(sys.argv[1]), domains=["A", "B"], conditions="auto")
+except DataError as error:
+    sys.exit(str(error).encode("ascii", "backslashreplace").decode())
+print(found.digest, *(ascii(record.path) for record in found.records))
+"""
+EAST, WEST = "Pacific/Kiritimati", "Pacific/Pago_Pago"
+TURKISH, LATIN = "tr_TR.UTF-8", "tr_TR.ISO-8859-9"
 
 
 class Surroundings(NamedTuple):
-    """What must make no difference: loader workers, the order in which files were made, locale, zone."""
+    """What must make no difference: loader workers, the order that folders are listed in, locale, zone."""
 
     workers: int
-    shuffled: bool
+    listing: int | None
     locale: str
     zone: str
 
+    def __str__(self) -> str:
+        order = "plain listing" if self.listing is None else f"listing {self.listing}"
+        return f"{self.workers} workers, {order}, {self.locale}, {self.zone}"
 
-EAST, WEST = "Pacific/Kiritimati", "Pacific/Pago_Pago"
-FAST = (Surroundings(4, True, "POSIX", EAST),)
+
+FAST = (Surroundings(4, 1, TURKISH, EAST),)
 FULL = (
-    Surroundings(0, True, "C.UTF-8", "UTC"),
-    Surroundings(1, False, "C.UTF-8", "UTC"),
-    Surroundings(4, False, "C.UTF-8", "UTC"),
-    Surroundings(0, False, "POSIX", "UTC"),
-    Surroundings(0, False, "C", EAST),
-    Surroundings(0, False, "C.UTF-8", WEST),
+    Surroundings(0, 2, "C.UTF-8", "UTC"),
+    Surroundings(1, None, "C.UTF-8", "UTC"),
+    Surroundings(4, None, "C.UTF-8", "UTC"),
+    Surroundings(0, None, "POSIX", "UTC"),
+    Surroundings(0, None, TURKISH, "UTC"),
+    Surroundings(0, None, "C", EAST),
+    Surroundings(0, None, "C.UTF-8", WEST),
     *FAST,
 )
+READINGS, FAST_READINGS = 20, 4
 
 
-def _data() -> Path:
-    tiny = with_values(DataConfig(), {"simulate_size": runs.FLAGS["simulate_size"]})
-    return simulated_root(tiny, root=ROOT)
+def _write_maps(root: Path, *, names: tuple[str, ...]) -> Path:
+    """Write two domains, some of whose files bear the names."""
+    for domain in DOMAINS:
+        add_domain(root, domain)
+        for split, label, _ in FOLDERS:
+            place = root / domain / split / label
+            for path, name in zip(sorted(place.iterdir()), names, strict=False):
+                path.rename(place / name)
+    return root
 
 
-def _copied(target: Path) -> Path:
+def _copied(source: Path, target: Path) -> Path:
     """Copy the data file by file in another order, which directories may list them in."""
-    files = [path for path in sorted(_data().rglob("*")) if path.is_file()]
-    random.Random(17).shuffle(files)
+    files = [path for path in sorted(source.rglob("*")) if path.is_file()]
+    random.Random(SEED).shuffle(files)
     for path in files:
-        place = target / path.relative_to(_data())
+        place = target / path.relative_to(source)
         place.parent.mkdir(parents=True, exist_ok=True)
         shutil.copyfile(path, place)
     return target
 
 
-def _run(folder: Path, around: Surroundings) -> str | None:
-    """Do a run in these surroundings, and return what differs from one in plain ones."""
-    expected = runs.reference(folder.parent.parent)
-    flags = {**runs.FLAGS, "num_workers": str(around.workers), "result_dir": str(folder / "results")}
-    if around.shuffled:
-        flags["data_root"] = str(_copied(folder / "maps"))
+def make_locales(folder: Path) -> Path:
+    """Make the two Turkish locales, if this machine can: without them, Python goes on with C."""
+    folder.mkdir()
+    for name in (TURKISH, LATIN):
+        language, _, charset = name.partition(".")
+        command = ["localedef", "-i", language, "-f", charset, str(folder / name)]
+        if shutil.which(command[0]):
+            subprocess.run(command, capture_output=True, check=False)
+    return folder
+
+
+def _environment(folder: Path, around: Surroundings, *, locales: Path) -> dict[str, str]:
+    """Return the environment of a process in these surroundings; ``folder`` is its own."""
     environment = {
         **os.environ,
         "LC_ALL": around.locale,
+        "LOCPATH": str(locales),
         "TZ": around.zone,
+        "PYTHONPATH": f"{folder / 'site'}{os.pathsep}{ROOT}",
         "OMP_NUM_THREADS": "1",
+    }
+    environment.pop("MLFLOW_RUN_ID", None)
+    (folder / "site").mkdir(parents=True)
+    if around.listing is not None:
+        (folder / "site" / "sitecustomize.py").write_text(SHUFFLE.format(seed=around.listing))
+    return environment
+
+
+def _differs(folder: Path, around: Surroundings, *, expected: Path, maps: Path, locales: Path) -> str | None:
+    """Do a run in these surroundings, and return what differs from one in plain ones."""
+    data = maps if around.listing is None else _copied(maps, folder / "maps")
+    environment = _environment(folder, around, locales=locales)
+    environment |= {
         "MLFLOW_TRACKING_URI": runs.store(folder),
         "DINOMALY_HD_FEATURES": str(folder / "features"),
     }
-    environment.pop("MLFLOW_RUN_ID", None)
+    flags = {**runs.FLAGS, **FLAGS, "data_root": str(data), "result_dir": str(folder / "results")}
+    flags["num_workers"] = str(around.workers)
     command = [sys.executable, "-m", "entry_points.horizontal", *(f"--{n}={v}" for n, v in flags.items())]
     done = subprocess.run(
-        command, env=environment, cwd=folder, capture_output=True, text=True, timeout=LONGEST_S
+        command, env=environment, cwd=folder, capture_output=True, text=True, timeout=LONGEST_S, check=False
     )
     if done.returncode:
         return f"exit code {done.returncode}: {done.stderr[-300:]}"
@@ -82,33 +164,82 @@ def _run(folder: Path, around: Surroundings) -> str | None:
     return "no run folder" if run is None else runs.difference(run, expected)
 
 
-def _listed(seed: int) -> str | None:
+def _read(folder: Path, around: Surroundings, *, maps: Path, locales: Path, **more: str) -> tuple[int, str]:
+    """Read the data set in a process of its own; return its exit code and what it said."""
+    environment = _environment(folder, around, locales=locales) | more
+    command = [sys.executable, "-c", READ, str(maps)]
+    done = subprocess.run(
+        command, env=environment, cwd=folder, capture_output=True, text=True, timeout=LONGEST_S, check=False
+    )
+    return done.returncode, done.stdout if done.returncode == 0 else done.stderr
+
+
+def _is_same(read: tuple[int, str], maps: Path) -> str | None:
+    found = load_manifest(maps, domains=DOMAINS, conditions="auto")
+    expected = " ".join([found.digest, *(ascii(record.path) for record in found.records)])
+    return None if read == (0, f"{expected}\n") else f"another manifest: {read}"[:400]
+
+
+def _readings(folder: Path, maps: Path, *, locales: Path, count: int) -> Iterator[tuple[str, str | None]]:
+    """Yield how the data set is read in other surroundings, and in a locale of another encoding."""
+    draw = random.Random(SEED)
+    for number in range(count):
+        locale, zone = draw.choice(("C", "POSIX", "C.UTF-8", TURKISH)), draw.choice(("UTC", EAST, WEST))
+        around = Surroundings(0, number, locale, zone)
+        yield (
+            f"read: {around}",
+            _is_same(_read(folder / f"read{number}", around, maps=maps, locales=locales), maps),
+        )
+    for name, asked in (("another encoding", {}), ("another encoding, PYTHONUTF8=1", {"PYTHONUTF8": "1"})):
+        around = Surroundings(0, None, LATIN, "UTC")
+        read = _read(folder / name, around, maps=maps, locales=locales, **asked)
+        yield name, _is_refused_or_same(read, maps, may_refuse=not asked)
+    plain = _write_maps(folder / "ascii", names=())
+    around = Surroundings(0, None, LATIN, "UTC")
+    yield (
+        "another encoding, plain names",
+        _is_same(_read(folder / "latin", around, maps=plain, locales=locales), plain),
+    )
+
+
+def _is_refused_or_same(read: tuple[int, str], maps: Path, *, may_refuse: bool) -> str | None:
+    """Return a fault if names were silently taken for other ones."""
+    if may_refuse and read[0] == 1 and "set PYTHONUTF8=1" in read[1]:
+        return None
+    return _is_same(read, maps)
+
+
+def _listed(maps: Path, seed: int) -> str | None:
     """Return a fault if the data set's digest or order follows the order in which folders are listed."""
-    plain = os.listdir
-    draws = random.Random(seed)
+    plain, draws = os.listdir, random.Random(seed)
 
     def shuffled(path: str = ".") -> list[str]:
         names = plain(path)
         draws.shuffle(names)
         return names
 
-    asked = {"domains": ("A", "B", "C", "D"), "conditions": "auto"}
-    expected = load_manifest(_data(), **asked)  # type: ignore[arg-type]
+    expected = load_manifest(maps, domains=DOMAINS, conditions="auto")
     with mock.patch("os.listdir", shuffled):
-        found = load_manifest(_data(), **asked)  # type: ignore[arg-type]
+        found = load_manifest(maps, domains=DOMAINS, conditions="auto")
     return None if found == expected else "another manifest"
 
 
 def surroundings(folder: Path, full: bool) -> Tally:
     """Do the same run in other surroundings, and read the data set with folders listed in any order."""
     tally = Tally()
+    maps, locales = _write_maps(folder / "maps", names=NAMES), make_locales(folder / "locales")
+    changes: Mapping[str, str] = {**FLAGS, "data_root": str(maps), "num_workers": "0"}
+    expected = runs.finish(folder / "plain", **changes)
     for number, around in enumerate(FULL if full else FAST):
         own = folder / f"run{number}"
         own.mkdir()
-        what = f"{around.workers} workers, {around.locale}, {around.zone}"
-        tally.add(f"{what}{', files made in another order' if around.shuffled else ''}", _run(own, around))
+        tally.add(str(around), _differs(own, around, expected=expected, maps=maps, locales=locales))
+    for what, fault in _readings(folder, maps, locales=locales, count=READINGS if full else FAST_READINGS):
+        tally.add(what, fault)
     for seed in range(10 if full else 3):
-        tally.add(f"listing {seed}", _listed(seed))
+        tally.add(f"listing {seed}", _listed(maps, seed))
+    made = ", ".join(sorted(path.name for path in locales.iterdir()))
+    tally.note = f"{len(FULL if full else FAST)} runs; locales made: {made or 'none'}"
     return tally
 
 

@@ -10,7 +10,7 @@ from dinomaly_hd.data.hdmap import GROUND_TRUTH, ImageRecord, Manifest
 from dinomaly_hd.data.images import decode_image, printable, read_file
 from dinomaly_hd.data.tree import leads_out
 from dinomaly_hd.errors import ImageError
-from dinomaly_hd.names import has_hidden
+from dinomaly_hd.names import has_hidden, misread
 
 UNKNOWN = ""
 """Domain, split and condition of an image whose folder says nothing; its label 0 means nothing either."""
@@ -69,13 +69,9 @@ def check_form(header: ImageHeader, *, name: str, shape: tuple[int, int], dtype:
 
 def _checked(root: Path, name: str, shape: tuple[int, int], dtype: str) -> str:
     """Return an image's digest."""
-    try:
-        name.encode()
-    except UnicodeEncodeError:
-        raise ImageError(
-            f"{printable(name)}: the path is not UTF-8, which results are written in; rename it"
-        ) from None
-    if has_hidden(os.fsencode(name).decode()):
+    if reason := misread(name):
+        raise ImageError(f"{printable(name)}: the path {reason}, or rename it")
+    if has_hidden(name):
         raise ImageError(f"{printable(name)}: the path holds control or invisible characters; rename it")
     data = read_file(root / name, name=name)
     check_form(decode_image(data, name=name).header, name=name, shape=shape, dtype=dtype)

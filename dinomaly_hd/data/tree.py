@@ -8,7 +8,7 @@ from typing import NamedTuple
 from dinomaly_hd.data.formats import OPENERS
 from dinomaly_hd.data.images import printable
 from dinomaly_hd.errors import nearest
-from dinomaly_hd.names import FORMULA_STARTS, has_hidden
+from dinomaly_hd.names import FORMULA_STARTS, has_hidden, misread
 
 FOLDERS = (("train", "good", 0), ("test", "good", 0), ("test", "fault", 1))  # split, folder, label: the order
 PREFIX = "domain_"
@@ -87,10 +87,8 @@ def _choose(
 
 def _misnamed(folder: str) -> str | None:
     """Return why a domain cannot be called so in results: files, metrics and tables bear its name."""
-    try:
-        folder = os.fsencode(folder).decode()
-    except UnicodeDecodeError:
-        return "the domain's name is not UTF-8, which results are written in"
+    if reason := misread(folder):
+        return f"the domain's name {reason}"
     size = len(folder.encode())
     if size > LONGEST_DOMAIN:
         return f"the domain's name has {size} bytes, expected up to {LONGEST_DOMAIN}"
@@ -129,10 +127,9 @@ def _refusal(root: Path, path: Path) -> str | None:
         return f"not an image of a known extension ({', '.join(OPENERS)}); move it out of this folder"
     if path.is_symlink() and leads_out(root, path):
         return f"a link leads out of the data root to {printable(os.path.realpath(path))}"
-    try:
-        name = os.fsencode(path.relative_to(root)).decode("utf-8")
-    except UnicodeDecodeError:
-        return "the path is not UTF-8, which results are written in; rename it"
+    name = str(path.relative_to(root))
+    if reason := misread(name):
+        return f"the path {reason}, or rename it"
     if has_hidden(name):
         return "the name holds control or invisible characters; rename it"
     return None

@@ -96,17 +96,28 @@ def test_locale_and_time_zone_change_nothing(root: Path) -> None:
         "import sys; from pathlib import Path; from dinomaly_hd.data.hdmap import load_manifest;"
         "print(load_manifest(Path(sys.argv[1]), domains='AC', conditions='auto').digest)"
     )
-    digests = {load(root).digest}
-    for settings in (
-        {"LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0"},
-        {"LC_ALL": "tr_TR.UTF-8", "TZ": "Asia/Seoul"},
-    ):
-        done = subprocess.run(
-            [sys.executable, "-c", code, str(root)], env=os.environ | settings, capture_output=True, text=True
-        )
-        assert done.returncode == 0, done.stderr
-        digests.add(done.stdout.strip())
-    assert len(digests) == 1
+
+    def read(**settings: str) -> subprocess.CompletedProcess[str]:
+        command = [sys.executable, "-c", code, str(root)]
+        return subprocess.run(command, env=os.environ | settings, capture_output=True, text=True, check=False)
+
+    for settings in ({"LC_ALL": "C"}, {"LC_ALL": "tr_TR.UTF-8", "TZ": "Asia/Seoul"}):
+        done = read(**settings)
+        assert done.stdout.strip() == load(root).digest, done.stderr
+    ascii_only = read(LC_ALL="C", PYTHONUTF8="0", PYTHONCOERCECLOCALE="0")
+    assert ascii_only.returncode
+    assert "is read as ascii in this locale, not as UTF-8; set PYTHONUTF8=1" in ascii_only.stderr
+
+
+def test_a_name_that_the_locale_reads_otherwise_is_refused(
+    root: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (root / "domain_A/test/good/000000.tiff").rename(root / "domain_A/test/good/Ã©.tiff")
+    monkeypatch.setattr(os, "fsencode", lambda path: os.fspath(path).encode("latin-1"))
+    monkeypatch.setattr(sys, "getfilesystemencoding", lambda: "iso8859-1")
+    reason = r"good/Ã©\.tiff: the path is read as iso8859-1 in this locale, not as UTF-8; set PYTHONUTF8=1"
+    with pytest.raises(LayoutError, match=reason):
+        load(root)
 
 
 def test_what_else_lies_in_the_root_does_not_matter(root: Path) -> None:
