@@ -24,7 +24,8 @@ ROOT = Path(__file__).resolve().parents[1]
 LOCK = ROOT / "requirements.lock"
 AUDITOR = "pip-audit==2.10.1"
 TIMEOUT_S = 300
-OWN = "dinomaly-hd"
+OWN = frozenset({"dinomaly-hd", "pip"})
+"""This project, and what makes the environment."""
 HASH = re.compile(r"--hash=sha256:[0-9a-f]{64}")
 SHOWN = 5
 REFUSED: Mapping[str, Mapping[str, str]] = {
@@ -85,7 +86,7 @@ def lock_faults(pins: Sequence[Pin]) -> Iterator[str]:
 def environment_faults(pins: Sequence[Pin], installed: Mapping[str, str]) -> Iterator[str]:
     """Yield what differs between the lock and the packages installed (name -> version)."""
     wanted = {pin.name: pin.version for pin in pins if pin.applies}
-    for name in sorted({*wanted, *installed} - {OWN}):
+    for name in sorted({*wanted, *installed} - OWN):
         ours, theirs = installed.get(name), wanted.get(name)
         if theirs is None:
             yield f"{name} {ours} is installed, but not in requirements.lock; run `make setup`"
