@@ -142,10 +142,23 @@ class Journal:
         return history
 
     def truncate_after(self, step: int) -> None:
-        """Forget every entry with a larger step, since a resumed run writes them again."""
+        """Forget all from the first entry with a larger step on, since a resumed run writes that again.
+
+        So are the final figures, whose step is smaller than that of the entries before them.
+        """
         if self.path.exists():
             records, _ = self._lines.read()
-            self._lines.keep([record for record in records if record["step"] <= step])
+            steps = [record["step"] for record in records]
+            ends = (i for i, own in enumerate(steps) if own > step or (i and own < steps[i - 1]))
+            self._lines.keep(records[: next(ends, None)])
+
+    def keep_first_of(self, step: int) -> None:
+        """Forget what was logged at a step after its first entry: the validation that is made again."""
+        if self.path.exists():
+            records, _ = self._lines.read()
+            steps = [record["step"] for record in records]
+            firsts = steps.index(step) + 1 if step in steps else None
+            self._lines.keep(records[:firsts])
 
     def sync(self) -> None:
         """Force the journal onto the disk, so that it also survives a power loss."""

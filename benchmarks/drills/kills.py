@@ -22,11 +22,14 @@ LAST_STEP = runs.STEPS - 10
 """The last step that a moment waits for: what comes later must not be over when it is looked for."""
 KILLED = "KILLED"
 LONGEST_END_S = 60.0
-DELAYS_S = {"start": 1.5, "step": 0.2, "save": 0.0, "score": 0.5, "draw": 1.0}
+DELAYS_S = {"start": 1.5, "step": 0.2, "validate": 0.01, "save": 0.0, "score": 0.5, "draw": 1.0, "end": 0.02}
 """The places where a process is hit, and the longest delay there."""
 SAID = {"score": b"test images", "draw": b"drawing plots"}
-FAST_KILLS = ("start", "save", "step", "save", "score")
-FAST_SIGNALS = ("step", "draw")
+AFTER_TRAINING = (*SAID, "end")
+FAST_KILLS = ("start", "save", "step", "save", "end")
+FAST_SIGNALS = ("step", "validate", "draw")
+ENDED = tuple(place for place in DELAYS_S if place != "end")
+"""Where a run can be asked to end: in its last moments it ends by itself."""
 RARELY_SAVED = {"checkpoint_interval": str(runs.STEPS)}
 """For runs that are asked to end: what they leave is saved because they were asked."""
 SIGNALS = (signal.SIGTERM, signal.SIGINT)
@@ -35,7 +38,8 @@ SIGNALS = (signal.SIGTERM, signal.SIGINT)
 class Moment(NamedTuple):
     """When a process is hit: once it has done ``step`` steps and comes to ``place``, after ``delay_s``.
 
-    ``place``: start (of the process), step, save (a half-written checkpoint lies there), score, draw.
+    ``place``: start (of the process), step, validate, save (a half-written checkpoint lies there), score,
+    draw, end (the figures are logged).
     """
 
     place: str
@@ -49,10 +53,15 @@ class Moment(NamedTuple):
 def _moments(places: Sequence[str], draws: random.Random) -> list[Moment]:
     """Return moments at these places, in the order in which a run comes to them."""
     steps = sorted(draws.sample(range(1, LAST_STEP), len(places)))
-    ordered = sorted(places, key=lambda place: list(SAID).index(place) if place in SAID else -1)
-    fixed = {"start": 0, **dict.fromkeys(SAID, runs.STEPS)}
+    ordered = sorted(places, key=lambda place: AFTER_TRAINING.index(place) if place in AFTER_TRAINING else -1)
+    fixed = {"start": 0, **dict.fromkeys(AFTER_TRAINING, runs.STEPS)}
+    between = int(runs.FLAGS["val_check_interval"])
     return [
-        Moment(place, fixed.get(place, step), draws.uniform(0, DELAYS_S[place]))
+        Moment(
+            place,
+            -(-step // between) * between if place == "validate" else fixed.get(place, step),
+            draws.uniform(0, DELAYS_S[place]),
+        )
         for place, step in zip(ordered, steps, strict=True)
     ]
 
@@ -68,6 +77,8 @@ def _hit(folder: Path, moment: Moment, number: signal.Signals, **changes: str) -
         runs.wait_until(partial(runs.saving, folder), process=process)
     if moment.place in SAID:
         runs.wait_until(lambda: SAID[moment.place] in log.read_bytes()[said:], process=process)
+    if moment.place == "end":
+        runs.wait_until(partial(runs.figures_logged, folder), process=process)
     time.sleep(moment.delay_s)
     if process.pid is not None and process.is_alive():
         os.kill(process.pid, number)
@@ -144,7 +155,7 @@ def _end(folder: Path, moment: Moment, number: signal.Signals) -> str | None:
 def ended_runs(folder: Path, full: bool) -> Tally:
     """Send SIGTERM and SIGINT: a checkpoint of the last step, KILLED everywhere, and the run can go on."""
     draws, tally = random.Random(4), Tally()
-    places = draws.choices(list(DELAYS_S), k=SIGNALLED) if full else FAST_SIGNALS
+    places = draws.choices(ENDED, k=SIGNALLED) if full else FAST_SIGNALS
     moments = [_moments([place], draws)[0] for place in places]
     for number, moment in enumerate(moments):
         sent, own = SIGNALS[number % len(SIGNALS)], folder / f"run{number if full else 0}"

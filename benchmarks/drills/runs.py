@@ -125,9 +125,18 @@ def run_folder(folder: Path) -> Path | None:
 
 def steps_done(folder: Path) -> int:
     """Return how many optimizer steps the run's journal has."""
+    return _logged(folder, b'"train/loss"')
+
+
+def figures_logged(folder: Path) -> bool:
+    """Return whether the run's journal has the last of all figures."""
+    return _logged(folder, b'"time/') > 0
+
+
+def _logged(folder: Path, name: bytes) -> int:
     run = run_folder(folder)
     journal = run / "journal.jsonl" if run else None
-    return journal.read_bytes().count(b"train/loss") if journal and journal.exists() else 0
+    return journal.read_bytes().count(name) if journal and journal.exists() else 0
 
 
 def saving(folder: Path) -> bool:

@@ -47,6 +47,8 @@ class Session:
         self.donated = own is None and self.checkpoint is not None
         self.journal = Journal(folder.path / "journal.jsonl")
         self.journal.truncate_after(self.checkpoint.step - 1 if self.checkpoint else -1)
+        if self.checkpoint and self.checkpoint.patience.get("due"):
+            self.journal.keep_first_of(self.checkpoint.step - 1)
         self.tracker = Tracker(
             self.journal,
             uri=default_uri(context.root),

@@ -133,9 +133,8 @@ class _Keeper(lightning.Callback):
         config: TrainingConfig = task.training_config
         done, last = task.position, config.last_step
         if self.data.validate and config.val_check_interval and done % config.val_check_interval == 0:
-            found = self.data.validate()
-            task.reporter.metrics(found.metrics, step=done - 1)
-            self.patience.observe(found.watched, step=done, weights=lambda: trained_state(task.detector))
+            self.patience.due = True
+            self.validate(task)
         self.progress(done, last)
         # Looked at once: a signal that comes while a checkpoint is written waits for the next step's.
         stopping = self.guard.received is not None
@@ -144,6 +143,18 @@ class _Keeper(lightning.Callback):
             self.save()
         if stopping:
             self.guard.check()
+
+    def validate(self, task: DetectorTask) -> None:
+        """Examine the detector; a signal that breaks it off leaves a checkpoint that makes up for it."""
+        assert self.data.validate is not None
+        try:
+            found = self.data.validate()
+        except Interrupted:
+            self.save()
+            raise
+        task.reporter.metrics(found.metrics, step=task.position - 1)
+        self.patience.observe(found.watched, step=task.position, weights=lambda: trained_state(task.detector))
+        self.patience.due = False
 
 
 def train(
@@ -202,6 +213,9 @@ def train(
         checkpoints.save(folder, state)
 
     began = time.monotonic()
+    keeper = _Keeper(save, data=data, patience=patience, guard=guard, progress=progress)
+    if patience.due:
+        keeper.validate(task)
     if start < config.last_step and not patience.exhausted:
         detector.train()
         module = StepDataModule(
@@ -213,7 +227,6 @@ def train(
             stop=config.last_step,
             num_workers=data.num_workers,
         )
-        keeper = _Keeper(save, data=data, patience=patience, guard=guard, progress=progress)
         try:
             with _quiet_lightning():
                 trainer = _trainer(config, steps=config.last_step - start, keeper=keeper, folder=folder)

@@ -1,4 +1,4 @@
-"""Early stopping: the best weights so far, and when to give up."""
+"""Early stopping: the best weights so far, when to give up, and which validation is still to be made."""
 
 from collections.abc import Callable
 from typing import Any
@@ -15,12 +15,16 @@ class Patience:
 
     Args:
         limit: Validations in a row without a better value that end the training; 0 watches nothing.
+
+    Attributes:
+        due: Whether the validation after the last step is still to be made: a signal broke it off.
     """
 
     def __init__(self, limit: int) -> None:
         self.limit = limit
         self.best_value, self.best_step, self.stale = float("inf"), -1, 0
         self.best_weights: Weights = {}
+        self.due = False
 
     @property
     def exhausted(self) -> bool:
@@ -44,9 +48,11 @@ class Patience:
             "best_step": self.best_step,
             "stale": self.stale,
             "best_weights": self.best_weights,
+            "due": self.due,
         }
 
     def load(self, state: dict[str, Any]) -> None:
         """Put back what ``state`` returned."""
         self.best_value, self.best_step = state["best_value"], state["best_step"]
         self.stale, self.best_weights = state["stale"], state["best_weights"]
+        self.due = state.get("due", False)

@@ -57,6 +57,27 @@ def test_history_of_a_resumed_run_equals_an_uninterrupted_one(tmp_path: Path, ki
     assert repr(resumed) == repr(Journal(tmp_path / "whole.jsonl").history())
 
 
+def test_final_figures_are_forgotten_with_what_follows_the_checkpoint(tmp_path: Path) -> None:
+    path = tmp_path / "journal.jsonl"
+    train(path, steps=range(10))
+    whole = Journal(path).history()
+    with Journal(path) as journal:
+        journal.log({"mean/auroc": 0.5}, step=0)
+        journal.truncate_after(9)
+    assert Journal(path).history() == whole
+
+
+def test_a_validation_that_is_made_again_is_forgotten(tmp_path: Path) -> None:
+    path = tmp_path / "journal.jsonl"
+    train(path, steps=range(10))
+    whole = Journal(path).history()
+    with Journal(path) as journal:
+        journal.log({"val/loss": 0.5}, step=9)
+        for _ in range(2):
+            journal.keep_first_of(9)
+    assert Journal(path).history() == whole
+
+
 def test_a_line_torn_anywhere_is_cut_off_before_the_next_one(tmp_path: Path) -> None:
     train(tmp_path / "whole.jsonl", steps=range(3))
     data = (tmp_path / "whole.jsonl").read_bytes()

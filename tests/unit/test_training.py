@@ -413,6 +413,31 @@ def test_an_interrupted_patience_ends_where_it_would_have(tmp_path: Path) -> Non
     assert torch.equal(whole.linear.weight, resumed.linear.weight)
 
 
+@pytest.mark.parametrize("broken_off", [4, STEPS])
+def test_a_validation_that_a_signal_breaks_off_is_made_up_for(tmp_path: Path, broken_off: int) -> None:
+    values = [3.0, 1.0, 2.0, 0.9, 1.5, 0.7]
+
+    def ending() -> fit.Validation:
+        if not before:
+            raise Interrupted(15)
+        value = before.pop(0)
+        return fit.Validation(value, {"val/loss": value})
+
+    run = config(**{**PATIENT, "checkpoint_interval": 100})
+    whole, resumed = Line(), Line()
+    expected = train(whole, run, tmp_path / "whole", validate=losing(values))
+    before = values[: broken_off // 2 - 1]
+    with pytest.raises(Interrupted):
+        train(Line(), run, tmp_path / "resumed", validate=ending)
+    kept = checkpoints.newest(tmp_path / "resumed").checkpoint
+    assert kept is not None
+    assert kept.step == broken_off
+    rest = train(resumed, run, tmp_path / "resumed", validate=losing(values[broken_off // 2 - 1 :]))
+    assert rest.points == expected.points[-len(rest.points) :]
+    assert rest.points[0] == (broken_off - 1, {"val/loss": values[broken_off // 2 - 1]})
+    assert torch.equal(whole.linear.weight, resumed.linear.weight)
+
+
 def test_without_patience_the_last_weights_are_left(tmp_path: Path) -> None:
     plain, watched = Line(), Line()
     train(plain, config(), tmp_path / "plain")
