@@ -34,12 +34,21 @@ Item = TypeVar("Item")
 class Delivery:
     """Sends what an MLflow run lacks of a journal and an outbox; each call may be repeated without doubles.
 
-    A metric point is known by its name and step: a resumed run that logs a step again adds nothing.
+    A metric point is known by its name and step: a resumed run that logs a step again adds nothing. Files are
+    sent from below ``folder`` alone, by default the journal's.
     ``points`` and ``operations`` count what arrived, ``refused`` what the store answered with a refusal (that
     stays in the run folder).
     """
 
-    def __init__(self, client: "MlflowClient", run_id: str, *, journal: Journal, outbox: Outbox) -> None:
+    def __init__(
+        self,
+        client: "MlflowClient",
+        run_id: str,
+        *,
+        journal: Journal,
+        outbox: Outbox,
+        folder: Path | None = None,
+    ) -> None:
         self.client = client
         self.run_id = run_id
         self.points = 0
@@ -47,6 +56,7 @@ class Delivery:
         self.refused = 0
         self._journal = journal
         self._outbox = outbox
+        self._folder = journal.path.parent if folder is None else folder
         self._offset = 0
         self._known: dict[str, set[int]] = {}
         self._params: set[str] | None = None
@@ -187,7 +197,7 @@ class Delivery:
 
         A folder may come from elsewhere: nothing outside of it is sent, whatever its notes or links say.
         """
-        folder = self._journal.path.parent.resolve()
+        folder = self._folder.resolve()
         found = folder / path
         if not found.exists():
             raise FileNotFoundError(f"{found} is gone")

@@ -73,24 +73,21 @@ def add_report(report: LoggedReport, run: ReportRun | None, *, run_id: str, uri:
         def deliver() -> Delivery:
             client = client_of_existing(uri)
             client.get_run(run_id)
-            return _send(Delivery(client, run_id, journal=journal, outbox=outbox))
+            delivery = Delivery(client, run_id, journal=journal, outbox=outbox, folder=report.folder)
+            return _send(delivery)
 
         _delivered(deliver, uri=uri)
 
 
 def _fill(outbox: Outbox, report: LoggedReport, *, at: Path) -> Journal:
-    """Note everything to send in the folder ``at``; its own files by their relative path."""
+    """Note everything to send in the folder ``at``; the report's files by their path below the report."""
     base = report.folder.resolve()
     outbox.add("tags", {"tags": {"mlflow.note.content": shortened(report.note)}})
     for path in report.files:
-        whole = path.resolve()
-        below = whole.relative_to(base)
+        below = path.resolve().relative_to(base)
         outbox.add(
             "artifact",
-            {
-                "path": str(below if at == report.folder else whole),
-                "folder": None if below.parent == Path() else below.parent.as_posix(),
-            },
+            {"path": str(below), "folder": None if below.parent == Path() else below.parent.as_posix()},
         )
     journal = Journal(at / "journal.jsonl")
     journal.log(report.metrics, step=0)
