@@ -1,12 +1,14 @@
-"""Dinomaly-HD beside anomalib, on one machine in one series.
+"""Dinomaly-HD beside anomalib and the original Dinomaly, on one machine in one series.
 
     python -m benchmarks.speed                       # beside anomalib, where it is installed
+    python -m benchmarks.speed --original DIRECTORY  # beside the original too: a checkout of its repository
     python -m benchmarks.speed --device cuda --encoder dinov2reg_vit_base_14 --train_batch 16
 
 Every subject gets the same random weights and the same maps. Each measurement is a process of its own;
 subjects take turns, so that what disturbs the machine disturbs all; ratios are medians over the rounds. The
 limit is the number of operations that PyTorch counts over the rate of a large matrix product measured in the
-same series. anomalib: pip install 'anomalib>=2.7'. Writes benchmarks/results/speed_{device}.json.
+same series. anomalib: pip install 'anomalib>=2.7'; the original: github.com/guojiajeremy/Dinomaly and what it
+imports (opencv-python, scikit-image). Writes benchmarks/results/speed_{device}.json.
 """
 
 import argparse
@@ -146,11 +148,14 @@ def main() -> None:
     parser.add_argument("--score_batch", type=int, default=8)
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--repeats", type=int, default=3)
+    parser.add_argument("--original", type=Path, help="checkout of the original Dinomaly")
     parser.add_argument("--threads", type=int, default=usable_cores())
     given = parser.parse_args()
     subjects = [OURS, CACHED]
     if importlib.util.find_spec("anomalib"):
         subjects.append("anomalib")
+    if given.original:
+        subjects.append("original")
     with tempfile.TemporaryDirectory() as folder:
         weights = Path(folder) / "encoder.pth"
         write_weights(given.encoder, weights)
@@ -159,6 +164,7 @@ def main() -> None:
             "case": {**asdict(case), "weights": str(weights)},
             "threads": given.threads,
             "repeats": given.repeats,
+            "original": str(given.original),
         }
         found = series(
             subjects, base, batches={TRAIN: given.train_batch, SCORE: given.score_batch}, rounds=given.rounds
@@ -170,6 +176,7 @@ def main() -> None:
         "torch": torch.__version__,
         "anomalib": version("anomalib") if "anomalib" in subjects else None,
         **vars(given),
+        "original": given.original is not None,
         **found,
     }
     path = RESULTS / f"speed_{given.device.partition(':')[0]}.json"

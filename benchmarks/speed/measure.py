@@ -17,7 +17,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from benchmarks.speed.subjects import Case, Subject, anomalib, ours
+from benchmarks.speed.peers import anomalib, original
+from benchmarks.speed.subjects import Case, Subject, ours
 
 SIDE = 2048
 TRAIN, SCORE = "train", "score"
@@ -29,6 +30,7 @@ def subject_of(told: dict[str, Any], case: Case) -> Subject:
         "ours": lambda: ours(case, cached=False),
         "ours from cache": lambda: ours(case, cached=True),
         "anomalib": lambda: anomalib(case),
+        "original": lambda: original(case, Path(told["original"])),
     }[told["subject"]]()
 
 

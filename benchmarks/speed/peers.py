@@ -1,0 +1,171 @@
+"""Peers, with our weights: anomalib's Dinomaly and the original one.
+
+Both get pre-processed maps (392 x 392, three channels); our times include that.
+"""
+
+import importlib
+import sys
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+from types import ModuleType
+from typing import Any, cast
+
+import torch
+from torch import Tensor, nn
+
+from benchmarks.speed.subjects import RATE, Case, Subject, detector_of, optimise
+from dinomaly_hd.models.dinomaly import Dinomaly
+from dinomaly_hd.models.weights import timm_name
+
+HARD_SHARE, EASY_GRADIENT = 0.9, 0.1
+MAP_SIDE, KERNEL, SIGMA, TOP_SHARE = 256, 5, 4, 0.01
+TARGETS = [2, 3, 4, 5, 6, 7, 8, 9]
+GROUPS = [[0, 1, 2, 3], [4, 5, 6, 7]]
+
+
+def anomalib(case: Case) -> Subject:
+    """anomalib's Dinomaly with our weights, without its engine, logging and transforms."""
+    from anomalib.models.components.feature_extractors import timm as extractors
+    from anomalib.models.image.dinomaly.components import StableAdamW as TheirAdamW
+    from anomalib.models.image.dinomaly.torch_model import DinomalyModel
+
+    detector = detector_of(case)
+    create = extractors.timm.create_model
+    extractors.timm.create_model = partial(_create_with, create, case)
+    try:
+        model = DinomalyModel(encoder_name=timm_name(case.encoder)).to(case.device)
+    finally:
+        extractors.timm.create_model = create
+    copy_trained(detector, [model.bottleneck, model.decoder])
+    model.encoder.requires_grad_(False)
+    trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    optimizer = TheirAdamW([{"params": trained}], lr=RATE, weight_decay=1e-4, amsgrad=True, eps=1e-8)
+
+    def train(images_B3HW: Tensor, step: int) -> Tensor:
+        model.train()
+        loss = model(images_B3HW, global_step=step)
+        optimise(loss, trained, optimizer)
+        return loss.detach()
+
+    def score(images_B3HW: Tensor) -> Tensor:
+        model.eval()
+        with torch.no_grad():
+            scores: Tensor = model(images_B3HW).pred_score
+        return scores
+
+    return Subject(detector.preprocessing, train, score)
+
+
+def original(case: Case, checkout: Path) -> Subject:
+    """Dinomaly as its authors wrote it, from a checkout of github.com/guojiajeremy/Dinomaly.
+
+    Its encoder gets our weights under its own names; loss, optimizer, maps and scores are its functions, put
+    together as its training script does for several classes.
+
+    Raises:
+        ImportError: The checkout lacks a module, or the environment what it imports.
+    """
+    sys.path.insert(0, str(checkout))
+    uad, layers = _theirs("models.uad"), _theirs("models.vision_transformer")
+    functions = _theirs("utils")
+    detector = detector_of(case)
+    encoder = _original_encoder(case)
+    width = encoder.embed_dim
+    bottleneck = nn.ModuleList([layers.bMlp(width, 4 * width, width, drop=0.2)])
+    decoder = nn.ModuleList(
+        layers.Block(
+            dim=width,
+            num_heads=encoder.num_heads,
+            qkv_bias=True,
+            norm_layer=partial(nn.LayerNorm, eps=1e-8),
+            attn=layers.LinearAttention2,
+        )
+        for _ in TARGETS
+    )
+    copy_trained(detector, [bottleneck, decoder])
+    model = uad.ViTill(
+        encoder=encoder,
+        bottleneck=bottleneck,
+        decoder=decoder,
+        target_layers=TARGETS,
+        fuse_layer_encoder=GROUPS,
+        fuse_layer_decoder=GROUPS,
+    ).to(case.device)
+    trained = [*bottleneck.parameters(), *decoder.parameters()]
+    optimizer = _theirs("optimizers").StableAdamW(
+        [{"params": trained}], lr=RATE, betas=(0.9, 0.999), weight_decay=1e-4, amsgrad=True, eps=1e-10
+    )
+    blur = functions.get_gaussian_kernel(kernel_size=KERNEL, sigma=SIGMA).to(case.device)
+
+    def train(images_B3HW: Tensor, step: int) -> Tensor:
+        model.train()
+        share = min(HARD_SHARE * step / 1000, HARD_SHARE)
+        loss = functions.global_cosine_hm_percent(*model(images_B3HW), p=share, factor=EASY_GRADIENT)
+        optimise(loss, trained, optimizer)
+        return cast(Tensor, loss.detach())
+
+    def score(images_B3HW: Tensor) -> Tensor:
+        model.eval()
+        with torch.no_grad():
+            maps_B1HW, _ = functions.cal_anomaly_maps(*model(images_B3HW), images_B3HW.shape[-1])
+            maps_B1HW = nn.functional.interpolate(
+                maps_B1HW, size=MAP_SIDE, mode="bilinear", align_corners=False
+            )
+            sorted_BP = torch.sort(blur(maps_B1HW).flatten(1), dim=1, descending=True)[0]
+            return sorted_BP[:, : int(sorted_BP.shape[1] * TOP_SHARE)].mean(dim=1)
+
+    return Subject(detector.preprocessing, train, score)
+
+
+def _theirs(module: str) -> ModuleType:
+    return importlib.import_module(module)
+
+
+def _original_encoder(case: Case) -> Any:
+    """Return the original's encoder with timm's weights, where the class token holds its position."""
+    _, size, patch = case.encoder.rsplit("_", 2)
+    weights = torch.load(case.weights, weights_only=True)
+    build = getattr(_theirs("dinov2.models.vision_transformer"), f"vit_{size}")
+    registers = weights.pop("reg_token", None)
+    encoder = build(
+        patch_size=int(patch),
+        img_size=518,
+        block_chunks=0,
+        init_values=1e-8,
+        num_register_tokens=0 if registers is None else registers.shape[1],
+        interpolate_antialias=False,
+        interpolate_offset=0.1,
+    )
+    if registers is not None:
+        weights["register_tokens"] = registers
+    missing = encoder.pos_embed.shape[1] - weights["pos_embed"].shape[1]
+    weights["pos_embed"] = nn.functional.pad(weights["pos_embed"], (0, 0, missing, 0))
+    weights["mask_token"] = encoder.mask_token.detach()
+    encoder.load_state_dict(weights)
+    return encoder
+
+
+def copy_trained(detector: Dinomaly, parts: list[nn.Module]) -> None:
+    """Give a peer's bottleneck and decoder the weights of ours, layer by layer in the same order.
+
+    A peer may lack a bias; ours are 0 at the start.
+    """
+    own = [cast(nn.Module, detector.bottleneck), detector.decoder]
+    with torch.no_grad():
+        for mine, theirs in zip(_layers(own), _layers(parts), strict=True):
+            theirs.weight.copy_(mine.weight)
+            if theirs.bias is not None:
+                theirs.bias.copy_(mine.bias)
+
+
+def _layers(parts: list[nn.Module]) -> list[Any]:
+    return [
+        layer for part in parts for layer in part.modules() if isinstance(layer, nn.Linear | nn.LayerNorm)
+    ]
+
+
+def _create_with(create: Callable[..., nn.Module], case: Case, *names: str, **options: Any) -> nn.Module:
+    model = create(*names, **{**options, "pretrained": False})
+    model.load_state_dict(torch.load(case.weights, weights_only=True))
+    return model

@@ -1,0 +1,162 @@
+"""Fifty steps of training end like those of a plain detector, in which nothing is optimised for speed.
+
+Plain: every block of the encoder is run for every image in every step, with attention written out and a GELU
+of its own memory; autograd differentiates the decoder; the optimizer takes one tensor after the other.
+"""
+
+import math
+from collections.abc import Callable
+from typing import Any, cast
+
+import pytest
+import timm
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from dinomaly_hd.batch import Batch
+from dinomaly_hd.config import with_values
+from dinomaly_hd.models import attention, dinomaly
+from dinomaly_hd.models.build import build_detector
+from dinomaly_hd.models.dinomaly import Dinomaly
+from dinomaly_hd.models.encoders import ViTEncoder
+from dinomaly_hd.models.weights import locate, timm_name
+from dinomaly_hd.presets import full_dinomaly
+from dinomaly_hd.training.optim import StableAdamW, warm_cosine
+from dinomaly_hd.variants import baseline
+
+STEPS, IMAGES, BATCH = 50, 6, 2
+RATE, DECAY, CLIP = 2e-3, 1e-4, 0.1
+ENCODER, BLOCKS = "dinov2reg_vit_small_14", range(2, 10)
+VALUES = {
+    "encoder": ENCODER,
+    "image_size": "42",
+    "crop": "42",
+    "map_size": "32",
+    "decoder_depth": "2",
+    "max_steps": str(STEPS),
+    "batch_size": str(BATCH),
+}
+MAPS = torch.rand(IMAGES, 31, 95, generator=torch.Generator().manual_seed(3))
+
+
+@pytest.fixture(scope="module")
+def weights_file(tmp_path_factory: pytest.TempPathFactory) -> str:
+    torch.manual_seed(0)
+    path = tmp_path_factory.mktemp("weights") / "encoder.pth"
+    torch.save(timm.create_model(timm_name(ENCODER), pretrained=False).state_dict(), path)
+    return str(path)
+
+
+def detector(weights_file: str) -> Dinomaly:
+    values = {**VALUES, "encoder_weights": weights_file}
+    run = with_values(full_dinomaly(baseline()), values)
+    built = build_detector(run, weights=locate(run.encoder.encoder, run.encoder.encoder_weights))
+    assert isinstance(built, Dinomaly)
+    return built
+
+
+class PlainEncoder(nn.Module):
+    """Group means of a timm ViT whose blocks are all run, with the softmax written out."""
+
+    def __init__(self, ours: ViTEncoder) -> None:
+        super().__init__()
+        model: Any = timm.create_model(timm_name(ENCODER), pretrained=False, img_size=(42, 42))
+        model.load_state_dict(ours.model.state_dict())
+        for block in model.blocks:
+            block.attn.fused_attn = False
+        self.model = model.requires_grad_(False).eval()
+
+    def forward(self, images_B3HW: Tensor) -> Tensor:
+        outputs = []
+        model = cast(Any, self.model)
+        x_BTD = model._pos_embed(model.patch_embed(images_B3HW))
+        for block in model.blocks:
+            x_BTD = block(x_BTD)
+            outputs.append(x_BTD)
+        half = len(BLOCKS) // 2
+        means = [torch.stack([outputs[i] for i in part]).mean(0) for part in (BLOCKS[:half], BLOCKS[half:])]
+        return torch.stack(means, dim=1)
+
+
+class PlainStableAdamW:
+    """StableAdamW, one tensor after the other."""
+
+    def __init__(self, parameters: list[nn.Parameter]) -> None:
+        self.parameters = parameters
+        self.moments = [[torch.zeros_like(each) for _ in range(3)] for each in parameters]
+        self.steps = 0
+
+    def step(self, rate: float) -> None:
+        self.steps += 1
+        with torch.no_grad():
+            for parameter, (first, second, largest) in zip(self.parameters, self.moments, strict=True):
+                gradient = cast(Tensor, parameter.grad)
+                parameter.mul_(1 - rate * DECAY)
+                first.copy_(0.9 * first + 0.1 * gradient)
+                second.copy_(0.999 * second + 0.001 * gradient**2)
+                largest.copy_(torch.maximum(largest, second))
+                root = largest.sqrt() / math.sqrt(1 - 0.999**self.steps) + 1e-10
+                shrink = max(1.0, float((gradient / root).square().mean().sqrt()))
+                parameter -= rate / (1 - 0.9**self.steps) / shrink * first / root
+
+
+def trained(model: Dinomaly, encode: Callable[[int], Tensor], update: Callable[[float], None]) -> list[float]:
+    """Train for ``STEPS`` steps and return each step's loss."""
+    parameters = [each for each in model.parameters() if each.requires_grad]
+    order = torch.randint(IMAGES, (STEPS, BATCH), generator=torch.Generator().manual_seed(7))
+    losses = []
+    model.train()
+    for step, items in enumerate(order):
+        batch = Batch(
+            MAPS[items],
+            torch.zeros(BATCH, dtype=torch.int64),
+            torch.cat([encode(int(item)) for item in items]),
+        )
+        loss = model.training_loss(batch, step=step).total
+        loss.backward()
+        nn.utils.clip_grad_norm_(parameters, CLIP)
+        update(warm_cosine(step, base=RATE, final=RATE / 10, warmup=10, total=STEPS))
+        model.zero_grad()
+        losses.append(loss.item())
+    return losses
+
+
+def weights(model: Dinomaly) -> list[Tensor]:
+    return [each.detach() for each in model.parameters() if each.requires_grad]
+
+
+def test_fifty_steps_end_like_those_of_the_plain_path(
+    weights_file: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ours, plain = detector(weights_file), detector(weights_file)
+    optimizer = StableAdamW([each for each in ours.parameters() if each.requires_grad], lr=RATE)
+
+    def update(rate: float) -> None:
+        optimizer.param_groups[0]["lr"] = rate
+        optimizer.step()
+
+    cache = [ours.encode(MAPS[[item]]) for item in range(IMAGES)]
+    losses = trained(ours, lambda item: cache[item], update)
+
+    monkeypatch.setattr(attention, "positive_feature", lambda x: F.elu(x) + 1)
+    monkeypatch.setattr(attention, "divided", lambda value, denominator: value / denominator)
+    monkeypatch.setattr(dinomaly, "linear_of_norm", lambda x, norm, linear: linear(norm(x)))
+    monkeypatch.setattr(dinomaly, "mlp_of_norm", lambda x, norm, mlp: mlp(norm(x)))
+    encoder = PlainEncoder(cast(ViTEncoder, plain.encoder))
+    expected = trained(
+        plain,
+        lambda item: encoder(plain.preprocessing(MAPS[[item]])),
+        PlainStableAdamW([each for each in plain.parameters() if each.requires_grad]).step,
+    )
+
+    assert losses[-1] < 0.8 * losses[0]
+    torch.testing.assert_close(torch.tensor(losses), torch.tensor(expected), rtol=0, atol=1e-5)
+    scores, plain_scores = (each.eval().score(torch.cat(cache)).score_B for each in (ours, plain))
+    torch.testing.assert_close(scores, plain_scores, rtol=0, atol=1e-5)
+    differences = torch.cat(
+        [(one - other).abs().flatten() for one, other in zip(weights(ours), weights(plain), strict=True)]
+    )
+    # Where a gradient is all rounding, its quotient with its own size is not: a few weights differ by more.
+    assert float((differences > 1e-5).float().mean()) < 1e-4
+    assert float(differences.max()) < 1e-3
