@@ -49,6 +49,13 @@ MUTATIONS = (
         "",
     ),
     Mutation(
+        1,
+        "figures that are logged again are cut off first",
+        "dinomaly_hd/journal.py",
+        "if own > step or (i and own < steps[i - 1]))",
+        "if own > step)",
+    ),
+    Mutation(
         2,
         "an unreadable checkpoint is named and the one before used",
         "dinomaly_hd/training/checkpoint.py",
@@ -68,6 +75,13 @@ MUTATIONS = (
         "dinomaly_hd/training/fit.py",
         "if stopping or done %",
         "if done %",
+    ),
+    Mutation(
+        4,
+        "a signal that breaks a validation off leaves one too",
+        "dinomaly_hd/training/fit.py",
+        "        except Interrupted:\n            self.save()\n            raise\n",
+        "        except Interrupted:\n            raise\n",
     ),
     Mutation(
         5,
@@ -105,11 +119,32 @@ MUTATIONS = (
         "    return False",
     ),
     Mutation(
+        10,
+        "scores that are no numbers are refused",
+        "dinomaly_hd/evaluation/metrics.py",
+        "    finite = np.isfinite(values)",
+        "    finite = np.ones_like(values, dtype=bool)",
+    ),
+    Mutation(
         14,
         "checkpoints hold numbers, never code",
         "dinomaly_hd/training/checkpoint.py",
         "weights_only=True",
         "weights_only=False",
+    ),
+    Mutation(
+        15,
+        "MLproject joins name and value, so that no value is a flag",
+        "entry_points/project_file.py",
+        'f"      --{key}={{{key}}}"',
+        'f"      --{key} {{{key}}}"',
+    ),
+    Mutation(
+        15,
+        "cells of a page are escaped",
+        "dinomaly_hd/evaluation/page.py",
+        '"".join(f"<td>{html.escape(cell)}</td>" for cell in cells[1:])',
+        '"".join(f"<td>{cell}</td>" for cell in cells[1:])',
     ),
     Mutation(
         16,

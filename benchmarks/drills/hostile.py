@@ -20,6 +20,7 @@ import tifffile
 
 from benchmarks.drills.tally import Drill, Tally
 from dinomaly_hd.data.tree import FOLDERS, survey
+from dinomaly_hd.evaluation import page
 from dinomaly_hd.names import FORMULA_STARTS, has_hidden
 from dinomaly_hd.tracking.store import client_for
 from entry_points import project_file
@@ -364,7 +365,7 @@ def _is_clean(box: Sandbox, ended: Ended, *, names: Sequence[str]) -> str | None
         lambda: ended.escaped[:3],
         lambda: has_hidden(ended.said.replace("\n", "")) and f"said {ended.said!r}",
         lambda: "lacks part of this run" in ended.said and ended.said[-500:],
-        lambda: [fault for page in box.work.rglob("*.html") for fault in _strange(page)],
+        lambda: [fault for path in box.work.rglob("*.html") for fault in _strange(path.read_text())],
         lambda: [cell for table in box.work.rglob("*.csv") for cell in _formulas(table)],
         lambda: _in_markdown(box, names),
     )
@@ -375,10 +376,25 @@ def _is_clean(box: Sandbox, ended: Ended, *, names: Sequence[str]) -> str | None
     return None
 
 
-def _strange(path: Path) -> list[str]:
-    page = _Page()
-    page.feed(path.read_text())
-    return page.strange
+def _strange(text: str) -> list[str]:
+    reader = _Page()
+    reader.feed(text)
+    return reader.strange
+
+
+def pages(tally: Tally) -> None:
+    """Put names into every place of a page that takes text."""
+    for name in NAMES:
+        parts = [
+            *(make(name) for make in (page.heading, page.paragraph, page.note)),
+            page.bullets([name]),
+            page.facts({name: name}),
+            page.table(name, [name, name], [[name, name]]),
+            page.folded(name, ""),
+            page.figure(name, b""),
+        ]
+        strange = [fault for part in (page.page(name, []), *parts) for fault in _strange(part)]
+        tally.add(f"{name!r} in a page", f"let through: {strange[:3]}" if strange else None)
 
 
 def _formulas(path: Path) -> list[str]:
@@ -436,6 +452,7 @@ def escapes(folder: Path, full: bool) -> Tally:
         ("values", lambda: _values(folder, tally, full=full)),
         ("names", lambda: names(_made(folder, "n"), tally, full=full)),
         ("links", lambda: links(_made(folder, "l"), tally)),
+        ("texts in pages", lambda: pages(tally)),
     )
     for what, part in parts:
         before = tally.tried

@@ -4,11 +4,11 @@
     python -m benchmarks.speed --original DIRECTORY  # beside the original too: a checkout of its repository
     python -m benchmarks.speed --device cuda --encoder dinov2reg_vit_base_14 --train_batch 16
 
-Every subject gets the same random weights and the same maps. Each measurement is a process of its own;
-subjects take turns, so that what disturbs the machine disturbs all; ratios are medians over the rounds. The
-limit is the number of operations that PyTorch counts over the rate of a large matrix product measured in the
-same series. anomalib: pip install 'anomalib>=2.7'; the original: github.com/guojiajeremy/Dinomaly and what it
-imports (opencv-python, scikit-image). Writes benchmarks/results/speed_{device}.json.
+Every subject gets the same random weights and the same maps, and is a process of its own. All live at once
+and do one step each by turns, so that what disturbs the machine disturbs all; ratios are medians over the
+rounds. The limit is the number of operations that PyTorch counts over the best rate of a large matrix product
+that takes its turns among them. anomalib: pip install 'anomalib>=2.7'; the original:
+github.com/guojiajeremy/Dinomaly and what it imports. Writes benchmarks/results/speed_{device}.json.
 """
 
 import argparse
@@ -26,7 +26,7 @@ from typing import Any
 
 import torch
 
-from benchmarks.speed.measure import SCORE, TRAIN
+from benchmarks.speed.measure import MATRIX, SCORE, TRAIN
 from benchmarks.speed.subjects import Case, write_weights
 from dinomaly_hd.jobs.local import usable_cores
 
@@ -35,84 +35,96 @@ RESULTS = ROOT / "benchmarks" / "results"
 OURS, CACHED = "ours", "ours from cache"
 
 
-def measured(told: dict[str, Any]) -> dict[str, Any]:
-    """Return what a measurement in a process of its own prints."""
-    command = [sys.executable, "-m", "benchmarks.speed.measure", json.dumps(told)]
-    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
-    if done.returncode:
-        sys.exit(f"{told['subject']} failed:\n{done.stderr}")
-    found: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
-    return found
+class Worker:
+    """A subject in a process of its own, which does one call at a time."""
+
+    def __init__(self, told: dict[str, Any]) -> None:
+        command = [sys.executable, "-m", "benchmarks.speed.measure", json.dumps(told)]
+        self.name = f"{told['task']} {told['subject']}"
+        self.seconds: list[float] = []
+        self.process = subprocess.Popen(
+            command, cwd=ROOT, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+        )
+        self._answer()
+
+    def call(self) -> None:
+        """Let it do one call, and note its seconds."""
+        assert self.process.stdin is not None
+        self.process.stdin.write("go\n")
+        self.process.stdin.flush()
+        self.seconds.append(self._answer()["seconds"])
+
+    def end(self) -> dict[str, Any]:
+        """Return what it says at its end."""
+        assert self.process.stdin is not None
+        self.process.stdin.close()
+        found = self._answer()
+        self.process.wait()
+        return {**found, "seconds": self.seconds}
+
+    def _answer(self) -> dict[str, Any]:
+        assert self.process.stdout is not None
+        line = self.process.stdout.readline()
+        if not line:
+            sys.exit(f"{self.name} failed")
+        answer: dict[str, Any] = json.loads(line)
+        return answer
+
+
+def by_turns(subjects: list[str], told: dict[str, Any], *, rounds: int) -> dict[str, dict[str, Any]]:
+    """Let all subjects live at once and do one call each by turns; the matrix product is one of them."""
+    workers = {
+        **{name: Worker({**told, "subject": name}) for name in subjects},
+        MATRIX: Worker({**told, "subject": MATRIX, "task": MATRIX}),
+    }
+    for _ in range(rounds):
+        for worker in workers.values():
+            worker.call()
+    return {name: worker.end() for name, worker in workers.items()}
 
 
 def series(
     subjects: list[str], base: dict[str, Any], *, batches: dict[str, int], rounds: int
 ) -> dict[str, Any]:
     """Measure all subjects by turns and return their medians, ratios and shares of the limit."""
-    runs: dict[tuple[str, str], list[dict[str, Any]]] = {}
-    rates = []
-    for number in range(rounds):
-        rates.append(measured({**base, "task": "matrix", "batch": 1})["operations_per_s"])
-        for task, batch in batches.items():
-            for subject in subjects:
-                found = measured({**base, "subject": subject, "task": task, "batch": batch})
-                runs.setdefault((task, subject), []).append(found)
-                print(f"round {number + 1} {task} {subject}: {1 / found['seconds_per_image']:.2f} images/s")
-    rate = median(rates)
+    runs = {
+        task: by_turns(subjects, {**base, "task": task, "batch": batch}, rounds=rounds)
+        for task, batch in batches.items()
+    }
+    scores = {name: runs[SCORE][name]["scores"] for name in subjects}
     return {
-        "matrix_gflops": rate / 1e9,
+        "matrix_gflops": {task: _rate(found[MATRIX]) / 1e9 for task, found in runs.items()},
         "tasks": {
-            task: {
-                subject: _summary(
-                    runs[task, subject],
-                    others={name: runs[task, name] for name in subjects if not name.startswith(OURS)},
-                    operations=_operations(base, subject, task=task, batch=batch),
-                    rate=rate,
-                )
-                for subject in subjects
-            }
-            for task, batch in batches.items()
+            task: {name: _summary(name, found, batch=batches[task]) for name in subjects}
+            for task, found in runs.items()
         },
         "largest_score_difference_to_ours": {
-            name: max(
-                abs(one - other)
-                for one, other in zip(
-                    runs[SCORE, OURS][0]["scores"], runs[SCORE, name][0]["scores"], strict=True
-                )
-            )
+            name: max(abs(one - other) for one, other in zip(scores[OURS], scores[name], strict=True))
             for name in subjects
             if name != OURS
         },
     }
 
 
-def _operations(base: dict[str, Any], subject: str, *, task: str, batch: int) -> float:
-    return float(
-        measured({**base, "subject": subject, "task": task, "batch": batch, "count": True})["operations"]
-    )
+def _rate(matrix: dict[str, Any]) -> float:
+    return float(matrix["operations"] / min(matrix["seconds"]))
 
 
-def _summary(
-    own: list[dict[str, Any]], *, others: dict[str, list[dict[str, Any]]], operations: float, rate: float
-) -> dict[str, Any]:
-    seconds = median(one["seconds_per_image"] for one in own)
+def _summary(name: str, found: dict[str, dict[str, Any]], *, batch: int) -> dict[str, Any]:
+    own = found[name]
+    peers = {other: found[other] for other in found if not other.startswith(OURS) and other != MATRIX}
+    seconds = median(own["seconds"])
     return {
-        "images_per_s": 1 / seconds,
-        "images_per_s_by_round": [1 / one["seconds_per_image"] for one in own],
-        "peak_gib": max(one["peak_gib"] for one in own),
-        "gflop_per_image": operations / 1e9,
-        "share_of_limit": operations / rate / seconds,
+        "images_per_s": batch / seconds,
+        "images_per_s_by_round": [batch / each for each in own["seconds"]],
+        "peak_gib": own["peak_gib"],
+        "gflop_per_image": own["operations"] / batch / 1e9,
+        "share_of_limit": own["operations"] / _rate(found[MATRIX]) / seconds,
         "times_faster_than": {
-            name: median(
-                theirs["seconds_per_image"] / mine["seconds_per_image"]
-                for mine, theirs in zip(own, runs, strict=True)
-            )
-            for name, runs in others.items()
+            peer: median(theirs / mine for mine, theirs in zip(own["seconds"], other["seconds"], strict=True))
+            for peer, other in peers.items()
         },
-        "memory_share_of": {
-            name: max(one["peak_gib"] for one in own) / max(one["peak_gib"] for one in runs)
-            for name, runs in others.items()
-        },
+        "memory_share_of": {peer: own["peak_gib"] / other["peak_gib"] for peer, other in peers.items()},
     }
 
 
@@ -146,8 +158,7 @@ def main() -> None:
     parser.add_argument("--crop", type=int, default=392)
     parser.add_argument("--train_batch", type=int, default=4)
     parser.add_argument("--score_batch", type=int, default=8)
-    parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("--repeats", type=int, default=3)
+    parser.add_argument("--rounds", type=int, default=12)
     parser.add_argument("--original", type=Path, help="checkout of the original Dinomaly")
     parser.add_argument("--threads", type=int, default=usable_cores())
     given = parser.parse_args()
@@ -163,7 +174,6 @@ def main() -> None:
         base = {
             "case": {**asdict(case), "weights": str(weights)},
             "threads": given.threads,
-            "repeats": given.repeats,
             "original": str(given.original),
         }
         found = series(

@@ -1,8 +1,9 @@
-"""One measurement in a process of its own, so that memory and kernels of subjects do not mix.
+"""One subject in a process of its own, so that memory and kernels of subjects do not mix.
 
     python -m benchmarks.speed.measure '{"subject": "ours", "task": "train", ...}'
 
-Prints one line of JSON.
+Does one call that is not counted and prints a line; then one call for each line that it reads, and prints its
+seconds; at the end of the input, the peak memory, the scores and the counted operations. All as JSON.
 """
 
 import json
@@ -10,8 +11,8 @@ import resource
 import sys
 import time
 from collections.abc import Callable
+from itertools import chain
 from pathlib import Path
-from statistics import median
 from typing import Any
 
 import torch
@@ -21,7 +22,7 @@ from benchmarks.speed.peers import anomalib, original
 from benchmarks.speed.subjects import Case, Subject, ours
 
 SIDE = 2048
-TRAIN, SCORE = "train", "score"
+TRAIN, SCORE, MATRIX = "train", "score", "matrix"
 
 
 def subject_of(told: dict[str, Any], case: Case) -> Subject:
@@ -34,48 +35,35 @@ def subject_of(told: dict[str, Any], case: Case) -> Subject:
     }[told["subject"]]()
 
 
-def seconds_of(work: Callable[[int], Tensor], *, repeats: int, device: str) -> list[float]:
-    """Return the wall time of each of ``repeats`` calls after one that is not counted."""
-    times = []
-    for number in range(repeats + 1):
-        began = time.perf_counter()
-        work(number)
-        if device.startswith("cuda"):
-            torch.cuda.synchronize()
-        times.append(time.perf_counter() - began)
-    return times[1:]
-
-
-def matrix_rate(case: Case, *, repeats: int) -> float:
-    """Return the operations a second of a large matrix product, in the precision of ``case``."""
-    dtype = torch.bfloat16 if case.precision == "bf16" else torch.float32
-    left, right = (torch.rand(SIDE, SIDE, device=case.device, dtype=dtype) for _ in range(2))
-    best = min(seconds_of(lambda _: left @ right, repeats=repeats, device=case.device))
-    return 2 * SIDE**3 / best
-
-
-def measure(told: dict[str, Any]) -> dict[str, Any]:
-    """Return what one measurement found."""
-    case = Case(**{**told["case"], "weights": Path(told["case"]["weights"])})
-    if told["task"] == "matrix":
-        return {"operations_per_s": matrix_rate(case, repeats=told["repeats"])}
+def work_of(told: dict[str, Any], case: Case) -> Callable[[int], Tensor]:
+    """Return what ``told`` asks to be timed; it takes the number of the call."""
+    if told["task"] == MATRIX:
+        dtype = torch.bfloat16 if case.precision == "bf16" else torch.float32
+        left, right = (torch.rand(SIDE, SIDE, device=case.device, dtype=dtype) for _ in range(2))
+        return lambda _: left @ right
     subject = subject_of(told, case)
     given = subject.prepare(case.maps(told["batch"]))
+    if told["task"] == TRAIN:
+        return lambda number: subject.train(given, number)
+    return lambda _: subject.score(given)
 
-    def work(number: int) -> Tensor:
-        return subject.train(given, number) if told["task"] == TRAIN else subject.score(given)
 
-    if told.get("count"):
-        from torch.utils.flop_counter import FlopCounterMode  # 70 MB that no subject's memory should hold
+def operations_of(work: Callable[[int], Tensor]) -> int:
+    """Return how many operations of matrix products and attention PyTorch counts in one call."""
+    from torch.utils.flop_counter import FlopCounterMode  # 70 MB that no subject's memory should hold
 
-        with FlopCounterMode(display=False) as counter:
-            work(0)
-        return {"operations": counter.get_total_flops() / told["batch"]}
-    times = seconds_of(work, repeats=told["repeats"], device=case.device)
-    found = {"seconds_per_image": median(times) / told["batch"], "peak_gib": peak_gib(case.device)}
-    if told["task"] == SCORE:
-        found["scores"] = work(0).float().cpu().tolist()
-    return found
+    with FlopCounterMode(display=False) as counter:
+        work(0)
+    return counter.get_total_flops()
+
+
+def seconds_of(work: Callable[[int], Tensor], number: int, *, device: str) -> float:
+    """Return the wall time of a call."""
+    began = time.perf_counter()
+    work(number)
+    if device.startswith("cuda"):
+        torch.cuda.synchronize()
+    return time.perf_counter() - began
 
 
 def peak_gib(device: str) -> float:
@@ -86,10 +74,18 @@ def peak_gib(device: str) -> float:
 
 
 def main() -> None:
-    """Measure what the argument says."""
+    """Do what the argument and the input say."""
     told = json.loads(sys.argv[1])
     torch.set_num_threads(told["threads"])
-    print(json.dumps(measure(told)))
+    case = Case(**{**told["case"], "weights": Path(told["case"]["weights"])})
+    work = work_of(told, case)
+    for number, _ in enumerate(chain(["first"], sys.stdin)):
+        print(json.dumps({"seconds": seconds_of(work, number, device=case.device)}), flush=True)
+    end: dict[str, Any] = {"peak_gib": peak_gib(case.device)}
+    if told["task"] == SCORE:
+        end["scores"] = work(0).float().cpu().tolist()
+    end["operations"] = operations_of(work)
+    print(json.dumps(end), flush=True)
 
 
 if __name__ == "__main__":
