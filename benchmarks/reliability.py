@@ -62,12 +62,14 @@ def main() -> None:
     given = parser.parse_args()
     wanted = {int(number) for number in given.only.split(",") if number}
     path = RESULTS / f"reliability_{'full' if given.full else 'fast'}.json"
-    rows = read_json(path).get("rows", {}) if wanted else {}
+    rows: dict[str, dict[str, Any]] = {}
     broken = 0
     for drill in DRILLS:
         if wanted and drill.number not in wanted:
             continue
-        row = rows[str(drill.number)] = tried(drill, full=given.full)
+        row = tried(drill, full=given.full)
+        # Read anew: another process may have tried other promises meanwhile.
+        rows = {**(read_json(path).get("rows", {}) if wanted else rows), str(drill.number): row}
         broken += bool(row["failures"])
         print(f"{drill.number:3} {row['promise']}: {row['held']} of {row['tried']} {row['note']}", flush=True)
         for failure in row["failures"]:

@@ -13,6 +13,7 @@ import tempfile
 import time
 from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -26,14 +27,15 @@ from benchmarks.speed.subjects import Case, Subject, ours, write_weights
 PATCH = 14
 
 
-def seconds(work: Callable[[], Any], *, rounds: int) -> float:
-    """Return the median wall time of a call."""
-    times = []
+def by_turns(works: dict[int, Callable[[], Any]], *, rounds: int) -> dict[int, float]:
+    """Return the median wall time of each call; all take turns, so that a slow minute is one of all."""
+    times: dict[int, list[float]] = {size: [] for size in works}
     for _ in range(rounds):
-        began = time.perf_counter()
-        work()
-        times.append(time.perf_counter() - began)
-    return median(times)
+        for size, work in works.items():
+            began = time.perf_counter()
+            work()
+            times[size].append(time.perf_counter() - began)
+    return {size: median(taken) for size, taken in times.items()}
 
 
 def scored(subject: Subject, case: Case, *, images: int, batch: int) -> None:
@@ -48,41 +50,33 @@ def trained(subject: Subject, case: Case, *, steps: int, batch: int) -> None:
         subject.train(case.maps(batch), step)
 
 
-def grown(case: Case, *, sides: list[int], factors: list[int], rounds: int) -> dict[str, Any]:
+def grown(case: Case, *, sides: list[int], factors: list[int], rounds: int) -> dict[str, dict[int, float]]:
     """Return seconds by number of images, steps, tokens and batch."""
     subject = ours(case, cached=False)
     scored(subject, case, images=8, batch=8)
     trained(subject, case, steps=1, batch=4)
-    result: dict[str, Any] = {
-        "images": {
-            8 * n: seconds(lambda n=n: scored(subject, case, images=8 * n, batch=8), rounds=rounds)
-            for n in factors
-        },
-        "steps": {
-            2 * n: seconds(lambda n=n: trained(subject, case, steps=2 * n, batch=4), rounds=rounds)
-            for n in factors
-        },
-        "batch": {
-            n: seconds(lambda n=n: trained(subject, case, steps=1, batch=n), rounds=rounds) / n
-            for n in factors
-        },
-        "tokens": {},
+    images = {8 * n: partial(scored, subject, case, images=8 * n, batch=8) for n in factors}
+    steps = {2 * n: partial(trained, subject, case, steps=2 * n, batch=4) for n in factors}
+    batches = {n: partial(trained, subject, case, steps=1, batch=n) for n in factors}
+    sized = {(side // PATCH) ** 2: replace(case, image=side, crop=side) for side in sides}
+    tokens = {
+        count: partial(scored, ours(own, cached=False), own, images=8, batch=4)
+        for count, own in sized.items()
     }
-    for side in sides:
-        sized = replace(case, image=side, crop=side)
-        subject = ours(sized, cached=False)
-        scored(subject, sized, images=4, batch=4)
-        spent = seconds(lambda: scored(subject, sized, images=8, batch=4), rounds=rounds)  # noqa: B023
-        result["tokens"][(side // PATCH) ** 2] = spent / 8
-    return result
+    return {
+        "images": by_turns(images, rounds=rounds),
+        "steps": by_turns(steps, rounds=rounds),
+        "batch": {n: taken / n for n, taken in by_turns(batches, rounds=rounds).items()},
+        "tokens": {count: taken / 8 for count, taken in by_turns(tokens, rounds=rounds).items()},
+    }
 
 
-def draw(found: dict[str, dict[str, float]], path: Path) -> None:
+def draw(found: dict[str, dict[int, float]], path: Path) -> None:
     """Draw time per unit against the size, relative to the smallest."""
     figure = Figure(figsize=(7, 4), layout="constrained")
     axes = figure.subplots()
     for name, by_size in found.items():
-        sizes = [int(size) for size in by_size]
+        sizes = list(by_size)
         each = list(by_size.values())
         if name in ("images", "steps"):
             each = [value / size for value, size in zip(each, sizes, strict=True)]

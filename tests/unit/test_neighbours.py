@@ -57,3 +57,18 @@ def test_a_token_of_the_bank_is_at_distance_zero() -> None:
     found = nearest(bank.flip(0), bank)
     assert float(found.distance_Q.max()) == 0
     assert found.index_Q.tolist() == list(range(200))[::-1]
+
+
+@pytest.mark.parametrize("copies", [2, 7, 40])
+def test_the_first_of_equally_near_tokens_is_named(copies: int) -> None:
+    bank = tokens(300, 8, offset=0, seed=5)
+    places = list(range(3, 3 + 7 * copies, 7))
+    bank[places] = bank[3].clone()
+    found = nearest(bank[[3, 4]] + 1e-3, bank)
+    assert found.index_Q.tolist() == [3, 4]
+
+
+def test_a_query_that_is_no_number_has_no_distance() -> None:
+    queries, bank = tokens(3, 8, offset=0, seed=6), tokens(100, 8, offset=0, seed=7)
+    queries[1, 2] = torch.nan
+    assert nearest(queries, bank).distance_Q.isnan().tolist() == [False, True, False]
