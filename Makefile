@@ -18,7 +18,7 @@ run: setup  ## train and evaluate on the simulated maps, in MLflow
 	$(ACTIVATED) MLFLOW_TRACKING_URI=$(MLFLOW_TRACKING_URI) mlflow run . -e horizontal -P seed=42 --env-manager local --experiment-name dinomaly-hd
 
 test: check  ## everything that CI runs
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder tests
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder --durations=30 --durations-min=5 tests
 
 check: setup  ## format, lint, types
 	$(BIN)/ruff format --check .

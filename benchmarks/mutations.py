@@ -49,13 +49,6 @@ MUTATIONS = (
         "",
     ),
     Mutation(
-        1,
-        "figures that are logged again are cut off first",
-        "dinomaly_hd/journal.py",
-        "if own > step or (i and own < steps[i - 1]))",
-        "if own > step)",
-    ),
-    Mutation(
         2,
         "an unreadable checkpoint is named and the one before used",
         "dinomaly_hd/training/checkpoint.py",
@@ -134,10 +127,10 @@ MUTATIONS = (
     ),
     Mutation(
         15,
-        "MLproject joins name and value, so that no value is a flag",
+        "MLproject never quotes, which MLflow does already",
         "entry_points/project_file.py",
         'f"      --{key}={{{key}}}"',
-        'f"      --{key} {{{key}}}"',
+        "f'      --{key}=\"{{{key}}}\"'",
     ),
     Mutation(
         15,

@@ -1,13 +1,13 @@
 """Hundreds of runs on one tracking server, with kills and restarts: what is lost, what is left, what grows?
 
-    python -m benchmarks.soak               # 200 runs, two at a time; about forty minutes on two cores
+    python -m benchmarks.soak               # 200 runs, two at a time; about half an hour on two cores
     python -m benchmarks.soak --runs 20
 
-Tiny trainings, each with a seed of its own, log to one MLflow server on one SQLite file. A quarter of them is
-killed by SIGKILL at a random moment and started again; the server is killed and started anew after every 20
-runs, in their midst. In the end `sync` runs once. Then every point of every journal must be in MLflow exactly
-once, no process and no temporary file may be left, and the server's memory and open files must not have
-grown. Writes benchmarks/results/soak.json.
+Tiny trainings, each a process with a seed of its own, log to one MLflow server on one SQLite file. A quarter
+is killed by SIGKILL at a random moment and started again; the server is killed and started anew after every
+20 runs, in their midst. In the end `sync` runs once. Then every point of every journal must be in MLflow
+exactly once, no process and no temporary file may be left, and the server's memory and open files must not
+have grown. Writes benchmarks/results/soak.json.
 """
 
 import argparse
@@ -21,12 +21,14 @@ import time
 from collections import Counter
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
+from multiprocessing.process import BaseProcess
 from pathlib import Path
 from typing import Any
 
 import psutil
 
+from benchmarks.drills.runs import launcher, start
 from benchmarks.drills.tracking import free_port, server
 from dinomaly_hd.files import TEMPORARY_PREFIX, publish_json
 from dinomaly_hd.journal import Journal
@@ -34,21 +36,12 @@ from dinomaly_hd.tracking.store import client_for
 
 ROOT = Path(__file__).resolve().parent.parent
 RESULTS = Path(__file__).parent / "results"
-PARALLEL, RESTART_EVERY, KILLED_SHARE = 2, 20, 0.25
+PARALLEL, RESTART_EVERY, KILLED_SHARE, KILLED_AFTER_S = 2, 20, 0.25, (0.5, 12.0)
 LONGEST_S = 600
 MARK = "DINOMALY_HD_SOAK"
 """In the environment of all that a soak starts, so that what is left of it is found."""
-FLAGS = {
-    "preset": "quick",
-    "simulate_size": "tiny",
-    "image_size": "64",
-    "decoder_depth": "2",
-    "batch_size": "4",
-    "max_steps": "20",
-    "checkpoint_interval": "4",
-    "maps_per_group": "1",
-    "gpu": "cpu",
-}
+FLAGS = {"max_steps": "20", "checkpoint_interval": "4", "maps_per_group": "1"}
+"""Beside those of the drills' tiny runs."""
 
 
 class Soak:
@@ -57,43 +50,40 @@ class Soak:
     def __init__(self, folder: Path, *, seed: int) -> None:
         self.folder, self.port, self.seed = folder, free_port(), seed
         self.results = folder / "results"
-        self.environment = {
-            **os.environ,
-            MARK: str(os.getpid()),
-            "MLFLOW_TRACKING_URI": self.uri,
-            "OMP_NUM_THREADS": "1",
-        }
-        self.environment.pop("MLFLOW_RUN_ID", None)
+        os.environ[MARK] = str(os.getpid())
+        launcher()
+        self.helpers = {process.pid for process in marked()}
 
     @property
     def uri(self) -> str:
         """Address of the server."""
         return f"http://127.0.0.1:{self.port}"
 
-    def start(self, module: str, **flags: str) -> "subprocess.Popen[bytes]":
-        """Start an entry point."""
-        told = {"result_dir": str(self.results), **flags}
-        command = [sys.executable, "-m", f"entry_points.{module}", *(f"--{n}={v}" for n, v in told.items())]
-        with (self.folder / "log.txt").open("ab") as log:
-            return subprocess.Popen(command, cwd=ROOT, env=self.environment, stdout=log, stderr=log)
-
     def run(self, number: int) -> dict[str, Any]:
         """Do one run, killed once where the dice say so, and return how it ended."""
         dice = random.Random(f"{self.seed} {number}")
-        kill_after_s = dice.uniform(1, 25) if dice.random() < KILLED_SHARE else None
+        kill_after_s = dice.uniform(*KILLED_AFTER_S) if dice.random() < KILLED_SHARE else None
         killed = False
         began = time.monotonic()
-        process = self.start("horizontal", seed=str(number), **FLAGS)
+        process = self._start(number)
         if kill_after_s is not None:
-            try:
-                process.wait(timeout=kill_after_s)
-            except subprocess.TimeoutExpired:
+            process.join(timeout=kill_after_s)
+            if process.is_alive():
                 process.kill()
-                process.wait()
+                process.join()
                 killed = True
-                process = self.start("horizontal", seed=str(number), **FLAGS)
-        code = process.wait(timeout=LONGEST_S)
-        return {"code": code, "killed": killed, "seconds": time.monotonic() - began}
+                process = self._start(number)
+        process.join(timeout=LONGEST_S)
+        return {"code": process.exitcode, "killed": killed, "seconds": time.monotonic() - began}
+
+    def _start(self, number: int) -> BaseProcess:
+        return start(self.results, uri=self.uri, seed=str(number), **FLAGS)
+
+    def synchronise(self) -> int:
+        """Send what is missing, and return the exit code."""
+        command = [sys.executable, "-m", "entry_points.sync", f"--result_dir={self.results}"]
+        environment = {**os.environ, "MLFLOW_TRACKING_URI": self.uri}
+        return subprocess.run(command, cwd=ROOT, env=environment, timeout=LONGEST_S).returncode
 
 
 @contextmanager
@@ -115,15 +105,13 @@ def usage(pid: int) -> dict[str, float]:
     }
 
 
-def left_over() -> list[str]:
-    """Return the processes that this soak started and that still live."""
+def marked() -> list[psutil.Process]:
+    """Return the living processes that this soak started."""
     found = []
     for process in psutil.process_iter():
-        try:
+        with suppress(psutil.Error):
             if process.environ().get(MARK) == str(os.getpid()):
-                found.append(" ".join(process.cmdline())[:120])
-        except psutil.Error:
-            continue
+                found.append(process)
     return found
 
 
@@ -163,7 +151,7 @@ def soaked(runs: int, *, seed: int, folder: Path) -> dict[str, Any]:
                 outcomes += [future.result() for future in waiting[first : first + RESTART_EVERY]]
             print(f"{len(outcomes)} of {runs} runs, {time.monotonic() - began:.0f} s", flush=True)
     with server(folder, soak.port):
-        synced = soak.start("sync").wait(timeout=LONGEST_S)
+        synced = soak.synchronise()
         found = checked(soak)
     return {
         "runs": runs,
@@ -173,7 +161,7 @@ def soaked(runs: int, *, seed: int, folder: Path) -> dict[str, Any]:
         "server_restarts": len(samples),
         "sync_exit_code": synced,
         **found,
-        "processes_left": left_over(),
+        "processes_left": [each.pid for each in marked() if each.pid not in soak.helpers],
         "temporary_files_left": [path.name for path in folder.rglob(f"{TEMPORARY_PREFIX}*")],
         "server": samples,
         "seconds_of_first_and_last_tenth": [

@@ -71,7 +71,9 @@ def _hit(folder: Path, moment: Moment, number: signal.Signals, **changes: str) -
     log = runs.log(folder)
     said = log.stat().st_size if log.exists() else 0
     process = runs.start(folder, **changes)
-    if moment.place != "start":
+    if moment.place == "start":
+        runs.wait_until(log.exists, process=process)
+    else:
         runs.wait_until(lambda: runs.steps_done(folder) >= moment.step, process=process)
     if moment.place == "save":
         runs.wait_until(partial(runs.saving, folder), process=process)
@@ -136,7 +138,7 @@ def killed_runs(folder: Path, full: bool) -> Tally:
 def _end(folder: Path, moment: Moment, number: signal.Signals) -> str | None:
     """Ask a run to end, and return what was wrong about its end."""
     process = _hit(folder, moment, number, **RARELY_SAVED)
-    if process.exitcode != 128 + number:
+    if process.exitcode not in (128 + number, -number):  # the same to a shell: -number before Python is up
         return f"exit code {process.exitcode}"
     run = runs.run_folder(folder)
     if run is None:

@@ -2,6 +2,7 @@
 
 import multiprocessing
 import os
+import signal
 import sys
 import time
 from collections.abc import Callable, Mapping
@@ -52,17 +53,22 @@ def launcher() -> ForkServerContext:
     """Return what starts processes that have our modules imported already, which takes 10 s each time."""
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(list(PRELOADED))
+    if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:  # a background job's, which its runs would inherit
+        signal.signal(signal.SIGINT, signal.default_int_handler)
     with mock.patch.dict(os.environ, {**QUIET, "OMP_NUM_THREADS": "1"}):
         forkserver.ensure_running()
     return context
 
 
-def start(folder: Path, **changes: str) -> BaseProcess:
-    """Start or go on with the run of ``folder``: its results, MLflow store, encoded images and log."""
+def start(folder: Path, *, uri: str | None = None, **changes: str) -> BaseProcess:
+    """Start or go on with the run of ``folder``: its results, MLflow store, encoded images and log.
+
+    ``uri``: another MLflow store than the folder's own.
+    """
     flags = [f"--{name}={value}" for name, value in {**FLAGS, **changes, "result_dir": str(folder)}.items()]
     folder.mkdir(parents=True, exist_ok=True)
     surroundings = {
-        "MLFLOW_TRACKING_URI": store(folder),
+        "MLFLOW_TRACKING_URI": uri or store(folder),
         "DINOMALY_HD_FEATURES": str(folder / "features"),
     }
     process = launcher().Process(target=_train, args=(flags, surroundings, log(folder)))

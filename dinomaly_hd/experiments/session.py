@@ -206,6 +206,8 @@ def close_both(folder: RunFolder, tracker: Tracker, status: Status, *, say: Call
 
     note(status=status)
     delivered = tracker.close(status, timeout_s=CLOSE_TIMEOUT_S)
+    if tracker.run_id is not None:
+        note(mlflow_run_id=tracker.run_id)  # of a server that was too slow at the start
     note(**{IN_MLFLOW: delivered})
     return delivered
 

@@ -12,13 +12,14 @@ from dinomaly_hd.experiments.run_folder import IN_MLFLOW, LOCK, RunFolder, read_
 from dinomaly_hd.experiments.training_run import Outcome, execute
 from dinomaly_hd.experiments.upkeep import Upkeep, lacking, synchronise
 from dinomaly_hd.flags import resolve_model
-from dinomaly_hd.tracking import default_uri
+from dinomaly_hd.tracking import Tracker, default_uri
 from dinomaly_hd.tracking.store import client_for
 from entry_points import doctor
 from entry_points.common import exit_code
 
 from .light_runs import SMALL
 
+started = Tracker.start
 NOWHERE = "http://127.0.0.1:9"
 
 
@@ -50,6 +51,18 @@ def test_a_run_of_an_outage_is_completed_once(context: Context, monkeypatch: pyt
     assert run.outputs is not None
     assert len(run.outputs.model_outputs) == 1
     assert sync(context)[0] == Upkeep(0, 0, 0, 0, 0, 0)
+
+
+def test_a_server_that_is_slow_at_the_start_is_known_at_the_end(
+    context: Context, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(
+        Tracker, "start", lambda self, *, timeout_s: started(self, timeout_s=timeout_s) and None
+    )
+    outcome = execute(resolve_model("trivial", SMALL["trivial"]), context)
+    assert outcome.mlflow_run_id is not None
+    assert read_state(outcome.folder)["mlflow_run_id"] == outcome.mlflow_run_id
+    assert lacking(context.result_dir) == []
 
 
 def test_a_folder_at_work_or_damaged_does_not_stop_the_others(
