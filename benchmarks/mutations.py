@@ -70,13 +70,6 @@ MUTATIONS = (
         "if done %",
     ),
     Mutation(
-        4,
-        "a signal that breaks a validation off leaves one too",
-        "dinomaly_hd/training/fit.py",
-        "        except Interrupted:\n            self.save()\n            raise\n",
-        "        except Interrupted:\n            raise\n",
-    ),
-    Mutation(
         5,
         "loss and gradient are looked at before the step",
         "dinomaly_hd/training/task.py",
@@ -128,9 +121,9 @@ MUTATIONS = (
     Mutation(
         15,
         "MLproject never quotes, which MLflow does already",
-        "entry_points/project_file.py",
-        'f"      --{key}={{{key}}}"',
-        "f'      --{key}=\"{{{key}}}\"'",
+        "MLproject",
+        "entry_points.horizontal\n      --preset={preset}",
+        'entry_points.horizontal\n      --preset="{preset}"',
     ),
     Mutation(
         15,

@@ -157,8 +157,10 @@ def _end(folder: Path, moment: Moment, number: signal.Signals) -> str | None:
 def ended_runs(folder: Path, full: bool) -> Tally:
     """Send SIGTERM and SIGINT: a checkpoint of the last step, KILLED everywhere, and the run can go on."""
     draws, tally = random.Random(4), Tally()
-    places = draws.choices(ENDED, k=SIGNALLED) if full else FAST_SIGNALS
-    moments = [_moments([place], draws)[0] for place in places]
+    if full:
+        moments = [_moments([place], draws)[0] for place in draws.choices(ENDED, k=SIGNALLED)]
+    else:  # of one run, which goes on after each
+        moments = _moments(FAST_SIGNALS, draws)
     for number, moment in enumerate(moments):
         sent, own = SIGNALS[number % len(SIGNALS)], folder / f"run{number if full else 0}"
         tally.add(f"{sent.name}, {moment}", _end(own, moment, sent))
