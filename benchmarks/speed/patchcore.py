@@ -1,7 +1,7 @@
 """PatchCore beside anomalib's: features, coreset at equal start and projection, prediction from one bank.
 
     python -m benchmarks.speed.patchcore --images 50      # needs anomalib: pip install 'anomalib>=2.7'
-    python -m benchmarks.speed.patchcore --images 200 --their_centres 200
+    python -m benchmarks.speed.patchcore --images 200 --their_centres 100
 
 resnet18 with the same random weights, layers 2 and 3, simulated good maps at 224 x 224 (784 tokens an image),
 a tenth of them kept. anomalib's selection computes one distance to every token for every centre, which grows

@@ -12,7 +12,7 @@ from torch import Tensor
 from dinomaly_hd.errors import NonFiniteError
 from dinomaly_hd.models.coreset import select_coreset
 from dinomaly_hd.models.detector import Detector, ParameterGroup, Prediction
-from dinomaly_hd.models.neighbours import direct_distance, nearest
+from dinomaly_hd.models.neighbours import NeighbourIndex, direct_distance
 from dinomaly_hd.models.patch_features import PatchFeatures
 from dinomaly_hd.models.preprocessing import Preprocessing
 from dinomaly_hd.models.scoring import gaussian_kernel, row_context_mean
@@ -102,6 +102,7 @@ class PatchCore(Detector):
         self.coreset_sampling_ratio, self.num_neighbors = coreset_sampling_ratio, num_neighbors
         self.context, self.map_size, self.seed = context, map_size, seed
         self.register_buffer("bank", torch.empty(0, 0))
+        self._index: NeighbourIndex | None = None
 
     def fit_encoder(self, batches: Iterable[Tensor]) -> None:
         """Take nothing: patch features are used as they are."""
@@ -148,7 +149,9 @@ class PatchCore(Detector):
         batch, _, *grid = encoded.shape
         with torch.autocast(encoded.device.type, enabled=False):
             tokens_QD = self._tokens(encoded)
-            found = nearest(tokens_QD, self.bank)
+            if self._index is None or self._index.bank_MD is not self.bank:
+                self._index = NeighbourIndex(self.bank)
+            found = self._index.nearest(tokens_QD)
             distance_BN = found.distance_Q.view(batch, -1)
             largest = distance_BN.max(dim=1)
             place_B = largest.indices + torch.arange(batch, device=encoded.device) * distance_BN.shape[1]

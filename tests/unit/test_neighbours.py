@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from dinomaly_hd.models import neighbours
-from dinomaly_hd.models.neighbours import direct_distance, nearest
+from dinomaly_hd.models.neighbours import Nearest, NeighbourIndex, direct_distance, nearest
 
 
 def tokens(count: int, width: int, *, offset: float, spread: float = 1.0, seed: int) -> Tensor:
@@ -72,3 +72,71 @@ def test_a_query_that_is_no_number_has_no_distance() -> None:
     queries, bank = tokens(3, 8, offset=0, seed=6), tokens(100, 8, offset=0, seed=7)
     queries[1, 2] = torch.nan
     assert nearest(queries, bank).distance_Q.isnan().tolist() == [False, True, False]
+
+
+def flat(count: int, *, rest: float, offset: float = 0.0, seed: int) -> Tensor:
+    """Tokens of width 64 in a plane of 6 dimensions, but for ``rest``."""
+    plane = torch.linalg.qr(tokens(64, 6, offset=0, seed=1)).Q
+    return (
+        offset
+        + tokens(count, 6, offset=0, seed=seed) @ plane.T
+        + tokens(count, 64, offset=0, spread=rest, seed=seed + 1)
+    )
+
+
+def assert_exact(found: Nearest, queries: Tensor, bank: Tensor) -> None:
+    direct = direct_distance(queries, bank).min(dim=1)
+    assert torch.equal(found.distance_Q, direct.values)
+    assert torch.equal(found.index_Q, direct.indices)
+
+
+@pytest.mark.parametrize(("rest", "offset"), [(0.0, 0.0), (1e-4, 0.0), (0.03, 0.0), (0.03, 100.0)])
+@pytest.mark.parametrize("chunk", [700, 2**23])
+def test_few_coordinates_find_the_same(
+    rest: float, offset: float, chunk: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(neighbours, "CHUNK", chunk)
+    bank, queries = flat(900, rest=rest, offset=offset, seed=10), flat(300, rest=rest, offset=offset, seed=20)
+    measured = []
+    monkeypatch.setattr(
+        neighbours, "_to_one", lambda a, b, plain=neighbours._to_one: measured.append(len(a)) or plain(a, b)
+    )
+    index = NeighbourIndex(bank)
+    assert_exact(index.nearest(queries), queries, bank)
+    assert_exact(index.nearest(bank[:50]), bank[:50], bank)
+    assert index.nearest(bank[:50]).distance_Q.max() == 0
+    assert sum(measured) < 350 * 40  # and not all 900 for each
+
+
+def test_where_few_coordinates_do_not_tell_tokens_apart_all_do() -> None:
+    bank, queries = flat(900, rest=0.03, seed=10), flat(40, rest=0.03, seed=20)
+    crowd = bank[0] + tokens(200, 64, offset=0, spread=0.03, seed=30)  # one place in the plane
+    crowd[7] = crowd[3]
+    bank, queries = torch.cat([bank, crowd]), torch.cat([queries, crowd[:20] + 1e-3, crowd[3:4], crowd[7:8]])
+    assert_exact(NeighbourIndex(bank).nearest(queries), queries, bank)
+
+
+def test_banks_without_few_coordinates_and_queries_that_are_no_numbers() -> None:
+    queries = tokens(30, 16, offset=0, seed=6)
+    for size in (1, 2, 63, 64, 65, 500):
+        bank = tokens(size, 16, offset=0, seed=7)
+        assert_exact(NeighbourIndex(bank).nearest(queries), queries, bank)
+    bank, queries = flat(900, rest=0.03, seed=10), flat(3, rest=0.03, seed=20)
+    queries[1, 2], queries[2, 0] = torch.nan, torch.inf
+    found = NeighbourIndex(bank).nearest(queries)
+    assert found.distance_Q.isfinite().tolist() == [True, False, False]
+    huge = queries[:1] * 1e25  # its square is no float32
+    assert int(NeighbourIndex(bank).nearest(huge).index_Q[0]) < 900
+    assert len(NeighbourIndex(bank).nearest(queries[:0]).index_Q) == 0
+
+
+@pytest.mark.parametrize("chunk", [700, 2**23])
+def test_equal_tokens_are_all_candidates_and_the_first_is_named(
+    chunk: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(neighbours, "CHUNK", chunk)
+    bank = torch.ones(300, 16)
+    queries = torch.cat([bank[:20], tokens(20, 16, offset=0, seed=6)])
+    found = NeighbourIndex(bank).nearest(queries)
+    assert_exact(found, queries, bank)
+    assert found.index_Q.tolist() == [0] * 40

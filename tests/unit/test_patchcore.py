@@ -161,6 +161,19 @@ def test_a_state_brings_its_banks_size() -> None:
     assert torch.equal(target.bank, detector.bank)
 
 
+def test_a_new_bank_is_searched_at_once() -> None:
+    detector, fresh, query = patchcore(), patchcore(), encoded(1, seed=9)
+    detector.fit_bank([encoded(2, seed=1)])
+    before = detector.score(query).score_B
+    for other in (detector, fresh):
+        other.fit_bank([encoded(2, seed=3)])
+    assert torch.equal(detector.score(query).score_B, fresh.score(query).score_B)
+    assert not torch.equal(detector.score(query).score_B, before)
+    fresh.fit_bank([encoded(2, seed=1)])
+    detector.load_state_dict(fresh.state_dict())
+    assert torch.equal(detector.score(query).score_B, before)
+
+
 def test_the_bank_is_decided_by_features_and_seed() -> None:
     banks = []
     for seed, batches in ((3, [2, 1]), (3, [1, 1, 1]), (4, [2, 1])):
