@@ -114,7 +114,7 @@ HELP: dict[str, str] = {
     "early_stopping_patience": "validations without a better val/loss that end the training, whose best "
     "weights are tested; 0: the last weights are",
     "validate_on": "held_out normals, or source_test: the older rule, which chooses by test labels",
-    "precision": "32 or bf16 (autocast)",
+    "precision": "32, or bf16 for GPUs: autocast; an encoder is run, and what it gives is kept, in float16",
     "gpu": "auto, cpu, or the index of a GPU",
     "cache": "encode images once: auto (memory, on CPUs files too), memory, files (for later runs), off",
     "eval_batch_size": "images encoded or scored at once",

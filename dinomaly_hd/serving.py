@@ -89,9 +89,8 @@ class ScoringModel:
 
     def _score(self, images_BHW: Images) -> tuple[npt.NDArray[np.float64], Images]:
         """Return scores and maps at the input's pixels, NaN where the model does not see."""
-        bf16 = self.card.run.training.precision == "bf16"
         images = torch.from_numpy(images_BHW)
-        prediction = predict(self.detector, images, device=self.device, bf16=bf16)
+        prediction = predict(self.detector, images, device=self.device, bf16=self.card.run.bf16)
         shape = self.card.shape
         map_BHW = np.full(images_BHW.shape, np.nan, np.float32)
         seen = sample_at_pixels(prediction.map_BHW, box=self.box, shape=shape)

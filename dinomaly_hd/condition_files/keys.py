@@ -71,8 +71,9 @@ KEYS: tuple[Key, ...] = (
     *_same(*FAMILIES, val_split_ratio=Real(0, 1, open_high=True), eval_batch_size=STEPS, map_size=Size()),
     *_same(*FAMILIES, maps_per_group=COUNT, synthetic_copies=COUNT),
     *_same(*WITH_MODEL, image_size=Size(), crop=Either(Choice(("none",)), Size()), gpu=GPU),
-    *_same(*WITH_MODEL, precision=Choice(("32", "bf16")), cache=Choice(("auto", "memory", "files", "off"))),
+    *_same(*WITH_MODEL, cache=Choice(("auto", "memory", "files", "off"))),
     # Gradient training.
+    *_same(*TRAINED, precision=Choice(("32", "bf16"))),
     *_same(*TRAINED, max_epochs=STEPS, max_steps=STEPS, stop_step=COUNT, start_from=LINE, batch_size=STEPS),
     *_same(*TRAINED, optimizer=Choice(("adam", "adamw", "stable_adamw")), learning_rate=ABOVE_0),
     *_same(

@@ -3,7 +3,7 @@
 import hashlib
 import json
 from collections.abc import Collection
-from typing import Annotated, Literal
+from typing import Annotated, ClassVar, Literal
 
 from pydantic import AfterValidator, Field, ValidationError
 
@@ -173,7 +173,7 @@ class NoTraining(Frozen):
     """No gradients: a memory bank is filled once, or nothing is learned at all."""
 
     trained_by: Literal["bank"] = "bank"
-    precision: Precision = "32"
+    precision: ClassVar[Precision] = "32"
     gpu: Gpu = "auto"
     cache: Cache = "auto"
 
@@ -213,6 +213,11 @@ class RunConfig(Frozen):
     data: DataConfig = DataConfig()
     training: Training = TrainingConfig()
     evaluation: EvaluationConfig = EvaluationConfig()
+
+    @property
+    def bf16(self) -> bool:
+        """Whether forward passes run under bfloat16 autocast."""
+        return self.training.precision == "bf16"
 
     def to_json(self) -> str:
         """Return the whole config as JSON."""

@@ -87,7 +87,7 @@ def evaluate_run(
         box=box,
         device=session.device,
         num_workers=run.data.num_workers,
-        bf16=run.training.precision == "bf16",
+        bf16=run.bf16,
         tick=session.context.guard.check,
         features=_kept_features(session, features),
     )

@@ -195,7 +195,7 @@ def _test_auroc(
     session: Session, detector: Detector, positions: Positions, *, encoded: Iterator[Tensor]
 ) -> float:
     """Return the AUROC, NaN where a score is not finite: a test image must not end a training."""
-    bf16 = session.run.training.precision == "bf16"
+    bf16 = session.run.bf16
     score_N = torch.cat([score(detector, one, bf16=bf16).score_B for one in encoded]).numpy()
     labels = [session.manifest.records[int(i)].label for i in positions]
     return auroc(score_N, labels) if np.isfinite(score_N).all() else float("nan")

@@ -60,8 +60,7 @@ class SyntheticBands:
                 features=self.features,
                 tick=self.session.context.guard.check,
             )
-            bf16 = self.session.run.training.precision == "bf16"
-            scores.append(score(detector, encoded, bf16=bf16).score_B)
+            scores.append(score(detector, encoded, bf16=self.session.run.bf16).score_B)
         score_N = np.nan_to_num(torch.cat(scores).numpy(), nan=-np.finfo(np.float64).max)
         return synthetic_blocks(score_N, self.images.label_N, np.array(self.images.domain_N))
 

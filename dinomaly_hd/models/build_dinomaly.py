@@ -225,4 +225,5 @@ def build(run: RunConfig, weights: Weights, textures_KHW: Tensor | None) -> Dino
         border=model.border,
         row_context=model.row_context,
         seed=run.seed,
+        half=run.bf16,
     )

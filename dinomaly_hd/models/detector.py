@@ -100,5 +100,6 @@ def encode_in_groups(detector: Detector, images_BHW: Tensor) -> Tensor:
     missing = -len(images_BHW) % GROUP_SIZE
     last = images_BHW[-1:].expand(missing, *images_BHW.shape[1:])
     filled = torch.cat([images_BHW, last]) if missing else images_BHW
-    encoded = [detector.encode(group_BHW) for group_BHW in torch.split(filled, GROUP_SIZE)]
-    return torch.cat(encoded)[: len(images_BHW)]
+    with torch.autocast(images_BHW.device.type, enabled=False):  # it refuses to join float16 under bfloat16
+        encoded = [detector.encode(group_BHW) for group_BHW in torch.split(filled, GROUP_SIZE)]
+        return torch.cat(encoded)[: len(images_BHW)]

@@ -210,3 +210,20 @@ def test_cache_and_loader_workers_change_no_number(train: Any, tmp_path: Path) -
         ours, theirs = weights(own), weights(fresh)
         assert ours.keys() == theirs.keys()
         assert all(torch.equal(ours[part], theirs[part]) for part in ours), name
+
+
+def test_in_16_bits_files_are_half_as_large_and_change_no_number(train: Any, tmp_path: Path) -> None:
+    root = write_maps(tmp_path / "maps", domains="C", count=2)
+    flags = {"domains": "C", "max_steps": "2", "batch_size": "2"}
+    sizes = []
+    for precision in ("32", "bf16"):
+        train(root, name=f"of {precision}", cache="files", precision=precision, **flags)
+        every = (tmp_path / "features").glob("**/*.features")
+        sizes.append(sum(path.stat().st_size for path in every) - sum(sizes))
+    assert sizes[1] == pytest.approx(sizes[0] / 2, rel=0.05)
+    off = train(root, name="off", cache="off", precision="bf16", **flags)
+    read = train(root, name="read", cache="files", precision="bf16", **flags)
+    ours, theirs = weights(read), weights(off)
+    assert all(torch.equal(ours[part], theirs[part]) for part in ours)
+    assert scores(read, "C") == scores(off, "C")
+    assert np.isfinite(losses(off)).all()

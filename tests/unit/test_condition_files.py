@@ -522,7 +522,7 @@ def test_the_keys_of_a_family_are_the_values_of_its_runs(family: str) -> None:
     if family not in ("dinomaly", "patchcore"):
         left -= {"encoder", "encoder_weights"}
     if family == "trivial":
-        left -= {"precision", "gpu", "cache"}
+        left -= {"gpu", "cache"}
     assert left <= ({"variant"} if family != "dinomaly" else set())
     assert set(needs_of(family)) <= set(keys_of(family))
 

@@ -24,8 +24,8 @@ from dinomaly_hd.variants import VARIANTS
 
 
 @cache
-def detector(variant: str, *, seed: int = 42) -> Dinomaly:
-    values = {"image_size": "64", "decoder_depth": 2, "map_size": "32", "seed": seed}
+def detector(variant: str, *, seed: int = 42, precision: str = "32") -> Dinomaly:
+    values = {"image_size": "64", "decoder_depth": 2, "map_size": "32", "seed": seed, "precision": precision}
     run = with_values(quick_dinomaly(VARIANTS[variant]()), values)
     built = build_detector(run, weights=Weights("random", None, "random"))
     assert isinstance(built, Dinomaly)
@@ -186,8 +186,26 @@ def test_a_model_config_names_its_own_variant() -> None:
     assert isinstance(VARIANTS["baseline"](), DinomalyConfig)
 
 
-def test_encoding_is_the_same_under_autocast() -> None:
-    model, images = detector("baseline"), torch.rand(2, 31, 95, generator=torch.Generator().manual_seed(5))
+@pytest.mark.parametrize("precision", ["32", "bf16"])
+def test_encoding_is_the_same_under_autocast(precision: str) -> None:
+    model = detector("baseline", precision=precision)
+    images = torch.rand(2, 31, 95, generator=torch.Generator().manual_seed(5))
     plain = model.encode(images)
+    assert plain.dtype == (torch.float32 if precision == "32" else torch.float16)
     with torch.autocast("cpu", dtype=torch.bfloat16):
         assert torch.equal(model.encode(images), plain)
+
+
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_half_the_bits_of_an_encoder_move_losses_and_scores_little(variant: str) -> None:
+    images = torch.rand(2, 31, 95, generator=torch.Generator().manual_seed(5))
+    losses, scores = [], []
+    for precision in ("32", "bf16"):
+        model = detector(variant, precision=precision)
+        encoded = model.encode(images)
+        batch = Batch(images, torch.zeros(2, dtype=torch.int64), encoded)
+        losses.append(float(model.training_loss(batch, step=0).total.detach()))
+        scores.append(model.score(encoded).score_B)
+    assert losses[1] == pytest.approx(losses[0], rel=2e-3)
+    torch.testing.assert_close(scores[1], scores[0], rtol=1e-2, atol=0)
+    assert not torch.equal(scores[1], scores[0])
