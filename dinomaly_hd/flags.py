@@ -31,6 +31,15 @@ class _Parser(argparse.ArgumentParser):
         raise ConfigError(message)
 
 
+class _Once(argparse.Action):
+    """Keeps a value; a second one of the same name would silently win."""
+
+    def __call__(self, _parser: object, namespace: object, values: object, _option: object = None) -> None:
+        if hasattr(namespace, self.dest):
+            raise ConfigError(f"{self.dest}: given twice; give it once")
+        setattr(namespace, self.dest, values)
+
+
 def parse(
     entry_point: str,
     argv: Sequence[str],
@@ -49,8 +58,8 @@ def parse(
         instead: Names that other entry points take -> what this one has for them.
 
     Raises:
-        ConfigError: Unknown flag (names the nearest), a flag without value, a value with control characters,
-            or a stray word.
+        ConfigError: Unknown flag (names the nearest), a flag without value or given twice, a value with
+            control characters, or a stray word.
     """
     parser = _Parser(
         prog=f"python -m entry_points.{entry_point}",
@@ -61,11 +70,12 @@ def parse(
     for name, text in accepted.items():
         only_flag: dict[str, Any] = {"nargs": "?", "const": "true"} if text.startswith("true") else {}
         spellings = dict.fromkeys([f"--{name}", f"--{name.replace('_', '-')}"])
-        parser.add_argument(*spellings, dest=name, metavar="VALUE", help=text.replace("%", "%%"), **only_flag)
+        shown = text.replace("%", "%%")
+        parser.add_argument(*spellings, dest=name, action=_Once, metavar="VALUE", help=shown, **only_flag)
     given, rest = parser.parse_known_args(list(argv))
     for word in rest:
-        if word.startswith("--"):
-            name = word[2:].split("=")[0].replace("-", "_")
+        name = word.lstrip("-").split("=")[0].replace("-", "_")
+        if word.startswith("-") and name[:1].isalpha() and name not in accepted:
             if name in instead:
                 raise ConfigError(f"{name}: {entry_point} has no such flag; give {instead[name]}")
             if name in HELP:
@@ -176,6 +186,8 @@ def _split_text(what: str, text: str) -> tuple[str, dict[str, str]]:
             raise ConfigError(f"{what} {text!r}: {part!r} is not name=value.{nearest(key, HELP)}")
         if key in FIXED_IN_COMPARISONS:
             raise ConfigError(f"{what} {text!r}: {key} is the same for all members of a comparison")
+        if key in changes:
+            raise ConfigError(f"{what} {text!r}: {key} is given twice")
         changes[key] = value
     return name, changes
 

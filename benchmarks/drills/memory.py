@@ -17,7 +17,7 @@ from optuna.trial import TrialState
 from benchmarks.drills.studies import joined, run_trials
 from benchmarks.drills.tally import Drill, Tally
 from dinomaly_hd.models.dinomaly import Dinomaly
-from dinomaly_hd.training.memory import named_when_exhausted
+from dinomaly_hd.training.memory import named_when_exhausted, way_out
 from dinomaly_hd.tuning.worker import Attempt
 from entry_points import horizontal
 from entry_points.common import exit_code
@@ -106,7 +106,7 @@ def _in_a_study(folder: Path, refusal: str) -> str | None:
     def evaluate(attempt: Attempt) -> list[float]:
         seen.append(attempt.number)
         if len(seen) == 1:
-            named_when_exhausted(lambda: refuse(refusal), device=torch.device("cpu"), batch_size=BATCH)
+            named_when_exhausted(lambda: refuse(refusal), device=torch.device("cpu"), hint=way_out(BATCH))
         return [float(attempt.point["row_p"])]
 
     run_trials(folder, evaluate, trials=3)

@@ -16,7 +16,7 @@ from dinomaly_hd.data.conditions import ConditionRule, assign_conditions
 from dinomaly_hd.data.formats import FORMAT_NAMES, ImageHeader
 from dinomaly_hd.data.images import decode_image, printable, read_file
 from dinomaly_hd.data.tree import Entry, leads_out, survey
-from dinomaly_hd.errors import ImageError, LayoutError
+from dinomaly_hd.errors import DataError, ImageError, LayoutError
 
 FAULTS_SHOWN = 20
 GROUND_TRUTH = "ground_truth"
@@ -86,7 +86,7 @@ def load_manifest(
     conditions: ConditionRule,
     tick: Callable[[], None] = lambda: None,
 ) -> Manifest:
-    """Read and check every image of the domains once and return their manifest.
+    """Read and check every image of the domains, and every mask of a fault, and return their manifest.
 
     Args:
         root: Folder that holds the domain folders.
@@ -108,11 +108,14 @@ def load_manifest(
         test=_test_folders(tree.entries),
         ignored_folders=tree.other_domains,
     )
-    records, headers, bad = [], [], []
+    records, headers = list[ImageRecord](), list[ImageHeader]()
+    bad: list[DataError] = []
     for entry in tree.entries:
         try:
             digest, header = _read(tree.root / entry.path, name=entry.path)
-        except ImageError as error:
+            if entry.label:
+                _check_mask(tree.root, entry.path, header)
+        except DataError as error:
             bad.append(error)
         else:
             condition = assigned.by_path[entry.path]
@@ -136,19 +139,31 @@ def load_manifest(
     )
 
 
-def ground_truth_path(manifest: Manifest, position: int) -> Path | None:
-    """Return the mask of a record, ``ground_truth/{path}`` in the root, or None where there is none.
+def ground_truth_path(root: Path, image: str) -> Path | None:
+    """Return the mask of an image, ``ground_truth/{image}`` in the root, or None where there is none.
 
     Raises:
         LayoutError: The mask is a link that leads out of the root.
     """
-    name = f"{GROUND_TRUTH}/{manifest.records[position].path}"
-    path = manifest.root / name
+    name = f"{GROUND_TRUTH}/{image}"
+    path = root / name
     if not os.path.lexists(path):
         return None
-    if leads_out(manifest.root, path):
+    if leads_out(root, path):
         raise LayoutError(f"{printable(name)}: a link that leads out of the data root; copy the file instead")
     return path
+
+
+def _check_mask(root: Path, image: str, header: ImageHeader) -> None:
+    """Refuse a fault's mask that the evaluation could not use, hours later."""
+    path, name = ground_truth_path(root, image), f"{GROUND_TRUTH}/{image}"
+    if path is None:
+        return
+    _, mask = _read(path, name=name)
+    if (mask.height, mask.width) != (header.height, header.width):
+        raise ImageError(
+            f"{printable(name)}: {mask.height} x {mask.width}, its image is {header.height} x {header.width}"
+        )
 
 
 def _read(path: Path, *, name: str) -> tuple[str, ImageHeader]:

@@ -14,6 +14,8 @@ FOLDERS = (("train", "good", 0), ("test", "good", 0), ("test", "fault", 1))  # s
 PREFIX = "domain_"
 LONGEST_DOMAIN = 100
 """Bytes: MLflow puts 90 more around a domain in a picture's file name, and file systems take 255."""
+NORMALS = "_normals"
+"""Ends the names of results on a domain's held-out normals."""
 IGNORED = frozenset({"thumbs.db", "desktop.ini"})  # file managers leave these; hidden files are ignored too
 
 
@@ -94,6 +96,8 @@ def _misnamed(folder: str) -> str | None:
         return f"the domain's name has {size} bytes, expected up to {LONGEST_DOMAIN}"
     if has_hidden(folder):
         return "the domain's name holds control or invisible characters"
+    if folder.endswith(NORMALS):
+        return f"the domain's name ends in {NORMALS}, as files on the normals of another domain do"
     if folder.startswith(FORMULA_STARTS):
         return f"the domain's name begins with one of {' '.join(FORMULA_STARTS)}, as a formula or a flag does"
     return None

@@ -19,6 +19,7 @@ from dinomaly_hd.data.features import FeatureCache, digests, image_batches
 from dinomaly_hd.data.hdmap import Manifest, ground_truth_path
 from dinomaly_hd.data.images import read_image
 from dinomaly_hd.data.store import ImageStore
+from dinomaly_hd.data.tree import NORMALS
 from dinomaly_hd.errors import NonFiniteError
 from dinomaly_hd.evaluation import metrics
 from dinomaly_hd.evaluation.results import PixelScores
@@ -224,7 +225,7 @@ def _mask(manifest: Manifest, position: int) -> npt.NDArray[np.bool_] | None:
     """Return the defect mask of a test image: empty for good ones, None where a fault has none."""
     if manifest.records[position].label == 0:
         return np.zeros(manifest.shape, dtype=np.bool_)
-    path = ground_truth_path(manifest, position)
+    path = ground_truth_path(manifest.root, manifest.records[position].path)
     mask = None if path is None else read_image(path) > 0
     return mask if mask is not None and mask.shape == manifest.shape else None
 
@@ -239,7 +240,7 @@ def write_scores(folder: Path, table: pd.DataFrame, *, normals: Mapping[str, pd.
     for domain, rows in table.groupby("domain", sort=False):
         _write_csv(folder / f"{domain}.csv", rows.drop(columns="domain"))
     for domain, rows in normals.items():
-        _write_csv(folder / f"{domain}_normals.csv", rows)
+        _write_csv(folder / f"{domain}{NORMALS}.csv", rows)
 
 
 def _write_csv(path: Path, rows: pd.DataFrame) -> None:

@@ -3,6 +3,7 @@
 import os
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 
@@ -23,6 +24,7 @@ from dinomaly_hd.files import make_dated_folder, publish, publish_text
 from dinomaly_hd.models.build_encoder import visible_box
 from dinomaly_hd.names import as_cell
 from dinomaly_hd.training.fit import resolve_device
+from dinomaly_hd.training.memory import named_when_exhausted
 
 KEPT_IMAGES_BYTES = 2 * 1024**3
 HIGHEST_SAID = 5
@@ -75,6 +77,7 @@ def predict(request: Request) -> Predicted:
         ConfigError: No such run or domain, or a bad number.
         ImageError: An image cannot be used with this model.
         CheckpointError: The run holds no readable model, or the checkpoint cannot be used.
+        OutOfMemory: The device has no memory left.
         OutputError: The output folder holds something, or cannot be written.
         TrackingError: The run is not here and MLflow does not have it either.
     """
@@ -90,7 +93,11 @@ def predict(request: Request) -> Predicted:
         request.say(f"scoring {len(manifest.records)} images of {request.source}")
         model = source.load()
     examiner = _examiner(model, manifest, device=device, tick=request.tick)
-    examined = examiner.examine(np.arange(len(manifest.records)))
+    examined = named_when_exhausted(
+        partial(examiner.examine, np.arange(len(manifest.records))),
+        device=device,
+        hint="try gpu=cpu" if device.type == "cuda" else "score fewer images at a time",
+    )
     table = _table(manifest, examined.score_N, thresholds=card.thresholds, chosen=chosen)
     output = request.output or make_dated_folder(request.result_dir / "predict")
     publish_text(output / "scores.csv", table.to_csv(index=False, float_format="%.17g"))
@@ -135,7 +142,7 @@ def _examiner(model: Exported, manifest: Manifest, *, device: torch.device, tick
         box=visible_box(model.card.run.encoder, shape=manifest.shape),
         device=device,
         num_workers=0,
-        bf16=model.card.run.training.precision == "bf16",
+        bf16=model.card.run.bf16,
         tick=tick,
     )
 

@@ -33,7 +33,7 @@ from dinomaly_hd.models.build import build_detector
 from dinomaly_hd.models.detector import GROUP_SIZE, Detector
 from dinomaly_hd.training import checkpoint as checkpoints
 from dinomaly_hd.training.fit import encoder_state, load_trained_state
-from dinomaly_hd.training.memory import named_when_exhausted
+from dinomaly_hd.training.memory import named_when_exhausted, way_out
 
 
 class Outcome(NamedTuple):
@@ -79,7 +79,7 @@ def execute(run: RunConfig, context: Context) -> Outcome:
             session.open()
             batch_size = run.training.batch_size if isinstance(run.training, TrainingConfig) else None
             results = named_when_exhausted(
-                partial(_train_and_evaluate, session), device=session.device, batch_size=batch_size
+                partial(_train_and_evaluate, session), device=session.device, hint=way_out(batch_size)
             )
         except Interrupted:
             session.close("KILLED")

@@ -17,18 +17,16 @@ REFUSALS = (
 """What PyTorch says in a plain RuntimeError when the host, or a library on the GPU, has no memory left."""
 
 
-def named_when_exhausted(
-    work: Callable[[], Result], *, device: torch.device, batch_size: int | None
-) -> Result:
+def named_when_exhausted(work: Callable[[], Result], *, device: torch.device, hint: str) -> Result:
     """Do the work; running out of GPU or host memory becomes one error, and what the work held is free again.
 
     Args:
         work: What may need too much.
         device: Where it runs.
-        batch_size: Of training, None where there is none.
+        hint: What to try next.
 
     Raises:
-        OutOfMemory: Names the device and the next batch size to try.
+        OutOfMemory: Names the device, and what to try next.
     """
     try:
         return work()
@@ -40,7 +38,7 @@ def named_when_exhausted(
     gc.collect()
     if device.type == "cuda":
         torch.cuda.empty_cache()
-    raise OutOfMemory(f"out of memory on {device}: {reason}; {way_out(batch_size)}")
+    raise OutOfMemory(f"out of memory on {device}: {reason}; {hint}")
 
 
 def is_exhaustion(error: BaseException) -> bool:
@@ -51,7 +49,7 @@ def is_exhaustion(error: BaseException) -> bool:
 
 
 def way_out(batch_size: int | None) -> str:
-    """Return what to try next."""
+    """Return what a run may try next; ``batch_size`` is that of training, None where there is none."""
     if batch_size is None or batch_size <= 1:
         return "try a smaller image_size and crop, or a device with more memory (gpu=cpu)"
     return f"try batch_size={batch_size // 2}"

@@ -13,8 +13,16 @@ import tifffile
 import torch
 from PIL import Image
 
-from dinomaly_hd.errors import CheckpointError, ConfigError, ImageError, OutputError, TrackingError
+from dinomaly_hd.errors import (
+    CheckpointError,
+    ConfigError,
+    ImageError,
+    OutOfMemory,
+    OutputError,
+    TrackingError,
+)
 from dinomaly_hd.experiments import model_source
+from dinomaly_hd.experiments.examine import Examiner
 from dinomaly_hd.experiments.prediction import Request, predict
 from dinomaly_hd.tracking.store import client_for
 from dinomaly_hd.training import checkpoint as checkpoints
@@ -396,6 +404,18 @@ def test_a_folder_without_images_and_an_output_with_files_are_refused(
     (tmp_path / "scores.csv").touch()
     with pytest.raises(OutputError, match="already there"):
         predict(request(tiny_run, output=tmp_path))
+
+
+def test_memory_that_runs_out_is_one_line(
+    tiny_run: "TinyRun", tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def examine(*_: object) -> None:
+        raise MemoryError
+
+    monkeypatch.setattr(Examiner, "examine", examine)
+    with pytest.raises(OutOfMemory, match=r"out of memory on cpu: .*; score fewer images at a time"):
+        predict(request(tiny_run, output=tmp_path / "out"))
+    assert not (tmp_path / "out").exists()
 
 
 # ---- the entry point ----

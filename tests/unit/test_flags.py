@@ -102,6 +102,26 @@ def test_a_value_with_a_hidden_character_is_refused(value: str) -> None:
     assert str(raised.value).isprintable()
 
 
+@pytest.mark.parametrize(
+    ("words", "reason"),
+    [
+        (["--row_p", ".2", "--row-p=.3"], "row_p: given twice; give it once"),
+        (["-row_p", ".2"], "unexpected word '-row_p'; write --name value"),
+        (["-row_pp=.2"], "unknown flag --row_pp. Did you mean 'row_p'?"),
+        (["--row_p", ".2", "-5"], "unexpected word '-5'"),
+    ],
+)
+def test_a_flag_is_given_once_and_with_two_dashes(words: list[str], reason: str) -> None:
+    with pytest.raises(ConfigError) as raised:
+        parse("horizontal", words, accepted={"row_p": "a share"}, doc="")
+    assert str(raised.value).startswith(reason)
+
+
+def test_a_change_is_given_once() -> None:
+    with pytest.raises(ConfigError, match="config 'F:q_percent=1:q_percent=2': q_percent is given twice"):
+        resolve_config("F:q_percent=1:q_percent=2", {})
+
+
 def test_the_command_of_a_comparison_repeats_it() -> None:
     flags = ["--configs", "A0,F:q_percent=1", "--seeds", "1,2", "--preset", "quick", "--max_steps", "9"]
     switches = ablation.SWITCHES

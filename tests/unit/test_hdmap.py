@@ -166,16 +166,33 @@ def test_test_images_that_are_training_images_are_warned_about(root: Path) -> No
     )
 
 
-def test_ground_truth_is_found_where_it_is(root: Path, tmp_path: Path) -> None:
-    manifest = load(root)
-    masks = root / "ground_truth/domain_A/test/fault"
+FAULTS = "domain_A/test/fault"
+
+
+def test_ground_truth_is_found_where_it_is(root: Path) -> None:
+    masks = root / "ground_truth" / FAULTS
     masks.mkdir(parents=True)
-    (masks / "000000.tiff").write_bytes(b"x")
-    (masks / "000001.tiff").symlink_to(tmp_path)
-    assert ground_truth_path(manifest, 4) == masks / "000000.tiff"
-    assert ground_truth_path(manifest, 0) is None
-    with pytest.raises(LayoutError, match="leads out of the data root"):
-        ground_truth_path(manifest, 5)
+    shutil.copy(root / FAULTS / "000000.tiff", masks / "000000.tiff")
+    assert ground_truth_path(root, f"{FAULTS}/000000.tiff") == masks / "000000.tiff"
+    assert ground_truth_path(root, f"{FAULTS}/000001.tiff") is None
+    assert len(load(root).records) == 12
+
+
+def test_masks_that_no_evaluation_could_use_are_named_at_once(root: Path, tmp_path: Path) -> None:
+    masks = root / "ground_truth" / FAULTS
+    masks.mkdir(parents=True)
+    (masks / "000000.tiff").symlink_to(tmp_path)
+    tifffile.imwrite(masks / "000001.tiff", np.zeros((5, 6), np.float32))
+    with pytest.raises(LayoutError) as caught:
+        load(root)
+    lines = str(caught.value).splitlines()
+    assert len(lines) == 3
+    assert "ground_truth/domain_A/test/fault/000000.tiff: a link that leads out of the data root" in lines[1]
+    assert lines[2].endswith("ground_truth/domain_A/test/fault/000001.tiff: 5 x 6, its image is 5 x 7")
+    (masks / "000000.tiff").unlink()
+    (masks / "000001.tiff").write_bytes(b"x")
+    with pytest.raises(ImageError, match=r"ground_truth/domain_A/test/fault/000001.tiff: "):
+        load(root)
 
 
 # The store -------------------------------------------------------------------------------------------------
@@ -392,6 +409,7 @@ def test_hostile_names_that_exist_are_data(root: Path) -> None:
         ("-rf", "begins with one of = + - @"),
         ("x" * 101, "101 bytes, expected up to 100"),
         ("\udcff", "not UTF-8"),
+        ("domain_A_normals", "ends in _normals"),
     ],
 )
 def test_a_domain_that_results_cannot_be_named_after_is_refused(root: Path, name: str, reason: str) -> None:

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from dinomaly_hd.errors import OutOfMemory
-from dinomaly_hd.training.memory import named_when_exhausted
+from dinomaly_hd.training.memory import named_when_exhausted, way_out
 
 TOO_MUCH = 2**60
 
@@ -21,7 +21,7 @@ def allocate() -> None:
 
 
 def guarded(work: Callable[[], None], *, batch_size: int | None = 4) -> None:
-    named_when_exhausted(work, device=torch.device("cpu"), batch_size=batch_size)
+    named_when_exhausted(work, device=torch.device("cpu"), hint=way_out(batch_size))
 
 
 def test_a_refusal_of_the_host_names_the_next_batch_size() -> None:
