@@ -123,9 +123,14 @@ def checked(soak: Soak) -> dict[str, Any]:
     folders = [path.parent for path in soak.results.glob("horizontal/*/run.json")]
     for folder in folders:
         state = json.loads((folder / "run.json").read_text())
+        history = Journal(folder / "journal.jsonl").history()
+        if "mlflow_run_id" not in state:  # killed before it had said anything
+            status[f"{state['status']} not in MLflow"] += 1
+            missing += sum(len(values) for values in history.values())
+            continue
         run = client.get_run(state["mlflow_run_id"])
         status[f"{state['status']} {run.info.status}"] += 1
-        for name, values in Journal(folder / "journal.jsonl").history().items():
+        for name, values in history.items():
             there = Counter(point.step for point in client.get_metric_history(run.info.run_id, name))
             points += len(values)
             missing += sum(step not in there for step, _ in values)
