@@ -34,8 +34,9 @@ AUTO_SHARE, AUTO_MOST_GB = 0.25, 50
 GIB = 1024**3
 RECOUNT_SHARE = 1 / 64
 """Share of the budget that a process writes before it looks again what others have written."""
-FREE_SHARE = 0.1
-"""Share of the disk that is left free, whatever the budget says."""
+FREE_SHARE, FREE_MOST_GB = 0.1, 10
+"""What is left free of the disk, whatever the budget says. A share alone would forbid files on a large disk of
+which a part is reserved, or taken by others."""
 
 
 class FeaturePlace(NamedTuple):
@@ -172,7 +173,8 @@ class FeatureFiles:
     def _missing(self, size: int) -> float:
         """Return how many bytes too many ``size`` more would be, for the budget or the disk."""
         disk = shutil.disk_usage(self._all)
-        return max(self._taken + size - self._budget, FREE_SHARE * disk.total - (disk.free - size))
+        left_free = min(FREE_SHARE * disk.total, FREE_MOST_GB * GIB)
+        return max(self._taken + size - self._budget, left_free - (disk.free - size))
 
 
 def _check(body: bytes | memoryview) -> bytes:

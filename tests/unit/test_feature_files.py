@@ -25,6 +25,17 @@ BIG = torch.zeros(1000)
 ONE, OTHER, THIRD = "1" * 64, "2" * 64, "3" * 64
 
 
+@pytest.fixture(autouse=True)
+def roomy_disk(monkeypatch: pytest.MonkeyPatch) -> None:
+    """However full the disk is that the tests run on."""
+    disk(monkeypatch, total=1000 * GIB, free=500 * GIB)
+
+
+def disk(monkeypatch: pytest.MonkeyPatch, *, total: int, free: int) -> None:
+    usage = shutil.disk_usage("/")._replace(total=total, used=total - free, free=free)
+    monkeypatch.setattr(feature_files.shutil, "disk_usage", lambda _: usage)
+
+
 def files(folder: Path, key: str = ONE, *, gb: float | None = 1) -> FeatureFiles:
     return FeatureFiles(FeaturePlace(folder, gb), key)
 
@@ -157,13 +168,19 @@ def test_what_is_not_the_caches_is_neither_counted_nor_removed(tmp_path: Path) -
 
 
 def test_a_disk_is_not_filled(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    nearly_full = shutil.disk_usage(tmp_path)._replace(total=1_000_000, used=898_000, free=102_000)
-    monkeypatch.setattr(feature_files.shutil, "disk_usage", lambda _: nearly_full)
+    disk(monkeypatch, total=1_000_000, free=102_000)
     own = files(tmp_path, gb=None)
     assert own.has_room(torch.zeros(1, 200), count=1), "a tenth of the disk is left"
     assert not own.has_room(torch.zeros(1, 500), count=1)
     put(own, "a1", torch.zeros(500))
     assert not written(tmp_path)
+
+
+def test_a_large_disk_keeps_ten_gib_free(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    disk(monkeypatch, total=250 * GIB, free=10 * GIB + 102_000)
+    own = files(tmp_path, gb=100)
+    assert own.has_room(torch.zeros(1, 20_000), count=1)
+    assert not own.has_room(torch.zeros(1, 30_000), count=1)
 
 
 def test_a_place_that_cannot_be_written_is_only_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -323,8 +340,10 @@ def test_of_two_processes_one_encodes_and_the_other_waits(tmp_path: Path) -> Non
 import sys, time
 from pathlib import Path
 import torch
+from dinomaly_hd.data import feature_files
 from dinomaly_hd.data.feature_files import FeaturePlace
 from dinomaly_hd.data.features import FeatureCache
+feature_files.FREE_MOST_GB = 0
 own, calls = FeatureCache(), []
 own.use("key", place=FeaturePlace(Path({str(tmp_path / "files")!r}), 1))
 def make():
