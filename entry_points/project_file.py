@@ -16,6 +16,8 @@ FAMILIES = ("single_domain", "multi_domain", "suite")
 STUDIES = ("tune",)
 OTHERS = ("report", "simulate", "predict", "sync", "doctor")
 NAMES = (*TRAINING, *FAMILIES, *COMPARISONS, *STUDIES, *OTHERS)
+NO_NUMBERS = ("precision", "map_size", "row_radius", "seeds")
+"""Flags with a number as default that take other texts, too: bf16, 64x32, full, 42,43."""
 HEAD = """\
 # Written by `make mlproject` from the entry points' flags; a test compares. `auto`: the preset decides.
 name: dinomaly-hd
@@ -44,15 +46,17 @@ def defaults(entry_point: str) -> dict[str, str]:
 
 
 def _block(name: str, defaults: Mapping[str, str]) -> str:
-    parameters = [f"      {key}: {_parameter(value)}" for key, value in defaults.items()]
+    parameters = [f"      {key}: {_parameter(key, value)}" for key, value in defaults.items()]
     flags = [f"      --{key}={{{key}}}" for key in defaults]  # so that no value is read as a flag
     command = "\n".join([f"      python -m entry_points.{name}", *flags])
     return f"  {name}:\n    parameters:\n" + "\n".join(parameters) + f"\n    command: >-\n{command}\n"
 
 
-def _parameter(value: str) -> str:
+def _parameter(key: str, value: str) -> str:
     """Return a parameter's type and default; an empty default means that the user must give it."""
-    return f"{{type: {_type(value)}, default: {_yaml(value)}}}" if value else "{type: string}"
+    kind = "string" if key in NO_NUMBERS else _type(value)
+    default = value if kind != "string" else f'"{value}"'
+    return f"{{type: {kind}, default: {default}}}" if value else "{type: string}"
 
 
 def _type(value: str) -> str:
@@ -63,10 +67,6 @@ def _type(value: str) -> str:
             continue
         return kind.__name__
     return "string"
-
-
-def _yaml(value: str) -> str:
-    return value if _type(value) != "string" else f'"{value}"'
 
 
 if __name__ == "__main__":

@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.speed.__main__ import RESULTS, ROOT
+from dinomaly_hd.journal import Journal
 
 DEFAULTS = {
     "preset": "full",
@@ -38,8 +39,8 @@ def run(folder: Path, flags: dict[str, str]) -> dict[str, Any]:
     subprocess.run(command, cwd=ROOT, env=environment, check=True, stdout=subprocess.DEVNULL)
     seconds = time.perf_counter() - began
     journal = max(folder.glob("results/**/journal.jsonl"), key=lambda path: path.stat().st_mtime)
-    metrics = [json.loads(line)["metrics"] for line in journal.read_text().splitlines()]
-    parts = {name: value for each in metrics for name, value in each.items() if name.startswith(MEASURED)}
+    history = Journal(journal).history()
+    parts = {name: points[-1][1] for name, points in history.items() if name.startswith(MEASURED)}
     return {"seconds": seconds, **parts}
 
 

@@ -35,8 +35,8 @@ GIB = 1024**3
 RECOUNT_SHARE = 1 / 64
 """Share of the budget that a process writes before it looks again what others have written."""
 FREE_SHARE, FREE_MOST_GB = 0.1, 10
-"""What is left free of the disk, whatever the budget says. A share alone would forbid files on a large disk of
-which a part is reserved, or taken by others."""
+"""What is left free of the disk, whatever the budget says. A share alone would forbid files on a large disk
+of which a part is reserved, or taken by others."""
 
 
 class FeaturePlace(NamedTuple):

@@ -140,7 +140,7 @@ def load_manifest(
 
 
 def ground_truth_path(root: Path, image: str) -> Path | None:
-    """Return the mask of an image, ``ground_truth/{image}`` in the root, or None where there is none.
+    """Return the place of an image's mask, ``ground_truth/{image}`` in the root, or None where there is none.
 
     Raises:
         LayoutError: The mask is a link that leads out of the root.
@@ -156,9 +156,10 @@ def ground_truth_path(root: Path, image: str) -> Path | None:
 
 def _check_mask(root: Path, image: str, header: ImageHeader) -> None:
     """Refuse a fault's mask that the evaluation could not use, hours later."""
-    path, name = ground_truth_path(root, image), f"{GROUND_TRUTH}/{image}"
+    path = ground_truth_path(root, image)
     if path is None:
         return
+    name = str(path.relative_to(root))
     _, mask = _read(path, name=name)
     if (mask.height, mask.width) != (header.height, header.width):
         raise ImageError(

@@ -57,7 +57,7 @@ class NeighbourIndex:
 
     def __init__(self, bank_MD: Tensor, *, reduced: bool = True) -> None:
         self.bank_MD, self._mean_D = bank_MD, bank_MD.mean(dim=0)
-        basis_Dk = _basis(bank_MD - self._mean_D) if reduced else None
+        basis_Dk = _basis(bank_MD, self._mean_D) if reduced else None
         self._bases: list[Tensor | None] = [None] if basis_Dk is None else [basis_Dk, None]
         self._levels: list[_Level] = []
 
@@ -104,9 +104,7 @@ class NeighbourIndex:
             least_QG = product_QGg.amin(dim=2)
             group_Q = least_QG.argmin(dim=1)
             place_Q = product_QGg[torch.arange(len(group_Q), device=group_Q.device), group_Q].argmin(dim=1)
-            token_Q = (group_Q * GROUP + place_Q).clamp(
-                max=len(self.bank_MD) - 1
-            )  # no padding, if all is NaN
+            token_Q = (group_Q * GROUP + place_Q).clamp(max=len(self.bank_MD) - 1)  # where all is NaN
             near_Q = _to_one(chunk_QD, self.bank_MD[token_Q])
             limit_Q = level.limit(query_Qk, near_Q, width=tokens_QD.shape[1])
             query_P, group_P = (least_QG <= limit_Q.unsqueeze(1)).nonzero(as_tuple=True)
@@ -166,10 +164,10 @@ class _Level:
         return torch.where(limit_Q.isfinite(), limit_Q, torch.nan)
 
 
-def _basis(centred_MD: Tensor) -> Tensor | None:
+def _basis(bank_MD: Tensor, mean_D: Tensor) -> Tensor | None:
     """Return the fewest principal directions (D, k) that hold most of the variance, None where many do."""
-    count, width = centred_MD.shape
-    sample_ND = centred_MD[:: max(1, count // SAMPLE)].double()
+    count, width = bank_MD.shape
+    sample_ND = (bank_MD[:: max(1, count // SAMPLE)] - mean_D).double()
     if not bool(torch.isfinite(sample_ND).all()):
         return None
     variance_D, direction_DD = torch.linalg.eigh(sample_ND.T @ sample_ND)

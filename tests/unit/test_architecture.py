@@ -7,6 +7,8 @@ from pathlib import Path
 import pytest
 import yaml
 
+from dinomaly_hd.condition_files.keys import KEYS
+from dinomaly_hd.condition_files.kinds import Real, Whole
 from entry_points import project_file
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -105,6 +107,14 @@ def test_mlproject_never_quotes_a_parameter() -> None:
         assert '"' not in block["command"]
         for name in block["parameters"]:
             assert f"{{{name}}}" in block["command"]
+
+
+def test_mlproject_calls_a_number_only_what_takes_nothing_else() -> None:
+    numbers = {key.flag: isinstance(key.kind, Real | Whole) for key in KEYS} | {"seeds": False}
+    for block in yaml.safe_load((ROOT / "MLproject").read_text())["entry_points"].values():
+        for name, parameter in block["parameters"].items():
+            if name in numbers and parameter["type"] != "string":
+                assert numbers[name], name
 
 
 def test_conda_installs_what_pyproject_asks_for() -> None:
