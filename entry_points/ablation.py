@@ -7,6 +7,7 @@ from dinomaly_hd.flag_texts import Option
 from dinomaly_hd.flags import config_names
 from entry_points.common import launch
 from entry_points.comparisons import SEEDS, prepare_variants
+from entry_points.slots import SLOTS, number_of_slots, slots_of
 
 if TYPE_CHECKING:
     from dinomaly_hd.training.guards import SignalGuard
@@ -18,6 +19,7 @@ SWITCHES = {
         "all are compared with the first",
     ),
     "seeds": SEEDS,
+    "slots": SLOTS._replace(default="1", help=f"{SLOTS.help}; 1: one after another in this process"),
 }
 
 
@@ -27,9 +29,10 @@ def main(argv: Sequence[str], guard: "SignalGuard") -> None:
         "ablation", argv, guard, doc=__doc__, switches=SWITCHES
     )
     configs = config_names(switches["configs"])
+    slots = slots_of(switches, number=number_of_slots(switches["slots"]))
     from dinomaly_hd.experiments.ablation import run_ablation
 
-    run_ablation(configs, seeds, context, build=lambda config, seed: build(config, seed, {}))
+    run_ablation(configs, seeds, context, build=lambda config, seed: build(config, seed, {}), slots=slots)
 
 
 if __name__ == "__main__":

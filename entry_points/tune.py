@@ -17,7 +17,7 @@ from dinomaly_hd.flags import preset_name, resolve_config
 from entry_points import comparisons
 from entry_points.common import ROOT, launch, repeating_command
 from entry_points.comparisons import prepare
-from entry_points.suite import ENGINE, slots_of
+from entry_points.slots import ENGINE, slots_of
 
 if TYPE_CHECKING:
     from dinomaly_hd.config import RunConfig

@@ -17,7 +17,7 @@ from dinomaly_hd.experiments.study_plan import TEST, Plan, check_plan
 from dinomaly_hd.experiments.study_report import report_study
 from dinomaly_hd.experiments.trial import Runner
 from dinomaly_hd.files import make_dated_folder
-from dinomaly_hd.jobs import LOCAL, Ended, Job, Slots, check_engine, run_jobs, write_progress
+from dinomaly_hd.jobs import ONE_SLOT, Ended, Job, Slots, check_engine, run_jobs, write_progress
 from dinomaly_hd.tracking import Tracker
 from dinomaly_hd.tuning.queue import Counts, counts_of
 from dinomaly_hd.tuning.storage import Address, clear_outage
@@ -62,7 +62,7 @@ def run_study(plan: Plan, context: Context, *, launch: Launch) -> None:
             context.say(
                 "warning: objective=test chooses by test labels: what is found looks better than it is"
             )
-        if launch.slots.number == 1 and launch.slots.engine == LOCAL:
+        if launch.slots == ONE_SLOT:
             _work(plan, context, joined)
         else:
             _start_workers(plan, context, launch)

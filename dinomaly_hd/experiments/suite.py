@@ -1,33 +1,13 @@
 """Many conditions with many seeds as jobs: each is run once, whatever is killed and started again."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
-from pathlib import Path
-from typing import NamedTuple
 
-from dinomaly_hd import provenance
-from dinomaly_hd.errors import CheckpointError, ConfigError, DataError, EncoderError
-from dinomaly_hd.experiments.comparison import (
-    ONE_REPORT,
-    Done,
-    Member,
-    Ran,
-    check_members,
-    run_comparison,
-)
+from dinomaly_hd.experiments.comparison import ONE_REPORT, Done, Member, run_comparison
 from dinomaly_hd.experiments.context import Context
-from dinomaly_hd.experiments.data_root import ManifestMemory
 from dinomaly_hd.experiments.domains import OWN
-from dinomaly_hd.experiments.member_job import member_job
-from dinomaly_hd.experiments.parent import Parent
-from dinomaly_hd.experiments.ready import check
+from dinomaly_hd.experiments.members_as_jobs import Checked, as_jobs, check_for_jobs
 from dinomaly_hd.experiments.reporting import Question
-from dinomaly_hd.experiments.run_folder import finished_runs, read_results, read_state
-from dinomaly_hd.experiments.run_record import complete_in_mlflow
-from dinomaly_hd.experiments.session import short_domains
-from dinomaly_hd.experiments.training_run import Outcome
-from dinomaly_hd.jobs import Ended, Job, Slots, check_engine, run_jobs
-from dinomaly_hd.jobs.job import LOG
+from dinomaly_hd.jobs import Slots
 
 KIND, REPORTS = "suite", "reports"
 QUESTION = Question(
@@ -35,50 +15,23 @@ QUESTION = Question(
     "How do these conditions do on the same domains? All differences are to the first one.",
     compared=OWN,
 )
-REFUSALS = (ConfigError, DataError, EncoderError, CheckpointError)
-
-
-class Checked(NamedTuple):
-    """What is known of a member once its data were read.
-
-    Attributes:
-        config_hash: Its identity as a run.
-        data: What it is tested on and learns from; members of one ``data`` can be compared.
-        place: The domains, as a report's folder is named by them.
-    """
-
-    config_hash: str
-    data: tuple[str, ...]
-    place: str
 
 
 def run_suite(members: Sequence[Member], context: Context, *, slots: Slots) -> Done:
     """Run members as jobs and report on those of each set of domains.
-
-    Everything is checked before the first job starts, each data set once. Finished members, of this suite or
-    of any other run here, are not run again; interrupted ones go on; one that fails is started once more and
-    then named, and does not stop the others.
 
     Raises:
         ConfigError: An engine that cannot be had, settings that do not fit, or two members in one place.
         DinomalyHDError: Data or weights that cannot be used.
         ComparisonError: Some members failed; the reports on the others are written.
     """
-    check_engine(slots)
-    check_members(members)
-    reading = replace(context, manifests=ManifestMemory())
-    checked = {one: _checked(one, reading) for one in members}
-    context.say(f"{len(members)} members, checked")
-
-    def run_members(wanted: Sequence[Member], own: Context, parent: Parent) -> Ran:
-        return _run_in_jobs(wanted, own, parent, checked=checked, slots=slots)
-
+    checked = check_for_jobs(members, context, slots=slots)
     return run_comparison(
         members,
         context,
         kind=KIND,
         question=QUESTION,
-        run_members=run_members,
+        run_members=as_jobs(checked, slots=slots),
         places=lambda those: report_places({one: checked[one] for one in those}),
     )
 
@@ -98,68 +51,3 @@ def report_places(checked: Mapping[Member, Checked]) -> dict[Member, str]:
         return f"{REPORTS}/{one.place}" if number == 1 else f"{REPORTS}/{one.place}_data_{number}"
 
     return {member: place(one) for member, one in checked.items()}
-
-
-def _checked(one: Member, context: Context) -> Checked:
-    try:
-        ready = check(one.run, context)
-    except REFUSALS as error:
-        raise type(error)(f"{one.label}: {error}") from error
-    data = one.run.data
-    trained = short_domains(data.train_domain_names)
-    others = tuple(name for name in data.domain_names if name not in data.train_domain_names)
-    place = f"{trained}_to_{short_domains(others)}" if others else trained
-    return Checked(ready.config_hash, (ready.manifest.digest, *data.train_domain_names), place)
-
-
-def _run_in_jobs(
-    members: Sequence[Member],
-    context: Context,
-    parent: Parent,
-    *,
-    checked: Mapping[Member, Checked],
-    slots: Slots,
-) -> Ran:
-    """Run what is not finished as jobs; members of equal settings are one run."""
-    before = _finished(context)
-    reused = [one for one in members if checked[one].config_hash in before]
-    rest = {checked[one].config_hash: one for one in reversed(members) if one not in reused}
-    jobs = [
-        member_job(one.place, one.run, parent.member(one.place, config=one.label))
-        for one in members
-        if rest.get(checked[one].config_hash) is one
-    ]
-    context.say(f"{len(reused)} finished before, {len(jobs)} to run")
-    ended = run_jobs(
-        jobs,
-        slots,
-        tick=context.guard.check,
-        say=context.say,
-        on_ended=lambda job, how: _say_failure(job, how, context),
-        reused=[one.place for one in reused],
-    )
-    after = {**before, **_finished(context)}
-    outcomes: dict[Member, Outcome] = {}
-    failed: dict[Member, str] = {}
-    for one in members:
-        digest = checked[one].config_hash
-        if digest in after:
-            if after[digest].is_relative_to(parent.folder):
-                complete_in_mlflow(after[digest], context)
-            outcomes[one] = _outcome(after[digest])
-        else:
-            failed[one] = ended[rest[digest].place].reason or "it left no results"
-    return Ran(outcomes, failed)
-
-
-def _finished(context: Context) -> dict[str, Path]:
-    return finished_runs(context.result_dir, code=provenance.code_digest())
-
-
-def _outcome(folder: Path) -> Outcome:
-    return Outcome(folder, read_results(folder) or {}, read_state(folder).get("mlflow_run_id"))
-
-
-def _say_failure(job: Job, how: Ended, context: Context) -> None:
-    if how.status == "FAILED":
-        context.say(f"{job.name}: failed after {how.starts} starts: {how.reason} (log: {job.folder / LOG})")

@@ -15,6 +15,7 @@ from dinomaly_hd.jobs.table import Board, Row
 
 LOCAL, RAY = "local", "ray"
 EMBEDDED = ""
+ONE_SLOT = Slots(LOCAL, 1, EMBEDDED)
 POLL_S = 0.2
 PROGRESS_S = 1.0
 FINAL_CODES = (64, 65)

@@ -8,9 +8,11 @@ from typing import Any, NamedTuple
 
 import pandas as pd
 import pytest
+import torch
 
 from dinomaly_hd.config import RunConfig, flatten, with_values
 from dinomaly_hd.errors import CheckpointError, ComparisonError, ConfigError, NonFiniteError
+from dinomaly_hd.experiments import ablation as ablations
 from dinomaly_hd.experiments import comparison, settings
 from dinomaly_hd.experiments import finetune as tuning
 from dinomaly_hd.experiments.ablation import run_ablation
@@ -21,8 +23,9 @@ from dinomaly_hd.experiments.settings import run_encoders, run_steps
 from dinomaly_hd.experiments.training_run import Outcome, execute
 from dinomaly_hd.files import publish_json
 from dinomaly_hd.flags import resolve_config
+from dinomaly_hd.jobs import Slots
 from dinomaly_hd.training.guards import SignalGuard
-from entry_points import encoders, finetune, steps
+from entry_points import ablation, encoders, finetune, steps
 
 from .conftest import SETTINGS
 
@@ -85,6 +88,22 @@ def test_an_ablation_shares_work_reports_and_is_not_repeated(context: Context) -
     shared = scores(first[-1])
     pd.testing.assert_frame_equal(scores(alone.folder), shared, check_exact=True)
     assert not scores(first[-2])["score"].equals(shared["score"]), "row_context does nothing"
+
+
+def test_an_ablation_in_slots_finds_the_same(context: Context, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("OMP_NUM_THREADS", str(torch.get_num_threads()))
+    lines: list[str] = []
+    told = replace(context, say=lines.append)
+    several = run_ablation(("A0", "F"), (42,), told, build=build, slots=Slots("local", 2, ""))
+    assert sum(line.startswith(("A0_seed42: finished", "F_seed42: finished")) for line in lines) == 2
+    assert several.report is not None
+    assert several.report.comparison.labels == ("A0", "F")
+    alone = run_ablation(("A0", "F"), (42,), replace(context, result_dir=context.root / "alone"), build=build)
+    for label, one in alone.outcomes.items():
+        assert one.folder != several.outcomes[label].folder
+        pd.testing.assert_frame_equal(
+            scores(one.folder), scores(several.outcomes[label].folder), check_exact=True
+        )
 
 
 def test_a_member_that_diverges_is_named_and_the_others_go_on(
@@ -199,6 +218,17 @@ def called(monkeypatch: pytest.MonkeyPatch, module: ModuleType, name: str) -> li
     return calls
 
 
+def test_ablation_asks_for_what_the_flags_say(monkeypatch: pytest.MonkeyPatch) -> None:
+    calls = called(monkeypatch, ablations, "run_ablation")
+    ablation.main(["--configs", "A0,F", "--seeds", "1,2"], SignalGuard())
+    ablation.main(["--slots", "3"], SignalGuard())
+    ablation.main(["--slots", "auto"], SignalGuard())
+    (configs, seeds, context), named = calls[0]
+    assert (list(configs), seeds, context.entry_point) == (["A0", "F"], (1, 2), "ablation")
+    assert [call.named["slots"].number for call in calls] == [1, 3, None]
+    assert named["build"]("F", 2).seed == 2
+
+
 def test_encoders_asks_for_what_the_flags_say(monkeypatch: pytest.MonkeyPatch) -> None:
     calls = called(monkeypatch, settings, "run_encoders")
     flags = ["--encoders", "small,resnet18", "--seeds", "42,43", "--config", "C", "--batch_size", "4"]
@@ -235,6 +265,7 @@ def test_finetune_asks_for_what_the_flags_say(monkeypatch: pytest.MonkeyPatch) -
 @pytest.mark.parametrize(
     ("module", "flags", "message"),
     [
+        (ablation, ["--slots", "0"], "slots='0': expected a whole number from 1 on, or auto"),
         (encoders, ["--encoders", ""], "encoders='': expected one or more, each once"),
         (encoders, ["--encoders", "small,dinov2reg_vit_small_14"], "each once"),
         (encoders, ["--encoder", "resnet18"], "encoder"),
