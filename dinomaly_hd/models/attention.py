@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from dinomaly_hd.models.bottleneck import Noised
 from dinomaly_hd.models.noise import Noise
+from dinomaly_hd.models.products import Linear
 from dinomaly_hd.models.recompute import divided, positive_feature
 
 DENOMINATOR_EPSILON = 1e-6
@@ -58,8 +59,8 @@ class LinearAttention(nn.Module):
         super().__init__()
         self.heads = heads
         self.mixing = mixing or PlainMixing()
-        self.qkv = nn.Linear(width, 3 * width, bias=qkv_bias)
-        self.proj = nn.Linear(width, width)
+        self.qkv = Linear(width, 3 * width, bias=qkv_bias)
+        self.proj = Linear(width, width)
 
     def forward(self, qkv_BNE: Tensor, *, noise: Noise | None) -> Noised:
         """Attend, from what ``qkv`` made of the tokens (E = 3 D); ``noise=None`` means inference.

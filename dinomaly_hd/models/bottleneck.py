@@ -9,6 +9,8 @@ from torch import Generator, Tensor, nn
 
 from dinomaly_hd.errors import ConfigError
 from dinomaly_hd.models.noise import Noise
+from dinomaly_hd.models.products import Linear
+from dinomaly_hd.models.recompute import masked
 
 
 class Noised(NamedTuple):
@@ -25,8 +27,8 @@ def dropout(x: Tensor, *, p: float, generator: Generator | None) -> Tensor:
     if p == 1:
         return x * 0
     # Uniform numbers and a comparison: less than half the time of bernoulli_ on the CPU.
-    keep = torch.rand(x.shape, generator=generator, device=x.device).ge_(p)
-    return x * keep.mul_(1 / (1 - p)).to(x.dtype)
+    kept = torch.rand(x.shape, generator=generator, device=x.device) >= p
+    return masked(x, kept, scale=1 / (1 - p))
 
 
 class BottleneckMLP(nn.Module):
@@ -41,9 +43,9 @@ class BottleneckMLP(nn.Module):
     def __init__(self, width: int, *, hidden: int, p: float) -> None:
         super().__init__()
         self.p = p
-        self.fc1 = nn.Linear(width, hidden)
+        self.fc1 = Linear(width, hidden)
         self.activation: nn.Module = nn.GELU()
-        self.fc2 = nn.Linear(hidden, width)
+        self.fc2 = Linear(hidden, width)
 
     @property
     def expected_drop_rate(self) -> float:

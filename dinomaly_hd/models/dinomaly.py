@@ -15,9 +15,10 @@ from dinomaly_hd.models.auxiliary import BandClassifier
 from dinomaly_hd.models.bottleneck import Noised
 from dinomaly_hd.models.detector import Detector, Loss, ParameterGroup, Prediction
 from dinomaly_hd.models.distance import Pooling
-from dinomaly_hd.models.encoders import Encoder
+from dinomaly_hd.models.encoders import Encoder, mean_of
 from dinomaly_hd.models.losses import ReconstructionLoss, token_distance
 from dinomaly_hd.models.noise import Noise
+from dinomaly_hd.models.pieces import MLP_RATIO, pieces
 from dinomaly_hd.models.preprocessing import Preprocessing
 from dinomaly_hd.models.recompute import linear_of_norm, mlp_of_norm
 from dinomaly_hd.randomness import derive
@@ -44,10 +45,12 @@ class DecoderBlock(nn.Module):
         self.norm1 = nn.LayerNorm(width, eps=LAYER_NORM_EPSILON)
         self.attn = LinearAttention(width, heads=heads, mixing=mixing)
         self.norm2 = nn.LayerNorm(width, eps=LAYER_NORM_EPSILON)
-        self.mlp = nn.Sequential(nn.Linear(width, 4 * width), nn.GELU(), nn.Linear(4 * width, width))
+        self.mlp = nn.Sequential(
+            nn.Linear(width, MLP_RATIO * width), nn.GELU(), nn.Linear(MLP_RATIO * width, width)
+        )
 
     def forward(self, x_BTD: Tensor, *, noise: Noise | None) -> Noised:
-        qkv = linear_of_norm(x_BTD, norm=self.norm1, linear=self.attn.qkv)
+        qkv = linear_of_norm(x_BTD, norm=self.norm1, layer=self.attn.qkv)
         attended = self.attn(qkv, noise=noise)
         x_BTD = x_BTD + attended.tokens_BND
         return Noised(x_BTD + mlp_of_norm(x_BTD, norm=self.norm2, mlp=self.mlp), attended.drop_rate)
@@ -95,7 +98,7 @@ class Decoder(nn.Module):
             outputs.append(x_BTD)
             rates.append(rate)
         half = len(outputs) // 2
-        groups = [torch.stack(outputs[half:]).mean(0), torch.stack(outputs[:half]).mean(0)]
+        groups = [mean_of(outputs[half:]), mean_of(outputs[:half])]
         return Decoded(torch.stack(groups, dim=1), torch.stack(rates).sum() / max(1, len(self.dropping)))
 
 
@@ -246,6 +249,11 @@ class Dinomaly(Detector):
     @torch.no_grad()
     def _examine(self, encoded: Tensor) -> _Examined:
         """Return token distances and bottleneck tokens without noise."""
+        tokens, width = encoded.shape[2:]
+        parts = [self._examine_piece(part) for part in pieces(encoded, widest=tokens * MLP_RATIO * width)]
+        return _Examined(*(torch.cat(each) for each in zip(*parts, strict=True)))
+
+    def _examine_piece(self, encoded: Tensor) -> _Examined:
         encoded = self._groups(encoded)
         tokens_BTD = self.bottleneck(encoded.mean(dim=1), noise=None).tokens_BND
         decoded = self.decoder(tokens_BTD, noise=None).groups_BSTD

@@ -3,7 +3,7 @@
 # B batch, H W pixels, h w token grid, P prefix tokens, N = h * w, T = P + N, D width, S groups (2)
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import Any, ClassVar, cast
 
 import torch
@@ -11,7 +11,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from dinomaly_hd.errors import ConfigError
+from dinomaly_hd.models.pieces import MLP_RATIO, pieces
 from dinomaly_hd.models.preprocessing import Preprocessing
+from dinomaly_hd.models.products import with_fast_products
 from dinomaly_hd.randomness import derive
 
 DINOV2_INTERPOLATION_OFFSET = 0.1
@@ -47,6 +49,11 @@ def target_blocks(depth: int) -> list[int]:
         return list(range((depth - 8) // 2, (depth - 8) // 2 + 8))
     first, last = depth / 6, depth * 5 / 6 - 1
     return sorted({round(first + (last - first) * i / 7) for i in range(8)})
+
+
+def mean_of(layers: Sequence[Tensor]) -> Tensor:
+    """Return the mean of tensors of one shape; stacking them would be a copy, and another one backwards."""
+    return sum(layers[1:], start=layers[0]) / len(layers)
 
 
 class Encoder(nn.Module, ABC):
@@ -99,7 +106,7 @@ class ViTEncoder(Encoder):
         self, model: nn.Module, *, preprocessing: Preprocessing, blocks: list[int], keep_prefix: bool
     ) -> None:
         super().__init__()
-        self.model = model.requires_grad_(False).eval()
+        self.model = with_fast_products(model.requires_grad_(False).eval())
         for block in cast(Any, model).blocks:
             if type(getattr(block.mlp, "act", None)) is nn.GELU and block.mlp.act.approximate == "none":
                 block.mlp.act = _GeluInPlace()
@@ -114,6 +121,11 @@ class ViTEncoder(Encoder):
 
     @torch.no_grad()
     def forward(self, images_B3HW: Tensor) -> Tensor:
+        tokens = self.grid[0] * self.grid[1]
+        parts = pieces(images_B3HW, widest=tokens * MLP_RATIO * self.width)
+        return torch.cat([self._groups(part_B3HW) for part_B3HW in parts])
+
+    def _groups(self, images_B3HW: Tensor) -> Tensor:
         layers = cast(Any, self.model).forward_intermediates(
             images_B3HW,
             indices=self.blocks,
@@ -126,7 +138,7 @@ class ViTEncoder(Encoder):
         if self.keep_prefix:
             layers = [torch.cat([prefix, patches], dim=1) for patches, prefix in layers]
         half = len(layers) // 2
-        return torch.stack([torch.stack(group).mean(0) for group in (layers[:half], layers[half:])], dim=1)
+        return torch.stack([mean_of(layers[:half]), mean_of(layers[half:])], dim=1)
 
 
 class ConvEncoder(Encoder):

@@ -4,12 +4,14 @@ A decoder block keeps most of what a training step holds in memory; its cheap el
 rebuilt from what has to be kept anyway.
 """
 
-from typing import Any, NamedTuple, cast
+from typing import Any, cast
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
+
+from dinomaly_hd.models.products import linear, linear_backward
 
 
 class _PositiveFeature(torch.autograd.Function):
@@ -60,18 +62,38 @@ def divided(value_BhNd: Tensor, denominator_BhN1: Tensor) -> Tensor:
     return out
 
 
+class _Masked(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, kept: Tensor, scale: float) -> Tensor:
+        ctx.save_for_backward(kept)
+        ctx.scale = scale
+        return (x * scale).mul_(kept)
+
+    @staticmethod
+    @once_differentiable  # type: ignore[untyped-decorator,unused-ignore]
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None, None]:
+        return (gradient * ctx.scale).mul_(ctx.saved_tensors[0]), None, None
+
+
+def masked(x: Tensor, kept: Tensor, *, scale: float) -> Tensor:
+    """Return ``x * scale`` where ``kept`` is true, else 0; what is kept is the mask, a byte a value."""
+    out: Tensor = _Masked.apply(x, kept, scale)
+    return out
+
+
 class _LinearOfGelu(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
         ctx.save_for_backward(x, weight)
-        return F.linear(F.gelu(x), weight, bias)
+        return linear(F.gelu(x), weight, bias)
 
     @staticmethod
     @once_differentiable  # type: ignore[untyped-decorator,unused-ignore]
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         x, weight = ctx.saved_tensors
-        through = _through_linear(gradient, F.gelu(x), weight)
-        return torch.ops.aten.gelu_backward(through.input, x), through.weight, through.bias
+        through = linear_backward(gradient, F.gelu(x), weight)
+        of_x = torch.ops.aten.gelu_backward.grad_input(through.input, x, grad_input=through.input)
+        return of_x, through.weight, through.bias
 
 
 class _LinearOfNorm(torch.autograd.Function):
@@ -90,7 +112,7 @@ class _LinearOfNorm(torch.autograd.Function):
         )
         ctx.save_for_backward(x, mean, scale, norm_weight, norm_bias, weight)
         ctx.epsilon = epsilon
-        return F.linear(normed, weight, bias)
+        return linear(normed, weight, bias)
 
     @staticmethod
     @once_differentiable  # type: ignore[untyped-decorator,unused-ignore]
@@ -98,7 +120,7 @@ class _LinearOfNorm(torch.autograd.Function):
         x, mean, scale, norm_weight, norm_bias, weight = ctx.saved_tensors
         wide, shape = x.to(norm_weight.dtype), x.shape[-1:]
         normed = F.layer_norm(wide, shape, norm_weight, norm_bias, ctx.epsilon)
-        through = _through_linear(gradient, normed, weight)
+        through = linear_backward(gradient, normed, weight)
         of_x, of_norm_weight, of_norm_bias = torch.ops.aten.native_layer_norm_backward(
             through.input, wide, shape, mean, scale, norm_weight, norm_bias, [True, True, True]
         )
@@ -106,34 +128,17 @@ class _LinearOfNorm(torch.autograd.Function):
         return of_x.to(x.dtype), of_norm_weight, of_norm_bias, None, through.weight, of_bias
 
 
-def linear_of_norm(x: Tensor, *, norm: nn.LayerNorm, linear: nn.Linear) -> Tensor:
-    """Return ``linear(norm(x))`` without keeping ``norm(x)``; ``norm`` is over the last dimension."""
-    out: Tensor = _LinearOfNorm.apply(x, norm.weight, norm.bias, norm.eps, linear.weight, linear.bias)
+def linear_of_norm(x: Tensor, *, norm: nn.LayerNorm, layer: nn.Linear) -> Tensor:
+    """Return ``layer(norm(x))`` without keeping ``norm(x)``; ``norm`` is over the last dimension."""
+    out: Tensor = _LinearOfNorm.apply(x, norm.weight, norm.bias, norm.eps, layer.weight, layer.bias)
     return out
-
-
-class _LinearGradients(NamedTuple):
-    input: Tensor
-    weight: Tensor
-    bias: Tensor
-
-
-def _through_linear(gradient: Tensor, given: Tensor, weight: Tensor) -> _LinearGradients:
-    """Return the gradients of a linear layer's input, weight and bias.
-
-    Autocast is off in a backward pass: the products run in the gradient's type, as its own would.
-    """
-    flat = gradient.flatten(0, -2)
-    return _LinearGradients(
-        (gradient @ weight.to(gradient.dtype)).to(given.dtype),
-        (flat.t() @ given.flatten(0, -2).to(flat.dtype)).to(weight.dtype),
-        flat.sum(dim=0).to(weight.dtype),
-    )
 
 
 def mlp_of_norm(x: Tensor, *, norm: nn.LayerNorm, mlp: nn.Sequential) -> Tensor:
     """Return ``mlp(norm(x))`` of a Linear, GELU, Linear, and keep ``x`` and the hidden layer only."""
     first, last = cast(nn.Linear, mlp[0]), cast(nn.Linear, mlp[2])
-    hidden = linear_of_norm(x, norm=norm, linear=first)
+    hidden = linear_of_norm(x, norm=norm, layer=first)
+    if not torch.is_grad_enabled():
+        return linear(torch.ops.aten.gelu_(hidden), last.weight, last.bias)
     out: Tensor = _LinearOfGelu.apply(hidden, last.weight, last.bias)
     return out

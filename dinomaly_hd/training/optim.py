@@ -64,6 +64,18 @@ class StableAdamW(Optimizer):
         }
         super().__init__(params, defaults)
 
+    def add_param_group(self, param_group: dict[str, Any]) -> None:
+        """Add parameters on the device where they will be trained.
+
+        Their moments are made at once: in the midst of a first step they would lie between what it frees, and
+        on the CPU its second step would find no room there.
+        """
+        super().add_param_group(param_group)
+        group = self.param_groups[-1]
+        for parameter in group["params"]:
+            moments = {name: torch.zeros_like(parameter.detach()) for name in _moments(group)}
+            self.state[parameter] = {"step": 0, **moments}
+
     @torch.no_grad()
     def step(self, closure: Callable[[], float] | None = None) -> float | None:  # type: ignore[override]
         """Update every parameter that has a gradient."""
@@ -79,16 +91,10 @@ class StableAdamW(Optimizer):
     def _update(self, share: "_Share", group: dict[str, Any]) -> None:
         """Update parameters of one group, each operation on all of them at once."""
         parameters, denominators, ratios = share
-        moments = ("exp_avg", "exp_avg_sq", *(["max_exp_avg_sq"] if group["amsgrad"] else []))
         for parameter in parameters:
-            state = self.state[parameter]
-            if not state:
-                state["step"] = 0
-                for name in moments:
-                    state[name] = torch.zeros_like(parameter, memory_format=torch.preserve_format)
-            state["step"] += 1
+            self.state[parameter]["step"] += 1
         first, second, *largest = (
-            [self.state[parameter][name] for parameter in parameters] for name in moments
+            [self.state[parameter][name] for parameter in parameters] for name in _moments(group)
         )
         steps = [self.state[parameter]["step"] for parameter in parameters]
         gradients = [cast(Tensor, parameter.grad) for parameter in parameters]
@@ -116,6 +122,10 @@ class StableAdamW(Optimizer):
         for update, shrink, step in zip(updates, shrinks, steps, strict=True):
             update.mul_(group["lr"] / (1 - beta1**step) / shrink)
         torch._foreach_sub_(parameters, updates)
+
+
+def _moments(group: dict[str, Any]) -> list[str]:
+    return ["exp_avg", "exp_avg_sq", *(["max_exp_avg_sq"] if group["amsgrad"] else [])]
 
 
 class _Share(NamedTuple):

@@ -141,7 +141,7 @@ def test_fifty_steps_end_like_those_of_the_plain_path(
 
     monkeypatch.setattr(attention, "positive_feature", lambda x: F.elu(x) + 1)
     monkeypatch.setattr(attention, "divided", lambda value, denominator: value / denominator)
-    monkeypatch.setattr(dinomaly, "linear_of_norm", lambda x, norm, linear: linear(norm(x)))
+    monkeypatch.setattr(dinomaly, "linear_of_norm", lambda x, norm, layer: layer(norm(x)))
     monkeypatch.setattr(dinomaly, "mlp_of_norm", lambda x, norm, mlp: mlp(norm(x)))
     encoder = PlainEncoder(cast(ViTEncoder, plain.encoder))
     expected = trained(

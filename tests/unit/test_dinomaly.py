@@ -12,6 +12,7 @@ from torch import Tensor
 
 from dinomaly_hd.batch import Batch
 from dinomaly_hd.config import DinomalyConfig, TrainingConfig, with_values
+from dinomaly_hd.models import pieces
 from dinomaly_hd.models.bottleneck import BottleneckMLP, SegmentDropout
 from dinomaly_hd.models.build import build_detector
 from dinomaly_hd.models.dinomaly import Dinomaly
@@ -47,6 +48,16 @@ def test_the_start_is_a_function_of_the_seed() -> None:
     assert not torch.equal(first, other)
     assert float(first.abs().max()) <= 0.03
     assert float(first.std()) == pytest.approx(0.0099, abs=2e-4)
+
+
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_scores_of_pieces_are_those_of_the_whole_batch(variant: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    model, features = detector(variant), encoded(5)
+    whole = model.score(features)
+    monkeypatch.setattr(pieces, "CACHED_BYTES", 2 * 4 * 64 * 4 * 192)
+    in_pieces = model.score(features)
+    torch.testing.assert_close(in_pieces.map_BHW, whole.map_BHW, atol=1e-6, rtol=0)
+    torch.testing.assert_close(in_pieces.score_B, whole.score_B, atol=1e-6, rtol=0)
 
 
 @pytest.mark.parametrize("variant", VARIANTS)

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from dinomaly_hd.config import EncoderConfig
 from dinomaly_hd.errors import ConfigError, EncoderError
 from dinomaly_hd.models.build_encoder import build_encoder, check_encoder, check_weights, preprocessing_of
+from dinomaly_hd.models import pieces
 from dinomaly_hd.models.encoders import ConvEncoder, ViTEncoder, target_blocks
 from dinomaly_hd.models.preprocessing import Preprocessing
 from dinomaly_hd.models.weights import Weights, convert_embedded, locate, read_state
@@ -111,6 +112,19 @@ def test_target_blocks_are_the_middle_eight() -> None:
         assert blocks[-1] < depth
     with pytest.raises(ConfigError, match="has 6 blocks"):
         target_blocks(6)
+
+
+def test_a_vit_takes_images_in_pieces_and_gives_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
+    encoder, images = build(SMALL, "28"), torch.rand(5, 3, 28, 28)
+    sizes: list[int] = []
+    encoder.register_forward_pre_hook(lambda *_: sizes.clear())
+    blocks: Any = encoder.get_submodule("model.blocks")
+    blocks[0].register_forward_pre_hook(lambda _, given: sizes.append(len(given[0])))
+    whole = encoder(images)
+    assert sizes == [5]
+    monkeypatch.setattr(pieces, "CACHED_BYTES", 2 * 4 * (2 * 2) * (4 * 384))
+    torch.testing.assert_close(encoder(images), whole, rtol=1e-5, atol=1e-5)
+    assert sizes == [2, 2, 1]
 
 
 def test_blocks_after_the_last_target_are_not_run() -> None:

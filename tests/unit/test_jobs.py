@@ -175,14 +175,11 @@ def note(job, how):
 try:
     run_jobs(jobs, Slots("ray", 2, ""), tick=tick, say=print, on_ended=note)
 except Interrupted:
-    print(json.dumps(ended))
+    Path("ended.json").write_text(json.dumps(ended))
 """
     environment = {**os.environ, "RAY_USAGE_STATS_ENABLED": "0"}
-    command = [sys.executable, "-c", code]
-    done = subprocess.run(
-        command, cwd=tmp_path, env=environment, stdout=subprocess.PIPE, text=True, timeout=300
-    )
-    assert json.loads(done.stdout.splitlines()[-1]) == {
+    subprocess.run([sys.executable, "-c", code], cwd=tmp_path, env=environment, timeout=300, check=True)
+    assert json.loads((tmp_path / "ended.json").read_text()) == {
         "good": ["FINISHED", "", 1],
         "second_try": ["FINISHED", "", 2],
         "bad": ["FAILED", "DataError: torn", 1],

@@ -7,7 +7,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from dinomaly_hd.models.recompute import divided, linear_of_norm, mlp_of_norm, positive_feature
+from dinomaly_hd.models.recompute import divided, linear_of_norm, masked, mlp_of_norm, positive_feature
 
 
 def leaf(*shape: int, dtype: torch.dtype = torch.float32, seed: int = 0) -> Tensor:
@@ -69,6 +69,16 @@ def test_quotient_equals_autograd_and_lies_token_by_token() -> None:
     )
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_a_mask_equals_a_product_and_keeps_a_byte_a_value(dtype: torch.dtype) -> None:
+    x = leaf(3, 50, 8, dtype=dtype)
+    kept = torch.rand(3, 50, 8, generator=torch.Generator().manual_seed(1)) >= 0.3
+    factor = kept.to(dtype).mul_(1 / 0.7)
+    ours = value_and_gradients(masked(x, kept, scale=1 / 0.7), x)
+    assert_equal(ours, value_and_gradients(x * factor, x))
+    assert kept_bytes(lambda: masked(x, kept, scale=1 / 0.7)) == kept.nelement()
+
+
 def norm_and_linear(bias: bool) -> tuple[nn.LayerNorm, nn.Linear]:
     torch.manual_seed(0)
     norm, linear = nn.LayerNorm(8, eps=1e-8), nn.Linear(8, 12, bias=bias)
@@ -82,7 +92,7 @@ def test_linear_of_norm_equals_autograd(bias: bool) -> None:
     norm, linear = norm_and_linear(bias)
     x = leaf(3, 5, 8)
     given = (x, *norm.parameters(), *linear.parameters())
-    ours = value_and_gradients(linear_of_norm(x, norm=norm, linear=linear), *given)
+    ours = value_and_gradients(linear_of_norm(x, norm=norm, layer=linear), *given)
     assert_equal(ours, value_and_gradients(linear(norm(x)), *given))
 
 
@@ -99,6 +109,14 @@ def test_mlp_equals_autograd() -> None:
     assert_equal(
         value_and_gradients(mlp_of_norm(x, norm=norm, mlp=mlp), *given), value_and_gradients(plain, *given)
     )
+
+
+def test_without_gradients_the_mlp_writes_over_its_hidden_layer_and_gives_the_same() -> None:
+    mlp, norm = mlp_and_norm()
+    x = leaf(3, 5, 8)
+    with torch.no_grad():
+        assert torch.equal(mlp_of_norm(x, norm=norm, mlp=mlp), mlp_of_norm(x, norm=norm, mlp=mlp))
+        assert torch.equal(mlp_of_norm(x, norm=norm, mlp=mlp), mlp(norm(x)))
 
 
 def test_under_autocast_gradients_are_those_of_autocast() -> None:

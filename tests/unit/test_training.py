@@ -20,6 +20,7 @@ from dinomaly_hd.training import checkpoint as checkpoints
 from dinomaly_hd.training import fit
 from dinomaly_hd.training.checkpoint import Checkpoint
 from dinomaly_hd.training.guards import SignalGuard
+from dinomaly_hd.training.optim import StableAdamW
 from dinomaly_hd.training.task import DetectorTask
 from dinomaly_hd.variants import baseline
 
@@ -448,6 +449,21 @@ def test_without_patience_the_last_weights_are_left(tmp_path: Path) -> None:
         validate=losing([float(i) for i in range(9)]),
     )
     assert torch.equal(plain.linear.weight, watched.linear.weight)
+
+
+@pytest.mark.parametrize("amsgrad", [True, False])
+def test_moments_are_there_before_the_first_step_and_only_a_gradient_moves_them(amsgrad: bool) -> None:
+    moved, still = (torch.ones(3, requires_grad=True) for _ in range(2))
+    optimizer = StableAdamW([moved, still], lr=0.1, amsgrad=amsgrad)
+    names = {"step", "exp_avg", "exp_avg_sq"} | ({"max_exp_avg_sq"} if amsgrad else set())
+    assert set(optimizer.state[moved]) == set(optimizer.state[still]) == names
+    moved.grad = torch.ones(3)
+    optimizer.step()
+    assert (optimizer.state[moved]["step"], optimizer.state[still]["step"]) == (1, 0)
+    assert torch.equal(still.detach(), torch.ones(3))
+    again = StableAdamW([moved, still], lr=0.1, amsgrad=amsgrad)
+    again.load_state_dict(optimizer.state_dict())
+    assert torch.equal(again.state[moved]["exp_avg"], optimizer.state[moved]["exp_avg"])
 
 
 @pytest.mark.parametrize(("name", "kind"), [("adam", torch.optim.Adam), ("adamw", torch.optim.AdamW)])
