@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -81,7 +82,7 @@ def ours(case: Case, *, cached: bool) -> Subject:
     """Our detector; ``cached``: from encoder outputs instead of maps."""
     detector = detector_of(case)
     trained = [parameter for parameter in detector.parameters() if parameter.requires_grad]
-    optimizer = StableAdamW(trained, lr=RATE)
+    optimizer = cache(lambda: StableAdamW(trained, lr=RATE))  # what only scores needs no moments
     bf16 = torch.autocast(case.device, dtype=torch.bfloat16, enabled=case.precision == "bf16")
 
     def encoded(given: Tensor) -> Tensor:
@@ -92,7 +93,7 @@ def ours(case: Case, *, cached: bool) -> Subject:
         domain_B = torch.zeros(len(given), dtype=torch.int64, device=given.device)
         with bf16:
             loss = detector.training_loss(Batch(given, domain_B, encoded(given)), step=step).total
-        optimise(loss, trained, optimizer)
+        optimise(loss, trained, optimizer())
         return loss.detach()
 
     def score(given: Tensor) -> Tensor:

@@ -62,10 +62,23 @@ def linear_backward(gradient: Tensor, given: Tensor, weight: Tensor) -> LinearGr
     """
     flat = gradient.flatten(0, -2)
     return LinearGradients(
-        linear(gradient, weight.to(gradient.dtype).t()).to(given.dtype),
-        _sum_over_rows(flat, given.flatten(0, -2).to(flat.dtype)).to(weight.dtype),
+        _of_input(gradient, weight).to(given.dtype),
+        _of_weight(flat, given.flatten(0, -2)).to(weight.dtype),
         flat.sum(dim=0).to(weight.dtype),
     )
+
+
+def _of_input(gradient: Tensor, weight: Tensor) -> Tensor:
+    return linear(gradient, weight.to(gradient.dtype).t())
+
+
+def _of_weight(gradient_MN: Tensor, given_MK: Tensor) -> Tensor:
+    """Return the sum over rows (N, K); the factor that oneDNN's operator copies is the narrower one."""
+    given_MK = given_MK.to(gradient_MN.dtype)
+    wider = gradient_MN.shape[1] > given_MK.shape[1]
+    if wider and _suits_onednn(given_MK.t(), gradient_MN.t()):
+        return linear(given_MK.t(), gradient_MN.t()).t()
+    return linear(gradient_MN.t(), given_MK.t())
 
 
 class _Linear(torch.autograd.Function):
@@ -78,17 +91,13 @@ class _Linear(torch.autograd.Function):
     @once_differentiable  # type: ignore[untyped-decorator,unused-ignore]
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
         x, weight = ctx.saved_tensors
-        through = linear_backward(gradient, x, weight)
-        wanted = zip(through, ctx.needs_input_grad, strict=True)
-        of_x, of_weight, of_bias = (each if needed else None for each, needed in wanted)
-        return of_x, of_weight, of_bias
-
-
-def _sum_over_rows(a_MN: Tensor, b_MK: Tensor) -> Tensor:
-    """Return a^T b (N, K). oneDNN's operator copies a transposed first factor: that is the narrower one."""
-    if a_MN.shape[1] <= b_MK.shape[1] or not _suits_onednn(b_MK.t(), a_MN.t()):
-        return linear(a_MN.t(), b_MK.t())
-    return linear(b_MK.t(), a_MN.t()).t()
+        of_x, of_weight, of_bias = ctx.needs_input_grad
+        flat = gradient.flatten(0, -2)
+        return (
+            _of_input(gradient, weight) if of_x else None,  # what a frozen encoder gives needs none
+            _of_weight(flat, x.flatten(0, -2)) if of_weight else None,
+            flat.sum(dim=0) if of_bias else None,
+        )
 
 
 def _suits_onednn(x: Tensor, weight: Tensor) -> bool:

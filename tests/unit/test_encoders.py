@@ -13,8 +13,8 @@ from torch import Tensor, nn
 
 from dinomaly_hd.config import EncoderConfig
 from dinomaly_hd.errors import ConfigError, EncoderError
-from dinomaly_hd.models.build_encoder import build_encoder, check_encoder, check_weights, preprocessing_of
 from dinomaly_hd.models import pieces
+from dinomaly_hd.models.build_encoder import build_encoder, check_encoder, check_weights, preprocessing_of
 from dinomaly_hd.models.encoders import ConvEncoder, ViTEncoder, target_blocks
 from dinomaly_hd.models.preprocessing import Preprocessing
 from dinomaly_hd.models.weights import Weights, convert_embedded, locate, read_state
