@@ -2,9 +2,10 @@
 
     python -m benchmarks.speed.ablation                   # the quick preset, about an hour on two cores
     python -m benchmarks.speed.ablation --max_steps=50    # further flags go to both
+    python -m benchmarks.speed.ablation --slots=2         # the ablation runs two members at a time
 
 Each plain run is a process of its own with `cache=off` and no files, as a user would start it. Scores of both
-must be equal. Writes benchmarks/results/speed_ablation.json.
+must be equal, as far as one number of threads gives what another gives. Writes benchmarks/results/speed_ablation.json.
 """
 
 import argparse
@@ -51,6 +52,7 @@ def main() -> None:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--configs", default=",".join(ABLATION))
+    parser.add_argument("--slots", default="1", help="of the ablation in one go")
     given, flags = parser.parse_known_args()
     common = ["--preset=quick", "--gpu=cpu", *flags]
     with tempfile.TemporaryDirectory() as name:
@@ -61,6 +63,7 @@ def main() -> None:
             "ablation",
             f"--configs={given.configs}",
             "--seeds=42",
+            f"--slots={given.slots}",
             f"--feature_dir={together / 'features'}",
             *common,
             folder=together,
@@ -81,6 +84,7 @@ def main() -> None:
     assert ours.keys() == theirs.keys(), "both did the same runs"
     result = {
         "flags": common,
+        "slots": given.slots,
         "seconds_together": seconds,
         "seconds_one_by_one": plain,
         "times_faster": sum(plain.values()) / seconds,
