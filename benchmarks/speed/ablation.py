@@ -5,7 +5,8 @@
     python -m benchmarks.speed.ablation --slots=2         # the ablation runs two members at a time
 
 Each plain run is a process of its own with `cache=off` and no files, as a user would start it. Scores of both
-must be equal, as far as one number of threads gives what another gives. Writes benchmarks/results/speed_ablation.json.
+must be equal, as far as one number of threads gives what another gives. Writes
+benchmarks/results/speed_ablation.json.
 """
 
 import argparse
