@@ -15,7 +15,7 @@ from dinomaly_hd.models.detector import Detector, ParameterGroup, Prediction
 from dinomaly_hd.models.neighbours import NeighbourIndex, direct_distance
 from dinomaly_hd.models.patch_features import PatchFeatures
 from dinomaly_hd.models.preprocessing import Preprocessing
-from dinomaly_hd.models.scoring import gaussian_kernel, row_context_mean
+from dinomaly_hd.models.scoring import filtered, gaussian_kernel, row_context_mean
 
 SIGMA, RADIUS = 4.0, 16
 """Of the map's Gaussian, pixels; a window of four sigmas to each side leaves out 6e-5 of its weight."""
@@ -35,13 +35,11 @@ def smooth(map_BHW: Tensor) -> Tensor:
 
     A map of fewer than 17 rows or columns gets the largest window that can be reflected.
     """
-    map_B1HW = map_BHW.unsqueeze(1)
-    for _ in ("rows", "columns"):
-        radius = min(RADIUS, map_B1HW.shape[-1] - 1)
-        kernel = gaussian_kernel(2 * radius + 1, SIGMA, like=map_BHW).sum(dim=0)
-        padded = F.pad(map_B1HW, (radius, radius, 0, 0), mode="reflect")
-        map_B1HW = F.conv2d(padded, kernel.view(1, 1, 1, -1)).transpose(-1, -2)
-    return map_B1HW.squeeze(1)
+    rows, columns = (
+        gaussian_kernel(2 * min(RADIUS, length - 1) + 1, SIGMA).sum(dim=0) for length in map_BHW.shape[1:]
+    )
+    along_rows_BHW = filtered(map_BHW, columns.unsqueeze(0), border="reflect")
+    return filtered(along_rows_BHW, rows.unsqueeze(1), border="reflect")
 
 
 def neighbourhood_weight(
