@@ -16,7 +16,7 @@ from matplotlib.image import AxesImage
 from numpy.typing import NDArray
 
 from dinomaly_hd.evaluation.metrics import BoolArray, check_finite
-from dinomaly_hd.evaluation.plots import drawn_canvas, encode_png, new_figure, printable
+from dinomaly_hd.evaluation.plots import Pixels, drawn_canvas, new_figure, printable, shown_pixels
 from dinomaly_hd.evaluation.results import domain_names
 from dinomaly_hd.geometry import Box
 
@@ -84,7 +84,7 @@ class MapPicture:
         self._canvas = drawn_canvas(self.figure)
         self._background = self._canvas.copy_from_bbox(self.figure.bbox)
 
-    def png(self, image_HW: Map, map_HW: Map, *, title: str, mask_HW: BoolArray | None = None) -> bytes:
+    def draw(self, image_HW: Map, map_HW: Map, *, title: str, mask_HW: BoolArray | None = None) -> Pixels:
         """Draw an image (H, W), its map (any size) and, where known, the defect's mask (H, W).
 
         Raises:
@@ -103,7 +103,7 @@ class MapPicture:
         self._canvas.restore_region(self._background)
         for artist in self._changing:
             artist.draw(self._canvas.get_renderer())
-        return encode_png(self._canvas)
+        return shown_pixels(self._canvas)
 
     def _add_input(self, axes: Axes, *, limit: float, name: str | None) -> AxesImage:
         image = axes.imshow(

@@ -16,12 +16,16 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.font_manager import FontProperties, findfont, get_font
 from matplotlib.ticker import PercentFormatter
+from numpy.typing import NDArray
 from PIL import Image
 
 from dinomaly_hd.evaluation import metrics
 from dinomaly_hd.evaluation.metrics import FloatArray
 from dinomaly_hd.evaluation.results import ALL, condition_names
 from dinomaly_hd.evaluation.thresholds import Threshold
+
+Pixels = NDArray[np.uint8]
+"""A picture (H, W, 3): red, green, blue."""
 
 DPI = 100
 GOOD_COLOUR, FAULT_COLOUR = "#0072b2", "#d55e00"  # told apart by colour-blind readers too
@@ -39,7 +43,7 @@ def new_figure(width: float, height: float) -> Figure:
 
 def png_bytes(figure: Figure) -> bytes:
     """Render a figure to PNG; equal figures give equal bytes, since no time or version goes in."""
-    return encode_png(drawn_canvas(figure))
+    return encode_png(shown_pixels(drawn_canvas(figure)))
 
 
 def drawn_canvas(figure: Figure) -> Any:
@@ -49,10 +53,14 @@ def drawn_canvas(figure: Figure) -> Any:
     return canvas
 
 
-def encode_png(canvas: Any) -> bytes:
-    """Encode what a canvas shows, lightly compressed: a run writes hundreds of pictures."""
+def shown_pixels(canvas: Any) -> Pixels:
+    """Return a copy of what a canvas shows (H, W, 3)."""
+    return np.array(canvas.buffer_rgba())[..., :3]
+
+
+def encode_png(pixels_HW3: Pixels) -> bytes:
+    """Encode pixels, lightly compressed: a run writes hundreds of pictures."""
     stream = io.BytesIO()
-    pixels_HW3 = np.asarray(canvas.buffer_rgba())[..., :3]
     Image.fromarray(pixels_HW3).save(stream, format="png", compress_level=3)
     return stream.getvalue()
 

@@ -222,14 +222,16 @@ def _draw(
         lines[str(domain)] = [thresholds[str(domain)], youden(score, label), f1(score, label)]
     gallery.draw_plots(folder / "plots", table, thresholds=lines, history=history)
     images = stack(session.store, normals.positions)
-    gallery.draw_maps(
-        {domain: maps_folder(session, domain) for domain in lines},
-        table,
-        examiner=examiner,
-        manifest=session.manifest,
-        limits=normals.map_limits(),
-        input_limits={domain: map_limit(images[normals.domain_N == domain]) for domain in thresholds},
-        thresholds={domain: threshold.value for domain, threshold in thresholds.items()},
-        count=session.run.evaluation.maps_per_group,
-        tick=session.context.guard.check,
-    )
+    with gallery.pictures_saved() as save:
+        gallery.draw_maps(
+            {domain: maps_folder(session, domain) for domain in lines},
+            table,
+            examiner=examiner,
+            manifest=session.manifest,
+            limits=normals.map_limits(),
+            input_limits={domain: map_limit(images[normals.domain_N == domain]) for domain in thresholds},
+            thresholds={domain: threshold.value for domain, threshold in thresholds.items()},
+            count=session.run.evaluation.maps_per_group,
+            save=save,
+            tick=session.context.guard.check,
+        )

@@ -1,6 +1,9 @@
 """The pictures of a run: ROC, histograms, training history and anomaly maps, chosen by score rank."""
 
-from collections.abc import Callable, Mapping
+from collections import deque
+from collections.abc import Callable, Iterator, Mapping
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
@@ -8,13 +11,22 @@ import pandas as pd
 
 from dinomaly_hd.data.hdmap import Manifest
 from dinomaly_hd.evaluation.pictures import MapPicture, picture_title, select_by_rank
-from dinomaly_hd.evaluation.plots import histogram_figure, history_figure, png_bytes, roc_figure
+from dinomaly_hd.evaluation.plots import (
+    Pixels,
+    encode_png,
+    histogram_figure,
+    history_figure,
+    png_bytes,
+    roc_figure,
+)
 from dinomaly_hd.evaluation.results import domain_names
 from dinomaly_hd.evaluation.thresholds import Threshold
 from dinomaly_hd.experiments.examine import Examiner, read_mask
 from dinomaly_hd.files import publish
 
 History = Mapping[str, list[tuple[int, float]]]
+SavePicture = Callable[[Path, Pixels], None]
+MOST_WAITING = 8  # pictures that are drawn and not yet written
 LONGEST_STEM = 50  # characters: 200 bytes at most, below every file system's limit with what is put before
 HISTORY_SERIES = (
     "train/loss",
@@ -30,6 +42,26 @@ HISTORY_SERIES = (
 def save_png(path: Path, png: bytes) -> None:
     """Publish a picture."""
     publish(path, lambda stream: stream.write(png))
+
+
+@contextmanager
+def pictures_saved() -> Iterator[SavePicture]:
+    """Yield what encodes and publishes a picture while the next one is drawn; all are there at the end.
+
+    Raises:
+        OutputError: A picture cannot be written; raised with one of the next, or at the end.
+    """
+    waiting: deque[Future[None]] = deque()
+    with ThreadPoolExecutor(max_workers=1) as pool:
+
+        def save(path: Path, pixels_HW3: Pixels) -> None:
+            waiting.append(pool.submit(lambda: save_png(path, encode_png(pixels_HW3))))
+            if len(waiting) > MOST_WAITING:
+                waiting.popleft().result()
+
+        yield save
+        for picture in waiting:
+            picture.result()
 
 
 def draw_plots(
@@ -57,6 +89,7 @@ def draw_maps(
     input_limits: Mapping[str, float],
     thresholds: Mapping[str, float],
     count: int,
+    save: SavePicture,
     tick: Callable[[], None],
 ) -> None:
     """Write three-panel pictures ``{label}_{rank}_{nn}_{stem}.png`` into each domain's folder.
@@ -93,8 +126,8 @@ def draw_maps(
                     threshold=thresholds.get(str(domain), float("nan")),
                 )
                 mask = read_mask(manifest, int(position))
-                png = picture.png(
+                pixels_HW3 = picture.draw(
                     images_BHW[i].numpy(), prediction.map_BHW[i].numpy(), title=title, mask_HW=mask
                 )
-                save_png(folders[str(domain)] / names[drawn], png)
+                save(folders[str(domain)] / names[drawn], pixels_HW3)
                 drawn += 1

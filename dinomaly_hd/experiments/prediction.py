@@ -19,8 +19,9 @@ from dinomaly_hd.errors import ConfigError, OutputError, nearest
 from dinomaly_hd.evaluation.pictures import MapPicture, map_limit
 from dinomaly_hd.experiments.examine import Examiner, Positions, stack
 from dinomaly_hd.experiments.exported import Exported
+from dinomaly_hd.experiments.gallery import SavePicture, pictures_saved
 from dinomaly_hd.experiments.model_source import Source, open_source
-from dinomaly_hd.files import make_dated_folder, publish, publish_text
+from dinomaly_hd.files import make_dated_folder, publish_text
 from dinomaly_hd.models.build_encoder import visible_box
 from dinomaly_hd.names import as_cell
 from dinomaly_hd.training.fit import resolve_device
@@ -102,7 +103,9 @@ def predict(request: Request) -> Predicted:
     output = request.output or make_dated_folder(request.result_dir / "predict")
     publish_text(output / "scores.csv", table.to_csv(index=False, float_format="%.17g"))
     highest = table.sort_values(["score", "path"], ascending=[False, True]).index[: request.maps]
-    _draw(output, table, highest.to_numpy(np.int64), examiner=examiner, limit=map_limit(examined.map_Nhw))
+    limit = map_limit(examined.map_Nhw)
+    with pictures_saved() as save:
+        _draw(output, table, highest.to_numpy(np.int64), examiner=examiner, limit=limit, save=save)
     for line in _summary(table, source, drawn=len(highest), output=output):
         request.say(line)
     return Predicted(output, table)
@@ -178,7 +181,13 @@ def _domain_of(path: Path, thresholds: Mapping[str, float]) -> str:
 
 
 def _draw(
-    output: Path, table: pd.DataFrame, positions: Positions, *, examiner: Examiner, limit: float
+    output: Path,
+    table: pd.DataFrame,
+    positions: Positions,
+    *,
+    examiner: Examiner,
+    limit: float,
+    save: SavePicture,
 ) -> None:
     """Write ``anomaly_maps/{rank}_{path}.png``, highest score first, all on one colour scale."""
     if not len(positions):
@@ -195,9 +204,8 @@ def _draw(
             examiner.tick()
             rank += 1
             row = table.iloc[int(position)]
-            png = picture.png(images_BHW[i].numpy(), prediction.map_BHW[i].numpy(), title=_title(row))
-            name = f"{rank:03d}_{_flat(row['path'])}.png"
-            publish(output / "anomaly_maps" / name, lambda stream, png=png: stream.write(png))  # type: ignore[misc]
+            drawn = picture.draw(images_BHW[i].numpy(), prediction.map_BHW[i].numpy(), title=_title(row))
+            save(output / "anomaly_maps" / f"{rank:03d}_{_flat(row['path'])}.png", drawn)
 
 
 def _flat(path: str) -> str:
