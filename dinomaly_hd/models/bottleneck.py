@@ -10,7 +10,7 @@ from torch import Generator, Tensor, nn
 from dinomaly_hd.errors import ConfigError
 from dinomaly_hd.models.noise import Noise
 from dinomaly_hd.models.products import Linear
-from dinomaly_hd.models.recompute import masked
+from dinomaly_hd.models.recompute import Kept, linear_of_gelu, masked
 
 
 class Noised(NamedTuple):
@@ -20,15 +20,19 @@ class Noised(NamedTuple):
     drop_rate: Tensor
 
 
+def draw_kept(like: Tensor, *, p: float, generator: Generator | None) -> Kept | None:
+    """Return what dropout with probability ``p`` keeps of a tensor; None, all, without a generator."""
+    if generator is None or p == 0:
+        return None
+    # Uniform numbers and a comparison: less than half the time of bernoulli_ on the CPU.
+    mask = torch.rand(like.shape, generator=generator, device=like.device) >= p
+    return Kept(mask, 1.0 if p == 1 else 1 / (1 - p))
+
+
 def dropout(x: Tensor, *, p: float, generator: Generator | None) -> Tensor:
     """Zero elements with probability ``p`` and scale the rest by 1/(1-p); identity without a generator."""
-    if generator is None or p == 0:
-        return x
-    if p == 1:
-        return x * 0
-    # Uniform numbers and a comparison: less than half the time of bernoulli_ on the CPU.
-    kept = torch.rand(x.shape, generator=generator, device=x.device) >= p
-    return masked(x, kept, scale=1 / (1 - p))
+    kept = draw_kept(x, p=p, generator=generator)
+    return x if kept is None else masked(x, kept)
 
 
 class BottleneckMLP(nn.Module):
@@ -44,7 +48,6 @@ class BottleneckMLP(nn.Module):
         super().__init__()
         self.p = p
         self.fc1 = Linear(width, hidden)
-        self.activation: nn.Module = nn.GELU()
         self.fc2 = Linear(hidden, width)
 
     @property
@@ -55,10 +58,10 @@ class BottleneckMLP(nn.Module):
     def forward(self, x_BND: Tensor, *, noise: Noise | None) -> Noised:
         """Apply the MLP; ``noise=None`` means inference (no dropout)."""
         generator = None if noise is None else noise.generator("dropout")
-        hidden = self.activation(self.fc1(dropout(x_BND, p=self.p, generator=generator)))
-        hidden = dropout(hidden, p=self.p, generator=generator)
-        out = dropout(self.fc2(hidden), p=self.p, generator=generator)
-        return Noised(out, x_BND.new_zeros(()))
+        hidden = self.fc1(dropout(x_BND, p=self.p, generator=generator))
+        kept = draw_kept(hidden, p=self.p, generator=generator)
+        out = linear_of_gelu(hidden, layer=self.fc2, kept=kept)
+        return Noised(dropout(out, p=self.p, generator=generator), x_BND.new_zeros(()))
 
 
 class GridNoise(Protocol):

@@ -93,7 +93,7 @@ class _GeluInPlace(nn.Module):
 
 
 class ViTEncoder(Encoder):
-    """A timm vision transformer; blocks after the last target are not run.
+    """A timm vision transformer; blocks after the last target are let go.
 
     Args:
         model: timm ViT made for the input size of ``preprocessing``.
@@ -106,6 +106,7 @@ class ViTEncoder(Encoder):
         self, model: nn.Module, *, preprocessing: Preprocessing, blocks: list[int], keep_prefix: bool
     ) -> None:
         super().__init__()
+        cast(Any, model).prune_intermediate_layers(blocks)
         self.model = with_fast_products(model.requires_grad_(False).eval())
         for block in cast(Any, model).blocks:
             if type(getattr(block.mlp, "act", None)) is nn.GELU and block.mlp.act.approximate == "none":

@@ -82,7 +82,11 @@ class ConvPatchFeatures(PatchFeatures):
 
 
 class ViTPatchFeatures(PatchFeatures):
-    """Patch tokens of a vision transformer's blocks; blocks after the last are not run."""
+    """Patch tokens of a vision transformer's blocks; blocks after the last are let go."""
+
+    def __init__(self, model: nn.Module, *, layers: tuple[int, ...]) -> None:
+        cast(Any, model).prune_intermediate_layers(list(layers))
+        super().__init__(model, layers=layers)
 
     def outputs(self, images_B3HW: Tensor) -> list[Tensor]:
         blocks: list[Tensor] = cast(Any, self.model).forward_intermediates(

@@ -7,7 +7,7 @@ only. oneDNN, which PyTorch has for convolutions, takes them wherever they are (
 import platform
 from functools import cache
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -47,38 +47,27 @@ def with_fast_products(model: nn.Module) -> nn.Module:
     return model
 
 
-class LinearGradients(NamedTuple):
-    """Gradients of a linear layer's input (..., K), weight (N, K) and bias (N,)."""
+def input_gradient(gradient: Tensor, weight: Tensor) -> Tensor:
+    """Return the gradient (..., K) of a linear layer's input, whose output's gradient is (..., N).
 
-    input: Tensor
-    weight: Tensor
-    bias: Tensor
-
-
-def linear_backward(gradient: Tensor, given: Tensor, weight: Tensor) -> LinearGradients:
-    """Return the gradients of a linear layer whose output's gradient is (..., N), in a backward pass.
-
-    Autocast is off there: the products run in the gradient's type, as its own would.
+    In a backward pass autocast is off: the product runs in the gradient's type, as its own would.
     """
-    flat = gradient.flatten(0, -2)
-    return LinearGradients(
-        _of_input(gradient, weight).to(given.dtype),
-        _of_weight(flat, given.flatten(0, -2)).to(weight.dtype),
-        flat.sum(dim=0).to(weight.dtype),
-    )
-
-
-def _of_input(gradient: Tensor, weight: Tensor) -> Tensor:
     return linear(gradient, weight.to(gradient.dtype).t())
 
 
-def _of_weight(gradient_MN: Tensor, given_MK: Tensor) -> Tensor:
-    """Return the sum over rows (N, K); the factor that oneDNN's operator copies is the narrower one."""
-    given_MK = given_MK.to(gradient_MN.dtype)
+def weight_gradient(gradient: Tensor, given: Tensor) -> Tensor:
+    """Return the gradient (N, K) of a linear layer's weight, as ``input_gradient``; it was given (..., K)."""
+    gradient_MN, given_MK = gradient.flatten(0, -2), given.flatten(0, -2).to(gradient.dtype)
+    # The factor that oneDNN's operator copies is the narrower one.
     wider = gradient_MN.shape[1] > given_MK.shape[1]
     if wider and _suits_onednn(given_MK.t(), gradient_MN.t()):
         return linear(given_MK.t(), gradient_MN.t()).t()
     return linear(gradient_MN.t(), given_MK.t())
+
+
+def bias_gradient(gradient: Tensor) -> Tensor:
+    """Return the gradient (N,) of a linear layer's bias, whose output's gradient is (..., N)."""
+    return gradient.flatten(0, -2).sum(dim=0)
 
 
 class _Linear(torch.autograd.Function):
@@ -92,11 +81,10 @@ class _Linear(torch.autograd.Function):
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
         x, weight = ctx.saved_tensors
         of_x, of_weight, of_bias = ctx.needs_input_grad
-        flat = gradient.flatten(0, -2)
         return (
-            _of_input(gradient, weight) if of_x else None,  # what a frozen encoder gives needs none
-            _of_weight(flat, x.flatten(0, -2)) if of_weight else None,
-            flat.sum(dim=0) if of_bias else None,
+            input_gradient(gradient, weight) if of_x else None,  # what a frozen encoder gives needs none
+            weight_gradient(gradient, x) if of_weight else None,
+            bias_gradient(gradient) if of_bias else None,
         )
 
 

@@ -4,14 +4,14 @@ A decoder block keeps most of what a training step holds in memory; its cheap el
 rebuilt from what has to be kept anyway.
 """
 
-from typing import Any, cast
+from typing import Any, NamedTuple, cast
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
-from dinomaly_hd.models.products import linear, linear_backward
+from dinomaly_hd.models.products import bias_gradient, input_gradient, linear, weight_gradient
 
 
 class _PositiveFeature(torch.autograd.Function):
@@ -62,38 +62,69 @@ def divided(value_BhNd: Tensor, denominator_BhN1: Tensor) -> Tensor:
     return out
 
 
+class Kept(NamedTuple):
+    """What dropout keeps (boolean, of the shape of its input) and the factor that makes up for the rest."""
+
+    mask: Tensor
+    scale: float
+
+    def of(self, x: Tensor) -> Tensor:
+        """Write over ``x``, where dropout is no step of its own for autograd."""
+        return x.mul_(self.scale).mul_(self.mask)
+
+
 class _Masked(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, x: Tensor, kept: Tensor, scale: float) -> Tensor:
-        ctx.save_for_backward(kept)
-        ctx.scale = scale
-        return (x * scale).mul_(kept)
+    def forward(ctx: Any, x: Tensor, kept: Kept) -> Tensor:
+        ctx.save_for_backward(kept.mask)
+        ctx.scale = kept.scale
+        return (x * kept.scale).mul_(kept.mask)
 
     @staticmethod
     @once_differentiable  # type: ignore[untyped-decorator,unused-ignore]
-    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None, None]:
-        return (gradient * ctx.scale).mul_(ctx.saved_tensors[0]), None, None
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None]:
+        return (gradient * ctx.scale).mul_(ctx.saved_tensors[0]), None
 
 
-def masked(x: Tensor, kept: Tensor, *, scale: float) -> Tensor:
-    """Return ``x * scale`` where ``kept`` is true, else 0; what is kept is the mask, a byte a value."""
-    out: Tensor = _Masked.apply(x, kept, scale)
+def masked(x: Tensor, kept: Kept) -> Tensor:
+    """Return ``x``, scaled, where ``kept`` says so, else 0, and keep the mask only, a byte a value."""
+    out: Tensor = _Masked.apply(x, kept)
     return out
 
 
 class _LinearOfGelu(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
-        ctx.save_for_backward(x, weight)
-        return linear(F.gelu(x), weight, bias)
+    def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor, kept: Kept | None) -> Tensor:
+        ctx.save_for_backward(x, weight, None if kept is None else kept.mask)
+        ctx.scale = None if kept is None else kept.scale
+        return linear(_dropped_gelu(x, kept), weight, bias)
 
     @staticmethod
     @once_differentiable  # type: ignore[untyped-decorator,unused-ignore]
-    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        x, weight = ctx.saved_tensors
-        through = linear_backward(gradient, F.gelu(x), weight)
-        of_x = torch.ops.aten.gelu_backward.grad_input(through.input, x, grad_input=through.input)
-        return of_x, through.weight, through.bias
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, Tensor, Tensor, None]:
+        x, weight, mask = ctx.saved_tensors
+        kept = None if mask is None else Kept(mask, ctx.scale)
+        # First what needs the hidden layer, the widest, then what is as wide itself: never both at once.
+        of_weight = weight_gradient(gradient, _dropped_gelu(x, kept)).to(weight.dtype)
+        of_x = input_gradient(gradient, weight).to(x.dtype)
+        of_x = of_x if kept is None else kept.of(of_x)
+        torch.ops.aten.gelu_backward.grad_input(of_x, x, grad_input=of_x)
+        return of_x, of_weight, bias_gradient(gradient).to(weight.dtype), None
+
+
+def _dropped_gelu(x: Tensor, kept: Kept | None) -> Tensor:
+    return F.gelu(x) if kept is None else kept.of(F.gelu(x))
+
+
+def linear_of_gelu(x: Tensor, *, layer: nn.Linear, kept: Kept | None = None) -> Tensor:
+    """Return ``layer(gelu(x))``, with dropout between where ``kept`` is given, and keep ``x`` only.
+
+    Without gradients, and without dropout, it writes over ``x``.
+    """
+    if kept is None and not torch.is_grad_enabled():
+        return linear(torch.ops.aten.gelu_(x), layer.weight, layer.bias)
+    out: Tensor = _LinearOfGelu.apply(x, layer.weight, layer.bias, kept)
+    return out
 
 
 class _LinearOfNorm(torch.autograd.Function):
@@ -120,12 +151,14 @@ class _LinearOfNorm(torch.autograd.Function):
         x, mean, scale, norm_weight, norm_bias, weight = ctx.saved_tensors
         wide, shape = x.to(norm_weight.dtype), x.shape[-1:]
         normed = F.layer_norm(wide, shape, norm_weight, norm_bias, ctx.epsilon)
-        through = linear_backward(gradient, normed, weight)
+        of_weight = weight_gradient(gradient, normed).to(weight.dtype)
+        of_normed = input_gradient(gradient, weight).to(normed.dtype)
         of_x, of_norm_weight, of_norm_bias = torch.ops.aten.native_layer_norm_backward(
-            through.input, wide, shape, mean, scale, norm_weight, norm_bias, [True, True, True]
+            of_normed, wide, shape, mean, scale, norm_weight, norm_bias, [True, True, True]
         )
-        of_bias = through.bias if ctx.needs_input_grad[-1] else None  # a linear layer may have none
-        return of_x.to(x.dtype), of_norm_weight, of_norm_bias, None, through.weight, of_bias
+        # A linear layer may have no bias.
+        of_bias = bias_gradient(gradient).to(weight.dtype) if ctx.needs_input_grad[-1] else None
+        return of_x.to(x.dtype), of_norm_weight, of_norm_bias, None, of_weight, of_bias
 
 
 def linear_of_norm(x: Tensor, *, norm: nn.LayerNorm, layer: nn.Linear) -> Tensor:
@@ -137,8 +170,4 @@ def linear_of_norm(x: Tensor, *, norm: nn.LayerNorm, layer: nn.Linear) -> Tensor
 def mlp_of_norm(x: Tensor, *, norm: nn.LayerNorm, mlp: nn.Sequential) -> Tensor:
     """Return ``mlp(norm(x))`` of a Linear, GELU, Linear, and keep ``x`` and the hidden layer only."""
     first, last = cast(nn.Linear, mlp[0]), cast(nn.Linear, mlp[2])
-    hidden = linear_of_norm(x, norm=norm, layer=first)
-    if not torch.is_grad_enabled():
-        return linear(torch.ops.aten.gelu_(hidden), last.weight, last.bias)
-    out: Tensor = _LinearOfGelu.apply(hidden, last.weight, last.bias)
-    return out
+    return linear_of_gelu(linear_of_norm(x, norm=norm, layer=first), layer=last)

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from dinomaly_hd.batch import Batch
 from dinomaly_hd.config import with_values
-from dinomaly_hd.models import attention, dinomaly
+from dinomaly_hd.models import attention, bottleneck, dinomaly
 from dinomaly_hd.models.build import build_detector
 from dinomaly_hd.models.dinomaly import Dinomaly
 from dinomaly_hd.models.encoders import ViTEncoder
@@ -59,10 +59,13 @@ def detector(weights_file: str) -> Dinomaly:
 class PlainEncoder(nn.Module):
     """Group means of a timm ViT whose blocks are all run, with the softmax written out."""
 
-    def __init__(self, ours: ViTEncoder) -> None:
+    def __init__(self, ours: ViTEncoder, *, weights_file: str) -> None:
         super().__init__()
         model: Any = timm.create_model(timm_name(ENCODER), pretrained=False, img_size=(42, 42))
-        model.load_state_dict(ours.model.state_dict())
+        late = {
+            name: value for name, value in torch.load(weights_file).items() if name.startswith("blocks.1")
+        }
+        model.load_state_dict({**late, **ours.model.state_dict()})
         for block in model.blocks:
             block.attn.fused_attn = False
         self.model = model.requires_grad_(False).eval()
@@ -143,7 +146,12 @@ def test_fifty_steps_end_like_those_of_the_plain_path(
     monkeypatch.setattr(attention, "divided", lambda value, denominator: value / denominator)
     monkeypatch.setattr(dinomaly, "linear_of_norm", lambda x, norm, layer: layer(norm(x)))
     monkeypatch.setattr(dinomaly, "mlp_of_norm", lambda x, norm, mlp: mlp(norm(x)))
-    encoder = PlainEncoder(cast(ViTEncoder, plain.encoder))
+    monkeypatch.setattr(
+        bottleneck,
+        "linear_of_gelu",
+        lambda x, layer, kept: layer(F.gelu(x) * (1 if kept is None else kept.mask * kept.scale)),
+    )
+    encoder = PlainEncoder(cast(ViTEncoder, plain.encoder), weights_file=weights_file)
     expected = trained(
         plain,
         lambda item: encoder(plain.preprocessing(MAPS[[item]])),

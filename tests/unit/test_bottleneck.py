@@ -1,14 +1,24 @@
 """Row masking replaces whole rows, and every place that draws has numbers of its own."""
 
 import math
+from typing import Any
 
 import pytest
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from dinomaly_hd.models.bottleneck import BottleneckMLP, GridNoise, NoisyMLP, RowMasking, SegmentDropout
+from dinomaly_hd.models import bottleneck
+from dinomaly_hd.models.bottleneck import (
+    BottleneckMLP,
+    GridNoise,
+    NoisyMLP,
+    RowMasking,
+    SegmentDropout,
+    draw_kept,
+)
 from dinomaly_hd.models.noise import Noise
+from dinomaly_hd.models.recompute import Kept
 
 GRID, WIDTH = (9, 7), 6
 TOKENS = GRID[0] * GRID[1]
@@ -122,13 +132,19 @@ def test_element_dropout_is_the_same_with_and_without_directional_noise(grid_noi
     assert not behind[dropped_BN].any()
 
 
-def test_the_three_places_of_the_mlp_draw_different_numbers() -> None:
+def test_the_three_places_of_the_mlp_draw_different_numbers(monkeypatch: pytest.MonkeyPatch) -> None:
     inner, place = mlp(p=0.5), noise(7)
     seen: list[Tensor] = []
-    for layer in (inner.fc1, inner.fc2):
-        layer.register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0]))
-    out = inner(tokens(8), noise=place).tokens_BND
-    first, second, third = seen[0] != 0, seen[1] != 0, out != 0
+
+    def watched(*args: Any, **keywords: Any) -> Kept | None:
+        kept = draw_kept(*args, **keywords)
+        assert kept is not None
+        seen.append(kept.mask)
+        return kept
+
+    monkeypatch.setattr(bottleneck, "draw_kept", watched)
+    inner(tokens(8), noise=place)
+    first, second, third = seen
     assert not torch.equal(first, third)
     assert not torch.equal(first.flatten()[:2000], second.flatten()[:2000])
 

@@ -127,10 +127,11 @@ def test_a_vit_takes_images_in_pieces_and_gives_the_same(monkeypatch: pytest.Mon
     assert sizes == [2, 2, 1]
 
 
-def test_blocks_after_the_last_target_are_not_run() -> None:
+def test_blocks_after_the_last_target_are_let_go_and_the_others_run_once() -> None:
     encoder: ViTEncoder = build(SMALL, "28")
     calls: list[int] = []
     blocks: Any = encoder.model.get_submodule("blocks")
+    assert len(blocks) == 10
     for number, block in enumerate(blocks):
         block.register_forward_hook(lambda *_, number=number: calls.append(number))
     encoder(torch.rand(2, 3, 28, 28))

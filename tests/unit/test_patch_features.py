@@ -85,10 +85,11 @@ def test_a_transformers_blocks_are_those_at_two_thirds_and_the_last() -> None:
     torch.testing.assert_close(out.double(), slow_features(maps, grid=(3, 5)), rtol=1e-4, atol=1e-4)
 
 
-def test_blocks_after_the_last_are_not_run() -> None:
+def test_blocks_after_the_last_are_let_go_and_the_others_run_once() -> None:
     features = build(VIT, "32", "1,3")
     calls: list[int] = []
     blocks: Any = features.model.get_submodule("blocks")
+    assert len(blocks) == 4
     for number, block in enumerate(blocks):
         block.register_forward_hook(lambda *_, number=number: calls.append(number))
     features(images(32, 32))
@@ -134,5 +135,7 @@ def test_the_network_stays_frozen_and_is_the_encoders(encoder: str) -> None:
     assert not features(images(32, 32).requires_grad_()).requires_grad
     assert all(name.startswith("model.") for name in features.state_dict())
     other: Any = build_encoder(config(encoder, "32"), weights=RANDOM, keep_prefix=True, seed=7)
-    same = other.model.state_dict()
-    assert all(torch.equal(value, same[name]) for name, value in features.model.state_dict().items())
+    same, kept = other.model.state_dict(), features.model.state_dict()
+    shared = kept.keys() & same.keys()  # the other's later blocks are let go
+    assert len(shared) > 0.8 * len(kept)
+    assert all(torch.equal(kept[name], same[name]) for name in shared)

@@ -10,7 +10,14 @@ from torch import Tensor, nn
 from dinomaly_hd.models import pieces as pieces_module
 from dinomaly_hd.models import products
 from dinomaly_hd.models.pieces import pieces
-from dinomaly_hd.models.products import Linear, linear, linear_backward, with_fast_products
+from dinomaly_hd.models.products import (
+    Linear,
+    bias_gradient,
+    input_gradient,
+    linear,
+    weight_gradient,
+    with_fast_products,
+)
 
 WIDE, NARROW = 192, 96
 
@@ -100,10 +107,11 @@ def test_under_autocast_products_are_autocasts(onednn: bool) -> None:
         assert layer(x).dtype == torch.bfloat16
 
 
-def test_backward_of_other_types_keeps_them() -> None:
-    through = linear_backward(random(4, 8).bfloat16(), random(4, 6), random(8, 6))
-    assert [each.dtype for each in through] == [torch.float32] * 3
-    assert [tuple(each.shape) for each in through] == [(4, 6), (8, 6), (8,)]
+def test_gradients_run_in_the_type_of_the_outputs_gradient() -> None:
+    gradient = random(2, 4, 8).bfloat16()
+    found = input_gradient(gradient, random(8, 6)), weight_gradient(gradient, random(2, 4, 6))
+    assert [each.dtype for each in found] == [torch.bfloat16] * 2
+    assert [tuple(each.shape) for each in (*found, bias_gradient(gradient))] == [(2, 4, 6), (8, 6), (8,)]
 
 
 def test_a_model_keeps_its_parameters_and_their_names() -> None:

@@ -7,7 +7,15 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from dinomaly_hd.models.recompute import divided, linear_of_norm, masked, mlp_of_norm, positive_feature
+from dinomaly_hd.models.recompute import (
+    Kept,
+    divided,
+    linear_of_gelu,
+    linear_of_norm,
+    masked,
+    mlp_of_norm,
+    positive_feature,
+)
 
 
 def leaf(*shape: int, dtype: torch.dtype = torch.float32, seed: int = 0) -> Tensor:
@@ -74,9 +82,26 @@ def test_a_mask_equals_a_product_and_keeps_a_byte_a_value(dtype: torch.dtype) ->
     x = leaf(3, 50, 8, dtype=dtype)
     kept = torch.rand(3, 50, 8, generator=torch.Generator().manual_seed(1)) >= 0.3
     factor = kept.to(dtype).mul_(1 / 0.7)
-    ours = value_and_gradients(masked(x, kept, scale=1 / 0.7), x)
+    ours = value_and_gradients(masked(x, Kept(kept, 1 / 0.7)), x)
     assert_equal(ours, value_and_gradients(x * factor, x))
-    assert kept_bytes(lambda: masked(x, kept, scale=1 / 0.7)) == kept.nelement()
+    assert kept_bytes(lambda: masked(x, Kept(kept, 1 / 0.7))) == kept.nelement()
+
+
+def test_dropout_between_gelu_and_a_linear_layer_equals_autograd() -> None:
+    torch.manual_seed(0)
+    x, layer = leaf(3, 50, 32), nn.Linear(32, 8)
+    kept = Kept(torch.rand(3, 50, 32) >= 0.3, 1 / 0.7)
+    given = (x, *layer.parameters())
+    ours = value_and_gradients(linear_of_gelu(x * 1, layer=layer, kept=kept), *given)
+    assert_equal(ours, value_and_gradients(layer(F.gelu(x * 1) * kept.scale * kept.mask), *given))
+    # Beside the parameters: its input and a byte a value, not the hidden layer once more.
+    hidden = x.nelement() * x.element_size()
+    most = hidden + kept.mask.nelement() + layer.weight.nelement() * 4
+    assert kept_bytes(lambda: linear_of_gelu(x, layer=layer, kept=kept)) <= most
+    with torch.no_grad():
+        before = x.clone()
+        assert torch.equal(linear_of_gelu(x, layer=layer, kept=kept), ours[0])
+        assert torch.equal(x, before)
 
 
 def norm_and_linear(bias: bool) -> tuple[nn.LayerNorm, nn.Linear]:
