@@ -43,7 +43,12 @@ def new_figure(width: float, height: float) -> Figure:
 
 def png_bytes(figure: Figure) -> bytes:
     """Render a figure to PNG; equal figures give equal bytes, since no time or version goes in."""
-    return encode_png(shown_pixels(drawn_canvas(figure)))
+    return encode_png(figure_pixels(figure))
+
+
+def figure_pixels(figure: Figure) -> Pixels:
+    """Draw a figure and return what it shows (H, W, 3)."""
+    return shown_pixels(drawn_canvas(figure))
 
 
 def drawn_canvas(figure: Figure) -> Any:

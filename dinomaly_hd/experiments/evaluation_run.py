@@ -220,9 +220,9 @@ def _draw(
     for domain, own in table.groupby("domain", sort=False):
         score, label = own["score"].to_numpy(np.float64), own["label"].to_numpy(np.int64)
         lines[str(domain)] = [thresholds[str(domain)], youden(score, label), f1(score, label)]
-    gallery.draw_plots(folder / "plots", table, thresholds=lines, history=history)
     images = stack(session.store, normals.positions)
     with gallery.pictures_saved() as save:
+        gallery.draw_plots(folder / "plots", table, thresholds=lines, history=history, save=save)
         gallery.draw_maps(
             {domain: maps_folder(session, domain) for domain in lines},
             table,

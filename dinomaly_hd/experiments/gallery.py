@@ -14,9 +14,9 @@ from dinomaly_hd.evaluation.pictures import MapPicture, picture_title, select_by
 from dinomaly_hd.evaluation.plots import (
     Pixels,
     encode_png,
+    figure_pixels,
     histogram_figure,
     history_figure,
-    png_bytes,
     roc_figure,
 )
 from dinomaly_hd.evaluation.results import domain_names
@@ -65,18 +65,23 @@ def pictures_saved() -> Iterator[SavePicture]:
 
 
 def draw_plots(
-    folder: Path, table: pd.DataFrame, *, thresholds: Mapping[str, list[Threshold]], history: History
+    folder: Path,
+    table: pd.DataFrame,
+    *,
+    thresholds: Mapping[str, list[Threshold]],
+    history: History,
+    save: SavePicture,
 ) -> None:
     """Write ``roc_{domain}.png``, ``scores_{domain}.png`` and ``training.png``."""
     for domain in domain_names(table):
-        save_png(folder / f"roc_{domain}.png", png_bytes(roc_figure(table, domain=domain)))
+        save(folder / f"roc_{domain}.png", figure_pixels(roc_figure(table, domain=domain)))
         figure = histogram_figure(table, domain=domain, thresholds=thresholds.get(domain, []))
-        save_png(folder / f"scores_{domain}.png", png_bytes(figure))
+        save(folder / f"scores_{domain}.png", figure_pixels(figure))
     shown = {name: dict(history[name]) for name in HISTORY_SERIES if name in history}
     steps = sorted({step for values in shown.values() for step in values})
     if steps:
         series = {name: [values.get(step, float("nan")) for step in steps] for name, values in shown.items()}
-        save_png(folder / "training.png", png_bytes(history_figure(steps, series=series)))
+        save(folder / "training.png", figure_pixels(history_figure(steps, series=series)))
 
 
 def draw_maps(
