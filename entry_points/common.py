@@ -34,7 +34,7 @@ MODES = {
 }
 """Switches of every variant's entry point."""
 OBJECTS_UNTIL_COLLECTION = 10_000
-"""Until Python looks for garbage: its own 700 send it through half a million imported objects again and again,
+"""Until Python looks for garbage. Its own 700 send it through half a million imported objects over and over,
 a quarter of the imports' time."""
 QUIET = {"MLFLOW_DISABLE_TELEMETRY": "true", "RAY_USAGE_STATS_ENABLED": "0", "HF_HUB_DISABLE_TELEMETRY": "1"}
 

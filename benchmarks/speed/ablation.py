@@ -4,8 +4,9 @@
     python -m benchmarks.speed.ablation --max_steps=50    # further flags go to both
     python -m benchmarks.speed.ablation --slots=2         # the ablation runs two members at a time
 
-Each plain run is a process of its own with `cache=off` and no files, as a user would start it. Scores of both
-must be equal, as far as one number of threads gives what another gives. Writes
+Each plain run is a process of its own with `cache=off` and no files, as a user would start it. Half of them
+run before the ablation and half after it, so that a machine that grows slower or faster favours neither.
+Scores of both must be equal, as far as one number of threads gives what another gives. Writes
 benchmarks/results/speed_ablation.json.
 """
 
@@ -60,6 +61,15 @@ def main() -> None:
         together, alone = Path(name) / "together", Path(name) / "alone"
         together.mkdir()
         alone.mkdir()
+        alone_flags = ("--seeds=42", "--cache=off", "--feature_gb=0", *common)
+        plain: dict[str, float] = {}
+
+        def run_alone(configs: list[str]) -> None:
+            for config in configs:
+                plain[config] = started("ablation", f"--configs={config}", *alone_flags, folder=alone)
+
+        configs = given.configs.split(",")
+        run_alone(configs[: len(configs) // 2])
         seconds = started(
             "ablation",
             f"--configs={given.configs}",
@@ -69,18 +79,7 @@ def main() -> None:
             *common,
             folder=together,
         )
-        plain = {
-            config: started(
-                "ablation",
-                f"--configs={config}",
-                "--seeds=42",
-                "--cache=off",
-                "--feature_gb=0",
-                *common,
-                folder=alone,
-            )
-            for config in given.configs.split(",")
-        }
+        run_alone(configs[len(configs) // 2 :])
         ours, theirs = runs_of(together), runs_of(alone)
     assert ours.keys() == theirs.keys(), "both did the same runs"
     result = {
