@@ -40,7 +40,7 @@ def pixels(png: bytes) -> np.ndarray:
 def test_roc_has_a_curve_per_condition_named_by_its_auroc():
     table = score_table()
     figure = plots.roc_figure(table, domain="domain_C")
-    legend = [text.get_text() for text in figure.axes[1].get_legend().get_texts()]
+    legend = [text.get_text() for text in figure.axes[0].get_legend().get_texts()]
     rows = table[(table["domain"] == "domain_C") & (table["condition"] == "cold")]
     assert legend[0] == f"cold: AUROC {100 * auroc(rows['score'], rows['label']):.2f} %"
     assert [text.split(":")[0] for text in legend] == ["cold", "warm", "all", "FPR 1 %"]
@@ -82,7 +82,7 @@ def test_one_class_has_no_curve_but_a_picture():
     table = score_table()
     figure = plots.roc_figure(table[table["label"] == 0], domain="domain_C")
     plots.png_bytes(figure)
-    assert figure.axes[1].get_legend().get_texts()[0].get_text() == "cold: one class only"
+    assert figure.axes[0].get_legend().get_texts()[0].get_text() == "cold: one class only"
 
 
 def test_history_leaves_out_values_that_are_not_finite():
