@@ -73,7 +73,8 @@ def open_source(run: str, *, result_dir: Path, root: Path, say: Say, tick: Tick)
     if folder is not None:
         if not (folder / MODEL / CARD).is_file():
             raise CheckpointError(
-                f"{folder}: holds no {MODEL}/{CARD}; the run did not finish; give one of its checkpoints"
+                f"{folder}: holds no {MODEL}/{CARD}; give one of its runs where it is a comparison's folder, "
+                "one of its checkpoints where it is a run that did not finish"
             )
         yield _of_folder(folder / MODEL)
         return

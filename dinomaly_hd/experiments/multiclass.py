@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 
-from dinomaly_hd.config import RunConfig, with_values
+from dinomaly_hd.config import ALL_DOMAINS, RunConfig, with_values
 from dinomaly_hd.errors import ConfigError, nearest
 from dinomaly_hd.experiments.comparison import Member, run_comparison
 from dinomaly_hd.experiments.context import Context
@@ -24,7 +24,7 @@ def run_mode(run: RunConfig, context: Context, *, mode: str, seeds: Sequence[int
     """Run ``multiclass``, ``singleclass`` or ``compare``; with several seeds always as a comparison.
 
     Raises:
-        ConfigError: Unknown mode.
+        ConfigError: Unknown mode, or domains to train on that its single-domain models have no use for.
         DinomalyHDError: As ``run_comparison``.
     """
     if mode not in MODES:
@@ -33,6 +33,10 @@ def run_mode(run: RunConfig, context: Context, *, mode: str, seeds: Sequence[int
         execute(with_values(run, {"seed": seeds[0]}), context)
         return
     unified, single = MODES[mode]
+    if single and run.data.train_domains != ALL_DOMAINS:
+        raise ConfigError(
+            f"train_domains={run.data.train_domains}: mode={mode} trains a model on each domain; leave it out"
+        )
     members = []
     for seed in seeds:
         seeded, suffix = with_values(run, {"seed": seed}), f"_seed{seed}" if len(seeds) > 1 else ""

@@ -32,7 +32,7 @@ class Recipe(NamedTuple):
         flags = {name: text for name, text in self.flags.items() if name != "seed"}
         seeded = {"seed": str(seeds[0])} if len(seeds) == 1 else {"seeds": ",".join(map(str, seeds))}
         words = [word for name, text in {**flags, **seeded}.items() for word in ("-P", f"{name}={text}")]
-        return shlex.join(["mlflow", "run", ".", "-e", self.entry_point, *words])
+        return shlex.join(["mlflow", "run", ".", "-e", self.entry_point, *words, "--env-manager", "local"])
 
 
 def recipe_of(run: RunConfig, *, spelt: Collection[str]) -> Recipe:

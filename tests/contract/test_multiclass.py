@@ -5,7 +5,7 @@ from dataclasses import replace
 
 import pytest
 
-from dinomaly_hd.config import RunConfig
+from dinomaly_hd.config import RunConfig, with_values
 from dinomaly_hd.errors import ConfigError, Interrupted
 from dinomaly_hd.experiments.context import Context
 from dinomaly_hd.experiments.multiclass import run_mode
@@ -71,3 +71,12 @@ def test_compare_runs_all_members_under_one_parent(context: Context, run: RunCon
 def test_an_unknown_mode_is_refused(context: Context, run: RunConfig) -> None:
     with pytest.raises(ConfigError, match="Did you mean 'compare'"):
         run_mode(run, context, mode="compar", seeds=[42])
+
+
+@pytest.mark.parametrize("mode", ["singleclass", "compare"])
+def test_domains_to_train_on_are_refused_before_anything_runs(
+    context: Context, run: RunConfig, mode: str
+) -> None:
+    with pytest.raises(ConfigError, match=f"train_domains=A: mode={mode}"):
+        run_mode(with_values(run, {"train_domains": "A"}), context, mode=mode, seeds=[42])
+    assert not context.result_dir.exists() or not any(context.result_dir.iterdir())

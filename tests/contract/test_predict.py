@@ -200,7 +200,7 @@ def test_a_run_that_is_nowhere_is_one_line(tiny_run: "TinyRun", tmp_path: Path) 
 
 def test_an_unfinished_run_is_one_line(tiny_run: "TinyRun", tmp_path: Path) -> None:
     (tmp_path / "run.json").write_text("{}")
-    with pytest.raises(CheckpointError, match="the run did not finish"):
+    with pytest.raises(CheckpointError, match="a run that did not finish"):
         predict(request(tiny_run, run=str(tmp_path)))
 
 

@@ -114,7 +114,7 @@ def test_the_best_is_an_exact_command_and_a_conditions_file(found: Found) -> Non
         line for line in (found.folder / "report.md").read_text().splitlines() if "mlflow run" in line
     )
     words = shlex.split(best)
-    told = dict(word.split("=", 1) for word in words[6::2])
+    told = dict(word.split("=", 1) for word in words[6:-2:2])
     again = resolve(words[4], told)
     digests = {
         str(json.loads(path.read_text())["config_hash"]).split("-")[0]

@@ -187,8 +187,9 @@ def test_a_setting_is_one_command_and_one_condition(text: str, tmp_path: Path) -
     assert resolve(recipe.entry_point, recipe.flags) == run
     words = shlex.split(recipe.command((43,)))
     assert words[:5] == ["mlflow", "run", ".", "-e", recipe.entry_point]
-    told = dict(word.split("=", 1) for word in words[6::2])
-    assert set(words[5::2]) == {"-P"}
+    assert words[-2:] == ["--env-manager", "local"]
+    told = dict(word.split("=", 1) for word in words[6:-2:2])
+    assert set(words[5:-2:2]) == {"-P"}
     assert resolve(recipe.entry_point, told) == run
     assert "-P seeds=1,2" in recipe.command((1, 2))
 
