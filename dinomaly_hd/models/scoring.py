@@ -45,7 +45,7 @@ def filtered(map_BHW: Tensor, kernel_hw: Tensor, *, border: Border) -> Tensor:
     """
     rows, columns = kernel_hw.shape[0] // 2, kernel_hw.shape[1] // 2
     mode = "reflect" if border == "reflect" else "constant"
-    padded = F.pad(map_BHW, (columns, columns, rows, rows), mode=mode)
+    padded = F.pad(map_BHW.unsqueeze(1), (columns, columns, rows, rows), mode=mode).squeeze(1)
     smoothed = torch.zeros_like(map_BHW)
     for top, weights in enumerate(kernel_hw.tolist()):
         for left, weight in enumerate(weights):

@@ -90,7 +90,10 @@ class DetectorTask(lightning.LightningModule):
         statistics = self._running_statistics()
         optimizer.zero_grad()  # before the forward pass, which then has the gradients' memory
         loss = self.detector.training_loss(batch, step=self.position)
-        self.manual_backward(loss.total)
+        # Lightning's autocast spans the whole step. Backwards it would take products that were float32 in
+        # bfloat16, and make differences of large terms noise.
+        with torch.autocast(loss.total.device.type, enabled=False):
+            self.manual_backward(loss.total)
         norm = torch.nn.utils.clip_grad_norm_(self.trained, self.training_config.gradient_clip or math.inf)
         values = {"loss": loss.total.detach(), "grad_norm": norm, **loss.parts}
         numbers = dict(zip(values, torch.stack([v.float() for v in values.values()]).tolist(), strict=True))

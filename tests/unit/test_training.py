@@ -125,6 +125,21 @@ def train(
     return record
 
 
+def test_bf16_spans_the_forward_pass_and_not_the_backward_pass(tmp_path: Path) -> None:
+    forward, backward = [], []
+
+    class Watched(Line):
+        def training_loss(self, batch: Batch, *, step: int) -> Loss:
+            loss = super().training_loss(batch, step=step)
+            forward.append(torch.is_autocast_enabled("cpu"))
+            loss.total.register_hook(lambda _: backward.append(torch.is_autocast_enabled("cpu")))
+            return loss
+
+    train(Watched(), config(precision="bf16", max_steps=2, warmup_steps=1), tmp_path)
+    assert forward == [True] * 2
+    assert backward == [False] * 2
+
+
 def test_an_interrupted_training_goes_on_to_the_same_bits(tmp_path: Path) -> None:
     whole, parts = Line(), Line()
     expected = train(whole, config(), tmp_path / "whole")
