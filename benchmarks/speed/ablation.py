@@ -6,7 +6,7 @@
 
 Each plain run is a process of its own with `cache=off` and no files, as a user would start it. Half of them
 run before the ablation and half after it, so that a machine that grows slower or faster favours neither.
-Scores of both must be equal, as far as one number of threads gives what another gives. Writes
+The largest difference of scores is written too: 0 with one number of threads. Writes
 benchmarks/results/speed_ablation.json.
 """
 
@@ -43,7 +43,7 @@ def scores_of(run: Path) -> dict[str, float]:
 
 
 def runs_of(folder: Path) -> dict[str, dict[str, float]]:
-    """Return the scores of the only run of each config, by the label that its results hold."""
+    """Return the scores of the only run of each config, by the hash of its settings."""
     runs = [path.parent for path in sorted((folder / "results").glob("**/results.json"))]
     return {json.loads((run / "results.json").read_text())["config_hash"]: scores_of(run) for run in runs}
 

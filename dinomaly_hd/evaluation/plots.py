@@ -94,7 +94,7 @@ def roc_figure(table: pd.DataFrame, *, domain: str) -> Figure:
         axes.xaxis.set_major_formatter(PercentFormatter(1.0))
         axes.yaxis.set_major_formatter(PercentFormatter(1.0))
         axes.grid(alpha=0.3)
-    # Below the diagonal, where no detector better than chance has its curve.
+    # Below the diagonal, where the curve of a detector better than chance seldom is.
     whole.legend(*zoomed.get_legend_handles_labels(), loc="lower right", framealpha=0.9)
     figure.suptitle(printable(f"ROC, {domain}"), parse_math=False)
     return figure

@@ -39,23 +39,19 @@ HISTORY_SERIES = (
 )
 
 
-def save_png(path: Path, png: bytes) -> None:
-    """Publish a picture."""
-    publish(path, lambda stream: stream.write(png))
-
-
 @contextmanager
 def pictures_saved() -> Iterator[SavePicture]:
     """Yield what encodes and publishes a picture while the next one is drawn; all are there at the end.
 
     Raises:
-        OutputError: A picture cannot be written; raised with one of the next, or at the end.
+        OutputError: A picture cannot be written; raised with one of the next, or at the end unless
+            the drawing itself fails.
     """
     waiting: deque[Future[None]] = deque()
     with ThreadPoolExecutor(max_workers=1) as pool:
 
         def save(path: Path, pixels_HW3: Pixels) -> None:
-            waiting.append(pool.submit(lambda: save_png(path, encode_png(pixels_HW3))))
+            waiting.append(pool.submit(publish, path, lambda stream: stream.write(encode_png(pixels_HW3))))
             if len(waiting) > MOST_WAITING:
                 waiting.popleft().result()
 

@@ -1,7 +1,7 @@
 """Steps whose backward pass works out again what it would otherwise keep: same values, same gradients.
 
-A decoder block keeps most of what a training step holds in memory; its cheap elementwise results are
-rebuilt from what has to be kept anyway.
+Decoder blocks and the bottleneck keep most of what a training step holds in memory; their cheap elementwise
+results are rebuilt from what has to be kept anyway.
 """
 
 from typing import Any, NamedTuple, cast
@@ -117,7 +117,7 @@ def _dropped_gelu(x: Tensor, kept: Kept | None) -> Tensor:
 
 
 def linear_of_gelu(x: Tensor, *, layer: nn.Linear, kept: Kept | None = None) -> Tensor:
-    """Return ``layer(gelu(x))``, with dropout between where ``kept`` is given, and keep ``x`` only.
+    """Return ``layer(gelu(x))``, with dropout between where ``kept`` is given, and keep ``x`` and the mask.
 
     Without gradients, and without dropout, it writes over ``x``.
     """
