@@ -14,7 +14,7 @@ from pathlib import Path
 PACKAGE = Path(__file__).parent
 NUMBERS = (
     *("batch.py", "geometry.py", "randomness.py", "trivial.py", "config", "data", "models", "training"),
-    *("experiments/learning.py", "experiments/examine.py", "experiments/synthetic.py"),
+    *("experiments/prepare.py", "experiments/score.py", "experiments/synthetic.py"),
 )
 """What decides a run's scores."""
 DIFF_LIMIT_BYTES = 1_000_000

@@ -21,8 +21,8 @@ from entry_points.slots import ENGINE, slots_of
 
 if TYPE_CHECKING:
     from dinomaly_hd.config import RunConfig
-    from dinomaly_hd.experiments.context import Context
     from dinomaly_hd.experiments.study_plan import Plan
+    from dinomaly_hd.runs.context import Context
     from dinomaly_hd.training.guards import SignalGuard
 
 OWN = {"maps_per_group": "0", "synthetic_copies": "8"}

@@ -12,12 +12,12 @@ from typing import Any, NamedTuple
 from unittest import mock
 
 import torch
+from dinomaly_hd.training.memory import named_when_exhausted, way_out
 from optuna.trial import TrialState
 
 from benchmarks.drills.studies import joined, run_trials
 from benchmarks.drills.tally import Drill, Tally
 from dinomaly_hd.models.dinomaly import Dinomaly
-from dinomaly_hd.training.memory import named_when_exhausted, way_out
 from dinomaly_hd.tuning.worker import Attempt
 from entry_points import horizontal
 from entry_points.common import exit_code

@@ -3,7 +3,6 @@
 import os
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 
@@ -17,15 +16,14 @@ from dinomaly_hd.data.hdmap import Manifest
 from dinomaly_hd.data.store import ImageStore
 from dinomaly_hd.errors import ConfigError, OutputError, nearest
 from dinomaly_hd.evaluation.pictures import MapPicture, map_limit
-from dinomaly_hd.experiments.examine import Examiner, Positions, stack
 from dinomaly_hd.experiments.exported import Exported
 from dinomaly_hd.experiments.gallery import SavePicture, pictures_saved
 from dinomaly_hd.experiments.model_source import Source, open_source
+from dinomaly_hd.experiments.score import Positions, Scorer, stack
 from dinomaly_hd.files import make_dated_folder, publish_text
-from dinomaly_hd.models.build_encoder import visible_box
 from dinomaly_hd.names import as_cell
-from dinomaly_hd.training.fit import resolve_device
-from dinomaly_hd.training.memory import named_when_exhausted
+from dinomaly_hd.training.guards import named_when_exhausted
+from dinomaly_hd.training.loop import resolve_device
 
 KEPT_IMAGES_BYTES = 2 * 1024**3
 HIGHEST_SAID = 5
@@ -94,11 +92,9 @@ def predict(request: Request) -> Predicted:
         request.say(f"scoring {len(manifest.records)} images of {request.source}")
         model = source.load()
     examiner = _examiner(model, manifest, device=device, tick=request.tick)
-    examined = named_when_exhausted(
-        partial(examiner.examine, np.arange(len(manifest.records))),
-        device=device,
-        hint="try gpu=cpu" if device.type == "cuda" else "score fewer images at a time",
-    )
+    hint = "try gpu=cpu" if device.type == "cuda" else "score fewer images at a time"
+    with named_when_exhausted(device, hint=hint):
+        examined = examiner.examine(np.arange(len(manifest.records)))
     table = _table(manifest, examined.score_N, thresholds=card.thresholds, chosen=chosen)
     output = request.output or make_dated_folder(request.result_dir / "predict")
     publish_text(output / "scores.csv", table.to_csv(index=False, float_format="%.17g"))
@@ -136,16 +132,14 @@ def _chosen(asked: str, source: Source) -> str:
     return known_domain(asked, source.card.thresholds)
 
 
-def _examiner(model: Exported, manifest: Manifest, *, device: torch.device, tick: Tick) -> Examiner:
+def _examiner(model: Exported, manifest: Manifest, *, device: torch.device, tick: Tick) -> Scorer:
     """Return what scored the run's own test images, over these images."""
-    return Examiner(
-        model.detector.to(device),
+    return Scorer(
+        model.detector.to(device).eval(),
         ImageStore(manifest, keep_bytes=KEPT_IMAGES_BYTES),
-        evaluation=model.card.run.evaluation,
-        box=visible_box(model.card.run.encoder, shape=manifest.shape),
+        run=with_values(model.card.run, {"num_workers": 0}),
         device=device,
-        num_workers=0,
-        bf16=model.card.run.bf16,
+        features=None,
         tick=tick,
     )
 
@@ -185,7 +179,7 @@ def _draw(
     table: pd.DataFrame,
     positions: Positions,
     *,
-    examiner: Examiner,
+    examiner: Scorer,
     limit: float,
     save: SavePicture,
 ) -> None:

@@ -10,15 +10,14 @@ from typing import Any, NamedTuple
 
 from dinomaly_hd import provenance
 from dinomaly_hd.errors import ComparisonError, ConfigError, OutputError
-from dinomaly_hd.experiments.context import Context
-from dinomaly_hd.experiments.data_root import ManifestMemory
 from dinomaly_hd.experiments.study_page import Busy, study_page
 from dinomaly_hd.experiments.study_plan import TEST, Plan, check_plan
 from dinomaly_hd.experiments.study_report import report_study
 from dinomaly_hd.experiments.trial import Runner
 from dinomaly_hd.files import make_dated_folder
 from dinomaly_hd.jobs import ONE_SLOT, Ended, Job, Slots, check_engine, run_jobs, write_progress
-from dinomaly_hd.tracking import Tracker
+from dinomaly_hd.runs.context import Context
+from dinomaly_hd.runs.tracker import Tracker
 from dinomaly_hd.tuning.queue import Counts, counts_of
 from dinomaly_hd.tuning.storage import Address, clear_outage
 from dinomaly_hd.tuning.study import Joined, join
@@ -53,7 +52,7 @@ def run_study(plan: Plan, context: Context, *, launch: Launch) -> None:
     if not launch.slots.number:
         raise ConfigError(f"workers={launch.slots.number}: expected 1 or more")
     check_engine(launch.slots)
-    context = replace(context, manifests=ManifestMemory())
+    context = replace(context, manifests={})
     with ExitStack() as stack:
         pages: list[Tracker] = []
         joined = _join(plan, context, parent=partial(_open_parent, plan, context, stack=stack, pages=pages))
@@ -89,7 +88,7 @@ def run_worker(plan: Plan, context: Context, *, folder: Path) -> None:
     def progress(done: int, total: int, seconds_left: float) -> None:
         write_progress(folder, step=done, steps=total, seconds_left=seconds_left)
 
-    told = replace(context, on_progress=progress, manifests=ManifestMemory())
+    told = replace(context, on_progress=progress, manifests={})
     _work(plan, told, _join(plan, told, parent=lambda known: known))
 
 

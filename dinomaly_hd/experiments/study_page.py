@@ -8,10 +8,10 @@ from pathlib import Path
 from typing import ClassVar
 
 from dinomaly_hd.errors import ConfigError, DinomalyHDError
-from dinomaly_hd.experiments.context import Context
-from dinomaly_hd.experiments.page import open_page
-from dinomaly_hd.experiments.run_folder import open_run
-from dinomaly_hd.tracking import Tracker
+from dinomaly_hd.runs.context import Context
+from dinomaly_hd.runs.folder import open_folder
+from dinomaly_hd.runs.open import tracked
+from dinomaly_hd.runs.tracker import Tracker
 
 LOCK_WAIT_S = 120.0
 """A trial whose worker is taken for dead may still be stopping somewhere."""
@@ -53,7 +53,7 @@ def study_page(
     with ExitStack() as stack:
         try:
             opened = stack.enter_context(
-                open_run(
+                open_folder(
                     folder.parent,
                     variant=kind,
                     seed=0,
@@ -69,7 +69,7 @@ def study_page(
             raise Busy(f"{folder}: another process is at work in it; wait for it or stop it") from error
         if opened.finished:
             opened.set_state(status="RUNNING")
-        with open_page(
+        with tracked(
             opened,
             context,
             name=name,

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from dinomaly_hd.data.feature_files import FeaturePlace
 from dinomaly_hd.data.features import FeatureCache
-from dinomaly_hd.experiments.data_root import ManifestMemory
+from dinomaly_hd.data.hdmap import Manifest
 from dinomaly_hd.training.guards import SignalGuard
 
 
@@ -30,7 +30,8 @@ class Context:
         tags: Further MLflow tags.
         features: Encoder outputs that the members of a comparison share; None for a run by itself.
         feature_place: Of the files that hold encoder outputs for other runs; None keeps none.
-        manifests: Data sets that many runs' checks share; None reads the data for this run.
+        manifests: Data sets that were read and checked, for many runs that begin at about the same time; None
+            reads the data for this run.
         donors: Folders of runs whose checkpoint may stand for this one's training.
         lock_wait_s: How long the run waits for another process that still works in its folder.
         on_progress: Called after every step with the steps done, those in all, and the seconds left.
@@ -51,7 +52,7 @@ class Context:
     tags: Mapping[str, str] = field(default_factory=dict)
     features: FeatureCache | None = None
     feature_place: FeaturePlace | None = None
-    manifests: ManifestMemory | None = None
+    manifests: dict[str, Manifest] | None = None
     donors: tuple[Path, ...] = ()
     lock_wait_s: float = 0.0
     on_progress: Callable[[int, int, float], None] | None = None

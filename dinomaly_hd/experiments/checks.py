@@ -1,14 +1,21 @@
 """Everything that can be wrong with flags, weights and data is found here, before a model is loaded."""
 
 import math
+import os
+from collections.abc import Callable
 from pathlib import Path
 from typing import NamedTuple
+
+import numpy as np
+import numpy.typing as npt
 
 from dinomaly_hd.config import (
     AFTER_TRAINING,
     ALL_DOMAINS,
     HELD_OUT,
+    NO_ENCODER,
     NO_START,
+    SIMULATED,
     SOURCE_TEST,
     DataConfig,
     EncoderConfig,
@@ -18,22 +25,24 @@ from dinomaly_hd.config import (
     flatten,
     with_values,
 )
-from dinomaly_hd.data.hdmap import Manifest
+from dinomaly_hd.data.hdmap import Manifest, load_manifest
+from dinomaly_hd.data.images import printable
+from dinomaly_hd.data.simulator import simulate
 from dinomaly_hd.data.splits import Split, hold_out
 from dinomaly_hd.data.texture_folder import TextureStack, read_textures
 from dinomaly_hd.data.tree import PREFIX as DOMAIN_PREFIX
-from dinomaly_hd.errors import CheckpointError, ConfigError
-from dinomaly_hd.experiments.context import Context
-from dinomaly_hd.experiments.data_root import ManifestMemory, read_manifest
+from dinomaly_hd.errors import CheckpointError, ConfigError, LayoutError
 from dinomaly_hd.experiments.exported import WEIGHTS, read_card
-from dinomaly_hd.experiments.run_folder import MODEL, find_run
 from dinomaly_hd.files import file_digest
 from dinomaly_hd.models.build import check_model
 from dinomaly_hd.models.build_encoder import check_weights, preprocessing_of
 from dinomaly_hd.models.build_families import texture_folder
 from dinomaly_hd.models.weights import Weights, locate
-from dinomaly_hd.training.fit import resolve_device
+from dinomaly_hd.runs.context import Context
+from dinomaly_hd.runs.folder import MODEL, find_run
+from dinomaly_hd.training.loop import resolve_device
 
+Positions = npt.NDArray[np.int64]
 SHAPES = (
     "model_type", "bottleneck", "attention", "loss", "distance", "auxiliary", "class_token", "decoder_depth",
     "scale_weights", "target_layers", "encoder", "image_size", "crop", "width", "severity_head_mode",
@@ -66,6 +75,22 @@ class Ready(NamedTuple):
     config_hash: str
     training_hash: str
 
+    @property
+    def chooses_by_test(self) -> bool:
+        """Whether test labels choose the weights, as only ``validate_on=source_test`` asks for."""
+        training = self.run.training
+        return isinstance(training, TrainingConfig) and training.validate_on == SOURCE_TEST
+
+    @property
+    def trained_domains(self) -> set[str]:
+        """The folder names of the domains trained on."""
+        return {self.manifest.records[int(i)].domain for i in self.split.train}
+
+    def trained_on(self, positions: Positions) -> Positions:
+        """Return those of the positions whose domains are trained on."""
+        records, domains = self.manifest.records, self.trained_domains
+        return np.array([i for i in positions if records[int(i)].domain in domains], dtype=np.int64)
+
 
 def check(run: RunConfig, context: Context) -> Ready:
     """Check a run's settings against each other, find the encoder's weights, then read and check the data.
@@ -80,23 +105,32 @@ def check(run: RunConfig, context: Context) -> Ready:
     """
     check_model(run)
     resolve_device(run.training.gpu)
+    if run.training.cache == "files" and context.feature_place is None and run.encoder.encoder != NO_ENCODER:
+        raise ConfigError("cache=files: feature_gb=0 keeps no files; give it room, or use cache=auto")
     weights = locate(run.encoder.encoder, run.encoder.encoder_weights)
     if isinstance(run.encoder, EncoderConfig):
         check_weights(run.encoder, weights=weights)
     start = _start(run, context, encoder_digest=weights.digest)
-    manifest = (context.manifests or ManifestMemory()).get(
-        run.data,
-        lambda: read_manifest(run.data, root=context.root, say=context.say, tick=context.guard.check),
-    )
+    manifest = _manifest(run.data, context)
+    names, known = run.data.train_domain_names, manifest.domains
     split = hold_out(
         manifest,
         ratio=run.data.val_split_ratio,
         seed=run.seed,
-        train_domains=_folders(run.data, manifest),
+        train_domains=None
+        if run.data.train_domains == ALL_DOMAINS
+        else [name if name in known else f"{DOMAIN_PREFIX}{name}" for name in names],
     )
-    _check_synthetic(run, split)
+    if run.evaluation.synthetic_copies and not len(split.held_out):
+        raise ConfigError(
+            f"synthetic_copies={run.evaluation.synthetic_copies} needs held-out normals, and "
+            "val_split_ratio=0 holds out none; give val_split_ratio=.1, or synthetic_copies=0"
+        )
     run = _with_steps(run, split)
-    textures = _textures(run, context)
+    folder, textures = texture_folder(run), None
+    if folder is not None and isinstance(run.encoder, ImageInput):
+        size = preprocessing_of(run.encoder).input_size
+        textures = read_textures(folder, size=size, tick=context.guard.check)
     inputs = [manifest.digest, weights.digest]
     inputs += [one.digest for one in (start, textures) if one is not None]
     hashes = [
@@ -106,13 +140,47 @@ def check(run: RunConfig, context: Context) -> Ready:
     return Ready(run, weights, manifest, split, start, textures, *hashes)
 
 
-def _textures(run: RunConfig, context: Context) -> TextureStack | None:
-    """Return the user's textures for synthetic faults, where the run names a folder of them."""
-    folder = texture_folder(run)
-    if folder is None:
-        return None
-    assert isinstance(run.encoder, ImageInput)
-    return read_textures(folder, size=preprocessing_of(run.encoder).input_size, tick=context.guard.check)
+def _manifest(data: DataConfig, context: Context) -> Manifest:
+    """Read and check all images of the data set that the settings name, and say what is odd about it."""
+    kept = {} if context.manifests is None else context.manifests
+    shown = " ".join(
+        [data.data_root, data.simulate_size, str(data.simulate_seed), data.conditions, data.domains]
+    )
+    if shown not in kept:
+        tick, say = context.guard.check, context.say
+        place = resolve_root(data, root=context.root, say=say, tick=tick)
+        kept[shown] = load_manifest(place, domains=data.domain_names, conditions=data.conditions, tick=tick)
+        for warning in kept[shown].warnings:
+            say(f"warning: {warning}")
+    return kept[shown]
+
+
+def simulated_root(data: DataConfig, *, root: Path) -> Path:
+    """Return where a simulation lies: ``data/simulated_{size}_seed{n}`` in the project."""
+    return root / "data" / f"simulated_{data.simulate_size}_seed{data.simulate_seed}"
+
+
+def resolve_root(
+    data: DataConfig, *, root: Path, say: Callable[[str], None], tick: Callable[[], None]
+) -> Path:
+    """Return the data root; ``data_root=simulated`` is written where it is not there yet.
+
+    Raises:
+        OutputError: The simulation cannot be written.
+        LayoutError: There is no such folder, or something else lies where the simulation belongs.
+    """
+    if data.data_root != SIMULATED:
+        given = Path(data.data_root).expanduser()
+        if not os.path.isdir(given):  # False too for what is too long for a path
+            what = "not a folder" if os.path.exists(given) else "no such folder"
+            raise LayoutError(
+                f"data_root={printable(data.data_root)}: {what}; give the one that holds the domain folders "
+                f"(domain_A/train/good ...), or {SIMULATED}"
+            )
+        return given
+    target = simulated_root(data, root=root)
+    say(f"simulated data: {target}")
+    return simulate(target, size=data.simulate_size, seed=data.simulate_seed, tick=tick)
 
 
 def _with_steps(run: RunConfig, split: Split) -> RunConfig:
@@ -138,23 +206,7 @@ def _with_steps(run: RunConfig, split: Split) -> RunConfig:
         raise ConfigError(
             f"validate_on={SOURCE_TEST} chooses nothing while early_stopping_patience=0; give a patience"
         )
-    return with_values(run, values)
-
-
-def _check_synthetic(run: RunConfig, split: Split) -> None:
-    if run.evaluation.synthetic_copies and not len(split.held_out):
-        raise ConfigError(
-            f"synthetic_copies={run.evaluation.synthetic_copies} needs held-out normals, and "
-            "val_split_ratio=0 holds out none; give val_split_ratio=.1, or synthetic_copies=0"
-        )
-
-
-def _folders(data: DataConfig, manifest: Manifest) -> list[str] | None:
-    """Return the folders of the domains to train on, None for all."""
-    if data.train_domains == ALL_DOMAINS:
-        return None
-    names = data.train_domain_names
-    return [name if name in manifest.domains else f"{DOMAIN_PREFIX}{name}" for name in names]
+    return with_values(run, values) if values else run
 
 
 def _start(run: RunConfig, context: Context, *, encoder_digest: str) -> Start | None:

@@ -3,17 +3,12 @@
 import json
 import threading
 import uuid
-from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import Any, NamedTuple
 
-from dinomaly_hd.journal import JsonLines
-from dinomaly_hd.tracking.store import now_ms
+from dinomaly_hd.runs.journal import JsonLines, now_ms
 
-if TYPE_CHECKING:
-    from mlflow.tracking import MlflowClient
-
-OUTBOX_NAME = "tracking.jsonl"
+OUTBOX = "tracking.jsonl"
 
 
 class RunRecord(NamedTuple):
@@ -28,12 +23,11 @@ class RunRecord(NamedTuple):
 
 
 class Operation(NamedTuple):
-    """One thing to send; ``function`` is set for a call, which only the process that made it can send."""
+    """One thing to send: its number, what ``runs.mirror`` does with it, and the values for that."""
 
     number: int
     kind: str
     values: dict[str, Any]
-    function: Callable[["MlflowClient", str], object] | None = None
 
 
 class Ending(NamedTuple):
@@ -54,8 +48,8 @@ class Outbox:
         CheckpointError: A line other than the last is damaged.
     """
 
-    def __init__(self, path: Path) -> None:
-        self._file = JsonLines(path)
+    def __init__(self, folder: Path) -> None:
+        self._file = JsonLines(folder / OUTBOX)
         self._lock = threading.Lock()
         self._operations: dict[str, Operation] = {}
         self._arrived: set[tuple[int, str]] = set()
@@ -63,50 +57,32 @@ class Outbox:
         self.run: RunRecord | None = None
         self.ending: Ending | None = None
         self.attached: str | None = None
-        for record in self._file.read()[0]:
+        self.tags: dict[str, str] = {}
+        for record in self._file.records()[0]:
             self._take(record)
 
     def open_run(
-        self, *, experiment: str, run_name: str, tags: Mapping[str, str], parent_run_id: str | None
-    ) -> RunRecord:
+        self, *, experiment: str, run_name: str, tags: dict[str, str], parent_run_id: str | None
+    ) -> None:
         """Note how the run is to be made; a folder opened again keeps its key and its first start time."""
         before = self.run
-        run = RunRecord(
-            key=before.key if before else uuid.uuid4().hex,
-            experiment=experiment,
-            run_name=run_name,
-            tags=dict(tags),
-            parent_run_id=parent_run_id,
-            time_ms=before.time_ms if before else now_ms(),
-        )
+        key, began_ms = (before.key, before.time_ms) if before else (uuid.uuid4().hex, now_ms())
+        run = RunRecord(key, experiment, run_name, dict(tags), parent_run_id, began_ms)
         self._write({"run": run._asdict()})
-        return run
 
-    def add(self, kind: str, values: dict[str, Any]) -> None:
+    def add(self, kind: str, **values: Any) -> None:
         """Note something to send."""
-        with self._lock:
-            self._write({"number": self._next, "kind": kind, "values": values})
-
-    def add_call(self, function: Callable[["MlflowClient", str], object]) -> None:
-        """Queue a function behind what was added so far; it is not written down."""
-        with self._lock:
-            self._operations[f"call {self._next}"] = Operation(self._next, "call", {}, function)
-            self._next += 1
+        self._write({"number": self._next, "kind": kind, "values": values})
 
     def pending(self, run_id: str) -> list[Operation]:
         """Return what ``run_id`` lacks, oldest first."""
         with self._lock:
-            missing = [
-                item for item in self._operations.values() if (item.number, run_id) not in self._arrived
-            ]
-        return sorted(missing, key=lambda item: item.number)
+            missing = [one for one in self._operations.values() if (one.number, run_id) not in self._arrived]
+        return sorted(missing)
 
     def arrived(self, operation: Operation, run_id: str) -> None:
         """Tick an operation off."""
-        with self._lock:
-            if operation.function is None:
-                self._write({"arrived": operation.number, "run_id": run_id})
-            self._arrived.add((operation.number, run_id))
+        self._write({"arrived": operation.number, "run_id": run_id})
 
     def attach(self, run_id: str) -> None:
         """Note the MLflow run that this folder is copied to."""
@@ -121,17 +97,20 @@ class Outbox:
         self._file.close()
 
     def _write(self, record: dict[str, Any]) -> None:
-        self._file.append(record)
-        self._take(record)
+        with self._lock:
+            self._file.append(record)
+            self._take(record)
 
     def _take(self, record: dict[str, Any]) -> None:
         match record:
             case {"run": fields}:
                 self.run, self.ending = RunRecord(**fields), None
+                self.tags |= self.run.tags
             case {"number": number, "kind": kind, "values": values}:
                 identity = json.dumps([kind, values], sort_keys=True)
                 self._operations[identity] = Operation(number, kind, values)
                 self._next = number + 1
+                self.tags |= values["tags"] if kind == "tags" else {}
             case {"arrived": number, "run_id": run_id}:
                 self._arrived.add((number, run_id))
             case {"attached": run_id}:

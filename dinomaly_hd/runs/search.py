@@ -7,9 +7,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
 from dinomaly_hd.errors import CheckpointError, ConfigError, TrackingError, nearest, reason_of
-from dinomaly_hd.journal import JsonLines
-from dinomaly_hd.tracking.outbox import OUTBOX_NAME
-from dinomaly_hd.tracking.store import client_for, server_answers, sqlite_file
+from dinomaly_hd.runs.outbox import Outbox
+from dinomaly_hd.runs.store import client_for, server_answers, sqlite_file
 
 if TYPE_CHECKING:
     from mlflow.entities import Run
@@ -138,19 +137,11 @@ def client_of_existing(uri: str) -> "MlflowClient":
 
 def recorded(folder: Path) -> Recorded:
     """Return how a run folder was tracked, without asking MLflow."""
-    tags: dict[str, str] = {}
-    began_ms = 0
     try:
-        records, _ = JsonLines(folder / OUTBOX_NAME).read()
+        outbox = Outbox(folder)
     except (CheckpointError, OSError):  # names and order are lost with it, no number is
-        records = []
-    for record in records:
-        match record:
-            case {"run": {"tags": dict(own), "time_ms": int(began_ms)}}:
-                tags |= own
-            case {"kind": "tags", "values": {"tags": dict(own)}}:
-                tags |= own
-    return Recorded(tags, began_ms)
+        return Recorded({}, 0)
+    return Recorded(outbox.tags, outbox.run.time_ms if outbox.run else 0)
 
 
 def _all_runs(client: "MlflowClient", experiment_id: str, query: str) -> list[StoredRun]:

@@ -5,9 +5,10 @@ import http.client
 import importlib
 import logging
 import os
+import posixpath
+import re
 import socket
 import sqlite3
-import time
 import urllib.error
 import urllib.parse
 import urllib.request
@@ -27,8 +28,12 @@ if TYPE_CHECKING:
 
 STORE_LOCK_TIMEOUT_S = 120.0
 HEARTBEAT_LOST_S = 600.0
+KEYS_PER_CALL = 100
+KEY_LENGTH = 250
+TAG_LENGTH = 8000
+PROCESS_TAG = "process"
 _MODULES = ("mlflow.system_metrics.system_metrics_monitor", "mlflow.utils.autologging_utils")
-_DATABASE_MODULES = ("mlflow.store.tracking.sqlalchemy_store",)
+_DATABASE_MODULE = "mlflow.store.tracking.sqlalchemy_store"
 _OUTAGE_CODES = {"INTERNAL_ERROR", "TEMPORARILY_UNAVAILABLE", "REQUEST_LIMIT_EXCEEDED", "DEADLINE_EXCEEDED"}
 
 
@@ -52,7 +57,7 @@ def load_mlflow(uri: str) -> None:
     """
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        for name in _MODULES + (_DATABASE_MODULES if is_database(uri) else ()):
+        for name in (*_MODULES, *([_DATABASE_MODULE] if is_database(uri) else [])):
             importlib.import_module(name)
     logging.getLogger("mlflow.system_metrics").setLevel(logging.CRITICAL)
     logging.getLogger("mlflow.store.db.utils").setLevel(logging.CRITICAL)
@@ -123,20 +128,34 @@ def is_outage(error: BaseException) -> bool:
     return isinstance(cause, OSError) and not isinstance(cause, FileNotFoundError)
 
 
-def process_tags() -> dict[str, str]:
-    """Return the tags that let a later start see whether this process still lives."""
-    return {
-        "host": socket.gethostname(),
-        "pid": str(os.getpid()),
-        "pid_started": f"{psutil.Process().create_time():.2f}",
-        "pid_namespace": _pid_namespace(),
-        "heartbeat": heartbeat(),
-    }
+def entity_name(name: str) -> str:
+    """Return a metric, parameter or tag name that MLflow takes: one bad name fails a whole batch."""
+    allowed = re.sub(r"[^\w.\-: /]", "_", name)
+    return posixpath.normpath(allowed).lstrip("./")[:KEY_LENGTH] or "_"
 
 
-def heartbeat() -> str:
-    """Return the time of the beat, UTC."""
-    return datetime.now(UTC).isoformat(timespec="seconds")
+def send_tags(client: "MlflowClient", run_id: str, tags: dict[str, str]) -> None:
+    """Set tags, cut to MLflow's limits."""
+    from mlflow.entities import RunTag
+
+    cut = [RunTag(entity_name(key), value[:TAG_LENGTH]) for key, value in tags.items()]
+    for start in range(0, len(cut), KEYS_PER_CALL):
+        client.log_batch(run_id, tags=cut[start : start + KEYS_PER_CALL])
+
+
+def process_tag() -> dict[str, str]:
+    """Return the tag that lets a later start see whether this process still lives.
+
+    It holds host, process id, start of the process, what makes ids comparable (this boot and this container;
+    "-" where there is no /proc), and the time, UTC.
+    """
+    namespace = "-"
+    with contextlib.suppress(OSError):
+        boot = Path("/proc/sys/kernel/random/boot_id").read_text().strip()
+        namespace = f"{boot}/{os.readlink('/proc/self/ns/pid')}"
+    started = f"{psutil.Process().create_time():.2f}"
+    now = datetime.now(UTC).isoformat(timespec="seconds")
+    return {PROCESS_TAG: " ".join([socket.gethostname(), str(os.getpid()), started, namespace, now])}
 
 
 def close_stale_runs(client: "MlflowClient", experiment_id: str) -> list[str]:
@@ -145,18 +164,14 @@ def close_stale_runs(client: "MlflowClient", experiment_id: str) -> list[str]:
     A process is known by its id and start time. Where ids cannot be compared (another container or boot
     under the same host name) a run counts as left behind once its heartbeat is ten minutes old.
     """
-    mine = process_tags()
+    query = f"attributes.status = 'RUNNING' and tags.{PROCESS_TAG} LIKE '{socket.gethostname()} %'"
     closed: list[str] = []
     token: str | None = None
     while True:
-        page = client.search_runs(
-            [experiment_id],
-            f"attributes.status = 'RUNNING' and tags.host = '{mine['host']}'",
-            page_token=token,
-        )
+        page = client.search_runs([experiment_id], query, page_token=token)
         for run in page:
             # Asked again just before, since another process may have resumed it in the meantime.
-            if _left_behind(run, mine) and _left_behind(client.get_run(run.info.run_id), mine):
+            if _left_behind(run) and _left_behind(client.get_run(run.info.run_id)):
                 client.set_terminated(run.info.run_id, "KILLED")
                 closed.append(run.info.run_id)
         token = page.token
@@ -170,7 +185,6 @@ def close_all_stale_runs(uri: str) -> list[str]:
     Raises:
         TrackingError: The store does not answer.
     """
-    load_mlflow(uri)
     try:
         client = client_for(uri)
         return [
@@ -182,17 +196,17 @@ def close_all_stale_runs(uri: str) -> list[str]:
         raise TrackingError(f"MLflow at {uri}: {reason_of(error)}") from error
 
 
-def _left_behind(run: "Run", mine: dict[str, str]) -> bool:
-    tags = run.data.tags
-    if run.info.status != "RUNNING" or not {"pid", "pid_started", "heartbeat"} <= tags.keys():
+def _left_behind(run: "Run") -> bool:
+    try:
+        _, pid, started, namespace, heartbeat = run.data.tags[PROCESS_TAG].split(" ")
+        age = datetime.now(UTC) - datetime.fromisoformat(heartbeat)
+    except (KeyError, ValueError, TypeError):  # not written by us
         return False
-    if tags.get("pid_namespace") != mine["pid_namespace"]:
-        try:
-            age = datetime.now(UTC) - datetime.fromisoformat(tags["heartbeat"])
-        except ValueError:
-            return False
+    if run.info.status != "RUNNING":
+        return False
+    if namespace != process_tag()[PROCESS_TAG].split(" ")[3]:
         return age.total_seconds() > HEARTBEAT_LOST_S
-    return not _alive(tags["pid"], tags["pid_started"])
+    return not _alive(pid, started)
 
 
 def _alive(pid: str, started: str) -> bool:
@@ -207,14 +221,6 @@ def _alive(pid: str, started: str) -> bool:
         return False
 
 
-def _pid_namespace() -> str:
-    """Return what makes process ids comparable: this boot and this container; "" where there is no /proc."""
-    with contextlib.suppress(OSError):
-        boot = Path("/proc/sys/kernel/random/boot_id").read_text().strip()
-        return f"{boot} {os.readlink('/proc/self/ns/pid')}"
-    return ""
-
-
 def write_ahead(uri: str) -> None:
     """Let readers and a writer of a SQLite file work at once; tells fast if it is no database at all."""
     database = sqlite_file(uri)
@@ -223,9 +229,7 @@ def write_ahead(uri: str) -> None:
     database.parent.mkdir(parents=True, exist_ok=True)
     with contextlib.closing(sqlite3.connect(database, timeout=20.0)) as connection:
         if connection.execute("PRAGMA journal_mode").fetchone() != ("wal",):
-            with contextlib.suppress(
-                sqlite3.OperationalError
-            ):  # somebody writes just now: next start does it
+            with contextlib.suppress(sqlite3.OperationalError):  # somebody writes: the next start does it
                 connection.execute("PRAGMA journal_mode = WAL")
 
 
@@ -243,8 +247,3 @@ def _experiment_id(client: "MlflowClient", name: str, artifacts: str | None) -> 
             "it was deleted; restore it with `mlflow experiments restore` or take another name"
         )
     return str(found.experiment_id)
-
-
-def now_ms() -> int:
-    """Return the time in UTC milliseconds."""
-    return time.time_ns() // 1_000_000

@@ -13,7 +13,7 @@ from dinomaly_hd.files import acquire, make_dated_folder, publish_json, read_jso
 
 STATE = "run.json"
 LOCK = ".lock"
-CHECKPOINTS, MODEL, RESULTS = "checkpoints", "model", "results.json"
+CHECKPOINTS, MODEL, RESULTS, SCORES = "checkpoints", "model", "results.json", "scores"
 FINISHED = "FINISHED"
 IN_MLFLOW = "in_mlflow"
 """In run.json: whether MLflow has all of the run."""
@@ -35,21 +35,12 @@ class RunFolder(NamedTuple):
         return read_state(self.path)
 
     def set_state(self, **values: Any) -> None:
-        """Update ``run.json``."""
         publish_json(self.path / STATE, {**self.state(), **values})
 
 
 def read_state(path: Path) -> dict[str, Any]:
     """Return a run folder's ``run.json``, empty where there is none or it is no JSON."""
     return read_json(path / STATE)
-
-
-def finished_results(path: Path, **identity: str) -> dict[str, Any] | None:
-    """Return ``results.json`` of a folder whose run is finished and has this ``run.json``, else None."""
-    state = read_state(path)
-    if state.get("status") != FINISHED or any(state.get(name) != value for name, value in identity.items()):
-        return None
-    return read_results(path)
 
 
 def read_results(path: Path) -> dict[str, Any] | None:
@@ -81,12 +72,12 @@ def find_run(result_dir: Path, run: str) -> Path:
     if len(found) > 1:
         shown = ", ".join(str(folder) for folder in found[-SHOWN_RUNS:])
         raise ConfigError(f"run {run!r}: {len(found)} run folders have this name; give a path: {shown}")
-    if found:
-        return found[0]
-    raise ConfigError(
-        f"run {run!r}: no run folder and no MLflow run id of the {len(folders)} runs under {result_dir}; "
-        "give the folder's path or another result_dir"
-    )
+    if not found:
+        raise ConfigError(
+            f"run {run!r}: no run folder and no MLflow run id of the {len(folders)} runs under {result_dir}; "
+            "give the folder's path or another result_dir"
+        )
+    return found[0]
 
 
 def all_runs(result_dir: Path) -> Iterator[Path]:
@@ -96,7 +87,7 @@ def all_runs(result_dir: Path) -> Iterator[Path]:
 
 
 @contextmanager
-def open_run(
+def open_folder(
     result_dir: Path,
     *,
     variant: str,
@@ -127,10 +118,11 @@ def open_run(
         ConfigError: The run to continue is not there, is another's, or another process works on it.
         OutputError: The folder cannot be written.
     """
+    candidates: list[Path | None]
     if resume in ("auto", "never"):
         where = folder or result_dir / variant
         old = [] if resume == "never" else _unfinished(where, config_hash, of_members=of_members)
-        candidates: list[Path | None] = [*old] if folder and old else [*old, None]
+        candidates = [*old] if folder and old else [*old, None]
     else:
         candidates = [find_run(result_dir, resume)]
     for candidate in candidates:
@@ -149,24 +141,27 @@ def open_run(
         except OSError as error:
             raise OutputError(f"cannot write {path}: {error}; choose another result_dir") from error
         try:
-            state = read_state(path)
-            theirs = state.get("config_hash", config_hash)
-            done = waited and theirs == config_hash and state.get("status") == FINISHED
-            run = RunFolder(path, resumed=candidate is not None, finished=done)
-            if done:
-                pass
-            elif theirs == config_hash:  # another run's folder stays as it is: its checkpoint will be refused
-                run.set_state(config_hash=config_hash, status="RUNNING", pid=os.getpid())
-            elif not any((path / CHECKPOINTS).glob("*.pt")):
-                raise ConfigError(
-                    f"{path}: belongs to a run of another configuration or data ({theirs}, this one is "
-                    f"{config_hash}); resume=never starts a new one"
-                )
-            yield run
+            yield _claimed(path, config_hash, resumed=candidate is not None, waited=waited)
         finally:
             lock.release()
         return
     raise ConfigError(f"resume={resume}: another process is working on this run")
+
+
+def _claimed(path: Path, config_hash: str, *, resumed: bool, waited: bool) -> RunFolder:
+    """Return a folder that is locked; another run's stays as it is: its checkpoint will be refused."""
+    state = read_state(path)
+    theirs = state.get("config_hash", config_hash)
+    done = waited and theirs == config_hash and state.get("status") == FINISHED
+    folder = RunFolder(path, resumed=resumed, finished=done)
+    if theirs == config_hash and not done:
+        folder.set_state(config_hash=config_hash, status="RUNNING", pid=os.getpid())
+    elif not done and not any((path / CHECKPOINTS).glob("*.pt")):
+        raise ConfigError(
+            f"{path}: belongs to a run of another configuration or data ({theirs}, this one is "
+            f"{config_hash}); resume=never starts a new one"
+        )
+    return folder
 
 
 def _unfinished(where: Path, config_hash: str, *, of_members: bool) -> list[Path]:

@@ -5,13 +5,14 @@ import math
 import os
 import threading
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from pathlib import Path
-from types import TracebackType
-from typing import Any, NamedTuple, Self
+from typing import Any, NamedTuple
 
 from dinomaly_hd.errors import CheckpointError, OutputError
 from dinomaly_hd.files import publish
+
+JOURNAL = "journal.jsonl"
 
 
 class JsonLines:
@@ -31,7 +32,6 @@ class JsonLines:
         self._lock = threading.Lock()
 
     def append(self, record: Mapping[str, Any]) -> None:
-        """Add one object."""
         line = json.dumps(record, separators=(",", ":"), ensure_ascii=False, allow_nan=False).encode() + b"\n"
         with self._lock:
             try:
@@ -43,7 +43,7 @@ class JsonLines:
             except OSError as error:
                 raise OutputError(f"cannot write {self.path}: {error}") from error
 
-    def read(self, offset: int = 0) -> tuple[list[dict[str, Any]], int]:
+    def records(self, offset: int = 0) -> tuple[list[dict[str, Any]], int]:
         """Return the whole objects from byte ``offset`` on, and the offset behind the last of them."""
         try:
             with self.path.open("rb") as stream:
@@ -78,7 +78,7 @@ class JsonLines:
         if self._descriptor is None:
             self.path.parent.mkdir(parents=True, exist_ok=True)
             self._descriptor = os.open(self.path, os.O_RDWR | os.O_CREAT | os.O_APPEND, 0o666)
-            _, whole = self.read()
+            _, whole = self.records()
             if whole < os.fstat(self._descriptor).st_size:
                 os.ftruncate(self._descriptor, whole)
         return self._descriptor
@@ -103,40 +103,35 @@ class Entry(NamedTuple):
     metrics: dict[str, float]
 
 
-class Journal:
+class Journal(JsonLines):
     """Metric history of one run (spec/reliability.md rows 1 and 11): the truth that MLflow copies.
 
     Values survive the way to disk and back bit by bit; NaN and infinities are written as the strings
     ``NaN``, ``Infinity``, ``-Infinity``, so that every line is valid JSON. For an exact resume, log a step's
     metrics and call `sync` before its checkpoint is published, and `truncate_after` the checkpoint's step.
-
-    Raises:
-        OutputError: The file cannot be written.
-        CheckpointError: A line other than the last is damaged.
     """
 
-    def __init__(self, path: Path) -> None:
-        self.path = path
-        self._lines = JsonLines(path)
-
     def log(self, values: Mapping[str, float], *, step: int) -> None:
-        """Append the values of one step."""
         metrics = {key: _to_json(float(value)) for key, value in values.items()}
-        self._lines.append({"step": int(step), "time": time.time_ns() // 1_000_000, "metrics": metrics})
+        self.append({"step": int(step), "time": now_ms(), "metrics": metrics})
 
-    def read(self) -> Iterator[Entry]:
-        """Yield all entries in the order of writing; a torn last line is left out."""
-        yield from self.tail(0)[0]
-
-    def tail(self, offset: int) -> tuple[list[Entry], int]:
+    def tail(self, offset: int = 0) -> tuple[list[Entry], int]:
         """Return the entries from byte ``offset`` on, and the offset at which to go on reading."""
-        records, end = self._lines.read(offset)
-        return [_entry(record) for record in records], end
+        records, end = self.records(offset)
+        entries = [
+            Entry(
+                record["step"],
+                record["time"],
+                {key: float(value) for key, value in record["metrics"].items()},
+            )
+            for record in records
+        ]
+        return entries, end
 
     def history(self) -> dict[str, list[tuple[int, float]]]:
         """Return (step, value) pairs per metric in the order of writing: all but the times."""
         history: dict[str, list[tuple[int, float]]] = {}
-        for entry in self.read():
+        for entry in self.tail()[0]:
             for key, value in entry.metrics.items():
                 history.setdefault(key, []).append((entry.step, value))
         return history
@@ -146,46 +141,26 @@ class Journal:
 
         So are the final figures, whose step is smaller than that of the entries before them.
         """
-        if self.path.exists():
-            records, _ = self._lines.read()
-            steps = [record["step"] for record in records]
-            ends = (i for i, own in enumerate(steps) if own > step or (i and own < steps[i - 1]))
-            self._lines.keep(records[: next(ends, None)])
+        records, _ = self.records()
+        steps = [record["step"] for record in records]
+        ends = (i for i, own in enumerate(steps) if own > step or (i and own < steps[i - 1]))
+        if records:
+            self.keep(records[: next(ends, None)])
 
     def keep_first_of(self, step: int) -> None:
         """Forget what was logged at a step after its first entry: the validation that is made again."""
-        if self.path.exists():
-            records, _ = self._lines.read()
-            steps = [record["step"] for record in records]
-            firsts = steps.index(step) + 1 if step in steps else None
-            self._lines.keep(records[:firsts])
+        records, _ = self.records()
+        steps = [record["step"] for record in records]
+        if step in steps:
+            self.keep(records[: steps.index(step) + 1])
 
-    def sync(self) -> None:
-        """Force the journal onto the disk, so that it also survives a power loss."""
-        self._lines.sync()
 
-    def close(self) -> None:
-        """Release the file."""
-        self._lines.close()
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        self.close()
+def now_ms() -> int:
+    """Return the time in UTC milliseconds."""
+    return time.time_ns() // 1_000_000
 
 
 def _to_json(value: float) -> float | str:
     if math.isfinite(value):
         return value
     return "NaN" if math.isnan(value) else "Infinity" if value > 0 else "-Infinity"
-
-
-def _entry(record: dict[str, Any]) -> Entry:
-    metrics = {key: float(value) for key, value in record["metrics"].items()}
-    return Entry(step=record["step"], time_ms=record["time"], metrics=metrics)

@@ -1,11 +1,11 @@
 """One training from start or from its newest checkpoint to its last step."""
 
 import logging
+import signal
 import time
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import lightning
@@ -19,11 +19,10 @@ from dinomaly_hd.config import RunConfig, TrainingConfig
 from dinomaly_hd.data.module import StepDataModule
 from dinomaly_hd.errors import LONGEST_REASON, CheckpointError, ConfigError, Interrupted
 from dinomaly_hd.models.detector import Detector
-from dinomaly_hd.training import checkpoint as checkpoints
 from dinomaly_hd.training.checkpoint import Checkpoint
+from dinomaly_hd.training.early_stopping import EarlyStopping
 from dinomaly_hd.training.guards import SignalGuard
-from dinomaly_hd.training.patience import Patience
-from dinomaly_hd.training.task import DetectorTask, Reporter
+from dinomaly_hd.training.task import DetectorTask, Log
 
 ENCODER, FROZEN = "encoder.", "encoder.model."
 NOTICES = (
@@ -45,14 +44,26 @@ class Validation(NamedTuple):
 class TrainingData(NamedTuple):
     """What is trained on, how many samples (``size``), how many processes read them, and how to name them.
 
-    ``validate`` examines the detector as it is, None where there is nothing to examine it on.
+    ``validate`` examines the detector as it is, None where there is nothing to examine it on. By the digests
+    of data and encoder weights a checkpoint is known.
     """
 
     dataset: Dataset[Batch]
     size: int
     num_workers: int
+    data_digest: str
+    encoder_digest: str
     name_files: Callable[[int], str]
     validate: Callable[[], Validation] | None
+
+
+class Hooks(NamedTuple):
+    """Who is told and asked during a training."""
+
+    log: Log
+    save: Callable[[Checkpoint], object]
+    guard: SignalGuard
+    progress: Callable[[int, int], None]
 
 
 class Trained(NamedTuple):
@@ -111,50 +122,50 @@ def load_trained_state(detector: Detector, weights: dict[str, Tensor]) -> None:
 
 
 class _Keeper(lightning.Callback):
-    """After each step: save when due or asked by a signal, validate when due, move the progress line."""
+    """After each step: validate and save when due, or save when asked by a signal."""
 
     def __init__(
         self,
-        save: Callable[[], None],
+        task: DetectorTask,
+        stopping: EarlyStopping,
         *,
-        data: TrainingData,
-        patience: Patience,
-        guard: SignalGuard,
-        progress: Any,
+        validate: Callable[[], Validation] | None,
+        save: Callable[[], None],
+        hooks: Hooks,
     ) -> None:
-        self.save, self.data, self.patience = save, data, patience
-        self.guard, self.progress = guard, progress
+        self.task, self.stopping, self.examine, self.save = task, stopping, validate, save
+        self.guard, self.progress = hooks.guard, hooks.progress
 
     def on_train_batch_end(
         self, trainer: Any, pl_module: Any, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
-        del outputs, batch, batch_idx
-        task: DetectorTask = pl_module
-        config: TrainingConfig = task.training_config
-        done, last = task.position, config.last_step
-        if self.data.validate and config.val_check_interval and done % config.val_check_interval == 0:
-            self.patience.due = True
-            self.validate(task)
+        del pl_module, outputs, batch, batch_idx
+        config = self.task.training_config
+        done, last = self.task.position, config.last_step
+        if self.examine and config.val_check_interval and done % config.val_check_interval == 0:
+            self.stopping.due = True
+            self.validate()
         self.progress(done, last)
         # Looked at once: a signal that comes while a checkpoint is written waits for the next step's.
-        stopping = self.guard.received is not None
-        trainer.should_stop = self.patience.exhausted
-        if stopping or done % config.checkpoint_interval == 0 or done == last or self.patience.exhausted:
+        asked_to_stop = self.guard.received is not None
+        trainer.should_stop = self.stopping.exhausted
+        if asked_to_stop or done == last or done % config.checkpoint_interval == 0 or trainer.should_stop:
             self.save()
-        if stopping:
+        if asked_to_stop:
             self.guard.check()
 
-    def validate(self, task: DetectorTask) -> None:
+    def validate(self) -> None:
         """Examine the detector; a signal that breaks it off leaves a checkpoint that makes up for it."""
-        assert self.data.validate is not None
+        task = self.task
+        assert self.examine is not None
         try:
-            found = self.data.validate()
+            found = self.examine()
         except Interrupted:
             self.save()
             raise
-        task.reporter.metrics(found.metrics, step=task.position - 1)
-        self.patience.observe(found.watched, step=task.position, weights=lambda: trained_state(task.detector))
-        self.patience.due = False
+        task.log_step(found.metrics, task.position - 1)
+        self.stopping.observe(found.watched, step=task.position, weights=lambda: trained_state(task.detector))
+        self.stopping.due = False
 
 
 def train(
@@ -162,21 +173,16 @@ def train(
     *,
     run: RunConfig,
     data: TrainingData,
+    hooks: Hooks,
     resume: Checkpoint | None,
-    data_digest: str,
-    encoder_digest: str,
-    folder: Path,
-    reporter: Reporter,
-    guard: SignalGuard,
-    progress: Callable[[int, int], None],
 ) -> Trained:
-    """Train to the run's last step, or until patience ends, and leave a checkpoint of it in ``folder``.
+    """Train to the run's last step, or until patience ends, and save a checkpoint of it.
 
     Where early stopping watches, the detector then has the weights of the best validation.
 
     Raises:
         NonFiniteError: Loss or gradient became NaN or infinite (policy ``on_nonfinite=stop``).
-        Interrupted: A signal came; a checkpoint of the last finished step is in ``folder``.
+        Interrupted: A signal came; a checkpoint of the last finished step is saved.
         OutputError: A checkpoint could not be written.
     """
     config = run.training
@@ -186,39 +192,37 @@ def train(
         detector,
         training=config,
         steps_per_epoch=max(1, data.size // config.batch_size),
-        reporter=reporter,
+        log=hooks.log,
         name_files=data.name_files,
         position=start,
     )
+    stopping = EarlyStopping(config.early_stopping_patience)
     if resume:
         load_trained_state(detector, resume.weights)
         task.optimizer.load_state_dict(resume.optimizer)
         task.nonfinite = resume.nonfinite
-    patience = Patience(config.early_stopping_patience)
-    if resume:
-        patience.load(resume.patience)
+        stopping.load(resume.patience)
 
-    def save() -> None:
-        reporter.sync()
+    def save_now() -> None:
         state = Checkpoint(
             step=task.position,
             config=run.to_json(),
-            data_digest=data_digest,
-            encoder_digest=encoder_digest,
+            data_digest=data.data_digest,
+            encoder_digest=data.encoder_digest,
             nonfinite=task.nonfinite,
             weights=trained_state(detector),
             optimizer=task.optimizer.state_dict(),
-            patience=patience.state(),
+            patience=stopping.state(),
         )
-        checkpoints.save(folder, state)
+        hooks.save(state)
 
     began = time.monotonic()
-    keeper = _Keeper(save, data=data, patience=patience, guard=guard, progress=progress)
-    if patience.due:
-        keeper.validate(task)
-    if start < config.last_step and not patience.exhausted:
+    keeper = _Keeper(task, stopping, validate=data.validate, save=save_now, hooks=hooks)
+    if stopping.due:
+        keeper.validate()
+    if start < config.last_step and not stopping.exhausted:
         detector.train()
-        module = StepDataModule(
+        batches = StepDataModule(
             data.dataset,
             count=data.size,
             batch_size=config.batch_size,
@@ -229,22 +233,18 @@ def train(
         )
         try:
             with _quiet_lightning():
-                trainer = _trainer(config, steps=config.last_step - start, keeper=keeper, folder=folder)
-                trainer.fit(task, module)
+                _trainer(config, steps=config.last_step - start, keeper=keeper).fit(task, batches)
         except SIGTERMException:  # the signal came between our check and Lightning's
-            save()
-            raise Interrupted(guard.received or 15) from None
-    seconds, tested = time.monotonic() - began, task.position
-    if patience.best_weights:
-        load_trained_state(detector, patience.best_weights)
-        tested = patience.best_step
-    best = patience.best_value if patience.best_weights else None
+            save_now()
+            raise Interrupted(hooks.guard.received or signal.SIGTERM) from None
+    seconds, tested, best = time.monotonic() - began, task.position, None
+    if stopping.best_weights:
+        load_trained_state(detector, stopping.best_weights)
+        tested, best = stopping.best_step, stopping.best_value
     return Trained(task.position - start, seconds, task.position, tested, best)
 
 
-def _trainer(
-    config: TrainingConfig, *, steps: int, keeper: lightning.Callback, folder: Path
-) -> lightning.Trainer:
+def _trainer(config: TrainingConfig, *, steps: int, keeper: lightning.Callback) -> lightning.Trainer:
     device = resolve_device(config.gpu)
     return lightning.Trainer(
         accelerator="cpu" if device.type == "cpu" else "gpu",
@@ -253,7 +253,6 @@ def _trainer(
         max_steps=steps,
         max_epochs=1,
         callbacks=[keeper],
-        default_root_dir=folder,
         logger=False,
         enable_checkpointing=False,
         enable_progress_bar=False,

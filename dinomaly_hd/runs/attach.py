@@ -1,18 +1,19 @@
 """Which MLflow run a run folder is copied to: adopted, found again, or made."""
 
 import logging
+import re
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
 from dinomaly_hd.errors import TrackingError, reason_of
-from dinomaly_hd.tracking.delivery import send_tags
-from dinomaly_hd.tracking.outbox import Outbox, RunRecord
-from dinomaly_hd.tracking.store import (
+from dinomaly_hd.runs.outbox import Outbox, RunRecord
+from dinomaly_hd.runs.store import (
     client_for,
     close_stale_runs,
     is_outage,
     prepare_store,
-    process_tags,
+    process_tag,
+    send_tags,
     write_ahead,
 )
 
@@ -22,7 +23,9 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
-RUN_KEY_TAG = "run_key"
+KEY_TAG = "run_key"
+RANDOM_NAME = re.compile(r"[^\W\d_]+-[^\W\d_]+-\d+")
+"""What MLflow calls a run that was given no name: "bold-snail-123"."""
 
 
 class Attachment(NamedTuple):
@@ -45,17 +48,24 @@ def attach(
         TrackingError: The store refuses: no such adopted run, or a bad experiment.
         Exception: What MLflow raises when the store does not answer (`store.is_outage`).
     """
-    assert outbox.run is not None, "open_run first"
     record = outbox.run
+    assert record is not None, "open_run first"
+    made = False
     if adopted is not None:
         write_ahead(uri)
         client = client_for(uri)
-        run, made = _adopted(client, adopted, uri), False
+        run = _get(client, adopted)
+        if run is None:
+            raise TrackingError(f"MLFLOW_RUN_ID={adopted} cannot be adopted at {uri}: there is no such run")
     else:
         experiment_id = prepare_store(uri, experiment=record.experiment, root=root)
         client = client_for(uri)
-        found = _found(client, [resumed, outbox.attached]) or _found_by_key(client, experiment_id, record.key)
-        run, made = found or _make(client, experiment_id, record), found is None
+        parent = _get(client, record.parent_run_id)
+        if parent is not None:  # `mlflow run` may have chosen its experiment
+            experiment_id = parent.info.experiment_id
+        found = _before(client, experiment_id, [resumed, outbox.attached], key=record.key)
+        made = found is None
+        run = found or _make(client, experiment_id, record)
     run_id = run.info.run_id
     if live:
         _claim(client, run, record, adopted=adopted is not None)
@@ -64,56 +74,44 @@ def attach(
     return Attachment(client, run_id, run.info.experiment_id, made)
 
 
-def _adopted(client: "MlflowClient", run_id: str, uri: str) -> "Run":
+def _get(client: "MlflowClient", run_id: str | None) -> "Run | None":
+    """Return a run, None where the store has none of this id."""
     try:
-        return client.get_run(run_id)
+        return None if run_id is None else client.get_run(run_id)
     except Exception as error:
         if is_outage(error):
             raise
-        raise TrackingError(
-            f"MLFLOW_RUN_ID={run_id} cannot be adopted at {uri}: {reason_of(error)}"
-        ) from error
+        return None
 
 
-def _found(client: "MlflowClient", run_ids: list[str | None]) -> "Run | None":
-    for run_id in run_ids:
-        if run_id is None:
-            continue
-        try:
-            run = client.get_run(run_id)
-        except Exception as error:
-            if is_outage(error):
-                raise
+def _before(client: "MlflowClient", experiment_id: str, ids: list[str | None], *, key: str) -> "Run | None":
+    """Return the run of an earlier start, by its id or its key.
+
+    By its key a run is found that was made although the answer got lost: "create" again would make a second.
+    """
+    for run_id in filter(None, ids):
+        run = _get(client, run_id)
+        if run is None:
             logger.warning("MLflow run %s is not there any more, its history goes to a new run", run_id)
-        else:
-            if run.info.lifecycle_stage == "active":
-                return run
-    return None
-
-
-def _found_by_key(client: "MlflowClient", experiment_id: str, key: str) -> "Run | None":
-    """Find a run that was made although the answer got lost; repeating "create" would make a second one."""
-    runs = client.search_runs([experiment_id], f"tags.{RUN_KEY_TAG} = '{key}'", max_results=1)
-    return runs[0] if runs else None
+        elif run.info.lifecycle_stage == "active":
+            return run
+    return next(iter(client.search_runs([experiment_id], f"tags.{KEY_TAG} = '{key}'", max_results=1)), None)
 
 
 def _make(client: "MlflowClient", experiment_id: str, record: RunRecord) -> "Run":
     from mlflow.tracking.context.registry import resolve_tags
 
     return client.create_run(
-        experiment_id,
-        start_time=record.time_ms,
-        tags=resolve_tags(_tags(record)),
-        run_name=record.run_name,
+        experiment_id, start_time=record.time_ms, tags=resolve_tags(_tags(record)), run_name=record.run_name
     )
 
 
 def _claim(client: "MlflowClient", run: "Run", record: RunRecord, *, adopted: bool) -> None:
     run_id = run.info.run_id
-    # MLflow names a run at random unless `--run-name` was given; a name that somebody chose stays.
-    named_at_random = adopted and _is_random_name(run.info.run_name or "")
+    # A name that somebody gave to `mlflow run` stays.
+    named_at_random = adopted and RANDOM_NAME.fullmatch(run.info.run_name or "") is not None
     client.update_run(run_id, status="RUNNING", name=record.run_name if named_at_random else None)
-    send_tags(client, run_id, _tags(record) | process_tags())
+    send_tags(client, run_id, {**_tags(record), **process_tag()})
     try:
         for stale in close_stale_runs(client, run.info.experiment_id):
             logger.info("MLflow run %s was left behind by a dead process: marked KILLED", stale)
@@ -123,11 +121,6 @@ def _claim(client: "MlflowClient", run: "Run", record: RunRecord, *, adopted: bo
         logger.warning("runs left behind could not be closed: %s", reason_of(error))
 
 
-def _is_random_name(name: str) -> bool:
-    parts = name.split("-")
-    return len(parts) == 3 and parts[0].isalpha() and parts[1].isalpha() and parts[2].isdigit()
-
-
 def _tags(record: RunRecord) -> dict[str, str]:
     parent = {} if record.parent_run_id is None else {"mlflow.parentRunId": record.parent_run_id}
-    return {**record.tags, **parent, RUN_KEY_TAG: record.key}
+    return {**record.tags, **parent, KEY_TAG: record.key}

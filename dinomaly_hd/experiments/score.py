@@ -1,10 +1,10 @@
-"""Score images with a trained detector and turn the scores into tables, results and pictures."""
+"""Read, encode and score images of a data set with one detector."""
 
 # B batch, N images, H W pixels of a map, h w rows and columns of the input
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -14,7 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from dinomaly_hd import trivial
-from dinomaly_hd.config import EvaluationConfig
+from dinomaly_hd.config import RunConfig
 from dinomaly_hd.data.features import FeatureCache, digests, image_batches
 from dinomaly_hd.data.hdmap import Manifest, ground_truth_path
 from dinomaly_hd.data.images import read_image
@@ -23,12 +23,20 @@ from dinomaly_hd.data.tree import NORMALS
 from dinomaly_hd.errors import NonFiniteError
 from dinomaly_hd.evaluation import metrics
 from dinomaly_hd.evaluation.results import PixelScores
-from dinomaly_hd.files import publish
+from dinomaly_hd.files import publish_text
 from dinomaly_hd.geometry import Box
+from dinomaly_hd.models.build_encoder import visible_box
 from dinomaly_hd.models.detector import Detector, Prediction, encode_in_groups
 
 Positions = npt.NDArray[np.int64]
-Tick = Callable[[], None]
+
+
+class Batch(NamedTuple):
+    """Images at some positions of a manifest, with their maps and scores."""
+
+    positions: Positions
+    images_BHW: Tensor
+    prediction: Prediction
 
 
 class Examined(NamedTuple):
@@ -38,19 +46,16 @@ class Examined(NamedTuple):
     map_Nhw: npt.NDArray[np.float32]
 
 
-class Examiner:
-    """Scores images of a manifest, each once and alone as far as results go.
+class Scorer:
+    """What a run does with images: each is read, encoded and scored alone as far as results go.
 
     Args:
-        detector: Trained.
-        store: Images.
-        evaluation: Batch size and map size.
-        box: The part of the input that the encoder sees.
+        detector: On ``device``.
+        store: Images of a manifest.
+        run: Batch size, readers, precision.
         device: Where the detector is.
-        num_workers: Readers.
-        bf16: Whether the detector runs under bfloat16 autocast.
-        tick: Called before each batch.
-        features: Keeps encoder outputs for other runs; None keeps nothing.
+        features: Keeps encoder outputs; None keeps nothing.
+        tick: Called before each batch, and while another process encodes the same images; may raise.
     """
 
     def __init__(
@@ -58,40 +63,46 @@ class Examiner:
         detector: Detector,
         store: ImageStore,
         *,
-        evaluation: EvaluationConfig,
-        box: Box,
+        run: RunConfig,
         device: torch.device,
-        num_workers: int,
-        bf16: bool,
-        tick: Tick,
-        features: FeatureCache | None = None,
+        features: FeatureCache | None,
+        tick: Callable[[], None],
     ) -> None:
-        self.detector, self.store, self.evaluation = detector.eval(), store, evaluation
-        self.box, self.device, self.num_workers = box, device, num_workers
-        self.bf16, self.tick, self.features = bf16, tick, features
+        self.detector, self.store, self.run, self.device = detector, store, run, device
+        self.features, self.tick = features, tick
+        self.box = visible_box(run.encoder, shape=store.manifest.shape)
+        """The part of the input that the encoder sees."""
 
-    def predict(self, positions: Positions, images_BHW: Tensor) -> Prediction:
-        """Return maps and scores on the CPU."""
-        names = digests(self.store.manifest, positions)
-        encoded = encode(
-            self.detector,
-            images_BHW,
-            names=names,
-            device=self.device,
-            features=self.features,
-            tick=self.tick,
-        )
-        return score(self.detector, encoded, bf16=self.bf16)
+    def images(self, positions: Positions, *, size: int | None = None) -> Iterator[Tensor]:
+        """Yield maps (B, H, W), ``size`` at once, by default as many as in the evaluation."""
+        size = size or self.run.evaluation.eval_batch_size
+        workers = self.run.data.num_workers
+        return image_batches(self.store, positions, batch_size=size, num_workers=workers, tick=self.tick)
 
-    def batches(self, positions: Positions) -> Any:
-        """Yield (positions, images, prediction) batch by batch."""
-        size = self.evaluation.eval_batch_size
-        loader = image_batches(
-            self.store, positions, batch_size=size, num_workers=self.num_workers, tick=self.tick
-        )
-        for number, images_BHW in enumerate(loader):
+    def encode(self, images_BHW: Tensor, names: Sequence[str]) -> Tensor:
+        """Return encoder outputs (B, ...) on the device: kept ones of these names, else new ones."""
+
+        def make() -> Tensor:
+            return encode_in_groups(self.detector, images_BHW.to(self.device))
+
+        if self.features is None:
+            return make()
+        return self.features.encode(names, make, tick=self.tick).to(self.device)
+
+    def encoded(self, positions: Positions, *, size: int | None = None) -> Iterator[Tensor]:
+        """Yield images' encoder outputs, ``size`` at once."""
+        size = size or self.run.evaluation.eval_batch_size
+        for number, images_BHW in enumerate(self.images(positions, size=size)):
             chosen = positions[number * size : (number + 1) * size]
-            yield chosen, images_BHW, self.predict(chosen, images_BHW)
+            yield self.encode(images_BHW, digests(self.store.manifest, chosen))
+
+    def batches(self, positions: Positions) -> Iterator[Batch]:
+        """Yield images with maps and scores on the CPU, batch by batch."""
+        size = self.run.evaluation.eval_batch_size
+        for number, images_BHW in enumerate(self.images(positions)):
+            chosen = positions[number * size : (number + 1) * size]
+            encoded = self.encode(images_BHW, digests(self.store.manifest, chosen))
+            yield Batch(chosen, images_BHW, score(self.detector, encoded, bf16=self.run.bf16))
 
     def examine(self, positions: Positions) -> Examined:
         """Score images.
@@ -105,33 +116,12 @@ class Examiner:
             if not bool(finite.all()):
                 bad = self.store.manifest.records[int(chosen[int(torch.argmin(finite.int()))])].path
                 raise NonFiniteError(f"{bad}: the model's score is NaN or infinite; lower learning_rate")
+            shape = tuple(images_BHW.shape[1:])
             scores.append(prediction.score_B.numpy())
-            maps.append(
-                sample_at_pixels(prediction.map_BHW, box=self.box, shape=tuple(images_BHW.shape[1:])).numpy()
-            )
+            maps.append(sample_at_pixels(prediction.map_BHW, box=self.box, shape=shape).numpy())
         if not scores:
             return Examined(np.empty(0), np.empty((0, 0, 0), np.float32))
         return Examined(np.concatenate(scores), np.concatenate(maps))
-
-
-def encode(
-    detector: Detector,
-    images_BHW: Tensor,
-    *,
-    names: Sequence[str],
-    device: torch.device,
-    features: FeatureCache | None,
-    tick: Tick,
-) -> Tensor:
-    """Return encoder outputs (B, ...) on ``device``, those of ``features`` where it has all these names.
-
-    ``tick`` is called while another process encodes the same images.
-    """
-
-    def make() -> Tensor:
-        return encode_in_groups(detector, images_BHW.to(device))
-
-    return make() if features is None else features.encode(names, make, tick=tick).to(device)
 
 
 def predict(detector: Detector, images_BHW: Tensor, *, device: torch.device, bf16: bool) -> Prediction:
@@ -213,7 +203,7 @@ def pixel_scores(
     scores = {}
     for domain in manifest.domains:
         own = [n for n, i in enumerate(positions) if manifest.records[int(i)].domain == domain]
-        masks = [_mask(manifest, int(positions[n])) for n in own]
+        masks = [read_mask(manifest, int(positions[n])) for n in own]
         if own and not any(mask is None for mask in masks):
             masks_Nhw = np.stack([mask[rows, columns] for mask in masks if mask is not None])
             maps = map_Nhw[own]
@@ -221,7 +211,7 @@ def pixel_scores(
     return scores
 
 
-def _mask(manifest: Manifest, position: int) -> npt.NDArray[np.bool_] | None:
+def read_mask(manifest: Manifest, position: int) -> npt.NDArray[np.bool_] | None:
     """Return the defect mask of a test image: empty for good ones, None where a fault has none."""
     if manifest.records[position].label == 0:
         return np.zeros(manifest.shape, dtype=np.bool_)
@@ -230,19 +220,9 @@ def _mask(manifest: Manifest, position: int) -> npt.NDArray[np.bool_] | None:
     return mask if mask is not None and mask.shape == manifest.shape else None
 
 
-def read_mask(manifest: Manifest, position: int) -> npt.NDArray[np.bool_] | None:
-    """Return a fault's ground-truth mask for drawing, None for good images and where there is none."""
-    return _mask(manifest, position) if manifest.records[position].label else None
-
-
-def write_scores(folder: Path, table: pd.DataFrame, *, normals: Mapping[str, pd.DataFrame]) -> None:
+def write_scores(folder: Path, table: pd.DataFrame, *, normals: pd.DataFrame) -> None:
     """Write ``{domain}.csv`` of the test images and ``{domain}_normals.csv`` of the normals."""
-    for domain, rows in table.groupby("domain", sort=False):
-        _write_csv(folder / f"{domain}.csv", rows.drop(columns="domain"))
-    for domain, rows in normals.items():
-        _write_csv(folder / f"{domain}{NORMALS}.csv", rows)
-
-
-def _write_csv(path: Path, rows: pd.DataFrame) -> None:
-    text = rows.to_csv(index=False, float_format="%.17g")
-    publish(path, lambda stream: stream.write(text.encode()))
+    for rows, ending in ((table, ""), (normals, NORMALS)):
+        for domain, own in rows.groupby("domain", sort=False):
+            text = own.drop(columns="domain").to_csv(index=False, float_format="%.17g")
+            publish_text(folder / f"{domain}{ending}.csv", text)

@@ -6,27 +6,17 @@ from typing import NamedTuple
 
 import filelock
 
-from dinomaly_hd.errors import DinomalyHDError
-from dinomaly_hd.experiments.run_folder import (
-    FINISHED,
-    IN_MLFLOW,
-    LOCK,
-    MODEL,
-    RunFolder,
-    all_runs,
-    read_state,
-)
-from dinomaly_hd.journal import Journal
-from dinomaly_hd.serving import send_model
-from dinomaly_hd.tracking import OUTBOX_NAME, SyncReport, close_all_stale_runs, default_uri, sync_run
+from dinomaly_hd.errors import DinomalyHDError, TrackingError
+from dinomaly_hd.runs.folder import FINISHED, IN_MLFLOW, LOCK, RunFolder, all_runs, read_state
+from dinomaly_hd.runs.mirror import Mirrored, mirror
+from dinomaly_hd.runs.outbox import OUTBOX
+from dinomaly_hd.runs.store import close_all_stale_runs, default_uri
 
 ENDINGS = (FINISHED, "FAILED", "KILLED")
 
 
-class Upkeep(NamedTuple):
-    """What `synchronise` did: folders completed, points and operations sent, folders at work or refused, runs
-    closed.
-    """
+class Synchronised(NamedTuple):
+    """Folders completed, points and operations sent, folders at work or refused, runs closed."""
 
     completed: int
     points: int
@@ -36,7 +26,7 @@ class Upkeep(NamedTuple):
     closed: int
 
 
-def complete(folder: Path, *, root: Path) -> SyncReport:
+def complete(folder: Path, *, root: Path) -> Mirrored:
     """Give MLflow what it lacks of a run folder that no process works on; again, it sends nothing.
 
     A run whose process died before it could say how it ended was killed.
@@ -44,16 +34,28 @@ def complete(folder: Path, *, root: Path) -> SyncReport:
     Raises:
         TrackingError: The store does not answer or refuses.
     """
-    uri, state = default_uri(root), read_state(folder)
-    status = state.get("status")
+    status = read_state(folder).get("status")
     ended = status if status in ENDINGS else "KILLED"
-    done = sync_run(Journal(folder / "journal.jsonl"), uri=uri, root=root, ended=ended)
-    if ended == FINISHED and (folder / MODEL).is_dir():
-        send_model(done.run_id, uri=uri, folder=folder / MODEL)
+    done = mirror(folder, uri=default_uri(root), root=root, ended=ended)
     RunFolder(folder, resumed=True).set_state(
         status=ended, mlflow_run_id=done.run_id, **{IN_MLFLOW: done.refused == 0}
     )
     return done
+
+
+def complete_finished(folder: Path, *, root: Path, say: Callable[[str], None]) -> None:
+    """Do so for a finished run whose process was killed before all was sent.
+
+    A store that does not answer is named and left for the next time: the folder is the truth.
+    """
+    if read_state(folder).get(IN_MLFLOW, True):
+        return
+    try:
+        complete(folder, root=root)
+    except TrackingError as error:
+        say(f"warning: {folder}: {error}")
+    else:
+        say(f"completed in MLflow: {folder}")
 
 
 def lacking(result_dir: Path) -> list[Path]:
@@ -61,20 +63,16 @@ def lacking(result_dir: Path) -> list[Path]:
     return [
         folder
         for folder in all_runs(result_dir)
-        if (folder / OUTBOX_NAME).is_file() and not read_state(folder).get(IN_MLFLOW, False)
+        if (folder / OUTBOX).is_file() and not read_state(folder).get(IN_MLFLOW, False)
     ]
 
 
 def synchronise(
     result_dir: Path, *, root: Path, say: Callable[[str], None], tick: Callable[[], None]
-) -> Upkeep:
-    """Complete every run folder that no process works on, and mark runs of dead processes KILLED.
+) -> Synchronised:
+    """Complete every run folder below ``result_dir`` that no process works on; mark dead runs KILLED.
 
-    Args:
-        result_dir: Its run folders, at any depth.
-        root: The project's folder.
-        say: Gets a line for each folder.
-        tick: Called before each folder; may raise.
+    ``say`` gets a line for each folder, ``tick`` is called before each and may raise.
 
     Raises:
         TrackingError: The store does not answer at all.
@@ -82,9 +80,8 @@ def synchronise(
     points = operations = completed = at_work = refused = 0
     for folder in lacking(result_dir):
         tick()
-        lock = filelock.FileLock(folder / LOCK, timeout=0)
         try:
-            with lock:
+            with filelock.FileLock(folder / LOCK, timeout=0):
                 done = complete(folder, root=root)
         except filelock.Timeout:
             at_work += 1
@@ -99,4 +96,4 @@ def synchronise(
     closed = close_all_stale_runs(default_uri(root))
     for run_id in closed:
         say(f"MLflow run {run_id}: left RUNNING by a dead process, now KILLED")
-    return Upkeep(completed, points, operations, at_work, refused, len(closed))
+    return Synchronised(completed, points, operations, at_work, refused, len(closed))
