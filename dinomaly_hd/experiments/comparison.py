@@ -52,6 +52,18 @@ class Ran(NamedTuple):
     failed: dict[Member, str]
 
 
+class Done(NamedTuple):
+    """Finished members with what they left, and the reports by their folders below the comparison's."""
+
+    outcomes: dict[Member, Outcome]
+    reports: dict[str, Report]
+
+    @property
+    def report(self) -> Report | None:
+        """The one report on all members, if any run could be reported on."""
+        return self.reports.get(ONE_REPORT)
+
+
 @dataclass(frozen=True)
 class Parent:
     """A comparison at work: its folder, its run in MLflow, and the encoder outputs that members share."""
@@ -87,8 +99,8 @@ class Protocol(NamedTuple):
         then: Makes further members of those that are finished.
         detail: What ``then`` makes, as part of what tells this comparison from others.
         run_members: How members are run; None: one after another in this process.
-        places: In which subfolder each is reported on, "" for the comparison's own; members of different places
-            cannot be compared. None: all together.
+        places: In which subfolder each is reported on, "" for the comparison's own; members of different
+            places cannot be compared. None: all together.
     """
 
     kind: str
@@ -122,8 +134,8 @@ def check_members(members: Sequence[Member]) -> None:
             raise ConfigError(f"{one.title} and {other.title}: both would lie in {one.place}; rename one")
 
 
-def run_comparison(members: Sequence[Member], context: Context, protocol: Protocol) -> dict[str, Report]:
-    """Run all members, then write and log the report on them; return reports by their subfolder.
+def run_comparison(members: Sequence[Member], context: Context, protocol: Protocol) -> Done:
+    """Run all members, then write and log the report on them.
 
     What members share is done once: encoder outputs, and a training of which another is the continuation or
     which differs only in what comes after it. A member that is finished already, in this comparison or
@@ -148,7 +160,7 @@ def run_comparison(members: Sequence[Member], context: Context, protocol: Protoc
             raise ComparisonError(
                 f"{len(lines)} of {len(lines) + len(outcomes)} members failed: {'; '.join(lines)}"
             )
-    return reports
+    return Done(outcomes, reports)
 
 
 def one_after_another(members: Sequence[Member], context: Context, parent: Parent) -> Ran:

@@ -18,7 +18,7 @@ from dinomaly_hd.errors import ConfigError
 from dinomaly_hd.evaluation.metrics import auroc
 from dinomaly_hd.evaluation.synthetic import flat_synthetic
 from dinomaly_hd.experiments.exported import read_weights
-from dinomaly_hd.experiments.score import Scorer, score
+from dinomaly_hd.experiments.score import Positions, Scorer, score
 from dinomaly_hd.experiments.synthetic import SyntheticBands
 from dinomaly_hd.experiments.work import Work
 from dinomaly_hd.models.build import build_detector
@@ -221,7 +221,6 @@ def _validation(work: Work, scorer: Scorer) -> Callable[[], Validation] | None:
     assert isinstance(training, TrainingConfig)
     held_out = ready.trained_on(ready.split.held_out)
     test = ready.trained_on(ready.manifest.indices(split="test"))
-    labels = [ready.manifest.records[int(i)].label for i in test]
     if not training.val_check_interval or not (len(held_out) or watches_test):
         return None
     bands = SyntheticBands(scorer, held_out) if work.run.evaluation.synthetic_copies else None
@@ -230,21 +229,30 @@ def _validation(work: Work, scorer: Scorer) -> Callable[[], Validation] | None:
         metrics: dict[str, float] = {}
         with _evaluating(detector):
             if len(held_out):
-                parts = enumerate(scorer.encoded(held_out, size=training.batch_size))
-                losses = [detector.validation_loss(one, position=number) for number, one in parts]
-                metrics["val/loss"] = float(torch.cat(losses).mean())
+                metrics["val/loss"] = held_out_loss(scorer, held_out, size=training.batch_size)
             if watches_test or work.run.data.train_domains != ALL_DOMAINS:
-                encoded = scorer.encoded(test)
-                scores = [score(detector, one, bf16=work.run.bf16).score_B for one in encoded]
-                score_N = torch.cat(scores).numpy()
-                # A test image must not end a training.
-                finite = bool(np.isfinite(score_N).all())
-                metrics["val_image_AUROC"] = auroc(score_N, labels) if finite else float("nan")
+                metrics["val_image_AUROC"] = image_auroc(scorer, test)
             if bands is not None:
                 metrics |= flat_synthetic(bands.examine())
         return Validation(1 - metrics["val_image_AUROC"] if watches_test else metrics["val/loss"], metrics)
 
     return validate
+
+
+def held_out_loss(scorer: Scorer, positions: Positions, *, size: int) -> float:
+    parts = enumerate(scorer.encoded(positions, size=size))
+    losses = [scorer.detector.validation_loss(one, position=number) for number, one in parts]
+    return float(torch.cat(losses).mean())
+
+
+def image_auroc(scorer: Scorer, positions: Positions) -> float:
+    """Return the AUROC, NaN where a score is not finite: a test image must not end a training."""
+    encoded = scorer.encoded(positions)
+    score_N = torch.cat(
+        [score(scorer.detector, one, bf16=scorer.run.bf16).score_B for one in encoded]
+    ).numpy()
+    labels = [scorer.store.manifest.records[int(i)].label for i in positions]
+    return auroc(score_N, labels) if np.isfinite(score_N).all() else float("nan")
 
 
 @contextmanager

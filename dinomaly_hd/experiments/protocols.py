@@ -12,7 +12,7 @@ from dinomaly_hd.errors import ConfigError, nearest
 from dinomaly_hd.evaluation.comparison_members import MemberRun
 from dinomaly_hd.evaluation.comparison_transfer import FROM
 from dinomaly_hd.experiments.as_jobs import Checked, check_for_jobs, run_as_jobs
-from dinomaly_hd.experiments.comparison import ONE_REPORT, Member, Protocol, member, run_comparison
+from dinomaly_hd.experiments.comparison import ONE_REPORT, Done, Member, Protocol, member, run_comparison
 from dinomaly_hd.experiments.members import SINGLE, UNIFIED, Joined, join_single_domains, joined
 from dinomaly_hd.experiments.reporting import Question
 from dinomaly_hd.experiments.run import Outcome, execute
@@ -88,7 +88,7 @@ class Trial(NamedTuple):
     run: RunConfig
 
 
-def run_mode(run: RunConfig, context: Context, *, mode: str, seeds: Sequence[int]) -> None:
+def run_mode(run: RunConfig, context: Context, *, mode: str, seeds: Sequence[int]) -> Done | None:
     """Run ``multiclass`` (one model), ``singleclass`` (one a domain) or ``compare``, with each seed.
 
     Raises:
@@ -98,7 +98,7 @@ def run_mode(run: RunConfig, context: Context, *, mode: str, seeds: Sequence[int
         raise ConfigError(f"mode={mode!r}: unknown.{nearest(mode, MODES)}")
     if mode == "multiclass" and len(seeds) == 1:
         execute(with_values(run, {"seed": seeds[0]}), context)
-        return
+        return None
     unified, single = MODES[mode]
     if single and run.data.train_domains != ALL_DOMAINS:
         raise ConfigError(
@@ -113,7 +113,7 @@ def run_mode(run: RunConfig, context: Context, *, mode: str, seeds: Sequence[int
             members.append(Member(SINGLE, own, f"{SINGLE}_{domain}{suffix}"))
     question = QUESTIONS["multiclass"]
     question = question if mode == "compare" else question._replace(reference=None)
-    run_comparison(members, context, Protocol(mode, question, gather=join_single_domains))
+    return run_comparison(members, context, Protocol(mode, question, gather=join_single_domains))
 
 
 def run_ablation(
@@ -123,7 +123,7 @@ def run_ablation(
     *,
     build: Callable[[str, int], RunConfig],
     slots: Slots = ONE_SLOT,
-) -> None:
+) -> Done:
     """Run every config with every seed, seed by seed.
 
     One slot runs them one after another in this process, more as jobs that share the machine's GPUs or cores.
@@ -134,55 +134,55 @@ def run_ablation(
     if slots != ONE_SLOT:
         checked = check_for_jobs(members, context, slots=slots)
         protocol = protocol._replace(run_members=partial(run_as_jobs, checked=checked, slots=slots))
-    run_comparison(members, context, protocol)
+    return run_comparison(members, context, protocol)
 
 
 def run_encoders(
     encoders: Sequence[str], seeds: Sequence[int], context: Context, *, build: Callable[[str, int], RunConfig]
-) -> None:
+) -> Done:
     """Train with every encoder and seed; all are compared with the first encoder."""
     members = [member(encoder, build(encoder, seed)) for seed in seeds for encoder in encoders]
-    run_comparison(members, context, Protocol("encoders", QUESTIONS["encoders"]))
+    return run_comparison(members, context, Protocol("encoders", QUESTIONS["encoders"]))
 
 
 def run_steps(
     steps: Sequence[int], seeds: Sequence[int], context: Context, *, build: Callable[[int, int], RunConfig]
-) -> None:
+) -> Done:
     """Train every seed once to the last step and evaluate it at each; ``build`` makes the run of a step.
 
     Each evaluation is a member that goes on where the one before it stopped.
     """
     members = [member(f"step {step}", build(step, seed)) for seed in seeds for step in sorted(steps)]
-    run_comparison(members, context, Protocol("steps", QUESTIONS["steps"]))
+    return run_comparison(members, context, Protocol("steps", QUESTIONS["steps"]))
 
 
-def run_single_domain(trials: Sequence[Trial], context: Context) -> None:
+def run_single_domain(trials: Sequence[Trial], context: Context) -> Done | None:
     """Train and test every trial's model on its own domain; several are compared, model by model.
 
     Several sources of one model and seed count as one member, tested on all their domains.
     """
     if len(trials) == 1:
         execute(trials[0].run, context)
-        return
+        return None
     members = [member(trial.model, trial.run) for trial in trials]
     protocol = Protocol("single_domain", QUESTIONS["single_domain"])
     if len({trial.source for trial in trials}) > 1:
         pairs = zip(members, trials, strict=True)
         members = [one._replace(place=f"{one.place}_{trial.source}") for one, trial in pairs]
         protocol = protocol._replace(gather=_join_sources)
-    run_comparison(members, context, protocol)
+    return run_comparison(members, context, protocol)
 
 
-def run_multi_domain(trials: Sequence[Trial], context: Context) -> None:
+def run_multi_domain(trials: Sequence[Trial], context: Context) -> Done | None:
     """Train every trial's model on its source and test it on all its domains; several are compared."""
     if len(trials) == 1:
         execute(trials[0].run, context)
-        return
+        return None
     many = len({trial.source for trial in trials}) > 1
     members = [
         member(f"{trial.model}{FROM}{trial.source}" if many else trial.model, trial.run) for trial in trials
     ]
-    run_comparison(members, context, Protocol("multi_domain", QUESTIONS["multi_domain"]))
+    return run_comparison(members, context, Protocol("multi_domain", QUESTIONS["multi_domain"]))
 
 
 def _join_sources(members: list[MemberRun]) -> Joined:
@@ -208,7 +208,7 @@ def run_finetune(
     steps: str,
     learning_rate: str,
     domains: Sequence[str] | None,
-) -> None:
+) -> Done:
     """Train every run (alike but for seeds) on all its domains, then fine-tune each on each domain alone.
 
     A fine-tuning has a tenth of its steps as warm-up and a cosine to a tenth of its rate.
@@ -248,7 +248,7 @@ def run_finetune(
     protocol = Protocol(
         "finetune", QUESTIONS["finetune"], gather=_with_own_domains, then=then, detail=f"{values} {chosen}"
     )
-    run_comparison([member(START, run) for run in runs], context, protocol)
+    return run_comparison([member(START, run) for run in runs], context, protocol)
 
 
 def _with_own_domains(members: list[MemberRun]) -> Joined:
@@ -265,7 +265,7 @@ def _with_own_domains(members: list[MemberRun]) -> Joined:
     return Joined([*unified, *joint, *tuned], lacking)
 
 
-def run_suite(members: Sequence[Member], context: Context, *, slots: Slots) -> None:
+def run_suite(members: Sequence[Member], context: Context, *, slots: Slots) -> Done:
     """Run members as jobs and report on those of each set of domains."""
     checked = check_for_jobs(members, context, slots=slots)
     protocol = Protocol(
@@ -274,7 +274,7 @@ def run_suite(members: Sequence[Member], context: Context, *, slots: Slots) -> N
         run_members=partial(run_as_jobs, checked=checked, slots=slots),
         places=report_places(checked),
     )
-    run_comparison(members, context, protocol)
+    return run_comparison(members, context, protocol)
 
 
 def report_places(checked: Mapping[Member, Checked]) -> dict[Member, str]:

@@ -11,12 +11,13 @@ import torch
 from numpy.typing import NDArray
 from PIL import Image
 
+from dinomaly_hd.config import with_values
 from dinomaly_hd.data.feature_files import FeaturePlace
 from dinomaly_hd.data.hdmap import load_manifest
 from dinomaly_hd.data.store import ImageStore
 from dinomaly_hd.experiments.exported import load_model
 from dinomaly_hd.experiments.run import Outcome, execute
-from dinomaly_hd.experiments.score import Examiner
+from dinomaly_hd.experiments.score import Scorer
 from dinomaly_hd.flags import resolve
 from dinomaly_hd.models.build_encoder import preprocessing_of
 from dinomaly_hd.models.dinomaly import Dinomaly
@@ -145,18 +146,16 @@ def test_a_domain_scores_alone_what_it_scores_among_others(train: Any, tmp_path:
 
     def scored(domains: list[str]) -> dict[str, float]:
         manifest = load_manifest(root, domains=domains, conditions="none")
-        examiner = Examiner(
-            model.detector,
+        scorer = Scorer(
+            model.detector.eval(),
             ImageStore(manifest, keep_bytes=0),
-            evaluation=model.card.run.evaluation.model_copy(update={"eval_batch_size": 3}),
-            box=preprocessing_of(model.card.run.encoder).visible(manifest.shape),
+            run=with_values(model.card.run, {"eval_batch_size": 3}),
             device=torch.device("cpu"),
-            num_workers=0,
-            bf16=False,
+            features=None,
             tick=lambda: None,
         )
         test = manifest.indices(split="test")
-        values = examiner.examine(test).score_N
+        values = scorer.examine(test).score_N
         return {manifest.records[i].path: float(value) for i, value in zip(test, values, strict=True)}
 
     alone, among = scored(["C"]), scored(["A", "C"])
