@@ -2,8 +2,8 @@
 
 import sys
 from collections import Counter
-from collections.abc import Callable, Sequence
-from types import TracebackType
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from typing import Literal, NamedTuple
 
 from rich.console import Console, Group
@@ -14,6 +14,7 @@ from rich.text import Text
 from dinomaly_hd.jobs.job import Progress
 
 State = Literal["waiting", "running", "finished", "failed", "reused"]
+# From the most to the least wanted where not all rows fit on the screen, with their colours.
 ORDER: dict[State, str] = {
     "running": "cyan",
     "failed": "red",
@@ -21,7 +22,6 @@ ORDER: dict[State, str] = {
     "finished": "green",
     "reused": "green",
 }
-"""States from the most to the least wanted where not all rows fit on the screen, and their colours."""
 LINES_AROUND = 6
 
 
@@ -34,62 +34,46 @@ class Row(NamedTuple):
     note: str = ""
 
 
-class Board:
-    """Shows the rows of all jobs; use as a context manager.
+@contextmanager
+def board(rows: Sequence[Row], *, say: Callable[[str], None]) -> Iterator[Callable[[Row], None]]:
+    """Show all jobs in their order; yields what replaces the row of a name. ``say`` prints a line."""
+    shown = {row.name: row for row in rows}
+    if not sys.stdout.isatty():
+        say(counts(rows))
 
-    Args:
-        rows: All jobs in their order.
-        say: Prints a line, where the output is no terminal.
-    """
+        def tell(row: Row) -> None:
+            before, shown[row.name] = shown[row.name], row
+            if (before.state, before.note) != (row.state, row.note):
+                note = f": {row.note}" if row.note else ""
+                say(f"{row.name}: {row.state}{note} ({counts(list(shown.values()))})")
 
-    def __init__(self, rows: Sequence[Row], *, say: Callable[[str], None]) -> None:
-        self._rows = {row.name: row for row in rows}
-        self._say = say
-        self._live = Live(refresh_per_second=2, transient=False) if sys.stdout.isatty() else None
+        yield tell
+        return
+    with Live(refresh_per_second=2) as live:
 
-    def __enter__(self) -> "Board":
-        if self._live is not None:
-            self._live.start()
-            self._live.update(render(list(self._rows.values()), console=self._live.console))
-        else:
-            self._say(counts(list(self._rows.values())))
-        return self
+        def draw(row: Row) -> None:
+            shown[row.name] = row
+            live.update(render(list(shown.values()), console=live.console))
 
-    def __exit__(
-        self, kind: type[BaseException] | None, value: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        if self._live is not None:
-            self._live.stop()
-
-    def show(self, row: Row) -> None:
-        """Replace the row of this name."""
-        before, self._rows[row.name] = self._rows[row.name], row
-        if self._live is not None:
-            self._live.update(render(list(self._rows.values()), console=self._live.console))
-        elif (before.state, before.note) != (row.state, row.note):
-            note = f": {row.note}" if row.note else ""
-            self._say(f"{row.name}: {row.state}{note} ({counts(list(self._rows.values()))})")
+        yield draw
 
 
 def counts(rows: Sequence[Row]) -> str:
-    """Return how many jobs are in each state, such as "waiting 3, running 2"."""
+    """Return how many jobs are in each state, such as "running 2, waiting 3"."""
     number = Counter(row.state for row in rows)
     return ", ".join(f"{state} {number[state]}" for state in ORDER if number[state])
 
 
 def render(rows: Sequence[Row], *, console: Console) -> Group:
     """Return the table, cut to the screen's height; the jobs at work come first."""
-    ranks = list(ORDER)
-    ordered = sorted(rows, key=lambda row: ranks.index(row.state))
+    ordered = sorted(rows, key=lambda row: list(ORDER).index(row.state))
     shown = ordered[: max(1, console.height - LINES_AROUND)]
     table = Table("member", "state", "step", "time left", "", box=None, pad_edge=False)
     for row in shown:
-        step, left = ("", "") if row.progress is None else _progress(row.progress)
+        step = left = ""
+        if row.progress is not None:
+            minutes, seconds = divmod(round(row.progress.seconds_left), 60)
+            step, left = f"{row.progress.step}/{row.progress.steps}", f"{minutes}:{seconds:02d}"
         table.add_row(Text(row.name), Text(row.state, style=ORDER[row.state]), step, left, Text(row.note))
     hidden = f" ({len(rows) - len(shown)} not shown)" if len(shown) < len(rows) else ""
     return Group(table, Text(counts(rows) + hidden))
-
-
-def _progress(progress: Progress) -> tuple[str, str]:
-    minutes, seconds = divmod(round(progress.seconds_left), 60)
-    return f"{progress.step}/{progress.steps}", f"{minutes}:{seconds:02d}"

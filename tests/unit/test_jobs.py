@@ -232,11 +232,11 @@ def test_without_ray_the_way_to_it_is_said(monkeypatch: pytest.MonkeyPatch) -> N
 
 def test_slots_are_gpus_where_there_are_some(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(local, "_devices", lambda: ["2", "5"])
-    assert local.LocalEngine(slots=None).room() == 2
+    assert local.LocalEngine(slots=None).places() == 2
     told = [token["CUDA_VISIBLE_DEVICES"] for token in local._tokens(3, ["2", "5"])]
     assert told == ["2", "5", "2"]
     monkeypatch.setattr(local, "_devices", list)
-    assert local.LocalEngine(slots=None).room() == 2, "one for two of four cores"
+    assert local.LocalEngine(slots=None).places() == 2, "one for two of four cores"
 
 
 def test_the_table_shows_first_what_is_at_work() -> None:
