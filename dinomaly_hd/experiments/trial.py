@@ -41,10 +41,7 @@ def study_page(
     """Lock the folder of a study or a trial (``tags["kind"]``) and copy it to an MLflow run named ``name``.
 
     The run is the ``resumed`` one of an earlier start, if there was one, maybe on another machine.
-
-    Raises:
-        Busy: Another process works in the folder for more than ``wait_s``.
-        DinomalyHDError: What was raised inside, once the run is closed as KILLED or FAILED.
+    Raises Busy where another process works in the folder for more than ``wait_s``.
     """
     kind = tags["kind"]
     identity = hashlib.sha256(json.dumps([kind, folder.name]).encode()).hexdigest()[:16]
@@ -85,19 +82,14 @@ class Runner:
     features: defaultdict[int, FeatureCache] = field(default_factory=lambda: defaultdict(FeatureCache))
 
     def __call__(self, attempt: Attempt) -> list[float]:
-        """Run a trial and return its objectives.
-
-        Raises:
-            Pruned: It was given up.
-            DinomalyHDError: Whatever ended one of its runs.
-        """
+        """Run a trial and return its objectives."""
         plan = self.plan
         config, name = plan.space.config(attempt.point), f"trial_{attempt.number:04d}"
         folder = plan.folder(self.context.result_dir) / name
         shown = ", ".join(f"{key}={text}" for key, text in attempt.point.items())
         self.context.say(f"\n== {name}{f' ({attempt.setting})' if attempt.setting else ''}: {shown}")
-        attempt.remember(CONFIG, config)
-        attempt.remember(WORKER, f"{socket.gethostname()} {os.getpid()}")
+        attempt.trial.set_user_attr(CONFIG, config)
+        attempt.trial.set_user_attr(WORKER, f"{socket.gethostname()} {os.getpid()}")
         tags = {"config": config, "sweep": plan.study, "trial": str(attempt.number)}
         tags |= {"setting": attempt.setting} if attempt.setting else {}
         own = replace(self.context, parent_run_id=self.parent, tags={**self.context.tags, **tags})
@@ -106,11 +98,11 @@ class Runner:
             own,
             name=f"{plan.study}-{name}",
             tags={"kind": "trial", "variant": config.partition(":")[0], **tags},
-            resumed=attempt.remembered(RUN_ID),
+            resumed=attempt.trial.user_attrs.get(RUN_ID),
             wait_s=LOCK_WAIT_S,
         ) as page:
             if page.run_id is not None:
-                attempt.remember(RUN_ID, page.run_id)
+                attempt.trial.set_user_attr(RUN_ID, page.run_id)
             page.params(attempt.point)
             own = replace(own, parent_run_id=page.run_id)
             figures = {
@@ -119,8 +111,8 @@ class Runner:
             }
             means = means_of(list(figures.values()), needed=plan.keys)
             by_seed = {str(seed): [one[key] for key in plan.keys] for seed, one in figures.items()}
-            attempt.remember(BY_SEED, by_seed)
-            attempt.remember(TEST, {name: means[name] for name in beside(plan) if name in means})
+            attempt.trial.set_user_attr(BY_SEED, by_seed)
+            attempt.trial.set_user_attr(TEST, {name: means[name] for name in beside(plan) if name in means})
             page.metrics(means, step=0)
             page.note(f"**{name}** of {plan.study}, seeds {', '.join(map(str, plan.seeds))}: `{config}`")
         return [means[key] for key in plan.keys]

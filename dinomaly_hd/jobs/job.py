@@ -56,14 +56,6 @@ class Ended(NamedTuple):
     starts: int
 
 
-class Progress(NamedTuple):
-    """How far a job is: optimizer steps done and in all, and seconds to the last one."""
-
-    step: int
-    steps: int
-    seconds_left: float
-
-
 def read_job(path: Path, *, code_digest: str) -> dict[str, Any]:
     """Return what a job is to do, for the process that does it; another code's job is refused."""
     content = read_json(path)
@@ -83,16 +75,7 @@ def write_progress(folder: Path, *, step: int, steps: int, seconds_left: float) 
     path = folder / PROGRESS
     recent = path.exists() and 0 <= time.time() - path.stat().st_mtime < PROGRESS_INTERVAL_S
     if step >= steps or not recent:
-        publish_json(path, Progress(step, steps, seconds_left)._asdict())
-
-
-def read_progress(folder: Path) -> Progress | None:
-    """Return how far a job is, None where it has not said yet."""
-    content = read_json(folder / PROGRESS)
-    try:
-        return Progress(int(content["step"]), int(content["steps"]), float(content["seconds_left"]))
-    except (KeyError, TypeError, ValueError):
-        return None
+        publish_json(path, {"step": step, "steps": steps, "seconds_left": seconds_left})
 
 
 def die_with_parent() -> None:

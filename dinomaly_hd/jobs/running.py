@@ -7,8 +7,8 @@ from concurrent.futures import FIRST_COMPLETED, Future, wait
 from contextlib import closing
 
 from dinomaly_hd.errors import ConfigError, nearest, reason_of
-from dinomaly_hd.files import publish_json
-from dinomaly_hd.jobs.job import JOB_FILE, PROGRESS, Ended, Exit, Job, Slots, read_progress
+from dinomaly_hd.files import publish_json, read_json
+from dinomaly_hd.jobs.job import JOB_FILE, PROGRESS, Ended, Exit, Job, Slots
 from dinomaly_hd.jobs.local import LocalEngine
 from dinomaly_hd.jobs.ray_engine import RayEngine, check_ray
 from dinomaly_hd.jobs.table import Row, board
@@ -103,7 +103,7 @@ def _run(
         if time.monotonic() >= next_look:
             next_look = time.monotonic() + PROGRESS_S
             for job in running.values():
-                show(Row(job.name, "running", read_progress(job.folder)))
+                show(Row(job.name, "running", read_json(job.folder / PROGRESS)))
     return results
 
 

@@ -1,79 +1,60 @@
 """What a person sees of many jobs: a live table on a terminal, else a line for every change."""
 
-import sys
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from typing import Literal, NamedTuple
+from typing import Any, Literal, NamedTuple
 
-from rich.console import Console, Group
-from rich.live import Live
-from rich.table import Table
-from rich.text import Text
+from rich.console import Console
+from rich.progress import Progress, TextColumn
 
-from dinomaly_hd.jobs.job import Progress
-
-State = Literal["waiting", "running", "finished", "failed", "reused"]
-# From the most to the least wanted where not all rows fit on the screen, with their colours.
-ORDER: dict[State, str] = {
-    "running": "cyan",
-    "failed": "red",
-    "waiting": "dim",
-    "finished": "green",
-    "reused": "green",
-}
-LINES_AROUND = 6
+State = Literal["running", "failed", "waiting", "finished", "reused"]
+STATES: tuple[State, ...] = ("running", "failed", "waiting", "finished", "reused")
+HIDDEN = ("waiting", "finished", "reused")  # counted in the live table, since not all rows fit on a screen
 
 
 class Row(NamedTuple):
-    """One job: its state, how far it is, and one line on what went wrong."""
+    """One job: its state, the content of its progress.json, and one line on what went wrong."""
 
     name: str
     state: State
-    progress: Progress | None = None
+    progress: Mapping[str, Any] = {}
     note: str = ""
 
 
 @contextmanager
-def board(rows: Sequence[Row], *, say: Callable[[str], None]) -> Iterator[Callable[[Row], None]]:
-    """Show all jobs in their order; yields what replaces the row of a name. ``say`` prints a line."""
+def board(
+    rows: Sequence[Row], *, say: Callable[[str], None], console: Console | None = None
+) -> Iterator[Callable[[Row], None]]:
+    """Show all jobs and yield what replaces the row of a name; ``say`` prints a line without a terminal."""
     shown = {row.name: row for row in rows}
-    if not sys.stdout.isatty():
-        say(counts(rows))
+    console = console or Console()
+    columns = [TextColumn(f"{{task.{part}}}", markup=False) for part in ("description", "fields[text]")]
+    with Progress(*columns, console=console, disable=not console.is_terminal) as table:
+        total = table.add_task(counts(rows), text="")
+        tasks = {row.name: table.add_task(row.name, text="", visible=False) for row in rows}
+        if not console.is_terminal:
+            say(counts(rows))
 
-        def tell(row: Row) -> None:
+        def show(row: Row) -> None:
             before, shown[row.name] = shown[row.name], row
-            if (before.state, before.note) != (row.state, row.note):
-                note = f": {row.note}" if row.note else ""
-                say(f"{row.name}: {row.state}{note} ({counts(list(shown.values()))})")
+            text = f"{row.state}{f': {row.note}' if row.note else ''}{_how_far(row.progress)}"
+            table.update(tasks[row.name], text=text, visible=row.state not in HIDDEN)
+            table.update(total, description=counts(list(shown.values())))
+            if not console.is_terminal and (before.state, before.note) != (row.state, row.note):
+                say(f"{row.name}: {text} ({counts(list(shown.values()))})")
 
-        yield tell
-        return
-    with Live(refresh_per_second=2) as live:
-
-        def draw(row: Row) -> None:
-            shown[row.name] = row
-            live.update(render(list(shown.values()), console=live.console))
-
-        yield draw
+        yield show
 
 
 def counts(rows: Sequence[Row]) -> str:
     """Return how many jobs are in each state, such as "running 2, waiting 3"."""
     number = Counter(row.state for row in rows)
-    return ", ".join(f"{state} {number[state]}" for state in ORDER if number[state])
+    return ", ".join(f"{state} {number[state]}" for state in STATES if number[state])
 
 
-def render(rows: Sequence[Row], *, console: Console) -> Group:
-    """Return the table, cut to the screen's height; the jobs at work come first."""
-    ordered = sorted(rows, key=lambda row: list(ORDER).index(row.state))
-    shown = ordered[: max(1, console.height - LINES_AROUND)]
-    table = Table("member", "state", "step", "time left", "", box=None, pad_edge=False)
-    for row in shown:
-        step = left = ""
-        if row.progress is not None:
-            minutes, seconds = divmod(round(row.progress.seconds_left), 60)
-            step, left = f"{row.progress.step}/{row.progress.steps}", f"{minutes}:{seconds:02d}"
-        table.add_row(Text(row.name), Text(row.state, style=ORDER[row.state]), step, left, Text(row.note))
-    hidden = f" ({len(rows) - len(shown)} not shown)" if len(shown) < len(rows) else ""
-    return Group(table, Text(counts(rows) + hidden))
+def _how_far(progress: Mapping[str, Any]) -> str:
+    if not progress.get("steps"):
+        return ""
+    minutes, seconds = divmod(round(progress.get("seconds_left") or 0), 60)
+    return f" {progress.get('step')}/{progress['steps']}, {minutes}:{seconds:02d} left"

@@ -2,7 +2,7 @@
 
 import io
 import warnings
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import matplotlib
@@ -21,6 +21,13 @@ COMPLETE, PRUNED, FAILURE = "complete", "pruned", "failed"
 STATES = {TrialState.COMPLETE: COMPLETE, TrialState.PRUNED: PRUNED, TrialState.FAIL: FAILURE}
 # What a trial notes for its report.
 BY_SEED, TEST, CONFIG = "by_seed", "test", "config"
+CAPTIONS = {
+    "history": "objective of each trial",
+    "parallel_coordinates": "a line a trial, the best the darkest; None where a value did nothing",
+    "slices": "objective against each value, darker is later",
+    "importances": "share of the variance of the objective (fANOVA), of the values that all trials have",
+    "pareto_front": "red: no other trial is better in both",
+}
 
 
 class Row(NamedTuple):
@@ -73,46 +80,33 @@ def study_pictures(
     complete = study.get_trials(deepcopy=False, states=(TrialState.COMPLETE,))
     if not complete:
         return {}
-    first: dict[str, Any] = {"target_name": objectives[0], "target": lambda trial: trial.values[0]}
     params = [name for name in names if any(name in trial.params for trial in complete)]
-    drawn: dict[str, tuple[Any, dict[str, Any], str]] = {
-        "history": (plots.plot_optimization_history, first, "objective of each trial"),
-        "parallel_coordinates": (
-            plots.plot_parallel_coordinate,
-            {**first, "params": params},
-            "a line a trial; None where a value did nothing",
-        ),
-        "slices": (
-            plots.plot_slice,
-            {**first, "params": params},
-            "objective against each value, darker is later",
-        ),
-        "importances": (
-            plots.plot_param_importances,
-            {**first, "evaluator": FanovaImportanceEvaluator(seed=0)},
-            "share of the variance of the objective (fANOVA), of the values that all trials have",
-        ),
+    named: dict[str, Any] = {"target_name": objectives[0]}
+    # Given one objective of two; without it the best so far and the best colour are drawn, too.
+    first = named | ({"target": lambda trial: trial.values[0]} if len(objectives) > 1 else {})
+    fanova = {"evaluator": FanovaImportanceEvaluator(seed=0), **first}
+    draws: dict[str, tuple[Callable[..., Any], dict[str, Any]]] = {
+        "history": (plots.plot_optimization_history, first),
+        "parallel_coordinates": (plots.plot_parallel_coordinate, {"params": params, **named}),
+        "slices": (plots.plot_slice, {"params": params, **first}),
+        "importances": (plots.plot_param_importances, fanova),
     }
-    if len(objectives) == 1:
-        del first["target"]  # only without it the best so far is drawn, too
-    else:
-        options = {"target_names": list(objectives)}
-        drawn["pareto_front"] = (plots.plot_pareto_front, options, "red: no other trial is better in both")
+    if len(objectives) > 1:
+        draws["pareto_front"] = (plots.plot_pareto_front, {"target_names": list(objectives)})
     found = {}
     # Optuna draws with pyplot, sets the style of the whole process, and remarks that it is experimental.
     with warnings.catch_warnings(), matplotlib.rc_context():
         warnings.simplefilter("ignore")
         pyplot.switch_backend("agg")
-        for name, (draw, options, caption) in drawn.items():
+        for name, (draw, options) in draws.items():
             try:
-                axes = draw(study, **options)
-            except (
-                RuntimeError,
-                ValueError,
-            ):  # importances need two trials that differ, and a value that all have
+                figure = np.ravel(draw(study, **options))[0].figure
+            except (RuntimeError, ValueError):  # no importances without trials that differ
                 continue
+            if name == "parallel_coordinates":
+                figure.set_size_inches(3 + 1.3 * len(params), 5)
             stream = io.BytesIO()
-            np.ravel(axes)[0].figure.savefig(stream, format="png", bbox_inches="tight")
-            found[name] = Picture(caption, stream.getvalue())
+            figure.savefig(stream, format="png", bbox_inches="tight")
+            found[name] = Picture(CAPTIONS[name], stream.getvalue())
         pyplot.close("all")
     return found

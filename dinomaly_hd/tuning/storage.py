@@ -69,9 +69,6 @@ def address_of(text: str, *, root: Path) -> Address:
     """Return the database that ``storage=TEXT`` names.
 
     ``auto`` is what DINOMALY_HD_STORAGE holds, else ``optuna.db`` in the project's folder ``root``.
-
-    Raises:
-        ConfigError: No address, or of a database that studies cannot lie in.
     """
     if text == AUTO:
         text = os.environ.get(VARIABLE) or f"sqlite:///{root.resolve() / FILE}"
@@ -97,10 +94,6 @@ def connect(address: Address, *, heartbeat_s: int = HEARTBEAT_S) -> Storage:
     """Open a database and make its tables where there are none; call it inside ``exclusive``.
 
     A trial whose last heartbeat is three intervals old counts as left behind.
-
-    Raises:
-        ConfigError: A wrong password, no such database, or something else lies there.
-        TrackingError: It does not answer.
     """
     optuna.logging.set_verbosity(optuna.logging.ERROR)  # it prints a traceback for every failed trial
     sqlite = address.file is not None
@@ -124,13 +117,7 @@ def connect(address: Address, *, heartbeat_s: int = HEARTBEAT_S) -> Storage:
 
 @contextlib.contextmanager
 def exclusive(address: Address) -> Iterator[None]:
-    """Hold a study's database against all other processes, on whatever machine; freed when a holder dies.
-
-    Raises:
-        ConfigError: As ``connect``, or there is no driver.
-        TrackingError: The database does not answer, or another process holds it for minutes.
-        OutputError: The folder of a SQLite file cannot be written.
-    """
+    """Hold a study's database against all other processes, on whatever machine; freed when a holder dies."""
     file = address.file
     if file is not None:
         with locked(file.with_name(f".{file.name}.lock"), timeout_s=LOCK_TIMEOUT_S):
@@ -153,12 +140,7 @@ def exclusive(address: Address) -> Iterator[None]:
 
 @contextlib.contextmanager
 def clear_outage(address: Address) -> Iterator[None]:
-    """Turn what a database answers, or that it does not, into one line.
-
-    Raises:
-        ConfigError: A wrong password, no such database, or a file that is none.
-        TrackingError: It failed.
-    """
+    """Turn a database's failure into one line: ConfigError for what a user can mend, else TrackingError."""
     try:
         yield
     except (StorageInternalError, SQLAlchemyError) as error:

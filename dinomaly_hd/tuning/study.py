@@ -119,10 +119,6 @@ def join(
 
     ``code`` and ``settings`` are compared with those it was made on. ``parent`` is called with the study's
     MLflow run, None for a new study, and returns the one it is to have.
-
-    Raises:
-        ConfigError: Its code or settings are others, or the database cannot be used.
-        TrackingError: The database does not answer.
     """
     with exclusive(plan.address), clear_outage(plan.address):
         storage = connect(plan.address, heartbeat_s=plan.heartbeat_s)

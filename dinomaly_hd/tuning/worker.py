@@ -3,7 +3,6 @@
 import time
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
-from typing import Any
 
 import optuna
 from optuna import Trial
@@ -22,12 +21,10 @@ LONGEST_PAUSE_S = 5.0
 
 
 class Attempt:
-    """One start of a trial.
+    """One start of a trial, whose ``number`` is that of the first start: it names folder and MLflow run.
 
-    Attributes:
-        number: Names the trial's folder and MLflow run: that of the first start.
-        point: Searched values as flags' text.
-        setting: Name of the known setting that it is, None for a suggested point.
+    ``point`` holds the searched values as flags' text, ``setting`` the name of the known setting that it is,
+    None for a suggested point. What is noted on ``trial`` is there for later starts and for the report.
     """
 
     def __init__(self, trial: Trial, *, space: Space) -> None:
@@ -35,7 +32,7 @@ class Attempt:
         self.number = chain_of(record)
         self.setting: str | None = record.user_attrs.get(SETTING)
         self.point = space.suggest(trial)
-        self._trial, self._reported = trial, set(record.intermediate_values)
+        self.trial, self._reported = trial, set(record.intermediate_values)
 
     def report(self, value: float, *, step: int) -> None:
         """Say how good it is so far; a retry's reports at the steps of its first start count once.
@@ -45,17 +42,9 @@ class Attempt:
         """
         if step not in self._reported:
             self._reported.add(step)
-            self._trial.report(value, step)
-        if self.setting is None and self._trial.should_prune():
+            self.trial.report(value, step)
+        if self.setting is None and self.trial.should_prune():
             raise Pruned(f"trial {self.number} is given up at {value:.4g} after {step}")
-
-    def remembered(self, name: str) -> Any:
-        """Return what this or an earlier start of the trial has noted, None if nothing."""
-        return self._trial.user_attrs.get(name)
-
-    def remember(self, name: str, value: Any) -> None:
-        """Note something for later starts and for the report."""
-        self._trial.set_user_attr(name, value)
 
 
 Evaluate = Callable[[Attempt], Sequence[float]]
