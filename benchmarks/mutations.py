@@ -164,7 +164,7 @@ MUTATIONS = (
         13,
         "trials of dead workers are failed and queued again",
         "dinomaly_hd/tuning/worker.py",
-        "            keeper.mend()\n",
+        "            mend(study, joined.storage)\n",
         "",
     ),
     Mutation(

@@ -30,12 +30,10 @@ import optuna
 import psutil
 from mlflow import MlflowClient
 
-from dinomaly_hd.experiments.study_plan import FOLDER
 from dinomaly_hd.experiments.trial import RUN_ID, WORKER
-from dinomaly_hd.tuning.queue import FAILED, chain_of
-from dinomaly_hd.tuning.report import CONFIG
+from dinomaly_hd.tuning.results import COMPLETE, CONFIG, best_of, rows_of
 from dinomaly_hd.tuning.storage import address_of, connect
-from dinomaly_hd.tuning.trials import COMPLETE, best_of, rows_of
+from dinomaly_hd.tuning.study import FAILED, FOLDER, chain_of
 
 ROOT = Path(__file__).resolve().parent.parent
 RESULTS = Path(__file__).parent / "results"

@@ -17,7 +17,7 @@ from dinomaly_hd.data import hdmap
 from dinomaly_hd.data.feature_files import FeaturePlace
 from dinomaly_hd.data.simulator import simulate
 from dinomaly_hd.errors import ComparisonError, ConfigError, DataError, Interrupted
-from dinomaly_hd.experiments import data_root
+from dinomaly_hd.experiments import checks
 from dinomaly_hd.experiments.as_jobs import Checked, context_from_plain, context_to_plain
 from dinomaly_hd.experiments.comparison import Member, member
 from dinomaly_hd.experiments.protocols import report_places, run_suite
@@ -66,7 +66,7 @@ def test_members_of_two_sets_of_domains_are_run_reported_and_used_again(
     read: list[Path] = []
     load = hdmap.load_manifest
     monkeypatch.setattr(
-        data_root, "load_manifest", lambda root, **named: read.append(root) or load(root, **named)
+        checks, "load_manifest", lambda root, **named: read.append(root) or load(root, **named)
     )
     lines: list[str] = []
     told = replace(context, say=lines.append)
