@@ -26,7 +26,6 @@ from dinomaly_hd.experiments.examine import (
     stack,
     write_scores,
 )
-from dinomaly_hd.experiments.exported import export_model
 from dinomaly_hd.experiments.run_record import head, maps_folder, thinned, track, write_page
 from dinomaly_hd.experiments.session import Session, trained_domains
 from dinomaly_hd.experiments.synthetic import SyntheticBands
@@ -34,6 +33,7 @@ from dinomaly_hd.files import publish_json
 from dinomaly_hd.models.build_encoder import visible_box
 from dinomaly_hd.models.detector import Detector
 from dinomaly_hd.randomness import derive
+from dinomaly_hd.serving.exported import Card, export_model
 from dinomaly_hd.training.fit import Trained
 
 
@@ -111,12 +111,14 @@ def evaluate_run(
     export_model(
         folder / "model",
         detector,
-        run=run,
-        shape=manifest.shape,
-        dtype=manifest.dtype,
-        thresholds={domain: threshold.value for domain, threshold in thresholds.items()},
-        data_digest=manifest.digest,
-        encoder_digest=session.ready.weights.digest,
+        Card(
+            run=run,
+            shape=manifest.shape,
+            dtype=manifest.dtype,
+            thresholds={domain: threshold.value for domain, threshold in thresholds.items()},
+            data_digest=manifest.digest,
+            encoder_digest=session.ready.weights.digest,
+        ),
     )
     _write_scores(session, normals, table)
     session.context.guard.check()

@@ -21,7 +21,7 @@ from dinomaly_hd.experiments.session import NO_LABEL, Session, run_name, trained
 from dinomaly_hd.experiments.upkeep import complete
 from dinomaly_hd.files import publish_text
 from dinomaly_hd.names import as_markdown
-from dinomaly_hd.serving import log_model
+from dinomaly_hd.serving.in_mlflow import log_model
 from dinomaly_hd.tracking import artifact_picture
 from dinomaly_hd.training.fit import Trained
 

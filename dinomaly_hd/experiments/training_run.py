@@ -17,7 +17,6 @@ from dinomaly_hd.data.features import FeatureCache, digests
 from dinomaly_hd.errors import ConfigError, DinomalyHDError, Interrupted, Pruned
 from dinomaly_hd.experiments.context import Context
 from dinomaly_hd.experiments.evaluation_run import evaluate_run
-from dinomaly_hd.experiments.exported import read_weights
 from dinomaly_hd.experiments.learning import batches, learn
 from dinomaly_hd.experiments.ready import Ready, check
 from dinomaly_hd.experiments.run_folder import (
@@ -31,6 +30,7 @@ from dinomaly_hd.experiments.run_record import complete_in_mlflow
 from dinomaly_hd.experiments.session import Session
 from dinomaly_hd.models.build import build_detector
 from dinomaly_hd.models.detector import GROUP_SIZE, Detector
+from dinomaly_hd.serving.exported import read_weights
 from dinomaly_hd.training import checkpoint as checkpoints
 from dinomaly_hd.training.fit import encoder_state, load_trained_state
 from dinomaly_hd.training.memory import named_when_exhausted, way_out

@@ -17,7 +17,7 @@ from dinomaly_hd.experiments.run_folder import (
     read_state,
 )
 from dinomaly_hd.journal import Journal
-from dinomaly_hd.serving import send_model
+from dinomaly_hd.serving.in_mlflow import send_model
 from dinomaly_hd.tracking import OUTBOX_NAME, SyncReport, close_all_stale_runs, default_uri, sync_run
 
 ENDINGS = (FINISHED, "FAILED", "KILLED")

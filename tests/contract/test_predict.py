@@ -11,6 +11,7 @@ import pandas as pd
 import pytest
 import tifffile
 import torch
+from dinomaly_hd.experiments.prediction import Request, predict
 from PIL import Image
 
 from dinomaly_hd.errors import (
@@ -23,7 +24,6 @@ from dinomaly_hd.errors import (
 )
 from dinomaly_hd.experiments import model_source
 from dinomaly_hd.experiments.examine import Examiner
-from dinomaly_hd.experiments.prediction import Request, predict
 from dinomaly_hd.tracking.store import client_for
 from dinomaly_hd.training import checkpoint as checkpoints
 from entry_points.common import exit_code
