@@ -28,7 +28,7 @@ from dinomaly_hd.serving.served import ServedModel
 from dinomaly_hd.tracking.store import client_for
 
 from .light_runs import SMALL
-from .scoring_server import Client, as_files, as_json, malformed, png, register, serving, tiff
+from .scoring_server import Client, Request, as_files, as_json, malformed, png, register, serving
 
 if TYPE_CHECKING:
     from conftest import TinyRun
@@ -88,14 +88,6 @@ def test_arrays_and_files_get_the_runs_own_scores_and_decisions(
         assert list(answer.columns) == ["score", "threshold", "fault"]
 
 
-def test_maps_come_at_the_inputs_pixels_when_asked_for(loaded: Any, images_BHW: np.ndarray) -> None:
-    answer = loaded.predict(images_BHW[:2], params={"return_map": True})
-    map_BHW = np.array(answer["map"].tolist(), dtype=float)
-    assert map_BHW.shape == (2, *images_BHW.shape[1:])
-    assert (map_BHW >= 0).all()
-    assert map_BHW[0].std() > 0
-
-
 def test_the_logged_model_says_what_it_takes_gives_and_needs(tiny_run: "TinyRun", loaded: Any) -> None:
     signature = loaded.metadata.signature
     assert signature.outputs.input_names() == ["score", "threshold", "fault", "map"]
@@ -140,23 +132,17 @@ def test_a_finished_run_of_every_family_is_a_model_that_scores_and_decides_as_th
 # ---- a server ----
 
 
-def test_the_answer_of_a_server_is_json(loaded: Any, images_BHW: np.ndarray) -> None:
-    from mlflow.pyfunc.scoring_server import invocations
-
-    def rows(**request: Any) -> list[dict[str, Any]]:
-        answer = invocations(json.dumps(request), "application/json", loaded, None)
-        assert answer.status == 200
-        found: list[dict[str, Any]] = json.loads(answer.response)["predictions"]
-        return found
-
-    files = encode_files([tiff(image) for image in images_BHW[:2]])
-    split = {"columns": ["image"], "data": [files["image"][:1]]}
-    (row,) = rows(dataframe_split=split, params={"domain": DOMAIN, "return_map": True})
-    assert isinstance(row["fault"], bool)
-    assert len(row["map"]) == 31
-    scores = loaded.predict(images_BHW[:2])["score"]
-    for found in (rows(instances=images_BHW[:2].tolist()), rows(inputs=files)):
-        np.testing.assert_allclose([row["score"] for row in found], scores, rtol=0, atol=1e-6)
+def single_request(image_HW: np.ndarray, path: Path, number: int) -> Request:
+    """Return a request with one image in one of the four forms that MLflow knows."""
+    file = path.read_bytes()
+    split = {"columns": ["image"], "data": [encode_files([file])["image"]]}
+    forms = (
+        as_files(file, domain=DOMAIN),
+        as_json({"inputs": image_HW[None].tolist()}, domain="C", return_map=True),
+        as_json({"dataframe_split": split}, domain=DOMAIN, return_map=True),
+        as_json({"instances": image_HW[None].tolist()}, domain="C"),
+    )
+    return forms[number % 4]
 
 
 def test_a_registered_model_is_served_and_lives_on_through_malformed_requests(
@@ -171,12 +157,10 @@ def test_a_registered_model_is_served_and_lives_on_through_malformed_requests(
 
         def check_scores() -> None:
             for i, (path, score) in enumerate(zip(own["path"], own["score"], strict=True)):
-                array = as_json({"inputs": images_BHW[i : i + 1].tolist()}, domain="C", return_map=True)
-                file = as_files((tiny_run.data / path).read_bytes(), domain=DOMAIN)
-                (row,) = client.ask(array if i % 2 else file).rows()
+                (row,) = client.ask(single_request(images_BHW[i], tiny_run.data / path, i)).rows()
                 assert abs(row["score"] - score) <= 1e-6
                 assert (row["threshold"], row["fault"]) == (threshold, row["score"] >= threshold)
-                assert not i % 2 or np.shape(row["map"]) == shape
+                assert "map" not in row or np.shape(row["map"]) == shape
 
         check_scores()
         answers = {name: client.ask(one.request) for name, one in malformed(shape).items()}
@@ -217,17 +201,12 @@ def served(tiny_run: "TinyRun") -> ServedModel:
     return _load_pyfunc(str(tiny_run.folder / "model"))
 
 
-def test_without_a_domain_several_thresholds_decide_nothing(
+def test_without_a_domain_several_thresholds_decide_nothing_and_an_unknown_one_is_one_line(
     served: ServedModel, images_BHW: np.ndarray
 ) -> None:
     answer = served.predict(images_BHW[:1])
     assert np.isfinite(answer["score"]).all()
     assert answer[["threshold", "fault"]].isna().all(axis=None)
-
-
-def test_a_refusal_names_one_line_and_not_the_whole_request(
-    served: ServedModel, images_BHW: np.ndarray
-) -> None:
     with pytest.raises(MlflowException) as refused:
         served.predict(images_BHW, {"domain": "E"})
     refused.value.message = "Failed to predict data ...: as MLflow's server puts it"
@@ -242,9 +221,18 @@ def test_a_score_that_is_no_number_is_refused(served: ServedModel, images_BHW: n
         served.predict(images_BHW)
 
 
-def test_a_crop_leaves_the_hidden_pixels_of_a_map_empty(served: ServedModel, images_BHW: np.ndarray) -> None:
+def test_a_map_comes_at_the_inputs_pixels_and_is_empty_where_a_crop_hid_them(
+    served: ServedModel, images_BHW: np.ndarray
+) -> None:
+    def drawn() -> np.ndarray:
+        return np.array(served.predict(images_BHW[:1], params={"return_map": True})["map"][0], dtype=float)
+
+    map_HW = drawn()
+    assert map_HW.shape == images_BHW.shape[1:]
+    assert (map_HW >= 0).all()
+    assert map_HW.std() > 0
     served.box = served.box._replace(top=5.0, bottom=26.0)
-    map_HW = np.array(served.predict(images_BHW[:1], params={"return_map": True})["map"][0], dtype=float)
+    map_HW = drawn()
     assert list(np.isnan(map_HW).all(axis=1)) == [not 5 <= row < 26 for row in range(31)]
     assert not np.isnan(map_HW[5:26]).any()
 
