@@ -1,15 +1,17 @@
 """Score any folder of images with a finished run: a table of scores and decisions, and the highest maps."""
 
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from functools import partial
 from pathlib import Path
 
 import numpy as np
+import numpy.typing as npt
 import pandas as pd
 
 from dinomaly_hd.config import TrainingConfig, with_values
 from dinomaly_hd.data.folder import load_folder
+from dinomaly_hd.data.hdmap import Manifest
 from dinomaly_hd.data.store import ImageStore
 from dinomaly_hd.errors import ConfigError, OutputError
 from dinomaly_hd.evaluation.pictures import MapPicture, map_limit
@@ -90,12 +92,7 @@ def predict(
         device=device,
         hint="try gpu=cpu" if device.type == "cuda" else "score fewer images at a time",
     )
-    domains = [chosen or _domain_of(manifest.path(i), model) for i in range(len(manifest.records))]
-    table = pd.DataFrame({"path": [as_cell(record.path) for record in manifest.records], "domain": domains})
-    table["score"] = examined.score_N
-    table["threshold"] = table["domain"].map(card.thresholds).astype(float)  # NaN where unknown
-    sides = np.where(table["score"] >= table["threshold"], "fault", "good")
-    table["decision"] = np.where(table["threshold"].isna(), "", sides)
+    table = _table(manifest, examined.score_N, thresholds=card.thresholds, chosen=chosen)
     output = output or make_dated_folder(result_dir / "predict")
     publish_text(output / "scores.csv", table.to_csv(index=False, float_format="%.17g"))
     highest = table.sort_values(["score", "path"], ascending=[False, True]).head(maps)
@@ -106,11 +103,26 @@ def predict(
     return output
 
 
-def _domain_of(path: Path, model: Model) -> str:
-    """Return the innermost folder of a path that is a domain of the model, else its only domain, else ""."""
-    known = model.card.thresholds
-    only = next(iter(known)) if len(known) == 1 else ""
-    return next((part for part in reversed(path.resolve().parts[:-1]) if part in known), only)
+def _table(
+    manifest: Manifest,
+    score_N: npt.NDArray[np.float64],
+    *,
+    thresholds: Mapping[str, float],
+    chosen: str | None,
+) -> pd.DataFrame:
+    """Return path, domain, score, threshold and decision, empty where no domain is known."""
+    only = next(iter(thresholds)) if len(thresholds) == 1 else ""
+
+    def domain_of(path: Path) -> str:
+        folders = reversed(path.resolve().parts[:-1])  # the innermost one decides
+        return next((folder for folder in folders if folder in thresholds), only)
+
+    paths = [as_cell(record.path) for record in manifest.records]
+    domains = [chosen or domain_of(manifest.path(i)) for i in range(len(paths))]
+    table = pd.DataFrame({"path": paths, "domain": domains, "score": score_N})
+    table["threshold"] = table["domain"].map(thresholds).astype(float)  # NaN where unknown
+    sides = np.where(table["score"] >= table["threshold"], "fault", "good")
+    return table.assign(decision=np.where(table["threshold"].isna(), "", sides))
 
 
 def _draw(folder: Path, rows: pd.DataFrame, *, examiner: Examiner, limit: float) -> None:
