@@ -94,7 +94,9 @@ class ServedModel:
         table["threshold"] = np.nan if threshold is None else threshold
         table["fault"] = None if threshold is None else score_B >= threshold
         if params.get("return_map"):
-            table["map"] = pd.Series([_nested(map_HW) for map_HW in map_BHW])
+            cells_BHW = map_BHW.astype(object)
+            cells_BHW[np.isnan(map_BHW)] = None  # JSON has no NaN
+            table["map"] = pd.Series(cells_BHW.tolist())
         return table
 
     def _score(self, images_BHW: Images) -> tuple[npt.NDArray[np.float64], Images]:
@@ -113,7 +115,3 @@ class ServedModel:
             number = int(np.argmin(np.isfinite(score_B)))
             raise NonFiniteError(f"image {number}: the score is NaN or infinite")
         return score_B, map_BHW
-
-
-def _nested(map_HW: Images) -> list[list[float | None]]:
-    return [[None if value != value else value for value in row] for row in map_HW.tolist()]
