@@ -59,8 +59,8 @@ MUTATIONS = (
         3,
         "a writer that fails removes its half",
         "dinomaly_hd/files.py",
-        "            temporary.unlink(missing_ok=True)\n        raise OutputError",
-        "            pass\n        raise OutputError",
+        "            temporary.unlink(missing_ok=True)\n            raise\n",
+        "            raise\n",
     ),
     Mutation(
         4,

@@ -32,7 +32,6 @@ from dinomaly_hd.data.splits import Split, hold_out
 from dinomaly_hd.data.texture_folder import TextureStack, read_textures
 from dinomaly_hd.data.tree import PREFIX as DOMAIN_PREFIX
 from dinomaly_hd.errors import CheckpointError, ConfigError, LayoutError
-from dinomaly_hd.experiments.exported import WEIGHTS, read_card
 from dinomaly_hd.files import file_digest
 from dinomaly_hd.models.build import check_model
 from dinomaly_hd.models.build_encoder import check_weights, preprocessing_of
@@ -40,6 +39,7 @@ from dinomaly_hd.models.build_families import texture_folder
 from dinomaly_hd.models.weights import Weights, locate
 from dinomaly_hd.runs.context import Context
 from dinomaly_hd.runs.folder import MODEL, find_run
+from dinomaly_hd.serving.exported import WEIGHTS, read_card
 from dinomaly_hd.training.loop import resolve_device
 
 Positions = npt.NDArray[np.int64]

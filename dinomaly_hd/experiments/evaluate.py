@@ -15,7 +15,6 @@ from dinomaly_hd.evaluation.results import evaluate as figures_of
 from dinomaly_hd.evaluation.thresholds import Threshold, f1, normal_quantile, youden
 from dinomaly_hd.evaluation.transfer import SOURCE_FPR, transfer_of
 from dinomaly_hd.experiments import gallery
-from dinomaly_hd.experiments.exported import export_model
 from dinomaly_hd.experiments.score import (
     Examined,
     Positions,
@@ -29,6 +28,7 @@ from dinomaly_hd.experiments.synthetic import SyntheticBands
 from dinomaly_hd.experiments.work import Work
 from dinomaly_hd.randomness import derive
 from dinomaly_hd.runs.folder import MODEL, SCORES
+from dinomaly_hd.serving.exported import Card, export_model
 from dinomaly_hd.training.loop import Trained
 
 
@@ -89,9 +89,7 @@ def evaluate(work: Work, scorer: Scorer, trained: Trained) -> dict[str, Any]:
     if run.evaluation.synthetic_copies:
         scorer.features = kept
         found["synthetic"] = SyntheticBands(scorer, ready.trained_on(ready.split.held_out)).examine()
-    export_model(
-        work.folder / MODEL,
-        scorer.detector,
+    card = Card(
         run=run,
         shape=ready.manifest.shape,
         dtype=ready.manifest.dtype,
@@ -99,6 +97,7 @@ def evaluate(work: Work, scorer: Scorer, trained: Trained) -> dict[str, Any]:
         data_digest=ready.manifest.digest,
         encoder_digest=ready.weights.digest,
     )
+    export_model(work.folder / MODEL, scorer.detector, card)
     rows = score_table(store, normals.positions, score_N=normals.examined.score_N, train=ready.split.normals)
     write_scores(work.folder / SCORES, table, normals=rows)
     scorer.tick()

@@ -17,7 +17,6 @@ from dinomaly_hd.data.order import batch_at
 from dinomaly_hd.errors import ConfigError
 from dinomaly_hd.evaluation.metrics import auroc
 from dinomaly_hd.evaluation.synthetic import flat_synthetic
-from dinomaly_hd.experiments.exported import read_weights
 from dinomaly_hd.experiments.score import Positions, Scorer, score
 from dinomaly_hd.experiments.synthetic import SyntheticBands
 from dinomaly_hd.experiments.work import Work
@@ -25,6 +24,7 @@ from dinomaly_hd.models.build import build_detector
 from dinomaly_hd.models.detector import GROUP_SIZE, Detector
 from dinomaly_hd.runs.context import Progress
 from dinomaly_hd.runs.folder import CHECKPOINTS
+from dinomaly_hd.serving.exported import read_weights
 from dinomaly_hd.training import checkpoint as checkpoints
 from dinomaly_hd.training.checkpoint import Checkpoint
 from dinomaly_hd.training.loop import (

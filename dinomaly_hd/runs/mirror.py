@@ -205,7 +205,7 @@ class Mirror:
         self.client.log_inputs(self.run_id, datasets=[DatasetInput(dataset, tags)])
 
     def _send_model(self, path: str) -> None:
-        from dinomaly_hd.serving import log_model
+        from dinomaly_hd.serving.in_mlflow import log_model
 
         log_model(self.client, self.run_id, folder=self._own(path))
 

@@ -18,13 +18,13 @@ from dinomaly_hd.data.simulator import simulate
 from dinomaly_hd.errors import ConfigError, Interrupted
 from dinomaly_hd.experiments import prepare
 from dinomaly_hd.experiments import run as runs
-from dinomaly_hd.experiments.exported import load_model
 from dinomaly_hd.experiments.protocols import Trial, run_single_domain
 from dinomaly_hd.experiments.run import Outcome, execute
 from dinomaly_hd.experiments.score import score
 from dinomaly_hd.flags import resolve_model
 from dinomaly_hd.models.patchcore import PatchCore
 from dinomaly_hd.runs.context import Context
+from dinomaly_hd.serving.exported import read_model
 from dinomaly_hd.training.guards import SignalGuard
 from dinomaly_hd.trivial import PREFIX, TRIVIAL
 
@@ -122,7 +122,7 @@ def test_an_exported_model_gives_the_runs_own_scores(model: str, finished: Finis
     table = pd.read_csv(folder / "scores" / "domain_B.csv")
     root = place.root / "data" / "simulated_tiny_seed0"
     images = np.stack([read_image(root / path) for path in table["path"]])
-    detector = load_model(folder / "model").detector
+    detector = read_model(folder / "model").load()
     found = score(detector, detector.encode(torch.from_numpy(images)), bf16=False)
     np.testing.assert_allclose(found.score_B.numpy(), table["score"].to_numpy(), rtol=1e-5)
     assert found.map_BHW.shape == (len(table), 32, 32)
@@ -321,7 +321,7 @@ def test_a_folder_of_textures_is_needed_to_train_and_not_to_score(
     assert any(not torch.equal(weights[0][name], weights[1][name]) for name in weights[0])
 
     shutil.rmtree(folder)
-    detector = load_model(second.folder / "model").detector
+    detector = read_model(second.folder / "model").load()
     assert torch.isfinite(detector.score(detector.encode(torch.rand(2, 31, 95))).score_B).all()
     with pytest.raises(ConfigError, match=f"anomaly_source_path={folder}: no such folder; give one"):
         execute(build("draem", **values), own)

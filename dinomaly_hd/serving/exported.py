@@ -1,7 +1,8 @@
 """A finished model on disk: weights as safetensors beside one JSON that says what they are."""
 
 import json
-from collections.abc import Mapping
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 
@@ -10,7 +11,7 @@ from safetensors.torch import load_file, save
 from torch import Tensor
 
 from dinomaly_hd.config import RunConfig, from_json
-from dinomaly_hd.errors import CheckpointError, ConfigError
+from dinomaly_hd.errors import CheckpointError, ConfigError, nearest
 from dinomaly_hd.files import publish, publish_json
 from dinomaly_hd.models.build import build_detector
 from dinomaly_hd.models.detector import Detector
@@ -31,37 +32,58 @@ class Card(NamedTuple):
     data_digest: str
     encoder_digest: str
 
+    def domain(self, asked: str) -> str:
+        """Return the domain for "domain_C" or "C"; one without a threshold is a ConfigError."""
+        for name in (asked, f"domain_{asked}"):
+            if name in self.thresholds:
+                return name
+        known = nearest(asked, self.thresholds)
+        raise ConfigError(f"domain={asked!r}: the model has no threshold for it.{known}")
 
-class Exported(NamedTuple):
-    """A model ready to score, and its card."""
 
-    detector: Detector
+class Model(NamedTuple):
+    """A model on disk that is not loaded yet.
+
+    ``read_weights`` returns its trained tensors, ``place`` is named in errors, and ``undecided`` says why the
+    card has no thresholds, "" where it has.
+    """
+
     card: Card
+    read_weights: Callable[[], dict[str, Tensor]]
+    place: Path
+    undecided: str = ""
+
+    def load(self) -> Detector:
+        """Build the detector.
+
+        Raises:
+            CheckpointError: The tensors are damaged or do not fit, or the encoder's weights here are others.
+            EncoderError: The encoder's weights cannot be had.
+        """
+        weights, config = self.read_weights(), self.card.run.encoder
+        located = locate(config.encoder, config.encoder_weights)
+        if located.digest != self.card.encoder_digest:
+            differ = f"trained on encoder weights {self.card.encoder_digest}, found {located.digest} here"
+            raise CheckpointError(f"{self.place}: {differ}; give the same encoder_weights")
+        detector = build_detector(self.card.run, weights=located)
+        try:
+            load_trained_state(detector, weights)
+        except CheckpointError as error:  # a tensor of another shape
+            raise CheckpointError(f"{self.place}: {error}") from error
+        return detector.eval()
 
 
-def export_model(
-    folder: Path,
-    detector: Detector,
-    *,
-    run: RunConfig,
-    shape: tuple[int, int],
-    dtype: str,
-    thresholds: dict[str, float],
-    data_digest: str,
-    encoder_digest: str,
-) -> None:
+def export_model(folder: Path, detector: Detector, card: Card) -> None:
     """Write the model's two files; the encoder's own weights stay where they came from."""
     publish(folder / WEIGHTS, lambda stream: stream.write(save(trained_state(detector))))
-    card = {
-        "schema": SCHEMA_VERSION,
-        "config": json.loads(run.to_json()),
-        "shape": list(shape),
-        "dtype": dtype,
-        "thresholds": thresholds,
-        "data_digest": data_digest,
-        "encoder_digest": encoder_digest,
-    }
-    publish_json(folder / CARD, card)
+    said = card._asdict()
+    config = json.loads(said.pop("run").to_json())
+    publish_json(folder / CARD, {"schema": SCHEMA_VERSION, "config": config, **said})
+
+
+def read_model(folder: Path) -> Model:
+    """Return what ``export_model`` wrote; its weights are read when it is loaded."""
+    return Model(read_card(folder), partial(read_weights, folder), folder)
 
 
 def read_card(folder: Path) -> Card:
@@ -87,46 +109,11 @@ def read_card(folder: Path) -> Card:
 
 
 def read_weights(folder: Path) -> dict[str, Tensor]:
-    """Return a model's trained tensors.
-
-    Raises:
-        CheckpointError: Missing or damaged.
-    """
+    """Return a model's trained tensors, or raise CheckpointError where they are missing or damaged."""
     try:
         return load_file(folder / WEIGHTS)
     except (OSError, ValueError, safetensors.SafetensorError) as error:
         raise _unreadable(folder, error) from error
-
-
-def load_model(folder: Path) -> Exported:
-    """Rebuild a detector from what ``export_model`` wrote.
-
-    Raises:
-        CheckpointError: Files missing or damaged, or the encoder's weights here are others.
-        EncoderError: The encoder's weights cannot be had.
-    """
-    return rebuild(read_card(folder), read_weights(folder), place=folder)
-
-
-def rebuild(card: Card, weights: Mapping[str, Tensor], *, place: Path) -> Exported:
-    """Return the detector that a card describes, with trained tensors; ``place`` is named in errors.
-
-    Raises:
-        CheckpointError: The tensors do not fit the model, or the encoder's weights here are others.
-        EncoderError: The encoder's weights cannot be had.
-    """
-    located = locate(card.run.encoder.encoder, card.run.encoder.encoder_weights)
-    if located.digest != card.encoder_digest:
-        raise CheckpointError(
-            f"{place}: trained on encoder weights {card.encoder_digest}, found {located.digest} here; "
-            "give the same encoder_weights"
-        )
-    detector = build_detector(card.run, weights=located)
-    try:
-        load_trained_state(detector, dict(weights))
-    except CheckpointError as error:  # a tensor of another shape
-        raise CheckpointError(f"{place}: {error}") from error
-    return Exported(detector.eval(), card)
 
 
 def _unreadable(folder: Path, error: Exception) -> CheckpointError:

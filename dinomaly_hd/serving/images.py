@@ -1,9 +1,8 @@
-"""Images as they come in requests to a served model: arrays of numbers, or files as base64 text."""
+"""Images as they come in requests to a served model: arrays of numbers, or files as base64 text; no paths."""
 
 # B batch, H W pixels
 
 import base64
-import binascii
 from collections.abc import Mapping, Sequence
 from io import BytesIO
 from typing import Any
@@ -11,6 +10,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import pandas as pd
+from PIL import Image
 
 from dinomaly_hd.data.folder import check_form
 from dinomaly_hd.data.formats import FORMAT_NAMES, SCALES
@@ -21,16 +21,12 @@ IMAGE_COLUMN = "image"
 PNG_START = b"\x89PNG"
 _NO_NUMBERS = {"U": "text", "O": "null, an object, or a number beyond 64 bits"}
 Images = npt.NDArray[np.float32]
-Shape = tuple[int, int]
 
 
-def read_input(model_input: Any, *, shape: Shape, dtype: str) -> Images:
+def read_input(model_input: Any, *, shape: tuple[int, int], dtype: str) -> Images:
     """Return images (B, H, W) from whatever MLflow hands on: array, nested list, table, mapping of columns.
 
-    Args:
-        model_input: As ``ScoringModel.predict`` takes it.
-        shape: (H, W) of the model's training images, pixels.
-        dtype: Their stored number type ("float32", "uint8", "uint16").
+    ``shape`` (H, W) and ``dtype`` ("float32", "uint8", "uint16") are those of the model's training images.
 
     Raises:
         ImageError: No image, not one of them, or not the model's shape, number type, range or finite.
@@ -51,7 +47,7 @@ def read_input(model_input: Any, *, shape: Shape, dtype: str) -> Images:
     return np.stack([_decode(text, f"image {i}", shape, dtype) for i, text in enumerate(encoded)])
 
 
-def _array(values: Any, *, shape: Shape, dtype: str) -> Images:
+def _array(values: Any, *, shape: tuple[int, int], dtype: str) -> Images:
     expected = f"expected (images, {shape[0]}, {shape[1]})"
     try:
         given = np.asarray(values)
@@ -74,14 +70,14 @@ def _array(values: Any, *, shape: Shape, dtype: str) -> Images:
     return images
 
 
-def _decode(encoded: Any, name: str, shape: Shape, dtype: str) -> Images:
+def _decode(encoded: Any, name: str, shape: tuple[int, int], dtype: str) -> Images:
+    wanted = "encode the bytes of a TIFF or PNG file"
     if not isinstance(encoded, str | bytes):
-        found = type(encoded).__name__
-        raise ImageError(f"{name}: not base64 text ({found}); encode the bytes of a TIFF or PNG file")
+        raise ImageError(f"{name}: not base64 text ({type(encoded).__name__}); {wanted}")
     try:
         data = encoded if isinstance(encoded, bytes) else base64.b64decode(encoded, validate=True)
-    except (ValueError, binascii.Error) as error:
-        raise ImageError(f"{name}: not base64 ({error}); encode the bytes of a TIFF or PNG file") from error
+    except ValueError as error:
+        raise ImageError(f"{name}: not base64 ({error}); {wanted}") from error
     name += ".png" if data.startswith(PNG_START) else ".tiff"
     decoded = decode_image(data, name=name)
     check_form(decoded.header, name=name, shape=shape, dtype=dtype)
@@ -93,15 +89,9 @@ def encode_files(files: Sequence[bytes]) -> dict[str, list[str]]:
     return {IMAGE_COLUMN: [base64.b64encode(file).decode() for file in files]}
 
 
-def input_example(*, shape: Shape, dtype: str) -> dict[str, list[str]]:
+def input_example(*, shape: tuple[int, int], dtype: str) -> dict[str, list[str]]:
     """Return a table with one even image in the form that the model takes, as columns."""
     stream = BytesIO()
-    if dtype == "float32":
-        import tifffile
-
-        tifffile.imwrite(stream, np.full(shape, 0.25, np.float32))
-    else:
-        import PIL.Image
-
-        PIL.Image.fromarray(np.full(shape, 64, dtype)).save(stream, format="PNG")
+    value, form = (0.25, "TIFF") if dtype == "float32" else (64, "PNG")
+    Image.fromarray(np.full(shape, value, dtype)).save(stream, format=form)
     return encode_files([stream.getvalue()])
