@@ -38,16 +38,10 @@ def assign_conditions(
     test: Mapping[str, Sequence[str]],
     ignored_folders: Collection[str],
 ) -> Assignment:
-    """Give every image its condition.
+    """Give every image its condition: paths of ``train``, and of each ``test`` folder in file order.
 
-    Training images are ``all`` unless ``conditions.csv`` says otherwise: nothing is reported on them.
-
-    Args:
-        root: The data root, in which ``auto`` looks for ``conditions.csv``.
-        rule: ``auto``, ``halves`` or ``none``.
-        train: Paths of training images, relative to the root.
-        test: Test folder -> its paths in file order.
-        ignored_folders: Domains in the root that this run does not use; the CSV may list their files.
+    Training images are ``all`` unless ``conditions.csv`` says otherwise: nothing is reported on them. It may
+    list files of ``ignored_folders``, the domains in the root that this run does not use.
     """
     blank = dict.fromkeys([*train, *(path for paths in test.values() for path in paths)], ALL)
     if rule == "none":
@@ -59,10 +53,8 @@ def assign_conditions(
     sizes = {len(paths) for paths in test.values()}
     if len(sizes) == 1 and min(sizes) >= FEWEST_FOR_HALVES and min(sizes) % 2 == 0:
         return _halves(blank, test, why=f"conditions=auto: every test folder holds {min(sizes)} files")
-    why = (
-        f"no {CSV_NAME}, and not one even number of files, {FEWEST_FOR_HALVES} or more, in every test folder"
-    )
-    return Assignment(blank, f"one condition (conditions=auto: {why})", ())
+    why = f"not one even number of files, {FEWEST_FOR_HALVES} or more, in every test folder"
+    return Assignment(blank, f"one condition (conditions=auto: no {CSV_NAME}, and {why})", ())
 
 
 def _halves(blank: dict[str, str], test: Mapping[str, Sequence[str]], *, why: str) -> Assignment:
@@ -72,9 +64,8 @@ def _halves(blank: dict[str, str], test: Mapping[str, Sequence[str]], *, why: st
             faults.append(f"{folder}: {len(paths)} files, conditions=halves needs an even number")
         for position, path in enumerate(paths):
             by_path[path] = "cold" if position < len(paths) // 2 else "warm"
-    return Assignment(
-        by_path, f"first half of each test folder cold, second half warm ({why})", tuple(faults)
-    )
+    said = f"first half of each test folder cold, second half warm ({why})"
+    return Assignment(by_path, said, tuple(faults))
 
 
 def _from_csv(

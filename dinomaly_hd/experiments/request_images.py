@@ -13,8 +13,7 @@ import numpy.typing as npt
 import pandas as pd
 
 from dinomaly_hd.data.folder import check_form
-from dinomaly_hd.data.formats import FORMAT_NAMES, SCALES
-from dinomaly_hd.data.images import decode_image
+from dinomaly_hd.data.images import FORMAT_NAMES, SCALES, decode_image
 from dinomaly_hd.errors import ImageError
 
 IMAGE_COLUMN = "image"
@@ -84,7 +83,7 @@ def _decode(encoded: Any, name: str, shape: Shape, dtype: str) -> Images:
         raise ImageError(f"{name}: not base64 ({error}); encode the bytes of a TIFF or PNG file") from error
     name += ".png" if data.startswith(PNG_START) else ".tiff"
     decoded = decode_image(data, name=name)
-    check_form(decoded.header, name=name, shape=shape, dtype=dtype)
+    check_form(decoded.form, name=name, shape=shape, dtype=dtype)
     return decoded.image
 
 
@@ -96,10 +95,10 @@ def encode_files(files: Sequence[bytes]) -> dict[str, list[str]]:
 def input_example(*, shape: Shape, dtype: str) -> dict[str, list[str]]:
     """Return a table with one even image in the form that the model takes, as columns."""
     stream = BytesIO()
-    if dtype == "float32":
+    if dtype not in ("uint8", "uint16"):
         import tifffile
 
-        tifffile.imwrite(stream, np.full(shape, 0.25, np.float32))
+        tifffile.imwrite(stream, np.full(shape, 0.25 * SCALES.get(dtype, 1), dtype))
     else:
         import PIL.Image
 

@@ -16,7 +16,7 @@ from torch.utils.data import Dataset
 
 from dinomaly_hd.batch import Batch
 from dinomaly_hd.config import RunConfig, TrainingConfig
-from dinomaly_hd.data.module import StepDataModule
+from dinomaly_hd.data.order import StepBatches, step_loader
 from dinomaly_hd.errors import LONGEST_REASON, CheckpointError, ConfigError, Interrupted
 from dinomaly_hd.models.detector import Detector
 from dinomaly_hd.training import checkpoint as checkpoints
@@ -218,19 +218,14 @@ def train(
         keeper.validate(task)
     if start < config.last_step and not patience.exhausted:
         detector.train()
-        module = StepDataModule(
-            data.dataset,
-            count=data.size,
-            batch_size=config.batch_size,
-            seed=run.seed,
-            start=start,
-            stop=config.last_step,
-            num_workers=data.num_workers,
+        steps = StepBatches(
+            count=data.size, batch_size=config.batch_size, seed=run.seed, start=start, stop=config.last_step
         )
+        loader = step_loader(data.dataset, steps, num_workers=data.num_workers)
         try:
             with _quiet_lightning():
                 trainer = _trainer(config, steps=config.last_step - start, keeper=keeper, folder=folder)
-                trainer.fit(task, module)
+                trainer.fit(task, loader)
         except SIGTERMException:  # the signal came between our check and Lightning's
             save()
             raise Interrupted(guard.received or 15) from None

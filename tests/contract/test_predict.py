@@ -374,7 +374,7 @@ def test_an_image_of_another_form_is_named(tiny_run: "TinyRun", tmp_path: Path) 
         predict(request(tiny_run, source=source))
     (source / "000001.tiff").unlink()
     Image.fromarray(np.ones((31, 95), np.uint8)).save(source / "000001.png")
-    with pytest.raises(ImageError, match=r"^000001\.png: 31 x 95 8-bit PNG, but the model"):
+    with pytest.raises(ImageError, match=r"^000001\.png: 31 x 95 8-bit PNG or TIFF, but the model"):
         predict(request(tiny_run, source=source))
 
 

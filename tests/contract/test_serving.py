@@ -292,7 +292,7 @@ def test_random_encoder_weights_come_back_by_their_seed(
         ({"image": [["AAAA"]]}, "image 0: not base64 text"),
         (pd.DataFrame({"image": ["not base64!"]}), "image 0: not base64"),
         (pd.DataFrame({"image": [3]}), "image 0: not base64"),
-        (encoded(b"GIF89a"), "image 0.tiff: not a classic TIFF"),
+        (encoded(b"GIF89a"), "image 0.tiff: not a TIFF"),
         (encoded(tiff(np.zeros((31, 90), np.float32))), "31 x 90 float32 TIFF, but the model was trained on"),
     ],
 )
@@ -308,7 +308,7 @@ def test_numbers_beyond_what_a_png_can_hold_are_refused(value: float) -> None:
     assert read_input(np.full((1, 31, 95), value), shape=(31, 95), dtype="float32").shape == (1, 31, 95)
 
 
-@pytest.mark.parametrize("dtype", ["float32", "uint8", "uint16"])
+@pytest.mark.parametrize("dtype", ["float32", "float64", "uint8", "uint16", "uint32"])
 def test_the_example_is_an_image_the_model_takes(dtype: str) -> None:
     example = input_example(shape=(31, 95), dtype=dtype)
     image = read_input(example, shape=(31, 95), dtype=dtype)

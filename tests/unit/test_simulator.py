@@ -11,10 +11,9 @@ import numpy as np
 import pytest
 import tifffile
 
-from dinomaly_hd.data import simulator
-from dinomaly_hd.data.gear_physics import MESHES, drift, mesh_order, record, texture
-from dinomaly_hd.data.simulator import FOLDERS, SIZES, Size, simulate, simulate_domain
-from dinomaly_hd.data.streams import Draws, Key
+from dinomaly_hd.data.simulator import FOLDERS, SIZES, Size, simulate, simulate_domain, write
+from dinomaly_hd.data.simulator.draws import Draws, Key
+from dinomaly_hd.data.simulator.physics import MESHES, drift, mesh_order, record, texture
 from dinomaly_hd.errors import ConfigError, LayoutError, OutputError
 
 TINY = SIZES["tiny"]
@@ -207,7 +206,7 @@ def test_tick_is_called_once_per_image(tmp_path: Path) -> None:
 def test_domains_are_written_in_the_fixed_order(tmp_path: Path) -> None:
     root = simulate(tmp_path / "a", size="tiny", seed=1, domains=("C", "A"))
     assert json.loads((root / "simulation.json").read_text()) == {
-        "generator": simulator.GENERATOR_VERSION,
+        "generator": write.GENERATOR_VERSION,
         "size": "tiny",
         "seed": 1,
         "domains": ["A", "C"],
@@ -309,7 +308,7 @@ def test_a_full_disk_is_an_output_error_and_leaves_nothing(
             raise OSError(errno.ENOSPC, "No space left on device")
         tifffile.imwrite(path, image_RC)
 
-    monkeypatch.setattr(simulator, "_write_tiff", fill_up)
+    monkeypatch.setattr(write, "_write_tiff", fill_up)
     with pytest.raises(OutputError, match=r"cannot write .*data.*No space left"):
         simulate(tmp_path / "data", size="tiny", seed=1)
     assert visible(tmp_path) == []
