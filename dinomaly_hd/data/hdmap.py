@@ -56,13 +56,10 @@ class Manifest:
 
     def counts(self) -> dict[str, dict[str, int]]:
         """Return domain -> {"train/good", "test/good", "test/fault"} -> number of images."""
-        folders = [
-            (record.domain, f"{record.split}/{('good', 'fault')[record.label]}") for record in self.records
-        ]
-        table: dict[str, dict[str, int]] = {domain: {} for domain in self.domains}
-        for (domain, folder), count in Counter(folders).items():
-            table[domain][folder] = count
-        return table
+        table: dict[str, Counter[str]] = {domain: Counter() for domain in self.domains}
+        for record in self.records:
+            table[record.domain][f"{record.split}/{('good', 'fault')[record.label]}"] += 1
+        return {domain: dict(counts) for domain, counts in table.items()}
 
 
 def load_manifest(
@@ -84,17 +81,7 @@ def load_manifest(
     tree = survey(root, domains=domains)
     if not tree.records:
         raise _layout_error(root, tree.faults)
-    test: defaultdict[str, list[str]] = defaultdict(list)
-    for record in tree.records:
-        if record.split == "test":
-            test[record.path.rpartition("/")[0]].append(record.path)
-    assigned = assign_conditions(
-        tree.root,
-        rule=conditions,
-        train=[record.path for record in tree.records if record.split == "train"],
-        test=test,
-        ignored_folders=tree.other_domains,
-    )
+    assigned = assign_conditions(tree, rule=conditions)
     read: list[tuple[ImageRecord, Form]] = []
     bad: list[DataError] = []
     for record in tree.records:

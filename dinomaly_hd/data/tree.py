@@ -57,7 +57,10 @@ def survey(root: Path, *, domains: Sequence[str]) -> Tree:
     for domain in chosen:
         for split, folder, label in FOLDERS:
             place = f"{domain}/{split}/{folder}"
-            names, wrong = _images(resolved, place)
+            try:
+                names, wrong = _images(resolved, place)
+            except OSError as error:
+                names, wrong = [], [f"{printable(place)}: cannot be read: {_reason(error)}"]
             records += [ImageRecord(f"{place}/{name}", domain, split, label) for name in names]
             faults += wrong
     return Tree(resolved, tuple(chosen), frozenset(found) - set(chosen), tuple(records), tuple(faults))
@@ -74,30 +77,22 @@ def _choose(asked: Sequence[str], found: Sequence[str], *, root: Path) -> tuple[
     for name in asked:
         folder = next((folder for folder in (name, PREFIX + name) if folder in found), None)
         if folder is None:
-            faults.append(_unknown(name, found, root=root))
+            faults.append(f"unknown domain {name!r}.{_known(name, found, root=root)}")
         elif folder in chosen:
             faults.append(f"domain {printable(folder)} is asked for twice")
         elif reason := _misnamed(folder):
-            faults.append(
-                f"{printable(folder)[:LONGEST_DOMAIN]}: the domain's name {reason}; rename the folder"
-            )
+            shown = printable(folder)[:LONGEST_DOMAIN]
+            faults.append(f"{shown}: the domain's name {reason}; rename the folder")
         else:
             chosen.append(folder)
     return chosen, faults
 
 
-def _unknown(name: str, found: Sequence[str], *, root: Path) -> str:
-    known = [
-        printable(folder)
-        for folder in found
-        if any(os.path.isdir(root / folder / part) for part in ("train", "test"))
-    ]
-    if not known:
-        return f"unknown domain {name!r}. The root holds no domain folders."
-    hint = nearest(name, known)
-    return f"unknown domain {name!r}.{hint}" + (
-        f" Known: {', '.join(known)}." if "Did you mean" in hint else ""
-    )
+def _known(name: str, found: Sequence[str], *, root: Path) -> str:
+    domains = [folder for folder in found if any(os.path.isdir(root / folder / part) for part, *_ in FOLDERS)]
+    known = [printable(folder) for folder in domains]
+    hint = nearest(name, known) if known else " The root holds no domain folders."
+    return f"{hint} Known: {', '.join(known)}." if "Did you mean" in hint else hint
 
 
 def _misnamed(folder: str) -> str | None:
@@ -117,19 +112,18 @@ def _misnamed(folder: str) -> str | None:
 
 def _images(root: Path, place: str) -> tuple[list[str], list[str]]:
     """Return the image names of one folder in order, and its faults."""
-    folder, shown = root / place, printable(place)
-    try:
-        if not folder.is_dir():
-            return [], [f"{shown}: no such folder"]
-        if leads_out(root, folder):
-            return [], [f"{shown}: {_outwards(folder)}"]
-        reasons = {name: _refusal(root, folder / name) for name in _names(folder)}
-    except OSError as error:
-        return [], [f"{shown}: cannot be read: {_reason(error)}"]
-    faults = [f"{printable(f'{place}/{name}')}: {reason}" for name, reason in reasons.items() if reason]
-    return [name for name, reason in reasons.items() if not reason], faults if reasons else [
-        f"{shown}: holds no images"
-    ]
+    folder = root / place
+    if not folder.is_dir():
+        return [], [f"{printable(place)}: no such folder"]
+    if leads_out(root, folder):
+        return [], [f"{printable(place)}: {_outwards(folder)}"]
+    images, faults = [], []
+    for name in _names(folder):
+        if reason := _refusal(root, folder / name):
+            faults.append(f"{printable(f'{place}/{name}')}: {reason}")
+        else:
+            images.append(name)
+    return images, faults if images or faults else [f"{printable(place)}: holds no images"]
 
 
 def _refusal(root: Path, path: Path) -> str | None:

@@ -13,7 +13,7 @@ import tifffile
 
 from dinomaly_hd.data.simulator import FOLDERS, SIZES, Size, simulate, simulate_domain, write
 from dinomaly_hd.data.simulator.draws import Draws, Key
-from dinomaly_hd.data.simulator.physics import MESHES, drift, mesh_order, record, texture
+from dinomaly_hd.data.simulator.physics import MESH_ORDER_RC, MESHES, drift, record, texture
 from dinomaly_hd.errors import ConfigError, LayoutError, OutputError
 
 TINY = SIZES["tiny"]
@@ -145,13 +145,12 @@ def test_a_domain_does_not_depend_on_the_others(tiny: Path, tmp_path: Path) -> N
 
 
 def test_every_pair_of_teeth_meets_once_and_time_runs_along_diagonals() -> None:
-    order_RC = mesh_order()
-    assert sorted(order_RC.ravel()) == list(range(MESHES))
-    assert np.array_equal(np.roll(order_RC, (1, 1), axis=(0, 1)), (order_RC - 1) % MESHES)
+    assert sorted(MESH_ORDER_RC.ravel()) == list(range(MESHES))
+    assert np.array_equal(np.roll(MESH_ORDER_RC, (1, 1), axis=(0, 1)), (MESH_ORDER_RC - 1) % MESHES)
 
 
 def test_texture_is_correlated_along_diagonals_only() -> None:
-    texture_RC = texture(Draws(Key(1)), roughness=0.25)[mesh_order()]
+    texture_RC = texture(Draws(Key(1)), roughness=0.25)[MESH_ORDER_RC]
 
     def correlation(rows: int, columns: int) -> float:
         moved = np.roll(texture_RC, (rows, columns), axis=(0, 1))

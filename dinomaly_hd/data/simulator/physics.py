@@ -58,15 +58,10 @@ class Recording(NamedTuple):
 LEVEL, ROUGHNESS, DRIVING, DRIVEN, TOOTH, IMAGE = range(6)
 
 
-def mesh_order() -> NDArray[np.intp]:
-    """The mesh number (R, C) at which each pair of teeth meets: the map's diagonals follow time."""
-    meshes_T = np.arange(MESHES)
-    order_RC = np.empty((ROWS, COLUMNS), np.intp)
-    order_RC[meshes_T % ROWS, meshes_T % COLUMNS] = meshes_T
-    return order_RC
-
-
-_ORDER_RC = mesh_order()
+_MESHES_T = np.arange(MESHES)
+MESH_ORDER_RC = np.empty((ROWS, COLUMNS), np.intp)
+"""The mesh at which each pair of teeth meets: the map's diagonals follow time."""
+MESH_ORDER_RC[_MESHES_T % ROWS, _MESHES_T % COLUMNS] = _MESHES_T
 
 
 def gear_pair_signature(seed: int) -> Floats:
@@ -140,7 +135,7 @@ def knock(draws: Draws, row: int, touched_C: NDArray[np.bool_], *, limits: Range
     place, strength = draws.uniform(2)
     touched = np.flatnonzero(touched_C)
     impulses_T = np.zeros(MESHES)
-    impulses_T[_ORDER_RC[row, touched[int(place * len(touched))]]] = _within(limits, strength)
+    impulses_T[MESH_ORDER_RC[row, touched[int(place * len(touched))]]] = _within(limits, strength)
     return _decaying(impulses_T, SHOCK_DECAY_K)
 
 
@@ -195,9 +190,9 @@ def record(
     bands = []
     for image in range(images):
         draws = Draws(key._replace(stream=IMAGE, number=image))
-        texture_RC = texture(draws, roughness=slow.roughness_N[image])[_ORDER_RC]
+        texture_RC = texture(draws, roughness=slow.roughness_N[image])[MESH_ORDER_RC]
         meshing_RC = slow.signature_NRC[image] * texture_RC
-        energy_RC = _squared(slow.base_level * shocks(draws, limits=shock_limits)[_ORDER_RC])
+        energy_RC = _squared(slow.base_level * shocks(draws, limits=shock_limits)[MESH_ORDER_RC])
         if damaged:
             row = int(Draws(key._replace(stream=TOOTH, number=image // RUN_LENGTH)).uniform(1)[0] * ROWS)
             band, raise_RC, knock_T = damage(draws, setting, regime, row=row)
@@ -205,7 +200,7 @@ def record(
                 energy_RC += _squared(slow.level_N[image]) * (_squared(1 + raise_RC) - 1)
             else:
                 meshing_RC *= 1 + raise_RC
-            energy_RC += _squared(slow.level_N[image] * knock_T[_ORDER_RC])
+            energy_RC += _squared(slow.level_N[image] * knock_T[MESH_ORDER_RC])
             masks_NRC[image] = raise_RC > 0
             bands.append(band)
         energy_RC += _squared(slow.level_N[image] * meshing_RC) + setting.sensor.noise_floor**2
