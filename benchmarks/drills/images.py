@@ -283,6 +283,17 @@ def _tiff_of_one_strip(side: int, *, rows: int) -> bytes:
     return head + lists + bytes(size)
 
 
+PIXELS_AT = 500
+
+
+def _inflating_tiff(*places: tuple[int, int]) -> bytes:
+    """Return a TIFF of one strip or tile, as ``places`` say, whose 8 MiB inflate to 8 GiB."""
+    stream = _zeros(8192)
+    tags = ((256, SHAPE[1]), (257, SHAPE[0]), (258, 32), (259, 8), *places, (339, 3))
+    entries = b"".join(struct.pack("<HHII", tag, 4, 1, value or len(stream)) for tag, value in tags)
+    return (b"II*\0" + struct.pack("<IH", 8, len(tags)) + entries).ljust(PIXELS_AT, b"\0") + stream
+
+
 def _endless_tiff() -> bytes:
     """Return a TIFF whose hundred pages end in a loop."""
     offsets = [8 + 6 * page for page in range(102)]
@@ -318,10 +329,18 @@ BOMBS = (
     Bomb("png", _bytes(lambda: _grey_png(HUGE, HUGE, zlib.compress(b"\0"))), f"{HUGE} x {HUGE} pixels, exp"),
     Bomb("png", _bytes(lambda: _grey_png(*SHAPE, _zeros(8192))), "do not inflate to the 2976 bytes"),
     Bomb("png", _bytes(_text_bomb), f"{HUGE} x {HUGE} pixels, expected"),
+    Bomb(
+        "tiff", _bytes(lambda: _inflating_tiff((273, PIXELS_AT), (278, 31), (279, 0))), "damaged or cut short"
+    ),
+    Bomb(
+        "tiff",
+        _bytes(lambda: _inflating_tiff((322, 2**14), (323, 2**14), (324, PIXELS_AT), (325, 0))),
+        "decodes",
+    ),
     Bomb("tiff", _bytes(_endless_tiff), "in a loop"),
     Bomb("tiff", _hollow, "10000000000 bytes, expected 1 to"),
 )
-"""Huge sides (TIFF, PNG), 8 GiB in 8 MiB (pixels, text), pages without end, 10 GB of nothing."""
+"""Huge sides, 8 GiB in 8 MiB (pixels of both kinds, text), pages without end, 10 GB of nothing."""
 
 
 def bombs(folder: Path, full: bool) -> Tally:

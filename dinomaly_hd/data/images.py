@@ -251,14 +251,14 @@ def _read_png(data: bytes) -> npt.NDArray[Any]:
         return np.asarray(picture)
 
 
-def _png_chunks(data: bytes) -> list[tuple[bytes, bytes]]:
+def _png_chunks(data: bytes) -> list[tuple[bytes, memoryview]]:
     """Return (type, whole chunk) up to IEND; each checksum is verified."""
-    chunks: list[tuple[bytes, bytes]] = []
+    chunks: list[tuple[bytes, memoryview]] = []
     position = len(_PNG_START)
     while not chunks or chunks[-1][0] != b"IEND":
         length, what = struct.unpack_from(">I4s", data, position)
         (checksum,) = struct.unpack_from(">I", data, position + 8 + length)
-        chunk = data[position : position + 12 + length]
+        chunk = memoryview(data)[position : position + 12 + length]
         if checksum != zlib.crc32(chunk[4:-4]):
             raise ImageError(f"PNG checksum of chunk {what!r} is wrong")
         if what[:1].isupper() and what not in (b"IHDR", b"PLTE", b"IDAT", b"IEND"):

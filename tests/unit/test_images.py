@@ -1,11 +1,8 @@
-"""Promises of the one image reader (reliability rows 6 to 8)."""
+"""Promises of the one image reader; benchmarks/drills/images.py damages TIFFs (6) and tries bombs (7)."""
 
 import os
 import struct
-import tracemalloc
 import zlib
-from collections.abc import Callable
-from functools import cache
 from io import BytesIO
 from pathlib import Path
 
@@ -19,6 +16,10 @@ from dinomaly_hd.data.images import decode_image, read_image
 from dinomaly_hd.errors import ImageError, Interrupted
 
 MAP = np.random.default_rng(0).random((31, 95), dtype=np.float32) * 3
+GREY8, GREY16, GREY32 = (MAP * 80).astype("u1"), (MAP * 20000).astype("u2"), (MAP * 1e9).astype("u4")
+NAN = MAP.copy()
+NAN[3, 4], NAN[5, 5] = np.nan, np.inf
+ROWS = b"".join(b"\0" + bytes(95) for _ in range(31))
 
 
 def tiff(image: np.ndarray, **options: object) -> bytes:
@@ -27,11 +28,20 @@ def tiff(image: np.ndarray, **options: object) -> bytes:
     return stream.getvalue()
 
 
-def png(image: Image.Image | np.ndarray, **options: object) -> bytes:
+def saved(picture: Image.Image, kind: str, **options: object) -> bytes:
+    """Return a picture as Pillow writes it, TIFFs with libtiff, as OpenCV does."""
     stream = BytesIO()
-    picture = image if isinstance(image, Image.Image) else Image.fromarray(image)
-    picture.save(stream, "PNG", **options)
+    picture.save(stream, kind, **options)
     return stream.getvalue()
+
+
+def libtiff(**options: object) -> bytes:
+    return saved(Image.fromarray(MAP), "TIFF", **options)
+
+
+def png(mode: str | None = None, **options: object) -> bytes:
+    picture = Image.fromarray(GREY8)
+    return saved(picture if mode is None else picture.convert(mode), "PNG", **options)
 
 
 def chunk(what: bytes, body: bytes) -> bytes:
@@ -44,7 +54,7 @@ def grey_png(height: int, width: int, stream: bytes, *, before: bytes = b"") -> 
 
 
 def place_of(data: bytes, tag: int) -> int:
-    """Return where a tag of a little-endian TIFF stands."""
+    """Return where a tag of a little-endian TIFF stands: code, type, number of values, value."""
     (first,) = struct.unpack_from("<I", data, 4)
     places = range(first + 2, first + 2 + 12 * data[first], 12)
     return next(at for at in places if struct.unpack_from("<H", data, at) == (tag,))
@@ -59,39 +69,21 @@ def edited(data: bytes, *tags_and_values: int) -> bytes:
     return bytes(out)
 
 
-def counted(data: bytes, tag: int, count: int) -> bytes:
-    """Let a tag of a little-endian TIFF hold so many values."""
-    start = place_of(data, tag) + 4
-    return data[:start] + struct.pack("<I", count) + data[start + 4 :]
+def with_width_for(tag: int) -> bytes:
+    data = tiff(MAP)
+    there, width = place_of(data, tag), place_of(data, 256)
+    return data[:there] + data[width : width + 12] + data[there + 12 :]
 
 
-def twice(data: bytes) -> bytes:
-    """Put a TIFF's width in the place of the program's name, too."""
-    program, width = place_of(data, 305), place_of(data, 256)
-    return data[:program] + data[width : width + 12] + data[program + 12 :]
-
-
-def flipped(data: bytes) -> bytes:
-    """Change one bit of the checksum that ends a Deflate stream, where the stream ends the file."""
-    return data[:-1] + bytes([data[-1] ^ 1])
-
-
-GREY8 = (MAP * 80).astype(np.uint8)
-GREY16 = (MAP * 20000).astype(np.uint16)
-GREY32 = (MAP * 1e9).astype(np.uint32)
+def many_strips() -> bytes:
+    data = tiff(MAP) + bytes(2**22)
+    start = place_of(data, 273) + 4
+    return data[:start] + struct.pack("<I", 2**20) + data[start + 4 :]
 
 
 # What is accepted, and its values --------------------------------------------------------------------------
 
-
-def by_pillow(**options: object) -> bytes:
-    """Return the map as libtiff writes it, which OpenCV does, too."""
-    stream = BytesIO()
-    Image.fromarray(MAP).save(stream, "TIFF", **options)
-    return stream.getvalue()
-
-
-EXACT: dict[str, bytes] = {
+EXACT = {
     "plain": tiff(MAP),
     "big-endian": tiff(MAP, byteorder=">"),
     "strips": tiff(MAP, rowsperstrip=7),
@@ -107,11 +99,11 @@ EXACT: dict[str, bytes] = {
     "tiled": tiff(MAP, tile=(16, 16)),
     "tiled, LZW, big-endian": tiff(MAP, tile=(32, 16), compression="lzw", byteorder=">"),
     "larger tile than image": tiff(MAP, tile=(256, 256), compression="zlib"),
-    "another writer": by_pillow(),
-    "another writer's LZW": by_pillow(compression="tiff_lzw"),
-    "OpenCV's default": by_pillow(compression="tiff_lzw", tiffinfo={317: 2}),
-    "another writer's Deflate": by_pillow(compression="tiff_adobe_deflate", tiffinfo={317: 3}),
-    "another writer's PackBits": by_pillow(compression="packbits"),
+    "another writer": libtiff(),
+    "another writer's LZW": libtiff(compression="tiff_lzw"),
+    "OpenCV's default": libtiff(compression="tiff_lzw", tiffinfo={317: 2}),
+    "another writer's Deflate": libtiff(compression="tiff_adobe_deflate", tiffinfo={317: 3}),
+    "another writer's PackBits": libtiff(compression="packbits"),
     "float64": tiff(MAP.astype(np.float64)),
     "float64, Deflate": tiff(MAP.astype(np.float64), compression="zlib", predictor=3),
 }
@@ -126,136 +118,87 @@ def test_tiff_values_are_the_files_and_never_clipped(case: str) -> None:
     assert decoded.image.max() > 2.9
 
 
-def test_wide_half_and_double_values_survive_as_float32() -> None:
-    wide = np.array([[-5.0, 1e30, 0.0, 1 / 3]])
-    for dtype in (np.float32, np.float64):
-        image = decode_image(tiff(wide.astype(dtype)), name="a.tiff").image
-        np.testing.assert_array_equal(image, wide.astype(np.float32))
-    half = np.float16([[-5.0, 1 / 3, 6e4]])
-    np.testing.assert_array_equal(decode_image(tiff(half), name="a.tiff").image, half.astype(np.float32))
+@pytest.mark.parametrize("dtype", [np.float16, np.float32, np.float64])
+def test_negative_large_and_odd_values_survive_as_float32(dtype: type) -> None:
+    wide = np.array([[-5.0, 6e4, 0.0, 1 / 3]], dtype)
+    np.testing.assert_array_equal(decode_image(tiff(wide), name="a.tiff").image, wide.astype(np.float32))
 
 
 @pytest.mark.parametrize("image", [GREY8, GREY16, GREY32], ids=["8 bit", "16 bit", "32 bit"])
 def test_whole_numbers_are_divided_by_the_largest_of_their_type(image: np.ndarray) -> None:
-    scale = np.float32(np.iinfo(image.dtype).max)
+    expected = image.astype(np.float32) / np.float32(np.iinfo(image.dtype).max)
     files = {"a.tiff": tiff(image), "lzw.tiff": tiff(image, compression="lzw", predictor=2)}
     if image is not GREY32:
-        files["a.png"] = png(image)
+        files["a.png"] = saved(Image.fromarray(image), "PNG")
     for name, data in files.items():
         decoded = decode_image(data, name=name)
-        np.testing.assert_array_equal(decoded.image, image.astype(np.float32) / scale)
+        np.testing.assert_array_equal(decoded.image, expected)
         assert decoded.form == ((31, 95), image.dtype.name)
+
+
+def test_text_bombs_never_reach_the_decoder() -> None:
+    text = chunk(b"zTXt", b"a\0\0" + zlib.compress(bytes(2**20)))
+    image = decode_image(grey_png(31, 95, zlib.compress(ROWS), before=text * 900), name="a.png").image
+    np.testing.assert_array_equal(image, np.zeros((31, 95)))
 
 
 # What is refused, in one line that says why ----------------------------------------------------------------
 
-NAN = MAP.copy()
-NAN[3, 4], NAN[5, 5] = np.nan, np.inf
-ROWS = b"".join(b"\0" + bytes(95) for _ in range(31))
-
-REFUSED: dict[str, tuple[str, Callable[[], bytes], str]] = {
-    "3 pages": ("a.tiff", lambda: tiff(np.stack([MAP] * 3), photometric="minisblack"), "3 pages, expected 1"),
-    "RGB TIFF": (
-        "a.tiff",
-        lambda: tiff(np.stack([MAP] * 3, -1), photometric="rgb"),
-        "3 channels, expected 1",
-    ),
-    "complex TIFF": ("a.tiff", lambda: tiff(MAP.astype(np.complex64)), "complex64 TIFF, expected float32"),
-    "64-bit TIFF": ("a.tiff", lambda: tiff(GREY16.astype(np.uint64)), "uint64 TIFF, expected float32"),
-    "signed TIFF": ("a.tiff", lambda: tiff(GREY16.astype(np.int16)), "int16 TIFF, expected float32"),
-    "1-bit TIFF": ("a.tiff", lambda: tiff(MAP > 1), "uint1 TIFF, expected float32"),
-    "inverted TIFF": ("a.tiff", lambda: tiff(MAP, photometric="miniswhite"), "photometric is 0, expected 1"),
-    "rotated TIFF": (
-        "a.tiff",
-        lambda: tiff(MAP, extratags=[(274, 3, 1, 6, True)]),
-        "orientation is 6, expected 1",
-    ),
-    "lossy TIFF": (
-        "a.tiff",
-        lambda: tiff(GREY8, compression="jpeg"),
-        "compression is 7 with predictor 1, expected none, LZW, Deflate or PackBits",
-    ),
-    "predictor that nobody applies": ("a.tiff", lambda: by_pillow(tiffinfo={317: 2}), "with predictor 2"),
-    "beyond float32": (
-        "a.tiff",
-        lambda: tiff(np.where(MAP > 1, 1e300, 0)),
-        "values are NaN or infinite, the first at row 0, co",
-    ),
-    "strips too short": (
-        "a.tiff",
-        lambda: edited(tiff(MAP), 279, 11776),
-        "do not hold 31 x 95 float32 values",
-    ),
-    "compressed rows missing": (
-        "a.tiff",
-        lambda: edited(tiff(MAP[:30], compression="zlib"), 257, 31, 278, 31),
-        "damaged or cut short",
-    ),
-    "LZW cut": (
-        "a.tiff",
-        lambda: edited(tiff(MAP, compression="lzw"), 279, 900),
-        "damaged or cut short",
-    ),
-    "Deflate with a wrong checksum": (
-        "a.tiff",
-        lambda: flipped(tiff(MAP, compression="zlib", metadata=None)),
-        "damaged or cut short",
-    ),
-    "tag given twice": (
-        "a.tiff",
-        lambda: twice(tiff(MAP)),
-        "1 values, or given twice)",
-    ),
-    "tag outside of the file": ("a.tiff", lambda: tiff(MAP, rowsperstrip=7)[:9], "damaged or cut short"),
-    "NaN and Inf": (
-        "a.tiff",
-        lambda: tiff(NAN),
-        "2 of 2945 values are NaN or infinite, the first at row 3, co",
-    ),
-    "cut TIFF": ("a.tiff", lambda: tiff(MAP)[:-1], "cut short"),
-    "TIFF whose pixels are its header": (
-        "a.tiff",
-        lambda: edited(tiff(MAP), 273, 0),
-        "TIFF pixels begin at byte 0, inside the file's own header",
-    ),
-    "PNG called TIFF": ("a.tiff", lambda: png(GREY8), "not a TIFF"),
-    "TIFF called PNG": ("a.png", lambda: tiff(MAP), "not a PNG"),
-    "RGB PNG": ("a.png", lambda: png(Image.fromarray(GREY8).convert("RGB")), "8-bit RGB PNG"),
-    "RGBA PNG": ("a.png", lambda: png(Image.fromarray(GREY8).convert("RGBA")), "8-bit RGB and alpha PNG"),
-    "alpha PNG": ("a.png", lambda: png(Image.fromarray(GREY8).convert("LA")), "8-bit grey and alpha PNG"),
-    "palette PNG": ("a.png", lambda: png(Image.fromarray(GREY8).convert("P")), "8-bit palette PNG"),
-    "1-bit PNG": ("a.png", lambda: png(Image.fromarray(GREY8).convert("1")), "1-bit grey PNG"),
-    "transparent PNG": (
-        "a.png",
-        lambda: png(Image.fromarray(GREY8), transparency=3),
-        "with a transparent value",
-    ),
-    "animated PNG": (
-        "a.png",
-        lambda: png(Image.fromarray(GREY8), save_all=True, append_images=[Image.fromarray(GREY8 // 2)]),
-        "2 pages, expected 1",
-    ),
-    "cut PNG": ("a.png", lambda: png(GREY8)[:-20], "cut short"),
-    "PNG with rows missing": (
-        "a.png",
-        lambda: grey_png(31, 95, zlib.compress(ROWS[:960])),
-        "do not inflate to",
-    ),
-    "PNG with rows too many": (
-        "a.png",
-        lambda: grey_png(31, 95, zlib.compress(ROWS * 2)),
-        "do not inflate to",
-    ),
-    "wrong checksum": ("a.png", lambda: png(GREY8)[:-1] + b"\0", "checksum of chunk b'IEND' is wrong"),
-    "empty file": ("a.tiff", lambda: b"", "0 bytes, expected 1 to"),
-    "text": ("a.txt", lambda: b"hello", "unknown extension, expected one of .tif, .tiff, .png"),
+BAD_TIFFS = {
+    "3 pages": (tiff(np.stack([MAP] * 3), photometric="minisblack"), "3 pages, expected 1"),
+    "1200 pages": (tiff(np.zeros((1200, 2, 2), np.float32)), "1000 pages or more"),
+    "RGB": (tiff(np.stack([MAP] * 3, -1), photometric="rgb"), "3 channels, expected 1"),
+    "complex": (tiff(MAP.astype(np.complex64)), "complex64 TIFF, expected float32"),
+    "signed": (tiff(GREY16.astype(np.int16)), "int16 TIFF, expected float32"),
+    "64 bits": (tiff(GREY16.astype(np.uint64)), "uint64 TIFF, expected float32"),
+    "1 bit": (tiff(MAP > 1), "uint1 TIFF, expected float32"),
+    "inverted": (tiff(MAP, photometric="miniswhite"), "photometric is 0, expected 1"),
+    "rotated": (tiff(MAP, extratags=[(274, 3, 1, 6, True)]), "orientation is 6, expected 1"),
+    "JPEG": (tiff(GREY8, compression="jpeg"), "compression is 7 with predictor 1, expected none, LZW, De"),
+    "predictor that nobody applies": (libtiff(tiffinfo={317: 2}), "compression is 1 with predictor 2"),
+    "NaN and Inf": (tiff(NAN), "2 of 2945 values are NaN or infinite, the first at row 3, column 4"),
+    "beyond float32": (tiff(np.where(MAP > 1, 1e300, 0)), "values are NaN or infinite, the first at row 0"),
+    "huge": (edited(tiff(MAP), 256, 65535, 257, 65535), "65535 x 65535 pixels, expected sides of"),
+    "cut": (tiff(MAP)[:-1], "cut short: pixels end after the file's"),
+    "pixels in its header": (edited(tiff(MAP), 273, 0), "pixels begin at byte 0, inside the file's own"),
+    "strips too short": (edited(tiff(MAP), 279, 11776), "do not hold 31 x 95 float32 values"),
+    "rows missing": (edited(tiff(MAP[:30], compression="zlib"), 257, 31, 278, 31), "damaged or cut short"),
+    "LZW cut": (edited(tiff(MAP, compression="lzw"), 279, 900), "damaged or cut short"),
+    "wrong checksum": (tiff(MAP, compression="zlib", metadata=None)[:-1] + b"\1", "damaged or cut short"),
+    "tag twice": (with_width_for(305), "tag 256 is malformed"),
+    "no width": (tiff(MAP).replace(struct.pack("<H", 256), struct.pack("<H", 254), 1), "without width"),
+    "a million strips": (many_strips(), "tag 273 is malformed (type 4, 1048576 values"),
+    "PNG": (png(), "not a TIFF (begins with b'\\x89PNG')"),
+}
+BAD_PNGS = {
+    "TIFF": (tiff(MAP), "not a PNG"),
+    "RGB": (png("RGB"), "8-bit RGB PNG"),
+    "RGBA": (png("RGBA"), "8-bit RGB and alpha PNG"),
+    "alpha": (png("LA"), "8-bit grey and alpha PNG"),
+    "palette": (png("P"), "8-bit palette PNG"),
+    "1 bit": (png("1"), "1-bit grey PNG"),
+    "transparent": (png(transparency=3), "with a transparent value"),
+    "animated": (png(save_all=True, append_images=[Image.fromarray(GREY8 // 2)]), "2 pages, expected 1"),
+    "flat": (grey_png(1, 2**22, zlib.compress(ROWS)), "1 x 4194304 pixels, expected sides of"),
+    "cut": (png()[:-20], "cut short"),
+    "rows missing": (grey_png(31, 95, zlib.compress(ROWS[:960])), "do not inflate to"),
+    "rows too many": (grey_png(31, 95, zlib.compress(ROWS * 2)), "do not inflate to"),
+    "wrong checksum": (png()[:-1] + b"\0", "checksum of chunk b'IEND' is wrong"),
+    "chunk of another standard": (grey_png(31, 95, ROWS, before=chunk(b"CgBI", b"")), "unknown critical"),
+    "1001 chunks": (grey_png(31, 95, ROWS, before=chunk(b"tEXt", b"") * 1001), "more than 1000 chunks"),
+}
+REFUSED = {
+    **{f"{case} TIFF": ("a.tiff", *bad) for case, bad in BAD_TIFFS.items()},
+    **{f"{case} PNG": ("a.png", *bad) for case, bad in BAD_PNGS.items()},
+    "empty file": ("a.tiff", b"", "0 bytes, expected 1 to"),
+    "text": ("a.txt", b"hello", "unknown extension, expected one of .tif, .tiff, .png"),
 }
 
 
 @pytest.mark.parametrize("case", REFUSED)
 def test_refused_with_path_and_reason(tmp_path: Path, case: str) -> None:
-    name, write, reason = REFUSED[case]
-    (tmp_path / name).write_bytes(write())
+    name, data, reason = REFUSED[case]
+    (tmp_path / name).write_bytes(data)
     with pytest.raises(ImageError) as caught:
         read_image(tmp_path / name, name=f"domain_C/{name}")
     message = str(caught.value)
@@ -267,10 +210,11 @@ def test_refused_with_path_and_reason(tmp_path: Path, case: str) -> None:
 def test_a_signalling_nan_is_refused_without_a_warning() -> None:
     image = MAP.copy()
     image.view(np.uint32)[2, 3] = 0x7F800001
-    with pytest.raises(
-        ImageError, match="1 of 2945 values are NaN or infinite, the first at row 2, column 3"
-    ):
-        decode_image(tiff(image), name="a.tiff")
+    for data in (tiff(image), tiff(image, compression="lzw")):
+        with pytest.raises(
+            ImageError, match="1 of 2945 values are NaN or infinite, the first at row 2, column 3"
+        ):
+            decode_image(data, name="a.tiff")
 
 
 def test_missing_folder_pipe_and_device_are_refused_at_once(tmp_path: Path) -> None:
@@ -289,130 +233,40 @@ def test_hostile_names_are_printed_escaped(tmp_path: Path) -> None:
     assert str(caught.value).isprintable()
 
 
-def fails(monkeypatch: pytest.MonkeyPatch, error: Exception) -> None:
-    def broken(_: bytes) -> None:
-        raise error
-
-    monkeypatch.setitem(images.DECODERS, ".tiff", broken)
-
-
-def test_a_signal_during_decoding_is_not_blamed_on_the_image(monkeypatch: pytest.MonkeyPatch) -> None:
-    fails(monkeypatch, Interrupted(15))
-    with pytest.raises(Interrupted):
-        decode_image(b"", name="a.tiff")
-
-
-@pytest.mark.parametrize("failure", [MemoryError, RecursionError, TypeError, struct.error, OSError])
-def test_every_kind_of_decoder_failure_is_one_image_error(
+@pytest.mark.parametrize(
+    "failure", [MemoryError, RecursionError, TypeError, struct.error, OSError, Interrupted]
+)
+def test_every_failure_of_a_decoder_is_one_image_error_and_a_signal_is_none(
     monkeypatch: pytest.MonkeyPatch, failure: type[Exception]
 ) -> None:
-    fails(monkeypatch, failure("boom"))
-    with pytest.raises(ImageError, match=r"^a\.tiff: damaged or cut short .*boom"):
+    def broken(_: bytes) -> None:
+        raise failure(15)
+
+    monkeypatch.setitem(images.DECODERS, ".tiff", broken)
+    kind = Interrupted if failure is Interrupted else ImageError
+    with pytest.raises(kind, match="15" if kind is Interrupted else r"^a\.tiff: damaged or cut short .*15"):
         decode_image(b"", name="a.tiff")
 
 
-# Bombs -----------------------------------------------------------------------------------------------------
-
-
-def endless_tiff() -> bytes:
-    """A hundred pages, then a loop between the last two, where a general reader may follow for ever."""
-    count = 102
-    offsets = [8 + 6 * page for page in range(count)]
-    following = [*offsets[1:], offsets[-2]]
-    return b"II*\0" + struct.pack("<I", 8) + b"".join(struct.pack("<HI", 0, offset) for offset in following)
-
-
-@cache
-def much() -> bytes:
-    """256 MiB of zeros, deflated."""
-    deflater = zlib.compressobj(1)
-    return b"".join(deflater.compress(bytes(2**20)) for _ in range(256)) + deflater.flush()
-
-
-def inflating_tiff(rows: int, columns: int) -> bytes:
-    """A TIFF of 31 x 95 pixels in one tile, whose data inflate to 256 MiB."""
-    tags = {256: 95, 257: 31, 258: 32, 259: 8, 322: columns, 323: rows, 324: 8, 325: 0, 339: 3}
-    if rows == 31:
-        tags = {256: 95, 257: 31, 258: 32, 259: 8, 273: 8, 278: 31, 279: 0, 339: 3}
-    stream = much()
-    tags[325 if 325 in tags else 279] = len(stream)
-    entries = b"".join(struct.pack("<HHII", tag, 4, 1, value) for tag, value in tags.items())
-    return (
-        b"II*\0"
-        + struct.pack("<I", 8 + len(stream))
-        + stream
-        + struct.pack("<H", len(tags))
-        + entries
-        + bytes(4)
-    )
-
-
-BOMBS: dict[str, tuple[str, Callable[[], bytes], str]] = {
-    "huge TIFF": ("a.tiff", lambda: edited(tiff(MAP), 256, 65535, 257, 65535), "65535 x 65535 pixels"),
-    "huge PNG": ("a.png", lambda: grey_png(60000, 60000, zlib.compress(ROWS)), "60000 x 60000 pixels"),
-    "flat PNG": ("a.png", lambda: grey_png(1, 2**22, zlib.compress(ROWS)), "1 x 4194304 pixels"),
-    "PNG of 256 MiB": ("a.png", lambda: grey_png(31, 95, much()), "do not inflate to the 2976 bytes"),
-    "many pages": ("a.tiff", lambda: tiff(np.zeros((1200, 2, 2), np.float32)), "1000 pages or more"),
-    "endless pages": ("a.tiff", endless_tiff, "in a loop"),
-    "many strips": (
-        "a.tiff",
-        lambda: tiff(np.zeros((4096, 1024), np.float32), rowsperstrip=1)[:-1],
-        "cut short",
-    ),
-    "256 MiB in a strip": ("a.tiff", lambda: inflating_tiff(31, 95), "damaged or cut short .DeflateError"),
-    "1 GiB in a tile": ("a.tiff", lambda: inflating_tiff(2**14, 2**14), "decodes to 1073741824 bytes"),
-    "a million strips": ("a.tiff", lambda: counted(tiff(MAP) + bytes(2**22), 273, 2**20), "273 is malformed"),
-}
-
-
-@pytest.mark.parametrize("case", BOMBS)
-def test_bombs_are_refused_in_64_mb(tmp_path: Path, case: str) -> None:
-    name, write, reason = BOMBS[case]
-    (tmp_path / name).write_bytes(write())
-    tracemalloc.start()
-    with pytest.raises(ImageError, match=reason):
-        read_image(tmp_path / name)
-    peak = tracemalloc.get_traced_memory()[1]
-    tracemalloc.stop()
-    assert peak < 64e6, f"{peak / 1e6:.1f} MB"
-
-
-def test_ten_gigabytes_are_refused_by_their_size(tmp_path: Path) -> None:
-    with open(tmp_path / "a.tiff", "wb") as stream:
-        stream.truncate(10**10)
-    with pytest.raises(ImageError, match="10000000000 bytes, expected 1 to"):
-        read_image(tmp_path / "a.tiff")
-
-
-def test_text_bombs_never_reach_the_decoder() -> None:
-    text = chunk(b"zTXt", b"a\0\0" + zlib.compress(bytes(2**20)))
-    image = decode_image(grey_png(31, 95, zlib.compress(ROWS), before=text * 900), name="a.png").image
-    np.testing.assert_array_equal(image, np.zeros((31, 95)))
-
-
-# Fuzz ------------------------------------------------------------------------------------------------------
-
-
-def mutated(data: bytes, draw: np.random.Generator) -> bytes:
-    """Damage a file in one of five ways, mostly near its start, where the header is."""
-    out = bytearray(data)
-    for _ in range(draw.integers(1, 6)):
-        reach = len(out) if draw.random() < 0.3 else min(len(out), 280)
-        at = int(draw.integers(0, max(reach, 1)))
-        kind = draw.integers(0, 5)
-        if kind == 0:
-            out[at : at + 1] = draw.bytes(1)
-        elif kind == 1:
-            out[at : at + 4] = struct.pack(
-                "<I", int(draw.choice([0, 1, 2**16, 2**31 - 1, 2**32 - 1, len(out)]))
-            )
-        elif kind == 2:
-            del out[at:]
-        elif kind == 3:
-            out[at:at] = draw.bytes(int(draw.integers(1, 20)))
+def test_mutated_pngs_give_an_image_or_one_image_error() -> None:
+    draw = np.random.default_rng(7)
+    originals, taken = [png(), saved(Image.fromarray(GREY16), "PNG")], 0
+    for number in range(300):
+        out = bytearray(originals[number % 2])
+        for _ in range(draw.integers(1, 4)):
+            at = int(draw.integers(8, len(out) if draw.random() < 0.3 else 100))
+            cut, size = int(draw.integers(0, 3)), int(draw.integers(0, 5))
+            out[at : at + cut] = draw.bytes(size)
+        data = with_right_checksums(bytes(out)) if draw.random() < 0.7 else bytes(out)
+        try:
+            image = decode_image(data, name="a.png").image
+        except ImageError as error:
+            assert str(error).startswith("a.png: ")  # noqa: PT017
         else:
-            out[at : at + 12] = out[max(at - 12, 0) : at]
-    return bytes(out)
+            assert image.dtype == np.float32
+            assert np.isfinite(image).all()
+            taken += 1
+    assert 3 < taken < 250
 
 
 def with_right_checksums(data: bytes) -> bytes:
@@ -420,34 +274,6 @@ def with_right_checksums(data: bytes) -> bytes:
     out, position = data[:8], 8
     while position + 12 <= len(data):
         (length,) = struct.unpack_from(">I", data, position)
-        body = data[position + 8 : position + 8 + length]
-        out += chunk(data[position + 4 : position + 8], body)
+        out += chunk(data[position + 4 : position + 8], data[position + 8 : position + 8 + length])
         position += 12 + length
     return out
-
-
-def test_mutated_files_give_an_image_or_one_image_error() -> None:
-    draw = np.random.default_rng(7)
-    originals = [
-        ("a.tiff", tiff(MAP)),
-        ("a.tiff", tiff(MAP, byteorder=">", rowsperstrip=4)),
-        ("a.tiff", tiff(MAP, compression="lzw", predictor=3, tile=(16, 32))),
-        ("a.tiff", tiff(MAP, compression="zlib", bigtiff=True)),
-        ("a.png", png(GREY8)),
-        ("a.png", png(GREY16)),
-    ]
-    taken = 0
-    for position in range(900):
-        name, data = originals[position % len(originals)]
-        data = mutated(data, draw)
-        if name == "a.png" and draw.random() < 0.7:
-            data = with_right_checksums(data)
-        try:
-            image = decode_image(data, name=name).image
-        except ImageError as error:
-            assert str(error).startswith(f"{name}: ")  # noqa: PT017
-        else:
-            assert image.dtype == np.float32
-            assert np.isfinite(image).all()
-            taken += 1
-    assert 30 < taken < 750
