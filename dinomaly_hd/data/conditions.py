@@ -36,9 +36,9 @@ def assign_conditions(tree: Tree, *, rule: ConditionRule) -> Assignment:
 
     Training images are ``all`` unless ``conditions.csv`` says otherwise: nothing is reported on them.
     """
-    blank = dict.fromkeys((record.path for record in tree.records), ALL)
+    blank = dict.fromkeys((record.path for record in tree.entries), ALL)
     test = defaultdict[str, list[str]](list)  # folder -> its paths in file order
-    for record in tree.records:
+    for record in tree.entries:
         if record.split == "test":
             test[record.path.rpartition("/")[0]].append(record.path)
     if rule == "none":
@@ -70,7 +70,7 @@ def _from_csv(tree: Tree, blank: dict[str, str]) -> Assignment:
         rows = _csv_rows(tree.root)
     except (ImageError, ValueError) as error:
         return Assignment(blank, "", (f"{CSV_NAME}: {str(error).removeprefix(f'{CSV_NAME}: ')}",))
-    tested = dict.fromkeys(record.path for record in tree.records if record.split == "test")
+    tested = dict.fromkeys(record.path for record in tree.entries if record.split == "test")
     given: dict[str, str] = {}
     faults = []
     for line, path, condition in rows:

@@ -79,12 +79,12 @@ def load_manifest(
         LayoutError: Anything else; lists every fault of the tree, the first 20 and the number of all.
     """
     tree = survey(root, domains=domains)
-    if not tree.records:
+    if not tree.entries:
         raise _layout_error(root, tree.faults)
     assigned = assign_conditions(tree, rule=conditions)
     read: list[tuple[ImageRecord, Form]] = []
     bad: list[DataError] = []
-    for record in tree.records:
+    for record in tree.entries:
         try:
             digest, form = _read(tree.root / record.path, name=record.path)
             if record.label:

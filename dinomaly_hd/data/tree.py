@@ -37,7 +37,7 @@ class Tree(NamedTuple):
     root: Path
     domains: tuple[str, ...]
     other_domains: frozenset[str]
-    records: tuple[ImageRecord, ...]
+    entries: tuple[ImageRecord, ...]
     faults: tuple[str, ...]
 
 

@@ -2,7 +2,6 @@
 
 import os
 import shutil
-import subprocess
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -91,26 +90,6 @@ def test_directory_order_changes_nothing(root: Path, monkeypatch: pytest.MonkeyP
     for order in (lambda names: names[::-1], lambda names: sorted(names, key=lambda name: hash(name) % 97)):
         monkeypatch.setattr(os, "listdir", lambda path, order=order: order(listdir(path)))
         assert load(root) == expected
-
-
-def test_locale_and_time_zone_change_nothing(root: Path) -> None:
-    for name in ("é.tiff", "Z.tiff", "ö b.tiff", "a,b.tiff"):
-        tifffile.imwrite(root / "domain_A/train/good" / name, np.full((5, 7), len(name), np.float32))
-    code = (
-        "import sys; from pathlib import Path; from dinomaly_hd.data.hdmap import load_manifest;"
-        "print(load_manifest(Path(sys.argv[1]), domains='AC', conditions='auto').digest)"
-    )
-
-    def read(**settings: str) -> subprocess.CompletedProcess[str]:
-        command = [sys.executable, "-c", code, str(root)]
-        return subprocess.run(command, env=os.environ | settings, capture_output=True, text=True, check=False)
-
-    for settings in ({"LC_ALL": "C"}, {"LC_ALL": "tr_TR.UTF-8", "TZ": "Asia/Seoul"}):
-        done = read(**settings)
-        assert done.stdout.strip() == load(root).digest, done.stderr
-    ascii_only = read(LC_ALL="C", PYTHONUTF8="0", PYTHONCOERCECLOCALE="0")
-    assert ascii_only.returncode
-    assert "is read as ascii in this locale, not as UTF-8; set PYTHONUTF8=1" in ascii_only.stderr
 
 
 def test_a_name_that_the_locale_reads_otherwise_is_refused(
@@ -245,91 +224,37 @@ def test_store_refuses_a_file_that_changed_or_went(root: Path) -> None:
         store[1]
 
 
-# Broken trees ----------------------------------------------------------------------------------------------
-
-
-def link_out(path: Path) -> None:
-    if path.is_dir():
-        shutil.move(path, path.parents[4] / "outside")
-    else:
-        path.rename(path.parents[4] / "outside")
-    path.symlink_to(path.parents[4] / "outside")
-
-
-def empty(folder: Path) -> None:
-    for path in folder.iterdir():
-        path.unlink()
-
-
-def file_for(folder: Path) -> None:
-    shutil.rmtree(folder)
-    folder.write_text("x")
+# Broken trees; benchmarks/drills/folders.py breaks them in 20 more ways ------------------------------------
 
 
 ONE = np.ones((5, 7), np.float32)
-GOOD = "test/good"
-SHOWN = "domain_C/test/good"
+PLACE = "domain_C/test/good"
 MIXED = "of 13 files, first domain_A/train/good/000000.tiff)"
 BROKEN: dict[str, tuple[Callable[[Path], object], str]] = {
-    "no domain": (shutil.rmtree, "unknown domain 'C'. Known: domain_A."),
-    "no train/good": (lambda c: shutil.rmtree(c / "train"), "domain_C/train/good: no such folder"),
-    "empty train/good": (lambda c: empty(c / "train/good"), "domain_C/train/good: holds no images"),
-    "one class only": (lambda c: shutil.rmtree(c / "test/fault"), "domain_C/test/fault: no such folder"),
-    "no good tests": (lambda c: empty(c / GOOD), f"{SHOWN}: holds no images"),
-    "folder is a file": (lambda c: file_for(c / GOOD), f"{SHOWN}: no such folder"),
-    "folder links out": (lambda c: link_out(c / GOOD), f"{SHOWN}: a link leads out of the data root"),
-    "file links out": (
-        lambda c: link_out(c / GOOD / "000001.tiff"),
-        f"{SHOWN}/000001.tiff: a link leads out of the data root",
-    ),
-    "foreign file": (
-        lambda c: (c / GOOD / "notes.txt").write_text("x"),
-        f"{SHOWN}/notes.txt: not an image of a known extension",
-    ),
+    "no domain": (lambda root: shutil.rmtree(root / "domain_C"), "unknown domain 'C'. Known: domain_A."),
     "folder among images": (
-        lambda c: (c / GOOD / "more").mkdir(),
-        f"{SHOWN}/more: not an image of a known extension",
+        lambda root: (root / PLACE / "more").mkdir(),
+        f"{PLACE}/more: not an image of a known extension",
     ),
     "mixed formats": (
-        lambda c: put(c / GOOD / "9.png", np.ones((5, 7), np.uint8)),
-        f"mixed formats: float32 TIFF (12 {MIXED}, 8-bit PNG or TIFF (1",
+        lambda root: put(root / PLACE / "9.png", np.ones((5, 7), np.uint8)),
+        f"mixed formats: float32 TIFF (12 {MIXED}, 8-bit PNG or TIFF (1 of 13 files, first {PLACE}/9.png)",
     ),
     "mixed number types": (
-        lambda c: put(c / GOOD / "9.tiff", ONE.astype(np.float64)),
-        f"mixed formats: float32 TIFF (12 {MIXED}, float64 TIFF (1 of 13 files, first {SHOWN}/9.tiff)",
+        lambda root: put(root / PLACE / "9.tiff", ONE.astype(np.float64)),
+        f"mixed formats: float32 TIFF (12 {MIXED}, float64 TIFF (1 of 13 files, first {PLACE}/9.tiff)",
     ),
     "mixed shapes": (
-        lambda c: put(c / GOOD / "9.tiff", np.ones((7, 5), np.float32)),
-        f"mixed shapes: 5 x 7 (12 {MIXED}, 7 x 5 (1 of",
+        lambda root: put(root / PLACE / "9.tiff", np.ones((7, 5), np.float32)),
+        f"mixed shapes: 5 x 7 (12 {MIXED}, 7 x 5 (1 of 13 files, first {PLACE}/9.tiff)",
     ),
     "bad image": (
-        lambda c: put(c / GOOD / "9.tiff", ONE.astype(np.int16)),
-        f"{SHOWN}/9.tiff: int16 TIFF, expected float32",
-    ),
-    "dangling link": (
-        lambda c: (c / GOOD / "9.tiff").symlink_to("nowhere.tiff"),
-        f"{SHOWN}/9.tiff: cannot be read: No such file",
-    ),
-    "loop of links": (
-        lambda c: (c / GOOD / "9.tiff").symlink_to("9.tiff"),
-        f"{SHOWN}/9.tiff: cannot be read: Too many levels of symbolic links",
-    ),
-    "pipe": (lambda c: os.mkfifo(c / GOOD / "9.tiff"), f"{SHOWN}/9.tiff: not a regular file"),
-    "line break": (
-        lambda c: (c / GOOD / "a\nb.tiff").write_bytes(b"x"),
-        f"{SHOWN}/a\\nb.tiff: the name holds",
-    ),
-    "name that is not UTF-8": (
-        lambda c: (c / GOOD / "a\udcff.tiff").write_bytes(b"x"),
-        f"{SHOWN}/a\\udcff.tiff: the path is not UTF-8",
+        lambda root: put(root / PLACE / "9.tiff", ONE.astype(np.int16)),
+        f"{PLACE}/9.tiff: int16 TIFF, expected float32",
     ),
     "hidden character": (
-        lambda c: (c / GOOD / "000000.tiff").rename(c / GOOD / "a\x1b[2J.tiff"),
-        f"{SHOWN}/a\\x1b[2J.tiff: the name holds control or invisible characters",
-    ),
-    "csv": (
-        lambda c: (c.parent / "conditions.csv").write_text("path\n"),
-        "conditions.csv: the first line must be 'path,condition'",
+        lambda root: (root / PLACE / "000000.tiff").rename(root / PLACE / "a\x1b[2J.tiff"),
+        f"{PLACE}/a\\x1b[2J.tiff: the name holds control or invisible characters",
     ),
 }
 
@@ -337,7 +262,7 @@ BROKEN: dict[str, tuple[Callable[[Path], object], str]] = {
 @pytest.mark.parametrize("case", BROKEN)
 def test_each_fault_is_named(root: Path, case: str) -> None:
     damage, expected = BROKEN[case]
-    damage(root / "domain_C")
+    damage(root)
     with pytest.raises(DataError) as caught:
         load(root)
     assert expected in str(caught.value)
@@ -357,18 +282,10 @@ def test_all_faults_come_at_once(root: Path) -> None:
         assert sum(part in line for line in lines) >= 1, part
 
 
-def test_a_single_bad_image_is_its_own_error_and_many_are_counted(root: Path) -> None:
+def test_a_single_bad_image_is_its_own_error(root: Path) -> None:
     (root / "domain_C/test/good/000000.tiff").write_bytes(b"broken")
     with pytest.raises(ImageError, match=r"^domain_C/test/good/000000\.tiff: not a TIFF"):
         load(root)
-    for position in range(30):
-        (root / f"domain_C/test/good/bad{position:02d}.tiff").write_bytes(b"broken")
-    with pytest.raises(LayoutError) as caught:
-        load(root)
-    lines = str(caught.value).split("\n")
-    assert lines[0].endswith("31 faults")
-    assert len(lines) == 22
-    assert lines[-1] == "  ... and 11 more"
 
 
 @pytest.mark.parametrize("place", ["domain_C/test/good", "domain_C/test/good/000000.tiff"])
@@ -387,10 +304,9 @@ def test_what_may_not_be_read_is_named(root: Path, monkeypatch: pytest.MonkeyPat
         load(root)
 
 
-@pytest.mark.parametrize("name", ["nowhere", "file", "null\0byte", "loop"])
+@pytest.mark.parametrize("name", ["nowhere", "file", "null\0byte"])
 def test_a_root_that_is_no_folder_is_refused(tmp_path: Path, name: str) -> None:
     (tmp_path / "file").write_text("x")
-    (tmp_path / "loop").symlink_to(tmp_path / "loop")
     with pytest.raises(LayoutError, match="the data root cannot be read"):
         load(tmp_path / name)
 
@@ -401,31 +317,17 @@ def test_a_root_that_is_no_folder_is_refused(tmp_path: Path, name: str) -> None:
         (["domian_C"], "unknown domain 'domian_C'. Did you mean 'domain_C'? Known: domain_A, domain_C."),
         (["A", "domain_A"], "domain domain_A is asked for twice"),
         ([], "no domain asked for"),
-        (["../outside"], "unknown domain '../outside'"),
-        (["."], "unknown domain '.'"),
         ([""], "unknown domain ''"),
-        (["domain_A/test"], "unknown domain 'domain_A/test'"),
         (["A\n"], "unknown domain 'A\\n'"),
         (["a\0"], "unknown domain 'a\\x00'"),
-        (["-rf"], "unknown domain '-rf'"),
-        (["$(id)"], "unknown domain '$(id)'"),
     ],
 )
 def test_domain_names_come_from_the_listing_or_are_refused(
     root: Path, domains: list[str], expected: str
 ) -> None:
-    write_tree(root.parent / "outside")
     with pytest.raises(LayoutError) as caught:
         load(root, domains)
     assert expected in str(caught.value)
-
-
-def test_hostile_names_that_exist_are_data(root: Path) -> None:
-    (root / "domain_C").rename(root / "rf $(id);`<b>")
-    (root / "domain_A/test/good/000000.tiff").rename(root / "domain_A/test/good/--x$(id).tiff")
-    manifest = load(root, ("A", "rf $(id);`<b>"))
-    assert manifest.domains == ("domain_A", "rf $(id);`<b>")
-    assert ImageStore(manifest, keep_bytes=0)[3].shape == (5, 7)
 
 
 @pytest.mark.parametrize(
