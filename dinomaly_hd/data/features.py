@@ -190,17 +190,6 @@ def digests(manifest: Manifest, positions: Positions) -> list[str]:
     return [manifest.records[int(i)].digest for i in positions]
 
 
-class _Maps(Dataset[Tensor]):
-    def __init__(self, store: ImageStore, positions: Positions) -> None:
-        self.store, self.positions = store, positions
-
-    def __len__(self) -> int:
-        return len(self.positions)
-
-    def __getitem__(self, item: int) -> Tensor:
-        return torch.from_numpy(self.store[int(self.positions[item])])
-
-
 def image_batches(
     store: ImageStore,
     positions: Positions,
@@ -210,6 +199,7 @@ def image_batches(
     tick: Callable[[], None] = lambda: None,
 ) -> Iterator[Tensor]:
     """Yield the maps (B, H, W) at the positions, in order; ``tick`` is called before each batch."""
-    for images_BHW in DataLoader(_Maps(store, positions), batch_size=batch_size, num_workers=num_workers):
+    loader = DataLoader(store, sampler=positions.tolist(), batch_size=batch_size, num_workers=num_workers)
+    for images_BHW in loader:
         tick()
         yield images_BHW

@@ -4,13 +4,14 @@ import hashlib
 
 import numpy as np
 import numpy.typing as npt
+from torch.utils.data import Dataset
 
 from dinomaly_hd.data.hdmap import Manifest
 from dinomaly_hd.data.images import decode_image, printable, read_file
 from dinomaly_hd.errors import ImageError
 
 
-class ImageStore:
+class ImageStore(Dataset[npt.NDArray[np.float32]]):
     """``store[i]`` is image i of the manifest, float32 (H, W), a copy of its own.
 
     Decoded images are kept until ``keep_bytes`` are used (0 keeps none); the rest are read each time.
