@@ -287,8 +287,8 @@ PIXELS_AT = 500
 
 
 def _inflating_tiff(*places: tuple[int, int]) -> bytes:
-    """Return a TIFF of one strip or tile, as ``places`` say, whose 8 MiB inflate to 8 GiB."""
-    stream = _zeros(8192)
+    """Return a TIFF of one strip or tile, as ``places`` say, whose mebibyte inflates to a GiB."""
+    stream = _zeros(1024)
     tags = ((256, SHAPE[1]), (257, SHAPE[0]), (258, 32), (259, 8), *places, (339, 3))
     entries = b"".join(struct.pack("<HHII", tag, 4, 1, value or len(stream)) for tag, value in tags)
     return (b"II*\0" + struct.pack("<IH", 8, len(tags)) + entries).ljust(PIXELS_AT, b"\0") + stream
@@ -340,7 +340,7 @@ BOMBS = (
     Bomb("tiff", _bytes(_endless_tiff), "in a loop"),
     Bomb("tiff", _hollow, "10000000000 bytes, expected 1 to"),
 )
-"""Huge sides, 8 GiB in 8 MiB (pixels of both kinds, text), pages without end, 10 GB of nothing."""
+"""Huge sides, GiB in MiB (pixels of both kinds, text), pages without end, 10 GB of nothing."""
 
 
 def bombs(folder: Path, full: bool) -> Tally:
