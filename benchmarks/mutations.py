@@ -86,7 +86,7 @@ MUTATIONS = (
     Mutation(
         7,
         "sides are looked at before pixels",
-        "dinomaly_hd/data/formats.py",
+        "dinomaly_hd/data/images.py",
         "    if not (0 < height <= MAX_SIDE and 0 < width <= MAX_SIDE and height * width <= MAX_PIXELS):",
         "    if False:",
     ),
@@ -94,7 +94,7 @@ MUTATIONS = (
         8,
         "one shape and one format for the whole set",
         "dinomaly_hd/data/hdmap.py",
-        "faults = [*tree.faults, *assigned.faults, *_mixtures(records, headers)]",
+        "faults = [*tree.faults, *assigned.faults, *_mixtures(read)]",
         "faults = [*tree.faults, *assigned.faults]",
     ),
     Mutation(

@@ -266,7 +266,7 @@ def in_a_process(folder: Path, tally: Tally) -> None:
         timeout=LONGEST_S,
         check=False,
     )
-    faults = [f"domain_B/{FAULT}: {MISSING}", f"domain_A/{NEW}: not a classic TIFF"]
+    faults = [f"domain_B/{FAULT}: {MISSING}", f"domain_A/{NEW}: not a TIFF"]
     wrong = _reported(box, done.stderr, done.returncode, faults)
     tally.add("python -m entry_points.baseline", wrong or (f"printed {done.stdout}" if done.stdout else None))
 

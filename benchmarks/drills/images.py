@@ -74,7 +74,7 @@ def _moved(data: bytes, place: int) -> bytes:
 
 
 def forms() -> dict[str, Form]:
-    """Return TIFFs of 19 kinds; the first six are maps as HDMAP has them."""
+    """Return TIFFs of 20 kinds; the first six are maps as HDMAP has them, seven more are read, too."""
     taken = {
         "plain": tiff(MAP),
         "big-endian": tiff(MAP, byteorder=">"),
@@ -82,20 +82,21 @@ def forms() -> dict[str, Form]:
         "no metadata": tiff(MAP, metadata=None),
         "described": tiff(MAP, description="x" * 2000, software="drill"),
         "ImageJ": tiff(MAP, imagej=True),
+        "Deflate": tiff(MAP, compression="zlib"),
+        "LZW": tiff(MAP, compression="lzw", predictor=3),
+        "tiled": tiff(MAP, tile=(16, 16)),
+        "BigTIFF": tiff(MAP, bigtiff=True),
+        "float64": tiff(MAP.astype(np.float64)),
+        "float16": tiff(MAP.astype(np.float16)),
+        "uint8": tiff(GREY8),
     }
     colours = np.linspace(0, 65535, 3 * 256).astype(np.uint16).reshape(3, 256)
     refused = {
-        "compressed": tiff(MAP, compression="zlib"),
-        "tiled": tiff(MAP, tile=(16, 16)),
-        "BigTIFF": tiff(MAP, bigtiff=True),
         "pages": tiff(np.stack([MAP] * 3), photometric="minisblack"),
         "palette": tiff(GREY8, photometric="palette", colormap=colours),
         "RGB": tiff(RGB, photometric="rgb"),
         "planes": tiff(np.moveaxis(RGB, 2, 0), photometric="rgb", planarconfig="separate"),
         "inverted": tiff(MAP, photometric="miniswhite"),
-        "float64": tiff(MAP.astype(np.float64)),
-        "float16": tiff(MAP.astype(np.float16)),
-        "uint8": tiff(GREY8),
         "int16": tiff(GREY16.astype(np.int16)),
         "pixels in its header": _moved(tiff(MAP), 4),
     }
@@ -199,7 +200,7 @@ def _damaged(count: int) -> list[Damaged]:
 
 
 def damaged_images(folder: Path, full: bool) -> Tally:
-    """Read damaged TIFFs of 19 kinds: each is a finite image or an ImageError that begins with its path."""
+    """Read damaged TIFFs of 20 kinds: each is a finite image or an ImageError that begins with its path."""
     files = _damaged(MUTATED if full else FAST_MUTATED)
     _warm(folder)
     for number, file in enumerate(files):
@@ -240,7 +241,9 @@ def _is_stored(path: Path, digest: str) -> bool:
     """Return whether tifffile's first page is equal, or is not read because of what the reader skips."""
     try:
         with mock.patch.object(logging.getLogger("tifffile"), "disabled", True):
-            return pixels_digest(tifffile.imread(path, key=0)) == digest
+            image = tifffile.imread(path, key=0)
+            scale = np.iinfo(image.dtype).max if image.dtype.kind == "u" else 1
+            return pixels_digest(image.astype(np.float32) / np.float32(scale)) == digest
     except Exception:  # tags that we do not need may be as damaged as they like
         return True
 
@@ -280,6 +283,17 @@ def _tiff_of_one_strip(side: int, *, rows: int) -> bytes:
     return head + lists + bytes(size)
 
 
+PIXELS_AT = 500
+
+
+def _inflating_tiff(*places: tuple[int, int]) -> bytes:
+    """Return a TIFF of one strip or tile, as ``places`` say, whose mebibyte inflates to a GiB."""
+    stream = _zeros(1024)
+    tags = ((256, SHAPE[1]), (257, SHAPE[0]), (258, 32), (259, 8), *places, (339, 3))
+    entries = b"".join(struct.pack("<HHII", tag, 4, 1, value or len(stream)) for tag, value in tags)
+    return (b"II*\0" + struct.pack("<IH", 8, len(tags)) + entries).ljust(PIXELS_AT, b"\0") + stream
+
+
 def _endless_tiff() -> bytes:
     """Return a TIFF whose hundred pages end in a loop."""
     offsets = [8 + 6 * page for page in range(102)]
@@ -315,10 +329,18 @@ BOMBS = (
     Bomb("png", _bytes(lambda: _grey_png(HUGE, HUGE, zlib.compress(b"\0"))), f"{HUGE} x {HUGE} pixels, exp"),
     Bomb("png", _bytes(lambda: _grey_png(*SHAPE, _zeros(8192))), "do not inflate to the 2976 bytes"),
     Bomb("png", _bytes(_text_bomb), f"{HUGE} x {HUGE} pixels, expected"),
+    Bomb(
+        "tiff", _bytes(lambda: _inflating_tiff((273, PIXELS_AT), (278, 31), (279, 0))), "damaged or cut short"
+    ),
+    Bomb(
+        "tiff",
+        _bytes(lambda: _inflating_tiff((322, 2**14), (323, 2**14), (324, PIXELS_AT), (325, 0))),
+        "decodes",
+    ),
     Bomb("tiff", _bytes(_endless_tiff), "in a loop"),
     Bomb("tiff", _hollow, "10000000000 bytes, expected 1 to"),
 )
-"""Huge sides (TIFF, PNG), 8 GiB in 8 MiB (pixels, text), pages without end, 10 GB of nothing."""
+"""Huge sides, GiB in MiB (pixels of both kinds, text), pages without end, 10 GB of nothing."""
 
 
 def bombs(folder: Path, full: bool) -> Tally:

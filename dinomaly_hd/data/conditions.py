@@ -4,12 +4,13 @@ import csv
 import io
 import os
 import re
-from collections.abc import Collection, Mapping, Sequence
+from collections import defaultdict
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Literal, NamedTuple
 
 from dinomaly_hd.data.images import printable, read_file
-from dinomaly_hd.data.tree import leads_out
+from dinomaly_hd.data.tree import Tree, leads_out
 from dinomaly_hd.errors import ImageError
 
 ConditionRule = Literal["auto", "halves", "none"]
@@ -30,39 +31,27 @@ class Assignment(NamedTuple):
     faults: tuple[str, ...]
 
 
-def assign_conditions(
-    root: Path,
-    *,
-    rule: ConditionRule,
-    train: Sequence[str],
-    test: Mapping[str, Sequence[str]],
-    ignored_folders: Collection[str],
-) -> Assignment:
-    """Give every image its condition.
+def assign_conditions(tree: Tree, *, rule: ConditionRule) -> Assignment:
+    """Give every image of the tree its condition.
 
     Training images are ``all`` unless ``conditions.csv`` says otherwise: nothing is reported on them.
-
-    Args:
-        root: The data root, in which ``auto`` looks for ``conditions.csv``.
-        rule: ``auto``, ``halves`` or ``none``.
-        train: Paths of training images, relative to the root.
-        test: Test folder -> its paths in file order.
-        ignored_folders: Domains in the root that this run does not use; the CSV may list their files.
     """
-    blank = dict.fromkeys([*train, *(path for paths in test.values() for path in paths)], ALL)
+    blank = dict.fromkeys((record.path for record in tree.entries), ALL)
+    test = defaultdict[str, list[str]](list)  # folder -> its paths in file order
+    for record in tree.entries:
+        if record.split == "test":
+            test[record.path.rpartition("/")[0]].append(record.path)
     if rule == "none":
         return Assignment(blank, "one condition (conditions=none)", ())
     if rule == "halves":
         return _halves(blank, test, why="conditions=halves")
-    if os.path.lexists(root / CSV_NAME):
-        return _from_csv(root, blank, test=test, ignored_folders=ignored_folders)
+    if os.path.lexists(tree.root / CSV_NAME):
+        return _from_csv(tree, blank)
     sizes = {len(paths) for paths in test.values()}
     if len(sizes) == 1 and min(sizes) >= FEWEST_FOR_HALVES and min(sizes) % 2 == 0:
         return _halves(blank, test, why=f"conditions=auto: every test folder holds {min(sizes)} files")
-    why = (
-        f"no {CSV_NAME}, and not one even number of files, {FEWEST_FOR_HALVES} or more, in every test folder"
-    )
-    return Assignment(blank, f"one condition (conditions=auto: {why})", ())
+    why = f"not one even number of files, {FEWEST_FOR_HALVES} or more, in every test folder"
+    return Assignment(blank, f"one condition (conditions=auto: no {CSV_NAME}, and {why})", ())
 
 
 def _halves(blank: dict[str, str], test: Mapping[str, Sequence[str]], *, why: str) -> Assignment:
@@ -72,36 +61,28 @@ def _halves(blank: dict[str, str], test: Mapping[str, Sequence[str]], *, why: st
             faults.append(f"{folder}: {len(paths)} files, conditions=halves needs an even number")
         for position, path in enumerate(paths):
             by_path[path] = "cold" if position < len(paths) // 2 else "warm"
-    return Assignment(
-        by_path, f"first half of each test folder cold, second half warm ({why})", tuple(faults)
-    )
+    said = f"first half of each test folder cold, second half warm ({why})"
+    return Assignment(by_path, said, tuple(faults))
 
 
-def _from_csv(
-    root: Path,
-    blank: dict[str, str],
-    *,
-    test: Mapping[str, Sequence[str]],
-    ignored_folders: Collection[str],
-) -> Assignment:
+def _from_csv(tree: Tree, blank: dict[str, str]) -> Assignment:
     try:
-        rows = _csv_rows(root)
+        rows = _csv_rows(tree.root)
     except (ImageError, ValueError) as error:
         return Assignment(blank, "", (f"{CSV_NAME}: {str(error).removeprefix(f'{CSV_NAME}: ')}",))
-    tested = [path for paths in test.values() for path in paths]
-    reserved = frozenset(tested)
+    tested = dict.fromkeys(record.path for record in tree.entries if record.split == "test")
     given: dict[str, str] = {}
     faults = []
     for line, path, condition in rows:
         where, shown = f"{CSV_NAME} line {line}", printable(path)
         if path not in blank:
-            if path.partition("/")[0] not in ignored_folders:
+            if path.partition("/")[0] not in tree.other_domains:  # whose files the table may list
                 faults.append(f"{where}: no such image {path[:200]!r}")
         elif path in given:
             faults.append(f"{where}: {shown} is listed twice")
         else:
             given[path] = condition
-            if not _NAME.fullmatch(condition) or (condition == ALL and path in reserved):
+            if not _NAME.fullmatch(condition) or (condition == ALL and path in tested):
                 name = f"condition {condition[:40]!r} of {shown}"
                 faults.append(f"{where}: {name}, expected a word of {_NAME_RULE}, not {ALL!r}")
     faults += [f"{CSV_NAME}: {printable(path)} is not listed" for path in tested if path not in given]

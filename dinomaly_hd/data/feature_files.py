@@ -19,24 +19,20 @@ from dinomaly_hd.errors import OutputError
 from dinomaly_hd.files import TEMPORARY_PREFIX, acquire, publish
 
 Tensors = dict[str, Tensor]
-OWN_FOLDER = "dinomaly_hd_features"
-"""Everything lies in it, and nothing outside of it is counted or removed."""
+OWN_FOLDER = "dinomaly_hd_features"  # everything lies in it; nothing outside of it is counted or removed
 SUFFIX, LOCKS, USED = ".features", "locks", "used"
 KEY = re.compile(r"[0-9a-f]{64}")
 CHECK_BYTES = 4
-HEADER_BYTES = 512
-"""More than a file has beside its values."""
+HEADER_BYTES = 512  # more than a file has beside its values
 STRIPES = 256
-LONGEST_WAIT_S = 600.0
-"""For another process that encodes the same images; after that they are encoded here, too."""
+LONGEST_WAIT_S = 600.0  # for another process that encodes the same images; then they are encoded here, too
 IN_USE_S, TOUCH_S = 3600.0, 300.0
-AUTO_SHARE, AUTO_MOST_GB = 0.25, 50
 GIB = 1024**3
-RECOUNT_SHARE = 1 / 64
-"""Share of the budget that a process writes before it looks again what others have written."""
+AUTO_SHARE, AUTO_MOST_GB = 0.25, 50
+RECOUNT_SHARE = 1 / 64  # of the budget is written before a process looks again what others have written
+# Left free of the disk, whatever the budget says. A share alone would forbid files on a large disk of which a
+# part is reserved, or taken by others.
 FREE_SHARE, FREE_MOST_GB = 0.1, 10
-"""What is left free of the disk, whatever the budget says. A share alone would forbid files on a large disk
-of which a part is reserved, or taken by others."""
 
 
 class FeaturePlace(NamedTuple):
@@ -59,9 +55,7 @@ class FeatureFiles:
     used for an hour make room, the oldest first. No fault of the disk ends a run: what cannot be read is
     missing, what cannot be written is not kept.
 
-    Args:
-        place: Folder and budget.
-        key: 64 hex digits of the encoder; any other setting, weight, statistic or code has another key.
+    ``key`` is 64 hex digits of the encoder; any other setting, weight, statistic or code has another key.
     """
 
     def __init__(self, place: FeaturePlace, key: str) -> None:
@@ -83,10 +77,10 @@ class FeatureFiles:
             self._touch()
         except OSError:
             return None
-        body = memoryview(content)[:-CHECK_BYTES]
-        if len(content) > CHECK_BYTES and _check(body) == content[-CHECK_BYTES:]:
+        body, check = content[:-CHECK_BYTES], content[-CHECK_BYTES:]
+        if body and _check(body) == check:
             with suppress(SafetensorError):
-                return safetensors.torch.load(bytes(body))
+                return safetensors.torch.load(body)
         with suppress(OSError):
             path.unlink(missing_ok=True)
         return None
@@ -97,25 +91,27 @@ class FeatureFiles:
 
     def has_room(self, example: Tensor, *, count: int) -> bool:
         """Return whether ``count`` more outputs like ``example`` (1, ...) fit into budget and disk."""
-        return self._room_for((_bytes_of(example) + HEADER_BYTES) * count)
+        return self._room_for((example.nbytes + HEADER_BYTES) * count)
 
     def put(self, name: str, tensors: Mapping[str, Tensor]) -> None:
         """Keep tensors under a name, unless that would break the budget or fill the disk."""
         if self._full or self.holds(name):
             return
-        plain = {part: tensor.detach().cpu().contiguous() for part, tensor in tensors.items()}
-        body = safetensors.torch.save(plain)
-        if not self._room_for(len(body) + CHECK_BYTES):
-            self._full = True
+        body = safetensors.torch.save(
+            {part: tensor.detach().cpu().contiguous() for part, tensor in tensors.items()}
+        )
+        size = len(body) + CHECK_BYTES
+        self._full = not self._room_for(size)
+        if self._full:
             return
         try:
             self._touch()
             publish(self._path(name), lambda stream: stream.write(body + _check(body)), durable=False)
         except (OutputError, OSError):
             self._full = True
-            return
-        self._taken += len(body) + CHECK_BYTES
-        self._until_recount -= len(body)
+        else:
+            self._taken += size
+            self._until_recount -= size
 
     @contextmanager
     def writing(self, names: Sequence[str], *, tick: Callable[[], None]) -> Iterator[None]:
@@ -148,12 +144,6 @@ class FeatureFiles:
             (self._own / USED).touch()
             self._touched = now
 
-    def _count(self) -> None:
-        """Look what all encoders' files take; only who writes needs to know."""
-        self._taken = sum(_bytes_in(path) for path in _encoders(self._all))
-        self._budget = _budget(self._place, taken=self._taken)
-        self._until_recount = RECOUNT_SHARE * self._budget
-
     def _room_for(self, size: int) -> bool:
         """Return whether ``size`` bytes may be written, once files that nobody uses have made room."""
         if self._full:
@@ -164,11 +154,21 @@ class FeatureFiles:
             if size > self._budget:
                 return False
             if (missing := self._missing(size)) > 0:
-                _drop_unused(self._all, keep=self._own, needed=missing)
+                self._drop_unused(missing)
                 self._count()
             return self._missing(size) <= 0
         except OSError:
             return False
+
+    def _count(self) -> None:
+        """Look what all encoders' files take; only who writes needs to know."""
+        self._taken = sum(map(_bytes_in, self._encoders()))
+        if self._place.budget_gb is not None:
+            self._budget = int(self._place.budget_gb * GIB)
+        else:
+            free = shutil.disk_usage(self._place.folder).free + self._taken
+            self._budget = min(int(AUTO_SHARE * free), AUTO_MOST_GB * GIB)
+        self._until_recount = RECOUNT_SHARE * self._budget
 
     def _missing(self, size: int) -> float:
         """Return how many bytes too many ``size`` more would be, for the budget or the disk."""
@@ -176,31 +176,35 @@ class FeatureFiles:
         left_free = min(FREE_SHARE * disk.total, FREE_MOST_GB * GIB)
         return max(self._taken + size - self._budget, left_free - (disk.free - size))
 
+    def _drop_unused(self, needed: float) -> None:
+        """Remove files of encoders not used within the hour, oldest first, until ``needed`` bytes went."""
+        for unused_s, path in sorted(((_unused_s(path), path) for path in self._encoders()), reverse=True):
+            if needed <= 0 or unused_s <= IN_USE_S:
+                return
+            if path != self._own and _unused_s(path) > IN_USE_S:  # another process may have begun to use it
+                needed -= _bytes_in(path)
+                shutil.rmtree(path, ignore_errors=True)
 
-def _check(body: bytes | memoryview) -> bytes:
+    def _encoders(self) -> list[Path]:
+        """Return the folders of all encoders, which have ``USED`` in them."""
+        return [path for path in self._all.iterdir() if KEY.fullmatch(path.name) and (path / USED).is_file()]
+
+
+def _check(body: bytes) -> bytes:
     return zlib.crc32(body).to_bytes(CHECK_BYTES, "big")
 
 
-def _bytes_of(tensor: Tensor) -> int:
-    return tensor.nelement() * tensor.element_size()
+def _unused_s(encoder: Path) -> float:
+    try:
+        return time.time() - (encoder / USED).stat().st_mtime
+    except OSError:
+        return 0.0
 
 
-def _budget(place: FeaturePlace, *, taken: int) -> int:
-    """Return the bytes that all files may take."""
-    if place.budget_gb is not None:
-        return int(place.budget_gb * GIB)
-    return min(int(AUTO_SHARE * (shutil.disk_usage(place.folder).free + taken)), AUTO_MOST_GB * GIB)
-
-
-def _encoders(folder: Path) -> list[Path]:
-    """Return the folders of all encoders, which have ``USED`` in them."""
-    return [path for path in folder.iterdir() if KEY.fullmatch(path.name) and os.path.isfile(path / USED)]
-
-
-def _bytes_in(folder: Path) -> int:
+def _bytes_in(encoder: Path) -> int:
     """Return what an encoder's files take; removes what killed writers left there."""
     total = 0
-    for parent, _, names in os.walk(folder):
+    for parent, _, names in os.walk(encoder):
         for name in names:
             with suppress(OSError):  # another process makes room
                 path = Path(parent, name)
@@ -210,20 +214,3 @@ def _bytes_in(folder: Path) -> int:
                 else:
                     total += status.st_size
     return total
-
-
-def _drop_unused(folder: Path, *, keep: Path, needed: float) -> None:
-    """Remove encoders' files that nobody used within the hour, oldest first, until ``needed`` are gone."""
-
-    def age_s(path: Path) -> float:
-        try:
-            return time.time() - (path / USED).stat().st_mtime
-        except OSError:
-            return 0.0
-
-    for path in sorted(_encoders(folder), key=age_s, reverse=True):
-        if needed <= 0:
-            return
-        if path != keep and age_s(path) > IN_USE_S:
-            needed -= _bytes_in(path)
-            shutil.rmtree(path, ignore_errors=True)

@@ -21,19 +21,7 @@ from dinomaly_hd.data.store import ImageStore
 MEMORY_SHARE = 0.4
 CPU = torch.device("cpu")
 ENCODED, STATISTICS = "encoded", "statistics"
-
-
-class MapDataset(Dataset[Tensor]):
-    """The maps at some manifest positions as float32 tensors (H, W); never resized here."""
-
-    def __init__(self, store: ImageStore, positions: npt.NDArray[np.int64]) -> None:
-        self.store, self.positions = store, positions
-
-    def __len__(self) -> int:
-        return len(self.positions)
-
-    def __getitem__(self, item: int) -> Tensor:
-        return torch.from_numpy(self.store[int(self.positions[item])])
+Positions = npt.NDArray[np.int64]
 
 
 class FeatureCache:
@@ -51,17 +39,15 @@ class FeatureCache:
         self._statistics: dict[str, dict[str, Tensor]] = {}
 
     def use(self, key: str, *, place: FeaturePlace | None = None, device: torch.device = CPU) -> None:
-        """Begin to keep the outputs of the encoder that ``key`` names.
+        """Begin to keep the outputs of the encoder that ``key`` names; whatever changes one changes the key.
 
-        Args:
-            key: Another one for whatever changes an output.
-            place: Of the files; None keeps none.
-            device: Where outputs are wanted; a GPU's memory is filled before the host's.
+        ``place`` is where files are kept (None keeps none), ``device`` where outputs are wanted; a GPU's
+        memory is filled before the host's.
         """
         if (key, device) != self._key:
             self._kept.clear()
             self._key, self._device, self._rooms = (key, device), device, _rooms(device)
-        self._files = None if place is None else FeatureFiles(place, _digest(key))
+        self._files = _files(place, key)
 
     def files_only(self) -> "FeatureCache":
         """Return a cache with the same files that keeps nothing in memory, for what is read once."""
@@ -79,18 +65,15 @@ class FeatureCache:
     ) -> dict[str, Tensor]:
         """Return what an encoder took from training images: kept, else from ``take``, which is kept then.
 
-        Args:
-            source: What they are taken from, and by what.
-            take: Takes them.
-            like: Tensors of the same names, types and shapes.
-            place: Of the files; None keeps none.
+        ``source`` says what they are taken from, and by what; tensors of other names, types or shapes than
+        ``like``'s do not count as kept.
         """
         if source not in self._statistics:
-            files = None if place is None or not like else FeatureFiles(place, _digest(source))
-            found = None if files is None else files.get(STATISTICS)
-            if found is None or _forms(found) != _forms(like):
+            files = _files(place, source) if like else None
+            found = files.get(STATISTICS) if files else None
+            if found is None or _shapes(found) != _shapes(like):
                 found = take()
-                if files is not None:
+                if files:
                     files.put(STATISTICS, found)
             self._statistics[source] = found
         return self._statistics[source]
@@ -102,13 +85,9 @@ class FeatureCache:
     def has_room(self, example: Tensor, names: Sequence[str], *, where: str = "auto") -> bool:
         """Return whether outputs like ``example`` (1, ...) of all these images can be kept.
 
-        Args:
-            example: One image's.
-            names: Those that are kept already need no room.
-            where: "memory", "files", or either ("auto").
+        ``where`` is "memory", "files", or either ("auto"). Those that are kept already need no room.
         """
-        new = sum(name not in self._kept for name in names)
-        size = example.nelement() * example.element_size() * new
+        size = example.nbytes * sum(name not in self._kept for name in names)
         if where != "files" and any(size < room for room in self._rooms.values()):
             return True
         if where == "memory" or self._files is None:
@@ -125,8 +104,6 @@ class FeatureCache:
 
     def get(self, names: Sequence[str]) -> Tensor | None:
         """Return outputs (B, ...), None where one is missing."""
-        if self.in_memory(names):
-            return torch.stack([self._kept[name].to(self._device, non_blocking=True) for name in names])
         found: list[Tensor] = []
         for name in names:
             one = self._kept.get(name)
@@ -134,7 +111,7 @@ class FeatureCache:
                 one = (self._files.get(name) or {}).get(ENCODED)
             if one is None:
                 return None
-            found.append(one.to(self._device))
+            found.append(one.to(self._device, non_blocking=True))
         encoded = torch.stack(found)
         self._remember(names, encoded)
         return encoded
@@ -149,8 +126,8 @@ class FeatureCache:
         encoded = self.get(names)
         if encoded is not None:
             return encoded
-        with nullcontext() if self._files is None else self._files.writing(names, tick=tick):
-            encoded = None if self._files is None else self.get(names)
+        with self._files.writing(names, tick=tick) if self._files else nullcontext():
+            encoded = self.get(names) if self._files else None
             if encoded is None:
                 encoded = make()
                 self.add(names, encoded)
@@ -158,7 +135,7 @@ class FeatureCache:
 
     def _remember(self, names: Sequence[str], encoded: Tensor) -> None:
         new = {name: one for name, one in zip(names, encoded, strict=True) if name not in self._kept}
-        size = encoded[0].nelement() * encoded.element_size() * len(new)
+        size = encoded[0].nbytes * len(new)
         for device, room in self._rooms.items():
             if new and size < room:
                 try:
@@ -170,12 +147,26 @@ class FeatureCache:
                 return
 
 
+def _files(place: FeaturePlace | None, key: str) -> FeatureFiles | None:
+    return None if place is None else FeatureFiles(place, hashlib.sha256(key.encode()).hexdigest())
+
+
+def _rooms(device: torch.device) -> dict[torch.device, float]:
+    """Return how many bytes may be kept where, the device's own memory first."""
+    host = {CPU: MEMORY_SHARE * psutil.virtual_memory().available}
+    if device.type != "cuda":
+        return host
+    return {device: MEMORY_SHARE * torch.cuda.mem_get_info(device)[0], **host}
+
+
+def _shapes(tensors: Mapping[str, Tensor]) -> dict[str, tuple[torch.dtype, torch.Size]]:
+    return {name: (tensor.dtype, tensor.shape) for name, tensor in tensors.items()}
+
+
 class TrainingSet(Dataset[Batch]):
     """Training samples by number: the map, its domain and, where ``cache`` holds it, its encoder output."""
 
-    def __init__(
-        self, store: ImageStore, positions: npt.NDArray[np.int64], *, cache: FeatureCache | None
-    ) -> None:
+    def __init__(self, store: ImageStore, positions: Positions, *, cache: FeatureCache | None) -> None:
         self.store, self.positions, self.cache = store, positions, cache
         manifest = store.manifest
         self._domains = [manifest.domains.index(manifest.records[int(i)].domain) for i in positions]
@@ -194,39 +185,21 @@ class TrainingSet(Dataset[Batch]):
         return Batch(images_BHW, torch.tensor([self._domains[item] for item in items]), encoded)
 
 
-def _rooms(device: torch.device) -> dict[torch.device, float]:
-    """Return how many bytes may be kept where, the device's own memory first."""
-    host = {CPU: MEMORY_SHARE * psutil.virtual_memory().available}
-    if device.type != "cuda":
-        return host
-    return {device: MEMORY_SHARE * torch.cuda.mem_get_info(device)[0], **host}
-
-
-def _forms(tensors: Mapping[str, Tensor]) -> dict[str, tuple[torch.dtype, torch.Size]]:
-    return {name: (tensor.dtype, tensor.shape) for name, tensor in tensors.items()}
-
-
-def _digest(text: str) -> str:
-    return hashlib.sha256(text.encode()).hexdigest()
-
-
-def digests(manifest: Manifest, positions: npt.NDArray[np.int64]) -> list[str]:
+def digests(manifest: Manifest, positions: Positions) -> list[str]:
     """Return the digests of images, by which their encoder outputs are kept."""
     return [manifest.records[int(i)].digest for i in positions]
 
 
 def image_batches(
     store: ImageStore,
-    positions: npt.NDArray[np.int64],
+    positions: Positions,
     *,
     batch_size: int,
     num_workers: int,
     tick: Callable[[], None] = lambda: None,
 ) -> Iterator[Tensor]:
     """Yield the maps (B, H, W) at the positions, in order; ``tick`` is called before each batch."""
-    loader = DataLoader(
-        MapDataset(store, positions), batch_size=batch_size, num_workers=num_workers, shuffle=False
-    )
+    loader = DataLoader(store, sampler=positions.tolist(), batch_size=batch_size, num_workers=num_workers)
     for images_BHW in loader:
         tick()
         yield images_BHW

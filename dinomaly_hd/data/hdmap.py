@@ -3,45 +3,29 @@
 import hashlib
 import json
 import os
-from collections import defaultdict
-from collections.abc import Callable, Iterable, Sequence
+from collections import Counter, defaultdict
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import NamedTuple
 
 import numpy as np
 import numpy.typing as npt
 
 from dinomaly_hd.data.conditions import ConditionRule, assign_conditions
-from dinomaly_hd.data.formats import FORMAT_NAMES, ImageHeader
-from dinomaly_hd.data.images import decode_image, printable, read_file
-from dinomaly_hd.data.tree import Entry, leads_out, survey
+from dinomaly_hd.data.images import FORMAT_NAMES, SCALES, Form, decode_image, printable, read_file
+from dinomaly_hd.data.tree import ImageRecord, leads_out, survey
 from dinomaly_hd.errors import DataError, ImageError, LayoutError
 
 FAULTS_SHOWN = 20
 GROUND_TRUTH = "ground_truth"
 
 
-class ImageRecord(NamedTuple):
-    """One image: path relative to the root, its folder's meaning, its condition, sha256 of its bytes.
-
-    ``split`` is "train" or "test"; ``label`` is 0 for good and 1 for fault.
-    """
-
-    path: str
-    domain: str
-    split: str
-    label: int
-    condition: str
-    digest: str
-
-
 @dataclass(frozen=True, kw_only=True)
 class Manifest:
     """All images of a run in fixed order: domains as given; in each train good, test good, test fault.
 
-    ``shape`` is (H, W) and ``dtype`` the stored number type ("float32", "uint8", "uint16"), one for all
-    images. ``digest`` covers paths, bytes, labels and conditions, not where the root lies.
+    ``shape`` is (H, W) and ``dtype`` the stored number type ("float32", "uint16"), one for all images.
+    ``digest`` covers paths, bytes, labels and conditions, not where the root lies.
     """
 
     root: Path
@@ -61,22 +45,21 @@ class Manifest:
         self, *, domain: str | None = None, split: str | None = None, label: int | None = None
     ) -> npt.NDArray[np.int64]:
         """Return the positions of the records that match every value given, in order."""
-        wanted = [("domain", domain), ("split", split), ("label", label)]
-        tests = [(name, value) for name, value in wanted if value is not None]
+        wanted = {"domain": domain, "split": split, "label": label}
+        tests = {name: value for name, value in wanted.items() if value is not None}
         matches = [
             position
             for position, record in enumerate(self.records)
-            if all(getattr(record, name) == value for name, value in tests)
+            if all(getattr(record, name) == value for name, value in tests.items())
         ]
         return np.array(matches, dtype=np.int64)
 
     def counts(self) -> dict[str, dict[str, int]]:
         """Return domain -> {"train/good", "test/good", "test/fault"} -> number of images."""
-        table: dict[str, dict[str, int]] = {domain: {} for domain in self.domains}
+        table: dict[str, Counter[str]] = {domain: Counter() for domain in self.domains}
         for record in self.records:
-            folder = f"{record.split}/{('good', 'fault')[record.label]}"
-            table[record.domain][folder] = table[record.domain].get(folder, 0) + 1
-        return table
+            table[record.domain][f"{record.split}/{('good', 'fault')[record.label]}"] += 1
+        return {domain: dict(counts) for domain, counts in table.items()}
 
 
 def load_manifest(
@@ -88,11 +71,8 @@ def load_manifest(
 ) -> Manifest:
     """Read and check every image of the domains, and every mask of a fault, and return their manifest.
 
-    Args:
-        root: Folder that holds the domain folders.
-        domains: Folder names, or what follows ``domain_`` in them ("C"), in the order wanted.
-        conditions: ``auto``, ``halves`` or ``none``.
-        tick: Called after each image.
+    ``domains`` are folder names, or what follows ``domain_`` in them ("C"), in the order wanted; ``tick`` is
+    called after each image.
 
     Raises:
         ImageError: One image is bad and nothing else is.
@@ -101,50 +81,39 @@ def load_manifest(
     tree = survey(root, domains=domains)
     if not tree.entries:
         raise _layout_error(root, tree.faults)
-    assigned = assign_conditions(
-        tree.root,
-        rule=conditions,
-        train=[entry.path for entry in tree.entries if entry.split == "train"],
-        test=_test_folders(tree.entries),
-        ignored_folders=tree.other_domains,
-    )
-    records, headers = list[ImageRecord](), list[ImageHeader]()
+    assigned = assign_conditions(tree, rule=conditions)
+    read: list[tuple[ImageRecord, Form]] = []
     bad: list[DataError] = []
-    for entry in tree.entries:
+    for record in tree.entries:
         try:
-            digest, header = _read(tree.root / entry.path, name=entry.path)
-            if entry.label:
-                _check_mask(tree.root, entry.path, header)
+            digest, form = _read(tree.root / record.path, name=record.path)
+            if record.label:
+                _check_mask(tree.root, record.path, form.shape)
         except DataError as error:
             bad.append(error)
         else:
-            condition = assigned.by_path[entry.path]
-            records.append(ImageRecord(*entry, condition=condition, digest=digest))
-            headers.append(header)
+            read.append((record._replace(condition=assigned.by_path[record.path], digest=digest), form))
         tick()
-    faults = [*tree.faults, *assigned.faults, *_mixtures(records, headers)]
+    faults = [*tree.faults, *assigned.faults, *_mixtures(read)]
     if len(bad) == 1 and not faults:
         raise bad[0]
     if faults or bad:
         raise _layout_error(root, [*faults, *map(str, bad)])
+    records, form = tuple(record for record, _ in read), read[0][1]
     return Manifest(
         root=tree.root,
         domains=tree.domains,
-        records=tuple(records),
-        shape=(headers[0].height, headers[0].width),
-        dtype=headers[0].dtype,
+        records=records,
+        shape=form.shape,
+        dtype=form.dtype,
         condition_rule=assigned.rule,
         digest=_digest(records),
-        warnings=_warnings(records, headers[0].dtype),
+        warnings=tuple(_warnings(records, form.dtype)),
     )
 
 
 def ground_truth_path(root: Path, image: str) -> Path | None:
-    """Return the place of an image's mask, ``ground_truth/{image}`` in the root, or None where there is none.
-
-    Raises:
-        LayoutError: The mask is a link that leads out of the root.
-    """
+    """Return an image's mask, ``ground_truth/{image}`` in the root, or None; a link out of it is refused."""
     name = f"{GROUND_TRUTH}/{image}"
     path = root / name
     if not os.path.lexists(path):
@@ -154,48 +123,39 @@ def ground_truth_path(root: Path, image: str) -> Path | None:
     return path
 
 
-def _check_mask(root: Path, image: str, header: ImageHeader) -> None:
+def _check_mask(root: Path, image: str, shape: tuple[int, int]) -> None:
     """Refuse a fault's mask that the evaluation could not use, hours later."""
     path = ground_truth_path(root, image)
     if path is None:
         return
     name = str(path.relative_to(root))
     _, mask = _read(path, name=name)
-    if (mask.height, mask.width) != (header.height, header.width):
-        raise ImageError(
-            f"{printable(name)}: {mask.height} x {mask.width}, its image is {header.height} x {header.width}"
-        )
+    if mask.shape != shape:
+        sides = " x ".join(map(str, mask.shape))
+        raise ImageError(f"{printable(name)}: {sides}, its image is {shape[0]} x {shape[1]}")
 
 
-def _read(path: Path, *, name: str) -> tuple[str, ImageHeader]:
+def _read(path: Path, *, name: str) -> tuple[str, Form]:
     data = read_file(path, name=name)
-    return hashlib.sha256(data).hexdigest(), decode_image(data, name=name).header
+    return hashlib.sha256(data).hexdigest(), decode_image(data, name=name).form
 
 
-def _test_folders(entries: Iterable[Entry]) -> dict[str, list[str]]:
-    folders = defaultdict(list)
-    for entry in entries:
-        if entry.split == "test":
-            folders[entry.path.rpartition("/")[0]].append(entry.path)
-    return dict(folders)
-
-
-def _mixtures(records: Sequence[ImageRecord], headers: Sequence[ImageHeader]) -> list[str]:
-    """Return one line if the set mixes shapes and one if it mixes formats or PNG depths."""
-    shapes = [f"{header.height} x {header.width}" for header in headers]
-    formats = [FORMAT_NAMES[header.dtype] for header in headers]
-    faults = []
-    for what, values in (("shapes", shapes), ("formats", formats)):
+def _mixtures(read: Sequence[tuple[ImageRecord, Form]]) -> Iterator[str]:
+    """Yield one line if the set mixes shapes and one if it mixes formats or PNG depths."""
+    spoken = {
+        "shapes": [f"{form.shape[0]} x {form.shape[1]}" for _, form in read],
+        "formats": [FORMAT_NAMES[form.dtype] for _, form in read],
+    }
+    for what, values in spoken.items():
         groups = defaultdict(list)
-        for record, value in zip(records, values, strict=True):
-            groups[value].append(record.path)
+        for (record, _), value in zip(read, values, strict=True):
+            groups[value].append(printable(record.path))
         if len(groups) > 1:
             parts = [
-                f"{value} ({len(paths)} of {len(records)} files, first {printable(paths[0])})"
+                f"{value} ({len(paths)} of {len(read)} files, first {paths[0]})"
                 for value, paths in groups.items()
             ]
-            faults.append(f"mixed {what}: {', '.join(parts)}; expected one for the whole set")
-    return faults
+            yield f"mixed {what}: {', '.join(parts)}; expected one for the whole set"
 
 
 def _layout_error(root: Path, faults: Sequence[str]) -> LayoutError:
@@ -216,19 +176,15 @@ def _digest(records: Sequence[ImageRecord]) -> str:
     return total.hexdigest()
 
 
-def _warnings(records: Sequence[ImageRecord], dtype: str) -> tuple[str, ...]:
-    lines = []
-    if dtype != "float32":
-        name = FORMAT_NAMES[dtype]
-        lines.append(
-            f"{name} cannot hold values above 1: faults brighter than training are cut; use float32 TIFF"
-        )
+def _warnings(records: Sequence[ImageRecord], dtype: str) -> Iterator[str]:
+    if dtype == "float64":
+        yield "float64 TIFF: values are rounded to float32"
+    if dtype in SCALES:
+        divided = f"{FORMAT_NAMES[dtype]}: values are divided by {SCALES[dtype]:.0f}"
+        yield f"{divided} and cannot lie above 1: faults brighter than training are cut; use float32 TIFF"
     trained = {record.digest for record in records if record.split == "train"}
     tested = [record for record in records if record.split == "test"]
     leaked = [record.path for record in tested if record.digest in trained]
     if leaked:
-        first = printable(leaked[0])
-        lines.append(
-            f"{len(leaked)} of {len(tested)} test images are copies of training images, the first {first}"
-        )
-    return tuple(lines)
+        copies = f"{len(leaked)} of {len(tested)} test images are copies of training images"
+        yield f"{copies}, the first {printable(leaked[0])}"

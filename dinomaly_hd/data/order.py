@@ -1,11 +1,13 @@
 """Sample order as a function of (seed, step): a resumed run continues it without remembering anything."""
 
 from collections.abc import Iterator
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-from torch.utils.data import Sampler
+from torch.utils.data import DataLoader, Dataset, Sampler
 
+from dinomaly_hd.batch import Batch
 from dinomaly_hd.randomness import derive
 
 
@@ -38,3 +40,12 @@ class StepBatches(Sampler[list[int]]):
         for step in range(self.start, self.stop):
             batch = batch_at(step, count=self.count, batch_size=self.batch_size, seed=self.seed)
             yield batch.tolist()
+
+
+def step_loader(dataset: Dataset[Batch], steps: StepBatches, *, num_workers: int) -> DataLoader[Batch]:
+    """Return what loads the steps' batches, each gathered whole by the data set, in any number of workers."""
+    return DataLoader(dataset, batch_sampler=steps, num_workers=num_workers, collate_fn=_as_it_is)
+
+
+def _as_it_is(batch: Any) -> Any:
+    return batch

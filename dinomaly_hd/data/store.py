@@ -4,13 +4,14 @@ import hashlib
 
 import numpy as np
 import numpy.typing as npt
+from torch.utils.data import Dataset
 
 from dinomaly_hd.data.hdmap import Manifest
 from dinomaly_hd.data.images import decode_image, printable, read_file
 from dinomaly_hd.errors import ImageError
 
 
-class ImageStore:
+class ImageStore(Dataset[npt.NDArray[np.float32]]):
     """``store[i]`` is image i of the manifest, float32 (H, W), a copy of its own.
 
     Decoded images are kept until ``keep_bytes`` are used (0 keeps none); the rest are read each time.
@@ -26,23 +27,14 @@ class ImageStore:
         return len(self.manifest.records)
 
     def __getitem__(self, position: int) -> npt.NDArray[np.float32]:
-        """Return one image.
-
-        Raises:
-            ImageError: The file is gone, unreadable or no longer the one the manifest describes.
-        """
-        kept = self._kept.get(position)
-        if kept is None:
-            kept = self._read(position)
-            if len(self._kept) < self._room:
-                self._kept[position] = kept
-        return kept.copy()
-
-    def _read(self, position: int) -> npt.NDArray[np.float32]:
+        if position in self._kept:
+            return self._kept[position].copy()
         record = self.manifest.records[position]
         data = read_file(self.manifest.path(position), name=record.path)
         if hashlib.sha256(data).hexdigest() != record.digest:
-            raise ImageError(
-                f"{printable(record.path)}: changed since this run was set up; start the run again"
-            )
-        return decode_image(data, name=record.path).image
+            name = printable(record.path)
+            raise ImageError(f"{name}: changed since this run was set up; start the run again")
+        image = decode_image(data, name=record.path).image
+        if len(self._kept) < self._room:
+            self._kept[position] = image
+        return image.copy()

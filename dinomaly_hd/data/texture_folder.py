@@ -11,8 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from dinomaly_hd.data.folder import image_names
-from dinomaly_hd.data.formats import OPENERS
-from dinomaly_hd.data.images import decode_image, printable, read_file
+from dinomaly_hd.data.images import DECODERS, decode_image, printable, read_file
 from dinomaly_hd.errors import ImageError
 
 MOST = 2000
@@ -28,15 +27,11 @@ class TextureStack(NamedTuple):
 def read_textures(
     folder: Path, *, size: tuple[int, int], tick: Callable[[], None] = lambda: None
 ) -> TextureStack:
-    """Read every image below a folder, of any shape and number type, resized to ``size`` (rows, columns).
-
-    Raises:
-        ImageError: No folder, no images or too many in it, or one that cannot be read.
-    """
+    """Read every image below a folder, of any shape and number type, resized to ``size`` (rows, columns)."""
     names = image_names(folder) if os.path.isdir(folder) else []
     if not 0 < len(names) <= MOST:
         raise ImageError(
-            f"anomaly_source_path={printable(str(folder))}: {len(names)} images ({', '.join(OPENERS)}), "
+            f"anomaly_source_path={printable(str(folder))}: {len(names)} images ({', '.join(DECODERS)}), "
             f"expected a folder with 1 to {MOST}"
         )
     total, textures = hashlib.sha256(), []

@@ -10,11 +10,11 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import pandas as pd
+import tifffile
 from PIL import Image
 
 from dinomaly_hd.data.folder import check_form
-from dinomaly_hd.data.formats import FORMAT_NAMES, SCALES
-from dinomaly_hd.data.images import decode_image
+from dinomaly_hd.data.images import FORMAT_NAMES, SCALES, decode_image
 from dinomaly_hd.errors import ImageError
 
 IMAGE_COLUMN = "image"
@@ -80,7 +80,7 @@ def _decode(encoded: Any, name: str, shape: tuple[int, int], dtype: str) -> Imag
         raise ImageError(f"{name}: not base64 ({error}); {wanted}") from error
     name += ".png" if data.startswith(PNG_START) else ".tiff"
     decoded = decode_image(data, name=name)
-    check_form(decoded.header, name=name, shape=shape, dtype=dtype)
+    check_form(decoded.form, name=name, shape=shape, dtype=dtype)
     return decoded.image
 
 
@@ -92,6 +92,8 @@ def encode_files(files: Sequence[bytes]) -> dict[str, list[str]]:
 def input_example(*, shape: tuple[int, int], dtype: str) -> dict[str, list[str]]:
     """Return a table with one even image in the form that the model takes, as columns."""
     stream = BytesIO()
-    value, form = (0.25, "TIFF") if dtype == "float32" else (64, "PNG")
-    Image.fromarray(np.full(shape, value, dtype)).save(stream, format=form)
+    if dtype in ("uint8", "uint16"):
+        Image.fromarray(np.full(shape, 64, dtype)).save(stream, format="PNG")
+    else:
+        tifffile.imwrite(stream, np.full(shape, 0.25 * SCALES.get(dtype, 1), dtype))
     return encode_files([stream.getvalue()])

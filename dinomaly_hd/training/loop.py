@@ -16,7 +16,7 @@ from torch.utils.data import Dataset
 
 from dinomaly_hd.batch import Batch
 from dinomaly_hd.config import RunConfig, TrainingConfig
-from dinomaly_hd.data.module import StepDataModule
+from dinomaly_hd.data.order import StepBatches, step_loader
 from dinomaly_hd.errors import LONGEST_REASON, CheckpointError, ConfigError, Interrupted
 from dinomaly_hd.models.detector import Detector
 from dinomaly_hd.training.checkpoint import Checkpoint
@@ -222,18 +222,13 @@ def train(
         keeper.validate()
     if start < config.last_step and not stopping.exhausted:
         detector.train()
-        batches = StepDataModule(
-            data.dataset,
-            count=data.size,
-            batch_size=config.batch_size,
-            seed=run.seed,
-            start=start,
-            stop=config.last_step,
-            num_workers=data.num_workers,
+        steps = StepBatches(
+            count=data.size, batch_size=config.batch_size, seed=run.seed, start=start, stop=config.last_step
         )
+        loader = step_loader(data.dataset, steps, num_workers=data.num_workers)
         try:
             with _quiet_lightning():
-                _trainer(config, steps=config.last_step - start, keeper=keeper).fit(task, batches)
+                _trainer(config, steps=config.last_step - start, keeper=keeper).fit(task, loader)
         except SIGTERMException:  # the signal came between our check and Lightning's
             save_now()
             raise Interrupted(hooks.guard.received or signal.SIGTERM) from None

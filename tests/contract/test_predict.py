@@ -342,7 +342,7 @@ def test_an_image_of_another_form_is_named(tiny_run: "TinyRun", tmp_path: Path) 
     refused(tiny_run, ImageError, line, images=tmp_path)
     (tmp_path / "000001.tiff").unlink()
     Image.fromarray(np.ones((31, 95), np.uint8)).save(tmp_path / "000001.png")
-    refused(tiny_run, ImageError, r"^000001\.png: 31 x 95 8-bit PNG, but the model", images=tmp_path)
+    refused(tiny_run, ImageError, r"^000001\.png: 31 x 95 8-bit PNG or TIFF, but the model", images=tmp_path)
 
 
 @pytest.mark.usefixtures("never_loaded")

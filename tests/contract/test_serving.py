@@ -261,7 +261,7 @@ def test_random_encoder_weights_come_back_by_their_seed(
         ([{"image": "AAAA", "domain": "C"}], "columns image, domain: expected one column"),
         ({}, "columns none: expected one column"),
         ({"image": [["AAAA"]]}, "image 0: not base64 text"),
-        ({"image": base64.b64encode(b"/etc/passwd").decode()}, "image 0.tiff: not a classic TIFF"),
+        ({"image": base64.b64encode(b"/etc/passwd").decode()}, "image 0.tiff: not a TIFF"),
     ],
 )
 def test_an_input_that_cannot_be_scored_is_one_line(given: Any, line: str) -> None:
@@ -276,7 +276,7 @@ def test_numbers_beyond_what_a_png_can_hold_are_refused(value: float) -> None:
     assert read_input(np.full((1, 31, 95), value), shape=(31, 95), dtype="float32").shape == (1, 31, 95)
 
 
-@pytest.mark.parametrize("dtype", ["float32", "uint8", "uint16"])
+@pytest.mark.parametrize("dtype", ["float32", "float64", "uint8", "uint16", "uint32"])
 def test_the_example_is_an_image_the_model_takes(dtype: str) -> None:
     image = read_input(input_example(shape=(31, 95), dtype=dtype), shape=(31, 95), dtype=dtype)
     assert image.shape == (1, 31, 95)

@@ -52,7 +52,7 @@ LAYERS["experiments"] = EVERYTHING_BUT_ENTRY_POINTS
 ONLY_HERE = {
     "mlflow": {"tracking", "serving"},
     "optuna": {"tuning"},
-    "lightning": {"training", "data/module"},
+    "lightning": {"training"},
     "timm": {"models"},
     "ray": {"jobs"},
 }

@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 
 from dinomaly_hd.data.conditions import Assignment, ConditionRule, assign_conditions
+from dinomaly_hd.data.tree import ImageRecord, Tree
 
 TRAIN = ["domain_A/train/good/0.tiff"]
 
@@ -15,7 +16,11 @@ def folder(name: str, count: int) -> dict[str, list[str]]:
 
 
 def assign(root: Path, test: dict[str, list[str]], *, rule: ConditionRule = "auto") -> Assignment:
-    return assign_conditions(root, rule=rule, train=TRAIN, test=test, ignored_folders={"domain_D"})
+    paths = [*TRAIN, *(path for paths in test.values() for path in paths)]
+    records = [ImageRecord(path, "domain_A", path.split("/")[1], 0) for path in paths]
+    return assign_conditions(
+        Tree(root, ("domain_A",), frozenset({"domain_D"}), tuple(records), ()), rule=rule
+    )
 
 
 def test_auto_takes_halves_where_every_test_folder_holds_the_same_even_number(tmp_path: Path) -> None:

@@ -2,7 +2,6 @@
 
 import os
 import shutil
-import subprocess
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -34,6 +33,13 @@ def load(root: Path, domains: Sequence[str] = ("A", "C")) -> Manifest:
     return load_manifest(root, domains=domains, conditions="auto")
 
 
+def put(path: Path, image: np.ndarray) -> None:
+    if path.suffix == ".png":
+        Image.fromarray(image).save(path)
+    else:
+        tifffile.imwrite(path, image)
+
+
 @pytest.fixture
 def root(tmp_path: Path) -> Path:
     return write_tree(tmp_path / "root")
@@ -43,7 +49,10 @@ def root(tmp_path: Path) -> Path:
 
 
 def test_records_keep_one_order_and_know_their_folder(root: Path) -> None:
-    manifest = load(root, ("C", "domain_A"))
+    ticks: list[None] = []
+    names = ["C", "domain_A"]
+    manifest = load_manifest(root, domains=names, conditions="auto", tick=lambda: ticks.append(None))
+    assert len(ticks) == 12
     assert manifest.domains == ("domain_C", "domain_A")
     assert [record[:4] for record in manifest.records[:6]] == [
         ("domain_C/train/good/000000.tiff", "domain_C", "train", 0),
@@ -60,12 +69,6 @@ def test_records_keep_one_order_and_know_their_folder(root: Path) -> None:
     assert manifest.indices(split="train").tolist() == [0, 1, 6, 7]
     assert manifest.indices(domain="domain_B").tolist() == []
     assert manifest.path(0) == root / "domain_C/train/good/000000.tiff"
-
-
-def test_tick_is_called_once_per_image(root: Path) -> None:
-    ticks: list[None] = []
-    load_manifest(root, domains=["A"], conditions="none", tick=lambda: ticks.append(None))
-    assert len(ticks) == 6
 
 
 def test_digest_depends_on_content_names_and_conditions_only(root: Path, tmp_path: Path) -> None:
@@ -87,26 +90,6 @@ def test_directory_order_changes_nothing(root: Path, monkeypatch: pytest.MonkeyP
     for order in (lambda names: names[::-1], lambda names: sorted(names, key=lambda name: hash(name) % 97)):
         monkeypatch.setattr(os, "listdir", lambda path, order=order: order(listdir(path)))
         assert load(root) == expected
-
-
-def test_locale_and_time_zone_change_nothing(root: Path) -> None:
-    for name in ("é.tiff", "Z.tiff", "ö b.tiff", "a,b.tiff"):
-        tifffile.imwrite(root / "domain_A/train/good" / name, np.full((5, 7), len(name), np.float32))
-    code = (
-        "import sys; from pathlib import Path; from dinomaly_hd.data.hdmap import load_manifest;"
-        "print(load_manifest(Path(sys.argv[1]), domains='AC', conditions='auto').digest)"
-    )
-
-    def read(**settings: str) -> subprocess.CompletedProcess[str]:
-        command = [sys.executable, "-c", code, str(root)]
-        return subprocess.run(command, env=os.environ | settings, capture_output=True, text=True, check=False)
-
-    for settings in ({"LC_ALL": "C"}, {"LC_ALL": "tr_TR.UTF-8", "TZ": "Asia/Seoul"}):
-        done = read(**settings)
-        assert done.stdout.strip() == load(root).digest, done.stderr
-    ascii_only = read(LC_ALL="C", PYTHONUTF8="0", PYTHONCOERCECLOCALE="0")
-    assert ascii_only.returncode
-    assert "is read as ascii in this locale, not as UTF-8; set PYTHONUTF8=1" in ascii_only.stderr
 
 
 def test_a_name_that_the_locale_reads_otherwise_is_refused(
@@ -145,17 +128,39 @@ def test_links_inside_the_root_and_to_the_root_are_followed(root: Path, tmp_path
     assert len(load(tmp_path / "link", ("L",)).records) == 6
 
 
-def test_png_is_read_and_warned_about_once(tmp_path: Path) -> None:
-    for folder in FOLDERS:
+@pytest.mark.parametrize(
+    ("suffix", "dtype", "warning"),
+    [
+        ("png", np.uint16, "16-bit PNG or TIFF: values are divided by 65535 and cannot lie above 1: faults "),
+        ("tiff", np.uint8, "8-bit PNG or TIFF: values are divided by 255 and cannot lie above 1: faults bri"),
+        ("tiff", np.float64, "float64 TIFF: values are rounded to float32"),
+        ("tiff", np.float32, None),
+    ],
+)
+def test_each_form_is_read_and_what_becomes_of_it_said_once(
+    tmp_path: Path, suffix: str, dtype: type, warning: str | None
+) -> None:
+    for place, folder in enumerate(FOLDERS):
         (tmp_path / "domain_A" / folder).mkdir(parents=True)
         for position in range(3):
-            pixels = np.full((5, 7), 1000 * position + sum(folder.encode()), np.uint16)
-            Image.fromarray(pixels).save(tmp_path / "domain_A" / folder / f"{position}.png")
+            put(
+                tmp_path / "domain_A" / folder / f"{position}.{suffix}",
+                np.full((5, 7), 9 * place + position, dtype),
+            )
     manifest = load(tmp_path, ("A",))
-    assert manifest.dtype == "uint16"
-    assert manifest.warnings == (
-        "16-bit PNG cannot hold values above 1: faults brighter than training are cut; use float32 TIFF",
-    )
+    assert manifest.dtype == np.dtype(dtype).name
+    assert len(manifest.warnings) == (warning is not None)
+    assert all(line.startswith(str(warning)) for line in manifest.warnings)
+
+
+def test_a_set_of_one_number_type_may_mix_files_and_their_coding(tmp_path: Path) -> None:
+    image = np.arange(35, dtype=np.uint16).reshape(5, 7)
+    for folder in FOLDERS:
+        (tmp_path / "domain_A" / folder).mkdir(parents=True)
+        put(tmp_path / "domain_A" / folder / "a.png", image)
+        tifffile.imwrite(tmp_path / "domain_A" / folder / "b.tiff", image, compression="lzw")
+    store = ImageStore(load(tmp_path, ("A",)), keep_bytes=0)
+    np.testing.assert_array_equal(store[0], store[1])
 
 
 def test_test_images_that_are_training_images_are_warned_about(root: Path) -> None:
@@ -219,89 +224,37 @@ def test_store_refuses_a_file_that_changed_or_went(root: Path) -> None:
         store[1]
 
 
-# Broken trees ----------------------------------------------------------------------------------------------
-
-
-def put(path: Path, image: np.ndarray) -> None:
-    if path.suffix == ".png":
-        Image.fromarray(image).save(path)
-    else:
-        tifffile.imwrite(path, image)
-
-
-def link_out(path: Path) -> None:
-    if path.is_dir():
-        shutil.move(path, path.parents[4] / "outside")
-    else:
-        path.rename(path.parents[4] / "outside")
-    path.symlink_to(path.parents[4] / "outside")
+# Broken trees; benchmarks/drills/folders.py breaks them in 20 more ways ------------------------------------
 
 
 ONE = np.ones((5, 7), np.float32)
+PLACE = "domain_C/test/good"
+MIXED = "of 13 files, first domain_A/train/good/000000.tiff)"
 BROKEN: dict[str, tuple[Callable[[Path], object], str]] = {
-    "no domain": (lambda c: shutil.rmtree(c), "unknown domain 'C'. Known: domain_A."),
-    "no train/good": (lambda c: shutil.rmtree(c / "train"), "domain_C/train/good: no such folder"),
-    "empty train/good": (
-        lambda c: [path.unlink() for path in (c / "train/good").iterdir()],
-        "domain_C/train/good: holds no images",
-    ),
-    "one class only": (lambda c: shutil.rmtree(c / "test/fault"), "domain_C/test/fault: no such folder"),
-    "no good tests": (
-        lambda c: [path.unlink() for path in (c / "test/good").iterdir()],
-        "domain_C/test/good: holds no images",
-    ),
-    "folder is a file": (
-        lambda c: (shutil.rmtree(c / "test/good"), (c / "test/good").write_text("x")),
-        "domain_C/test/good: no such folder",
-    ),
-    "folder links out": (
-        lambda c: link_out(c / "test/good"),
-        "domain_C/test/good: a link leads out of the data",
-    ),
-    "file links out": (
-        lambda c: link_out(c / "test/good/000001.tiff"),
-        "domain_C/test/good/000001.tiff: a link leads out of the data root",
-    ),
-    "foreign file": (
-        lambda c: (c / "test/good/notes.txt").write_text("x"),
-        "domain_C/test/good/notes.txt: not an image of a known extension",
-    ),
+    "no domain": (lambda root: shutil.rmtree(root / "domain_C"), "unknown domain 'C'. Known: domain_A."),
     "folder among images": (
-        lambda c: (c / "test/good/more").mkdir(),
-        "domain_C/test/good/more: not an image of a known extension",
+        lambda root: (root / PLACE / "more").mkdir(),
+        f"{PLACE}/more: not an image of a known extension",
     ),
     "mixed formats": (
-        lambda c: put(c / "test/good/9.png", np.ones((5, 7), np.uint8)),
-        "mixed formats: float32 TIFF (12 of 13 files, first domain_A/train/good/000000.tiff), 8-bit PNG (1",
+        lambda root: put(root / PLACE / "9.png", np.ones((5, 7), np.uint8)),
+        f"mixed formats: float32 TIFF (12 {MIXED}, 8-bit PNG or TIFF (1 of 13 files, first {PLACE}/9.png)",
+    ),
+    "mixed number types": (
+        lambda root: put(root / PLACE / "9.tiff", ONE.astype(np.float64)),
+        f"mixed formats: float32 TIFF (12 {MIXED}, float64 TIFF (1 of 13 files, first {PLACE}/9.tiff)",
     ),
     "mixed shapes": (
-        lambda c: put(c / "test/good/9.tiff", np.ones((7, 5), np.float32)),
-        "mixed shapes: 5 x 7 (12 of 13 files, first domain_A/train/good/000000.tiff), 7 x 5 (1 of",
+        lambda root: put(root / PLACE / "9.tiff", np.ones((7, 5), np.float32)),
+        f"mixed shapes: 5 x 7 (12 {MIXED}, 7 x 5 (1 of 13 files, first {PLACE}/9.tiff)",
     ),
     "bad image": (
-        lambda c: put(c / "test/good/9.tiff", ONE.astype(np.float64)),
-        "domain_C/test/good/9.tiff: float64 TIFF, expected float32",
+        lambda root: put(root / PLACE / "9.tiff", ONE.astype(np.int16)),
+        f"{PLACE}/9.tiff: int16 TIFF, expected float32",
     ),
-    "dangling link": (
-        lambda c: (c / "test/good/9.tiff").symlink_to("nowhere.tiff"),
-        "domain_C/test/good/9.tiff: cannot be read: No such file",
-    ),
-    "loop of links": (
-        lambda c: (c / "test/good/9.tiff").symlink_to("9.tiff"),
-        "domain_C/test/good/9.tiff: cannot be read: Too many levels of symbolic links",
-    ),
-    "pipe": (lambda c: os.mkfifo(c / "test/good/9.tiff"), "domain_C/test/good/9.tiff: not a regular file"),
-    "name with a line break": (
-        lambda c: (c / "test/good/a\nb.tiff").write_bytes(b"x"),
-        "domain_C/test/good/a\\nb.tiff: ",
-    ),
-    "name that is not UTF-8": (
-        lambda c: (c / "test/good/a\udcff.tiff").write_bytes(b"x"),
-        "domain_C/test/good/a\\udcff.tiff: the path is not UTF-8",
-    ),
-    "csv": (
-        lambda c: (c.parent / "conditions.csv").write_text("path\n"),
-        "conditions.csv: the first line must be 'path,condition'",
+    "hidden character": (
+        lambda root: (root / PLACE / "000000.tiff").rename(root / PLACE / "a\x1b[2J.tiff"),
+        f"{PLACE}/a\\x1b[2J.tiff: the name holds control or invisible characters",
     ),
 }
 
@@ -309,7 +262,7 @@ BROKEN: dict[str, tuple[Callable[[Path], object], str]] = {
 @pytest.mark.parametrize("case", BROKEN)
 def test_each_fault_is_named(root: Path, case: str) -> None:
     damage, expected = BROKEN[case]
-    damage(root / "domain_C")
+    damage(root)
     with pytest.raises(DataError) as caught:
         load(root)
     assert expected in str(caught.value)
@@ -319,28 +272,20 @@ def test_each_fault_is_named(root: Path, case: str) -> None:
 def test_all_faults_come_at_once(root: Path) -> None:
     shutil.rmtree(root / "domain_A/test/fault")
     (root / "domain_A/train/good/x.jpg").write_text("x")
-    put(root / "domain_C/train/good/1.tiff", ONE.astype(np.float64))
+    put(root / "domain_C/train/good/1.tiff", ONE.astype(np.int16))
     put(root / "domain_C/train/good/2.tiff", ONE[:2])
     with pytest.raises(LayoutError) as caught:
         load(root, ("A", "C", "E"))
     head, *lines = str(caught.value).split("\n  ")
     assert head == f"{root}: 5 faults"
-    for part in ("'E'", "domain_A/test/fault", "x.jpg", "mixed shapes", "1.tiff: float64"):
+    for part in ("'E'", "domain_A/test/fault", "x.jpg", "mixed shapes", "1.tiff: int16"):
         assert sum(part in line for line in lines) >= 1, part
 
 
-def test_a_single_bad_image_is_its_own_error_and_many_are_counted(root: Path) -> None:
+def test_a_single_bad_image_is_its_own_error(root: Path) -> None:
     (root / "domain_C/test/good/000000.tiff").write_bytes(b"broken")
-    with pytest.raises(ImageError, match=r"^domain_C/test/good/000000\.tiff: not a classic TIFF"):
+    with pytest.raises(ImageError, match=r"^domain_C/test/good/000000\.tiff: not a TIFF"):
         load(root)
-    for position in range(30):
-        (root / f"domain_C/test/good/bad{position:02d}.tiff").write_bytes(b"broken")
-    with pytest.raises(LayoutError) as caught:
-        load(root)
-    lines = str(caught.value).split("\n")
-    assert lines[0].endswith("31 faults")
-    assert len(lines) == 22
-    assert lines[-1] == "  ... and 11 more"
 
 
 @pytest.mark.parametrize("place", ["domain_C/test/good", "domain_C/test/good/000000.tiff"])
@@ -359,10 +304,9 @@ def test_what_may_not_be_read_is_named(root: Path, monkeypatch: pytest.MonkeyPat
         load(root)
 
 
-@pytest.mark.parametrize("name", ["nowhere", "file", "null\0byte", "loop"])
+@pytest.mark.parametrize("name", ["nowhere", "file", "null\0byte"])
 def test_a_root_that_is_no_folder_is_refused(tmp_path: Path, name: str) -> None:
     (tmp_path / "file").write_text("x")
-    (tmp_path / "loop").symlink_to(tmp_path / "loop")
     with pytest.raises(LayoutError, match="the data root cannot be read"):
         load(tmp_path / name)
 
@@ -373,31 +317,17 @@ def test_a_root_that_is_no_folder_is_refused(tmp_path: Path, name: str) -> None:
         (["domian_C"], "unknown domain 'domian_C'. Did you mean 'domain_C'? Known: domain_A, domain_C."),
         (["A", "domain_A"], "domain domain_A is asked for twice"),
         ([], "no domain asked for"),
-        (["../outside"], "unknown domain '../outside'"),
-        (["."], "unknown domain '.'"),
         ([""], "unknown domain ''"),
-        (["domain_A/test"], "unknown domain 'domain_A/test'"),
         (["A\n"], "unknown domain 'A\\n'"),
         (["a\0"], "unknown domain 'a\\x00'"),
-        (["-rf"], "unknown domain '-rf'"),
-        (["$(id)"], "unknown domain '$(id)'"),
     ],
 )
 def test_domain_names_come_from_the_listing_or_are_refused(
     root: Path, domains: list[str], expected: str
 ) -> None:
-    write_tree(root.parent / "outside")
     with pytest.raises(LayoutError) as caught:
         load(root, domains)
     assert expected in str(caught.value)
-
-
-def test_hostile_names_that_exist_are_data(root: Path) -> None:
-    (root / "domain_C").rename(root / "rf $(id);`<b>")
-    (root / "domain_A/test/good/000000.tiff").rename(root / "domain_A/test/good/--x$(id).tiff")
-    manifest = load(root, ("A", "rf $(id);`<b>"))
-    assert manifest.domains == ("domain_A", "rf $(id);`<b>")
-    assert ImageStore(manifest, keep_bytes=0)[3].shape == (5, 7)
 
 
 @pytest.mark.parametrize(
@@ -417,9 +347,3 @@ def test_a_domain_that_results_cannot_be_named_after_is_refused(root: Path, name
     with pytest.raises(LayoutError, match=reason.replace("+", r"\+")) as raised:
         load(root, ("A", name))
     assert str(raised.value).isprintable()
-
-
-def test_an_image_with_a_hidden_character_in_its_name_is_refused(root: Path) -> None:
-    (root / "domain_A/test/good/000000.tiff").rename(root / "domain_A/test/good/a\x1b[2J.tiff")
-    with pytest.raises(LayoutError, match="control or invisible"):
-        load(root, ("A",))

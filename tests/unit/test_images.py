@@ -1,11 +1,8 @@
-"""Promises of the one image reader (reliability rows 6 to 8)."""
+"""Promises of the one image reader; benchmarks/drills/images.py damages TIFFs (6) and tries bombs (7)."""
 
 import os
 import struct
-import time
-import tracemalloc
 import zlib
-from collections.abc import Callable
 from io import BytesIO
 from pathlib import Path
 
@@ -14,10 +11,15 @@ import pytest
 import tifffile
 from PIL import Image
 
-from dinomaly_hd.data.images import decode_image, read_header, read_image
-from dinomaly_hd.errors import ImageError
+from dinomaly_hd.data import images
+from dinomaly_hd.data.images import decode_image, read_image
+from dinomaly_hd.errors import ImageError, Interrupted
 
 MAP = np.random.default_rng(0).random((31, 95), dtype=np.float32) * 3
+GREY8, GREY16, GREY32 = (MAP * 80).astype("u1"), (MAP * 20000).astype("u2"), (MAP * 1e9).astype("u4")
+NAN = MAP.copy()
+NAN[3, 4], NAN[5, 5] = np.nan, np.inf
+ROWS = b"".join(b"\0" + bytes(95) for _ in range(31))
 
 
 def tiff(image: np.ndarray, **options: object) -> bytes:
@@ -26,11 +28,20 @@ def tiff(image: np.ndarray, **options: object) -> bytes:
     return stream.getvalue()
 
 
-def png(image: Image.Image | np.ndarray, **options: object) -> bytes:
+def saved(picture: Image.Image, kind: str, **options: object) -> bytes:
+    """Return a picture as Pillow writes it, TIFFs with libtiff, as OpenCV does."""
     stream = BytesIO()
-    picture = image if isinstance(image, Image.Image) else Image.fromarray(image)
-    picture.save(stream, "PNG", **options)
+    picture.save(stream, kind, **options)
     return stream.getvalue()
+
+
+def libtiff(**options: object) -> bytes:
+    return saved(Image.fromarray(MAP), "TIFF", **options)
+
+
+def png(mode: str | None = None, **options: object) -> bytes:
+    picture = Image.fromarray(GREY8)
+    return saved(picture if mode is None else picture.convert(mode), "PNG", **options)
 
 
 def chunk(what: bytes, body: bytes) -> bytes:
@@ -42,134 +53,152 @@ def grey_png(height: int, width: int, stream: bytes, *, before: bytes = b"") -> 
     return b"\x89PNG\r\n\x1a\n" + header + before + chunk(b"IDAT", stream) + chunk(b"IEND", b"")
 
 
-def moved_to_its_start(data: bytes) -> bytes:
-    """Let the strip of a TIFF begin where the file does."""
-    at = data.index(struct.pack("<HHI", 273, 4, 1)) + 8
-    return data[:at] + bytes(4) + data[at + 4 :]
+def place_of(data: bytes, tag: int) -> int:
+    """Return where a tag of a little-endian TIFF stands: code, type, number of values, value."""
+    (first,) = struct.unpack_from("<I", data, 4)
+    places = range(first + 2, first + 2 + 12 * data[first], 12)
+    return next(at for at in places if struct.unpack_from("<H", data, at) == (tag,))
 
 
-GREY8 = (MAP * 80).astype(np.uint8)
-GREY16 = (MAP * 20000).astype(np.uint16)
+def edited(data: bytes, *tags_and_values: int) -> bytes:
+    """Give tags of a little-endian TIFF, each one number, other values."""
+    out = bytearray(data)
+    for tag, value in zip(tags_and_values[::2], tags_and_values[1::2], strict=True):
+        start = place_of(data, tag)
+        struct.pack_into({3: "<H", 4: "<I"}[out[start + 2]], out, start + 8, value)
+    return bytes(out)
+
+
+def with_width_for(tag: int) -> bytes:
+    data = tiff(MAP)
+    there, width = place_of(data, tag), place_of(data, 256)
+    return data[:there] + data[width : width + 12] + data[there + 12 :]
+
+
+def many_strips() -> bytes:
+    data = tiff(MAP) + bytes(2**22)
+    start = place_of(data, 273) + 4
+    return data[:start] + struct.pack("<I", 2**20) + data[start + 4 :]
 
 
 # What is accepted, and its values --------------------------------------------------------------------------
 
-
-@pytest.mark.parametrize(
-    "options",
-    [{}, {"byteorder": ">"}, {"rowsperstrip": 7}, {"metadata": None}, {"description": "x" * 5000}],
-    ids=str,
-)
-def test_tiff_values_are_the_files_and_never_clipped(tmp_path: Path, options: dict[str, object]) -> None:
-    tifffile.imwrite(tmp_path / "a.tiff", MAP, **options)
-    image = read_image(tmp_path / "a.tiff")
-    assert image.dtype == np.float32
-    assert image.max() > 2.9
-    np.testing.assert_array_equal(image, MAP)
-    np.testing.assert_array_equal(image, tifffile.imread(tmp_path / "a.tiff"))
-
-
-def test_tiff_of_another_writer_and_extension_is_read(tmp_path: Path) -> None:
-    Image.fromarray(MAP).save(tmp_path / "a.TIF")
-    np.testing.assert_array_equal(read_image(tmp_path / "a.TIF"), MAP)
-
-
-def test_negative_and_large_values_survive() -> None:
-    wide = np.array([[-5.0, 1e30, 0.0]], dtype=np.float32)
-    np.testing.assert_array_equal(decode_image(tiff(wide), name="a.tiff").image, wide)
-
-
-@pytest.mark.parametrize(("image", "scale"), [(GREY8, 255), (GREY16, 65535)], ids=["8 bit", "16 bit"])
-def test_png_is_divided_by_its_depth(image: np.ndarray, scale: int) -> None:
-    decoded = decode_image(png(image), name="a.png")
-    np.testing.assert_array_equal(decoded.image, image.astype(np.float32) / np.float32(scale))
-    assert decoded.header == (31, 95, image.dtype.name, 1, 1)
+EXACT = {
+    "plain": tiff(MAP),
+    "big-endian": tiff(MAP, byteorder=">"),
+    "strips": tiff(MAP, rowsperstrip=7),
+    "no metadata": tiff(MAP, metadata=None),
+    "a long description": tiff(MAP, description="x" * 5000),
+    "ImageJ": tiff(MAP, imagej=True),
+    "BigTIFF": tiff(MAP, bigtiff=True),
+    "big-endian BigTIFF of strips": tiff(MAP, bigtiff=True, byteorder=">", rowsperstrip=4),
+    "Deflate": tiff(MAP, compression="zlib"),
+    "Deflate of strips with predictor": tiff(MAP, compression="zlib", predictor=3, rowsperstrip=8),
+    "LZW": tiff(MAP, compression="lzw"),
+    "PackBits": tiff(MAP, compression="packbits"),
+    "tiled": tiff(MAP, tile=(16, 16)),
+    "tiled, LZW, big-endian": tiff(MAP, tile=(32, 16), compression="lzw", byteorder=">"),
+    "larger tile than image": tiff(MAP, tile=(256, 256), compression="zlib"),
+    "another writer": libtiff(),
+    "another writer's LZW": libtiff(compression="tiff_lzw"),
+    "OpenCV's default": libtiff(compression="tiff_lzw", tiffinfo={317: 2}),
+    "another writer's Deflate": libtiff(compression="tiff_adobe_deflate", tiffinfo={317: 3}),
+    "another writer's PackBits": libtiff(compression="packbits"),
+    "float64": tiff(MAP.astype(np.float64)),
+    "float64, Deflate": tiff(MAP.astype(np.float64), compression="zlib", predictor=3),
+}
 
 
-def test_header_is_read_without_the_pixels(tmp_path: Path) -> None:
-    broken = MAP.copy()
-    broken[0, 0] = np.nan
-    tifffile.imwrite(tmp_path / "a.tiff", broken)
-    assert read_header(tmp_path / "a.tiff") == (31, 95, "float32", 1, 1)
+@pytest.mark.parametrize("case", EXACT)
+def test_tiff_values_are_the_files_and_never_clipped(case: str) -> None:
+    decoded = decode_image(EXACT[case], name="a.TIF")
+    assert decoded.image.dtype == np.float32
+    assert decoded.form == ((31, 95), "float64" if "float64" in case else "float32")
+    np.testing.assert_array_equal(decoded.image, MAP)
+    assert decoded.image.max() > 2.9
+
+
+@pytest.mark.parametrize("dtype", [np.float16, np.float32, np.float64])
+def test_negative_large_and_odd_values_survive_as_float32(dtype: type) -> None:
+    wide = np.array([[-5.0, 6e4, 0.0, 1 / 3]], dtype)
+    np.testing.assert_array_equal(decode_image(tiff(wide), name="a.tiff").image, wide.astype(np.float32))
+
+
+@pytest.mark.parametrize("image", [GREY8, GREY16, GREY32], ids=["8 bit", "16 bit", "32 bit"])
+def test_whole_numbers_are_divided_by_the_largest_of_their_type(image: np.ndarray) -> None:
+    expected = image.astype(np.float32) / np.float32(np.iinfo(image.dtype).max)
+    files = {"a.tiff": tiff(image), "lzw.tiff": tiff(image, compression="lzw", predictor=2)}
+    if image is not GREY32:
+        files["a.png"] = saved(Image.fromarray(image), "PNG")
+    for name, data in files.items():
+        decoded = decode_image(data, name=name)
+        np.testing.assert_array_equal(decoded.image, expected)
+        assert decoded.form == ((31, 95), image.dtype.name)
+
+
+def test_text_bombs_never_reach_the_decoder() -> None:
+    text = chunk(b"zTXt", b"a\0\0" + zlib.compress(bytes(2**20)))
+    image = decode_image(grey_png(31, 95, zlib.compress(ROWS), before=text * 900), name="a.png").image
+    np.testing.assert_array_equal(image, np.zeros((31, 95)))
 
 
 # What is refused, in one line that says why ----------------------------------------------------------------
 
-NAN = MAP.copy()
-NAN[3, 4], NAN[5, 5] = np.nan, np.inf
-ROWS = b"".join(b"\0" + bytes(95) for _ in range(31))
-
-REFUSED: dict[str, tuple[str, Callable[[], bytes], str]] = {
-    "3 pages": ("a.tiff", lambda: tiff(np.stack([MAP] * 3), photometric="minisblack"), "3 pages, expected 1"),
-    "RGB TIFF": (
-        "a.tiff",
-        lambda: tiff(np.stack([MAP] * 3, -1), photometric="rgb"),
-        "3 channels, expected 1",
-    ),
-    "float64 TIFF": ("a.tiff", lambda: tiff(MAP.astype(np.float64)), "float64 TIFF, expected float32"),
-    "float16 TIFF": ("a.tiff", lambda: tiff(MAP.astype(np.float16)), "float16 TIFF, expected float32"),
-    "8-bit TIFF": ("a.tiff", lambda: tiff(GREY8), "uint8 TIFF, expected float32"),
-    "16-bit TIFF": ("a.tiff", lambda: tiff(GREY16), "uint16 TIFF, expected float32"),
-    "signed TIFF": ("a.tiff", lambda: tiff(GREY16.astype(np.int16)), "int16 TIFF, expected float32"),
-    "1-bit TIFF": ("a.tiff", lambda: tiff(MAP > 1), "uint1 TIFF, expected float32"),
-    "inverted TIFF": ("a.tiff", lambda: tiff(MAP, photometric="miniswhite"), "photometric is 0, expected 1"),
-    "rotated TIFF": (
-        "a.tiff",
-        lambda: tiff(MAP, extratags=[(274, 3, 1, 6, True)]),
-        "orientation is 6, expected 1",
-    ),
-    "compressed TIFF": ("a.tiff", lambda: tiff(MAP, compression="zlib"), "compression is 8, expected 1"),
-    "tiled TIFF": ("a.tiff", lambda: tiff(MAP, tile=(16, 16)), "tiled TIFF"),
-    "BigTIFF": ("a.tiff", lambda: tiff(MAP, bigtiff=True), "not a classic TIFF"),
-    "NaN and Inf": (
-        "a.tiff",
-        lambda: tiff(NAN),
-        "2 of 2945 values are NaN or infinite, the first at row 3, co",
-    ),
-    "cut TIFF": ("a.tiff", lambda: tiff(MAP)[:-1], "cut short"),
-    "TIFF whose pixels are its header": (
-        "a.tiff",
-        lambda: moved_to_its_start(tiff(MAP)),
-        "TIFF pixels begin at byte 0, inside the file's own header",
-    ),
-    "PNG called TIFF": ("a.tiff", lambda: png(GREY8), "not a classic TIFF"),
-    "TIFF called PNG": ("a.png", lambda: tiff(MAP), "not a PNG"),
-    "RGB PNG": ("a.png", lambda: png(Image.fromarray(GREY8).convert("RGB")), "8-bit RGB PNG"),
-    "RGBA PNG": ("a.png", lambda: png(Image.fromarray(GREY8).convert("RGBA")), "8-bit RGB and alpha PNG"),
-    "alpha PNG": ("a.png", lambda: png(Image.fromarray(GREY8).convert("LA")), "8-bit grey and alpha PNG"),
-    "palette PNG": ("a.png", lambda: png(Image.fromarray(GREY8).convert("P")), "8-bit palette PNG"),
-    "1-bit PNG": ("a.png", lambda: png(Image.fromarray(GREY8).convert("1")), "1-bit grey PNG"),
-    "transparent PNG": (
-        "a.png",
-        lambda: png(Image.fromarray(GREY8), transparency=3),
-        "with a transparent value",
-    ),
-    "animated PNG": (
-        "a.png",
-        lambda: png(Image.fromarray(GREY8), save_all=True, append_images=[Image.fromarray(GREY8 // 2)]),
-        "2 pages, expected 1",
-    ),
-    "cut PNG": ("a.png", lambda: png(GREY8)[:-20], "cut short"),
-    "PNG with rows missing": (
-        "a.png",
-        lambda: grey_png(31, 95, zlib.compress(ROWS[:960])),
-        "do not inflate to",
-    ),
-    "PNG with rows too many": (
-        "a.png",
-        lambda: grey_png(31, 95, zlib.compress(ROWS * 2)),
-        "do not inflate to",
-    ),
-    "wrong checksum": ("a.png", lambda: png(GREY8)[:-1] + b"\0", "checksum of chunk b'IEND' is wrong"),
-    "empty file": ("a.tiff", lambda: b"", "0 bytes, expected 1 to"),
-    "text": ("a.txt", lambda: b"hello", "unknown extension, expected one of .tif, .tiff, .png"),
+BAD_TIFFS = {
+    "3 pages": (tiff(np.stack([MAP] * 3), photometric="minisblack"), "3 pages, expected 1"),
+    "1200 pages": (tiff(np.zeros((1200, 2, 2), np.float32)), "1000 pages or more"),
+    "RGB": (tiff(np.stack([MAP] * 3, -1), photometric="rgb"), "3 channels, expected 1"),
+    "complex": (tiff(MAP.astype(np.complex64)), "complex64 TIFF, expected float32"),
+    "signed": (tiff(GREY16.astype(np.int16)), "int16 TIFF, expected float32"),
+    "64 bits": (tiff(GREY16.astype(np.uint64)), "uint64 TIFF, expected float32"),
+    "1 bit": (tiff(MAP > 1), "uint1 TIFF, expected float32"),
+    "inverted": (tiff(MAP, photometric="miniswhite"), "photometric is 0, expected 1"),
+    "rotated": (tiff(MAP, extratags=[(274, 3, 1, 6, True)]), "orientation is 6, expected 1"),
+    "JPEG": (tiff(GREY8, compression="jpeg"), "compression is 7 with predictor 1, expected none, LZW, De"),
+    "predictor that nobody applies": (libtiff(tiffinfo={317: 2}), "compression is 1 with predictor 2"),
+    "NaN and Inf": (tiff(NAN), "2 of 2945 values are NaN or infinite, the first at row 3, column 4"),
+    "beyond float32": (tiff(np.where(MAP > 1, 1e300, 0)), "values are NaN or infinite, the first at row 0"),
+    "huge": (edited(tiff(MAP), 256, 65535, 257, 65535), "65535 x 65535 pixels, expected sides of"),
+    "cut": (tiff(MAP)[:-1], "cut short: pixels end after the file's"),
+    "pixels in its header": (edited(tiff(MAP), 273, 0), "pixels begin at byte 0, inside the file's own"),
+    "strips too short": (edited(tiff(MAP), 279, 11776), "do not hold 31 x 95 float32 values"),
+    "rows missing": (edited(tiff(MAP[:30], compression="zlib"), 257, 31, 278, 31), "damaged or cut short"),
+    "LZW cut": (edited(tiff(MAP, compression="lzw"), 279, 900), "damaged or cut short"),
+    "wrong checksum": (tiff(MAP, compression="zlib", metadata=None)[:-1] + b"\1", "damaged or cut short"),
+    "tag twice": (with_width_for(305), "tag 256 is malformed"),
+    "no width": (tiff(MAP).replace(struct.pack("<H", 256), struct.pack("<H", 254), 1), "without width"),
+    "a million strips": (many_strips(), "tag 273 is malformed (type 4, 1048576 values"),
+    "PNG": (png(), "not a TIFF (begins with b'\\x89PNG')"),
+}
+BAD_PNGS = {
+    "TIFF": (tiff(MAP), "not a PNG"),
+    "RGB": (png("RGB"), "8-bit RGB PNG"),
+    "RGBA": (png("RGBA"), "8-bit RGB and alpha PNG"),
+    "alpha": (png("LA"), "8-bit grey and alpha PNG"),
+    "palette": (png("P"), "8-bit palette PNG"),
+    "1 bit": (png("1"), "1-bit grey PNG"),
+    "transparent": (png(transparency=3), "with a transparent value"),
+    "animated": (png(save_all=True, append_images=[Image.fromarray(GREY8 // 2)]), "2 pages, expected 1"),
+    "flat": (grey_png(1, 2**22, zlib.compress(ROWS)), "1 x 4194304 pixels, expected sides of"),
+    "cut": (png()[:-20], "cut short"),
+    "rows missing": (grey_png(31, 95, zlib.compress(ROWS[:960])), "do not inflate to"),
+    "rows too many": (grey_png(31, 95, zlib.compress(ROWS * 2)), "do not inflate to"),
+    "wrong checksum": (png()[:-1] + b"\0", "checksum of chunk b'IEND' is wrong"),
+    "chunk of another standard": (grey_png(31, 95, ROWS, before=chunk(b"CgBI", b"")), "unknown critical"),
+    "1001 chunks": (grey_png(31, 95, ROWS, before=chunk(b"tEXt", b"") * 1001), "more than 1000 chunks"),
+}
+REFUSED = {
+    **{f"{case} TIFF": ("a.tiff", *bad) for case, bad in BAD_TIFFS.items()},
+    **{f"{case} PNG": ("a.png", *bad) for case, bad in BAD_PNGS.items()},
+    "empty file": ("a.tiff", b"", "0 bytes, expected 1 to"),
+    "text": ("a.txt", b"hello", "unknown extension, expected one of .tif, .tiff, .png"),
 }
 
 
 @pytest.mark.parametrize("case", REFUSED)
 def test_refused_with_path_and_reason(tmp_path: Path, case: str) -> None:
-    name, write, reason = REFUSED[case]
-    (tmp_path / name).write_bytes(write())
+    name, data, reason = REFUSED[case]
+    (tmp_path / name).write_bytes(data)
     with pytest.raises(ImageError) as caught:
         read_image(tmp_path / name, name=f"domain_C/{name}")
     message = str(caught.value)
@@ -181,10 +210,11 @@ def test_refused_with_path_and_reason(tmp_path: Path, case: str) -> None:
 def test_a_signalling_nan_is_refused_without_a_warning() -> None:
     image = MAP.copy()
     image.view(np.uint32)[2, 3] = 0x7F800001
-    with pytest.raises(
-        ImageError, match="1 of 2945 values are NaN or infinite, the first at row 2, column 3"
-    ):
-        decode_image(tiff(image), name="a.tiff")
+    for data in (tiff(image), tiff(image, compression="lzw")):
+        with pytest.raises(
+            ImageError, match="1 of 2945 values are NaN or infinite, the first at row 2, column 3"
+        ):
+            decode_image(data, name="a.tiff")
 
 
 def test_missing_folder_pipe_and_device_are_refused_at_once(tmp_path: Path) -> None:
@@ -203,129 +233,40 @@ def test_hostile_names_are_printed_escaped(tmp_path: Path) -> None:
     assert str(caught.value).isprintable()
 
 
-def test_a_signal_during_decoding_is_not_blamed_on_the_image(monkeypatch: pytest.MonkeyPatch) -> None:
-    from dinomaly_hd.data import images
-    from dinomaly_hd.errors import Interrupted
-
-    def interrupted(_: bytes) -> None:
-        raise Interrupted(15)
-
-    monkeypatch.setitem(images.OPENERS, ".tiff", interrupted)
-    with pytest.raises(Interrupted):
-        decode_image(b"", name="a.tiff")
-
-
-@pytest.mark.parametrize("failure", [MemoryError, RecursionError, TypeError, struct.error, OSError])
-def test_every_kind_of_decoder_failure_is_one_image_error(
+@pytest.mark.parametrize(
+    "failure", [MemoryError, RecursionError, TypeError, struct.error, OSError, Interrupted]
+)
+def test_every_failure_of_a_decoder_is_one_image_error_and_a_signal_is_none(
     monkeypatch: pytest.MonkeyPatch, failure: type[Exception]
 ) -> None:
-    from dinomaly_hd.data import images
-
     def broken(_: bytes) -> None:
-        raise failure("boom")
+        raise failure(15)
 
-    monkeypatch.setitem(images.OPENERS, ".tiff", broken)
-    with pytest.raises(ImageError, match=r"^a\.tiff: damaged or cut short .*boom"):
+    monkeypatch.setitem(images.DECODERS, ".tiff", broken)
+    kind = Interrupted if failure is Interrupted else ImageError
+    with pytest.raises(kind, match="15" if kind is Interrupted else r"^a\.tiff: damaged or cut short .*15"):
         decode_image(b"", name="a.tiff")
 
 
-# Bombs -----------------------------------------------------------------------------------------------------
-
-
-def huge_tiff() -> bytes:
-    data = bytearray(tiff(MAP))
-    for tag in (256, 257):
-        at = data.index(struct.pack("<HHI", tag, 4, 1)) + 8
-        data[at : at + 4] = struct.pack("<I", 2**31)
-    return bytes(data)
-
-
-def endless_tiff() -> bytes:
-    """A hundred pages, then a loop between the last two, where a general reader may follow for ever."""
-    count = 102
-    offsets = [8 + 6 * page for page in range(count)]
-    following = [*offsets[1:], offsets[-2]]
-    return b"II*\0" + struct.pack("<I", 8) + b"".join(struct.pack("<HI", 0, offset) for offset in following)
-
-
-def inflating_png() -> bytes:
-    deflater = zlib.compressobj(1)
-    stream = b"".join(deflater.compress(bytes(2**20)) for _ in range(256)) + deflater.flush()
-    return grey_png(31, 95, stream)
-
-
-BOMBS: dict[str, tuple[str, Callable[[], bytes], str]] = {
-    "huge TIFF": ("a.tiff", huge_tiff, "2147483648 x 2147483648 pixels"),
-    "huge PNG": ("a.png", lambda: grey_png(60000, 60000, zlib.compress(ROWS)), "60000 x 60000 pixels"),
-    "flat PNG": ("a.png", lambda: grey_png(1, 2**22, zlib.compress(ROWS)), "1 x 4194304 pixels"),
-    "PNG of 256 MiB": ("a.png", inflating_png, "do not inflate to the 2976 bytes"),
-    "many pages": ("a.tiff", lambda: tiff(np.zeros((1200, 2, 2), np.float32)), "1000 pages or more"),
-    "endless pages": ("a.tiff", endless_tiff, "in a loop"),
-    "many strips": (
-        "a.tiff",
-        lambda: tiff(np.zeros((4096, 1024), np.float32), rowsperstrip=1)[:-1],
-        "cut short",
-    ),
-}
-
-
-@pytest.mark.parametrize("case", BOMBS)
-def test_bombs_are_refused_in_50_ms_and_64_mb(tmp_path: Path, case: str) -> None:
-    name, write, reason = BOMBS[case]
-    path = tmp_path / name
-    path.write_bytes(write())
-    seconds = []
-    for _ in range(3):
-        start = time.perf_counter()
-        with pytest.raises(ImageError, match=reason):
-            read_image(path)
-        seconds.append(time.perf_counter() - start)
-    tracemalloc.start()
-    with pytest.raises(ImageError):
-        read_image(path)
-    peak = tracemalloc.get_traced_memory()[1]
-    tracemalloc.stop()
-    print(f"{case}: {min(seconds) * 1e3:.1f} ms, {peak / 1e6:.1f} MB")
-    assert min(seconds) < 0.05
-    assert peak < 64e6
-
-
-def test_ten_gigabytes_are_refused_by_their_size(tmp_path: Path) -> None:
-    with open(tmp_path / "a.tiff", "wb") as stream:
-        stream.truncate(10**10)
-    with pytest.raises(ImageError, match="10000000000 bytes, expected 1 to"):
-        read_image(tmp_path / "a.tiff")
-
-
-def test_text_bombs_never_reach_the_decoder() -> None:
-    text = chunk(b"zTXt", b"a\0\0" + zlib.compress(bytes(2**20)))
-    image = decode_image(grey_png(31, 95, zlib.compress(ROWS), before=text * 900), name="a.png").image
-    np.testing.assert_array_equal(image, np.zeros((31, 95)))
-
-
-# Fuzz ------------------------------------------------------------------------------------------------------
-
-
-def mutated(data: bytes, draw: np.random.Generator) -> bytes:
-    """Damage a file in one of five ways, mostly near its start, where the header is."""
-    out = bytearray(data)
-    for _ in range(draw.integers(1, 6)):
-        reach = len(out) if draw.random() < 0.3 else min(len(out), 280)
-        at = int(draw.integers(0, max(reach, 1)))
-        kind = draw.integers(0, 5)
-        if kind == 0:
-            out[at : at + 1] = draw.bytes(1)
-        elif kind == 1:
-            out[at : at + 4] = struct.pack(
-                "<I", int(draw.choice([0, 1, 2**16, 2**31 - 1, 2**32 - 1, len(out)]))
-            )
-        elif kind == 2:
-            del out[at:]
-        elif kind == 3:
-            out[at:at] = draw.bytes(int(draw.integers(1, 20)))
+def test_mutated_pngs_give_an_image_or_one_image_error() -> None:
+    draw = np.random.default_rng(7)
+    originals, taken = [png(), saved(Image.fromarray(GREY16), "PNG")], 0
+    for number in range(300):
+        out = bytearray(originals[number % 2])
+        for _ in range(draw.integers(1, 4)):
+            at = int(draw.integers(8, len(out) if draw.random() < 0.3 else 100))
+            cut, size = int(draw.integers(0, 3)), int(draw.integers(0, 5))
+            out[at : at + cut] = draw.bytes(size)
+        data = with_right_checksums(bytes(out)) if draw.random() < 0.7 else bytes(out)
+        try:
+            image = decode_image(data, name="a.png").image
+        except ImageError as error:
+            assert str(error).startswith("a.png: ")  # noqa: PT017
         else:
-            out[at : at + 12] = out[max(at - 12, 0) : at]
-    return bytes(out)
+            assert image.dtype == np.float32
+            assert np.isfinite(image).all()
+            taken += 1
+    assert 3 < taken < 250
 
 
 def with_right_checksums(data: bytes) -> bytes:
@@ -333,41 +274,6 @@ def with_right_checksums(data: bytes) -> bytes:
     out, position = data[:8], 8
     while position + 12 <= len(data):
         (length,) = struct.unpack_from(">I", data, position)
-        body = data[position + 8 : position + 8 + length]
-        out += chunk(data[position + 4 : position + 8], body)
+        out += chunk(data[position + 4 : position + 8], data[position + 8 : position + 8 + length])
         position += 12 + length
     return out
-
-
-def fuzz(count: int) -> tuple[int, int]:
-    """Return (files that became an image or one ImageError, images among them) of ``count``."""
-    draw = np.random.default_rng(7)
-    originals = [
-        ("a.tiff", tiff(MAP)),
-        ("a.tiff", tiff(MAP, byteorder=">", rowsperstrip=4)),
-        ("a.png", png(GREY8)),
-        ("a.png", png(GREY16)),
-    ]
-    images = 0
-    for position in range(count):
-        name, data = originals[position % 4]
-        data = mutated(data, draw)
-        if name == "a.png" and draw.random() < 0.7:
-            data = with_right_checksums(data)
-        start = time.perf_counter()
-        try:
-            image = decode_image(data, name=name).image
-        except ImageError as error:
-            assert str(error).startswith(f"{name}: ")  # noqa: PT017
-        else:
-            assert image.dtype == np.float32
-            assert np.isfinite(image).all()
-            images += 1
-        assert time.perf_counter() - start < 1
-    return count, images
-
-
-def test_mutated_files_give_an_image_or_one_image_error() -> None:
-    passed, images = fuzz(600)
-    print(f"{passed} of 600 ({images} still images)")
-    assert 20 < images < 500

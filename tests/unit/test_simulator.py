@@ -4,6 +4,7 @@ import csv
 import errno
 import hashlib
 import json
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -11,10 +12,9 @@ import numpy as np
 import pytest
 import tifffile
 
-from dinomaly_hd.data import simulator
-from dinomaly_hd.data.gear_physics import MESHES, drift, mesh_order, record, texture
-from dinomaly_hd.data.simulator import FOLDERS, SIZES, Size, simulate, simulate_domain
-from dinomaly_hd.data.streams import Draws, Key
+from dinomaly_hd.data.simulator import FOLDERS, SIZES, Size, simulate, simulate_domain, write
+from dinomaly_hd.data.simulator.draws import Draws, Key
+from dinomaly_hd.data.simulator.physics import MESH_ORDER_RC, MESHES, drift, record, texture
 from dinomaly_hd.errors import ConfigError, LayoutError, OutputError
 
 TINY = SIZES["tiny"]
@@ -39,16 +39,15 @@ def visible(folder: Path) -> list[str]:
     return sorted(path.name for path in folder.iterdir() if not path.name.endswith(".lock"))
 
 
-@pytest.mark.parametrize("domain", "ABCD")
 @pytest.mark.parametrize(("folder", "images"), list(zip(FOLDERS, TINY, strict=True)))
-def test_every_folder_holds_numbered_float_maps(tiny: Path, domain: str, folder: str, images: int) -> None:
-    files = sorted((tiny / f"domain_{domain}" / folder).iterdir())
-    assert [path.name for path in files] == [f"{number:06d}.tiff" for number in range(images)]
-    for path in files:
-        map_RC = tifffile.imread(path)
-        assert map_RC.shape == (31, 95)
-        assert map_RC.dtype == np.float32
-        assert map_RC.min() > 0
+def test_every_folder_holds_numbered_float_maps(tiny: Path, folder: str, images: int) -> None:
+    for domain in "ABCD":
+        files = sorted((tiny / f"domain_{domain}" / folder).iterdir())
+        assert [path.name for path in files] == [f"{number:06d}.tiff" for number in range(images)]
+        for path in files:
+            map_RC = tifffile.imread(path)
+            assert (map_RC.shape, map_RC.dtype) == ((31, 95), np.float32)
+            assert map_RC.min() > 0
 
 
 def test_the_largest_training_value_is_one_and_faults_are_not_clipped() -> None:
@@ -62,18 +61,10 @@ def test_conditions_name_every_image_and_cold_comes_first(tiny: Path) -> None:
     assert {row["path"] for row in rows} == {
         path.relative_to(tiny).as_posix() for path in tiny.glob("domain_*/**/*.tiff")
     }
-    of_domain_c = [
-        (row["path"][9:-5], row["condition"]) for row in rows if row["path"].startswith("domain_C")
-    ]
-    assert [condition for path, condition in of_domain_c if path.startswith("test/fault")] == [
-        "cold",
-        "cold",
-        "warm",
-        "warm",
-    ]
-    assert [condition for path, condition in of_domain_c if path.startswith("train")] == 2 * ["cold"] + 6 * [
-        "warm"
-    ]
+    conditions = {row["path"]: row["condition"] for row in rows}
+    for folder, expected in (("test/fault", "ccww"), ("train/good", "ccwwwwww")):
+        names = sorted(path for path in conditions if path.startswith(f"domain_C/{folder}/"))
+        assert "".join(conditions[name][0] for name in names) == expected
 
 
 def test_masks_lie_on_the_damaged_row_and_its_neighbour(tiny: Path) -> None:
@@ -101,28 +92,25 @@ def test_the_band_is_brighter_than_its_surroundings_by_its_severity() -> None:
     assert np.mean(ratios) == pytest.approx(np.mean(severities), abs=0.15)
 
 
-def test_equal_arguments_give_equal_bytes_and_another_seed_does_not(tiny: Path, tmp_path: Path) -> None:
-    again = contents(simulate(tmp_path / "again", size="tiny", seed=42))
-    assert again == contents(tiny)
+def test_equal_arguments_give_equal_bytes_and_another_seed_or_fewer_domains_do_not(
+    tiny: Path, tmp_path: Path
+) -> None:
+    whole = contents(tiny)
+    assert contents(simulate(tmp_path / "again", size="tiny", seed=42)) == whole
     other = contents(simulate(tmp_path / "other", size="tiny", seed=43))
-    assert other.keys() == again.keys()
-    assert all(other[name] != again[name] for name in again if name.startswith("domain_"))
+    assert other.keys() == whole.keys()
+    assert all(other[name] != whole[name] for name in whole if name.startswith("domain_"))
+    alone = contents(simulate(tmp_path / "alone", size="tiny", seed=42, domains=("B",)))
+    assert all(alone[name] == whole[name] for name in alone if "domain_B" in name)
 
 
 def test_values_are_those_of_every_machine() -> None:
     domain = simulate_domain("C", size=TINY, seed=42)
-    little_endian = (
-        domain.train.maps_NRC.astype("<f4").tobytes() + domain.fault.maps_NRC.astype("<f4").tobytes()
-    )
-    assert (
-        hashlib.sha256(little_endian).hexdigest()
-        == "8c5644d35f384402ef1f245085259ab3902864ccb3cbdff570b9300ae73f994f"
-    )
-
-
-def test_values_are_multiples_of_the_quantum() -> None:
-    scaled = simulate_domain("D", size=TINY, seed=42).fault.maps_NRC.astype(np.float64) * 2**20
-    assert np.array_equal(scaled, np.round(scaled))
+    little_endian = b"".join(part.maps_NRC.astype("<f4").tobytes() for part in (domain.train, domain.fault))
+    digest = "8c5644d35f384402ef1f245085259ab3902864ccb3cbdff570b9300ae73f994f"
+    assert hashlib.sha256(little_endian).hexdigest() == digest
+    quanta = domain.fault.maps_NRC.astype(np.float64) * 2**20
+    assert np.array_equal(quanta, np.round(quanta))
 
 
 def test_tiffs_carry_no_trace_of_their_machine(tiny: Path) -> None:
@@ -139,20 +127,13 @@ def test_an_image_does_not_depend_on_how_many_follow(damaged: bool) -> None:
     assert short.bands == long.bands[:3]
 
 
-def test_a_domain_does_not_depend_on_the_others(tiny: Path, tmp_path: Path) -> None:
-    alone = contents(simulate(tmp_path / "alone", size="tiny", seed=42, domains=("B",)))
-    whole = contents(tiny)
-    assert all(alone[name] == whole[name] for name in alone if "domain_B" in name)
-
-
 def test_every_pair_of_teeth_meets_once_and_time_runs_along_diagonals() -> None:
-    order_RC = mesh_order()
-    assert sorted(order_RC.ravel()) == list(range(MESHES))
-    assert np.array_equal(np.roll(order_RC, (1, 1), axis=(0, 1)), (order_RC - 1) % MESHES)
+    assert sorted(MESH_ORDER_RC.ravel()) == list(range(MESHES))
+    assert np.array_equal(np.roll(MESH_ORDER_RC, (1, 1), axis=(0, 1)), (MESH_ORDER_RC - 1) % MESHES)
 
 
 def test_texture_is_correlated_along_diagonals_only() -> None:
-    texture_RC = texture(Draws(Key(1)), roughness=0.25)[mesh_order()]
+    texture_RC = texture(Draws(Key(1)), roughness=0.25)[MESH_ORDER_RC]
 
     def correlation(rows: int, columns: int) -> float:
         moved = np.roll(texture_RC, (rows, columns), axis=(0, 1))
@@ -198,20 +179,12 @@ def test_domains_of_one_unit_share_its_signature() -> None:
     assert np.corrcoef(patterns[0].ravel(), patterns[1].ravel())[0, 1] > 0.7
 
 
-def test_tick_is_called_once_per_image(tmp_path: Path) -> None:
+def test_domains_are_written_in_the_fixed_order_with_a_tick_an_image(tmp_path: Path) -> None:
     calls: list[int] = []
-    simulate(tmp_path / "a", size="tiny", seed=1, domains=("A", "C"), tick=lambda: calls.append(1))
+    root = simulate(tmp_path, size="tiny", seed=1, domains=("C", "A"), tick=lambda: calls.append(1))
     assert len(calls) == 2 * sum(TINY)
-
-
-def test_domains_are_written_in_the_fixed_order(tmp_path: Path) -> None:
-    root = simulate(tmp_path / "a", size="tiny", seed=1, domains=("C", "A"))
-    assert json.loads((root / "simulation.json").read_text()) == {
-        "generator": simulator.GENERATOR_VERSION,
-        "size": "tiny",
-        "seed": 1,
-        "domains": ["A", "C"],
-    }
+    written = json.loads((root / "simulation.json").read_text())
+    assert written == {"generator": write.GENERATOR_VERSION, "size": "tiny", "seed": 1, "domains": ["A", "C"]}
     assert rows_of(root / "conditions.csv")[0]["path"].startswith("domain_A")
 
 
@@ -222,54 +195,35 @@ def test_a_complete_folder_is_left_as_it_is(tiny: Path) -> None:
     assert {path: path.stat().st_mtime_ns for path in tiny.rglob("*")} == before
 
 
-def test_an_empty_folder_is_filled(tmp_path: Path) -> None:
-    simulate(tmp_path, size="tiny", seed=1, domains=("A",))
-    assert (tmp_path / "simulation.json").exists()
+def a(root: Path, *, seed: int = 1, domain: str = "A") -> Path:
+    return simulate(root, size="tiny", seed=seed, domains=(domain,))
 
 
-def occupy_with_a_file(root: Path) -> None:
-    root.write_text("mine")
+DAMAGED = '{"generator": 1, "size": "tiny", "seed": 1, "domains": null}'
+OCCUPIED: dict[str, tuple[Callable[[Path], object], str]] = {
+    "a file": (lambda root: root.write_text("mine"), "not a folder"),
+    "other data": (lambda root: (root / "domain_A").mkdir(parents=True), "no readable simulation.json"),
+    "another seed": (lambda root: a(root, seed=2), "seed is 2"),
+    "another domain": (lambda root: a(root, domain="B"), "domain A is missing"),
+    "an image lost": (
+        lambda root: (a(root) / "domain_A/test/good/000003.tiff").unlink(),
+        "domain_A/test/good holds 3 images instead of 4",
+    ),
+    "a damaged record": (
+        lambda root: (root.mkdir(), (root / "simulation.json").write_text(DAMAGED)),
+        "no readable simulation.json",
+    ),
+}
 
 
-def occupy_with_other_data(root: Path) -> None:
-    (root / "domain_A").mkdir(parents=True)
-
-
-def occupy_with_another_seed(root: Path) -> None:
-    simulate(root, size="tiny", seed=2, domains=("A",))
-
-
-def occupy_without_the_domain(root: Path) -> None:
-    simulate(root, size="tiny", seed=1, domains=("B",))
-
-
-def occupy_with_an_image_lost(root: Path) -> None:
-    simulate(root, size="tiny", seed=1, domains=("A",))
-    (root / "domain_A/test/good/000003.tiff").unlink()
-
-
-def occupy_with_a_damaged_record(root: Path) -> None:
-    root.mkdir()
-    (root / "simulation.json").write_text('{"generator": 1, "size": "tiny", "seed": 1, "domains": null}')
-
-
-@pytest.mark.parametrize(
-    ("occupy", "reason"),
-    [
-        (occupy_with_a_file, "not a folder"),
-        (occupy_with_other_data, "no readable simulation.json"),
-        (occupy_with_another_seed, "seed is 2"),
-        (occupy_without_the_domain, "domain A is missing"),
-        (occupy_with_an_image_lost, "domain_A/test/good holds 3 images instead of 4"),
-        (occupy_with_a_damaged_record, "no readable simulation.json"),
-    ],
-)
-def test_anything_else_in_the_way_is_named_and_kept(tmp_path: Path, occupy: Any, reason: str) -> None:
+@pytest.mark.parametrize("case", OCCUPIED)
+def test_anything_else_in_the_way_is_named_and_kept(tmp_path: Path, case: str) -> None:
     root = tmp_path / "data"
+    occupy, reason = OCCUPIED[case]
     occupy(root)
     before = contents(tmp_path)
     with pytest.raises(LayoutError, match=reason) as caught:
-        simulate(root, size="tiny", seed=1, domains=("A",))
+        a(root)
     assert str(root) in str(caught.value)
     assert "name another folder" in str(caught.value)
     assert contents(tmp_path) == before
@@ -309,7 +263,7 @@ def test_a_full_disk_is_an_output_error_and_leaves_nothing(
             raise OSError(errno.ENOSPC, "No space left on device")
         tifffile.imwrite(path, image_RC)
 
-    monkeypatch.setattr(simulator, "_write_tiff", fill_up)
+    monkeypatch.setattr(write, "_write_tiff", fill_up)
     with pytest.raises(OutputError, match=r"cannot write .*data.*No space left"):
         simulate(tmp_path / "data", size="tiny", seed=1)
     assert visible(tmp_path) == []
@@ -318,7 +272,7 @@ def test_a_full_disk_is_an_output_error_and_leaves_nothing(
 def test_a_parent_that_cannot_hold_folders_is_an_output_error(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     with pytest.raises(OutputError):
-        simulate(tmp_path / "file" / "data", size="tiny", seed=1)
+        a(tmp_path / "file" / "data")
 
 
 def test_an_interruption_leaves_nothing(tmp_path: Path) -> None:
@@ -332,5 +286,5 @@ def test_an_interruption_leaves_nothing(tmp_path: Path) -> None:
 
 def test_what_a_killed_writer_left_is_cleared(tmp_path: Path) -> None:
     (tmp_path / ".writing-data" / "domain_A").mkdir(parents=True)
-    simulate(tmp_path / "data", size="tiny", seed=1, domains=("A",))
+    a(tmp_path / "data")
     assert visible(tmp_path) == ["data"]

@@ -5,27 +5,22 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from dinomaly_hd.data.hdmap import ImageRecord, Manifest
+from dinomaly_hd.data.hdmap import Manifest
 from dinomaly_hd.data.splits import hold_out
+from dinomaly_hd.data.tree import FOLDERS, ImageRecord
 from dinomaly_hd.errors import ConfigError, LayoutError
 
 
 def manifest(*domains: str, count: int = 40) -> Manifest:
     records = [
-        ImageRecord(f"{domain}/{split}/{folder}/{position}.tiff", domain, split, label, "all", "")
+        ImageRecord(f"{domain}/{split}/{folder}/{position}.tiff", domain, split, label)
         for domain in domains
-        for split, folder, label in (("train", "good", 0), ("test", "good", 0), ("test", "fault", 1))
+        for split, folder, label in FOLDERS
         for position in range(count)
     ]
+    rest = {"condition_rule": "", "digest": "", "warnings": ()}
     return Manifest(
-        root=Path("/"),
-        domains=domains,
-        records=tuple(records),
-        shape=(31, 95),
-        dtype="float32",
-        condition_rule="",
-        digest="",
-        warnings=(),
+        root=Path("/"), domains=domains, records=tuple(records), shape=(31, 95), dtype="float32", **rest
     )
 
 
@@ -36,9 +31,8 @@ def paths(data: Manifest, positions: np.ndarray) -> list[str]:
 def test_a_tenth_of_each_domain_is_held_out_and_nothing_is_lost() -> None:
     data = manifest("domain_A", "domain_B")
     split = hold_out(data, ratio=0.1, seed=42)
-    assert [data.records[position].domain for position in split.held_out] == ["domain_A"] * 4 + [
-        "domain_B"
-    ] * 4
+    domains = [data.records[position].domain for position in split.held_out]
+    assert domains == ["domain_A"] * 4 + ["domain_B"] * 4
     both = np.sort(np.concatenate([split.train, split.held_out]))
     np.testing.assert_array_equal(both, data.indices(split="train"))
     np.testing.assert_array_equal(split.normals, split.train)

@@ -17,8 +17,8 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from dinomaly_hd.data.gear_settings import DOMAINS, Condition, Domain, Regime
-from dinomaly_hd.data.streams import Draws, Floats, Key
+from dinomaly_hd.data.simulator.draws import Draws, Floats, Key
+from dinomaly_hd.data.simulator.settings import DOMAINS, Condition, Domain, Range, Regime
 
 ROWS, COLUMNS = 31, 95
 MESHES = ROWS * COLUMNS  # 31 and 95 share no factor, so every pair of teeth meets once
@@ -58,15 +58,10 @@ class Recording(NamedTuple):
 LEVEL, ROUGHNESS, DRIVING, DRIVEN, TOOTH, IMAGE = range(6)
 
 
-def mesh_order() -> NDArray[np.intp]:
-    """The mesh number (R, C) at which each pair of teeth meets: the map's diagonals follow time."""
-    meshes_T = np.arange(MESHES)
-    order_RC = np.empty((ROWS, COLUMNS), np.intp)
-    order_RC[meshes_T % ROWS, meshes_T % COLUMNS] = meshes_T
-    return order_RC
-
-
-_ORDER_RC = mesh_order()
+_MESHES_T = np.arange(MESHES)
+MESH_ORDER_RC = np.empty((ROWS, COLUMNS), np.intp)
+"""The mesh at which each pair of teeth meets: the map's diagonals follow time."""
+MESH_ORDER_RC[_MESHES_T % ROWS, _MESHES_T % COLUMNS] = _MESHES_T
 
 
 def gear_pair_signature(seed: int) -> Floats:
@@ -106,15 +101,14 @@ def texture(draws: Draws, *, roughness: float) -> Floats:
     return 1.0 + roughness * scale * _decaying(draws.normal(MESHES), RING_DOWN_K)
 
 
-def shocks(draws: Draws, *, weakest: float, strongest: float) -> Floats:
+def shocks(draws: Draws, *, limits: Range) -> Floats:
     """Random shocks over meshes (T,), one in each third of the map's time; the first is the strongest."""
     sector = MESHES // len(SHOCK_RANKS)
     places = (draws.uniform(len(SHOCK_RANKS)) * (sector - len(SHOCK_DECAY_K))).astype(np.intp)
     first, second = draws.uniform(2)
+    strongest = _within(limits, 0.5 * (first + second))
     impulses_T = np.zeros(MESHES)
-    impulses_T[places + sector * np.arange(len(SHOCK_RANKS))] = np.array(SHOCK_RANKS) * (
-        weakest + (strongest - weakest) * 0.5 * (first + second)
-    )
+    impulses_T[places + sector * np.arange(len(SHOCK_RANKS))] = np.array(SHOCK_RANKS) * strongest
     return _decaying(impulses_T, SHOCK_DECAY_K)
 
 
@@ -136,41 +130,26 @@ def damaged_rows(row: int, severity: float, touched_C: NDArray[np.bool_]) -> Flo
     return raise_RC
 
 
-def knock(
-    draws: Draws, row: int, touched_C: NDArray[np.bool_], *, weakest: float, strongest: float
-) -> Floats:
+def knock(draws: Draws, row: int, touched_C: NDArray[np.bool_], *, limits: Range) -> Floats:
     """The hardest hit (T,) of the damaged tooth, against one of the driven teeth that it touches."""
     place, strength = draws.uniform(2)
     touched = np.flatnonzero(touched_C)
     impulses_T = np.zeros(MESHES)
-    impulses_T[_ORDER_RC[row, touched[int(place * len(touched))]]] = (
-        weakest + (strongest - weakest) * strength
-    )
+    impulses_T[MESH_ORDER_RC[row, touched[int(place * len(touched))]]] = _within(limits, strength)
     return _decaying(impulses_T, SHOCK_DECAY_K)
 
 
-class Damage(NamedTuple):
-    """What a damaged tooth does to one map."""
-
-    raise_RC: Floats
-    knock_T: Floats
-    band: Band
-
-
-def damage(draws: Draws, setting: Domain, regime: Regime, *, row: int) -> Damage:
-    """Draw how the damaged tooth ``row`` shows in one map."""
+def damage(draws: Draws, setting: Domain, regime: Regime, *, row: int) -> tuple[Band, Floats, Floats]:
+    """Draw how the damaged tooth ``row`` shows in one map: its band, relative raise (R, C) and knock (T,)."""
     touched_C = contact(draws, gaps=setting.gaps)
     severity = regime.damage * _within(setting.severity, float(draws.uniform(1)[0]))
-    weakest, strongest = (regime.knock * limit for limit in setting.knock)
-    return Damage(
-        raise_RC=damaged_rows(row, severity, touched_C),
-        knock_T=knock(draws, row, touched_C, weakest=weakest, strongest=strongest),
-        band=Band(row, severity, int(touched_C.sum())),
-    )
+    limits = (regime.knock * setting.knock[0], regime.knock * setting.knock[1])
+    raise_RC = damaged_rows(row, severity, touched_C)
+    return Band(row, severity, int(touched_C.sum())), raise_RC, knock(draws, row, touched_C, limits=limits)
 
 
 class Course(NamedTuple):
-    """What changes slowly along a recording."""
+    """What changes slowly along a recording; a damaged unit runs at another level throughout."""
 
     base_level: float
     level_N: Floats
@@ -179,17 +158,18 @@ class Course(NamedTuple):
 
 
 def course(key: Key, setting: Domain, regime: Regime, *, images: int, damaged: bool) -> Course:
-    """Let level, roughness and tooth deviations drift; a damaged unit runs at another level throughout."""
+    """Let level, roughness and tooth deviations drift."""
     operating = setting.operating
     level = regime.level * (operating.fault_level * setting.sensor.fault_level if damaged else 1.0)
     roughness = regime.roughness * (operating.fault_roughness if damaged else 1.0)
+    level_drift_N = drift(Draws(key._replace(stream=LEVEL)), images)
+    roughness_drift_N = drift(Draws(key._replace(stream=ROUGHNESS)), images)
     driving_NR = tooth_wander(Draws(key._replace(stream=DRIVING)), images, teeth=ROWS)
     driven_NC = tooth_wander(Draws(key._replace(stream=DRIVEN)), images, teeth=COLUMNS)
     return Course(
         base_level=level,
-        level_N=level * (1 + regime.level_spread * drift(Draws(key._replace(stream=LEVEL)), images)),
-        roughness_N=roughness
-        * (1 + regime.roughness_spread * drift(Draws(key._replace(stream=ROUGHNESS)), images)),
+        level_N=level * (1 + regime.level_spread * level_drift_N),
+        roughness_N=roughness * (1 + regime.roughness_spread * roughness_drift_N),
         signature_NRC=gear_pair_signature(key.seed)
         + DRIVING_WANDER * driving_NR[:, :, None]
         + DRIVEN_WANDER * driven_NC[:, None, :],
@@ -204,24 +184,25 @@ def record(
     regime = setting.operating.regimes[condition]
     key = Key(seed, domain=ord(domain), split=split, condition=int(condition == "warm"))
     slow = course(key, setting, regime, images=images, damaged=damaged)
+    shock_limits = (setting.shock_gain * regime.shock[0], setting.shock_gain * regime.shock[1])
     maps_NRC = np.empty((images, ROWS, COLUMNS))
     masks_NRC = np.zeros((images, ROWS, COLUMNS), np.uint8)
     bands = []
     for image in range(images):
         draws = Draws(key._replace(stream=IMAGE, number=image))
-        meshing_RC = slow.signature_NRC[image] * _laid_out(texture(draws, roughness=slow.roughness_N[image]))
-        weakest, strongest = (setting.shock_gain * limit for limit in regime.shock)
-        energy_RC = _squared(slow.base_level * _laid_out(shocks(draws, weakest=weakest, strongest=strongest)))
+        texture_RC = texture(draws, roughness=slow.roughness_N[image])[MESH_ORDER_RC]
+        meshing_RC = slow.signature_NRC[image] * texture_RC
+        energy_RC = _squared(slow.base_level * shocks(draws, limits=shock_limits)[MESH_ORDER_RC])
         if damaged:
             row = int(Draws(key._replace(stream=TOOTH, number=image // RUN_LENGTH)).uniform(1)[0] * ROWS)
-            fault = damage(draws, setting, regime, row=row)
+            band, raise_RC, knock_T = damage(draws, setting, regime, row=row)
             if setting.impacts:
-                energy_RC += _squared(slow.level_N[image]) * (_squared(1 + fault.raise_RC) - 1)
+                energy_RC += _squared(slow.level_N[image]) * (_squared(1 + raise_RC) - 1)
             else:
-                meshing_RC *= 1 + fault.raise_RC
-            energy_RC += _squared(slow.level_N[image] * _laid_out(fault.knock_T))
-            masks_NRC[image] = fault.raise_RC > 0
-            bands.append(fault.band)
+                meshing_RC *= 1 + raise_RC
+            energy_RC += _squared(slow.level_N[image] * knock_T[MESH_ORDER_RC])
+            masks_NRC[image] = raise_RC > 0
+            bands.append(band)
         energy_RC += _squared(slow.level_N[image] * meshing_RC) + setting.sensor.noise_floor**2
         maps_NRC[image] = np.sqrt(energy_RC)
     return Recording(condition, maps_NRC, masks_NRC, tuple(bands))
@@ -244,11 +225,7 @@ def _decaying(impulses_T: Floats, taps_K: tuple[float, ...]) -> Floats:
     return total_T
 
 
-def _laid_out(values_T: Floats) -> Floats:
-    return values_T[_ORDER_RC]
-
-
-def _within(limits: tuple[float, float], fraction: float) -> float:
+def _within(limits: Range, fraction: float) -> float:
     low, high = limits
     return low + (high - low) * fraction
 

@@ -1,4 +1,4 @@
-"""The embedded data set: simulated maps, in memory and in HDMAP's folders (spec hdmap.md, section 3)."""
+"""Simulated maps in memory and in HDMAP's folders, whole or not at all."""
 
 import json
 import os
@@ -11,16 +11,16 @@ import numpy as np
 import tifffile
 from numpy.typing import NDArray
 
-from dinomaly_hd.data.gear_physics import QUANTUM, Band, Recording, record
-from dinomaly_hd.data.gear_settings import DOMAINS, Condition
+from dinomaly_hd.data.simulator.physics import QUANTUM, Band, Recording, record
+from dinomaly_hd.data.simulator.settings import DOMAINS, Condition
 from dinomaly_hd.errors import ConfigError, LayoutError, OutputError, nearest
 from dinomaly_hd.files import TEMPORARY_PREFIX, locked, publish_json, publish_text
 
 GENERATOR_VERSION = 1  # raise it whenever the same seed gives other bytes
 FOLDERS = ("train/good", "test/good", "test/fault")
+COLD_SHARES = (0.2, 0.5, 0.5)  # of the images in each of them, which come first
 MASK_FOLDER = "ground_truth"
 CONTENTS_NAME = "simulation.json"
-TRAIN_COLD_SHARE, TEST_COLD_SHARE = 0.2, 0.5
 LOCK_TIMEOUT_S = 600.0
 
 
@@ -67,20 +67,34 @@ def simulate_domain(domain: str, *, size: Size, seed: int) -> SimulatedDomain:
     Maps are float32 multiples of 2**-20 and never clipped: test maps may exceed 1. The first half of each
     test split and the first fifth of the training split are cold. Image ``i`` of a condition depends on the
     size only through the divisor, the largest training value.
-
-    Raises:
-        ConfigError: Unknown domain, a seed outside 0 .. 2**32 - 1, or no training image to scale by.
     """
     _check_request(domains=(domain,), seed=seed)
     if size.train < 1:
         raise ConfigError(
             f"size.train is {size.train}, expected 1 or more: maps are scaled by the training maximum"
         )
-    train = _recordings(domain, split=0, images=size.train, cold_share=TRAIN_COLD_SHARE, seed=seed)
-    good = _recordings(domain, split=1, images=size.good, cold_share=TEST_COLD_SHARE, seed=seed)
-    fault = _recordings(domain, split=2, images=size.fault, cold_share=TEST_COLD_SHARE, seed=seed)
-    largest = max(float(part.maps_NRC.max(initial=0.0)) for part in train)
-    return SimulatedDomain(*(_joined(parts, divisor=largest) for parts in (train, good, fault)))
+    splits: list[list[Recording]] = []
+    for split, (folder, images, share) in enumerate(zip(FOLDERS, size, COLD_SHARES, strict=True)):
+        cold, damaged = int(share * images + 0.5), folder == "test/fault"
+        parts: dict[Condition, int] = {"cold": cold, "warm": images - cold}
+        splits.append(
+            [
+                record(domain, condition=condition, seed=seed, split=split, images=count, damaged=damaged)
+                for condition, count in parts.items()
+            ]
+        )
+    largest = max(float(part.maps_NRC.max(initial=0.0)) for part in splits[0])
+    return SimulatedDomain(*(_joined(parts, divisor=largest) for parts in splits))
+
+
+def _joined(recordings: list[Recording], *, divisor: float) -> Split:
+    maps_NRC = np.concatenate([part.maps_NRC for part in recordings]) / divisor
+    return Split(
+        maps_NRC=(np.round(maps_NRC / QUANTUM) * QUANTUM).astype(np.float32),
+        conditions=tuple(part.condition for part in recordings for _ in part.maps_NRC),
+        masks_NRC=np.concatenate([part.masks_NRC for part in recordings]),
+        bands=tuple(band for part in recordings for band in part.bands),
+    )
 
 
 def simulate(
@@ -124,25 +138,6 @@ def _check_request(*, domains: Sequence[str], seed: int) -> None:
         raise ConfigError(f"domains is empty, expected one or more of {', '.join(DOMAINS)}")
     if not 0 <= seed < 2**32:
         raise ConfigError(f"seed is {seed}, expected 0 .. {2**32 - 1}")
-
-
-def _recordings(domain: str, *, split: int, images: int, cold_share: float, seed: int) -> list[Recording]:
-    cold = int(cold_share * images + 0.5)
-    damaged = FOLDERS[split] == "test/fault"
-    return [
-        record(domain, condition="cold", seed=seed, split=split, images=cold, damaged=damaged),
-        record(domain, condition="warm", seed=seed, split=split, images=images - cold, damaged=damaged),
-    ]
-
-
-def _joined(recordings: list[Recording], *, divisor: float) -> Split:
-    maps_NRC = np.concatenate([part.maps_NRC for part in recordings]) / divisor
-    return Split(
-        maps_NRC=(np.round(maps_NRC / QUANTUM) * QUANTUM).astype(np.float32),
-        conditions=tuple(part.condition for part in recordings for _ in part.maps_NRC),
-        masks_NRC=np.concatenate([part.masks_NRC for part in recordings]),
-        bands=tuple(band for part in recordings for band in part.bands),
-    )
 
 
 def _is_there(root: Path, wanted: Contents) -> bool:
