@@ -5,7 +5,7 @@ from typing import NamedTuple
 
 from dinomaly_hd.config import EncoderConfig, RunConfig, TrainingConfig
 from dinomaly_hd.evaluation.comparison_members import MemberRun
-from dinomaly_hd.evaluation.comparison_transfer import FROM
+from dinomaly_hd.evaluation.transfer import FROM
 from dinomaly_hd.experiments.comparison import (
     Done,
     Gather,

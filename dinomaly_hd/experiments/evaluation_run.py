@@ -10,11 +10,11 @@ import pandas as pd
 from dinomaly_hd.config import ALL_DOMAINS
 from dinomaly_hd.data.features import FeatureCache
 from dinomaly_hd.errors import NonFiniteError
+from dinomaly_hd.evaluation.metrics import Threshold, f1, normal_quantile, youden
 from dinomaly_hd.evaluation.pictures import map_limit
 from dinomaly_hd.evaluation.results import evaluate
-from dinomaly_hd.evaluation.summary import summary_lines
 from dinomaly_hd.evaluation.synthetic import synthetic_lines
-from dinomaly_hd.evaluation.thresholds import Threshold, f1, normal_quantile, youden
+from dinomaly_hd.evaluation.tables import summary_lines
 from dinomaly_hd.evaluation.transfer import SOURCE_FPR, transfer_lines, transfer_of
 from dinomaly_hd.experiments import gallery
 from dinomaly_hd.experiments.examine import (

@@ -10,6 +10,7 @@ import numpy as np
 import pandas as pd
 
 from dinomaly_hd.data.hdmap import Manifest
+from dinomaly_hd.evaluation.metrics import Threshold
 from dinomaly_hd.evaluation.pictures import MapPicture, picture_title, select_by_rank
 from dinomaly_hd.evaluation.plots import (
     Pixels,
@@ -20,7 +21,6 @@ from dinomaly_hd.evaluation.plots import (
     roc_figure,
 )
 from dinomaly_hd.evaluation.results import domain_names
-from dinomaly_hd.evaluation.thresholds import Threshold
 from dinomaly_hd.experiments.examine import Examiner, read_mask
 from dinomaly_hd.files import publish
 

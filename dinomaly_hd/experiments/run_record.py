@@ -10,9 +10,9 @@ import numpy as np
 from dinomaly_hd import provenance
 from dinomaly_hd.config import ALL_DOMAINS, flatten
 from dinomaly_hd.errors import TrackingError
-from dinomaly_hd.evaluation.report import Picture, report_html, results_markdown
-from dinomaly_hd.evaluation.summary import flat_metrics
+from dinomaly_hd.evaluation.report import Picture, report_html
 from dinomaly_hd.evaluation.synthetic import flat_synthetic, synthetic_lines
+from dinomaly_hd.evaluation.tables import flat_metrics, results_markdown
 from dinomaly_hd.evaluation.transfer import flat_transfer, transfer_lines
 from dinomaly_hd.experiments import gallery
 from dinomaly_hd.experiments.context import Context

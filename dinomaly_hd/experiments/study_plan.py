@@ -10,8 +10,8 @@ import numpy as np
 from dinomaly_hd import provenance
 from dinomaly_hd.config import WITHOUT_EFFECT, RunConfig, flatten
 from dinomaly_hd.errors import ConfigError, NonFiniteError, nearest
-from dinomaly_hd.evaluation.summary import flat_metrics
 from dinomaly_hd.evaluation.synthetic import FIGURES, flat_synthetic
+from dinomaly_hd.evaluation.tables import flat_metrics
 from dinomaly_hd.experiments.context import Context
 from dinomaly_hd.experiments.ready import Ready, check
 from dinomaly_hd.tuning.methods import Pruning, make_sampler

@@ -1,11 +1,9 @@
 """The report on a study, as a page and as Markdown: what was found, and beside which known settings."""
 
-import html
 from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
-from dinomaly_hd.evaluation import page
-from dinomaly_hd.evaluation.report import Picture
+from dinomaly_hd.evaluation.report import Picture, render
 from dinomaly_hd.tuning.queue import FAILED
 from dinomaly_hd.tuning.trials import COMPLETE, FAILURE, Row, best_of
 
@@ -55,13 +53,16 @@ class Table(NamedTuple):
 
 def study_html(rows: Sequence[Row], *, story: Story, pictures: Mapping[str, Picture]) -> str:
     """Return the whole page."""
-    parts = [page.facts(story.facts), page.paragraph(BY_TEST if story.by_test else CAVEAT)]
-    parts += [page.table(*_known_table(rows, story)), page.heading("The best again")]
-    parts += [f"<p><code>{html.escape(command)}</code></p>" for command in story.commands.values()]
-    parts += [page.heading("Trials"), page.table(*_trials_table(rows, story))]
-    parts.append(page.heading("Pictures"))
-    parts += [page.figure(picture.caption, picture.png) for picture in pictures.values()]
-    return page.page(story.title, parts)
+    return render(
+        "study.html",
+        title=story.title,
+        facts=story.facts,
+        caveat=BY_TEST if story.by_test else CAVEAT,
+        known=_known_table(rows, story),
+        commands=story.commands.values(),
+        trials=_trials_table(rows, story),
+        pictures=pictures.values(),
+    )
 
 
 def study_markdown(rows: Sequence[Row], *, story: Story) -> str:

@@ -20,8 +20,8 @@ import pytest
 from dinomaly_hd.errors import ConfigError, DataError, OutputError, TrackingError
 from dinomaly_hd.evaluation.results import evaluate
 from dinomaly_hd.experiments import reporting
-from dinomaly_hd.experiments.collect import Asked
-from dinomaly_hd.experiments.report_run import ReportRequest, report
+from dinomaly_hd.experiments.find import Asked
+from dinomaly_hd.experiments.reporting import ReportRequest, report
 from dinomaly_hd.experiments.run_folder import read_state
 from dinomaly_hd.files import publish_json
 from dinomaly_hd.tracking import prepare_store

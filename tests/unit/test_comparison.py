@@ -9,13 +9,12 @@ import pytest
 
 from dinomaly_hd.errors import ConfigError, DataError, NonFiniteError
 from dinomaly_hd.evaluation import metrics, statistics
-from dinomaly_hd.evaluation.comparison import Comparison, Focus, compare, focus_table
-from dinomaly_hd.evaluation.comparison_differences import verdict
+from dinomaly_hd.evaluation.compare import Comparison, Focus, compare, focus_table, verdict
 from dinomaly_hd.evaluation.comparison_members import MemberRun
 from dinomaly_hd.evaluation.comparison_plots import comparison_pictures, dot_figure, forest_figure
-from dinomaly_hd.evaluation.comparison_reading import Story, reading
-from dinomaly_hd.evaluation.comparison_report import comparison_csv, comparison_html, comparison_markdown
+from dinomaly_hd.evaluation.comparison_reading import reading
 from dinomaly_hd.evaluation.plots import png_bytes
+from dinomaly_hd.evaluation.report import Story, comparison_csv, comparison_html, comparison_markdown
 
 DOMAINS = ("domain_A", "domain_C")
 C_COLD = Focus("domain_C", "cold")

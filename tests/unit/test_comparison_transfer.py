@@ -3,9 +3,9 @@
 import math
 
 import pandas as pd
+from dinomaly_hd.evaluation.comparison_transfer import pairs_pictures, transfer_table
 
 from dinomaly_hd.evaluation.comparison_members import MemberRun
-from dinomaly_hd.evaluation.comparison_transfer import pairs_pictures, transfer_table
 
 
 def run(label: str, seed: int, source: str, **changed: float | None) -> MemberRun:

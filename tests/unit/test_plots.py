@@ -10,9 +10,8 @@ from PIL import Image
 
 from dinomaly_hd.errors import NonFiniteError
 from dinomaly_hd.evaluation import pictures, plots
-from dinomaly_hd.evaluation.metrics import auroc
+from dinomaly_hd.evaluation.metrics import Threshold, auroc, youden
 from dinomaly_hd.evaluation.pictures import MapPicture, select_by_rank
-from dinomaly_hd.evaluation.thresholds import Threshold, youden
 from dinomaly_hd.geometry import Box
 
 SHAPE = (31, 95)

@@ -9,9 +9,9 @@ import pytest
 
 from dinomaly_hd.errors import ConfigError, DataError, NonFiniteError
 from dinomaly_hd.evaluation import metrics
+from dinomaly_hd.evaluation.metrics import Threshold, normal_quantile
 from dinomaly_hd.evaluation.results import PixelScores, check_table, evaluate
-from dinomaly_hd.evaluation.summary import flat_metrics, summary_lines
-from dinomaly_hd.evaluation.thresholds import Threshold, normal_quantile
+from dinomaly_hd.evaluation.tables import flat_metrics, summary_lines
 from dinomaly_hd.experiments.run_folder import read_results
 from dinomaly_hd.files import publish_json
 

@@ -7,11 +7,11 @@ import numpy as np
 import pandas as pd
 import pytest
 
+from dinomaly_hd.evaluation.comparison_plots import pairs_picture
+from dinomaly_hd.evaluation.metrics import Threshold
 from dinomaly_hd.evaluation.report import Picture
 from dinomaly_hd.evaluation.results import evaluate
-from dinomaly_hd.evaluation.thresholds import Threshold
 from dinomaly_hd.evaluation.transfer import flat_transfer, transfer_lines, transfer_of
-from dinomaly_hd.evaluation.transfer_plots import pairs_picture
 
 AT_3 = Threshold("normal_quantile", 3.0, False, "held-out normals")
 # Of 2 good and 2 fault images: all 4 pairs in order, 3 of 4, 1 of 4.
