@@ -66,10 +66,6 @@ class Cell(NamedTuple):
     label: IntArray
     draws_MBR: FloatArray
 
-    def delong(self, first: int, second: int) -> statistics.DeLong:
-        """Test two runs against each other."""
-        return statistics.delong(self.scores_MN[first], self.scores_MN[second], label=self.label)
-
 
 class Focus(NamedTuple):
     """One domain (or ``mean``) and condition that a comparison asks about, e.g. domain_C, cold."""
@@ -210,22 +206,19 @@ def _values(members: Sequence[MemberRun], cells: Cells) -> pd.DataFrame:
 
     Rows are sorted by place (the mean's last), run and metric.
     """
-    rows = [
-        (member.label, member.seed, *place, metric, value)
-        for place, cell in cells.items()
-        for member, score in zip(members, cell.scores_MN, strict=True)
-        for metric, value in _measured(score, cell.label).items()
-    ]
+    rows = []
+    for place, cell in cells.items():
+        for member, score in zip(members, cell.scores_MN, strict=True):
+            own = {
+                name: metrics.tpr_at_fpr(score, cell.label, max_fpr=fpr) for name, fpr in FPR_TARGETS.items()
+            }
+            own["auroc"] = metrics.auroc(score, cell.label)
+            own["average_precision"] = metrics.average_precision(score, cell.label)
+            rows += [(member.label, member.seed, *place, metric, own[metric]) for metric in METRICS]
     values = pd.DataFrame(rows, columns=["label", "seed", *PLACE, "metric", "value"])
     over_domains = values.groupby(["label", "seed", "condition", "metric"], sort=False)["value"].agg(_mean)
     mean = over_domains.reset_index().assign(domain=MEAN)
     return pd.concat([values, mean[values.columns]], ignore_index=True)
-
-
-def _measured(score: FloatArray, label: IntArray) -> dict[str, float]:
-    rates = {name: metrics.tpr_at_fpr(score, label, max_fpr=fpr) for name, fpr in FPR_TARGETS.items()}
-    area, precision = metrics.auroc(score, label), metrics.average_precision(score, label)
-    return {"auroc": area, **rates, "average_precision": precision}
 
 
 def _draws(cells: Cells) -> dict[tuple[str, str], FloatArray]:
@@ -283,7 +276,13 @@ def _delong(members: Sequence[MemberRun], cells: Cells, *, reference: str) -> pd
     ``p_holm`` corrects over the domains of one run and condition. A verdict holds for these two runs only.
     """
     rows = [
-        (label, reference, seed, *place, *cell.delong(first, second))
+        (
+            label,
+            reference,
+            seed,
+            *place,
+            *statistics.delong(*cell.scores_MN[[first, second]], label=cell.label),
+        )
         for label, pairs in _pairs(members, reference).items()
         for seed, first, second in pairs
         for place, cell in cells.items()

@@ -121,29 +121,35 @@ def settings_of(members: Sequence[MemberRun], *, compared: Sequence[str] = ()) -
     """
     models = (member.result.get("config", {}).get("model", {}) for member in members)
     asked = {*compared}.union(*map(leaves, models))
+    labels = [member.label for member in members]
     table = pd.DataFrame([_flat(member.result) for member in members]).fillna("-")
     equal: dict[str, str] = {}
-    by_label: dict[str, dict[str, str]] = {member.label: {} for member in members}
+    by_label: dict[str, dict[str, str]] = {label: {} for label in labels}
     notes = []
     for name, texts in table.items():
         if texts.nunique() == 1:
             equal[str(name)] = texts.iloc[0]
             continue
-        per_label = {
-            label: list(dict.fromkeys(t for t, m in zip(texts, members, strict=True) if m.label == label))
-            for label in by_label
-        }
+        per_label = texts.groupby(labels, sort=False).unique()
         if name in asked:
             for label, values in per_label.items():
-                by_label[label][str(name)] = " / ".join(values)
+                by_label[str(label)][str(name)] = " / ".join(values)
         else:
-            notes.append(f"{name} differs between runs: {_who(members, texts, per_label)}")
+            owners = [m.label if len(per_label[m.label]) == 1 else f"{m.label}/{m.seed}" for m in members]
+            with_text = pd.Series(owners).groupby(texts, sort=False).unique()
+            who = "; ".join(f"{text} ({_listed(names)})" for text, names in with_text.items())
+            notes.append(f"{name} differs between runs: {who}")
         notes += [
             f"{name} differs inside {label}: its mean mixes {', '.join(values)}"
             for label, values in per_label.items()
             if len(values) > 1
         ]
     return Settings(equal, by_label, tuple(notes))
+
+
+def _listed(names: Sequence[str]) -> str:
+    more = f" and {len(names) - SHOWN_RUNS} more" if len(names) > SHOWN_RUNS else ""
+    return ", ".join(names[:SHOWN_RUNS]) + more
 
 
 def _check_own_result(member: MemberRun) -> None:
@@ -163,16 +169,3 @@ def _flat(result: Mapping[str, Any]) -> dict[str, str]:
     versions = {f"version of {name}": text for name, text in result.get("versions", {}).items()}
     own = {name: value for name, value in leaves(config).items() if name not in NOT_SETTINGS}
     return {name: str(value) for name, value in (own | beside | versions).items()}
-
-
-def _who(members: Sequence[MemberRun], texts: pd.Series, per_label: Mapping[str, Sequence[str]]) -> str:
-    """Every value with the labels that have it, or with label/seed where a label has several."""
-    owners: dict[str, dict[str, None]] = {}
-    for member, text in zip(members, texts, strict=True):
-        name = member.label if len(per_label[member.label]) == 1 else f"{member.label}/{member.seed}"
-        owners.setdefault(text, {})[name] = None
-    listed = []
-    for text, names in owners.items():
-        more = f" and {len(names) - SHOWN_RUNS} more" if len(names) > SHOWN_RUNS else ""
-        listed.append(f"{text} ({', '.join(list(names)[:SHOWN_RUNS])}{more})")
-    return "; ".join(listed)

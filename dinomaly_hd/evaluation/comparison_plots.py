@@ -1,6 +1,6 @@
 """Pictures of a comparison: labels as dots per domain, differences to the reference, pairs of domains."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 
 import numpy as np
 import pandas as pd
@@ -102,19 +102,19 @@ def pairs_pictures(members: Sequence[MemberRun]) -> dict[str, Picture]:
         for target, block in one.result["per_domain_metrics"].items()
     ]
     table = pd.DataFrame(rows, columns=["model", "source", "target", "auroc"])
-    pictures = {}
+    pictures: dict[str, Picture] = {}
     for model, own in table.groupby("model", sort=False):
         if own["source"].nunique() > 1:
-            means = own.groupby(["source", "target"], sort=False)["auroc"].mean(skipna=False)
-            pictures[f"transfer_{len(pictures) + 1}"] = pairs_picture(means.to_dict(), title=str(model))
+            auroc = (
+                own.groupby(["source", "target"], sort=False)["auroc"].mean(skipna=False).unstack(sort=False)
+            )
+            pictures[f"transfer_{len(pictures) + 1}"] = pairs_picture(auroc, title=str(model))
     return pictures
 
 
-def pairs_picture(auroc: Mapping[tuple[str, str], float], *, title: str) -> Picture:
-    """Draw AUROC (shares) by (source, target), names as they are, sources down and targets across."""
-    sources = list(dict.fromkeys(source for source, _ in auroc))
-    targets = list(dict.fromkeys(target for _, target in auroc))
-    cells = np.array([[100 * auroc.get((s, t), np.nan) for t in targets] for s in sources])
+def pairs_picture(auroc: pd.DataFrame, *, title: str) -> Picture:
+    """Draw AUROC (shares), a row a source and a column a target, NaN where nothing was tested."""
+    sources, targets, cells = list(auroc.index), list(auroc.columns), 100 * auroc.to_numpy(np.float64)
     figure = new_figure(2.4 + 0.9 * len(targets), 1.6 + 0.6 * len(sources))
     axes = figure.subplots()
     image = axes.imshow(cells, vmin=LOWEST_AUROC, vmax=100.0, cmap="viridis", aspect="auto")

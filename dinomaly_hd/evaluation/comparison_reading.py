@@ -99,8 +99,12 @@ def _tests(comparison: Comparison, metric: str) -> str:
         return f"{NAMES[metric]}: no test could be made; the full table says why."
     found = rows[rows["verdict"].isin((HIGHER, LOWER))]
     findings = [
-        f"{row.label} {row.verdict} on {row.domain} {row.condition} ({points(row.mean_difference)})"
-        for row in found.itertuples()
+        f"{name} ({points(difference)})"
+        for name, difference in zip(
+            found["label"] + " " + found["verdict"] + " on " + found["domain"] + " " + found["condition"],
+            found["mean_difference"],
+            strict=True,
+        )
     ]
     families = len(rows.groupby(["label", "condition"]))
     also = int((found["p_holm_labels"] < SIGNIFICANT).sum())

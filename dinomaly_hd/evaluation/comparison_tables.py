@@ -1,4 +1,4 @@
-"""Tables of a comparison as texts, ready for a page, each with notes that define its terms."""
+"""Tables of a comparison as texts, ready for a page."""
 
 from collections.abc import Sequence
 from typing import NamedTuple
@@ -13,38 +13,6 @@ from dinomaly_hd.evaluation.results import ALL
 from dinomaly_hd.evaluation.tables import mean_and_spread, percent
 
 MARKS = {HIGHER: "▲ ", LOWER: "▼ "}
-METRIC_NOTES = {
-    "auroc": (
-        "AUROC: share of (fault, good) pairs of images in which the fault has the higher score; 50 is "
-        "chance, 100 is perfect."
-    ),
-    "tpr_at_fpr_1pct": (
-        "TPR at FPR 1 %: share of faults found when at most 1 % of the good images are called faults."
-    ),
-}
-CELL_NOTE = (
-    "Cells: mean ± standard deviation over seeds (no deviation with one seed). Column mean: mean over the "
-    "domains."
-)
-MARK_NOTE = (
-    "▲ ▼: higher or lower than the reference at p < .05 after Holm's correction over domains (column mean: "
-    "over labels)."
-)
-FOCUS_NOTE = (
-    "Difference: mean over common seeds of label minus reference, in percentage points. Over seeds: 95 % "
-    "t-interval. Over images: 95 % bootstrap interval, the same drawn images for all runs. p: paired "
-    "t-test, corrected after Holm over the labels of this table."
-)
-DIFFERENCE_NOTE = (
-    "Percentage points, label minus reference. d_z: mean difference over the standard deviation of the "
-    "differences. p domains: t-test corrected after Holm over the domains of one label, condition and "
-    "metric (row mean: over labels), which decides the verdict. p labels: corrected over the labels of one "
-    "domain, condition and metric."
-)
-DELONG_NOTE = (
-    "DeLong's test compares the AUROC of two single runs of one seed on the same images; its interval is "
-    "over images. p domains: corrected after Holm over domains. It says nothing about other seeds."
-)
 TRANSFER_FIGURES = {
     "source_auroc": "source AUROC",
     "average_target_auroc": "mean target AUROC",
@@ -52,15 +20,10 @@ TRANSFER_FIGURES = {
     "domain_gap": "gap",
     "chance_corrected_ratio": "ratio above chance",
 }
-TRANSFER_NOTE = (
-    "All in %: mean ± standard deviation over seeds. Ratio: mean target over source; gap: source less mean "
-    "target; ratio above chance: the same of what each has beyond 50. Targets without an AUROC are left "
-    "out of the mean, and named."
-)
 
 
 class Table(NamedTuple):
-    """Texts of a table, the first column its row headings, and the notes that stand below it."""
+    """Texts, the first column being the row headings, and which of ``templates/notes.txt`` stand below."""
 
     caption: str
     frame: pd.DataFrame
@@ -84,54 +47,49 @@ def means_table(comparison: Comparison, *, condition: str, metric: str) -> Table
         headings.append(f"{label} ({reference}{count} seed{'' if count == 1 else 's'})")
     frame.insert(0, "label", headings)
     place = "all conditions" if condition == ALL else condition
-    notes = (METRIC_NOTES[metric], CELL_NOTE, *([MARK_NOTE] if comparison.others else []))
+    notes = (metric, "cells", *(["marks"] if comparison.others else []))
     return Table(f"{NAMES[metric]} in %, {place}", frame, notes)
 
 
 def focus_text(comparison: Comparison, focus: Focus, *, metric: str) -> Table:
     """One cell's labels, best first."""
     rows = focus_table(comparison, focus, metric=metric)
-    frame = rows[["label", "seeds"]].assign(
-        **_differences(rows), **{"p (labels)": rows["p_holm_labels"].map(p_text)}, verdict=rows["verdict"]
-    )
+    texts = _differences(rows) | {"p (labels)": rows["p_holm_labels"].map(p_text), "verdict": rows["verdict"]}
     caption = f"{focus.domain} {focus.condition}: {NAMES[metric]}, difference to {comparison.reference}"
-    return Table(caption, frame, (FOCUS_NOTE,))
+    return Table(caption, pd.concat([rows[["label", "seeds"]], pd.DataFrame(texts)], axis=1), ("focus",))
 
 
 def differences_text(comparison: Comparison, *, metric: str) -> Table:
     """Every difference of one metric."""
     rows = where(comparison.differences, metric=metric)
-    p_values = {
-        "t-test p": "t_p",
-        "Wilcoxon p": "wilcoxon_p",
-        "p domains": "p_holm",
-        "p labels": "p_holm_labels",
+    texts = _differences(rows) | {
+        "t-test p": rows["t_p"].map(p_text),
+        "Wilcoxon p": rows["wilcoxon_p"].map(p_text),
+        "d_z": rows["effect_size"].map(lambda size: "-" if np.isnan(size) else f"{size:+.2f}"),
+        "p domains": rows["p_holm"].map(p_text),
+        "p labels": rows["p_holm_labels"].map(p_text),
+        "verdict": rows["verdict"] + rows["reason"].map(lambda reason: f" ({reason})" if reason else ""),
     }
-    texts = {name: rows[column].map(p_text) for name, column in p_values.items()}
-    texts["d_z"] = rows["effect_size"].map(lambda size: "-" if np.isnan(size) else f"{size:+.2f}")
-    texts["verdict"] = rows["verdict"] + rows["reason"].map(lambda reason: f" ({reason})" if reason else "")
-    order = ["t-test p", "Wilcoxon p", "d_z", "p domains", "p labels", "verdict"]
-    frame = rows[["label", "domain", "condition", "seeds"]].assign(
-        **_differences(rows), **{name: texts[name] for name in order}
-    )
+    names = rows[["label", "domain", "condition", "seeds"]]
     caption = f"{NAMES[metric]}: {len(rows)} differences to {comparison.reference}"
-    return Table(caption, frame, (DIFFERENCE_NOTE,))
+    return Table(caption, pd.concat([names, pd.DataFrame(texts)], axis=1), ("differences",))
 
 
 def delong_text(comparison: Comparison, focus: Focus) -> Table:
     """DeLong's test, run by run, of one domain and condition."""
-    rows = where(comparison.delong, domain=focus.domain, condition=focus.condition)
-    frame = rows[["label", "seed"]].assign(
-        **{
-            "AUROC %": rows["auroc"].map(percent),
-            "reference %": rows["auroc_reference"].map(percent),
-            "difference": rows["difference"].map(points),
-            "95 % over images": _intervals(rows["low"], rows["high"]),
-            "p": rows["p"].map(p_text),
-            "p domains": rows["p_holm"].map(p_text),
-        }
-    )
-    return Table(f"{focus.domain} {focus.condition}: DeLong's test, run by run", frame, (DELONG_NOTE,))
+    rows = where(comparison.delong, **focus._asdict())
+    texts = {
+        "label": rows["label"],
+        "seed": rows["seed"],
+        "AUROC %": rows["auroc"].map(percent),
+        "reference %": rows["auroc_reference"].map(percent),
+        "difference": rows["difference"].map(points),
+        "95 % over images": _intervals(rows["low"], rows["high"]),
+        "p": rows["p"].map(p_text),
+        "p domains": rows["p_holm"].map(p_text),
+    }
+    caption = f"{focus.domain} {focus.condition}: DeLong's test, run by run"
+    return Table(caption, pd.DataFrame(texts), ("delong",))
 
 
 def transfer_table(members: Sequence[MemberRun]) -> Table | None:
@@ -146,7 +104,7 @@ def transfer_table(members: Sequence[MemberRun]) -> Table | None:
             row[title] = mean_and_spread(transfers[name].map(number))
         row["left out"] = ", ".join(sorted(set().union(*transfers["missing_targets"]))) or "-"
         rows.append(row)
-    return Table("Transfer from the source to the other domains", pd.DataFrame(rows), (TRANSFER_NOTE,))
+    return Table("Transfer from the source to the other domains", pd.DataFrame(rows), ("transfer",))
 
 
 def points(value: float) -> str:
@@ -164,7 +122,7 @@ def p_text(p: float) -> str:
     return "-" if np.isnan(p) else "<0.001" if p < 0.001 else f"{p:.3f}"
 
 
-def _differences(rows: pd.DataFrame) -> dict[str, pd.Series | list[str]]:
+def _differences(rows: pd.DataFrame) -> dict[str, pd.Series]:
     return {
         "difference": rows["mean_difference"].map(points),
         "95 % over seeds": _intervals(rows["seeds_low"], rows["seeds_high"]),
@@ -172,5 +130,5 @@ def _differences(rows: pd.DataFrame) -> dict[str, pd.Series | list[str]]:
     }
 
 
-def _intervals(low: pd.Series, high: pd.Series) -> list[str]:
-    return [points_interval(*ends) for ends in zip(low, high, strict=True)]
+def _intervals(low: pd.Series, high: pd.Series) -> pd.Series:
+    return low.combine(high, points_interval)

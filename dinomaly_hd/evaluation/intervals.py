@@ -45,7 +45,7 @@ class Ranked:
         fault_BF = fault_BF[:, self.order_F]
         goods_below_BG, faults_below_BF = _cumulated(good_BG[:, self.order_G]), _cumulated(fault_BF)
         pairs_BF = goods_below_BG[:, self.below_F] + goods_below_BG[:, self.not_above_F]
-        metric_BR = np.ones((len(good_BG), 1 + len(max_fprs)))
+        metric_BR: FloatArray = np.ones((len(good_BG), 1 + len(max_fprs)))
         metric_BR[:, 0] = np.einsum("bf,bf->b", pairs_BF, fault_BF) / (2.0 * goods * faults)
         for column, max_fpr in enumerate(max_fprs, start=1):
             kept = goods - allowed_false_positives(goods, max_fpr=max_fpr)
@@ -72,7 +72,7 @@ def bootstrap(
         max_fprs=max_fprs,
         generator=generator,
         draws=draws,
-    )[0]
+    ).squeeze(0)
 
 
 def shared_bootstrap(

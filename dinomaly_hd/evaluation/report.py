@@ -8,7 +8,6 @@ import re
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
-import pandas as pd
 from jinja2 import Environment, PackageLoader, StrictUndefined, select_autoescape
 
 from dinomaly_hd.evaluation.compare import MEAN, METRICS, SHOWN, Comparison, Focus
@@ -21,7 +20,7 @@ from dinomaly_hd.evaluation.comparison_tables import (
     means_table,
 )
 from dinomaly_hd.evaluation.results import ALL
-from dinomaly_hd.evaluation.tables import detector_table, titles, trivial_table
+from dinomaly_hd.evaluation.tables import detector_table, named_rows, trivial_table
 
 
 class Picture(NamedTuple):
@@ -49,13 +48,12 @@ def report_html(
     title: str, *, facts: Mapping[str, str], result: Mapping[str, Any], pictures: Sequence[Picture]
 ) -> str:
     """Return the page of a run: ``facts`` say what it was, ``result`` comes from ``results.evaluate``."""
-    detector = detector_table(result)
     return render(
         "run.html",
         title=title,
         facts=facts,
-        detector=detector.set_axis(titles(detector), axis=1).reset_index(names=""),
-        trivial=trivial_table(result).reset_index(names=""),
+        detector=named_rows(detector_table(result)),
+        trivial=named_rows(trivial_table(result)),
         missing=result["mean_metrics"]["missing"].get("auroc", []),
         pictures=pictures,
     )
@@ -63,76 +61,60 @@ def report_html(
 
 def comparison_csv(comparison: Comparison) -> dict[str, str]:
     """Return the four tables as CSV texts by file name; shares in [0, 1], NaN empty."""
-    names = ("values", "means", "differences", "delong")
-    tables = {name: getattr(comparison, name) for name in names}
+    tables = {name: getattr(comparison, name) for name in ("values", "means", "differences", "delong")}
     return {f"{name}.csv": table.to_csv(index=False, lineterminator="\n") for name, table in tables.items()}
 
 
-def comparison_markdown(
-    comparison: Comparison, *, story: Story, focuses: Sequence[Focus], more: Sequence[Table] = ()
-) -> str:
-    """Return question, reading, main tables, ``more`` and focus tables, short enough for a README."""
-    tables = [means_table(comparison, condition=ALL, metric=metric) for metric in SHOWN]
-    tables += [*more, *(table for _, own, _ in _focused(comparison, focuses) for table in own)]
-    page = render("comparison.md", **_said(comparison, story, focuses), tables=tables)
-    return page.rstrip() + "\n"
-
-
-def comparison_html(
+def comparison_pages(
     comparison: Comparison,
     *,
     story: Story,
     focuses: Sequence[Focus],
     pictures: Mapping[str, Picture],
     more: Sequence[Table] = (),
-) -> str:
-    """Return the page; ``more`` tables stand behind the means, ``pictures`` in their order."""
-    return render(
-        "comparison.html",
-        **_said(comparison, story, focuses),
-        runs=pd.DataFrame(comparison.runs),
-        means=[
-            means_table(comparison, condition=condition, metric=metric)
-            for condition in dict.fromkeys([ALL, *comparison.conditions])
-            for metric in SHOWN
-        ],
-        more=more,
-        focuses=_focused(comparison, focuses),
-        differences=[differences_text(comparison, metric=m) for m in METRICS if comparison.others],
-        pictures=pictures.values(),
-    )
+) -> dict[str, str]:
+    """Return the whole as ``report.html``, and as ``report.md`` what is short enough for a README.
 
-
-def _said(comparison: Comparison, story: Story, focuses: Sequence[Focus]) -> dict[str, Any]:
-    """What both forms of a report say beside their tables."""
+    ``more`` tables stand behind the means, ``pictures`` in their order.
+    """
     seeds = sorted(set[int]().union(*comparison.seeds.values()))
     counts = [f"{domain} {good} + {fault}" for domain, (good, fault) in comparison.counts.items()]
     facts = {
         "labels": ", ".join(comparison.labels),
-        "reference": comparison.reference,
+        **({"reference": comparison.reference} if comparison.others else {}),
         "seeds": ", ".join(map(str, seeds)),
         "runs": str(len(comparison.runs)),
         "test images (good + fault)": ", ".join(counts),
         "data digest": comparison.data_digest,
     }
-    if not comparison.others:
-        del facts["reference"]
-    sentences = reading(comparison, failed=story.failed, focuses=focuses)
-    return {**story._asdict(), "facts": facts, "settings": comparison.settings, "sentences": sentences}
-
-
-def _focused(
-    comparison: Comparison, focuses: Sequence[Focus]
-) -> list[tuple[Focus, list[Table], list[Table]]]:
-    """By focus its tables, and DeLong's where it is no mean."""
-    return [
-        (
-            focus,
-            [focus_text(comparison, focus, metric=metric) for metric in SHOWN],
-            [delong_text(comparison, focus)] if focus.domain != MEAN else [],
-        )
-        for focus in (focuses if comparison.others else ())
-    ]
+    stands_for = {
+        label: ", ".join(f"{name} {text}" for name, text in values.items() if text != "-")
+        for label, values in comparison.settings.by_label.items()
+    }
+    focuses = focuses if comparison.others else ()
+    content = {
+        **story._asdict(),
+        "facts": facts,
+        "settings": comparison.settings,
+        "stands_for": {label: text or "no such settings" for label, text in stands_for.items()},
+        "sentences": reading(comparison, failed=story.failed, focuses=focuses),
+        "runs": [list(run.values()) for run in comparison.runs],
+        "means": [
+            means_table(comparison, condition=condition, metric=metric)
+            for condition in dict.fromkeys([ALL, *comparison.conditions])
+            for metric in SHOWN
+        ],
+        "shown": len(SHOWN),
+        "more": list(more),
+        "focuses": {
+            focus: [focus_text(comparison, focus, metric=metric) for metric in SHOWN] for focus in focuses
+        },
+        "delong": {focus: delong_text(comparison, focus) for focus in focuses if focus.domain != MEAN},
+        "differences": [differences_text(comparison, metric=m) for m in METRICS if comparison.others],
+        "pictures": pictures.values(),
+    }
+    forms = {form: render(f"comparison.{form}", **content) for form in ("html", "md")}
+    return {f"report.{form}": text.rstrip() + "\n" for form, text in forms.items()}
 
 
 def _markdown(text: object) -> str:
@@ -148,15 +130,6 @@ def _line(text: str) -> str:
     return " ".join(text.split())
 
 
-def _stand_for(by_label: Mapping[str, Mapping[str, str]]) -> dict[str, str]:
-    """What is behind each label: the compared settings that it has."""
-    return {
-        label: ", ".join(f"{name} {text}" for name, text in values.items() if text != "-")
-        or "no such settings"
-        for label, values in by_label.items()
-    }
-
-
 ENVIRONMENT = Environment(
     loader=PackageLoader("dinomaly_hd.evaluation"),
     autoescape=select_autoescape(["html"]),
@@ -164,9 +137,6 @@ ENVIRONMENT = Environment(
     trim_blocks=True,
     lstrip_blocks=True,
 )
-ENVIRONMENT.filters |= {
-    "base64": lambda png: base64.b64encode(png).decode(),
-    "line": _line,
-    "md": _markdown,
-    "stand_for": _stand_for,
-}
+ENVIRONMENT.filters["base64"] = lambda png: base64.b64encode(png).decode()
+ENVIRONMENT.filters["line"] = _line
+ENVIRONMENT.filters["md"] = _markdown

@@ -1,6 +1,6 @@
 """Views of a result (``results.evaluate``): MLflow's metrics, and its tables as texts in per cent."""
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import numpy as np
@@ -50,7 +50,7 @@ def detector_table(result: Mapping[str, Any]) -> pd.DataFrame:
         row = rows[name] = {("", kind): str(counts[kind]) for kind in ("good", "fault")}
         row["", "AUROC [95 %]"] = with_interval(block, "auroc")
         row["", "TPR@FPR 1 % [95 %]"] = with_interval(block, "tpr_at_fpr_1pct")
-        row["", "TPR 5 %"] = percent(block["tpr_at_fpr_5pct"])
+        row["", "TPR@FPR 5 %"] = percent(block["tpr_at_fpr_5pct"])
         for condition in conditions if len(conditions) > 1 else ():
             part = block["by_condition"][condition]
             row[condition, "AUROC"] = percent(part["auroc"])
@@ -73,8 +73,8 @@ def trivial_table(result: Mapping[str, Any]) -> pd.DataFrame:
 def summary_lines(result: Mapping[str, Any]) -> list[str]:
     """Lay the result out as plain text of at most 110 columns; ``-`` is what cannot be had."""
     table = detector_table(result)
-    conditions = list(dict.fromkeys(condition for condition, _ in table.columns))[:3]  # "" and two
-    lines = _printed(table[conditions].drop(columns=[("", "TPR 5 %")]))
+    conditions = table.columns.unique(0)[:3]  # "" and two
+    lines = _printed(table[list(conditions)].drop(columns=[("", "TPR@FPR 5 %")]))
     lines.insert(len(lines) - 2, "-" * len(lines[0]))
     mean, domains = result["mean_metrics"], result["per_domain_metrics"]
     without = mean["missing"].get("auroc", [])
@@ -88,20 +88,17 @@ def summary_lines(result: Mapping[str, Any]) -> list[str]:
 
 def results_markdown(result: Mapping[str, Any]) -> str:
     """Return the detector's table as Markdown."""
-    table = detector_table(result)
-    return markdown_table(table.set_axis(titles(table), axis=1).reset_index(names=""))
-
-
-def titles(table: pd.DataFrame) -> list[str]:
-    """Return column names of two levels as one text each."""
-    return [" ".join(names).strip() for names in table.columns]
-
-
-def markdown_table(table: pd.DataFrame) -> str:
-    """Return texts as a Markdown table that no text can break, the first column being the rows' names."""
+    table = named_rows(detector_table(result))
     rule = ["---", *["---:"] * (table.shape[1] - 1)]
     rows = [[as_markdown(str(cell)) for cell in row] for row in (table.columns, *table.to_numpy())]
     return "".join(f"| {' | '.join(row)} |\n" for row in (rows[0], rule, *rows[1:]))
+
+
+def named_rows(table: pd.DataFrame) -> pd.DataFrame:
+    """Return a table with the rows' names as its first column, and column names of one level."""
+    if table.columns.nlevels > 1:
+        table = table.set_axis([" ".join(name).strip() for name in table.columns.to_flat_index()], axis=1)
+    return table.reset_index(names="")
 
 
 def with_interval(block: Block, metric: str) -> str:
@@ -116,9 +113,9 @@ def percent(value: float) -> str:
     return "-" if np.isnan(value) else f"{100 * value:.2f}"
 
 
-def mean_and_spread(values: Sequence[float]) -> str:
+def mean_and_spread(values: "pd.Series[float]") -> str:
     """Return "mean ± standard deviation" in per cent over what is no NaN; one value has no deviation."""
-    have = np.array([value for value in values if not np.isnan(value)])
+    have = values.dropna().to_numpy()
     if not have.size:
         return "-"
     return percent(have.mean()) + (f" ± {percent(have.std(ddof=1))}" if have.size > 1 else "")

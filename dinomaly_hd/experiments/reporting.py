@@ -15,7 +15,7 @@ from dinomaly_hd.evaluation.compare import Comparison, Focus, compare
 from dinomaly_hd.evaluation.comparison_members import MemberRun
 from dinomaly_hd.evaluation.comparison_plots import comparison_pictures, pairs_pictures
 from dinomaly_hd.evaluation.comparison_tables import transfer_table
-from dinomaly_hd.evaluation.report import Story, comparison_csv, comparison_html, comparison_markdown
+from dinomaly_hd.evaluation.report import Story, comparison_csv, comparison_pages
 from dinomaly_hd.experiments.find import SUMMARY, Asked, Collected, Shelf, collect
 from dinomaly_hd.experiments.members import on_scored_domains
 from dinomaly_hd.experiments.run_folder import FINISHED, RunFolder
@@ -92,17 +92,15 @@ def write_report(
     pictures = {**pairs_pictures(members), **comparison_pictures(comparison, focuses=focuses)}
     table = transfer_table(members)
     more = [] if table is None else [table]
-    markdown = comparison_markdown(comparison, story=story, focuses=focuses, more=more)
-    page = comparison_html(comparison, story=story, focuses=focuses, pictures=pictures, more=more)
-    tables = {f"tables/{name}": text for name, text in comparison_csv(comparison).items()}
-    texts = {"report.html": page, "report.md": markdown, **tables}
+    pages = comparison_pages(comparison, story=story, focuses=focuses, pictures=pictures, more=more)
+    texts = {**pages, **{f"tables/{name}": text for name, text in comparison_csv(comparison).items()}}
     for name, text in texts.items():
         publish_text(folder / name, text)
     for name, picture in pictures.items():
         publish(folder / "plots" / f"{name}.png", lambda stream, png=picture.png: stream.write(png))  # type: ignore[misc]
     publish_json(folder / SUMMARY, summary(comparison, question=question, failed=failed))
     names = [*texts, *(f"plots/{name}.png" for name in pictures), SUMMARY]
-    return Report(comparison, [folder / name for name in names], markdown)
+    return Report(comparison, [folder / name for name in names], pages["report.md"])
 
 
 def summary(comparison: Comparison, *, question: Question, failed: Mapping[str, str]) -> dict[str, object]:
