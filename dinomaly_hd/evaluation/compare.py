@@ -20,6 +20,7 @@ from dinomaly_hd.errors import ConfigError, nearest
 from dinomaly_hd.evaluation import metrics, statistics
 from dinomaly_hd.evaluation.comparison_members import (
     MemberRun,
+    SameImages,
     Settings,
     check_members,
     same_images,
@@ -132,24 +133,9 @@ def compare(
             f"reference {reference!r} is not a label of these runs.{nearest(reference, labels)}"
         )
     same = same_images(members)
-    cells: dict[tuple[str, str], Cell] = {}
-    counts = {}
-    for domain in domain_names(same.images):
-        own = same.images[same.images["domain"] == domain]
-        counts[domain] = (int((own["label"] == 0).sum()), int((own["label"] == 1).sum()))
-        for condition in shown_conditions(same.images):
-            rows = of_condition(own, condition)
-            scores_MN, label = same.scores_MN[:, rows.index], rows["label"].to_numpy(np.int64)
-            draws_MBR = shared_bootstrap(
-                scores_MN,
-                label=label,
-                max_fprs=tuple(FPR_TARGETS.values()),
-                generator=named_generator(draw_seed, f"comparison/{domain}/{condition}"),
-                draws=draws if len(labels) > 1 else 0,
-            )
-            cells[domain, condition] = Cell(scores_MN, label, draws_MBR)
-            tick()
+    cells = _cells(same, draws=draws if len(labels) > 1 else 0, draw_seed=draw_seed, tick=tick)
     values = _values(members, cells)
+    faults = same.images.groupby("domain", sort=False)["label"]
     seeds = {label: tuple(sorted(m.seed for m in members if m.label == label)) for label in labels}
     every_seed = sorted({member.seed for member in members})
     return Comparison(
@@ -157,9 +143,9 @@ def compare(
         reference=reference,
         seeds=seeds,
         missing=tuple((label, seed) for label in labels for seed in every_seed if seed not in seeds[label]),
-        domains=tuple(counts),
+        domains=tuple(domain_names(same.images)),
         conditions=shown_conditions(same.images),
-        counts=counts,
+        counts={str(domain): (int((own == 0).sum()), int(own.sum())) for domain, own in faults},
         data_digest=str(members[0].result.get("data_digest", "unknown")),
         runs=[{"label": member.label, "seed": member.seed, "name": member.name} for member in members],
         settings=settings_of(members, compared=compared),
@@ -199,6 +185,27 @@ def verdict(seeds: int, difference: float, p: float) -> str:
     if p < SIGNIFICANT:
         return HIGHER if difference > 0 else LOWER
     return NOT_SHOWN
+
+
+def _cells(
+    same: SameImages, *, draws: int, draw_seed: int, tick: Callable[[], None]
+) -> dict[tuple[str, str], Cell]:
+    """Cut the images into domains x conditions and draw each cell's images once for all runs."""
+    cells = {}
+    for domain in domain_names(same.images):
+        for condition in shown_conditions(same.images):
+            rows = where(of_condition(same.images, condition), domain=domain)
+            scores_MN, label = same.scores_MN[:, rows.index], rows["label"].to_numpy(np.int64)
+            draws_MBR = shared_bootstrap(
+                scores_MN,
+                label=label,
+                max_fprs=tuple(FPR_TARGETS.values()),
+                generator=named_generator(draw_seed, f"comparison/{domain}/{condition}"),
+                draws=draws,
+            )
+            cells[domain, condition] = Cell(scores_MN, label, draws_MBR)
+            tick()
+    return cells
 
 
 def _values(members: Sequence[MemberRun], cells: Cells) -> pd.DataFrame:

@@ -53,12 +53,7 @@ class MapPicture:
     """
 
     def __init__(
-        self,
-        *,
-        input_shape: tuple[int, int],
-        limit: float,
-        input_limit: float = 1.0,
-        box: Box | None = None,
+        self, *, input_shape: tuple[int, int], limit: float, input_limit: float = 1.0, box: Box | None = None
     ) -> None:
         self._shape, self._limit = input_shape, max(limit, SMALLEST_LIMIT)
         top, bottom, left, right = box or Box(0, input_shape[0], 0, input_shape[1])

@@ -109,17 +109,20 @@ def evaluate(
     pooled = _ranked(table, "score", "pooled", plan)
     for condition, part in pooled.items():
         _pool_calls(part.block, {domain: parts[condition].block for domain, parts in evaluated.items()})
-    trivial = {}
-    for column in trivial_columns(table):
-        own = {domain: _ranked(rows, column, domain, plan) for domain, rows in rows_of.items()}
-        blocks = {domain: _nested(parts) for domain, parts in own.items()}
-        trivial[column.removeprefix(PREFIX)] = blocks | {"mean": _mean_of(own, plan)}
+    trivial = {
+        column.removeprefix(PREFIX): {
+            domain: _ranked(rows, column, domain, plan) for domain, rows in rows_of.items()
+        }
+        for column in trivial_columns(table)
+    }
     return {
         "overall_auroc": pooled[ALL].block["auroc"],
-        "per_domain_metrics": {domain: _nested(parts) for domain, parts in evaluated.items()},
+        "per_domain_metrics": _nested_all(evaluated),
         "mean_metrics": _mean_of(evaluated, plan),
         "overall_pooled_metrics": _nested(pooled),
-        "trivial": trivial,
+        "trivial": {
+            score: _nested_all(own) | {"mean": _mean_of(own, plan)} for score, own in trivial.items()
+        },
     }
 
 
@@ -226,6 +229,10 @@ def _add_pixel(block: Block, scores: PixelScores) -> None:
 def _nested(parts: Mapping[str, Evaluated]) -> Block:
     """The block of all images, with every condition's block (its own included) under ``by_condition``."""
     return parts[ALL].block | {"by_condition": {name: part.block for name, part in parts.items()}}
+
+
+def _nested_all(evaluated: Mapping[str, Mapping[str, Evaluated]]) -> dict[str, Block]:
+    return {domain: _nested(parts) for domain, parts in evaluated.items()}
 
 
 def _mean_of(evaluated: Mapping[str, Mapping[str, Evaluated]], plan: _Plan) -> Block:

@@ -8,11 +8,7 @@ from numpy.typing import ArrayLike, NDArray
 
 from dinomaly_hd.evaluation.metrics import auroc, number, tpr_at_fpr
 
-FIGURES = {
-    "auroc": "auroc",
-    "tpr_at_fpr_1pct": "tpr_at_fpr_1",
-    "tpr_at_fpr_5pct": "tpr_at_fpr_5",
-}
+FIGURES = {"auroc": "auroc", "tpr_at_fpr_1pct": "tpr_at_fpr_1", "tpr_at_fpr_5pct": "tpr_at_fpr_5"}
 """Name in results.json -> name of the metric in MLflow."""
 
 

@@ -16,13 +16,7 @@ FROM = " from "
 """Between a model and its source in the label of a run, where a comparison has several sources."""
 CHANCE = 0.5
 SOURCE_FPR = 0.01
-FIGURES = (
-    "source_auroc",
-    "average_target_auroc",
-    "transfer_ratio",
-    "domain_gap",
-    "chance_corrected_ratio",
-)
+FIGURES = ("source_auroc", "average_target_auroc", "transfer_ratio", "domain_gap", "chance_corrected_ratio")
 
 
 def transfer_of(

@@ -194,8 +194,8 @@ def collect(asked: Asked, shelf: Shelf, *, say: Callable[[str], None], tick: Cal
         raise ConfigError(f"no finished run among those asked for: {reasons}")
     alone = len(named) == 1 and named[0].is_comparison and not asked.query
     own = named[0] if alone and asked.label_by == BY_CONFIG else None
-    compared = [*collection.compared, *COMES_WITH.get(asked.label_by, ())]
-    compared += [] if asked.label_by in (BY_CONFIG, BY_VARIANT) else [asked.label_by]
+    by_name = () if asked.label_by in (BY_CONFIG, BY_VARIANT) else (asked.label_by,)
+    compared = [*collection.compared, *by_name, *COMES_WITH.get(asked.label_by, ())]
     return Collected(
         relabelled(members, label_by=asked.label_by),
         failed,

@@ -43,9 +43,7 @@ HISTORY_SERIES = (
 def pictures_saved() -> Iterator[SavePicture]:
     """Yield what encodes and publishes a picture while the next one is drawn; all are there at the end.
 
-    Raises:
-        OutputError: A picture cannot be written; raised with one of the next, or at the end unless
-            the drawing itself fails.
+    That a picture cannot be written is raised with one of the next, or at the end.
     """
     waiting: deque[Future[None]] = deque()
     with ThreadPoolExecutor(max_workers=1) as pool:
@@ -99,36 +97,33 @@ def draw_maps(
     """
     chosen = select_by_rank(table, thresholds=thresholds, count=count) if count else table.iloc[:0]
     position_of = {record.path: position for position, record in enumerate(manifest.records)}
-    for domain, rows in chosen.groupby("domain", sort=False):
+    for name, rows in chosen.groupby("domain", sort=False):
+        domain = str(name)
         picture = MapPicture(
             input_shape=manifest.shape,
-            limit=limits[str(domain)],
-            input_limit=input_limits[str(domain)],
+            limit=limits[domain],
+            input_limit=input_limits[domain],
             box=examiner.box,
         )
         positions = np.array([position_of[path] for path in rows["path"]], dtype=np.int64)
-        order = rows.groupby(["label", "rank"]).cumcount() + 1
-        names = [
-            f"{'fault' if label else 'good'}_{rank}_{number:02d}_{Path(path).stem[-LONGEST_STEM:]}.png"
-            for label, rank, number, path in zip(
-                rows["label"], rows["rank"], order, rows["path"], strict=True
-            )
-        ]
-        drawn = 0
+        places = zip(rows["rank"], rows.groupby(["label", "rank"]).cumcount() + 1, strict=True)
         for batch, images_BHW, prediction in examiner.batches(positions):
             for i, position in enumerate(batch):
                 tick()
-                record, score = manifest.records[int(position)], float(prediction.score_B[i])
+                record = manifest.records[int(position)]
                 title = picture_title(
                     path=record.path,
                     label=record.label,
                     condition=record.condition,
-                    score=score,
-                    threshold=thresholds.get(str(domain), float("nan")),
+                    score=float(prediction.score_B[i]),
+                    threshold=thresholds.get(domain, float("nan")),
                 )
-                mask = read_mask(manifest, int(position))
                 pixels_HW3 = picture.draw(
-                    images_BHW[i].numpy(), prediction.map_BHW[i].numpy(), title=title, mask_HW=mask
+                    images_BHW[i].numpy(),
+                    prediction.map_BHW[i].numpy(),
+                    title=title,
+                    mask_HW=read_mask(manifest, int(position)),
                 )
-                save(folders[str(domain)] / names[drawn], pixels_HW3)
-                drawn += 1
+                rank, number = next(places)
+                kind, stem = "fault" if record.label else "good", Path(record.path).stem[-LONGEST_STEM:]
+                save(folders[domain] / f"{kind}_{rank}_{number:02d}_{stem}.png", pixels_HW3)
