@@ -74,7 +74,8 @@ def summary_lines(result: Mapping[str, Any]) -> list[str]:
     """Lay the result out as plain text of at most 110 columns; ``-`` is what cannot be had."""
     table = detector_table(result)
     conditions = table.columns.unique(0)[:3]  # "" and two
-    lines = _printed(table[list(conditions)].drop(columns=[("", "TPR@FPR 5 %")]))
+    printed = _printed(table[list(conditions)].drop(columns=[("", "TPR@FPR 5 %")]))
+    lines = [line for line in printed if line.strip()]  # where all is one condition, none is named
     lines.insert(len(lines) - 2, "-" * len(lines[0]))
     mean, domains = result["mean_metrics"], result["per_domain_metrics"]
     without = mean["missing"].get("auroc", [])

@@ -181,6 +181,7 @@ def test_one_known_condition_gives_one_block():
     result = run(score_table(conditions=False))
     assert list(result["per_domain_metrics"]["domain_C"]["by_condition"]) == ["all"]
     assert not any("cold" in text for text in (*flat_metrics(result), *summary_lines(result)))
+    assert summary_lines(result)[0].split()[:2] == ["good", "fault"]
 
 
 def test_flat_names_are_mlflows():
