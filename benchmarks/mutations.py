@@ -128,9 +128,9 @@ MUTATIONS = (
     Mutation(
         15,
         "cells of a page are escaped",
-        "dinomaly_hd/evaluation/page.py",
-        '"".join(f"<td>{html.escape(cell)}</td>" for cell in cells[1:])',
-        '"".join(f"<td>{cell}</td>" for cell in cells[1:])',
+        "dinomaly_hd/evaluation/report.py",
+        'autoescape=select_autoescape(["html"])',
+        "autoescape=False",
     ),
     Mutation(
         16,

@@ -38,8 +38,7 @@ def standard_deviation(images_NHW: Images) -> FloatArray:
 
 def contrast(images_NHW: Images) -> FloatArray:
     """(maximum - mean) / standard deviation of each image; 0 for a flat image, which has no contrast."""
-    height_N = maximum(images_NHW) - mean(images_NHW)
-    std_N = standard_deviation(images_NHW)
+    height_N, std_N = maximum(images_NHW) - mean(images_NHW), standard_deviation(images_NHW)
     return np.divide(height_N, std_N, out=np.zeros_like(std_N), where=std_N > 0)
 
 
@@ -71,47 +70,33 @@ class RowFilter:
     std_H: FloatArray
 
     @classmethod
-    def fit(cls, normals_NHW: Images, *, width: int | None = None) -> "RowFilter":
-        """Learn each row's usual contrast from train normals (N >= 2).
-
-        ``width`` is by default a quarter of the columns, made odd (23 of 95): short enough to fit a piece of
-        a broken band, long enough to average the texture away. No test data went into this choice.
-
-        Raises:
-            DataError: Fewer than 2 images.
-        """
+    def fit(cls, normals_NHW: Images) -> "RowFilter":
+        """Learn each row's usual contrast from train normals (N >= 2)."""
         if len(normals_NHW) < 2:
             raise DataError(f"row filter: {len(normals_NHW)} train normals, expected at least 2")
-        width = width if width is not None else _quarter(normals_NHW.shape[2])
-        contrast_NH = _largest_row_contrast(normals_NHW, width)
+        # A quarter of the columns, made odd (23 of 95): short enough to fit a piece of a broken band, long
+        # enough to average the texture away. No test data went into this choice.
+        width = max(1, (normals_NHW.shape[2] // 4 - 1) | 1)
+        contrast_NH = _row_contrast(normals_NHW, width)
         std_H = contrast_NH.std(axis=0)
         return cls(width=width, mean_H=contrast_NH.mean(axis=0), std_H=np.where(std_H > 0, std_H, 1.0))
 
     def score(self, images_NHW: Images) -> FloatArray:
         """How many standard deviations each image's most unusual row lies above that row's mean."""
-        contrast_NH = _largest_row_contrast(images_NHW, self.width)
-        score_N: FloatArray = ((contrast_NH - self.mean_H) / self.std_H).max(axis=1)
+        score_N: FloatArray = ((_row_contrast(images_NHW, self.width) - self.mean_H) / self.std_H).max(axis=1)
         return score_N
 
 
-def _quarter(columns: int) -> int:
-    return max(1, (columns // 4 - 1) | 1)
-
-
-def _largest_row_contrast(images_NHW: Images, width: int) -> FloatArray:
-    batches = range(0, len(images_NHW), BATCH)
-    return np.concatenate(
-        [
-            np.empty((0, images_NHW.shape[1])),
-            *(_row_contrast(images_NHW[i : i + BATCH], width) for i in batches),
-        ]
-    )
-
-
 def _row_contrast(images_NHW: Images, width: int) -> FloatArray:
-    smooth_NHW = ndimage.uniform_filter1d(images_NHW.astype(np.float64), width, axis=2, mode="wrap")
-    around_NHW = sum(np.roll(smooth_NHW, shift, axis=1) for shift in (-3, -2, 2, 3)) / 4
-    # Where the surroundings are 0 (a dark image) there is no ratio, hence no contrast.
-    ratio_NHW = np.divide(smooth_NHW, around_NHW, out=np.ones_like(smooth_NHW), where=around_NHW > 0)
-    contrast_NH: FloatArray = ratio_NHW.max(axis=2) - 1.0
+    """Largest contrast of each row (N, H)."""
+    contrast_NH = np.empty(images_NHW.shape[:2])
+    for start in range(0, len(images_NHW), BATCH):
+        batch = slice(start, start + BATCH)
+        smooth_NHW = ndimage.uniform_filter1d(
+            images_NHW[batch].astype(np.float64), width, axis=2, mode="wrap"
+        )
+        around_NHW = sum(np.roll(smooth_NHW, shift, axis=1) for shift in (-3, -2, 2, 3)) / 4
+        # Where the surroundings are 0 (a dark image) there is no ratio, hence no contrast.
+        ratio_NHW = np.divide(smooth_NHW, around_NHW, out=np.ones_like(smooth_NHW), where=around_NHW > 0)
+        contrast_NH[batch] = ratio_NHW.max(axis=2) - 1.0
     return contrast_NH

@@ -45,8 +45,8 @@ def main(argv: Sequence[str], guard: "SignalGuard") -> None:
 
     values = parse_options("report", argv, options=FLAGS, doc=__doc__)
     given = {name: None if value == AUTO else value for name, value in values.items()}
-    from dinomaly_hd.experiments.collect import Asked
-    from dinomaly_hd.experiments.report_run import ReportRequest, report
+    from dinomaly_hd.experiments.find import Asked
+    from dinomaly_hd.experiments.reporting import ReportRequest, report
 
     report(
         ReportRequest(

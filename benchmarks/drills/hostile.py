@@ -20,7 +20,7 @@ import tifffile
 
 from benchmarks.drills.tally import Drill, Tally
 from dinomaly_hd.data.tree import FOLDERS, survey
-from dinomaly_hd.evaluation import page
+from dinomaly_hd.evaluation.report import ENVIRONMENT, Picture, render
 from dinomaly_hd.names import FORMULA_STARTS, has_hidden
 from dinomaly_hd.runs.store import client_for
 from entry_points import project_file
@@ -384,16 +384,17 @@ def _strange(text: str) -> list[str]:
 
 def pages(tally: Tally) -> None:
     """Put names into every place of a page that takes text."""
+    parts: Any = ENVIRONMENT.get_template("parts.html").module
     for name in NAMES:
-        parts = [
-            *(make(name) for make in (page.heading, page.paragraph, page.note)),
-            page.bullets([name]),
-            page.facts({name: name}),
-            page.table(name, [name, name], [[name, name]]),
-            page.folded(name, ""),
-            page.figure(name, b""),
+        made = [
+            render("page.html", title=name),
+            parts.bullets([name]),
+            parts.facts({name: name}),
+            parts.table(name, [name, name], [[name, name]]),
+            parts.folded(name, caller=lambda: ""),
+            parts.figures([Picture(name, b"")]),
         ]
-        strange = [fault for part in (page.page(name, []), *parts) for fault in _strange(part)]
+        strange = [fault for part in made for fault in _strange(part)]
         tally.add(f"{name!r} in a page", f"let through: {strange[:3]}" if strange else None)
 
 

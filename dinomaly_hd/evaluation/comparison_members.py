@@ -64,12 +64,7 @@ def leaves(config: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def check_members(members: Sequence[MemberRun]) -> None:
-    """Refuse runs that cannot stand in one comparison.
-
-    Raises:
-        ConfigError: There is no run, or two have the same label and seed; both are named.
-        DataError: Two runs were tested on different data; both and their digests are named.
-    """
+    """Refuse runs that cannot stand in one comparison: two of one label and seed, or of different data."""
     if not members:
         raise ConfigError("comparison: no runs, expected at least one finished run")
     seen: dict[tuple[str, int], MemberRun] = {}
@@ -89,33 +84,33 @@ def check_members(members: Sequence[MemberRun]) -> None:
 
 
 def same_images(members: Sequence[MemberRun]) -> SameImages:
-    """Bring all runs' scores into the order of the first run's images.
+    """Bring all runs' scores into the order of the first run's images, which must be those of all runs.
 
-    Raises:
-        DataError: A score table cannot be evaluated (``results.check_table``); the runs' images, labels or
-            conditions differ; or a run's scores do not give the AUROC of its own result.
-        NonFiniteError: A score is NaN or infinite.
+    A run whose scores do not give the AUROC of its own result is refused, too: its folder holds parts of two
+    evaluations.
     """
-    first, aligned = members[0], []
+    first, facts = members[0], ["domain", "label", "condition"]
+    reference, scores = pd.DataFrame(), []
     for member in members:
         try:
             results.check_table(member.scores)
         except DinomalyHDError as error:
             raise type(error)(f"{member.title}: {error}") from error
         _check_own_result(member)
-        aligned.append(member.scores.set_index("path"))
-    reference = aligned[0]
-    for member, table in zip(members[1:], aligned[1:], strict=True):
-        for path in (*reference.index.difference(table.index), *table.index.difference(reference.index)):
+        table = member.scores.set_index("path")
+        if member is first:
+            reference = table
+        different = f"{first.title} and {member.title} were tested on different images: "
+        for path in reference.index.symmetric_difference(table.index, sort=False):
             owner = first if path in reference.index else member
-            raise _different(first, member, f"{path} is only in {owner.name}")
-        for column in ("domain", "label", "condition"):
-            wanted, found = reference[column].astype(str), table[column].reindex(reference.index).astype(str)
+            raise DataError(f"{different}{path} is only in {owner.name}")
+        table = table.reindex(reference.index)
+        for column in facts:
+            wanted, found = reference[column].astype(str), table[column].astype(str)
             for path in reference.index[wanted != found]:
-                raise _different(first, member, f"{path}: {column} {wanted[path]} and {found[path]}")
-    images = reference.reset_index()[["path", "domain", "label", "condition"]]
-    scores = [table["score"].reindex(reference.index).to_numpy(np.float64) for table in aligned]
-    return SameImages(images, np.stack(scores))
+                raise DataError(f"{different}{path}: {column} {wanted[path]} and {found[path]}")
+        scores.append(table["score"].to_numpy(np.float64))
+    return SameImages(reference.reset_index()[["path", *facts]], np.stack(scores))
 
 
 def settings_of(members: Sequence[MemberRun], *, compared: Sequence[str] = ()) -> Settings:
@@ -124,47 +119,48 @@ def settings_of(members: Sequence[MemberRun], *, compared: Sequence[str] = ()) -
     Compared are the model's settings and the names in ``compared`` (e.g. ``encoder``). A setting that differs
     inside one label is noted even if compared: the label's mean then mixes two things.
     """
-    flat = [_flat(member.result) for member in members]
-    names = list(dict.fromkeys(name for settings in flat for name in settings))
-    asked = set(compared).union(
-        *(leaves(member.result.get("config", {}).get("model", {})) for member in members)
-    )
+    models = (member.result.get("config", {}).get("model", {}) for member in members)
+    asked = {*compared}.union(*map(leaves, models))
+    labels = [member.label for member in members]
+    table = pd.DataFrame([_flat(member.result) for member in members]).fillna("-")
     equal: dict[str, str] = {}
-    by_label: dict[str, dict[str, str]] = {member.label: {} for member in members}
+    by_label: dict[str, dict[str, str]] = {label: {} for label in labels}
     notes = []
-    for name in names:
-        texts = [settings.get(name, "-") for settings in flat]
-        if len(set(texts)) == 1:
-            equal[name] = texts[0]
+    for name, texts in table.items():
+        if texts.nunique() == 1:
+            equal[str(name)] = texts.iloc[0]
             continue
-        per_label = {label: _texts(members, texts, label) for label in by_label}
+        per_label = texts.groupby(labels, sort=False).unique()
         if name in asked:
             for label, values in per_label.items():
-                by_label[label][name] = " / ".join(values)
+                by_label[str(label)][str(name)] = " / ".join(values)
         else:
-            notes.append(f"{name} differs between runs: {_who(members, texts)}")
-        mixed = [label for label, values in per_label.items() if len(values) > 1]
+            owners = [m.label if len(per_label[m.label]) == 1 else f"{m.label}/{m.seed}" for m in members]
+            with_text = pd.Series(owners).groupby(texts, sort=False).unique()
+            who = "; ".join(f"{text} ({_listed(names)})" for text, names in with_text.items())
+            notes.append(f"{name} differs between runs: {who}")
         notes += [
-            f"{name} differs inside {label}: its mean mixes {', '.join(per_label[label])}" for label in mixed
+            f"{name} differs inside {label}: its mean mixes {', '.join(values)}"
+            for label, values in per_label.items()
+            if len(values) > 1
         ]
     return Settings(equal, by_label, tuple(notes))
 
 
+def _listed(names: Sequence[str]) -> str:
+    more = f" and {len(names) - SHOWN_RUNS} more" if len(names) > SHOWN_RUNS else ""
+    return ", ".join(names[:SHOWN_RUNS]) + more
+
+
 def _check_own_result(member: MemberRun) -> None:
-    """A folder whose scores and result come from two evaluations must not be reported as one."""
     for domain, block in member.result.get("per_domain_metrics", {}).items():
         rows = member.scores[member.scores["domain"] == domain]
-        stated, found = block.get("auroc"), metrics.auroc(rows["score"], rows["label"])
-        stated = number(stated)
+        stated, found = number(block.get("auroc")), metrics.auroc(rows["score"], rows["label"])
         if not np.isclose(stated, found, rtol=0, atol=SAME, equal_nan=True):
             raise DataError(
                 f"{member.title}: {domain} has AUROC {stated:.6f} in its result but {found:.6f} by its "
                 "scores; evaluate the run again"
             )
-
-
-def _different(first: MemberRun, second: MemberRun, what: str) -> DataError:
-    return DataError(f"{first.title} and {second.title} were tested on different images: {what}")
 
 
 def _flat(result: Mapping[str, Any]) -> dict[str, str]:
@@ -173,24 +169,3 @@ def _flat(result: Mapping[str, Any]) -> dict[str, str]:
     versions = {f"version of {name}": text for name, text in result.get("versions", {}).items()}
     own = {name: value for name, value in leaves(config).items() if name not in NOT_SETTINGS}
     return {name: str(value) for name, value in (own | beside | versions).items()}
-
-
-def _texts(members: Sequence[MemberRun], texts: Sequence[str], label: str) -> list[str]:
-    own = (text for member, text in zip(members, texts, strict=True) if member.label == label)
-    return list(dict.fromkeys(own))
-
-
-def _who(members: Sequence[MemberRun], texts: Sequence[str]) -> str:
-    """Every value with the labels that have it, or with label/seed where a label has several."""
-    of_label = {member.label: _texts(members, texts, member.label) for member in members}
-    owners: dict[str, list[str]] = {}
-    for member, text in zip(members, texts, strict=True):
-        name = member.label if len(of_label[member.label]) == 1 else f"{member.label}/{member.seed}"
-        if name not in owners.setdefault(text, []):
-            owners[text].append(name)
-    return "; ".join(f"{text} ({_listed(names)})" for text, names in owners.items())
-
-
-def _listed(names: Sequence[str]) -> str:
-    more = f" and {len(names) - SHOWN_RUNS} more" if len(names) > SHOWN_RUNS else ""
-    return ", ".join(names[:SHOWN_RUNS]) + more

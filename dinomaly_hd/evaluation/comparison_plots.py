@@ -1,35 +1,39 @@
-"""Pictures of a comparison: labels as dots per domain, and differences to the reference as a forest plot."""
+"""Pictures of a comparison: labels as dots per domain, differences to the reference, pairs of domains."""
 
 from collections.abc import Sequence
-from itertools import chain
 
 import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from dinomaly_hd.evaluation.comparison import Comparison, Focus, focus_table
-from dinomaly_hd.evaluation.comparison_cells import MEAN, NAMES, SHOWN
+from dinomaly_hd.evaluation.compare import MEAN, NAMES, SHOWN, Comparison, Focus, focus_table, where
+from dinomaly_hd.evaluation.comparison_members import MemberRun
+from dinomaly_hd.evaluation.metrics import number
 from dinomaly_hd.evaluation.plots import FAULT_COLOUR, GOOD_COLOUR, new_figure, png_bytes, printable
 from dinomaly_hd.evaluation.report import Picture
 from dinomaly_hd.evaluation.results import ALL
+from dinomaly_hd.evaluation.transfer import FROM
 
 DOT_CAPTION = (
     "small dots are seeds, the square is their mean, the bar one standard deviation to each side, the dashed "
     "line the reference's mean."
 )
 FOREST_CAPTION = "95 % intervals over seeds and over images, neither corrected for the number of labels."
-SEEDS_COLOUR, IMAGES_COLOUR = GOOD_COLOUR, FAULT_COLOUR
+PAIRS_CAPTION = (
+    "AUROC in %, mean over seeds: trained on the row's domain, tested on the column's; the diagonal is the "
+    "source itself; empty cells were not tested."
+)
 PANELS_IN_ROW = 5
 LONGEST_LABEL = 33
 WIDEST_SEEDS = 3.0  # times what the images' intervals need: a t-interval of two seeds may be 30 times as wide
+LOWEST_AUROC = 50.0
 
 
 def comparison_pictures(comparison: Comparison, *, focuses: Sequence[Focus]) -> dict[str, Picture]:
     """Return every picture of the report by its file stem, in the report's order."""
     pictures = {}
-    conditions = dict.fromkeys([ALL, *(focus.condition for focus in focuses)])
-    for condition in conditions:
+    for condition in dict.fromkeys([ALL, *(focus.condition for focus in focuses)]):
         for metric in SHOWN:
             caption = f"{NAMES[metric]}, condition {condition}: {DOT_CAPTION}"
             figure = dot_figure(comparison, condition=condition, metric=metric)
@@ -38,10 +42,8 @@ def comparison_pictures(comparison: Comparison, *, focuses: Sequence[Focus]) -> 
         for metric in SHOWN:
             place = f"{focus.domain} {focus.condition}, {NAMES[metric]}"
             caption = f"{place}: difference to {comparison.reference}, with {FOREST_CAPTION}"
-            figure = forest_figure(comparison, focus, metric=metric)
-            pictures[f"forest_{focus.domain}_{focus.condition}_{metric}"] = Picture(
-                caption, png_bytes(figure)
-            )
+            png = png_bytes(forest_figure(comparison, focus, metric=metric))
+            pictures[f"forest_{focus.domain}_{focus.condition}_{metric}"] = Picture(caption, png)
     return pictures
 
 
@@ -70,7 +72,7 @@ def forest_figure(comparison: Comparison, focus: Focus, *, metric: str) -> Figur
     axes = figure.subplots()
     place = np.arange(len(table))
     reach = _reach(table)
-    for offset, kind, colour in ((-0.13, "seeds", SEEDS_COLOUR), (0.13, "images", IMAGES_COLOUR)):
+    for offset, kind, colour in ((-0.13, "seeds", GOOD_COLOUR), (0.13, "images", FAULT_COLOUR)):
         low, high = (100 * table[f"{kind}_{end}"].to_numpy(np.float64) for end in ("low", "high"))
         axes.hlines(place + offset, low, high, color=colour, linewidth=2, label=f"95 % over {kind}")
         for marker, beyond, edge in (("<", low < -reach, -reach), (">", high > reach, reach)):
@@ -91,10 +93,47 @@ def forest_figure(comparison: Comparison, focus: Focus, *, metric: str) -> Figur
     return figure
 
 
+def pairs_pictures(members: Sequence[MemberRun]) -> dict[str, Picture]:
+    """Return a heat map of AUROC, source by target, for each model that has several single sources."""
+    rows = [
+        (one.label.rpartition(FROM)[0], sources[0], target, number(block["auroc"]))
+        for one in members
+        if len(sources := one.result.get("transfer", {}).get("source_domains", [])) == 1
+        for target, block in one.result["per_domain_metrics"].items()
+    ]
+    table = pd.DataFrame(rows, columns=["model", "source", "target", "auroc"])
+    pictures: dict[str, Picture] = {}
+    for model, own in table.groupby("model", sort=False):
+        if own["source"].nunique() > 1:
+            auroc = (
+                own.groupby(["source", "target"], sort=False)["auroc"].mean(skipna=False).unstack(sort=False)
+            )
+            pictures[f"transfer_{len(pictures) + 1}"] = pairs_picture(auroc, title=str(model))
+    return pictures
+
+
+def pairs_picture(auroc: pd.DataFrame, *, title: str) -> Picture:
+    """Draw AUROC (shares), a row a source and a column a target, NaN where nothing was tested."""
+    sources, targets, cells = list(auroc.index), list(auroc.columns), 100 * auroc.to_numpy(np.float64)
+    figure = new_figure(2.4 + 0.9 * len(targets), 1.6 + 0.6 * len(sources))
+    axes = figure.subplots()
+    image = axes.imshow(cells, vmin=LOWEST_AUROC, vmax=100.0, cmap="viridis", aspect="auto")
+    for row, column in np.argwhere(~np.isnan(cells)):
+        value = cells[row, column]
+        colour = "white" if value < (LOWEST_AUROC + 100.0) / 2 else "black"
+        axes.text(column, row, f"{value:.1f}", ha="center", va="center", color=colour)
+    axes.set_xticks(range(len(targets)), [printable(name) for name in targets])
+    axes.set_yticks(range(len(sources)), [printable(name) for name in sources])
+    axes.set(xlabel="tested on", ylabel="trained on")
+    axes.set_title(printable(title), parse_math=False)
+    figure.colorbar(image, ax=axes, label="AUROC in %")
+    return Picture(f"{title}: {PAIRS_CAPTION}", png_bytes(figure))
+
+
 def _dots(axes: Axes, comparison: Comparison, *, domain: str, condition: str, metric: str) -> None:
     labels = comparison.labels
     values, means = (
-        table[(table["domain"] == domain) & (table["condition"] == condition) & (table["metric"] == metric)]
+        where(table, domain=domain, condition=condition, metric=metric)
         for table in (comparison.values, comparison.means)
     )
     means = means.set_index("label").loc[list(labels)]
@@ -114,11 +153,10 @@ def _dots(axes: Axes, comparison: Comparison, *, domain: str, condition: str, me
 
 def _reach(table: pd.DataFrame) -> float:
     """Half width of the forest plot's axis, in percentage points."""
-    images = np.abs(table[["mean_difference", "images_low", "images_high"]].to_numpy(np.float64))
-    seeds = np.abs(table[["seeds_low", "seeds_high"]].to_numpy(np.float64))
-    needed = max(chain([1e-3], images[~np.isnan(images)]))
-    wanted = max(chain([needed], seeds[~np.isnan(seeds)]))
-    return float(100 * 1.1 * min(wanted, WIDEST_SEEDS * needed))
+    needed = table[["mean_difference", "images_low", "images_high"]].abs().max(axis=None)
+    wanted = table[["seeds_low", "seeds_high"]].abs().max(axis=None)
+    needed = np.nanmax([1e-3, needed])
+    return float(100 * 1.1 * min(np.nanmax([needed, wanted]), WIDEST_SEEDS * needed))
 
 
 def _tick(label: str) -> str:

@@ -1,14 +1,24 @@
 """Say in plain sentences what a comparison's numbers allow to conclude, and what not."""
 
 from collections.abc import Mapping, Sequence
-from typing import NamedTuple
 
-import numpy as np
 import pandas as pd
 
-from dinomaly_hd.evaluation.comparison import Comparison, Focus, focus_table
-from dinomaly_hd.evaluation.comparison_cells import MEAN, NAMES, SHOWN
-from dinomaly_hd.evaluation.comparison_differences import HIGHER, LEAST_SEEDS, LOWER, NOT_SHOWN, SIGNIFICANT
+from dinomaly_hd.evaluation.compare import (
+    HIGHER,
+    LEAST_SEEDS,
+    LOWER,
+    MEAN,
+    NAMES,
+    NOT_SHOWN,
+    SHOWN,
+    SIGNIFICANT,
+    Comparison,
+    Focus,
+    focus_table,
+    where,
+)
+from dinomaly_hd.evaluation.comparison_tables import points, points_interval
 
 SHOWN_FINDINGS = 8
 SOURCES = (
@@ -23,63 +33,40 @@ ABSENCE = (
 )
 
 
-class Story(NamedTuple):
-    """What the numbers cannot tell: title, question, command, and failed members (label/seed -> reason)."""
-
-    title: str
-    question: str
-    command: str
-    failed: Mapping[str, str]
-
-
 def reading(comparison: Comparison, *, failed: Mapping[str, str], focuses: Sequence[Focus]) -> list[str]:
     """Return the sentences, one paragraph an entry, the most restrictive first."""
-    sentences = [*_failed(failed), *_missing(comparison)]
+    sentences = []
+    if failed:
+        names = "; ".join(f"{title} ({why})" for title, why in failed.items())
+        sentences.append(f"Failed and therefore not in any number: {names}.")
+    if comparison.missing:
+        names = listed([f"{label} has no seed {seed}" for label, seed in comparison.missing], most=20)
+        sentences.append(
+            f"Missing seeds: {names}. Means use the seeds each label has; paired tests use common seeds only."
+        )
     if not comparison.others:
-        return [*sentences, *_alone(comparison)]
+        one = len(comparison.seeds[comparison.reference]) == 1
+        spread = "One seed: its spread is unknown." if one else "The tables show its mean and spread."
+        label = comparison.reference
+        return [*sentences, f"There is one label only, {label}, so nothing is compared. {spread}"]
     sentences += _seeds(comparison)
+    guesses = [_focus(comparison, focus, metric) for focus in focuses for metric in SHOWN]
     if (comparison.differences["seeds"] < LEAST_SEEDS).all():
-        return [*sentences, *_best_guesses(comparison, focuses), SOURCES]
-    sentences += [text for metric in SHOWN for text in _tests(comparison, metric)]
-    sentences += _best_guesses(comparison, focuses)
-    return [*sentences, SOURCES, *_wilcoxon(comparison), ABSENCE]
-
-
-def points(value: float) -> str:
-    """Return a difference of shares in signed percentage points, "-" for NaN."""
-    return "-" if np.isnan(value) else f"{100 * value:+.2f}"
-
-
-def points_interval(low: float, high: float) -> str:
-    """Return "[low, high]" in percentage points, "-" where there is none."""
-    return "-" if np.isnan(low) else f"[{points(low)}, {points(high)}]"
+        return [*sentences, *guesses, SOURCES]
+    sentences += [_tests(comparison, metric) for metric in SHOWN]
+    most = max(len(comparison.common_seeds(label)) for label in comparison.others)
+    least_p = 2.0 ** (1 - most)
+    wilcoxon = (
+        f"With {most} seeds Wilcoxon's test cannot give a p-value under {least_p:.3g}, whatever the "
+        "numbers: it is shown for completeness, and the t-test decides."
+    )
+    return [*sentences, *guesses, SOURCES, *([wilcoxon] if least_p >= SIGNIFICANT else []), ABSENCE]
 
 
 def listed(names: Sequence[str], *, most: int = SHOWN_FINDINGS) -> str:
     """Return the names with commas, the surplus as a count."""
     more = f" and {len(names) - most} more" if len(names) > most else ""
     return ", ".join(names[:most]) + more
-
-
-def _failed(failed: Mapping[str, str]) -> list[str]:
-    if not failed:
-        return []
-    return [f"Failed and therefore not in any number: {'; '.join(f'{k} ({v})' for k, v in failed.items())}."]
-
-
-def _missing(comparison: Comparison) -> list[str]:
-    if not comparison.missing:
-        return []
-    names = listed([f"{label} has no seed {seed}" for label, seed in comparison.missing], most=20)
-    return [
-        f"Missing seeds: {names}. Means use the seeds each label has; paired tests use common seeds only."
-    ]
-
-
-def _alone(comparison: Comparison) -> list[str]:
-    seeds = comparison.seeds[comparison.reference]
-    spread = "One seed: its spread is unknown." if len(seeds) == 1 else "The tables show its mean and spread."
-    return [f"There is one label only, {comparison.reference}, so nothing is compared. {spread}"]
 
 
 def _seeds(comparison: Comparison) -> list[str]:
@@ -104,37 +91,34 @@ def _seeds(comparison: Comparison) -> list[str]:
     return texts
 
 
-def _tested(table: pd.DataFrame) -> pd.DataFrame:
-    """Rows of single domains that a t-test could judge."""
-    return table[(table["domain"] != MEAN) & (table["seeds"] >= LEAST_SEEDS) & table["t_p"].notna()]
-
-
-def _tests(comparison: Comparison, metric: str) -> list[str]:
-    rows = _tested(comparison.differences[comparison.differences["metric"] == metric])
+def _tests(comparison: Comparison, metric: str) -> str:
+    """Count what the t-tests of single domains found, and what chance alone would have."""
+    rows = where(comparison.differences, metric=metric)
+    rows = rows[(rows["domain"] != MEAN) & (rows["seeds"] >= LEAST_SEEDS) & rows["t_p"].notna()]
     if rows.empty:
-        return [f"{NAMES[metric]}: no test could be made; the full table says why."]
+        return f"{NAMES[metric]}: no test could be made; the full table says why."
     found = rows[rows["verdict"].isin((HIGHER, LOWER))]
-    names = found["label"] + " " + found["verdict"] + " on " + found["domain"] + " " + found["condition"]
-    differences = found["mean_difference"].map(points)
-    findings = [f"{name} ({text})" for name, text in zip(names, differences, strict=True)]
+    findings = [
+        f"{name} ({points(difference)})"
+        for name, difference in zip(
+            found["label"] + " " + found["verdict"] + " on " + found["domain"] + " " + found["condition"],
+            found["mean_difference"],
+            strict=True,
+        )
+    ]
     families = len(rows.groupby(["label", "condition"]))
     also = int((found["p_holm_labels"] < SIGNIFICANT).sum())
-    uncorrected = int((rows["t_p"] < SIGNIFICANT).sum())
-    texts = [
+    text = (
         f"{NAMES[metric]}: {len(rows)} tests (labels x domains x conditions). Before any correction "
-        f"{uncorrected} have p < .05; by chance alone, if no label differed, about "
-        f"{SIGNIFICANT * len(rows):.1f} would.",
+        f"{(rows['t_p'] < SIGNIFICANT).sum()} have p < .05; by chance alone, if no label differed, about "
+        f"{SIGNIFICANT * len(rows):.1f} would. "
         f"After Holm's correction over domains: {len(found)} significant. It holds within each of "
         f"{families} groups (one label, one condition), so without any real difference up to about "
-        f"{SIGNIFICANT * families:.1f} findings would still be expected.",
-    ]
+        f"{SIGNIFICANT * families:.1f} findings would still be expected."
+    )
     if findings:
-        texts.append(f"Found: {listed(findings)}; {also} of {len(found)} also after correction over labels.")
-    return [" ".join(texts)]
-
-
-def _best_guesses(comparison: Comparison, focuses: Sequence[Focus]) -> list[str]:
-    return [_focus(comparison, focus, metric) for focus in focuses for metric in SHOWN]
+        text += f" Found: {listed(findings)}; {also} of {len(found)} also after correction over labels."
+    return text
 
 
 def _focus(comparison: Comparison, focus: Focus, metric: str) -> str:
@@ -154,26 +138,17 @@ def _focus(comparison: Comparison, focus: Focus, metric: str) -> str:
         return f"{text} No label has the seeds to be judged."
     if best["seeds"] < LEAST_SEEDS:
         text += f" {best['label']} has too few seeds to be judged."
-    judged = {
-        word: listed(list(rows["label"][rows["verdict"] == word])) or "none" for word in (HIGHER, LOWER)
-    }
-    text += f" After correction over labels, significantly higher: {judged[HIGHER]}; lower: {judged[LOWER]}."
-    unsafe = rows[rows["verdict"].isin((HIGHER, LOWER)) & (rows["images_low"] * rows["images_high"] <= 0)]
-    if len(unsafe):
-        text += f" Of these, the interval over images holds zero for {listed(list(unsafe['label']))}."
-    off_zero = (rows["seeds_low"] * rows["seeds_high"] > 0) & (rows["verdict"] == NOT_SHOWN)
-    if off_zero.any():
-        names = listed(list(rows["label"][off_zero]))
-        text += f" No finding, though the uncorrected interval over seeds leaves out zero: {names}."
+
+    def labels_of(chosen: pd.Series) -> str:
+        return listed(list(rows["label"][chosen]))
+
+    verdict = rows["verdict"]
+    higher, lower = labels_of(verdict == HIGHER) or "none", labels_of(verdict == LOWER) or "none"
+    text += f" After correction over labels, significantly higher: {higher}; lower: {lower}."
+    unsafe = labels_of(verdict.isin((HIGHER, LOWER)) & (rows["images_low"] * rows["images_high"] <= 0))
+    if unsafe:
+        text += f" Of these, the interval over images holds zero for {unsafe}."
+    off_zero = labels_of((rows["seeds_low"] * rows["seeds_high"] > 0) & (verdict == NOT_SHOWN))
+    if off_zero:
+        text += f" No finding, though the uncorrected interval over seeds leaves out zero: {off_zero}."
     return text
-
-
-def _wilcoxon(comparison: Comparison) -> list[str]:
-    most = max(len(comparison.common_seeds(label)) for label in comparison.others)
-    least_p = 2.0 ** (1 - most)
-    if least_p < SIGNIFICANT:
-        return []
-    return [
-        f"With {most} seeds Wilcoxon's test cannot give a p-value under {least_p:.3g}, whatever the "
-        "numbers: it is shown for completeness, and the t-test decides."
-    ]

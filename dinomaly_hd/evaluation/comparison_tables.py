@@ -1,139 +1,120 @@
-"""Tables of a comparison as text, ready for Markdown or HTML, each with a line that defines its terms."""
+"""Tables of a comparison as texts, ready for a page."""
 
-from collections.abc import Hashable
-from typing import Any, NamedTuple
+from collections.abc import Sequence
+from typing import NamedTuple
 
 import numpy as np
 import pandas as pd
 
-from dinomaly_hd.evaluation.comparison import Comparison, Focus, focus_table
-from dinomaly_hd.evaluation.comparison_cells import MEAN, NAMES
-from dinomaly_hd.evaluation.comparison_differences import HIGHER, LOWER
-from dinomaly_hd.evaluation.comparison_reading import points, points_interval
+from dinomaly_hd.evaluation.compare import HIGHER, LOWER, MEAN, NAMES, Comparison, Focus, focus_table, where
+from dinomaly_hd.evaluation.comparison_members import MemberRun
+from dinomaly_hd.evaluation.metrics import number
 from dinomaly_hd.evaluation.results import ALL
-from dinomaly_hd.evaluation.summary import percent
+from dinomaly_hd.evaluation.tables import mean_and_spread, percent
 
 MARKS = {HIGHER: "▲ ", LOWER: "▼ "}
-METRIC_NOTES = {
-    "auroc": (
-        "AUROC: share of (fault, good) pairs of images in which the fault has the higher score; 50 is "
-        "chance, 100 is perfect."
-    ),
-    "tpr_at_fpr_1pct": (
-        "TPR at FPR 1 %: share of faults found when at most 1 % of the good images are called faults."
-    ),
-    "tpr_at_fpr_5pct": (
-        "TPR at FPR 5 %: share of faults found when at most 5 % of the good images are called faults."
-    ),
-    "average_precision": (
-        "Average precision: mean precision over the recall steps; chance is the share of faults."
-    ),
+TRANSFER_FIGURES = {
+    "source_auroc": "source AUROC",
+    "average_target_auroc": "mean target AUROC",
+    "transfer_ratio": "ratio",
+    "domain_gap": "gap",
+    "chance_corrected_ratio": "ratio above chance",
 }
-CELL_NOTE = (
-    "Cells: mean ± standard deviation over seeds (no deviation with one seed). Column mean: mean over the "
-    "domains."
-)
-MARK_NOTE = (
-    "▲ ▼: higher or lower than the reference at p < .05 after Holm's correction over domains (column mean: "
-    "over labels)."
-)
-FOCUS_NOTE = (
-    "Difference: mean over common seeds of label minus reference, in percentage points. Over seeds: 95 % "
-    "t-interval. Over images: 95 % bootstrap interval, the same drawn images for all runs. p: paired "
-    "t-test, corrected after Holm over the labels of this table."
-)
-DIFFERENCE_NOTE = (
-    "Percentage points, label minus reference. d_z: mean difference over the standard deviation of the "
-    "differences. p domains: t-test corrected after Holm over the domains of one label, condition and "
-    "metric (row mean: over labels), which decides the verdict. p labels: corrected over the labels of one "
-    "domain, condition and metric."
-)
-DELONG_NOTE = (
-    "DeLong's test compares the AUROC of two single runs of one seed on the same images; its interval is "
-    "over images. p domains: corrected after Holm over domains. It says nothing about other seeds."
-)
 
 
 class Table(NamedTuple):
-    """Texts of a table, the first column its row headings, and the notes that stand below it."""
+    """Texts, the first column being the row headings, and which of ``templates/notes.txt`` stand below."""
 
     caption: str
-    head: list[str]
-    body: list[list[str]]
+    frame: pd.DataFrame
     notes: tuple[str, ...]
 
 
 def means_table(comparison: Comparison, *, condition: str, metric: str) -> Table:
     """Labels x domains: mean and standard deviation over seeds in %."""
-    places = (*comparison.domains, MEAN)
-    means = _cells(comparison.means, condition, metric)
-    differences = _cells(comparison.differences, condition, metric)
-    body = []
+    values, differences = (
+        where(table, condition=condition, metric=metric)
+        for table in (comparison.values, comparison.differences)
+    )
+    texts = values.groupby(["label", "domain"], sort=False)["value"].agg(mean_and_spread)
+    marks = differences.set_index(["label", "domain"])["verdict"].map(MARKS)
+    cells = (marks.reindex(texts.index).fillna("") + texts).unstack("domain")
+    frame = cells.loc[list(comparison.labels), [*comparison.domains, MEAN]]
+    headings = []
     for label in comparison.labels:
-        cells = [_heading(comparison, label)]
-        for domain in places:
-            row, verdict = means[label, domain], differences.get((label, domain), {}).get("verdict", "")
-            spread = "" if np.isnan(row["std"]) else f" ± {percent(row['std'])}"
-            cells.append(f"{MARKS.get(verdict, '')}{percent(row['mean'])}{spread}")
-        body.append(cells)
-    notes = (METRIC_NOTES[metric], CELL_NOTE, *([MARK_NOTE] if comparison.others else []))
-    where = "all conditions" if condition == ALL else condition
-    return Table(f"{NAMES[metric]} in %, {where}", ["label", *places], body, notes)
+        count = len(comparison.seeds[label])
+        reference = "reference, " if label == comparison.reference and comparison.others else ""
+        headings.append(f"{label} ({reference}{count} seed{'' if count == 1 else 's'})")
+    frame.insert(0, "label", headings)
+    place = "all conditions" if condition == ALL else condition
+    notes = (metric, "cells", *(["marks"] if comparison.others else []))
+    return Table(f"{NAMES[metric]} in %, {place}", frame, notes)
 
 
 def focus_text(comparison: Comparison, focus: Focus, *, metric: str) -> Table:
     """One cell's labels, best first."""
-    head = ["label", "seeds", "difference", "95 % over seeds", "95 % over images", "p (labels)", "verdict"]
-    body = [
-        [
-            *(row["label"], str(row["seeds"]), points(row["mean_difference"])),
-            *(points_interval(row[f"{kind}_low"], row[f"{kind}_high"]) for kind in ("seeds", "images")),
-            *(p_text(row["p_holm_labels"]), row["verdict"]),
-        ]
-        for _, row in focus_table(comparison, focus, metric=metric).iterrows()
-    ]
+    rows = focus_table(comparison, focus, metric=metric)
+    texts = _differences(rows) | {"p (labels)": rows["p_holm_labels"].map(p_text), "verdict": rows["verdict"]}
     caption = f"{focus.domain} {focus.condition}: {NAMES[metric]}, difference to {comparison.reference}"
-    return Table(caption, head, body, (FOCUS_NOTE,))
+    return Table(caption, pd.concat([rows[["label", "seeds"]], pd.DataFrame(texts)], axis=1), ("focus",))
 
 
 def differences_text(comparison: Comparison, *, metric: str) -> Table:
     """Every difference of one metric."""
-    head = ["label", "domain", "condition", "seeds", "difference", "95 % over seeds", "95 % over images"]
-    head += ["t-test p", "Wilcoxon p", "d_z", "p domains", "p labels", "verdict"]
-    body = []
-    for _, row in comparison.differences[comparison.differences["metric"] == metric].iterrows():
-        cells = [
-            row["label"],
-            row["domain"],
-            row["condition"],
-            str(row["seeds"]),
-            points(row["mean_difference"]),
-        ]
-        cells += [points_interval(row[f"{kind}_low"], row[f"{kind}_high"]) for kind in ("seeds", "images")]
-        effect = "-" if np.isnan(row["effect_size"]) else f"{row['effect_size']:+.2f}"
-        cells += [p_text(row["t_p"]), p_text(row["wilcoxon_p"]), effect]
-        reason = f" ({row['reason']})" if row["reason"] else ""
-        cells += [p_text(row["p_holm"]), p_text(row["p_holm_labels"]), row["verdict"] + reason]
-        body.append(cells)
-    return Table(
-        f"{NAMES[metric]}: {len(body)} differences to {comparison.reference}", head, body, (DIFFERENCE_NOTE,)
-    )
+    rows = where(comparison.differences, metric=metric)
+    texts = _differences(rows) | {
+        "t-test p": rows["t_p"].map(p_text),
+        "Wilcoxon p": rows["wilcoxon_p"].map(p_text),
+        "d_z": rows["effect_size"].map(lambda size: "-" if np.isnan(size) else f"{size:+.2f}"),
+        "p domains": rows["p_holm"].map(p_text),
+        "p labels": rows["p_holm_labels"].map(p_text),
+        "verdict": rows["verdict"] + rows["reason"].map(lambda reason: f" ({reason})" if reason else ""),
+    }
+    names = rows[["label", "domain", "condition", "seeds"]]
+    caption = f"{NAMES[metric]}: {len(rows)} differences to {comparison.reference}"
+    return Table(caption, pd.concat([names, pd.DataFrame(texts)], axis=1), ("differences",))
 
 
 def delong_text(comparison: Comparison, focus: Focus) -> Table:
     """DeLong's test, run by run, of one domain and condition."""
-    table = comparison.delong
-    rows = table[(table["domain"] == focus.domain) & (table["condition"] == focus.condition)]
-    head = ["label", "seed", "AUROC %", "reference %", "difference", "95 % over images", "p", "p domains"]
-    body = [
-        [
-            *(row["label"], str(row["seed"]), percent(row["auroc"]), percent(row["auroc_reference"])),
-            *(points(row["difference"]), points_interval(row["low"], row["high"])),
-            *(p_text(row["p"]), p_text(row["p_holm"])),
-        ]
-        for _, row in rows.iterrows()
-    ]
-    return Table(f"{focus.domain} {focus.condition}: DeLong's test, run by run", head, body, (DELONG_NOTE,))
+    rows = where(comparison.delong, **focus._asdict())
+    texts = {
+        "label": rows["label"],
+        "seed": rows["seed"],
+        "AUROC %": rows["auroc"].map(percent),
+        "reference %": rows["auroc_reference"].map(percent),
+        "difference": rows["difference"].map(points),
+        "95 % over images": _intervals(rows["low"], rows["high"]),
+        "p": rows["p"].map(p_text),
+        "p domains": rows["p_holm"].map(p_text),
+    }
+    caption = f"{focus.domain} {focus.condition}: DeLong's test, run by run"
+    return Table(caption, pd.DataFrame(texts), ("delong",))
+
+
+def transfer_table(members: Sequence[MemberRun]) -> Table | None:
+    """Return the transfer figures of each label, None unless every run has some."""
+    if not all("transfer" in member.result for member in members):
+        return None
+    rows = []
+    for label in dict.fromkeys(member.label for member in members):
+        transfers = pd.DataFrame([one.result["transfer"] for one in members if one.label == label])
+        row = {"label": label, "source": " ".join(transfers["source_domains"].iloc[0])}
+        for name, title in TRANSFER_FIGURES.items():
+            row[title] = mean_and_spread(transfers[name].map(number))
+        row["left out"] = ", ".join(sorted(set().union(*transfers["missing_targets"]))) or "-"
+        rows.append(row)
+    return Table("Transfer from the source to the other domains", pd.DataFrame(rows), ("transfer",))
+
+
+def points(value: float) -> str:
+    """Return a difference of shares in signed percentage points, "-" for NaN."""
+    return "-" if np.isnan(value) else f"{100 * value:+.2f}"
+
+
+def points_interval(low: float, high: float) -> str:
+    """Return "[low, high]" in percentage points, "-" where there is none."""
+    return "-" if np.isnan(low) else f"[{points(low)}, {points(high)}]"
 
 
 def p_text(p: float) -> str:
@@ -141,12 +122,13 @@ def p_text(p: float) -> str:
     return "-" if np.isnan(p) else "<0.001" if p < 0.001 else f"{p:.3f}"
 
 
-def _cells(table: pd.DataFrame, condition: str, metric: str) -> dict[tuple[str, str], dict[Hashable, Any]]:
-    rows = table[(table["condition"] == condition) & (table["metric"] == metric)]
-    return {(row["label"], row["domain"]): row.to_dict() for _, row in rows.iterrows()}
+def _differences(rows: pd.DataFrame) -> dict[str, pd.Series]:
+    return {
+        "difference": rows["mean_difference"].map(points),
+        "95 % over seeds": _intervals(rows["seeds_low"], rows["seeds_high"]),
+        "95 % over images": _intervals(rows["images_low"], rows["images_high"]),
+    }
 
 
-def _heading(comparison: Comparison, label: str) -> str:
-    count = len(comparison.seeds[label])
-    reference = "reference, " if label == comparison.reference and comparison.others else ""
-    return f"{label} ({reference}{count} seed{'' if count == 1 else 's'})"
+def _intervals(low: pd.Series, high: pd.Series) -> pd.Series:
+    return low.combine(high, points_interval)

@@ -1,18 +1,18 @@
 """Bootstrap intervals for AUROC and TPR at a fixed FPR: images drawn with replacement within each class.
 
-Legend: B draws, G good images, F fault images, R FPR targets. A draw is a vector of counts over the sorted
-images, so cumulative sums replace sorting and no draw ever copies a score. The result depends on the scores
-and the seed, not on the order of the images. Source: protocols.md, "Metrics".
+Legend: M runs, B draws, R metrics (AUROC, then TPR at each FPR target), N images, G good ones, F faults. A
+draw is a vector of counts over the sorted images, so cumulative sums replace sorting and no draw ever copies
+a score. Source: protocols.md, "Metrics".
 """
 
 import zlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import ArrayLike
 
-from dinomaly_hd.evaluation.metrics import NAN, FloatArray, IntArray, allowed_false_positives, split_by_label
+from dinomaly_hd.evaluation.metrics import NAN, FloatArray, IntArray, check_finite, split_by_label
 
 DRAWS = 2000
 LEVEL = 0.95
@@ -26,49 +26,34 @@ class Interval(NamedTuple):
     high: float
 
 
-class Draws(NamedTuple):
-    """AUROC and TPR at each FPR target for every bootstrap draw; all NaN where a class is missing."""
+class Ranked:
+    """Where the scores of one run's two classes stand among each other: all that a draw's metrics need.
 
-    auroc_B: FloatArray
-    tpr_BR: FloatArray
-
-
-class Ranked(NamedTuple):
-    """Where the sorted scores of the two classes stand among each other: all that a draw's metrics need.
-
-    Attributes:
-        below_F: Good images strictly below each fault.
-        not_above_F: Good images at or below each fault.
-        first_above_G: Faults at or below each good image, which is the position of the first above it.
+    ``order_G`` and ``order_F`` sort the classes' images; those that are sorted already are not copied.
     """
 
-    below_F: IntArray
-    not_above_F: IntArray
-    first_above_G: IntArray
+    def __init__(self, good_G: FloatArray, fault_F: FloatArray) -> None:
+        self.order_G, self.order_F = _ascending(good_G), _ascending(fault_F)
+        good_G, fault_F = good_G[self.order_G], fault_F[self.order_F]
+        self.below_F = np.searchsorted(good_G, fault_F, side="left")
+        self.not_above_F = np.searchsorted(good_G, fault_F, side="right")
+        self.first_above_G = np.searchsorted(fault_F, good_G, side="right")
 
-    @classmethod
-    def of(cls, good_G: FloatArray, fault_F: FloatArray) -> "Ranked":
-        """Rank scores that are sorted within their class."""
-        return cls(
-            np.searchsorted(good_G, fault_F, side="left"),
-            np.searchsorted(good_G, fault_F, side="right"),
-            np.searchsorted(fault_F, good_G, side="right"),
-        )
-
-    def metrics(self, good_BG: IntArray, fault_BF: IntArray, *, max_fprs: Sequence[float]) -> Draws:
-        """Return the metrics of draws, given how often each image is drawn."""
-        goods, faults = len(self.first_above_G), len(self.below_F)
-        goods_below_BG, faults_below_BF = _cumulated(good_BG), _cumulated(fault_BF)
+    def metrics(self, good_BG: IntArray, fault_BF: IntArray, *, max_fprs: Sequence[float]) -> FloatArray:
+        """Return the metrics (B, R) of draws, given how often each image is drawn."""
+        goods, faults = good_BG.shape[1], fault_BF.shape[1]
+        fault_BF = fault_BF[:, self.order_F]
+        goods_below_BG, faults_below_BF = _cumulated(good_BG[:, self.order_G]), _cumulated(fault_BF)
         pairs_BF = goods_below_BG[:, self.below_F] + goods_below_BG[:, self.not_above_F]
-        auroc_B = np.einsum("bf,bf->b", pairs_BF, fault_BF) / (2.0 * goods * faults)
-        tpr_BR = np.ones((len(good_BG), len(max_fprs)))
-        for column, max_fpr in enumerate(max_fprs):
+        metric_BR: FloatArray = np.ones((len(good_BG), 1 + len(max_fprs)))
+        metric_BR[:, 0] = np.einsum("bf,bf->b", pairs_BF, fault_BF) / (2.0 * goods * faults)
+        for column, max_fpr in enumerate(max_fprs, start=1):
             kept = goods - allowed_false_positives(goods, max_fpr=max_fpr)
             if kept > 0:  # the highest good image drawn that may not be called a fault sets the limit
                 limit_B = (goods_below_BG[:, :-1] < kept).sum(axis=1) - 1
                 missed_B = faults_below_BF[np.arange(len(limit_B)), self.first_above_G[limit_B]]
-                tpr_BR[:, column] = (faults - missed_B) / faults
-        return Draws(auroc_B, tpr_BR)
+                metric_BR[:, column] = (faults - missed_B) / faults
+        return metric_BR
 
 
 def bootstrap(
@@ -78,23 +63,46 @@ def bootstrap(
     max_fprs: Sequence[float],
     generator: np.random.Generator,
     draws: int = DRAWS,
-) -> Draws:
-    """Resample good and fault images separately, each class at its own size, ``draws`` times.
-
-    Raises:
-        NonFiniteError: A score is NaN or infinite.
-    """
+) -> FloatArray:
+    """Metrics (B, R) of one run; they depend on scores and generator, not on the order of the images."""
     good, fault = split_by_label(score, label)
-    auroc_B = np.full(draws, NAN)
-    tpr_BR = np.full((draws, len(max_fprs)), NAN)
-    if good.size == 0 or fault.size == 0:
-        return Draws(auroc_B, tpr_BR)
-    ranked = Ranked.of(good, fault)
-    for chunk in chunks(draws, good.size + fault.size):
-        good_BG = counts(generator, chunk.stop - chunk.start, good.size)
-        fault_BF = counts(generator, chunk.stop - chunk.start, fault.size)
-        auroc_B[chunk], tpr_BR[chunk] = ranked.metrics(good_BG, fault_BF, max_fprs=max_fprs)
-    return Draws(auroc_B, tpr_BR)
+    return shared_bootstrap(
+        np.concatenate([good, fault])[None],
+        label=np.repeat([0, 1], [good.size, fault.size]),
+        max_fprs=max_fprs,
+        generator=generator,
+        draws=draws,
+    ).squeeze(0)
+
+
+def shared_bootstrap(
+    scores_MN: ArrayLike,
+    *,
+    label: ArrayLike,
+    max_fprs: Sequence[float],
+    generator: np.random.Generator,
+    draws: int = DRAWS,
+) -> FloatArray:
+    """Metrics (M, B, R) on the same drawn images for all runs, each class drawn at its own size.
+
+    Columns are images in an order that is the same for all runs. All NaN where a class is missing.
+    """
+    scores, labels = np.asarray(scores_MN, dtype=np.float64), np.asarray(label)
+    assert scores.ndim == 2, f"scores of shape {scores.shape}, expected (runs, images)"
+    check_finite(scores)
+    good_MG, fault_MF = scores[:, labels == 0], scores[:, labels == 1]
+    draws_MBR = np.full((len(scores), draws, 1 + len(max_fprs)), NAN)
+    if good_MG.shape[1] == 0 or fault_MF.shape[1] == 0:
+        return draws_MBR
+    ranked = [Ranked(good_G, fault_F) for good_G, fault_F in zip(good_MG, fault_MF, strict=True)]
+    size = max(1, CHUNK_ELEMENTS // scores.shape[1])
+    for start in range(0, draws, size):
+        chunk = slice(start, min(start + size, draws))
+        good_BG = _counts(generator, chunk.stop - chunk.start, good_MG.shape[1])
+        fault_BF = _counts(generator, chunk.stop - chunk.start, fault_MF.shape[1])
+        for run, own in enumerate(ranked):
+            draws_MBR[run, chunk] = own.metrics(good_BG, fault_BF, max_fprs=max_fprs)
+    return draws_MBR
 
 
 def percentile_interval(value_B: FloatArray, *, level: float = LEVEL) -> Interval:
@@ -110,14 +118,17 @@ def named_generator(seed: int, name: str) -> np.random.Generator:
     return np.random.default_rng([seed, zlib.crc32(name.encode())])
 
 
-def chunks(draws: int, images: int) -> Iterator[slice]:
-    """Yield draws in pieces whose counts fit the processor's cache."""
-    size = max(1, CHUNK_ELEMENTS // images)
-    for start in range(0, draws, size):
-        yield slice(start, min(start + size, draws))
+def allowed_false_positives(good_count: int, *, max_fpr: float) -> int:
+    """Largest k with ``k / good_count <= max_fpr`` in floating point, as a ROC curve compares them."""
+    rounded = round(max_fpr * good_count)
+    return rounded if rounded / good_count <= max_fpr else rounded - 1
 
 
-def counts(generator: np.random.Generator, rows: int, images: int) -> IntArray:
+def _ascending(score_N: FloatArray) -> IntArray | slice:
+    return slice(None) if bool((np.diff(score_N) >= 0).all()) else score_N.argsort()
+
+
+def _counts(generator: np.random.Generator, rows: int, images: int) -> IntArray:
     """How often each of the images is drawn, in ``rows`` independent draws: (rows, images)."""
     drawn = generator.integers(0, images, size=(rows, images))
     drawn += np.arange(rows)[:, None] * images

@@ -6,6 +6,7 @@ Source: protocols.md, "Result file".
 """
 
 from collections.abc import Mapping
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -39,9 +40,8 @@ def picture_title(*, path: str, label: int, condition: str, score: float, thresh
     """Two lines: the file; then label, condition, score, and which side of the threshold it lies on."""
     sign = "≥" if score >= threshold else "<"
     side = ", no threshold" if np.isnan(threshold) else f" {sign} threshold {threshold:.4g}"
-    label_name = "fault" if label else "good"
     known = "" if condition == "all" else f" · {condition}"
-    return f"{path}\n{label_name}{known} · score {score:.4g}{side}"
+    return f"{path}\n{'fault' if label else 'good'}{known} · score {score:.4g}{side}"
 
 
 class MapPicture:
@@ -53,24 +53,23 @@ class MapPicture:
     """
 
     def __init__(
-        self,
-        *,
-        input_shape: tuple[int, int],
-        limit: float,
-        input_limit: float = 1.0,
-        box: Box | None = None,
+        self, *, input_shape: tuple[int, int], limit: float, input_limit: float = 1.0, box: Box | None = None
     ) -> None:
-        self._shape = input_shape
-        self._limit = max(limit, SMALLEST_LIMIT)
-        self._box = box if box is not None else Box(0, input_shape[0], 0, input_shape[1])
+        self._shape, self._limit = input_shape, max(limit, SMALLEST_LIMIT)
+        top, bottom, left, right = box or Box(0, input_shape[0], 0, input_shape[1])
+        # Pixel centres lie on whole numbers, so edges lie half a pixel before them.
+        covered = (left - 0.5, right - 0.5, bottom - 0.5, top - 0.5)
         self.figure = new_figure(8, 7.6)
         self._title = self.figure.suptitle("\n", fontsize=11, parse_math=False)
         panels = self.figure.subplots(3, 1, sharex=True, sharey=True)
-        input_limit = max(input_limit, SMALLEST_LIMIT)
-        self._input = self._add_input(panels[0], limit=input_limit, name="input")
-        self._map = self._add_map(panels[1])
-        self._under = self._add_input(panels[2], limit=input_limit, name=None)
-        self._over = panels[2].imshow(np.zeros((1, 1, 4)), extent=self._extent(), interpolation="nearest")
+        of_input = {"cmap": INPUT_COLOURS, "vmin": 0, "vmax": max(input_limit, SMALLEST_LIMIT)}
+        of_map = {"cmap": MAP_COLOURS, "vmin": 0, "vmax": self._limit, "extent": covered}
+        self._input = _blank(panels[0], input_shape, **of_input)
+        self.figure.colorbar(self._input, ax=panels[0], extend="max", label="input")
+        self._map = _blank(panels[1], (1, 1), **of_map)
+        self.figure.colorbar(self._map, ax=panels[1], extend="max", label="map")
+        self._under = _blank(panels[2], input_shape, **of_input)
+        self._over = _blank(panels[2], (1, 1, 4), extent=covered)
         self.figure.colorbar(self._map, ax=panels[2], extend="max", label="map")
         self._outlines = [_add_outline(axes) for axes in panels]
         for axes, name in zip(panels, ("input", "anomaly map", "overlay"), strict=True):
@@ -85,18 +84,18 @@ class MapPicture:
         self._background = self._canvas.copy_from_bbox(self.figure.bbox)
 
     def draw(self, image_HW: Map, map_HW: Map, *, title: str, mask_HW: BoolArray | None = None) -> Pixels:
-        """Draw an image (H, W), its map (any size) and, where known, the defect's mask (H, W).
-
-        Raises:
-            NonFiniteError: The map holds NaN or infinity.
-        """
+        """Draw an image (H, W), its map (any size) and, where known, the defect's mask (H, W)."""
         assert image_HW.shape == self._shape, f"image {image_HW.shape}, expected {self._shape}"
         check_finite(map_HW)
         self._title.set_text("\n".join(printable(line) for line in title.split("\n")))
         self._input.set_data(image_HW)
         self._under.set_data(image_HW)
         self._map.set_data(map_HW)
-        self._over.set_data(_overlay(map_HW / self._limit))
+        # Clear at 0, and densest at the top of the scale and above.
+        level_HW = np.clip(map_HW / self._limit, 0.0, 1.0)
+        colours_HW4 = colormaps[MAP_COLOURS](level_HW)
+        colours_HW4[..., 3] = OVERLAY_OPACITY * level_HW
+        self._over.set_data(colours_HW4)
         segments = [] if mask_HW is None else outline(mask_HW)
         for lines in self._outlines:
             lines.set_segments(segments)
@@ -105,40 +104,14 @@ class MapPicture:
             artist.draw(self._canvas.get_renderer())
         return shown_pixels(self._canvas)
 
-    def _add_input(self, axes: Axes, *, limit: float, name: str | None) -> AxesImage:
-        image = axes.imshow(
-            np.zeros(self._shape), cmap=INPUT_COLOURS, vmin=0, vmax=limit, interpolation="nearest"
-        )
-        if name is not None:
-            self.figure.colorbar(image, ax=axes, extend="max", label=name)
-        return image
-
-    def _add_map(self, axes: Axes) -> AxesImage:
-        image = axes.imshow(
-            np.zeros((1, 1)),
-            cmap=MAP_COLOURS,
-            vmin=0,
-            vmax=self._limit,
-            extent=self._extent(),
-            interpolation="nearest",
-        )
-        self.figure.colorbar(image, ax=axes, extend="max", label="map")
-        return image
-
-    def _extent(self) -> tuple[float, float, float, float]:
-        # Pixel centres lie on whole numbers, so edges lie half a pixel before them.
-        top, bottom, left, right = self._box
-        return (left - 0.5, right - 0.5, bottom - 0.5, top - 0.5)
-
 
 def outline(mask_HW: BoolArray) -> list[NDArray[np.float64]]:
     """Line segments ((x, y), (x, y)) along the pixel edges between a mask and the rest."""
     padded = np.pad(np.asarray(mask_HW, dtype=bool), 1)
-    rows, columns = np.nonzero(padded[1:, 1:-1] != padded[:-1, 1:-1])  # edge above pixel (row, column)
-    level = [np.array([[x - 0.5, y - 0.5], [x + 0.5, y - 0.5]]) for y, x in zip(rows, columns, strict=True)]
-    rows, columns = np.nonzero(padded[1:-1, 1:] != padded[1:-1, :-1])  # edge left of pixel (row, column)
-    upright = [np.array([[x - 0.5, y - 0.5], [x - 0.5, y + 0.5]]) for y, x in zip(rows, columns, strict=True)]
-    return level + upright
+    above = np.argwhere(padded[1:, 1:-1] != padded[:-1, 1:-1])  # an edge above pixel (row, column)
+    beside = np.argwhere(padded[1:-1, 1:] != padded[1:-1, :-1])  # an edge left of it
+    level = [np.array([[x - 0.5, y - 0.5], [x + 0.5, y - 0.5]]) for y, x in above]
+    return level + [np.array([[x - 0.5, y - 0.5], [x - 0.5, y + 0.5]]) for y, x in beside]
 
 
 def select_by_rank(table: pd.DataFrame, *, thresholds: Mapping[str, float], count: int = 10) -> pd.DataFrame:
@@ -155,26 +128,20 @@ def select_by_rank(table: pd.DataFrame, *, thresholds: Mapping[str, float], coun
             rows = table[(table["domain"] == domain) & (table["label"] == label)]
             rows = rows.sort_values(["score", "path"], ascending=[False, True])
             highest, rest = rows.iloc[:count], rows.iloc[count:]
-            lowest = rest.iloc[max(0, len(rest) - count) :]
-            rest = rest.iloc[: max(0, len(rest) - count)]
-            nearest = rest.iloc[:0]
-            if not np.isnan(threshold):
-                distance = (rest["score"] - threshold).abs()
-                nearest = rest.loc[distance.sort_values(kind="stable").index[:count].sort_values()]
+            last = max(0, len(rest) - count)
+            rest, lowest = rest.iloc[:last], rest.iloc[last:]
+            distance = (rest["score"] - threshold).abs().dropna()
+            nearest = rest.loc[distance.sort_values(kind="stable").index[:count].sort_values()]
             for rank, part in (("highest", highest), ("threshold", nearest), ("lowest", lowest)):
                 chosen.append(part.assign(rank=rank))
     return pd.concat(chosen)
+
+
+def _blank(axes: Axes, shape: tuple[int, ...], **look: Any) -> AxesImage:
+    return axes.imshow(np.zeros(shape), interpolation="nearest", **look)
 
 
 def _add_outline(axes: Axes) -> LineCollection:
     lines = LineCollection([], colors=OUTLINE_COLOUR, linewidths=1.2)
     axes.add_collection(lines, autolim=False)
     return lines
-
-
-def _overlay(relative_HW: Map) -> NDArray[np.float64]:
-    """Colours of the map (RGBA) that are clear at 0 and densest at the top of the scale and above."""
-    level_HW = np.clip(relative_HW, 0.0, 1.0)
-    colours_HW4 = colormaps[MAP_COLOURS](level_HW)
-    colours_HW4[..., 3] = OVERLAY_OPACITY * level_HW
-    return np.asarray(colours_HW4, dtype=np.float64)

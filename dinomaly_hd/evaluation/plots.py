@@ -20,9 +20,8 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from dinomaly_hd.evaluation import metrics
-from dinomaly_hd.evaluation.metrics import FloatArray
-from dinomaly_hd.evaluation.results import ALL, condition_names
-from dinomaly_hd.evaluation.thresholds import Threshold
+from dinomaly_hd.evaluation.metrics import FloatArray, Threshold
+from dinomaly_hd.evaluation.results import of_condition, score_and_label, shown_conditions
 
 Pixels = NDArray[np.uint8]
 """A picture (H, W, 3): red, green, blue."""
@@ -78,9 +77,8 @@ def roc_figure(table: pd.DataFrame, *, domain: str) -> Figure:
     rows = table[table["domain"] == domain]
     figure = new_figure(10, 4.8)
     whole, zoomed = figure.subplots(1, 2)
-    for colour, condition in zip(cycle(CURVE_COLOURS), _shown_conditions(rows), strict=False):
-        chosen = rows if condition == ALL else rows[rows["condition"] == condition]
-        score, label = chosen["score"].to_numpy(np.float64), chosen["label"].to_numpy()
+    for colour, condition in zip(cycle(CURVE_COLOURS), shown_conditions(rows), strict=False):
+        score, label = score_and_label(of_condition(rows, condition))
         area = metrics.auroc(score, label)
         text = f"{condition}: one class only" if np.isnan(area) else f"{condition}: AUROC {100 * area:.2f} %"
         fpr, tpr = metrics.roc_curve(score, label)
@@ -106,16 +104,16 @@ def histogram_figure(table: pd.DataFrame, *, domain: str, thresholds: Sequence[T
     Panels share their bins. Thresholds that are NaN or beyond the scores' range are named in the legend only.
     """
     rows = table[table["domain"] == domain]
-    conditions = _shown_conditions(rows)
+    conditions = shown_conditions(rows)
     figure = new_figure(10, 1.0 + 2.2 * len(conditions))
     panels = figure.subplots(len(conditions), 1, sharex=True, squeeze=False)[:, 0]
     edges = _edges(rows["score"].to_numpy(np.float64))
     for axes, condition in zip(panels, conditions, strict=True):
-        chosen = rows if condition == ALL else rows[rows["condition"] == condition]
-        for label, name, colour in ((0, "good", GOOD_COLOUR), (1, "fault", FAULT_COLOUR)):
-            score = chosen["score"][chosen["label"] == label].to_numpy(np.float64)
-            axes.stairs(np.histogram(score, edges)[0], edges, fill=True, color=colour, alpha=0.45)
-            axes.stairs(np.histogram(score, edges)[0], edges, color=colour, label=f"{name} ({score.size})")
+        score, label = score_and_label(of_condition(rows, condition))
+        for value, name, colour in ((0, "good", GOOD_COLOUR), (1, "fault", FAULT_COLOUR)):
+            count = np.histogram(score[label == value], edges)[0]
+            axes.stairs(count, edges, fill=True, color=colour, alpha=0.45)
+            axes.stairs(count, edges, color=colour, label=f"{name} ({(label == value).sum()})")
         for style, threshold in zip(cycle(LINE_STYLES), thresholds, strict=False):
             inside = edges[0] <= threshold.value <= edges[-1]
             text = f"{threshold.name} {threshold.value:.4g}" + (
@@ -160,11 +158,6 @@ def printable(text: str) -> str:
 @cache
 def _drawable() -> frozenset[int]:
     return frozenset(get_font(findfont(FontProperties())).get_charmap()) - frozenset(range(32))
-
-
-def _shown_conditions(rows: pd.DataFrame) -> tuple[str, ...]:
-    names = condition_names(rows)
-    return names if len(names) > 2 else (ALL,)
 
 
 def _edges(score: FloatArray) -> FloatArray:

@@ -3,6 +3,8 @@
 A score table is a ``pandas.DataFrame`` with one row per test image: ``path`` (posix, relative to the data
 root), ``domain``, ``label`` (0 good, 1 fault), ``condition`` (cold, warm, or all where only one is known),
 ``score`` and any number of ``trivial/...`` score columns. Domains keep the order of first appearance.
+A block of the result is everything measured on one set of images. A metric that cannot be had is NaN, has an
+entry under ``reasons``, and is left out of means.
 """
 
 from collections.abc import Mapping
@@ -10,18 +12,25 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import pandas as pd
-from numpy.typing import NDArray
 
 from dinomaly_hd.errors import ConfigError, DataError, nearest
-from dinomaly_hd.evaluation import blocks, intervals, metrics, thresholds
-from dinomaly_hd.evaluation.blocks import Block, Evaluated
-from dinomaly_hd.evaluation.metrics import FloatArray, IntArray
-from dinomaly_hd.evaluation.thresholds import Threshold
+from dinomaly_hd.evaluation import metrics
+from dinomaly_hd.evaluation.intervals import DRAWS, bootstrap, named_generator, percentile_interval
+from dinomaly_hd.evaluation.metrics import NAN, Confusion, FloatArray, IntArray, Threshold
 from dinomaly_hd.trivial import PREFIX
 
 COLUMNS = ("path", "domain", "label", "condition", "score")
 RESERVED_DOMAINS = ("mean", "pooled", "trivial")
 ALL = "all"
+
+FPR_TARGETS = {"tpr_at_fpr_1pct": 0.01, "tpr_at_fpr_5pct": 0.05}
+WITH_INTERVAL = ("auroc", *FPR_TARGETS)
+RANKING = (*WITH_INTERVAL, "average_precision", "f1_max")
+CALLS = ("precision", "recall", "f1_score", "accuracy")
+PIXEL = ("pixel_auroc", "aupro")
+COUNTS = Confusion._fields[:4]
+
+Block = dict[str, Any]
 
 
 class PixelScores(NamedTuple):
@@ -31,18 +40,11 @@ class PixelScores(NamedTuple):
     aupro: float
 
 
-class _Images(NamedTuple):
-    """Scores of the images of one domain (or of all), and the name that seeds their random draws."""
+class Evaluated(NamedTuple):
+    """A block with the bootstrap draws (B, R) behind its intervals, which the mean's intervals need."""
 
-    name: str
-    score: FloatArray
-    label: IntArray
-    condition: NDArray[np.str_]
-
-    def only(self, condition: str) -> "_Images":
-        chosen = np.full(self.label.size, True) if condition == ALL else self.condition == condition
-        name = f"{self.name}/{condition}"
-        return _Images(name, self.score[chosen], self.label[chosen], self.condition[chosen])
+    block: Block
+    draws_BR: FloatArray
 
 
 class _Plan(NamedTuple):
@@ -54,13 +56,7 @@ class _Plan(NamedTuple):
 
 
 def check_table(table: pd.DataFrame) -> None:
-    """Refuse a score table that cannot be evaluated.
-
-    Raises:
-        DataError: A column is missing, there is no row, a label is not 0 or 1, a path occurs twice, or a
-            domain has a reserved name.
-        NonFiniteError: A score is NaN or infinite; names the first such path and, if trivial, the column.
-    """
+    """Refuse a score table that cannot be evaluated, by the first path (and trivial column) at fault."""
     missing = [name for name in COLUMNS if name not in table.columns]
     if missing:
         raise DataError(f"score table: no column {', '.join(missing)}, expected {', '.join(COLUMNS)}")
@@ -88,41 +84,44 @@ def evaluate(
     *,
     normal_thresholds: Mapping[str, Threshold],
     seed: int,
-    draws: int = intervals.DRAWS,
+    draws: int = DRAWS,
     pixel: Mapping[str, PixelScores] | None = None,
 ) -> dict[str, Any]:
     """Evaluate every domain x condition, the mean over domains, the pooled images and the trivial scores.
 
-    ``normal_thresholds`` holds each domain's threshold from normal scores (``thresholds.normal_quantile``, or
+    ``normal_thresholds`` holds each domain's threshold from normal scores (``metrics.normal_quantile``, or
     the source's in a transfer). Precision, recall, F1, accuracy and ``optimal_threshold`` of a block belong
     to it; they are NaN with a reason for a domain without one. Pooled counts are the sum of the domains'
     counts, each at its own threshold. NaN stays a float here; the JSON writer turns it into null.
-
-    Raises:
-        ConfigError: A threshold or pixel score names a domain that the table does not hold.
-        DataError: See ``check_table``.
-        NonFiniteError: See ``check_table``.
     """
     check_table(table)
-    domains = domain_names(table)
-    for domain in [*normal_thresholds, *(pixel or {})]:
+    domains, pixel = domain_names(table), pixel or {}
+    for domain in [*normal_thresholds, *pixel]:
         if domain not in domains:
             raise ConfigError(f"domain {domain!r} is not in the score table.{nearest(domain, domains)}")
     plan = _Plan(condition_names(table), seed, draws)
-    evaluated = {domain: _ranked(_images(table, "score", domain), plan) for domain in domains}
+    rows_of = {domain: table[table["domain"] == domain] for domain in domains}
+    evaluated = {domain: _ranked(rows, "score", domain, plan) for domain, rows in rows_of.items()}
     for domain, parts in evaluated.items():
-        _add_thresholds(parts, _images(table, "score", domain), normal_thresholds.get(domain))
-        _add_pixel(parts[ALL].block, (pixel or {}).get(domain))
-    pooled = _ranked(_images(table, "score", None), plan)
+        _add_thresholds(parts, rows_of[domain], normal_thresholds.get(domain))
+        if domain in pixel:
+            _add_pixel(parts[ALL].block, pixel[domain])
+    pooled = _ranked(table, "score", "pooled", plan)
     for condition, part in pooled.items():
-        blocks.pool_calls(part.block, {domain: parts[condition].block for domain, parts in evaluated.items()})
+        _pool_calls(part.block, {domain: parts[condition].block for domain, parts in evaluated.items()})
+    trivial = {
+        column.removeprefix(PREFIX): {
+            domain: _ranked(rows, column, domain, plan) for domain, rows in rows_of.items()
+        }
+        for column in trivial_columns(table)
+    }
     return {
         "overall_auroc": pooled[ALL].block["auroc"],
-        "per_domain_metrics": {domain: _nested(parts) for domain, parts in evaluated.items()},
-        "mean_metrics": _mean(evaluated, plan),
+        "per_domain_metrics": _nested_all(evaluated),
+        "mean_metrics": _mean_of(evaluated, plan),
         "overall_pooled_metrics": _nested(pooled),
         "trivial": {
-            column.removeprefix(PREFIX): _trivial(table, column, plan) for column in trivial_columns(table)
+            score: _nested_all(own) | {"mean": _mean_of(own, plan)} for score, own in trivial.items()
         },
     }
 
@@ -135,8 +134,14 @@ def domain_names(table: pd.DataFrame) -> list[str]:
 def condition_names(table: pd.DataFrame) -> tuple[str, ...]:
     """Conditions of a score table: cold, warm, then others by first appearance, and always ``all`` last."""
     found = [str(condition) for condition in table["condition"].unique()]
-    known = [name for name in ("cold", "warm") if name in found]
-    return (*known, *(name for name in found if name not in (*known, ALL)), ALL)
+    cold_warm = [name for name in ("cold", "warm") if name in found]
+    return (*cold_warm, *(name for name in found if name not in (*cold_warm, ALL)), ALL)
+
+
+def shown_conditions(table: pd.DataFrame) -> tuple[str, ...]:
+    """Conditions to tell apart, ``all`` last; only ``all`` where there is a single condition."""
+    names = condition_names(table)
+    return names if len(names) > 2 else (ALL,)
 
 
 def trivial_columns(table: pd.DataFrame) -> list[str]:
@@ -144,44 +149,81 @@ def trivial_columns(table: pd.DataFrame) -> list[str]:
     return [str(column) for column in table.columns if str(column).startswith(PREFIX)]
 
 
-def _images(table: pd.DataFrame, column: str, domain: str | None) -> _Images:
-    rows = table if domain is None else table[table["domain"] == domain]
-    return _Images(
-        f"{column}/{'pooled' if domain is None else domain}",
-        rows[column].to_numpy(dtype=np.float64),
-        rows["label"].to_numpy(dtype=np.int64),
-        np.array([str(condition) for condition in rows["condition"]], dtype=np.str_),
-    )
+def of_condition(table: pd.DataFrame, condition: str) -> pd.DataFrame:
+    """Rows of one condition, or all of them."""
+    return table if condition == ALL else table[table["condition"].astype(str) == condition]
 
 
-def _ranked(images: _Images, plan: _Plan) -> dict[str, Evaluated]:
-    """Blocks by condition, with what needs no threshold."""
+def score_and_label(rows: pd.DataFrame, column: str = "score") -> tuple[FloatArray, IntArray]:
+    """Scores and labels of rows of a score table."""
+    return rows[column].to_numpy(dtype=np.float64), rows["label"].to_numpy(dtype=np.int64)
+
+
+def _ranked(rows: pd.DataFrame, column: str, name: str, plan: _Plan) -> dict[str, Evaluated]:
+    """By condition what needs no threshold, with intervals, counts and reasons."""
     parts = {}
     for condition in plan.conditions:
-        chosen = images.only(condition)
-        generator = intervals.named_generator(plan.seed, chosen.name)
-        parts[condition] = blocks.ranking(chosen.score, chosen.label, generator=generator, draws=plan.draws)
+        score, label = score_and_label(of_condition(rows, condition), column)
+        generator = named_generator(plan.seed, f"{column}/{name}/{condition}")
+        draws_BR = bootstrap(
+            score, label, max_fprs=tuple(FPR_TARGETS.values()), generator=generator, draws=plan.draws
+        )
+        faults = int(label.sum())
+        counts = {"good": label.size - faults, "fault": faults}
+        block: Block = {
+            "auroc": metrics.auroc(score, label),
+            **{name: metrics.tpr_at_fpr(score, label, max_fpr=fpr) for name, fpr in FPR_TARGETS.items()},
+            "average_precision": metrics.average_precision(score, label),
+            "f1_max": metrics.f1_max(score, label).value,
+            "intervals": _intervals(draws_BR),
+            "counts": counts,
+            "reasons": dict.fromkeys(RANKING, _one_class(counts)) if 0 in counts.values() else {},
+        }
+        parts[condition] = Evaluated(block, draws_BR)
     return parts
 
 
-def _add_thresholds(parts: Mapping[str, Evaluated], images: _Images, normal: Threshold | None) -> None:
-    """Add the calls at thresholds that belong to the domain: all its conditions share them."""
-    chosen = [thresholds.youden(images.score, images.label), thresholds.f1(images.score, images.label)]
-    if normal is not None:
-        chosen.append(normal)
-    for condition, part in parts.items():
-        score, label = images.only(condition)[1:3]
-        part.block["thresholds"] = {rule.name: blocks.at_threshold(score, label, rule) for rule in chosen}
-        entry = None if normal is None else part.block["thresholds"][normal.name]
-        blocks.set_calls(part.block, entry)
+def _add_thresholds(parts: Mapping[str, Evaluated], rows: pd.DataFrame, normal: Threshold | None) -> None:
+    """Add the calls at thresholds that belong to the domain, so all its conditions share them."""
+    chosen = [metrics.youden(*score_and_label(rows)), metrics.f1(*score_and_label(rows))]
+    chosen += [] if normal is None else [normal]
+    for condition, (block, _) in parts.items():
+        score, label = score_and_label(of_condition(rows, condition))
+        entries = block["thresholds"] = {}
+        for rule in chosen:
+            known = not np.isnan(rule.value)
+            calls = metrics.confusion_at(score, label, threshold=rule.value) if known else None
+            entries[rule.name] = {"value": rule.value, "optimistic": rule.optimistic, "source": rule.source}
+            entries[rule.name] |= _calls(calls)
+        if normal is None:
+            block |= _calls(None) | {"optimal_threshold": NAN}
+            reason = "no threshold: no scores of normal images were given"
+            block["reasons"] |= dict.fromkeys([*CALLS, "optimal_threshold"], reason)
+        else:
+            entry = entries[normal.name]
+            block |= {name: entry[name] for name in (*CALLS, "confusion")}
+            block["optimal_threshold"] = entry["value"]
+            _explain_calls(block)
 
 
-def _add_pixel(block: Block, scores: PixelScores | None) -> None:
-    if scores is None:
+def _pool_calls(block: Block, members: Mapping[str, Block]) -> None:
+    """Sum the members' confusion counts, each taken at its own threshold, into the pooled block."""
+    block["optimal_threshold"] = NAN
+    block["reasons"]["optimal_threshold"] = "each domain has its own threshold"
+    without = [name for name, member in members.items() if member["confusion"] is None]
+    if without:
+        block |= _calls(None)
+        block["reasons"] |= dict.fromkeys(CALLS, f"no threshold for {', '.join(without)}")
         return
-    block.update(scores._asdict())
+    counts = {name: sum(member["confusion"][name] for member in members.values()) for name in COUNTS}
+    block |= _calls(metrics.confusion_from_counts(**counts))
+    _explain_calls(block)
+
+
+def _add_pixel(block: Block, scores: PixelScores) -> None:
+    block |= scores._asdict()
     reason = "needs defect and normal pixels in the ground-truth masks"
-    block["reasons"].update({name: reason for name, value in scores._asdict().items() if np.isnan(value)})
+    block["reasons"] |= {name: reason for name, value in scores._asdict().items() if np.isnan(value)}
 
 
 def _nested(parts: Mapping[str, Evaluated]) -> Block:
@@ -189,16 +231,63 @@ def _nested(parts: Mapping[str, Evaluated]) -> Block:
     return parts[ALL].block | {"by_condition": {name: part.block for name, part in parts.items()}}
 
 
-def _mean(evaluated: Mapping[str, Mapping[str, Evaluated]], plan: _Plan) -> Block:
+def _nested_all(evaluated: Mapping[str, Mapping[str, Evaluated]]) -> dict[str, Block]:
+    return {domain: _nested(parts) for domain, parts in evaluated.items()}
+
+
+def _mean_of(evaluated: Mapping[str, Mapping[str, Evaluated]], plan: _Plan) -> Block:
     by_condition = {
-        condition: blocks.mean({domain: parts[condition] for domain, parts in evaluated.items()})
+        condition: _mean({domain: parts[condition] for domain, parts in evaluated.items()})
         for condition in plan.conditions
     }
     return by_condition[ALL] | {"by_condition": by_condition}
 
 
-def _trivial(table: pd.DataFrame, column: str, plan: _Plan) -> Block:
-    evaluated: dict[str, Mapping[str, Evaluated]] = {
-        domain: _ranked(_images(table, column, domain), plan) for domain in domain_names(table)
+def _mean(members: Mapping[str, Evaluated]) -> Block:
+    """Mean of each metric over the domains that have it, with the number of them and the names of the rest.
+
+    Intervals are those of the mean: the domains are resampled independently of each other.
+    """
+    block: Block = {}
+    used, missing, reasons = {}, {}, {}
+    for name in (*RANKING, *CALLS, *PIXEL):
+        values = {key: part.block.get(name, NAN) for key, part in members.items()}
+        if not any(name in part.block for part in members.values()):
+            continue
+        have = metrics.known(values)
+        block[name] = float(np.mean(list(have.values()))) if have else NAN
+        used[name] = len(have)
+        if len(have) < len(members):
+            missing[name] = [key for key in members if key not in have]
+        if not have:
+            reasons[name] = "no domain has it"
+    have_both = [part.draws_BR for part in members.values() if not np.isnan(part.block["auroc"])]
+    draws_BR = np.mean(have_both, axis=0) if have_both else np.full((1, len(WITH_INTERVAL)), NAN)
+    return block | {
+        "intervals": _intervals(draws_BR),
+        "domains": len(members),
+        "domains_used": used,
+        "missing": missing,
+        "reasons": reasons,
     }
-    return {domain: _nested(parts) for domain, parts in evaluated.items()} | {"mean": _mean(evaluated, plan)}
+
+
+def _intervals(draws_BR: FloatArray) -> dict[str, list[float]]:
+    return {name: list(percentile_interval(draws_BR[:, r])) for r, name in enumerate(WITH_INTERVAL)}
+
+
+def _calls(confusion: Confusion | None) -> Block:
+    if confusion is None:
+        return dict.fromkeys(CALLS, NAN) | {"confusion": None}
+    counts = dict(zip(COUNTS, confusion, strict=False))
+    return dict(zip(CALLS, confusion[4:], strict=True)) | {"confusion": counts}
+
+
+def _explain_calls(block: Block) -> None:
+    one_class = 0 in block["counts"].values()
+    reason = _one_class(block["counts"]) if one_class else "no image was called a fault at this threshold"
+    block["reasons"] |= {name: reason for name in CALLS if np.isnan(block[name])}
+
+
+def _one_class(counts: Mapping[str, int]) -> str:
+    return f"needs both classes, has {counts['good']} good and {counts['fault']} fault images"

@@ -2,19 +2,18 @@
 
 The two answer different questions. Seeds: would training again, tested on the same images, give the same
 sign? Images: would other test images give the same sign for these very runs? What cannot be had is NaN with a
-``reason`` and never a warning. Legend: M runs, N images, B draws, G good images, F fault images, R FPR
-targets, S seeds. Source: protocols.md, "Statistics between methods".
+``reason`` and never a warning. Legend: N images, B draws, G good images, F fault images, S seeds.
+Source: protocols.md, "Statistics between methods".
 """
 
-from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import ArrayLike
 from scipy import stats
 
-from dinomaly_hd.evaluation.intervals import DRAWS, LEVEL, Ranked, chunks, counts, percentile_interval
-from dinomaly_hd.evaluation.metrics import NAN, FloatArray, check_finite
+from dinomaly_hd.evaluation.intervals import LEVEL, percentile_interval
+from dinomaly_hd.evaluation.metrics import NAN, BoolArray, FloatArray, check_finite
 
 MOST_ENUMERATED = 12  # pairs up to which Wilcoxon's p-value counts all 2^n signs, ties included
 ROUNDING = 1e-12  # spread below this share of the values is rounding, not spread
@@ -24,41 +23,34 @@ class PairedTest(NamedTuple):
     """Second minus first over pairs (seeds): mean, 95 % t-interval, p-values, and the effect size d_z."""
 
     pairs: int
-    mean_difference: float
-    low: float
-    high: float
-    t_p: float
-    wilcoxon_p: float
-    effect_size: float
-    reason: str
+    mean_difference: float = NAN
+    low: float = NAN
+    high: float = NAN
+    t_p: float = NAN
+    wilcoxon_p: float = NAN
+    effect_size: float = NAN
+    reason: str = ""
 
 
 class DeLong(NamedTuple):
     """AUROC of two runs on the same images, and the difference second minus first with its 95 % interval."""
 
-    auroc_first: float
-    auroc_second: float
-    difference: float
-    standard_error: float
-    low: float
-    high: float
-    p: float
-    reason: str
-
-
-class SharedDraws(NamedTuple):
-    """AUROC and TPR at each FPR target of every run, on the same drawn images for all runs."""
-
-    auroc_MB: FloatArray
-    tpr_MBR: FloatArray
+    auroc_first: float = NAN
+    auroc_second: float = NAN
+    difference: float = NAN
+    standard_error: float = NAN
+    low: float = NAN
+    high: float = NAN
+    p: float = NAN
+    reason: str = ""
 
 
 class ImageInterval(NamedTuple):
     """Percentile interval over images, NaN with a reason where there is none."""
 
-    low: float
-    high: float
-    reason: str
+    low: float = NAN
+    high: float = NAN
+    reason: str = ""
 
 
 def paired_test(first_S: ArrayLike, second_S: ArrayLike) -> PairedTest:
@@ -73,28 +65,28 @@ def paired_test(first_S: ArrayLike, second_S: ArrayLike) -> PairedTest:
     assert first.shape == second.shape, f"{first.shape} and {second.shape}: pairs have equal shapes"
     assert first.ndim == 1, f"values of shape {first.shape}, expected one axis"
     count = first.size
-    if count == 0 or not np.isfinite([first, second]).all():
-        reason = "no pairs" if count == 0 else "a value is missing (NaN)"
-        return PairedTest(count, NAN, NAN, NAN, NAN, NAN, NAN, reason)
+    if count == 0:
+        return PairedTest(count, reason="no pairs")
+    if not np.isfinite([first, second]).all():
+        return PairedTest(count, reason="a value is missing (NaN)")
     difference = second - first
     rounding = ROUNDING * float(np.abs([first, second]).max())
     difference[np.abs(difference) <= rounding] = 0.0
     mean = float(difference.mean())
     if count < 2:
-        return PairedTest(count, mean, NAN, NAN, NAN, NAN, NAN, f"needs at least two pairs, has {count}")
+        return PairedTest(count, mean, reason=f"needs at least two pairs, has {count}")
     if not difference.any():
-        return PairedTest(count, 0.0, NAN, NAN, NAN, NAN, NAN, "all differences are zero")
-    wilcoxon_p = _wilcoxon(np.round(difference / np.abs(difference).max(), 12))
+        return PairedTest(count, 0.0, reason="all differences are zero")
+    found = PairedTest(count, mean, wilcoxon_p=_wilcoxon(np.round(difference / np.abs(difference).max(), 12)))
     if np.ptp(difference) <= rounding:
-        reason = "all differences are equal, so they have no spread"
-        return PairedTest(count, mean, NAN, NAN, NAN, wilcoxon_p, NAN, reason)
+        return found._replace(reason="all differences are equal, so they have no spread")
     spread = float(difference.std(ddof=1))
     half = float(stats.t.ppf((1.0 + LEVEL) / 2.0, count - 1)) * spread / count**0.5
     t_p = float(stats.ttest_1samp(difference, 0.0).pvalue)  # of the differences: ttest_rel itself
-    return PairedTest(count, mean, mean - half, mean + half, t_p, wilcoxon_p, mean / spread, "")
+    return found._replace(low=mean - half, high=mean + half, t_p=t_p, effect_size=mean / spread)
 
 
-def holm(p_values: Sequence[float]) -> list[float]:
+def holm(p_values: ArrayLike) -> FloatArray:
     """Return Holm's corrected p-values in the order given; NaN stays NaN and counts as no test.
 
     Source: Holm, "A simple sequentially rejective multiple test procedure" (1979).
@@ -105,7 +97,7 @@ def holm(p_values: Sequence[float]) -> list[float]:
     corrected = np.full(p.size, NAN)
     factors = np.arange(order.size, 0, -1)
     corrected[order] = np.minimum(np.maximum.accumulate(p[order] * factors), 1.0)
-    return [float(value) for value in corrected]
+    return corrected
 
 
 def delong(first_N: ArrayLike, second_N: ArrayLike, *, label: ArrayLike) -> DeLong:
@@ -113,85 +105,45 @@ def delong(first_N: ArrayLike, second_N: ArrayLike, *, label: ArrayLike) -> DeLo
 
     Needs two images of each class. Source: DeLong et al., Biometrics 44 (1988); midranks as in Sun and Xu,
     IEEE Signal Processing Letters 21 (2014).
-
-    Raises:
-        NonFiniteError: A score is NaN or infinite.
     """
-    labels = np.asarray(label)
-    fault = labels == 1
+    fault = np.asarray(label) == 1
     faults, good = int(fault.sum()), int((~fault).sum())
     if faults == 0 or good == 0:
-        reason = f"needs both classes, has {good} good and {faults} fault images"
-        return DeLong(NAN, NAN, NAN, NAN, NAN, NAN, NAN, reason)
+        return DeLong(reason=f"needs both classes, has {good} good and {faults} fault images")
     (fault_1, good_1), (fault_2, good_2) = (_placements(score, fault) for score in (first_N, second_N))
     first, second = float(fault_1.mean()), float(fault_2.mean())
+    difference = second - first
+    found = DeLong(first, second, difference)
     if faults < 2 or good < 2:
         reason = f"needs two images of each class, has {good} good and {faults} fault images"
-        return DeLong(first, second, second - first, NAN, NAN, NAN, NAN, reason)
+        return found._replace(reason=reason)
     change_F, change_G = fault_2 - fault_1, good_2 - good_1
     if np.ptp(change_F) <= ROUNDING and np.ptp(change_G) <= ROUNDING:
-        reason = "the difference is the same for every image, so it has no spread"
-        return DeLong(first, second, second - first, NAN, NAN, NAN, NAN, reason)
+        return found._replace(reason="the difference is the same for every image, so it has no spread")
     error = float(np.sqrt(change_F.var(ddof=1) / faults + change_G.var(ddof=1) / good))
-    difference, half = second - first, float(stats.norm.ppf((1.0 + LEVEL) / 2.0)) * error
+    half = float(stats.norm.ppf((1.0 + LEVEL) / 2.0)) * error
     p = float(2.0 * stats.norm.sf(abs(difference) / error))
-    return DeLong(first, second, difference, error, difference - half, difference + half, p, "")
-
-
-def shared_bootstrap(
-    scores_MN: ArrayLike,
-    *,
-    label: ArrayLike,
-    max_fprs: Sequence[float],
-    generator: np.random.Generator,
-    draws: int = DRAWS,
-) -> SharedDraws:
-    """Resample images with replacement within each class, the same drawn images for all runs.
-
-    Columns are images in an order that is the same for all runs. All NaN where a class is missing.
-
-    Raises:
-        NonFiniteError: A score is NaN or infinite.
-    """
-    scores, labels = np.asarray(scores_MN, dtype=np.float64), np.asarray(label)
-    assert scores.ndim == 2, f"scores of shape {scores.shape}, expected (runs, images)"
-    check_finite(scores)
-    good_MG, fault_MF = scores[:, labels == 0], scores[:, labels == 1]
-    auroc_MB = np.full((len(scores), draws), NAN)
-    tpr_MBR = np.full((len(scores), draws, len(max_fprs)), NAN)
-    if good_MG.shape[1] == 0 or fault_MF.shape[1] == 0:
-        return SharedDraws(auroc_MB, tpr_MBR)
-    order_MG, order_MF = good_MG.argsort(axis=1), fault_MF.argsort(axis=1)
-    ranked = [
-        Ranked.of(good_G[order_G], fault_F[order_F])
-        for good_G, order_G, fault_F, order_F in zip(good_MG, order_MG, fault_MF, order_MF, strict=True)
-    ]
-    for chunk in chunks(draws, scores.shape[1]):
-        good_BG = counts(generator, chunk.stop - chunk.start, good_MG.shape[1])
-        fault_BF = counts(generator, chunk.stop - chunk.start, fault_MF.shape[1])
-        for run, (own, order_G, order_F) in enumerate(zip(ranked, order_MG, order_MF, strict=True)):
-            drawn = own.metrics(good_BG[:, order_G], fault_BF[:, order_F], max_fprs=max_fprs)
-            auroc_MB[run, chunk], tpr_MBR[run, chunk] = drawn
-    return SharedDraws(auroc_MB, tpr_MBR)
+    return found._replace(standard_error=error, low=difference - half, high=difference + half, p=p)
 
 
 def mean_difference_interval(first_SB: ArrayLike, second_SB: ArrayLike) -> ImageInterval:
     """Interval over images of the seed-mean difference, second minus first, from ``shared_bootstrap``."""
     first, second = np.asarray(first_SB, dtype=np.float64), np.asarray(second_SB, dtype=np.float64)
     if len(first) == 0 or len(second) == 0:
-        return ImageInterval(NAN, NAN, "no pairs")
+        return ImageInterval(reason="no pairs")
     difference_B = second.mean(axis=0) - first.mean(axis=0)
     if np.isnan(difference_B).any():
-        return ImageInterval(NAN, NAN, "needs both classes")
+        return ImageInterval(reason="needs both classes")
     if np.ptp(difference_B) <= ROUNDING:
-        return ImageInterval(NAN, NAN, "the difference is the same in every draw of images")
-    return ImageInterval(*percentile_interval(difference_B), "")
+        return ImageInterval(reason="the difference is the same in every draw of images")
+    return ImageInterval(*percentile_interval(difference_B))
 
 
 def _wilcoxon(difference_S: FloatArray) -> float:
     nonzero = difference_S[difference_S != 0.0]
     if nonzero.size > MOST_ENUMERATED:
         return float(stats.wilcoxon(nonzero).pvalue)
+    # scipy comes to the same, but 3 to 1000 times as slowly: a report makes hundreds of these tests.
     rank = stats.rankdata(np.abs(nonzero))
     signs = (np.arange(2**nonzero.size)[:, None] >> np.arange(nonzero.size)) & 1
     away = np.abs(signs @ rank - rank.sum() / 2.0)
@@ -199,12 +151,12 @@ def _wilcoxon(difference_S: FloatArray) -> float:
     return float((away >= observed).mean())  # midranks are multiples of 1/2: exact sums
 
 
-def _placements(score: ArrayLike, fault: ArrayLike) -> tuple[FloatArray, FloatArray]:
+def _placements(score: ArrayLike, fault_N: BoolArray) -> tuple[FloatArray, FloatArray]:
     """Share of good images below each fault and share of faults above each good image, ties half."""
-    values, is_fault = np.asarray(score, dtype=np.float64), np.asarray(fault)
+    values = np.asarray(score, dtype=np.float64)
     check_finite(values)
-    fault_F, good_G = values[is_fault], values[~is_fault]
+    fault_F, good_G = values[fault_N], values[~fault_N]
     rank_N = stats.rankdata(values)
-    below_F = (rank_N[is_fault] - stats.rankdata(fault_F)) / good_G.size
-    above_G = 1.0 - (rank_N[~is_fault] - stats.rankdata(good_G)) / fault_F.size
+    below_F = (rank_N[fault_N] - stats.rankdata(fault_F)) / good_G.size
+    above_G = 1.0 - (rank_N[~fault_N] - stats.rankdata(good_G)) / fault_F.size
     return below_F, above_G

@@ -8,21 +8,15 @@ from numpy.typing import ArrayLike, NDArray
 
 from dinomaly_hd.evaluation.metrics import auroc, number, tpr_at_fpr
 
-FIGURES = {
-    "auroc": "auroc",
-    "tpr_at_fpr_1pct": "tpr_at_fpr_1",
-    "tpr_at_fpr_5pct": "tpr_at_fpr_5",
-}
+FIGURES = {"auroc": "auroc", "tpr_at_fpr_1pct": "tpr_at_fpr_1", "tpr_at_fpr_5pct": "tpr_at_fpr_5"}
 """Name in results.json -> name of the metric in MLflow."""
 
 
 def synthetic_blocks(score: ArrayLike, label: ArrayLike, domain: NDArray[np.str_]) -> dict[str, Any]:
     """Return ``per_domain`` and ``mean``: AUROC and TPR at FPR 1 % and 5 %, each 0..1 (spec/tracking.md).
 
-    Args:
-        score: One number an image (N,), finite, higher is more anomalous.
-        label: 0 normal, 1 with a band (N,).
-        domain: Name of each image's domain (N,).
+    ``score`` (N,) is finite, higher is more anomalous; ``label`` (N,) is 0 normal, 1 with a band; ``domain``
+    (N,) names each image's domain.
     """
     score, label = np.asarray(score, np.float64), np.asarray(label)
     per_domain = {}

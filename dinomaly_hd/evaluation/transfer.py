@@ -10,18 +10,13 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from dinomaly_hd.evaluation.metrics import NAN, confusion_at, known
-from dinomaly_hd.evaluation.thresholds import Threshold
+from dinomaly_hd.evaluation.metrics import NAN, Threshold, confusion_at, known
 
+FROM = " from "
+"""Between a model and its source in the label of a run, where a comparison has several sources."""
 CHANCE = 0.5
 SOURCE_FPR = 0.01
-FIGURES = (
-    "source_auroc",
-    "average_target_auroc",
-    "transfer_ratio",
-    "domain_gap",
-    "chance_corrected_ratio",
-)
+FIGURES = ("source_auroc", "average_target_auroc", "transfer_ratio", "domain_gap", "chance_corrected_ratio")
 
 
 def transfer_of(
@@ -34,35 +29,36 @@ def transfer_of(
 ) -> dict[str, Any]:
     """Return ``source_results``, ``target_results`` and ``transfer`` of a result.
 
-    Args:
-        per_domain: Blocks of ``results.evaluate``.
-        table: The score table behind them.
-        sources: Domains trained on; all others are targets.
-        threshold: From the sources' normals, at 1 % of them; ``at_source_threshold`` of each target is what
-            it finds there.
-        failed: Targets that could not be scored, and why.
+    ``per_domain`` holds the blocks of ``results.evaluate`` on the score ``table``. All domains but the
+    ``sources`` are targets; ``failed`` says why others could not be scored. ``threshold`` comes from the
+    sources' normals, at 1 % of them; ``at_source_threshold`` of each target is what it finds there.
     """
     source = {name: block for name, block in per_domain.items() if name in sources}
     target = {name: block for name, block in per_domain.items() if name not in sources}
-    missing = {**{name: _reason(block) for name, block in target.items() if _missing(block)}, **failed}
-    source_auroc = _mean(source)
-    average = _mean({name: block for name, block in target.items() if name not in missing})
+    known_targets = known({name: block["auroc"] for name, block in target.items()})
+    one_class = {name: str(target[name]["reasons"]["auroc"]) for name in target if name not in known_targets}
+    source_auroc = _mean([block["auroc"] for block in source.values()])
+    average = _mean([auroc for name, auroc in known_targets.items() if name not in failed])
+    at_source = {}
+    for name in target:
+        rows = table[table["domain"] == name]
+        calls = confusion_at(rows["score"], rows["label"], threshold=threshold.value)
+        rates = {"tpr": (calls.tp, calls.fn), "fpr": (calls.fp, calls.tn)}
+        at_source[name] = {rate: _ratio(called, called + not_) for rate, (called, not_) in rates.items()}
     return {
         "source_results": source,
         "target_results": target,
         "transfer": {
             "source_domains": list(source),
             "target_domains": [*target, *failed],
-            "missing_targets": missing,
+            "missing_targets": {**one_class, **failed},
             "source_auroc": source_auroc,
             "average_target_auroc": average,
             "transfer_ratio": _ratio(average, source_auroc),
             "domain_gap": source_auroc - average,
             "chance_corrected_ratio": _ratio(average - CHANCE, source_auroc - CHANCE),
             "source_threshold": threshold.value,
-            "at_source_threshold": {
-                name: _calls(table[table["domain"] == name], threshold.value) for name in target
-            },
+            "at_source_threshold": at_source,
         },
     }
 
@@ -90,24 +86,9 @@ def transfer_lines(transfer: Mapping[str, Any]) -> list[str]:
     return lines + [f"  {name}: left out: {why}" for name, why in transfer["missing_targets"].items()]
 
 
-def _calls(rows: pd.DataFrame, threshold: float) -> dict[str, float]:
-    counts = confusion_at(rows["score"], rows["label"], threshold=threshold)
-    faults, goods = counts.tp + counts.fn, counts.fp + counts.tn
-    return {"tpr": _ratio(counts.tp, faults), "fpr": _ratio(counts.fp, goods)}
-
-
-def _mean(blocks: Mapping[str, Mapping[str, Any]]) -> float:
-    values = [block["auroc"] for block in blocks.values()]
+def _mean(values: Sequence[float]) -> float:
     return float(np.mean(values)) if values else NAN
 
 
 def _ratio(part: float, whole: float) -> float:
     return part / whole if whole else NAN
-
-
-def _missing(block: Mapping[str, Any]) -> bool:
-    return bool(np.isnan(block["auroc"]))
-
-
-def _reason(block: Mapping[str, Any]) -> str:
-    return str(block["reasons"]["auroc"])

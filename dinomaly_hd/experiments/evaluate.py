@@ -10,9 +10,9 @@ import pandas as pd
 
 from dinomaly_hd.config import ALL_DOMAINS, TrainingConfig
 from dinomaly_hd.errors import NonFiniteError
+from dinomaly_hd.evaluation.metrics import Threshold, f1, normal_quantile, youden
 from dinomaly_hd.evaluation.pictures import map_limit
 from dinomaly_hd.evaluation.results import evaluate as figures_of
-from dinomaly_hd.evaluation.thresholds import Threshold, f1, normal_quantile, youden
 from dinomaly_hd.evaluation.transfer import SOURCE_FPR, transfer_of
 from dinomaly_hd.experiments import gallery
 from dinomaly_hd.experiments.score import (

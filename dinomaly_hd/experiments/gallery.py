@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
+from dinomaly_hd.evaluation.metrics import Threshold
 from dinomaly_hd.evaluation.pictures import MapPicture, picture_title, select_by_rank
 from dinomaly_hd.evaluation.plots import (
     Pixels,
@@ -19,7 +20,6 @@ from dinomaly_hd.evaluation.plots import (
     roc_figure,
 )
 from dinomaly_hd.evaluation.results import domain_names
-from dinomaly_hd.evaluation.thresholds import Threshold
 from dinomaly_hd.experiments.score import Scorer, read_mask
 from dinomaly_hd.files import publish
 
@@ -42,9 +42,7 @@ HISTORY_SERIES = (
 def pictures_saved() -> Iterator[SavePicture]:
     """Yield what encodes and publishes a picture while the next one is drawn; all are there at the end.
 
-    Raises:
-        OutputError: A picture cannot be written; raised with one of the next, or at the end unless
-            the drawing itself fails.
+    That a picture cannot be written is raised with one of the next, or at the end.
     """
     waiting: deque[Future[None]] = deque()
     with ThreadPoolExecutor(max_workers=1) as pool:
@@ -97,36 +95,33 @@ def draw_maps(
     manifest = scorer.store.manifest
     chosen = select_by_rank(table, thresholds=thresholds, count=count) if count else table.iloc[:0]
     position_of = {record.path: position for position, record in enumerate(manifest.records)}
-    for domain, rows in chosen.groupby("domain", sort=False):
+    for name, rows in chosen.groupby("domain", sort=False):
+        domain = str(name)
         picture = MapPicture(
             input_shape=manifest.shape,
-            limit=limits[str(domain)],
-            input_limit=input_limits[str(domain)],
+            limit=limits[domain],
+            input_limit=input_limits[domain],
             box=scorer.box,
         )
         positions = np.array([position_of[path] for path in rows["path"]], dtype=np.int64)
-        order = rows.groupby(["label", "rank"]).cumcount() + 1
-        names = [
-            f"{'fault' if label else 'good'}_{rank}_{number:02d}_{Path(path).stem[-LONGEST_STEM:]}.png"
-            for label, rank, number, path in zip(
-                rows["label"], rows["rank"], order, rows["path"], strict=True
-            )
-        ]
-        drawn = 0
+        places = zip(rows["rank"], rows.groupby(["label", "rank"]).cumcount() + 1, strict=True)
         for batch, images_BHW, prediction in scorer.batches(positions):
             for i, position in enumerate(batch):
                 scorer.tick()
-                record, score = manifest.records[int(position)], float(prediction.score_B[i])
+                record = manifest.records[int(position)]
                 title = picture_title(
                     path=record.path,
                     label=record.label,
                     condition=record.condition,
-                    score=score,
-                    threshold=thresholds.get(str(domain), float("nan")),
+                    score=float(prediction.score_B[i]),
+                    threshold=thresholds.get(domain, float("nan")),
                 )
-                mask = read_mask(manifest, int(position)) if record.label else None
                 pixels_HW3 = picture.draw(
-                    images_BHW[i].numpy(), prediction.map_BHW[i].numpy(), title=title, mask_HW=mask
+                    images_BHW[i].numpy(),
+                    prediction.map_BHW[i].numpy(),
+                    title=title,
+                    mask_HW=read_mask(manifest, int(position)) if record.label else None,
                 )
-                save(folders[str(domain)] / names[drawn], pixels_HW3)
-                drawn += 1
+                rank, number = next(places)
+                kind, stem = "fault" if record.label else "good", Path(record.path).stem[-LONGEST_STEM:]
+                save(folders[domain] / f"{kind}_{rank}_{number:02d}_{stem}.png", pixels_HW3)

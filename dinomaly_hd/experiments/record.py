@@ -8,9 +8,9 @@ import numpy as np
 
 from dinomaly_hd import provenance
 from dinomaly_hd.config import flatten
-from dinomaly_hd.evaluation.report import Picture, report_html, results_markdown
-from dinomaly_hd.evaluation.summary import flat_metrics, summary_lines
+from dinomaly_hd.evaluation.report import Picture, report_html
 from dinomaly_hd.evaluation.synthetic import flat_synthetic, synthetic_lines
+from dinomaly_hd.evaluation.tables import flat_metrics, results_markdown, summary_lines
 from dinomaly_hd.evaluation.transfer import flat_transfer, transfer_lines
 from dinomaly_hd.experiments.work import Work, label_of, run_name
 from dinomaly_hd.files import publish_json, publish_text

@@ -1,22 +1,36 @@
-"""The report on a set of finished runs: files in a folder, and the figures for MLflow."""
+"""The report on finished runs, of one comparison or put together afterwards: written, and logged."""
 
-from collections.abc import Callable, Mapping, Sequence
+import os
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
 
-from dinomaly_hd.evaluation.comparison import Comparison, Focus, compare
+from dinomaly_hd import provenance
+from dinomaly_hd.errors import OutputError, TrackingError
+from dinomaly_hd.evaluation.compare import Comparison, Focus, compare
 from dinomaly_hd.evaluation.comparison_members import MemberRun
-from dinomaly_hd.evaluation.comparison_plots import comparison_pictures
-from dinomaly_hd.evaluation.comparison_reading import Story
-from dinomaly_hd.evaluation.comparison_report import comparison_csv, comparison_html, comparison_markdown
-from dinomaly_hd.evaluation.comparison_transfer import pairs_pictures, transfer_table
+from dinomaly_hd.evaluation.comparison_plots import comparison_pictures, pairs_pictures
+from dinomaly_hd.evaluation.comparison_tables import transfer_table
+from dinomaly_hd.evaluation.report import Story, comparison_csv, comparison_pages
+from dinomaly_hd.experiments.find import SUMMARY, Asked, Collected, Shelf, collect
 from dinomaly_hd.experiments.members import on_scored_domains
-from dinomaly_hd.files import publish, publish_json, publish_text
+from dinomaly_hd.files import make_dated_folder, publish, publish_json, publish_text
+from dinomaly_hd.runs.folder import FINISHED, RunFolder
+from dinomaly_hd.runs.reports import LoggedReport, ReportRun, add_report, log_report
+from dinomaly_hd.runs.search import RunStore
+from dinomaly_hd.runs.store import default_uri
 
-HARD_DOMAIN, HARD_CONDITION = "domain_C", "cold"
-SUMMARY = "final_summary.json"
+KIND = "report"
+CLOSER_LOOK = (Focus("domain_C", "cold"), Focus("domain_C", "all"), Focus("mean", "all"))
+"""The hard domain, cold and as a whole, and the mean."""
+AFTERWARDS = (
+    "How do these runs differ on the same test images? They were put together after they had been seen, so "
+    "what stands out is a guess until runs made to test it confirm it."
+)
 
 
 class Question(NamedTuple):
@@ -36,6 +50,29 @@ class Report(NamedTuple):
     markdown: str
 
 
+@dataclass(frozen=True, kw_only=True)
+class ReportRequest:
+    """What to report on, how to call it, and where it goes.
+
+    None as ``reference``, ``title`` and ``question`` is the comparison's own, if one is asked for by itself,
+    else the first label, a title that names the labels, and a text that says that the choice came after the
+    runs; as ``output`` it is the comparison's folder if that is here, else ``{result_dir}/report/{time}``.
+    ``root`` is the project, for MLflow's database; ``command`` repeats the report; ``say`` prints a line;
+    ``tick`` is called for each run, domain and condition.
+    """
+
+    asked: Asked
+    reference: str | None
+    title: str | None
+    question: str | None
+    output: Path | None
+    result_dir: Path
+    root: Path
+    command: str
+    say: Callable[[str], None]
+    tick: Callable[[], None]
+
+
 def write_report(
     members: Sequence[MemberRun],
     folder: Path,
@@ -45,45 +82,27 @@ def write_report(
     failed: Mapping[str, str],
     tick: Callable[[], None],
 ) -> Report:
-    """Write report.html, report.md, tables/, plots/ and final_summary.json.
-
-    Raises:
-        ConfigError: No run, two runs of one label and seed, or an unknown reference.
-        DataError: The runs were tested on different data.
-    """
+    """Write report.html, report.md, tables/, plots/ and final_summary.json."""
     members, unscored = on_scored_domains(members)
     failed = {**failed, **unscored}
     comparison = compare(members, reference=question.reference, compared=question.compared, tick=tick)
-    focuses = focuses_of(comparison)
+    places = {*comparison.domains, "mean"}
+    focuses = [
+        focus for focus in CLOSER_LOOK if focus.domain in places and focus.condition in comparison.conditions
+    ]
     story = Story(question.title, question.text, command, failed)
     pictures = {**pairs_pictures(members), **comparison_pictures(comparison, focuses=focuses)}
     table = transfer_table(members)
     more = [] if table is None else [table]
-    markdown = comparison_markdown(comparison, story=story, focuses=focuses, more=more)
-    files = [folder / "report.html", folder / "report.md"]
-    page = comparison_html(comparison, story=story, focuses=focuses, pictures=pictures, more=more)
-    publish_text(files[0], page)
-    publish_text(files[1], markdown)
-    for name, text in comparison_csv(comparison).items():
-        files.append(folder / "tables" / name)
-        publish_text(files[-1], text)
+    pages = comparison_pages(comparison, story=story, focuses=focuses, pictures=pictures, more=more)
+    texts = {**pages, **{f"tables/{name}": text for name, text in comparison_csv(comparison).items()}}
+    for name, text in texts.items():
+        publish_text(folder / name, text)
     for name, picture in pictures.items():
-        files.append(folder / "plots" / f"{name}.png")
-        publish(files[-1], lambda stream, png=picture.png: stream.write(png))  # type: ignore[misc]
-    files.append(folder / SUMMARY)
-    publish_json(files[-1], summary(comparison, question=question, failed=failed))
-    return Report(comparison, files, markdown)
-
-
-def focuses_of(comparison: Comparison) -> list[Focus]:
-    """Return where a closer look is taken: the hard domain, cold and as a whole, and the mean."""
-    wanted = [
-        Focus(HARD_DOMAIN, HARD_CONDITION),
-        Focus(HARD_DOMAIN, "all"),
-        Focus("mean", "all"),
-    ]
-    places = {*comparison.domains, "mean"}
-    return [focus for focus in wanted if focus.domain in places and focus.condition in comparison.conditions]
+        publish(folder / "plots" / f"{name}.png", lambda stream, png=picture.png: stream.write(png))  # type: ignore[misc]
+    publish_json(folder / SUMMARY, summary(comparison, question=question, failed=failed))
+    names = [*texts, *(f"plots/{name}.png" for name in pictures), SUMMARY]
+    return Report(comparison, [folder / name for name in names], pages["report.md"])
 
 
 def summary(comparison: Comparison, *, question: Question, failed: Mapping[str, str]) -> dict[str, object]:
@@ -95,7 +114,7 @@ def summary(comparison: Comparison, *, question: Question, failed: Mapping[str, 
         "labels": list(comparison.labels),
         "reference": comparison.reference,
         "data_digest": comparison.data_digest,
-        "runs": [run._asdict() for run in comparison.runs],
+        "runs": comparison.runs,
         "missing": [list(pair) for pair in comparison.missing],
         "failed": dict(failed),
         "means": comparison.means.replace({np.nan: None}).to_dict("records"),
@@ -116,3 +135,90 @@ def flat_means(comparison: Comparison) -> dict[str, float]:
             if not np.isnan(row[statistic]):
                 flat["/".join([*place, f"{row['metric']}_{statistic}.{label}"])] = float(row[statistic])
     return flat
+
+
+def report(request: ReportRequest) -> tuple[Path, Report]:
+    """Find the runs, write and log the report; return its folder and what it says."""
+    output = request.output
+    if output is not None and os.path.exists(output) and (not output.is_dir() or any(output.iterdir())):
+        # Tables of another report would mix with these.
+        raise OutputError(f"output={output}: already there; give a new or an empty folder")
+    uri = default_uri(request.root)
+    shelf = Shelf(request.result_dir, RunStore(uri))
+    collected = collect(request.asked, shelf, say=request.say, tick=request.tick)
+    own_reference = collected.summary.get("reference", request.reference)
+    if output is not None or request.reference not in (None, own_reference):
+        collected = collected._replace(own=None)  # another view of it, which must not replace its report
+    with _folder(request, collected) as folder:
+        request.say(f"comparing {len(collected.members)} members")
+        written = write_report(
+            collected.members,
+            folder,
+            question=_question(request, collected),
+            command=request.command,
+            failed=collected.failed,
+            tick=request.tick,
+        )
+    logged = LoggedReport(folder, written.files, flat_means(written.comparison), written.markdown)
+    try:
+        _log(request, collected, logged, uri=uri)
+    except TrackingError as error:
+        request.say(f"warning: {error}; the report's files are complete, but MLflow does not have them all")
+    for line in ["", *written.markdown.splitlines(), "", f"report: {folder / 'report.html'}"]:
+        request.say(line)
+    return folder, written
+
+
+def _question(request: ReportRequest, collected: Collected) -> Question:
+    labels, own = {member.label for member in collected.members}, collected.own
+    title = f"{len(collected.members)} runs, called {', '.join(sorted(labels))}"
+    if own is not None:  # without counts, since the next report on it reads this title from its summary
+        title = f"{own.tags.get('kind', 'Comparison').capitalize()} {Path(own.folder or own.name).name}"
+    reference = collected.summary.get("reference")
+    return Question(
+        request.title or str(collected.summary.get("title", title)),
+        request.question or str(collected.summary.get("question", AFTERWARDS)),
+        compared=collected.compared,
+        reference=request.reference or (reference if reference in labels else None),
+    )
+
+
+@contextmanager
+def _folder(request: ReportRequest, collected: Collected) -> Iterator[Path]:
+    """Yield where the report goes; a new folder does not stay behind empty."""
+    chosen = request.output or (collected.own.folder if collected.own else None)
+    if chosen is not None:
+        yield chosen
+        return
+    folder = make_dated_folder(request.result_dir / KIND)
+    try:
+        yield folder
+    finally:
+        if not any(folder.iterdir()):
+            folder.rmdir()
+
+
+def _log(request: ReportRequest, collected: Collected, logged: LoggedReport, *, uri: str) -> None:
+    """Log to the comparison's own run if there is one, else to a run of the report's own.
+
+    A run that `mlflow run` has begun for this process holds the report in either case.
+    """
+    asked, own, adopted = request.asked, collected.own, os.environ.pop("MLFLOW_RUN_ID", None)
+    params = {"runs": ",".join(asked.runs), "query": asked.query, "label_by": asked.label_by}
+    run = ReportRun(
+        f"{KIND}-by-{asked.label_by}",
+        {"kind": KIND, "command": request.command, **provenance.git_facts(request.root)},
+        {name: value for name, value in params.items() if value},
+    )
+    if own is not None and own.run_id is not None:
+        add_report(logged, None, run_id=own.run_id, uri=uri)
+    if own is not None and own.folder == logged.folder:
+        if own.run_id is None:
+            request.say("warning: the comparison is not in MLflow, so the report is in its folder only")
+        if adopted is not None:
+            add_report(logged, run, run_id=adopted, uri=uri)
+    elif own is None or own.run_id is None or adopted is not None:
+        run_id = log_report(
+            logged, run, experiment=asked.experiment, uri=uri, root=request.root, adopted=adopted
+        )
+        RunFolder(logged.folder, resumed=False).set_state(status=FINISHED, mlflow_run_id=run_id)

@@ -1,15 +1,13 @@
 """Writes what a study found, and beside which known settings, to its folder and to its MLflow run."""
 
-import html
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import pandas as pd
 
 from dinomaly_hd.config import RunConfig
-from dinomaly_hd.evaluation import page as html_page
-from dinomaly_hd.evaluation.report import Picture
+from dinomaly_hd.evaluation.report import render
 from dinomaly_hd.experiments.study_plan import beside
 from dinomaly_hd.experiments.trial import RUN_ID
 from dinomaly_hd.files import publish, publish_text
@@ -48,19 +46,23 @@ def report_study(joined: Joined, context: Context, page: Tracker) -> None:
     best = best_of(rows)
     runs = {row.number: plan.build(row.notes[CONFIG], plan.seeds[0]) for row in best}
     commands = [recipe_of(runs[row.number], spelt=tuple(row.params)).command(plan.seeds) for row in best]
-    facts = _facts(plan, context, rows)
     known = [row for row in rows if row.setting and row.state == COMPLETE and row not in best]
     tables = {
         "Found and known settings, %": _table(plan, [*best, *known], best),
         "All trials; figures in %, - where a value does nothing": _table(plan, rows, best),
     }
     pictures = study_pictures(joined.study, names=tuple(plan.space.dimensions), objectives=plan.keys)
-    markdown = _markdown(plan, facts, commands, tables)
-    texts = {
-        f"{REPORT}.html": _html(plan, facts, commands, tables, pictures),
-        f"{REPORT}.md": markdown,
-        TRIALS: _trials(plan, rows).to_csv(index=False),
+    content = {
+        "title": f"Study {plan.study}",
+        "facts": _facts(plan, context, rows),
+        "caveat": CAVEATS[plan.objective],
+        "commands": commands,
+        "tables": tables,
+        "pictures": pictures.values(),
     }
+    texts = {f"{REPORT}.{form}": render(f"study.{form}", **content) for form in ("html", "md")}
+    texts[TRIALS] = _trials(plan, rows).to_csv(index=False)
+    markdown = texts[f"{REPORT}.md"]
     if best:
         head = [f"The best of study {plan.study}.", *commands]
         texts[BEST] = conditions_text(
@@ -149,46 +151,6 @@ def _table(plan: Plan, rows: Sequence[Row], best: Sequence[Row]) -> pd.DataFrame
 
 def _percent(value: float) -> str:
     return f"{100 * value:.2f}"
-
-
-def _html(
-    plan: Plan,
-    facts: Mapping[str, str],
-    commands: Sequence[str],
-    tables: Mapping[str, pd.DataFrame],
-    pictures: Mapping[str, Picture],
-) -> str:
-    parts = [
-        html_page.facts(facts),
-        html_page.paragraph(CAVEATS[plan.objective]),
-        html_page.heading("The best again"),
-    ]
-    parts += [f"<p><code>{html.escape(command)}</code></p>" for command in commands]
-    parts += [
-        html_page.table(caption, list(table.columns), table.to_numpy().tolist())
-        for caption, table in tables.items()
-    ]
-    parts += [html_page.figure(picture.caption, picture.png) for picture in pictures.values()]
-    return html_page.page(f"Study {plan.study}", parts)
-
-
-def _markdown(
-    plan: Plan, facts: Mapping[str, str], commands: Sequence[str], tables: Mapping[str, pd.DataFrame]
-) -> str:
-    lines = [f"# Study {plan.study}", "", *(f"* {name}: `{text}`" for name, text in facts.items())]
-    lines += [
-        "",
-        CAVEATS[plan.objective],
-        "",
-        "**The best again**",
-        "",
-        *(f"    {command}" for command in commands),
-    ]
-    for caption, table in tables.items():
-        rows = [list(table.columns), ["---"] * len(table.columns), *table.to_numpy().tolist()]
-        lines += ["", f"**{caption}**", ""]
-        lines += [f"| {' | '.join(cell.replace('|', chr(92) + '|') for cell in row)} |" for row in rows]
-    return "\n".join(lines) + "\n"
 
 
 def _links(plan: Plan, rows: Sequence[Row], page: Tracker) -> str:

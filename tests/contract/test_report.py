@@ -1,7 +1,6 @@
 """What `report` promises: any set of runs, found wherever they lie; what is wrong or missing is named."""
 
 import contextlib
-import json
 import re
 import shutil
 import socket
@@ -21,9 +20,9 @@ from dinomaly_hd.tracking.outbox import OUTBOX_NAME, Outbox
 from dinomaly_hd.errors import ConfigError, DataError, OutputError, TrackingError
 from dinomaly_hd.evaluation.results import evaluate
 from dinomaly_hd.experiments import reporting
-from dinomaly_hd.experiments.collect import Asked
-from dinomaly_hd.experiments.report_run import ReportRequest, report
-from dinomaly_hd.files import publish_json
+from dinomaly_hd.experiments.find import Asked
+from dinomaly_hd.experiments.reporting import ReportRequest, report
+from dinomaly_hd.files import publish_json, read_json
 from dinomaly_hd.runs.folder import read_state
 from dinomaly_hd.runs.store import client_for, prepare_store
 from entry_points.common import exit_code
@@ -38,13 +37,10 @@ DRAWN = reporting.comparison_pictures
 
 
 class Project(NamedTuple):
-    """Fake finished runs, here and in MLflow.
+    """Fake finished runs, here and in MLflow; ``ids`` are MLflow's by folder name.
 
-    Attributes:
-        root: Stands for the project: ``mlflow.db`` and ``results`` lie here.
-        ablation: Folder of a comparison: A0 with seeds 42 and 43, F with 42 (43 was killed); K100 with seed
-            42 was taken from another comparison.
-        ids: MLflow run ids by folder name.
+    ``ablation`` is a comparison: A0 with seeds 42 and 43, F with 42 (43 was killed); K100 with seed 42 was
+    taken from another comparison.
     """
 
     root: Path
@@ -152,20 +148,23 @@ def prepared(tmp_path_factory: pytest.TempPathFactory) -> Project:
     parent = new_run("ablation", parent=None, params={}, kind="ablation", variant="baseline")
     publish_json(ablation / "run.json", {"status": "FAILED", "mlflow_run_id": parent})
     track(ablation, {"kind": "ablation", "variant": "baseline"})
-    for label, seed, status, folder in (
-        ("A0", 42, "FINISHED", ablation / "A0_seed42"),
-        ("F", 42, "FINISHED", ablation / "F_seed42"),
-        ("A0", 43, "FINISHED", ablation / "A0_seed43"),
-        ("F", 43, "KILLED", ablation / "F_seed43"),
-        ("K100", 42, "FINISHED", other / "K100_seed42"),
+    for label, variant, seed, effect, encoder, within in (
+        ("A0", "baseline", 42, 0.0, "small", ablation),
+        ("F", "horizontal", 42, 1.0, "base", ablation),
+        ("A0", "baseline", 43, 0.0, "small", ablation),
+        ("F", "horizontal", 43, 1.0, "base", ablation),
+        ("K100", "topk", 42, 0.5, "small", other),
     ):
-        variant = {"A0": "baseline", "F": "horizontal", "K100": "topk"}[label]
-        at = {"kind": "train", "variant": variant, "config": label, "run_folder": str(folder)}
+        folder = within / f"{label}_seed{seed}"
+        status = "KILLED" if (label, seed) == ("F", 43) else "FINISHED"
         run_id = new_run(
             folder.name,
-            parent=parent if folder.parent == ablation else None,
+            parent=parent if within == ablation else None,
             params={"seed": str(seed)},
-            **at,
+            kind="train",
+            variant=variant,
+            config=label,
+            run_folder=str(folder),
         )
         write_run(
             folder,
@@ -173,8 +172,8 @@ def prepared(tmp_path_factory: pytest.TempPathFactory) -> Project:
             label=label,
             variant=variant,
             status=status,
-            effect={"A0": 0.0, "F": 1.0, "K100": 0.5}[label],
-            encoder={"A0": "small", "F": "base", "K100": "small"}[label],
+            effect=effect,
+            encoder=encoder,
             model={"q_percent": 100.0} if label == "K100" else {},
             run_id=run_id,
         )
@@ -293,22 +292,14 @@ def test_a_comparison_stands_for_its_members_and_names_what_is_missing(project: 
         assert "Ablation of 3 configs" in text
         assert "F, seed 43 (status KILLED" in text, name
         assert "F has no seed 43, K100 has no seed 43" in text, name
-    summary = json.loads((folder / "final_summary.json").read_text())
-    assert summary["reference"] == "A0"
-    assert summary["compared"] == ["encoder"]
+    summary = read_json(folder / "final_summary.json")
+    assert (summary["reference"], summary["compared"]) == ("A0", ["encoder"])
     parent = project.ids["ablation"]
     run = client_for(project.uri).get_run(parent)
     assert run.info.status == "FAILED", "a report changes no run's state"
-    assert run.data.metrics["domain_C/auroc_mean.A0"] == pytest.approx(
-        np.mean(
-            [
-                json.loads((project.ablation / f"A0_seed{seed}" / "results.json").read_text())[
-                    "per_domain_metrics"
-                ]["domain_C"]["auroc"]
-                for seed in (42, 43)
-            ]
-        )
-    )
+    results = [read_json(project.ablation / f"A0_seed{seed}" / "results.json") for seed in (42, 43)]
+    mean = np.mean([result["per_domain_metrics"]["domain_C"]["auroc"] for result in results])
+    assert run.data.metrics["domain_C/auroc_mean.A0"] == pytest.approx(mean)
     assert logged(project, parent) >= {"report.html", "report.md", "tables"}
     assert report_runs(project) == []
     again, second = report(request(project, parent))
@@ -363,16 +354,13 @@ def test_a_query_finds_training_runs_here_and_in_mlflow(project: Project) -> Non
     assert len(written.comparison.runs) == 3, "a run that is named and matches counts once"
 
 
-def test_a_report_can_be_reported_on_again(project: Project) -> None:
+def test_a_report_can_be_reported_on_again_and_is_kept_beside_another_view(project: Project) -> None:
     first, written = report(request(project, "A0_seed42", "F_seed42"))
     again, second = report(request(project, first.name))
     assert again == first
     assert second.comparison.labels == written.comparison.labels
     assert len(report_runs(project)) == 1
-
-
-def test_another_view_of_a_report_does_not_replace_it(project: Project) -> None:
-    first, _ = report(request(project, "A0_seed42", "F_seed42"))
+    # Another view of it does not replace it.
     before = (first / "report.md").read_text()
     other, second = report(request(project, first.name, reference="F"))
     assert other != first
@@ -474,11 +462,13 @@ def test_different_data_are_refused_with_both_runs_named(project: Project) -> No
         report(request(project, "A0_seed42", other))
 
 
-def test_a_set_without_a_finished_run_is_refused(project: Project) -> None:
+def test_a_set_without_a_finished_run_and_a_full_folder_are_refused(project: Project) -> None:
     with pytest.raises(ConfigError, match=r"no finished run among .*: F, seed 43: status KILLED"):
         report(request(project, "F_seed43"))
     with pytest.raises(ConfigError, match="at least one"):
         report(request(project))
+    with pytest.raises(OutputError, match="already there"):
+        report(request(project, "A0_seed42", output=project.ablation))
     (project.ablation / "F_seed42" / "scores" / "domain_C.csv").unlink()
     markdown = report(request(project, "A0_seed42", "F_seed42"))[1].markdown
     assert "domain_C.csv cannot be read" in markdown
@@ -487,17 +477,9 @@ def test_a_set_without_a_finished_run_is_refused(project: Project) -> None:
 @pytest.mark.parametrize(
     ("query", "experiment", "line"),
     [
-        (
-            "tags.variant is horizontal",
-            EXPERIMENT,
-            r"^query='tags.variant is horizontal': MLflow cannot read",
-        ),
+        ("tags.variant is x", EXPERIMENT, r"^query='tags.variant is x': MLflow cannot read"),
         ("tags.variant = 'none'", EXPERIMENT, "matches no training run of experiment 'contract'$"),
-        (
-            "tags.kind = 'ablation'",
-            EXPERIMENT,
-            r"but 1 of other kinds \(ablation\); name comparisons in runs",
-        ),
+        ("tags.kind = 'ablation'", EXPERIMENT, r"but 1 of other kinds \(ablation\); name comparisons"),
         ("tags.kind = 'train'", "contrct", "experiment='contrct': .* Did you mean 'contract'"),
     ],
 )
@@ -506,11 +488,6 @@ def test_a_bad_query_is_one_line(project: Project, query: str, experiment: str, 
     with pytest.raises(ConfigError, match=line) as caught:
         report(replace(request(project), asked=asked))
     assert "\n" not in str(caught.value)
-
-
-def test_an_output_folder_with_files_is_refused(project: Project) -> None:
-    with pytest.raises(OutputError, match="already there"):
-        report(request(project, "A0_seed42", output=project.ablation))
 
 
 # ---- MLflow ----

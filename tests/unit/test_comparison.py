@@ -1,5 +1,6 @@
 """A comparison refuses what cannot be compared, corrects what it tests, and says in words what follows."""
 
+import io
 import re
 from typing import Any
 
@@ -9,13 +10,12 @@ import pytest
 
 from dinomaly_hd.errors import ConfigError, DataError, NonFiniteError
 from dinomaly_hd.evaluation import metrics, statistics
-from dinomaly_hd.evaluation.comparison import Comparison, Focus, compare, focus_table
-from dinomaly_hd.evaluation.comparison_differences import verdict
+from dinomaly_hd.evaluation.compare import Comparison, Focus, compare, focus_table, verdict, where
 from dinomaly_hd.evaluation.comparison_members import MemberRun
 from dinomaly_hd.evaluation.comparison_plots import comparison_pictures, dot_figure, forest_figure
-from dinomaly_hd.evaluation.comparison_reading import Story, reading
-from dinomaly_hd.evaluation.comparison_report import comparison_csv, comparison_html, comparison_markdown
+from dinomaly_hd.evaluation.comparison_reading import reading
 from dinomaly_hd.evaluation.plots import png_bytes
+from dinomaly_hd.evaluation.report import Story, comparison_csv, comparison_pages
 
 DOMAINS = ("domain_A", "domain_C")
 C_COLD = Focus("domain_C", "cold")
@@ -55,54 +55,55 @@ def three() -> Comparison:
     return compare(runs(), draws=300)
 
 
-def row(table: pd.DataFrame, **where: Any) -> pd.Series:
-    for column, value in where.items():
-        table = table[table[column] == value]
-    assert len(table) == 1
-    return table.iloc[0]
+COLD_AUROC = {"domain": "domain_C", "condition": "cold", "metric": "auroc"}
+
+
+def row(table: pd.DataFrame, **values: Any) -> pd.Series:
+    found = where(table, **values)
+    assert len(found) == 1
+    return found.iloc[0]
+
+
+def pages_of(
+    comparison: Comparison, *focuses: Focus, story: Story = STORY, drawn: bool = False
+) -> tuple[str, str]:
+    """The page and the Markdown."""
+    pictures = comparison_pictures(comparison, focuses=focuses) if drawn else {}
+    pages = comparison_pages(comparison, story=story, focuses=focuses, pictures=pictures)
+    return pages["report.html"], pages["report.md"]
 
 
 def test_means_are_those_of_the_runs_own_metrics(three: Comparison):
-    found = row(three.means, label="better", domain="domain_C", condition="cold", metric="auroc")
-    values = []
-    for run in runs()[6:]:
-        cold = run.scores[(run.scores["domain"] == "domain_C") & (run.scores["condition"] == "cold")]
-        values.append(metrics.auroc(cold["score"], cold["label"]))
+    found = row(three.means, label="better", **COLD_AUROC)
+    cold = [where(run.scores, domain="domain_C", condition="cold") for run in runs()[6:]]
+    values = [metrics.auroc(own["score"], own["label"]) for own in cold]
     assert (found["mean"], found["std"]) == pytest.approx((np.mean(values), np.std(values, ddof=1)))
     assert found["n"] == 3
-    parts = [
-        row(three.means, label="better", domain=domain, condition="all", metric="auroc")["mean"]
-        for domain in DOMAINS
-    ]
-    mean = row(three.means, label="better", domain="mean", condition="all", metric="auroc")["mean"]
-    assert mean == pytest.approx(np.mean(parts))
+    whole = where(three.means, label="better", condition="all", metric="auroc").set_index("domain")["mean"]
+    assert whole["mean"] == pytest.approx(whole[list(DOMAINS)].mean())
 
 
 def test_differences_are_paired_tests_with_both_corrections(three: Comparison):
     table = three.differences
     assert set(table["label"]) == {"same", "better"}
-    found = row(table, label="better", domain="domain_C", condition="cold", metric="auroc")
-    values = three.values[(three.values["domain"] == "domain_C") & (three.values["condition"] == "cold")]
-    values = values[values["metric"] == "auroc"].pivot(index="seed", columns="label", values="value")
+    found = row(table, label="better", **COLD_AUROC)
+    values = where(three.values, **COLD_AUROC).pivot(index="seed", columns="label", values="value")
     expected = statistics.paired_test(values["base"], values["better"])
     assert (found["t_p"], found["wilcoxon_p"]) == pytest.approx((expected.t_p, expected.wilcoxon_p))
     assert (found["seeds_low"], found["seeds_high"]) == pytest.approx((expected.low, expected.high))
-    over_domains = table[
-        (table["label"] == "better") & (table["condition"] == "cold") & (table["metric"] == "auroc")
-    ]
-    single = over_domains[over_domains["domain"] != "mean"]
-    assert list(single["p_holm"]) == pytest.approx(statistics.holm(list(single["t_p"])))
+    single = where(table, label="better", condition="cold", metric="auroc")
+    single = single[single["domain"] != "mean"]
+    assert list(single["p_holm"]) == pytest.approx(list(statistics.holm(single["t_p"])))
     for domain in (*DOMAINS, "mean"):
-        here = table[
-            (table["domain"] == domain) & (table["condition"] == "cold") & (table["metric"] == "auroc")
-        ]
-        assert list(here["p_holm_labels"]) == pytest.approx(statistics.holm(list(here["t_p"])), nan_ok=True)
-    mean = table[table["domain"] == "mean"]
+        here = where(table, domain=domain, condition="cold", metric="auroc")
+        corrected = list(statistics.holm(here["t_p"]))
+        assert list(here["p_holm_labels"]) == pytest.approx(corrected, nan_ok=True)
+    mean = where(table, domain="mean")
     pd.testing.assert_series_equal(mean["p_holm"], mean["p_holm_labels"], check_names=False)
 
 
 def test_a_real_effect_is_found_and_only_there(three: Comparison):
-    found = row(three.differences, label="better", domain="domain_C", condition="cold", metric="auroc")
+    found = row(three.differences, label="better", **COLD_AUROC)
     assert found["verdict"] == "higher"
     assert 0 < found["images_low"] < found["mean_difference"] < found["images_high"]
     same = three.differences[three.differences["label"] == "same"]
@@ -149,8 +150,7 @@ def test_focus_sorts_by_difference_and_judges_over_labels(three: Comparison):
 def test_delong_is_run_by_run_on_the_same_images(three: Comparison):
     found = row(three.delong, label="better", seed=1, domain="domain_C", condition="cold")
     base, better = (
-        run.scores[(run.scores["domain"] == "domain_C") & (run.scores["condition"] == "cold")]
-        for run in (runs()[1], runs()[7])
+        where(runs()[i].scores, domain="domain_C", condition="cold").set_index("path") for i in (1, 7)
     )
     expected = statistics.delong(base["score"], better["score"], label=base["label"])
     assert (found["difference"], found["p"]) == pytest.approx((expected.difference, expected.p))
@@ -163,7 +163,7 @@ def test_a_missing_seed_is_named_and_left_out_of_pairs():
     comparison = compare(members, draws=100)
     assert comparison.missing == (("better", 1),)
     assert comparison.common_seeds("better") == (0, 2)
-    found = row(comparison.differences, label="better", domain="domain_C", condition="cold", metric="auroc")
+    found = row(comparison.differences, label="better", **COLD_AUROC)
     assert found["seeds"] == 2
     assert found["verdict"] == "nothing can be concluded (2 seeds)"
     text = " ".join(reading(comparison, failed={"better/1": "NaN loss"}, focuses=[]))
@@ -182,35 +182,28 @@ def test_order_of_images_and_of_runs_changes_nothing(three: Comparison):
     pd.testing.assert_frame_equal(first, second)
 
 
-def other_images(run: MemberRun) -> MemberRun:
-    return run._replace(scores=run.scores.iloc[1:])
-
-
-def other_label(run: MemberRun) -> MemberRun:
-    return run._replace(scores=run.scores.assign(label=1 - run.scores["label"]))
-
-
-def other_digest(run: MemberRun) -> MemberRun:
-    return run._replace(result={**run.result, "data_digest": "xyz"})
-
-
-def stale_result(run: MemberRun) -> MemberRun:
-    return run._replace(result={**run.result, "per_domain_metrics": {"domain_C": {"auroc": 0.123}}})
+OTHER = member("other", 0)
+STALE = {**OTHER.result, "per_domain_metrics": {"domain_C": {"auroc": 0.123}}}
 
 
 @pytest.mark.parametrize(
     ("change", "words"),
     [
-        (other_digest, ["different data", "abc and xyz"]),
-        (other_images, ["different images", "domain_A/test/good/cold0.tiff is only in runs/base_0"]),
-        (other_label, ["different images", "label 0 and 1"]),
-        (stale_result, ["domain_C has AUROC 0.123000 in its result", "evaluate the run again"]),
+        ({"result": {**OTHER.result, "data_digest": "xyz"}}, ["different data", "abc and xyz"]),
+        (
+            {"scores": OTHER.scores.iloc[1:]},
+            ["different images", "domain_A/test/good/cold0.tiff is only in runs/base_0"],
+        ),
+        (
+            {"scores": OTHER.scores.assign(label=1 - OTHER.scores["label"])},
+            ["different images", "label 0 and 1"],
+        ),
+        ({"result": STALE}, ["domain_C has AUROC 0.123000 in its result", "evaluate the run again"]),
     ],
 )
 def test_runs_of_different_data_are_refused_and_named(change, words):
-    members = [*runs(1)[:1], change(member("other", 0))]
     with pytest.raises(DataError) as caught:
-        compare(members)
+        compare([*runs(1)[:1], OTHER._replace(**change)])
     for word in [*words, "runs/other_0"]:
         assert word in str(caught.value)
 
@@ -251,10 +244,7 @@ def test_one_class_has_no_metric_and_no_verdict():
     comparison = compare(members, draws=50)
     assert set(comparison.differences["verdict"]) == {"nothing can be concluded (no value)"}
     assert set(comparison.delong["reason"].str[:18]) == {"needs both classes"}
-    pictures = comparison_pictures(comparison, focuses=[C_COLD])
-    assert "no label can be measured" in comparison_html(
-        comparison, story=STORY, focuses=[C_COLD], pictures=pictures
-    )
+    assert "no label can be measured" in pages_of(comparison, C_COLD, drawn=True)[0]
 
 
 def test_identical_runs_show_no_difference_without_a_p_value():
@@ -274,29 +264,25 @@ def test_a_table_without_conditions_has_one_condition():
 def test_html_is_one_escaped_file_with_its_parts_in_order(three: Comparison):
     evil = "<script>alert(1)</script>"
     members = [run._replace(label=evil, name=evil) if run.label == "same" else run for run in runs()]
-    comparison = compare(members, draws=50)
     story = Story(evil, evil, evil, {evil: evil})
-    pictures = comparison_pictures(comparison, focuses=[C_COLD])
-    text = comparison_html(comparison, story=story, focuses=[C_COLD], pictures=pictures)
+    text, _ = pages_of(compare(members, draws=50), C_COLD, story=story, drawn=True)
     assert "<script" not in text
     assert not re.search(r"(src|href)=\"(?!data:image/png;base64)", text)
-    assert text.count("<img") == len(pictures) == 6
-    plain = comparison_html(three, story=STORY, focuses=[C_COLD], pictures={})
-    headings = re.findall(r"<h2>(.*?)</h2>", plain)
+    assert text.count("<img") == 6
+    plain, _ = pages_of(three, C_COLD)
     focus = "Which labels differ on domain_C cold?"
-    assert headings == ["Reading", "Means over seeds", focus, "Pictures", "All differences"]
+    headings = ["Reading", "Means over seeds", focus, "Pictures", "All differences"]
+    assert re.findall(r"<h2>(.*?)</h2>", plain) == headings
     assert "runs/better_2" in plain
 
 
 def test_markdown_holds_the_numbers_and_labels_cannot_break_its_tables(three: Comparison):
-    text = comparison_markdown(three, story=STORY, focuses=[C_COLD])
+    _, text = pages_of(three, C_COLD)
     found = row(three.means, label="better", domain="domain_C", condition="all", metric="auroc")
     assert f"{100 * found['mean']:.2f} ± {100 * found['std']:.2f}" in text
     assert "| better | 3 | +" in text
     odd = compare([run._replace(label=run.label + "|x") for run in runs(1)], draws=10)
-    tables = [
-        line for line in comparison_markdown(odd, story=STORY, focuses=[]).split("\n") if line.startswith("|")
-    ]
+    tables = [line for line in pages_of(odd)[1].split("\n") if line.startswith("|")]
     assert {len(re.findall(r"(?<!\\)\|", line)) for line in tables} == {len(DOMAINS) + 3}
 
 
@@ -304,32 +290,27 @@ def test_one_label_has_no_differences_and_says_so():
     comparison = compare(runs(base=0.0))
     assert comparison.differences.empty
     assert comparison.delong.empty
-    pictures = comparison_pictures(comparison, focuses=[C_COLD])
-    page = comparison_html(comparison, story=STORY, focuses=[C_COLD], pictures=pictures)
+    page, markdown = pages_of(comparison, C_COLD, drawn=True)
     assert "There is one label only, base, so nothing is compared" in page
-    assert "difference to" not in comparison_markdown(comparison, story=STORY, focuses=[C_COLD])
+    assert "difference to" not in markdown
     assert comparison_csv(comparison)["differences.csv"].startswith("label,reference,domain")
 
 
 def test_reading_counts_tests_and_findings(three: Comparison):
     text = " ".join(reading(three, failed={}, focuses=[C_COLD]))
-    table = three.differences[
-        (three.differences["metric"] == "auroc") & (three.differences["domain"] != "mean")
-    ]
+    table = where(three.differences, metric="auroc")
+    table = table[table["domain"] != "mean"]
     assert f"AUROC: {table['t_p'].notna().sum()} tests" in text
     assert f"After Holm's correction over domains: {(table['p_holm'] < 0.05).sum()} significant" in text
     assert "better higher on domain_C cold" in text
     assert "cannot give a p-value under 0.25" in text
 
 
-def test_csv_texts_give_the_tables_back(three: Comparison, tmp_path):
-    for name, text in comparison_csv(three).items():
-        (tmp_path / name).write_text(text)
-    again = pd.read_csv(tmp_path / "differences.csv")
+def test_csv_texts_give_the_tables_back(three: Comparison):
+    again = pd.read_csv(io.StringIO(comparison_csv(three)["differences.csv"]))
     assert list(again.columns) == list(three.differences.columns)
-    assert again["mean_difference"].to_numpy() == pytest.approx(
-        three.differences["mean_difference"].to_numpy()
-    )
+    difference = three.differences["mean_difference"].to_numpy()
+    assert again["mean_difference"].to_numpy() == pytest.approx(difference)
 
 
 @pytest.mark.parametrize("count", [2, 30])

@@ -1,14 +1,13 @@
-"""Metrics equal scikit-learn's at any score scale; intervals are seeded, exact in the limit, and fast."""
-
-import time
+"""Metrics equal scikit-learn's at any scale; thresholds are their rules; intervals are seeded and exact."""
 
 import numpy as np
 import pytest
 from sklearn import config_context
 from sklearn import metrics as sk
 
-from dinomaly_hd.errors import NonFiniteError
+from dinomaly_hd.errors import DataError, NonFiniteError
 from dinomaly_hd.evaluation import intervals, metrics
+from dinomaly_hd.evaluation.synthetic import flat_synthetic, synthetic_blocks, synthetic_lines
 
 SETS = 1000
 SCALES = (1e-300, 1e-150, 1e-30, 1.0, 1e30, 1e150, 1e300)
@@ -41,7 +40,6 @@ def sk_f1(score: np.ndarray, label: np.ndarray) -> float:
 
 @config_context(assume_finite=True, skip_parameter_validation=True)
 def test_equal_to_scikit_learn_on_1000_sets():
-    passed = 0
     for number in range(SETS):
         score, label = random_set(number)
         fpr, tpr, _ = sk.roc_curve(label, score, drop_intermediate=False)
@@ -55,11 +53,9 @@ def test_equal_to_scikit_learn_on_1000_sets():
             ),
         ]
         assert all(abs(ours - theirs) <= 1e-12 for ours, theirs in pairs), (number, pairs)
-        passed += 1
-    print(f"{passed} passed of {SETS}")
 
 
-def test_confusion_equals_scikit_learn():
+def test_calls_equal_scikit_learn_and_thresholds_are_the_best_ones():
     for number in range(100):
         score, label = random_set(number)
         threshold = float(np.median(score))
@@ -67,23 +63,44 @@ def test_confusion_equals_scikit_learn():
         tn, fp, fn, tp = sk.confusion_matrix(label, called).ravel()
         ours = metrics.confusion_at(score, label, threshold=threshold)
         assert ours[:4] == (tp, fp, tn, fn)
-        assert ours.precision == pytest.approx(
-            sk.precision_score(label, called, zero_division=np.nan), abs=1e-12
+        theirs = (
+            sk.precision_score(label, called, zero_division=np.nan),
+            *(score_of(label, called) for score_of in (sk.recall_score, sk.f1_score, sk.accuracy_score)),
         )
-        assert ours.recall == pytest.approx(sk.recall_score(label, called), abs=1e-12)
-        assert ours.f1 == pytest.approx(sk.f1_score(label, called), abs=1e-12)
-        assert ours.accuracy == pytest.approx(sk.accuracy_score(label, called), abs=1e-12)
-
-
-def test_f1_max_is_reached_at_its_threshold():
-    for number in range(100):
-        score, label = random_set(number)
+        assert ours[4:] == pytest.approx(theirs, abs=1e-12, nan_ok=True)
         best = metrics.f1_max(score, label)
         assert metrics.confusion_at(score, label, threshold=best.threshold).f1 == best.value
+        chosen = metrics.youden(score, label)
+        assert chosen.optimistic
+        assert chosen.source == "test labels"
+
+        def youden_j(threshold: float, score=score, label=label) -> float:
+            found = metrics.confusion_at(score, label, threshold=threshold)
+            return found.recall - found.fp / (found.fp + found.tn)
+
+        assert youden_j(chosen.value) == pytest.approx(max(map(youden_j, score)), abs=1e-12)
 
 
-def test_a_score_equal_to_the_threshold_is_a_fault():
+def test_ties_go_to_the_higher_threshold_and_a_score_equal_to_it_is_a_fault():
+    assert metrics.youden([1.0, 2.0, 3.0, 4.0], [0, 1, 0, 1]).value == 4.0
     assert metrics.confusion_at([1.0, 2.0, 3.0], [0, 0, 1], threshold=2.0)[:4] == (1, 1, 1, 0)
+    # 5: F1 2/3; 3: tp 2, fp 1, F1 4/5.
+    assert metrics.f1([1.0, 2.0, 3.0, 4.0, 5.0], [0, 0, 1, 0, 1]) == ("f1", 3.0, True, "test labels")
+
+
+def test_normal_quantile_is_honest_on_held_out_and_marked_on_training_scores():
+    held_out = metrics.normal_quantile(np.arange(1001.0), held_out=True)
+    assert held_out.value == pytest.approx(995.0, abs=1e-9)
+    assert held_out[2:] == (False, "held-out normals")
+    assert metrics.normal_quantile(np.arange(9.0), held_out=False)[2:] == (True, "training normals")
+    with pytest.raises(DataError, match="no scores of held-out normals"):
+        metrics.normal_quantile([], held_out=True)
+
+
+@pytest.mark.parametrize("scale", [1e-300, 1.0, 1e300])
+def test_no_normal_is_a_fault_where_all_score_the_same(scale):
+    chosen = metrics.normal_quantile(np.full(20, scale), held_out=True)
+    assert metrics.confusion_at([scale, scale], [0, 0], threshold=chosen.value).fp == 0
 
 
 def test_tpr_at_fpr_takes_no_vertex_beyond_the_target():
@@ -96,7 +113,7 @@ def test_tpr_at_fpr_takes_no_vertex_beyond_the_target():
 @pytest.mark.parametrize("count", [7, 100, 1000, 999])
 def test_allowed_false_positives_compares_as_a_roc_curve_does(count):
     for target in (0.0, 0.01, 0.05, 0.29, 0.57, 0.58, 1.0):
-        allowed = metrics.allowed_false_positives(count, max_fpr=target)
+        allowed = intervals.allowed_false_positives(count, max_fpr=target)
         assert allowed == (np.arange(count + 1) / count <= target).sum() - 1
 
 
@@ -108,7 +125,10 @@ def test_one_class_gives_nan(label):
         metrics.tpr_at_fpr(score, label, max_fpr=0.01),
         metrics.average_precision(score, label),
         *metrics.f1_max(score, label),
+        metrics.youden(score, label).value,
+        metrics.f1(score, label).value,
         *metrics.confusion_at(score, label, threshold=2.0)[4:],
+        *intervals.percentile_interval(bootstrap(score, label)[:, 0]),
     ]
     assert np.isnan(values).all()
     assert metrics.roc_curve(score, label).fpr.size == 0
@@ -121,6 +141,11 @@ def test_non_finite_score_is_an_error_that_names_the_image(bad):
     for measure in (metrics.auroc, metrics.average_precision, metrics.f1_max):
         with pytest.raises(NonFiniteError, match="position 1"):
             measure([0.0, bad, 1.0], [0, 1, 1])
+    with pytest.raises(NonFiniteError, match="position 1"):
+        metrics.normal_quantile([1.0, bad], held_out=True)
+
+
+# ---- pixels ----
 
 
 def maps_and_masks(seed: int, *, ties: bool) -> tuple[np.ndarray, np.ndarray]:
@@ -175,14 +200,7 @@ def test_pixel_metrics_without_defects_are_nan_and_bad_maps_named():
         metrics.aupro(maps, masks)
 
 
-def test_2000_maps_of_hdmap_size_take_seconds():
-    generator = np.random.default_rng(0)
-    masks = np.zeros((2000, 31, 95), dtype=bool)
-    masks[:1000, 5, 10:60] = True
-    maps = generator.random(masks.shape, dtype=np.float32) + masks
-    started = time.process_time()
-    metrics.aupro(maps, masks)
-    assert time.process_time() - started < 5
+# ---- intervals ----
 
 
 def gaussian_set(count: int) -> tuple[np.ndarray, np.ndarray]:
@@ -190,29 +208,14 @@ def gaussian_set(count: int) -> tuple[np.ndarray, np.ndarray]:
     return np.random.default_rng(0).normal(size=2 * count) + 1.5 * label, label
 
 
-def bootstrap(score, label, *, seed: int = 42, draws: int = 2000) -> intervals.Draws:
+def bootstrap(score, label, *, seed: int = 42, draws: int = 2000) -> np.ndarray:
     generator = intervals.named_generator(seed, "score/domain_C/all")
     return intervals.bootstrap(score, label, max_fprs=(0.01, 0.05), generator=generator, draws=draws)
 
 
-def test_each_draw_is_the_metric_of_the_resampled_images():
-    score, label = gaussian_set(30)
-    score = np.round(score, 1)
-    drawn = bootstrap(score, label, draws=50)
-    generator = intervals.named_generator(42, "score/domain_C/all")
-    good, fault = np.sort(score[label == 0]), np.sort(score[label == 1])
-    picked_good = good[generator.integers(0, 30, size=(50, 30))]
-    picked_fault = fault[generator.integers(0, 30, size=(50, 30))]
-    for row in range(50):
-        again = np.concatenate([picked_good[row], picked_fault[row]])
-        assert drawn.auroc_B[row] == pytest.approx(metrics.auroc(again, label), abs=1e-12)
-        for column, target in enumerate((0.01, 0.05)):
-            assert drawn.tpr_BR[row, column] == metrics.tpr_at_fpr(again, label, max_fpr=target)
-
-
 def test_interval_width_agrees_with_the_theory():
     score, label = gaussian_set(1000)
-    low, high = intervals.percentile_interval(bootstrap(score, label).auroc_B)
+    low, high = intervals.percentile_interval(bootstrap(score, label)[:, 0])
     area = metrics.auroc(score, label)
     # Hanley and McNeil (1982): the standard error of an AUROC.
     q1, q2 = area / (2 - area), 2 * area**2 / (1 + area)
@@ -224,23 +227,48 @@ def test_interval_width_agrees_with_the_theory():
 def test_intervals_depend_on_the_seed_and_not_on_the_order_of_images():
     score, label = gaussian_set(200)
     order = np.random.default_rng(1).permutation(400)
-    first, again, other = (
-        bootstrap(score, label),
-        bootstrap(score[order], label[order]),
-        bootstrap(score, label, seed=43),
+    first, again = bootstrap(score, label), bootstrap(score[order], label[order])
+    assert np.array_equal(first, again)
+    assert not np.array_equal(first, bootstrap(score, label, seed=43))
+
+
+@pytest.mark.parametrize("ties", [False, True])
+def test_every_draw_is_the_metric_of_the_images_drawn_for_one_run_and_for_several(ties: bool):
+    """With the generator replayed, each draw equals the plain metric of the resampled images."""
+    score, label = gaussian_set(30)
+    scores = np.stack([score, score[::-1] + np.random.default_rng(1).normal(size=60)])
+    scores = np.round(scores, 1) if ties else scores
+    ordered = np.concatenate([np.sort(scores[0, :30]), np.sort(scores[0, 30:])])
+    shared = intervals.shared_bootstrap(
+        scores, label=label, max_fprs=(0.01, 0.05), generator=np.random.default_rng(7), draws=25
     )
-    assert np.array_equal(first.auroc_B, again.auroc_B)
-    assert np.array_equal(first.tpr_BR, again.tpr_BR)
-    assert not np.array_equal(first.auroc_B, other.auroc_B)
+    alone = intervals.bootstrap(
+        scores[0], label, max_fprs=(0.01, 0.05), generator=np.random.default_rng(7), draws=25
+    )
+    replay = np.random.default_rng(7)
+    good, fault = replay.integers(0, 30, size=(25, 30)), 30 + replay.integers(0, 30, size=(25, 30))
+    for draw, chosen in enumerate(np.concatenate([good, fault], axis=1)):
+        for drawn, own in ((shared[0], scores[0]), (shared[1], scores[1]), (alone, ordered)):
+            assert drawn[draw, 0] == pytest.approx(sk.roc_auc_score(label, own[chosen]), abs=1e-12)
+            for column, fpr in ((1, 0.01), (2, 0.05)):
+                assert drawn[draw, column] == metrics.tpr_at_fpr(own[chosen], label, max_fpr=fpr)
 
 
-def test_one_class_has_no_interval():
-    drawn = bootstrap([1.0, 2.0], [0, 0])
-    assert np.isnan(intervals.percentile_interval(drawn.auroc_B)).all()
+# ---- synthetic bands ----
 
 
-def test_2000_draws_over_2000_images_take_under_a_second():
-    score, label = gaussian_set(1000)
-    started = time.process_time()
-    bootstrap(score, label)
-    assert time.process_time() - started < 1
+def test_figures_on_synthetic_bands_are_those_of_each_domain():
+    label, domain = np.tile([0, 0, 1, 1, 1], 40), np.repeat(np.array(["domain_A", "domain_C"]), 100)
+    score = np.random.default_rng(0).normal(size=200) + label * np.where(domain == "domain_A", 3.0, 0.5)
+    blocks = synthetic_blocks(score, label, domain)
+    for name, block in blocks["per_domain"].items():
+        own = name == domain
+        assert block["auroc"] == pytest.approx(sk.roc_auc_score(label[own], score[own]), abs=1e-12)
+        assert (block["normals"], block["bands"]) == (40, 60)
+    mean = np.mean([block["auroc"] for block in blocks["per_domain"].values()])
+    assert blocks["mean"]["auroc"] == pytest.approx(mean, abs=1e-12)
+    flat = flat_synthetic(blocks)
+    assert flat["synthetic/domain_C/tpr_at_fpr_1"] == blocks["per_domain"]["domain_C"]["tpr_at_fpr_1pct"]
+    assert flat["synthetic/mean/auroc"] == blocks["mean"]["auroc"]
+    assert len(flat) == 3 * 3
+    assert any("domain_C" in line and "40 normals" in line for line in synthetic_lines(blocks))

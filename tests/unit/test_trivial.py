@@ -36,35 +36,24 @@ def test_each_score_is_its_definition_in_float64(name):
     images = normals(5, seed=0)
     scores = trivial_scores(images)[f"trivial/{name}"]
     assert scores.dtype == np.float64
-    np.testing.assert_allclose(
-        scores, [EXPECTED[name](image.astype(np.float64)) for image in images], rtol=1e-6
-    )
-
-
-def test_a_flat_image_has_no_contrast():
-    assert trivial_scores(np.full((2, 31, 95), 0.5, dtype=np.float32))["trivial/contrast"].tolist() == [
-        0.0,
-        0.0,
-    ]
+    np.testing.assert_allclose(scores, [EXPECTED[name](image.astype(float)) for image in images], rtol=1e-6)
+    flat = trivial_scores(np.full((2, 31, 95), 0.5, dtype=np.float32))
+    assert flat["trivial/contrast"].tolist() == [0.0, 0.0], "a flat image has no contrast"
 
 
 def test_row_filter_finds_a_faint_band_that_the_maximum_misses():
     good, fault = normals(60, seed=2), with_band(normals(60, seed=3), gain=1.2)
-    label = np.repeat([0, 1], 60)
-    images = np.concatenate([good, fault])
+    label, images = np.repeat([0, 1], 60), np.concatenate([good, fault])
     row_filter = RowFilter.fit(normals(100, seed=1))
     assert row_filter.width == 23
     assert auroc(row_filter.score(images), label) > 0.97
     assert auroc(trivial_scores(images)["trivial/max"], label) < 0.8
 
 
-def test_row_filter_does_not_mistake_brightness_for_a_fault():
-    row_filter = RowFilter.fit(normals(100, seed=1))
-    dim, bright = (row_filter.score(normals(100, seed=2, level=level)) for level in (0.2, 0.28))
+def test_row_filter_knows_that_both_gears_turn_and_takes_no_brightness_for_a_fault():
+    fitted = RowFilter.fit(normals(100, seed=1))
+    dim, bright = (fitted.score(normals(100, seed=2, level=level)) for level in (0.2, 0.28))
     np.testing.assert_allclose(dim, bright, rtol=1e-4)
-
-
-def test_row_filter_knows_that_both_gears_turn():
     row_filter = RowFilter(width=23, mean_H=np.zeros(31), std_H=np.ones(31))
     image = with_band(normals(1, seed=4), gain=1.5)
     turned = np.roll(image, (13, 50), axis=(1, 2))
