@@ -26,7 +26,7 @@ from dinomaly_hd.experiments.examine import predict, sample_at_pixels, visible_p
 from dinomaly_hd.experiments.exported import Exported, load_model, read_card
 from dinomaly_hd.experiments.prediction import known_domain
 from dinomaly_hd.experiments.request_images import Images, input_example, read_input
-from dinomaly_hd.models.build_encoder import visible_box
+from dinomaly_hd.models.preprocessing import visible_box
 from dinomaly_hd.tracking.models import logged_model
 from dinomaly_hd.tracking.store import client_for
 from dinomaly_hd.training.fit import resolve_device

@@ -31,8 +31,8 @@ from dinomaly_hd.experiments.run_record import head, maps_folder, thinned, track
 from dinomaly_hd.experiments.session import Session, trained_domains
 from dinomaly_hd.experiments.synthetic import SyntheticBands
 from dinomaly_hd.files import publish_json
-from dinomaly_hd.models.build_encoder import visible_box
 from dinomaly_hd.models.detector import Detector
+from dinomaly_hd.models.preprocessing import visible_box
 from dinomaly_hd.randomness import derive
 from dinomaly_hd.training.fit import Trained
 

@@ -22,7 +22,7 @@ from dinomaly_hd.experiments.exported import Exported
 from dinomaly_hd.experiments.gallery import SavePicture, pictures_saved
 from dinomaly_hd.experiments.model_source import Source, open_source
 from dinomaly_hd.files import make_dated_folder, publish_text
-from dinomaly_hd.models.build_encoder import visible_box
+from dinomaly_hd.models.preprocessing import visible_box
 from dinomaly_hd.names import as_cell
 from dinomaly_hd.training.fit import resolve_device
 from dinomaly_hd.training.memory import named_when_exhausted

@@ -28,9 +28,9 @@ from dinomaly_hd.experiments.data_root import ManifestMemory, read_manifest
 from dinomaly_hd.experiments.exported import WEIGHTS, read_card
 from dinomaly_hd.experiments.run_folder import MODEL, find_run
 from dinomaly_hd.files import file_digest
-from dinomaly_hd.models.build import check_model
-from dinomaly_hd.models.build_encoder import check_weights, preprocessing_of
-from dinomaly_hd.models.build_families import texture_folder
+from dinomaly_hd.models.build import check_model, texture_folder
+from dinomaly_hd.models.networks import check_weights
+from dinomaly_hd.models.preprocessing import preprocessing_of
 from dinomaly_hd.models.weights import Weights, locate
 from dinomaly_hd.training.fit import resolve_device
 

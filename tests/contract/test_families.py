@@ -23,7 +23,7 @@ from dinomaly_hd.experiments.examine import score
 from dinomaly_hd.experiments.exported import load_model
 from dinomaly_hd.experiments.training_run import Outcome, execute
 from dinomaly_hd.flags import resolve_model
-from dinomaly_hd.models.patchcore import PatchCore
+from dinomaly_hd.models.patchcore.detector import PatchCore
 from dinomaly_hd.training.guards import SignalGuard
 from dinomaly_hd.trivial import PREFIX, TRIVIAL
 

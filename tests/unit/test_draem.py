@@ -7,15 +7,15 @@ from typing import Any, NamedTuple
 import pytest
 import torch
 import torch.nn.functional as F
+from dinomaly_hd.models.faults import Faulty
+from dinomaly_hd.models.scoring import top_share_score
 from torch import Generator, Tensor, nn
 
 from dinomaly_hd.batch import Batch
 from dinomaly_hd.errors import ConfigError
 from dinomaly_hd.models import draem_networks as networks
 from dinomaly_hd.models.draem import MINIMUM_SIZE, Draem, check_size, focal_loss, structural_similarity
-from dinomaly_hd.models.faults import Faulty
 from dinomaly_hd.models.preprocessing import Preprocessing
-from dinomaly_hd.models.scoring import top_share_score
 
 WIDTH = 1 / 16
 SIZE = (32, 48)

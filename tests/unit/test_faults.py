@@ -6,9 +6,6 @@ from collections.abc import Callable
 
 import pytest
 import torch
-from torch import Generator, Tensor
-
-from dinomaly_hd.errors import ConfigError
 from dinomaly_hd.models.faults import (
     LARGEST_HEIGHT,
     BandFaults,
@@ -20,6 +17,9 @@ from dinomaly_hd.models.faults import (
 )
 from dinomaly_hd.models.patches import NUMBERS, place_patches
 from dinomaly_hd.models.textures import FolderSource, OtherImages, Sources, Textures
+from torch import Generator, Tensor
+
+from dinomaly_hd.errors import ConfigError
 
 IMAGES = torch.rand(400, 31, 95, generator=Generator().manual_seed(1)) + 0.5
 SOURCES: dict[str, Sources] = {
