@@ -187,9 +187,15 @@ class ConvEncoder(Encoder):
 
     @torch.no_grad()
     def _raw(self, images_B3HW: Tensor) -> Tensor:
-        """Return all stages on the grid, concatenated, (B, N, channels)."""
+        """Return all stages on the grid (average of finer, bilinear of coarser ones), (B, N, channels)."""
         stages: list[Tensor] = self.model(images_B3HW.contiguous(memory_format=torch.channels_last))
-        resampled = [resample(stage_BChw, grid=self.grid) for stage_BChw in stages]
+        resampled = []
+        for stage_BChw in stages:
+            height, width = stage_BChw.shape[-2:]
+            pooled = F.adaptive_avg_pool2d(stage_BChw, (min(height, self.grid[0]), min(width, self.grid[1])))
+            if pooled.shape[-2:] != self.grid:
+                pooled = F.interpolate(pooled, size=self.grid, mode="bilinear", align_corners=False)
+            resampled.append(pooled)
         return torch.cat(resampled, dim=1).flatten(2).transpose(1, 2)
 
     @torch.no_grad()
@@ -210,12 +216,3 @@ class ConvEncoder(Encoder):
         return torch.stack(
             [standard_BNC @ self.get_buffer(f"projection{i}") for i in range(len(self.groups))], dim=1
         )
-
-
-def resample(maps_BChw: Tensor, *, grid: tuple[int, int]) -> Tensor:
-    """Bring feature maps to the grid: average where they are finer, bilinear where they are coarser."""
-    rows, columns = (min(have, want) for have, want in zip(maps_BChw.shape[-2:], grid, strict=True))
-    pooled = F.adaptive_avg_pool2d(maps_BChw, (rows, columns))
-    if (rows, columns) == grid:
-        return pooled
-    return F.interpolate(pooled, size=grid, mode="bilinear", align_corners=False)

@@ -20,8 +20,8 @@ from dinomaly_hd.experiments.exported import load_model
 from dinomaly_hd.experiments.training_run import Outcome, execute
 from dinomaly_hd.flags import resolve
 from dinomaly_hd.journal import Journal
-from dinomaly_hd.models.preprocessing import preprocessing_of
 from dinomaly_hd.models.dinomaly.detector import Dinomaly
+from dinomaly_hd.models.preprocessing import preprocessing_of
 from dinomaly_hd.training.checkpoint import newest
 from dinomaly_hd.training.guards import SignalGuard
 

@@ -36,14 +36,9 @@ def discard_rate(step: int, *, final: float, warmup: int) -> float:
     return min(final * step / warmup, final) if warmup > 0 else final
 
 
-def kept_count(n: int, *, share: float) -> int:
-    """Return how many of ``n`` tokens a share keeps, at least one."""
-    return max(1, int(n * share))
-
-
 def easy_tokens(distance_BN: Tensor, *, p: float) -> Tensor:
     """Return where the distance is below the k-th largest of the batch, k = max(1, int(B N (1 - p)))."""
-    k = kept_count(distance_BN.numel(), share=1 - p)
+    k = max(1, int(distance_BN.numel() * (1 - p)))
     threshold = torch.topk(distance_BN.flatten(), k).values[-1]
     return distance_BN < threshold
 
@@ -238,7 +233,7 @@ class TopK(ReconstructionLoss):
         tails, kept = [], 0
         for rows_B in self._scopes(batch.domain_B[: len(distance_BN)]):
             own = distance_BN[rows_B].flatten()
-            k = kept_count(own.numel(), share=share)
+            k = max(1, int(own.numel() * share))
             tails.append(own[torch.topk(rank_BN[rows_B].flatten(), k).indices].mean())
             kept += k
         total = torch.stack(tails).mean()

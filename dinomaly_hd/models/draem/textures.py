@@ -130,10 +130,6 @@ def _plane_waves(uniform_BKP: Tensor, size: tuple[int, int]) -> Tensor:
     return left @ torch.cat([column_BWK.sin(), column_BWK.cos()], dim=2).mT
 
 
-def _waves(uniform_BP: Tensor, size: tuple[int, int]) -> Tensor:
-    return _plane_waves(uniform_BP[:, : 4 * WAVES].reshape(-1, WAVES, 4), size)
-
-
 def _stripes(uniform_BP: Tensor, size: tuple[int, int]) -> Tensor:
     drawn_B14 = uniform_BP[:, None, :4].clone()
     drawn_B14[..., 0] = 1
@@ -154,6 +150,10 @@ def _noise(uniform_BP: Tensor, size: tuple[int, int]) -> Tensor:
     return noise_BHW
 
 
-KINDS: tuple[Callable[[Tensor, tuple[int, int]], Tensor], ...] = (_waves, _noise, _stripes)
+KINDS: tuple[Callable[[Tensor, tuple[int, int]], Tensor], ...] = (
+    lambda uniform_BP, size: _plane_waves(uniform_BP[:, : 4 * WAVES].reshape(-1, WAVES, 4), size),
+    _noise,
+    _stripes,
+)
 NUMBERS = len(OCTAVES) + sum((2**octave + 1) ** 2 for octave in OCTAVES)
 """What the kind that draws most, noise, needs."""
