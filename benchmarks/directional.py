@@ -24,13 +24,13 @@ from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 
 from dinomaly_hd.batch import Batch
-from dinomaly_hd.models.attention import PlainMixing, linear_attention
-from dinomaly_hd.models.bottleneck import BottleneckMLP, NoisyMLP, SegmentDropout
-from dinomaly_hd.models.dinomaly import Decoder
-from dinomaly_hd.models.distance import MeanPooling
-from dinomaly_hd.models.losses import HardMining
-from dinomaly_hd.models.noise import Noise
-from dinomaly_hd.models.row_attention import row_blind_attention
+from dinomaly_hd.config import HardMiningLoss, Segments
+from dinomaly_hd.models.detector import Noise
+from dinomaly_hd.models.dinomaly.attention import PlainMixing, linear_attention, row_blind_attention
+from dinomaly_hd.models.dinomaly.bottleneck import BottleneckMLP, NoisyMLP, SegmentDropout
+from dinomaly_hd.models.dinomaly.decoder import Decoder
+from dinomaly_hd.models.dinomaly.distance import MeanPooling
+from dinomaly_hd.models.dinomaly.losses import HardMining
 from dinomaly_hd.training.optim import StableAdamW
 
 RESULT = Path(__file__).parent / "results" / "directional.json"
@@ -97,7 +97,7 @@ def growth(rows: list[Timing]) -> dict[str, float]:
 
 def segment_dropout() -> SegmentDropout:
     """Return segment dropout at its defaults."""
-    return SegmentDropout(GRID, row_p=0.2, seg_len=2, seg_drop_p=0.6)
+    return SegmentDropout(GRID, Segments())
 
 
 def time_segments() -> float:
@@ -118,10 +118,10 @@ def noise(step: int) -> Noise:
 
 def time_training_step(*, repetitions: int) -> float:
     """Return seconds of one optimizer step of bottleneck and decoder from cached features."""
-    mlp = BottleneckMLP(WIDTH, hidden=4 * WIDTH, p=0.1)
+    mlp = BottleneckMLP(WIDTH, p=0.1)
     bottleneck = NoisyMLP(segment_dropout(), mlp)
     decoder = Decoder(WIDTH, heads=HEADS, mixings=[PlainMixing() for _ in range(DEPTH)])
-    loss = HardMining(discard_final=0.9, discard_warmup=1000, discard_factor=0.1)
+    loss = HardMining(HardMiningLoss(), GRID)
     parameters = [*bottleneck.parameters(), *decoder.parameters()]
     optimizer = StableAdamW(parameters, lr=2e-3)
     generator = torch.Generator().manual_seed(1)

@@ -26,11 +26,11 @@ from dinomaly_hd.data.splits import Split, hold_out
 from dinomaly_hd.data.store import ImageStore
 from dinomaly_hd.evaluation.metrics import auroc
 from dinomaly_hd.experiments.checks import resolve_root
-from dinomaly_hd.models import scoring
 from dinomaly_hd.models.build import build_detector
-from dinomaly_hd.models.dinomaly import Dinomaly
-from dinomaly_hd.models.distance import MeanPooling
-from dinomaly_hd.models.faults import horizontal_bands
+from dinomaly_hd.models.dinomaly import score as scoring
+from dinomaly_hd.models.dinomaly.detector import Dinomaly
+from dinomaly_hd.models.dinomaly.distance import MeanPooling
+from dinomaly_hd.models.draem.faults import horizontal_bands
 from dinomaly_hd.models.weights import locate
 from dinomaly_hd.presets import quick_dinomaly
 from dinomaly_hd.training.guards import SignalGuard
@@ -167,7 +167,7 @@ def nearest_neighbour(detector: Dinomaly, encoded: Tensor) -> Score:
             pool=MeanPooling(),
             image_size=detector.preprocessing.input_size,
             map_size=detector.map_size,
-            border=detector.border,
+            border=detector.config.border,
             row_context=0,
         ).score_B
 

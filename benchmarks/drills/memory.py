@@ -17,7 +17,7 @@ from optuna.trial import TrialState
 
 from benchmarks.drills.studies import joined, run_trials
 from benchmarks.drills.tally import Drill, Tally
-from dinomaly_hd.models.dinomaly import Dinomaly
+from dinomaly_hd.models.dinomaly.detector import Dinomaly
 from dinomaly_hd.tuning.worker import Attempt
 from entry_points import horizontal
 from entry_points.common import exit_code

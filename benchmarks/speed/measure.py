@@ -21,7 +21,7 @@ from torch import Tensor
 
 from benchmarks.speed.peers import anomalib, original
 from benchmarks.speed.subjects import Case, Subject, ours
-from dinomaly_hd.models.products import linear
+from dinomaly_hd.models.fast.products import linear
 
 SIDE = 2048
 TRAIN, SCORE, MATRIX = "train", "score", "matrix"

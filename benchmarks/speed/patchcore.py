@@ -32,8 +32,8 @@ from dinomaly_hd.data.hdmap import load_manifest
 from dinomaly_hd.data.simulator import simulate
 from dinomaly_hd.data.store import ImageStore
 from dinomaly_hd.models.build import build_detector
-from dinomaly_hd.models.coreset import greedy_centres, projection
-from dinomaly_hd.models.patchcore import PatchCore
+from dinomaly_hd.models.patchcore.coreset import greedy_centres, projection
+from dinomaly_hd.models.patchcore.detector import PatchCore
 from dinomaly_hd.models.weights import locate
 from dinomaly_hd.presets import full_patchcore
 

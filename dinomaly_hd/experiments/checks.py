@@ -33,9 +33,9 @@ from dinomaly_hd.data.texture_folder import TextureStack, read_textures
 from dinomaly_hd.data.tree import PREFIX as DOMAIN_PREFIX
 from dinomaly_hd.errors import CheckpointError, ConfigError, LayoutError
 from dinomaly_hd.files import file_digest
-from dinomaly_hd.models.build import check_model
-from dinomaly_hd.models.build_encoder import check_weights, preprocessing_of
-from dinomaly_hd.models.build_families import texture_folder
+from dinomaly_hd.models.build import check_model, texture_folder
+from dinomaly_hd.models.networks import check_weights
+from dinomaly_hd.models.preprocessing import preprocessing_of
 from dinomaly_hd.models.weights import Weights, locate
 from dinomaly_hd.runs.context import Context
 from dinomaly_hd.runs.folder import MODEL, find_run

@@ -12,7 +12,7 @@ from torch import Tensor
 from dinomaly_hd.data.features import digests
 from dinomaly_hd.evaluation.synthetic import synthetic_blocks
 from dinomaly_hd.experiments.score import Positions, Scorer, score, stack
-from dinomaly_hd.models.faults import horizontal_bands
+from dinomaly_hd.models.draem.faults import horizontal_bands
 from dinomaly_hd.randomness import derive
 
 

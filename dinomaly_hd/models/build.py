@@ -1,37 +1,197 @@
-"""From a run's config to its detector: a family is a row of each table here."""
+"""From a run's config to its detector: a family, and a part of one, is a row of a table here."""
 
+import os
 from collections.abc import Callable
+from pathlib import Path
+from typing import Any
 
 from torch import Tensor
 
-from dinomaly_hd.config import RunConfig
-from dinomaly_hd.models import build_dinomaly, build_families
+from dinomaly_hd.config import (
+    OTHER_IMAGES,
+    TEXTURES,
+    DinomalyConfig,
+    DraemConfig,
+    EncoderConfig,
+    ImageInput,
+    PatchCoreConfig,
+    PerlinFaults,
+    RunConfig,
+    SevNetConfig,
+    TrainingConfig,
+    blocks_of,
+    size_of,
+)
+from dinomaly_hd.errors import ConfigError
 from dinomaly_hd.models.detector import Detector
+from dinomaly_hd.models.dinomaly import attention, auxiliary, bottleneck, distance, losses
+from dinomaly_hd.models.dinomaly.decoder import Decoder
+from dinomaly_hd.models.dinomaly.detector import Dinomaly
+from dinomaly_hd.models.draem import faults
+from dinomaly_hd.models.draem.detector import Draem
+from dinomaly_hd.models.draem.networks import check_input
+from dinomaly_hd.models.draem.sevnet import SevNet
+from dinomaly_hd.models.encoders import build_encoder, target_layers
+from dinomaly_hd.models.networks import architecture
+from dinomaly_hd.models.patchcore.detector import PatchCore
+from dinomaly_hd.models.patchcore.features import build_patch_features, check_layers
+from dinomaly_hd.models.preprocessing import preprocessing_of
+from dinomaly_hd.models.trivial import Trivial
 from dinomaly_hd.models.weights import Weights
 
-CHECKS: dict[str, Callable[[RunConfig], None]] = {
-    "dinomaly": build_dinomaly.check,
-    "patchcore": build_families.check_patchcore,
-    "draem": build_families.check_draem,
-    "draem_sevnet": build_families.check_draem,
-    "trivial": build_families.check_trivial,
+Grid = tuple[int, int]
+
+# Parts, by the names that configs have for them. Each takes its own config, the first argument.
+BOTTLENECKS: dict[str, Callable[[Any, int, Grid], bottleneck.Bottleneck]] = {
+    "plain": bottleneck.plain,
+    "segment": bottleneck.segment,
+    "row_masking": bottleneck.row_masking,
 }
-BUILDERS: dict[str, Callable[[RunConfig, Weights, Tensor | None], Detector]] = {
-    "dinomaly": build_dinomaly.build,
-    "patchcore": build_families.build_patchcore,
-    "draem": build_families.build_draem,
-    "draem_sevnet": build_families.build_sevnet,
-    "trivial": build_families.build_trivial,
+ATTENTIONS: dict[str, Callable[[Any, Grid, int, int], attention.PlainMixing]] = {
+    "plain": lambda *_: attention.PlainMixing(),
+    "row_dropout": attention.RowDropoutMixing,
+    "row_blind": lambda config, grid, *_: attention.RowBlindMixing(config, grid),
+}
+LOSSES: dict[str, Callable[[Any, Grid], losses.ReconstructionLoss]] = {
+    "hard_mining": losses.HardMining,
+    "pooled_mining": losses.PooledMining,
+    "adaptive": losses.AdaptiveMining,
+    "focal": losses.Focal,
+    "topk": losses.TopK,
+}
+DISTANCES: dict[str, Callable[[Any], distance.MeanPooling]] = {
+    "mean": distance.MeanPooling,
+    "gem": distance.GemPooling,
+    "weighted": distance.WeightedPooling,
+}
+AUXILIARIES: dict[str, Callable[[Any, int, int], auxiliary.BandClassifier | None]] = {
+    "none": lambda *_: None,
+    "bands": auxiliary.BandClassifier,
+}
+FAULTS: dict[str, Callable[[Any, int, Tensor | None], faults.Faults]] = {
+    "perlin": lambda config, _, textures_KHW: faults.PerlinFaults(config, textures_KHW),
+    "patch": lambda config, *_: faults.PatchFaults(config),
+    "band": lambda config, rows, _: faults.BandFaults(config, rows=rows),
+}
+
+
+def _mixings(config: DinomalyConfig, *, grid: Grid, heads: int) -> list[attention.PlainMixing]:
+    """Return how the tokens of each decoder block meet: plainly in blocks that the config does not name."""
+    own, depth = config.attention, config.decoder_depth
+    try:
+        chosen = blocks_of(getattr(own, "decoder_blocks", f"0-{depth - 1}"), depth=depth)
+    except ValueError as error:
+        raise ConfigError(f"decoder_blocks={error}") from error
+    mixing = ATTENTIONS[own.attention]
+    return [
+        mixing(own, grid, heads, block) if block in chosen else attention.PlainMixing()
+        for block in range(depth)
+    ]
+
+
+def _check_dinomaly(run: RunConfig, config: DinomalyConfig, source: EncoderConfig) -> None:
+    del run
+    known = architecture(source)
+    target_layers(source, config.target_layers)
+    # Parts refuse grids that they do not fit. Widths and heads do not matter for it.
+    BOTTLENECKS[config.bottleneck.bottleneck](config.bottleneck, 1, known.grid)
+    _mixings(config, grid=known.grid, heads=1)
+    reads_grid = config.bottleneck.bottleneck != "plain" or config.attention.attention != "plain"
+    if known.is_transformer and reads_grid and config.class_token == "keep":
+        raise ConfigError(
+            f"class_token=keep: {config.variant} reads the token grid and needs class_token=remove"
+        )
+
+
+def _dinomaly(
+    run: RunConfig, config: DinomalyConfig, source: EncoderConfig, *, weights: Weights, **_: Any
+) -> Dinomaly:
+    keep_prefix = config.class_token == "keep"
+    encoder = build_encoder(
+        source, weights=weights, keep_prefix=keep_prefix, layers=config.target_layers, seed=run.seed
+    )
+    grid, width, heads = encoder.grid, encoder.width, encoder.heads
+    return Dinomaly(
+        run,
+        encoder=encoder,
+        preprocessing=preprocessing_of(source),
+        bottleneck=BOTTLENECKS[config.bottleneck.bottleneck](config.bottleneck, width, grid),
+        decoder=Decoder(width, heads=heads, mixings=_mixings(config, grid=grid, heads=heads)),
+        loss=LOSSES[config.loss.loss](config.loss, grid),
+        pooling=DISTANCES[config.distance.distance](config.distance),
+        auxiliary=AUXILIARIES[config.auxiliary.auxiliary](config.auxiliary, width, run.seed),
+    )
+
+
+def _patchcore(
+    run: RunConfig, config: PatchCoreConfig, source: EncoderConfig, *, weights: Weights, **_: Any
+) -> PatchCore:
+    return PatchCore(
+        config,
+        encoder=build_patch_features(source, layers=config.layers, weights=weights, seed=run.seed),
+        preprocessing=preprocessing_of(source),
+        map_size=size_of(run.evaluation.map_size),
+        seed=run.seed,
+    )
+
+
+def _check_draem(run: RunConfig, config: DraemConfig | SevNetConfig, source: ImageInput) -> None:
+    del config
+    assert isinstance(run.training, TrainingConfig)
+    check_input(preprocessing_of(source).input_size, batch_size=run.training.batch_size)
+    folder = texture_folder(run)
+    if folder is not None and not os.path.isdir(folder):
+        raise ConfigError(
+            f"anomaly_source_path={folder}: no such folder; give one, or {OTHER_IMAGES} or {TEXTURES}"
+        )
+
+
+def texture_folder(run: RunConfig) -> Path | None:
+    """Return the user's folder of textures, None where the run reads none."""
+    config = getattr(run.model, "faults", None)
+    if not isinstance(config, PerlinFaults) or config.anomaly_source_path in (OTHER_IMAGES, TEXTURES):
+        return None
+    return Path(config.anomaly_source_path).expanduser()
+
+
+def _draem(
+    run: RunConfig,
+    config: DraemConfig | SevNetConfig,
+    source: ImageInput,
+    *,
+    textures_KHW: Tensor | None,
+    **_: Any,
+) -> Draem:
+    rows, _columns = size_of(source.image_size)
+    detector: Callable[..., Draem] = SevNet if isinstance(config, SevNetConfig) else Draem
+    return detector(
+        config,
+        preprocessing=preprocessing_of(source),
+        faults=FAULTS[config.faults.fault_source](config.faults, rows, textures_KHW),
+        map_size=size_of(run.evaluation.map_size),
+        seed=run.seed,
+    )
+
+
+CHECKS: dict[str, Callable[..., object]] = {
+    "dinomaly": _check_dinomaly,
+    "patchcore": lambda _, config, source: check_layers(source, config.layers),
+    "draem": _check_draem,
+    "draem_sevnet": _check_draem,
+    "trivial": lambda *_: None,
+}
+BUILDERS: dict[str, Callable[..., Detector]] = {
+    "dinomaly": _dinomaly,
+    "patchcore": _patchcore,
+    "draem": _draem,
+    "draem_sevnet": _draem,
+    "trivial": lambda run, config, *_, **__: Trivial(config, map_size=size_of(run.evaluation.map_size)),
 }
 
 
 def check_model(run: RunConfig) -> None:
-    """Refuse a model whose settings do not fit each other, before any weights are loaded.
-
-    Raises:
-        ConfigError: Names the setting.
-    """
-    CHECKS[run.model.model_type](run)
+    """Refuse settings that do not fit each other, the encoder or the input, before any weights are loaded."""
+    CHECKS[run.model.model_type](run, run.model, run.encoder)
 
 
 def build_detector(run: RunConfig, *, weights: Weights, textures_KHW: Tensor | None = None) -> Detector:
@@ -39,4 +199,6 @@ def build_detector(run: RunConfig, *, weights: Weights, textures_KHW: Tensor | N
 
     ``textures_KHW`` are the user's, where the run names a folder (``texture_folder``) and is to be trained.
     """
-    return BUILDERS[run.model.model_type](run, weights, textures_KHW)
+    return BUILDERS[run.model.model_type](
+        run, run.model, run.encoder, weights=weights, textures_KHW=textures_KHW
+    )

@@ -7,9 +7,10 @@ from collections.abc import Callable, Iterable
 from typing import NamedTuple
 
 import torch
-from torch import Tensor, nn
+from torch import Generator, Tensor, nn
 
 from dinomaly_hd.batch import Batch
+from dinomaly_hd.randomness import derive
 
 GROUP_SIZE = 8
 
@@ -35,6 +36,20 @@ class ParameterGroup(NamedTuple):
     rate_factor: float
 
 
+class Noise:
+    """The randomness of one training step: an own generator for every place that draws.
+
+    Each is a function of (seed, step, place), so that a part one variant adds moves no other's.
+    """
+
+    def __init__(self, seed: int, *, step: int, device: torch.device) -> None:
+        self.seed, self.step, self.device = seed, step, device
+
+    def generator(self, place: str) -> Generator:
+        """Return a fresh generator of a named place."""
+        return Generator(self.device).manual_seed(derive(self.seed, place, self.step))
+
+
 class Detector(nn.Module, ABC):
     """An anomaly detector in two halves: a frozen one whose output may be cached, and one that learns.
 
@@ -48,7 +63,6 @@ class Detector(nn.Module, ABC):
         """Whether ``alter`` changes anything."""
         return False
 
-    @abstractmethod
     def fit_encoder(self, batches: Iterable[Tensor]) -> None:
         """Take what the frozen half needs from the training images (B, H, W), e.g. channel statistics."""
 
@@ -86,8 +100,9 @@ class Detector(nn.Module, ABC):
         """Return anomaly maps and image scores; deterministic."""
 
     def parameter_groups(self) -> list[ParameterGroup]:
-        """Return all trained parameters."""
-        return [ParameterGroup([p for p in self.parameters() if p.requires_grad], 1.0)]
+        """Return all trained parameters, none where nothing is trained by gradients."""
+        trained = [parameter for parameter in self.parameters() if parameter.requires_grad]
+        return [ParameterGroup(trained, 1.0)] if trained else []
 
 
 def encode_in_groups(detector: Detector, images_BHW: Tensor) -> Tensor:

@@ -10,66 +10,26 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from dinomaly_hd.config import AUTO_LAYERS, EncoderConfig, layers_of
 from dinomaly_hd.errors import ConfigError
-from dinomaly_hd.models.pieces import MLP_RATIO, pieces
-from dinomaly_hd.models.preprocessing import Preprocessing
-from dinomaly_hd.models.products import with_fast_products
+from dinomaly_hd.models.fast.pieces import MLP_RATIO, pieces
+from dinomaly_hd.models.fast.products import with_fast_products
+from dinomaly_hd.models.networks import CONV_STRIDES, FrozenNetwork, architecture, network, with_stages
+from dinomaly_hd.models.weights import Weights
 from dinomaly_hd.randomness import derive
 
-DINOV2_INTERPOLATION_OFFSET = 0.1
+CONV_GROUPS = ((0, 1), (1, 2))
+"""For each group of a CNN the places of its stages among ``CONV_STRIDES``."""
+CONV_WIDTHS, CONV_HEAD_WIDTH = (192, 768), 32
 
 
-def interpolate_positions(table_1ND: Tensor, *, grid: tuple[int, int]) -> Tensor:
-    """Resample a square position table (1, g*g, D) to (1, h*w, D) as DINOv2 does.
+class Encoder(FrozenNetwork, ABC):
+    """Turns an image into two groups of token maps on a known grid."""
 
-    Bicubic without antialias, by the scale factor (side + 0.1) / g and not by the size, which moves the
-    sampling points a little (golden g6c).
-    """
-    side = round(table_1ND.shape[1] ** 0.5)
-    if grid == (side, side):
-        return table_1ND
-    picture = table_1ND.reshape(1, side, side, -1).permute(0, 3, 1, 2)
-    scale = [(length + DINOV2_INTERPOLATION_OFFSET) / side for length in grid]
-    resized = F.interpolate(picture, scale_factor=scale, mode="bicubic", antialias=False)
-    return resized.permute(0, 2, 3, 1).flatten(1, 2)
-
-
-def target_blocks(depth: int) -> list[int]:
-    """Return the eight blocks whose outputs are taken: 2..9 of 12, 4,6..18 of 24, else the middle, evenly.
-
-    >>> target_blocks(12), target_blocks(24)
-    ([2, 3, 4, 5, 6, 7, 8, 9], [4, 6, 8, 10, 12, 14, 16, 18])
-    """
-    known = {12: list(range(2, 10)), 24: list(range(4, 20, 2))}
-    if depth in known:
-        return known[depth]
-    if depth < 8:
-        raise ConfigError(f"the encoder has {depth} blocks; Dinomaly takes the outputs of eight")
-    if depth < 12:
-        return list(range((depth - 8) // 2, (depth - 8) // 2 + 8))
-    first, last = depth / 6, depth * 5 / 6 - 1
-    return sorted({round(first + (last - first) * i / 7) for i in range(8)})
-
-
-def mean_of(layers: Sequence[Tensor]) -> Tensor:
-    """Return the mean of tensors of one shape; stacking them would be a copy, and another one backwards."""
-    return sum(layers[1:], start=layers[0]) / len(layers)
-
-
-class Encoder(nn.Module, ABC):
-    """A frozen network that turns an image into two groups of token maps on a known grid.
-
-    Attributes:
-        grid: (h, w) of the patch tokens.
-        prefix_tokens: Class and register tokens in front of the patch tokens.
-        width: D.
-        heads: Attention heads that a decoder of this width uses.
-    """
-
-    grid: tuple[int, int]
-    prefix_tokens: int
-    width: int
-    heads: int
+    grid: tuple[int, int]  # (h, w) of the patch tokens
+    prefix_tokens: int  # class and register tokens in front of them
+    width: int  # D
+    heads: int  # attention heads that a decoder of this width uses
 
     @abstractmethod
     def forward(self, images_B3HW: Tensor) -> Tensor:
@@ -78,10 +38,60 @@ class Encoder(nn.Module, ABC):
     def fit(self, batches: Iterable[Tensor]) -> None:
         """Take statistics from pre-processed training images (B, 3, H, W)."""
 
-    def train(self, mode: bool = True) -> "Encoder":
-        """Stay in evaluation mode: the encoder is frozen."""
-        del mode
-        return super().train(False)
+
+def target_layers(config: EncoderConfig, layers: str) -> list[int]:
+    """Return the transformer's blocks or the CNN's stages whose outputs are taken, from 0, ascending.
+
+    Blocks are an even number, since two groups of them are rebuilt.
+    """
+    known = architecture(config)
+    if not known.is_transformer:
+        if layers != AUTO_LAYERS:
+            raise ConfigError(f"target_layers={layers}: {config.encoder} is a CNN; leave target_layers out")
+        return [known.strides.index(stride) for stride in CONV_STRIDES]
+    if layers == AUTO_LAYERS:
+        return target_blocks(known.depth)
+    blocks = layers_of(layers)
+    if blocks[-1] >= known.depth or len(blocks) % 2:
+        raise ConfigError(
+            f"target_layers={layers}: expected an even number of blocks, from 0..{known.depth - 1}"
+        )
+    return blocks
+
+
+def target_blocks(depth: int) -> list[int]:
+    """Return the eight blocks whose outputs are taken: 2..9 of 12, 4,6..18 of 24, else the middle, evenly.
+
+    >>> target_blocks(12), target_blocks(24)
+    ([2, 3, 4, 5, 6, 7, 8, 9], [4, 6, 8, 10, 12, 14, 16, 18])
+    """
+    if depth == 24:
+        return list(range(4, 20, 2))
+    if depth < 8:
+        raise ConfigError(f"the encoder has {depth} blocks; Dinomaly takes the outputs of eight")
+    if depth <= 12:
+        return list(range((depth - 8) // 2, (depth - 8) // 2 + 8))
+    first, last = depth / 6, depth * 5 / 6 - 1
+    return sorted({round(first + (last - first) * i / 7) for i in range(8)})
+
+
+def build_encoder(
+    config: EncoderConfig, *, weights: Weights, keep_prefix: bool, layers: str = AUTO_LAYERS, seed: int
+) -> Encoder:
+    """Return the frozen encoder with its weights, which ``seed`` draws where random ones were asked for.
+
+    ``keep_prefix``: whether class and register tokens go on to the decoder.
+    """
+    known, chosen = architecture(config), target_layers(config, layers)
+    model = network(config, weights=weights, seed=seed)
+    if known.is_transformer:
+        return ViTEncoder(model, grid=known.grid, blocks=chosen, keep_prefix=keep_prefix)
+    return ConvEncoder(with_stages(model, config, stages=chosen), grid=known.grid)
+
+
+def mean_of(layers: Sequence[Tensor]) -> Tensor:
+    """Return the mean of tensors of one shape; stacking them would be a copy, and another one backwards."""
+    return sum(layers[1:], start=layers[0]) / len(layers)
 
 
 class _GeluInPlace(nn.Module):
@@ -93,32 +103,23 @@ class _GeluInPlace(nn.Module):
 
 
 class ViTEncoder(Encoder):
-    """A timm vision transformer; blocks after the last target are let go.
+    """A timm vision transformer made for inputs of ``grid`` tokens; blocks after the last target are let go.
 
-    Args:
-        model: timm ViT made for the input size of ``preprocessing``.
-        preprocessing: What the images went through; gives the grid.
-        blocks: Those whose outputs are taken, ascending; the first half makes group 0.
-        keep_prefix: Whether class and register tokens go on to the decoder.
+    The first half of ``blocks``, ascending, makes group 0.
     """
 
     def __init__(
-        self, model: nn.Module, *, preprocessing: Preprocessing, blocks: list[int], keep_prefix: bool
+        self, model: nn.Module, *, grid: tuple[int, int], blocks: list[int], keep_prefix: bool
     ) -> None:
-        super().__init__()
-        cast(Any, model).prune_intermediate_layers(blocks)
-        self.model = with_fast_products(model.requires_grad_(False).eval())
-        for block in cast(Any, model).blocks:
+        vit = cast(Any, model)
+        vit.prune_intermediate_layers(blocks)
+        super().__init__(with_fast_products(model))
+        for block in vit.blocks:
             if type(getattr(block.mlp, "act", None)) is nn.GELU and block.mlp.act.approximate == "none":
                 block.mlp.act = _GeluInPlace()
-        patch = cast(Any, model).patch_embed.patch_size
-        height, width = preprocessing.input_size
-        self.grid = (height // patch[0], width // patch[1])
-        self.keep_prefix = keep_prefix
-        self.prefix_tokens = int(cast(Any, model).num_prefix_tokens) if keep_prefix else 0
-        self.width = int(cast(Any, model).embed_dim)
-        self.heads = int(cast(Any, model).blocks[0].attn.num_heads)
-        self.blocks = blocks
+        self.grid, self.blocks, self.keep_prefix = grid, blocks, keep_prefix
+        self.prefix_tokens = int(vit.num_prefix_tokens) if keep_prefix else 0
+        self.width, self.heads = int(vit.embed_dim), int(vit.blocks[0].attn.num_heads)
 
     @torch.no_grad()
     def forward(self, images_B3HW: Tensor) -> Tensor:
@@ -143,47 +144,30 @@ class ViTEncoder(Encoder):
 
 
 class ConvEncoder(Encoder):
-    """A timm CNN: stage outputs resampled to one grid, standardised per channel, turned to width D.
+    """A timm CNN of three stages: their outputs resampled to one grid, standardised per channel, of width D.
 
     Each stage is averaged or interpolated to the grid, standardised with the training images' channel
-    statistics, and multiplied by its rows of a fixed seeded orthogonal matrix, so that within a group the
-    summed stages keep all their distances (where a group has no more than D channels). Buffers ``mean`` and
-    ``std`` are filled by ``fit``.
-
-    Args:
-        model: timm model made with ``features_only=True`` that returns the stages used.
-        preprocessing: What the images went through.
-        groups: For each of the two groups the positions of its stages in the model's output.
-        grid: (h, w) of the tokens.
-        width: D.
-        heads: Heads of the decoder.
+    statistics (buffers ``mean`` and ``std``, filled by ``fit``), and multiplied by its rows of a fixed seeded
+    orthogonal matrix, so that within a group the summed stages keep all their distances (where a group has no
+    more than D channels; D holds a group's channels, from 192 up to 768).
     """
 
     PROJECTION_SEED: ClassVar[int] = 392
     mean: Tensor
     std: Tensor
 
-    def __init__(
-        self,
-        model: nn.Module,
-        *,
-        preprocessing: Preprocessing,
-        groups: tuple[tuple[int, ...], tuple[int, ...]],
-        grid: tuple[int, int],
-        width: int,
-        heads: int,
-    ) -> None:
-        super().__init__()
-        # Channels last: convolutions on CPU and GPU run up to twice as fast (measured 47 -> 20 ms an image).
-        self.model = model.requires_grad_(False).eval().to(memory_format=torch.channels_last)
-        self.preprocessing = preprocessing
-        self.groups, self.grid, self.width, self.heads = groups, grid, width, heads
-        self.prefix_tokens = 0
+    def __init__(self, model: nn.Module, *, grid: tuple[int, int]) -> None:
+        super().__init__(model)
+        self.grid, self.groups, self.prefix_tokens = grid, CONV_GROUPS, 0
         self.channels: list[int] = cast(Any, model).feature_info.channels()
+        widest = max(sum(self.channels[stage] for stage in group) for group in self.groups)
+        least, most = CONV_WIDTHS
+        self.width = min(max(least, -(-widest // CONV_HEAD_WIDTH) * CONV_HEAD_WIDTH), most)
+        self.heads = self.width // CONV_HEAD_WIDTH
         total = sum(self.channels)
         self.register_buffer("mean", torch.zeros(total))
         self.register_buffer("std", torch.ones(total))
-        for i, group in enumerate(groups):
+        for i, group in enumerate(self.groups):
             self.register_buffer(f"projection{i}", self._projection(group), persistent=False)
 
     def _projection(self, group: tuple[int, ...]) -> Tensor:
@@ -201,14 +185,17 @@ class ConvEncoder(Encoder):
         matrix[used] = torch.linalg.qr(square).Q[:count, : self.width]
         return matrix.float()
 
-    def _stages(self, images_B3HW: Tensor) -> list[Tensor]:
-        stages: list[Tensor] = self.model(images_B3HW.contiguous(memory_format=torch.channels_last))
-        return stages
-
     @torch.no_grad()
     def _raw(self, images_B3HW: Tensor) -> Tensor:
-        """Return all stages on the grid, concatenated, (B, N, channels)."""
-        resampled = [resample(stage_BChw, grid=self.grid) for stage_BChw in self._stages(images_B3HW)]
+        """Return all stages on the grid (average of finer, bilinear of coarser ones), (B, N, channels)."""
+        stages: list[Tensor] = self.model(images_B3HW.contiguous(memory_format=torch.channels_last))
+        resampled = []
+        for stage_BChw in stages:
+            height, width = stage_BChw.shape[-2:]
+            pooled = F.adaptive_avg_pool2d(stage_BChw, (min(height, self.grid[0]), min(width, self.grid[1])))
+            if pooled.shape[-2:] != self.grid:
+                pooled = F.interpolate(pooled, size=self.grid, mode="bilinear", align_corners=False)
+            resampled.append(pooled)
         return torch.cat(resampled, dim=1).flatten(2).transpose(1, 2)
 
     @torch.no_grad()
@@ -229,12 +216,3 @@ class ConvEncoder(Encoder):
         return torch.stack(
             [standard_BNC @ self.get_buffer(f"projection{i}") for i in range(len(self.groups))], dim=1
         )
-
-
-def resample(maps_BChw: Tensor, *, grid: tuple[int, int]) -> Tensor:
-    """Bring feature maps to the grid: average where they are finer, bilinear where they are coarser."""
-    rows, columns = (min(have, want) for have, want in zip(maps_BChw.shape[-2:], grid, strict=True))
-    pooled = F.adaptive_avg_pool2d(maps_BChw, (rows, columns))
-    if (rows, columns) == grid:
-        return pooled
-    return F.interpolate(pooled, size=grid, mode="bilinear", align_corners=False)

@@ -4,26 +4,25 @@
 
 from typing import NamedTuple
 
+import timm
 import torch.nn.functional as F
 from torch import Tensor
 
+from dinomaly_hd.config import NO_CROP, EncoderConfig, ImageInput, RawInput, size_of
+from dinomaly_hd.errors import ConfigError
 from dinomaly_hd.geometry import Box
+from dinomaly_hd.models.weights import timm_name
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
 
 
 class Preprocessing(NamedTuple):
-    """Resize (bilinear, antialias, aspect not kept), centre crop, normalise.
+    """Resize (bilinear, antialias, aspect not kept), centre crop, normalise. Sizes are (height, width)."""
 
-    Attributes:
-        image_size: (height, width) after the resize, pixels.
-        crop: (height, width) of the centre crop, or None to resize straight to ``image_size``.
-        mean, std: Per channel, of values in 0..1; values above 1 are kept, never clipped.
-    """
-
-    image_size: tuple[int, int]
-    crop: tuple[int, int] | None
+    image_size: tuple[int, int]  # after the resize
+    crop: tuple[int, int] | None  # None: straight to ``image_size``
+    # Per channel, of values in 0..1; values above 1 are kept, never clipped.
     mean: tuple[float, ...] = IMAGENET_MEAN
     std: tuple[float, ...] = IMAGENET_STD
 
@@ -54,3 +53,22 @@ class Preprocessing(NamedTuple):
         top, left = (height - rows) // 2 / height, (width - columns) // 2 / width
         bottom, right = top + rows / height, left + columns / width
         return Box(top * shape[0], bottom * shape[0], left * shape[1], right * shape[1])
+
+
+def preprocessing_of(config: EncoderConfig | ImageInput) -> Preprocessing:
+    """Return the pre-processing a config asks for, with the statistics that its encoder was trained with."""
+    image, crop = size_of(config.image_size), None if config.crop == NO_CROP else size_of(config.crop)
+    if crop is not None and (crop[0] > image[0] or crop[1] > image[1]):
+        raise ConfigError(f"crop={config.crop} is larger than image_size={config.image_size}")
+    if isinstance(config, ImageInput):
+        return Preprocessing(image, crop, (0.0,) * 3, (1.0,) * 3)
+    cfg = timm.get_pretrained_cfg(timm_name(config.encoder), allow_unregistered=True)
+    mean, std = (cfg.mean, cfg.std) if cfg is not None else (IMAGENET_MEAN, IMAGENET_STD)
+    return Preprocessing(image, crop, mean, std)
+
+
+def visible_box(config: EncoderConfig | ImageInput | RawInput, *, shape: tuple[int, int]) -> Box:
+    """Return the box of a map of (rows, columns) that the model sees."""
+    if isinstance(config, EncoderConfig | ImageInput):
+        return preprocessing_of(config).visible(shape)
+    return Box(0, shape[0], 0, shape[1])

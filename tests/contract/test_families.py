@@ -22,7 +22,7 @@ from dinomaly_hd.experiments.protocols import Trial, run_single_domain
 from dinomaly_hd.experiments.run import Outcome, execute
 from dinomaly_hd.experiments.score import score
 from dinomaly_hd.flags import resolve_model
-from dinomaly_hd.models.patchcore import PatchCore
+from dinomaly_hd.models.patchcore.detector import PatchCore
 from dinomaly_hd.runs.context import Context
 from dinomaly_hd.serving.exported import read_model
 from dinomaly_hd.training.guards import SignalGuard

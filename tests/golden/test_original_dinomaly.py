@@ -9,13 +9,15 @@ import torch
 from torch import Tensor
 
 from dinomaly_hd.batch import Batch
-from dinomaly_hd.models import scoring
-from dinomaly_hd.models.attention import LinearAttention, linear_attention
-from dinomaly_hd.models.bottleneck import BottleneckMLP, dropout
-from dinomaly_hd.models.distance import MeanPooling
-from dinomaly_hd.models.encoders import interpolate_positions
-from dinomaly_hd.models.losses import HardMining, discard_rate, token_distance
-from dinomaly_hd.models.noise import Noise
+from dinomaly_hd.config import HardMiningLoss
+from dinomaly_hd.models.detector import Noise
+from dinomaly_hd.models.dinomaly import score
+from dinomaly_hd.models.dinomaly.attention import LinearAttention, linear_attention
+from dinomaly_hd.models.dinomaly.bottleneck import BottleneckMLP
+from dinomaly_hd.models.dinomaly.distance import MeanPooling
+from dinomaly_hd.models.dinomaly.losses import HardMining, discard_rate, token_distance
+from dinomaly_hd.models.fast.recompute import dropout
+from dinomaly_hd.models.networks import interpolate_positions
 from dinomaly_hd.training.optim import StableAdamW, warm_cosine
 
 HERE = Path(__file__).parent
@@ -95,7 +97,7 @@ def test_g2_hard_mining(tag: str, p: float, factor: float, suffix: str, dtype: t
         torch.stack([group.flatten(2).transpose(1, 2) for group in side], dim=1)
         for side in (groups("en"), decoder)
     )
-    loss = HardMining(discard_final=p, discard_warmup=0, discard_factor=factor)
+    loss = HardMining(HardMiningLoss(discard_final=p, discard_warmup=0, discard_factor=factor), (0, 0))
     batch = Batch(torch.zeros(len(encoder_BSND), 1, 1), torch.zeros(len(encoder_BSND)), None)
     result = loss(encoder_BSND, decoder_BSND, pooling=MeanPooling(), batch=batch, step=0)
     result.total.backward()
@@ -130,12 +132,12 @@ def test_g3_anomaly_map(tag: str, suffix: str, dtype: torch.dtype) -> None:
     distance = token_distance(encoder, decoder).reshape(batch, 2, rows, columns)
     tolerance = TOLERANCE[dtype]
     sizes: dict[str, Any] = {"image_size": (size, size), "map_size": (mask, mask), "pool": MeanPooling()}
-    plain = scoring.upsample(distance, **sizes)
+    plain = score.upsample(distance, **sizes)
     assert_close(plain[:, None], golden[f"{tag}_map_resized{suffix}"], tolerance=tolerance)
     assert_close(
-        scoring.top_share_score(plain), golden[f"{tag}_score_top1pct_pregauss{suffix}"], tolerance=tolerance
+        score.top_share_score(plain), golden[f"{tag}_score_top1pct_pregauss{suffix}"], tolerance=tolerance
     )
-    predicted = scoring.predict(distance, **sizes, border="zero", row_context=0)
+    predicted = score.predict(distance, **sizes, border="zero", row_context=0)
     assert_close(predicted.map_BHW[:, None], golden[f"{tag}_map_resized_gauss{suffix}"], tolerance=tolerance)
     assert_close(predicted.score_B, golden[f"{tag}_score_top1pct{suffix}"], tolerance=tolerance)
 
@@ -143,13 +145,13 @@ def test_g3_anomaly_map(tag: str, suffix: str, dtype: torch.dtype) -> None:
 def test_g3_gaussian() -> None:
     golden = load("g3_anomaly_map")
     ones = torch.ones(1, 8, 8)
-    kernel = scoring.gaussian_kernel(5, 4.0)
+    kernel = score.gaussian_kernel(5, 4.0)
     assert_close(kernel[None, None], golden["gauss_kernel_5_4"], tolerance=1e-6)
-    darkened = scoring.blur(ones, border="zero")
+    darkened = score.blur(ones, border="zero")
     assert_close(
         darkened.reshape(golden["gauss_of_ones_8x8"].shape), golden["gauss_of_ones_8x8"], tolerance=1e-6
     )
-    assert torch.allclose(scoring.blur(ones, border="reflect"), ones)
+    assert torch.allclose(score.blur(ones, border="reflect"), ones)
 
 
 @pytest.mark.parametrize(
@@ -238,14 +240,14 @@ def test_g6c_position_embedding(tag: str, to: str, grid: tuple[int, int]) -> Non
 def test_g7_bottleneck(suffix: str, dtype: torch.dtype) -> None:
     golden = load("g7_bmlp")
     weights = {key.removeprefix("w."): value for key, value in golden.items() if key.startswith("w.")}
-    mlp = filled(BottleneckMLP(12, hidden=48, p=0.2), weights, dtype)
+    mlp = filled(BottleneckMLP(12, p=0.2), weights, dtype)
     out = mlp(torch.from_numpy(golden["x"]).to(dtype), noise=None)
     assert_close(out.tokens_BND, golden[f"y{suffix}"], tolerance=TOLERANCE[dtype])
 
 
 def test_g7_three_dropouts() -> None:
     golden = load("g7_bmlp")
-    mlp = BottleneckMLP(64, hidden=64, p=0.2)
+    mlp = BottleneckMLP(64, p=0.2)
     with torch.no_grad():
         for layer, factor in ((mlp.fc1, 1000), (mlp.fc2, 1 / 1000)):  # where GELU is the identity
             torch.nn.init.eye_(layer.weight).mul_(factor)

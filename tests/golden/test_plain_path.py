@@ -16,9 +16,10 @@ from torch import Tensor, nn
 
 from dinomaly_hd.batch import Batch
 from dinomaly_hd.config import with_values
-from dinomaly_hd.models import attention, bottleneck, dinomaly
+from dinomaly_hd.models import fast
 from dinomaly_hd.models.build import build_detector
-from dinomaly_hd.models.dinomaly import Dinomaly
+from dinomaly_hd.models.dinomaly import attention
+from dinomaly_hd.models.dinomaly.detector import Dinomaly
 from dinomaly_hd.models.encoders import ViTEncoder
 from dinomaly_hd.models.weights import locate, timm_name
 from dinomaly_hd.presets import full_dinomaly
@@ -142,15 +143,8 @@ def test_fifty_steps_end_like_those_of_the_plain_path(
     cache = [ours.encode(MAPS[[item]]) for item in range(IMAGES)]
     losses = trained(ours, lambda item: cache[item], update)
 
+    monkeypatch.setattr(fast, "ON", False)
     monkeypatch.setattr(attention, "positive_feature", lambda x: F.elu(x) + 1)
-    monkeypatch.setattr(attention, "divided", lambda value, denominator: value / denominator)
-    monkeypatch.setattr(dinomaly, "linear_of_norm", lambda x, norm, layer: layer(norm(x)))
-    monkeypatch.setattr(dinomaly, "mlp_of_norm", lambda x, norm, mlp: mlp(norm(x)))
-    monkeypatch.setattr(
-        bottleneck,
-        "linear_of_gelu",
-        lambda x, layer, kept: layer(F.gelu(x) * (1 if kept is None else kept.mask * kept.scale)),
-    )
     encoder = PlainEncoder(cast(ViTEncoder, plain.encoder), weights_file=weights_file)
     expected = trained(
         plain,

@@ -1,5 +1,6 @@
-"""Row masking replaces whole rows, and every place that draws has numbers of its own."""
+"""Directional noise drops whole tokens or rows at its rate, and each place that draws has its own numbers."""
 
+import itertools
 import math
 from typing import Any
 
@@ -8,19 +9,20 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from dinomaly_hd.models import bottleneck
-from dinomaly_hd.models.bottleneck import (
+from dinomaly_hd.config import RowMaskingBottleneck, Segments
+from dinomaly_hd.models.detector import Noise
+from dinomaly_hd.models.dinomaly import bottleneck
+from dinomaly_hd.models.dinomaly.bottleneck import (
+    Bottleneck,
     BottleneckMLP,
-    GridNoise,
     NoisyMLP,
     RowMasking,
     SegmentDropout,
-    draw_kept,
 )
-from dinomaly_hd.models.noise import Noise
-from dinomaly_hd.models.recompute import Kept
+from dinomaly_hd.models.fast import recompute
+from dinomaly_hd.models.fast.recompute import Kept, draw_kept
 
-GRID, WIDTH = (9, 7), 6
+GRID, WIDTH = (9, 12), 6
 TOKENS = GRID[0] * GRID[1]
 
 
@@ -28,42 +30,99 @@ def noise(seed: int = 0, *, step: int = 0) -> Noise:
     return Noise(seed, step=step, device=torch.device("cpu"))
 
 
+def generator(seed: int = 0) -> torch.Generator:
+    return torch.Generator().manual_seed(seed)
+
+
 def tokens(batch: int) -> Tensor:
-    return 1 + torch.rand(batch, TOKENS, WIDTH, generator=torch.Generator().manual_seed(2))
+    return 1 + torch.rand(batch, TOKENS, WIDTH, generator=generator(2))
 
 
-def masking(*, row_p: float = 0.3, token: float = -5.0) -> RowMasking:
-    module = RowMasking(GRID, width=WIDTH, row_p=row_p)
+def segments(**changes: Any) -> SegmentDropout:
+    return SegmentDropout(GRID, Segments(**{"seg_len": 3, **changes}))
+
+
+def masking(*, row_p: float = 0.3, token: float = 0.0) -> RowMasking:
+    module = RowMasking(GRID, WIDTH, RowMaskingBottleneck(row_p=row_p))
+    assert not module.mask_token.detach().any(), "the learned token starts at zero"
     with torch.no_grad():
         module.mask_token.fill_(token)
     return module
 
 
+GRID_NOISES: list[Bottleneck] = [segments(row_p=0.5), masking()]
+each_noise = pytest.mark.parametrize("grid_noise", GRID_NOISES, ids=lambda part: type(part).__name__)
+
+
+@each_noise
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16])
+def test_whole_tokens_are_dropped_and_the_others_stay_as_they_are(
+    grid_noise: Bottleneck, dtype: torch.dtype
+) -> None:
+    x_BND = tokens(4).to(dtype)
+    out, rate = grid_noise(x_BND, noise=noise(1))
+    assert out.dtype == dtype
+    zero_BN = (out == 0).all(-1)
+    assert torch.equal(zero_BN, (out == 0).any(-1))
+    assert torch.equal(out[~zero_BN], x_BND[~zero_BN]), "nothing is rescaled"
+    assert float(rate) == pytest.approx(float(zero_BN.float().mean())) != 0
+    plain = grid_noise(x_BND, noise=None)
+    assert torch.equal(plain.tokens_BND, x_BND)
+    assert plain.drop_rate == 0
+
+
+@each_noise
+def test_what_is_dropped_is_a_function_of_seed_and_step(grid_noise: Bottleneck) -> None:
+    places = [noise(1, step=3), noise(1, step=3), noise(1, step=4), noise(2, step=3)]
+    first, again, later, other = (grid_noise(tokens(8), noise=place).tokens_BND for place in places)
+    assert torch.equal(first, again)
+    assert not torch.equal(first, later)
+    assert not torch.equal(first, other)
+    assert not torch.equal(first[0] == 0, first[1] == 0), "samples share their mask"
+
+
+@pytest.mark.parametrize(("row_p", "seg_len", "seg_drop_p"), [(0.2, 3, 0.6), (0.5, 12, 0.9), (1.0, 1, 0.5)])
+def test_segments_drop_the_share_that_the_formula_says(row_p: float, seg_len: int, seg_drop_p: float) -> None:
+    dropout = segments(row_p=row_p, seg_len=seg_len, seg_drop_p=seg_drop_p)
+    mask_Bhw = dropout.draw(4000, generator=generator())
+    expected = row_p * seg_len / 12 * seg_drop_p
+    assert dropout.expected_drop_rate == pytest.approx(expected)
+    per_row = mask_Bhw.float().mean(-1).flatten().double()  # rows are independent, tokens of a row are not
+    sigma = float(per_row.std()) / math.sqrt(len(per_row))
+    assert float(per_row.mean()) == pytest.approx(expected, abs=3 * sigma)
+
+
+def test_segments_fit_their_row_and_begin_anywhere() -> None:
+    mask_Bhw = segments(row_p=1.0, seg_drop_p=1.0).draw(2000, generator=generator())
+    for row in mask_Bhw.flatten(0, 1)[:2000].tolist():
+        runs = [(value, len(list(members))) for value, members in itertools.groupby(row)]
+        assert [length for value, length in runs if value] == [3]
+    starts = torch.bincount(mask_Bhw.flatten(0, 1).int().argmax(-1), minlength=12)
+    assert (starts[:10] > 0).all()
+    assert not starts[10:].any()
+
+
 def test_the_learned_token_stands_in_for_whole_rows() -> None:
     x_BND = tokens(50)
-    out_BND, rate = masking()(x_BND, noise=noise(1))
+    out_BND, rate = masking(token=-5)(x_BND, noise=noise(1))
     row_BR = (out_BND == -5).all(-1).reshape(50, *GRID)
     assert torch.equal(row_BR.all(2), row_BR.any(2)), "part of a row"
-    kept_BN = ~row_BR.flatten(1)
-    assert torch.equal(out_BND[kept_BN], x_BND[kept_BN])
+    assert torch.equal(out_BND[~row_BR.flatten(1)], x_BND[~row_BR.flatten(1)])
     assert rate.item() == pytest.approx(float(row_BR.float().mean()))
-    assert not torch.equal(row_BR[0], row_BR[1]), "samples share their rows"
 
 
 @pytest.mark.parametrize("row_p", [0.0, 0.1, 0.5, 1.0])
 def test_rows_are_masked_at_their_rate(row_p: float) -> None:
     module, batch = masking(row_p=row_p), 3000
     assert module.expected_drop_rate == row_p
-    rate = module(tokens(batch)[..., :1].expand(-1, -1, WIDTH), noise=noise(3)).drop_rate.item()
+    rate = module(tokens(batch), noise=noise(3)).drop_rate.item()
     sigma = math.sqrt(row_p * (1 - row_p) / (batch * GRID[0]))
     assert rate == pytest.approx(row_p, abs=3 * sigma + 1e-9)
 
 
-def test_the_token_starts_at_zero_and_learns_from_the_masked_places_only() -> None:
-    module = RowMasking(GRID, width=WIDTH, row_p=0.3)
-    assert not module.mask_token.detach().any()
-    x_BND = tokens(4).requires_grad_()
-    weight_BND = torch.rand(x_BND.shape, generator=torch.Generator().manual_seed(5))
+def test_the_token_learns_from_the_masked_places_only() -> None:
+    module, x_BND = masking(), tokens(4).requires_grad_()
+    weight_BND = torch.rand(x_BND.shape, generator=generator(5))
     out_BND, _ = module(x_BND, noise=noise(1))
     (out_BND * weight_BND).sum().backward()
     masked_BN = (out_BND == 0).all(-1)
@@ -74,40 +133,23 @@ def test_the_token_starts_at_zero_and_learns_from_the_masked_places_only() -> No
     torch.testing.assert_close(x_BND.grad, weight_BND.masked_fill(masked_BN[..., None], 0))
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16])
-def test_masking_keeps_the_type_and_does_nothing_at_inference(dtype: torch.dtype) -> None:
-    x_BND = tokens(4).to(dtype)
-    assert masking()(x_BND, noise=noise()).tokens_BND.dtype == dtype
-    plain = masking()(x_BND, noise=None)
-    assert torch.equal(plain.tokens_BND, x_BND)
-    assert plain.drop_rate == 0
-
-
-def test_rows_are_a_function_of_seed_and_step() -> None:
-    places = [noise(1, step=3), noise(1, step=3), noise(1, step=4), noise(2, step=3)]
-    first, again, later, other = (masking()(tokens(8), noise=place).tokens_BND for place in places)
-    assert torch.equal(first, again)
-    assert not torch.equal(first, later)
-    assert not torch.equal(first, other)
-
-
-def test_a_wrong_token_count_is_named() -> None:
-    with pytest.raises(ValueError, match="row masking got 68 tokens for a 9 x 7 grid of 63"):
-        masking()(torch.zeros(1, 68, WIDTH), noise=None)
+@pytest.mark.parametrize(("module", "name"), [(segments(), "segment dropout"), (masking(), "row masking")])
+def test_a_wrong_token_count_is_named(module: Bottleneck, name: str) -> None:
+    with pytest.raises(ValueError, match=f"{name} got 113 tokens for a 9 x 12 grid of 108"):
+        module(torch.zeros(1, 113, WIDTH), noise=noise())
 
 
 def mlp(p: float = 0.2) -> BottleneckMLP:
-    made = BottleneckMLP(WIDTH, hidden=2 * WIDTH, p=p)
-    generator = torch.Generator().manual_seed(4)
+    made = BottleneckMLP(WIDTH, p=p)
+    drawn = generator(4)
     with torch.no_grad():
         for parameter in made.parameters():
-            parameter.normal_(generator=generator)
+            parameter.normal_(generator=drawn)
     return made
 
 
-def kept_inputs(module: BottleneckMLP | NoisyMLP, x_BND: Tensor, place: Noise) -> Tensor:
+def kept_inputs(module: Bottleneck, inner: BottleneckMLP, x_BND: Tensor, place: Noise) -> Tensor:
     """Return which inputs of the MLP's first layer are not zero."""
-    inner = module.mlp if isinstance(module, NoisyMLP) else module
     seen: list[Tensor] = []
     handle = inner.fc1.register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0]))
     module(x_BND, noise=place)
@@ -115,21 +157,23 @@ def kept_inputs(module: BottleneckMLP | NoisyMLP, x_BND: Tensor, place: Noise) -
     return seen[0] != 0
 
 
-GRID_NOISES: list[GridNoise] = [
-    SegmentDropout(GRID, row_p=0.5, seg_len=3, seg_drop_p=0.6),
-    RowMasking(GRID, width=WIDTH, row_p=0.3),
-]
-
-
-@pytest.mark.parametrize("grid_noise", GRID_NOISES, ids=lambda part: type(part).__name__)
-def test_element_dropout_is_the_same_with_and_without_directional_noise(grid_noise: GridNoise) -> None:
+@each_noise
+def test_element_dropout_is_the_same_with_and_without_directional_noise(grid_noise: Bottleneck) -> None:
     x_BND, inner, place = tokens(8), mlp(), noise(7, step=11)
-    alone = kept_inputs(inner, x_BND, place)
+    alone = kept_inputs(inner, inner, x_BND, place)
     dropped_BN = (grid_noise(x_BND, noise=place).tokens_BND == 0).all(-1)
-    behind = kept_inputs(NoisyMLP(grid_noise, inner), x_BND, place)
+    behind = kept_inputs(NoisyMLP(grid_noise, inner), inner, x_BND, place)
     assert dropped_BN.any()
     assert torch.equal(behind[~dropped_BN], alone[~dropped_BN])
     assert not behind[dropped_BN].any()
+
+
+def test_element_dropout_is_the_same_constant_at_every_step() -> None:
+    x_BND, inner = tokens(300), mlp()
+    sigma = math.sqrt(0.2 * 0.8 / x_BND.numel())
+    for step in (0, 10_000):
+        kept = kept_inputs(inner, inner, x_BND, noise(step=step))
+        assert float(kept.double().mean()) == pytest.approx(0.8, abs=3 * sigma)
 
 
 def test_the_three_places_of_the_mlp_draw_different_numbers(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -142,15 +186,16 @@ def test_the_three_places_of_the_mlp_draw_different_numbers(monkeypatch: pytest.
         seen.append(kept.mask)
         return kept
 
-    monkeypatch.setattr(bottleneck, "draw_kept", watched)
+    for module in (bottleneck, recompute):
+        monkeypatch.setattr(module, "draw_kept", watched)
     inner(tokens(8), noise=place)
     first, second, third = seen
     assert not torch.equal(first, third)
     assert not torch.equal(first.flatten()[:2000], second.flatten()[:2000])
 
 
-@pytest.mark.parametrize("grid_noise", GRID_NOISES, ids=lambda part: type(part).__name__)
-def test_a_noisy_mlp_is_the_mlp_at_inference_and_reports_its_noise(grid_noise: GridNoise) -> None:
+@each_noise
+def test_a_noisy_mlp_is_the_mlp_at_inference_and_reports_its_noise(grid_noise: Bottleneck) -> None:
     x_BND, inner = tokens(2), mlp()
     module = NoisyMLP(grid_noise, inner)
     plain = module(x_BND, noise=None)

@@ -1,22 +1,21 @@
-"""Dinomaly's promises: one start for all variants, constant dropout, exact masks, losses and rates."""
+"""Dinomaly's promises: one start for all variants, noise by step, exact scores; and its second task."""
 
-import itertools
 import math
 from functools import cache
 from typing import Any
 
 import pytest
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from dinomaly_hd.batch import Batch
-from dinomaly_hd.config import DinomalyConfig, TrainingConfig, with_values
-from dinomaly_hd.models import pieces
-from dinomaly_hd.models.bottleneck import BottleneckMLP, SegmentDropout
+from dinomaly_hd.config import BandClassifier, TrainingConfig, with_values
 from dinomaly_hd.models.build import build_detector
-from dinomaly_hd.models.dinomaly import Dinomaly
-from dinomaly_hd.models.noise import Noise
+from dinomaly_hd.models.dinomaly import auxiliary
+from dinomaly_hd.models.dinomaly.decoder import initialise
+from dinomaly_hd.models.dinomaly.detector import Dinomaly
+from dinomaly_hd.models.draem.faults import horizontal_bands
+from dinomaly_hd.models.fast import pieces
 from dinomaly_hd.models.weights import Weights
 from dinomaly_hd.presets import quick_dinomaly
 from dinomaly_hd.training.optim import warm_cosine
@@ -25,9 +24,9 @@ from dinomaly_hd.variants import VARIANTS
 
 
 @cache
-def detector(variant: str, *, seed: int = 42, precision: str = "32") -> Dinomaly:
-    values = {"image_size": "64", "decoder_depth": 2, "map_size": "32", "seed": seed, "precision": precision}
-    run = with_values(quick_dinomaly(VARIANTS[variant]()), values)
+def detector(variant: str, **values: Any) -> Dinomaly:
+    sizes = {"image_size": "64", "decoder_depth": 2, "map_size": "32"}
+    run = with_values(quick_dinomaly(VARIANTS[variant]()), {**sizes, **values})
     built = build_detector(run, weights=Weights("random", None, "random"))
     assert isinstance(built, Dinomaly)
     return built
@@ -37,9 +36,13 @@ def encoded(batch: int = 2) -> Tensor:
     return torch.randn(batch, 2, 64, 192, generator=torch.Generator().manual_seed(5))
 
 
-def sample(count: int = 2) -> Batch:
-    images_BHW = torch.rand(count, 31, 95, generator=torch.Generator().manual_seed(6))
-    return Batch(images_BHW, torch.zeros(count, dtype=torch.int64), encoded(count))
+def images(count: int) -> Tensor:
+    return torch.rand(count, 31, 95, generator=torch.Generator().manual_seed(6)) + 0.5
+
+
+def batch_of(encoded_BSND: Tensor) -> Batch:
+    count = len(encoded_BSND)
+    return Batch(images(count), torch.zeros(count, dtype=torch.int64), encoded_BSND)
 
 
 def test_the_start_is_a_function_of_the_seed() -> None:
@@ -61,102 +64,10 @@ def test_scores_of_pieces_are_those_of_the_whole_batch(variant: str, monkeypatch
 
 
 @pytest.mark.parametrize("variant", VARIANTS)
-def test_inference_is_deterministic_and_alone_what_it_is_in_a_batch(variant: str) -> None:
-    model, features = detector(variant).train(), encoded()
-    first, again = model.score(features), model.score(features)
-    assert torch.equal(first.map_BHW, again.map_BHW)
-    assert torch.equal(first.score_B, again.score_B)
-    torch.testing.assert_close(model.score(features[:1]).score_B, first.score_B[:1], atol=1e-6, rtol=0)
-
-
-@pytest.mark.parametrize("variant", VARIANTS)
 def test_noise_is_a_function_of_the_step(variant: str) -> None:
-    model, batch = detector(variant), sample()
+    model, batch = detector(variant), batch_of(encoded())
     losses = [model.training_loss(batch, step=step).total.item() for step in (7, 7, 8)]
     assert losses[0] == losses[1] != losses[2]
-
-
-def test_element_dropout_is_the_same_constant_at_every_step(monkeypatch: pytest.MonkeyPatch) -> None:
-    model = detector("baseline")
-    mlp: Any = model.bottleneck
-    assert isinstance(mlp, BottleneckMLP)
-    seen: list[float] = []
-
-    def measure(inputs: Tensor) -> Tensor:
-        seen.append(float((inputs == 0).float().mean()))
-        return F.linear(inputs, mlp.fc1.weight, mlp.fc1.bias)
-
-    monkeypatch.setattr(mlp.fc1, "forward", measure)
-    for step in (0, 10_000):
-        model.training_loss(sample(8), step=step)
-    model.score(encoded(8))
-    elements = 8 * 64 * 192
-    sigma = math.sqrt(0.2 * 0.8 / elements)
-    assert seen[:2] == pytest.approx([0.2, 0.2], abs=3 * sigma)
-    assert seen[2] == 0
-
-
-def segments(**changes: Any) -> SegmentDropout:
-    settings: dict[str, Any] = {"row_p": 0.2, "seg_len": 3, "seg_drop_p": 0.6}
-    return SegmentDropout((10, 12), **{**settings, **changes})
-
-
-def generator(seed: int = 0) -> torch.Generator:
-    return torch.Generator().manual_seed(seed)
-
-
-def noise(seed: int = 0, *, step: int = 0) -> Noise:
-    return Noise(seed, step=step, device=torch.device("cpu"))
-
-
-@pytest.mark.parametrize(("row_p", "seg_len", "seg_drop_p"), [(0.2, 3, 0.6), (0.5, 12, 0.9), (1.0, 1, 0.5)])
-def test_segments_drop_the_share_that_the_formula_says(row_p: float, seg_len: int, seg_drop_p: float) -> None:
-    dropout = segments(row_p=row_p, seg_len=seg_len, seg_drop_p=seg_drop_p)
-    mask_Bhw = dropout.draw(4000, generator=generator())
-    expected = row_p * seg_len / 12 * seg_drop_p
-    assert dropout.expected_drop_rate == pytest.approx(expected)
-    per_row = mask_Bhw.float().mean(-1).flatten().double()  # rows are independent, tokens of a row are not
-    sigma = float(per_row.std()) / math.sqrt(len(per_row))
-    assert float(per_row.mean()) == pytest.approx(expected, abs=3 * sigma)
-
-
-def test_segments_fit_their_row_and_begin_anywhere() -> None:
-    mask_Bhw = segments(row_p=1.0, seg_drop_p=1.0).draw(2000, generator=generator())
-    for row in mask_Bhw.flatten(0, 1)[:2000].tolist():
-        runs = [(value, len(list(members))) for value, members in itertools.groupby(row)]
-        assert [length for value, length in runs if value] == [3]
-    starts = torch.bincount(mask_Bhw.flatten(0, 1).int().argmax(-1), minlength=12)
-    assert (starts[:10] > 0).all()
-    assert not starts[10:].any()
-
-
-@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16])
-def test_segments_drop_whole_tokens_and_rescale_nothing(dtype: torch.dtype) -> None:
-    x_BND = 1 + torch.rand(4, 120, 6, generator=generator()).to(dtype)
-    out, rate = segments(row_p=1.0)(x_BND, noise=noise(1))
-    assert out.dtype == dtype
-    zero_BN = (out == 0).all(-1)
-    assert torch.equal(zero_BN, (out == 0).any(-1))
-    assert torch.equal(out[~zero_BN], x_BND[~zero_BN])
-    assert float(rate) == pytest.approx(float(zero_BN.float().mean())) != 0
-
-
-def test_segments_are_drawn_from_seed_and_step_only() -> None:
-    same = [segments().draw(8, generator=generator(seed)) for seed in (1, 1, 2)]
-    assert torch.equal(same[0], same[1])
-    assert not torch.equal(same[0], same[2])
-    x_BND = 1 + torch.rand(8, 120, 4, generator=generator())
-    places = [noise(1, step=3), noise(1, step=3), noise(1, step=4), noise(2, step=3)]
-    first, again, later, other = (segments()(x_BND, noise=place).tokens_BND for place in places)
-    assert torch.equal(first, again)
-    assert not torch.equal(first, later)
-    assert not torch.equal(first, other)
-    assert torch.equal(segments()(x_BND, noise=None).tokens_BND, x_BND)
-
-
-def test_a_wrong_token_count_is_named() -> None:
-    with pytest.raises(ValueError, match="got 125 tokens for a 10 x 12 grid of 120"):
-        segments()(torch.zeros(1, 125, 4), noise=noise())
 
 
 class Silent:
@@ -192,31 +103,127 @@ def test_stepping_per_epoch_repeats_the_fault_of_old_runs() -> None:
     assert max(rates("epoch", steps=list(range(1000)))) < 4e-4  # warm-up of 100 epochs is never left
 
 
-def test_a_model_config_names_its_own_variant() -> None:
-    assert {name: model().variant for name, model in VARIANTS.items()} == {name: name for name in VARIANTS}
-    assert isinstance(VARIANTS["baseline"](), DinomalyConfig)
-
-
 @pytest.mark.parametrize("precision", ["32", "bf16"])
 def test_encoding_is_the_same_under_autocast(precision: str) -> None:
     model = detector("baseline", precision=precision)
-    images = torch.rand(2, 31, 95, generator=torch.Generator().manual_seed(5))
-    plain = model.encode(images)
+    plain = model.encode(images(2))
     assert plain.dtype == (torch.float32 if precision == "32" else torch.float16)
     with torch.autocast("cpu", dtype=torch.bfloat16):
-        assert torch.equal(model.encode(images), plain)
+        assert torch.equal(model.encode(images(2)), plain)
 
 
 @pytest.mark.parametrize("variant", VARIANTS)
 def test_half_the_bits_of_an_encoder_move_losses_and_scores_little(variant: str) -> None:
-    images = torch.rand(2, 31, 95, generator=torch.Generator().manual_seed(5))
     losses, scores = [], []
     for precision in ("32", "bf16"):
         model = detector(variant, precision=precision)
-        encoded = model.encode(images)
-        batch = Batch(images, torch.zeros(2, dtype=torch.int64), encoded)
-        losses.append(float(model.training_loss(batch, step=0).total.detach()))
-        scores.append(model.score(encoded).score_B)
+        features = model.encode(images(2))
+        losses.append(float(model.training_loss(batch_of(features), step=0).total.detach()))
+        scores.append(model.score(features).score_B)
     assert losses[1] == pytest.approx(losses[0], rel=2e-3)
     torch.testing.assert_close(scores[1], scores[0], rtol=1e-2, atol=0)
     assert not torch.equal(scores[1], scores[0])
+
+
+# Aux: half of each batch gets a band, only the clean half is rebuilt, and the logit may enter the score
+
+
+def classifier(width: int = 4, *, seed: int = 9, **values: float) -> auxiliary.BandClassifier:
+    return auxiliary.BandClassifier(BandClassifier(**values), width, seed)
+
+
+@pytest.mark.parametrize(("count", "clean"), [(1, 1), (2, 1), (5, 3), (8, 4)])
+def test_the_second_half_of_a_batch_gets_the_bands_of_its_step(count: int, clean: int) -> None:
+    part = classifier()
+    given = images(count)
+    altered = part.alter(given, step=7)
+    assert part.clean(count) == clean
+    assert torch.equal(altered[:clean], given[:clean])
+    assert torch.equal(altered[clean:], horizontal_bands(given[clean:], seed=9, position=7).images_BHW)
+    assert torch.equal(altered, part.alter(given, step=7))
+    others = part.alter(given, step=8), classifier(seed=10).alter(given, step=7)
+    assert all(torch.equal(altered, other) == (count == clean) for other in others)
+    assert torch.isfinite(part.loss(torch.zeros(count, 3, 4)).total)
+
+
+def test_only_aux_alters_its_images() -> None:
+    altering = {name for name in VARIANTS if detector(name).alters_images}
+    assert altering == {"aux"}
+    given = images(2)
+    assert detector("baseline").alter(given, step=0) is given
+
+
+def test_only_the_clean_half_is_rebuilt() -> None:
+    features = encoded(6)
+    other = torch.cat([features[:3], encoded(9)[6:]])
+    # No dropout: with it, the numbers drawn for the clean half would depend on the batch's size.
+    aux, plain = detector("aux", bottleneck_dropout=0), detector("baseline", bottleneck_dropout=0)
+    step = 400
+    first, second = (aux.training_loss(batch_of(given), step=step) for given in (features, other))
+    alone = plain.training_loss(batch_of(features[:3]), step=step).total
+    rebuilt = [loss.total - 0.1 * loss.parts["aux_loss"] for loss in (first, second)]
+    assert rebuilt[0].item() == pytest.approx(alone.item(), rel=1e-6)
+    assert rebuilt[1].item() == pytest.approx(alone.item(), rel=1e-6)
+    assert first.parts["aux_loss"] != second.parts["aux_loss"], "the classifier sees both halves"
+
+
+def test_the_loss_is_the_weighted_cross_entropy_of_the_halves() -> None:
+    part = classifier(aux_weight=0.3)
+    tokens = torch.randn(5, 3, 4, generator=torch.Generator().manual_seed(1))
+    total, parts = part.loss(tokens)
+    logits = part.logit(tokens).tolist()
+    labels = [0, 0, 0, 1, 1]
+    terms = [
+        math.log1p(math.exp(-logit if label else logit)) for logit, label in zip(logits, labels, strict=True)
+    ]
+    assert total.item() == pytest.approx(0.3 * sum(terms) / 5, rel=1e-5)
+    assert float(parts["aux_loss"]) == pytest.approx(sum(terms) / 5, rel=1e-5)
+    right = [(logit > 0) == bool(label) for logit, label in zip(logits, labels, strict=True)]
+    assert float(parts["aux_accuracy"]) == pytest.approx(sum(right) / 5)
+
+
+def test_the_classifier_learns_an_easy_set() -> None:
+    part = classifier(16)
+    initialise(part, seed=3)
+    optimizer = torch.optim.Adam(part.parameters(), lr=1e-2)
+    generator = torch.Generator().manual_seed(1)
+    accuracy = []
+    for _ in range(40):
+        tokens = torch.randn(16, 10, 16, generator=generator)
+        tokens[8:, :2] += 2.0  # a fifth of an altered image's tokens is moved
+        loss = part.loss(tokens)
+        optimizer.zero_grad()
+        loss.total.backward()
+        optimizer.step()
+        accuracy.append(float(loss.parts["aux_accuracy"]))
+    assert sum(accuracy[-5:]) / 5 > 0.95
+    assert sum(accuracy[:3]) / 3 < 0.8
+
+
+def test_its_gradient_reaches_the_bottleneck() -> None:
+    slopes = []
+    for weight in (0.1, 0.0):
+        model = detector("aux", aux_weight=weight)
+        total = model.training_loss(batch_of(encoded(4)), step=0).total
+        part, bottleneck = list(model.auxiliary.parameters()), model.bottleneck.fc2.weight  # type: ignore
+        *found, slope = torch.autograd.grad(total, [*part, bottleneck])
+        assert all(torch.isfinite(one).all() for one in found)
+        slopes.append(slope)
+    assert not torch.equal(*slopes)
+
+
+@pytest.mark.parametrize("weight", [0.5, 2.0])
+def test_the_logit_enters_the_score_by_its_weight(weight: float) -> None:
+    features = encoded(3)
+    plain, mixed, without = (
+        model.score(features)
+        for model in (detector("baseline"), detector("aux", aux_score_weight=weight), detector("aux"))
+    )
+    assert torch.equal(without.score_B, plain.score_B), "weight 0 leaves the score as it is"
+    assert torch.equal(mixed.map_BHW, plain.map_BHW)
+    model = detector("aux")
+    tokens = model.bottleneck(features.mean(dim=1), noise=None).tokens_BND
+    assert model.auxiliary is not None
+    logit_B = model.auxiliary.logit(tokens).detach()
+    assert logit_B.abs().min() > 0
+    torch.testing.assert_close(mixed.score_B, plain.score_B + weight * logit_B)

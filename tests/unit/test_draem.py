@@ -1,8 +1,10 @@
-"""DRAEM: published networks, losses equal to plain references, inference that leaves no trace."""
+"""DRAEM and DRAEM-SevNet: published networks, losses equal to plain references, inference without a trace."""
 
 import math
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from itertools import product
-from typing import Any, NamedTuple
+from typing import Any
 
 import pytest
 import torch
@@ -10,42 +12,55 @@ import torch.nn.functional as F
 from torch import Generator, Tensor, nn
 
 from dinomaly_hd.batch import Batch
+from dinomaly_hd.config import DraemConfig, PooledHead, SevNetConfig, SpatialHead
 from dinomaly_hd.errors import ConfigError
-from dinomaly_hd.models import draem_networks as networks
-from dinomaly_hd.models.draem import MINIMUM_SIZE, Draem, check_size, focal_loss, structural_similarity
-from dinomaly_hd.models.faults import Faulty
+from dinomaly_hd.models.detector import Noise
+from dinomaly_hd.models.dinomaly.score import top_share_score
+from dinomaly_hd.models.draem import networks
+from dinomaly_hd.models.draem.detector import Draem, focal_loss, structural_similarity
+from dinomaly_hd.models.draem.faults import Faults, Faulty
+from dinomaly_hd.models.draem.sevnet import SeverityHead, SevNet, SpatialPooling
 from dinomaly_hd.models.preprocessing import Preprocessing
-from dinomaly_hd.models.scoring import top_share_score
 
 WIDTH = 1 / 16
-SIZE = (32, 48)
+SIZE = (33, 40)
+MODES = ("single_scale", "multi_scale")
+LOSSES = ("mse", "smooth_l1")
+HEADS = {
+    "gap": PooledHead(severity_head_hidden_dim=32),
+    "spatial_aware": SpatialHead(severity_head_hidden_dim=32),
+}
+COMBINATIONS: dict[str, tuple[dict[str, Any], Callable[[float, float], float]]] = {
+    "simple_average": ({}, lambda m, s: (m + s) / 2),
+    "weighted_average": ({"severity_weight_for_combination": 0.2}, lambda m, s: 0.8 * m + 0.2 * s),
+    "maximum": ({}, max),
+}
 
 
-class Blocks(NamedTuple):
-    """Adds a block of 6 x 6 pixels of random height to each image but those of an odd place."""
+class Blocks(Faults):
+    """Brightens a block of 6 x 6 pixels in every second image, by a severity up to ``severity_max``."""
+
+    def __init__(self, severity_max: float = 1.0) -> None:
+        self.severity_max = severity_max
 
     def __call__(self, images_BHW: Tensor, *, generator: Generator) -> Faulty:
         batch, height, width = images_BHW.shape
-        device = images_BHW.device
-        severity_B = 0.1 + 0.9 * torch.rand(batch, generator=generator, device=device)
+        severity_B = self.severity_max * (0.1 + 0.9 * torch.rand(batch, generator=generator))
         severity_B[1::2] = 0
-        row = int(torch.randint(height - 6, (), generator=generator, device=device))
-        column = int(torch.randint(width - 6, (), generator=generator, device=device))
-        mask_BHW = torch.zeros(images_BHW.shape, dtype=torch.bool, device=device)
+        row, column = (int(torch.randint(side - 6, (), generator=generator)) for side in (height, width))
+        mask_BHW = torch.zeros(images_BHW.shape, dtype=torch.bool)
         mask_BHW[::2, row : row + 6, column : column + 6] = True
         return Faulty(images_BHW + severity_B.view(-1, 1, 1) * mask_BHW, mask_BHW, severity_B)
 
 
-def draem(size: tuple[int, int] = SIZE, **changes: Any) -> Draem:
-    values: dict[str, Any] = {
-        "preprocessing": Preprocessing(size, None, mean=(0.0, 0.0, 0.0), std=(1.0, 1.0, 1.0)),
-        "faults": Blocks(),
-        "width": WIDTH,
-        "image_score": "max",
-        "map_size": (20, 30),
-        "seed": 7,
-    }
-    model = Draem(**{**values, **changes})
+def made(config: Any, size: tuple[int, int] = SIZE, *, seed: int = 7, severity_max: float = 1.0) -> Any:
+    model = (SevNet if isinstance(config, SevNetConfig) else Draem)(
+        config,
+        preprocessing=Preprocessing(size, None, mean=(0.0, 0.0, 0.0), std=(1.0, 1.0, 1.0)),
+        faults=Blocks(severity_max),
+        map_size=(20, 30),
+        seed=seed,
+    )
     for layer in model.modules():
         if isinstance(layer, nn.BatchNorm2d):
             # The last batch's statistics: the few steps of a test end in no running mean.
@@ -53,11 +68,26 @@ def draem(size: tuple[int, int] = SIZE, **changes: Any) -> Draem:
     return model
 
 
-def images(count: int, size: tuple[int, int] = SIZE) -> Tensor:
-    generator = torch.Generator().manual_seed(3)
-    return F.interpolate(torch.rand(count, 1, 5, 5, generator=generator), size=size, mode="bilinear").squeeze(
-        1
-    )
+def draem(*size: tuple[int, int], seed: int = 7, severity_max: float = 1.0, **values: Any) -> Draem:
+    config = DraemConfig(**{"width": WIDTH, **values})
+    return made(config, *size, seed=seed, severity_max=severity_max)
+
+
+def sevnet(*size: tuple[int, int], seed: int = 7, severity_max: float = 1.0, **values: Any) -> SevNet:
+    return made(sevnet_config(**values), *size, seed=seed, severity_max=severity_max)
+
+
+def sevnet_config(*, mode: str = "multi_scale", head: str = "spatial_aware", **values: Any) -> SevNetConfig:
+    return SevNetConfig(**{"width": WIDTH, "severity_head_mode": mode, "head": HEADS[head], **values})
+
+
+both = pytest.mark.parametrize("make", [draem, sevnet])
+Make = Callable[..., Draem]
+
+
+def images(count: int = 4, size: tuple[int, int] = SIZE) -> Tensor:
+    drawn = torch.rand(count, 1, 5, 5, generator=torch.Generator().manual_seed(3))
+    return F.interpolate(drawn, size=size, mode="bilinear").squeeze(1)
 
 
 def batch_of(model: Draem, count: int = 4, size: tuple[int, int] = SIZE) -> Batch:
@@ -65,15 +95,18 @@ def batch_of(model: Draem, count: int = 4, size: tuple[int, int] = SIZE) -> Batc
     return Batch(given, torch.zeros(count, dtype=torch.int64), model.encode(given))
 
 
-def encoded(model: Draem, count: int = 4) -> Tensor:
-    return model.encode(images(count))
+def encoded(count: int = 4) -> Tensor:
+    return images(count)[:, None]
+
+
+def settled(model: Draem) -> Draem:
+    """Let batch norm see a batch: before, the networks say the same of every image."""
+    model.training_loss(batch_of(model), step=0)
+    return model
 
 
 def count_parameters(module: nn.Module) -> int:
     return sum(parameter.numel() for parameter in module.parameters())
-
-
-# Networks
 
 
 def test_parameter_counts_are_the_published_ones() -> None:
@@ -126,9 +159,6 @@ def test_start_is_a_function_of_seed_and_name() -> None:
     assert not norm.bias.any()
 
 
-# Losses against plain references
-
-
 def plain_ssim(a_HW: Tensor, b_HW: Tensor) -> float:
     """One pixel at a time, float64, mirrored at the border."""
     offset = torch.arange(11, dtype=torch.float64) - 5
@@ -172,15 +202,24 @@ def test_focal_loss_is_the_softmax_focal_of_both_classes_without_alpha() -> None
     assert focal_loss(logits, torch.zeros_like(mask)).min() > 0, "normal pixels weigh as well"
 
 
-def test_training_loss_is_the_sum_of_its_parts_over_the_batch() -> None:
-    model = draem()
-    given = batch_of(model)
-    total, parts = model.training_loss(given, step=5)
-    assert set(parts) == {"l2", "ssim", "focal", "fault_rate"}
-    expected = parts["l2"] + 2 * (1 - parts["ssim"]) + parts["focal"]
-    assert total.item() == pytest.approx(expected.item(), rel=1e-6)
-    assert parts["fault_rate"].item() == 0.5
-    assert not any(part.requires_grad for part in parts.values())
+@pytest.mark.parametrize("weight", [0.0, 0.5, 1.2])
+def test_training_losses_are_the_sums_of_their_parts_and_start_alike(weight: float) -> None:
+    """SevNet trains from DRAEM's start on DRAEM's faults, and adds its weighted severity loss."""
+    plain = draem(severity_max=0.8)
+    model = sevnet(severity_max=0.8, severity_weight=weight, severity_loss_type="smooth_l1")
+    start = model.state_dict()
+    assert all(torch.equal(value, start[name]) for name, value in plain.state_dict().items())
+    for step in (0, 1):
+        base, own = plain.training_loss(batch_of(plain), step=step)
+        assert set(own) == {"l2", "ssim", "focal", "fault_rate"}
+        expected = own["l2"] + 2 * (1 - own["ssim"]) + own["focal"]
+        assert base.item() == pytest.approx(expected.item(), rel=1e-6)
+        assert own["fault_rate"].item() == 0.5
+        assert not any(part.requires_grad for part in own.values())
+        total, more = model.training_loss(batch_of(model), step=step)
+        assert set(more) == {*own, "severity_loss", "severity_mae"}
+        assert total.item() == pytest.approx((base + weight * more["severity_loss"]).item(), rel=1e-6)
+        assert all(torch.equal(more[name], value) for name, value in own.items())
 
 
 def test_the_clean_image_is_rebuilt_from_the_faulty_one() -> None:
@@ -197,8 +236,12 @@ def test_the_clean_image_is_rebuilt_from_the_faulty_one() -> None:
     assert parts["l2"].item() == pytest.approx(expected.item(), rel=1e-5)
 
 
-def test_gradient_reaches_every_parameter() -> None:
-    model = draem((64, 64))
+@pytest.mark.parametrize(
+    ("make", "values"),
+    [(draem, {}), *((sevnet, {"mode": mode, "head": head}) for mode, head in product(MODES, HEADS))],
+)
+def test_gradient_reaches_every_parameter(make: Make, values: dict[str, Any]) -> None:
+    model = make((64, 64), **values)
     model.training_loss(batch_of(model, size=(64, 64)), step=0).total.backward()
     # In training, batch norm takes away whatever the bias in front of it adds.
     cancelled = {
@@ -212,64 +255,60 @@ def test_gradient_reaches_every_parameter() -> None:
         assert name in cancelled or parameter.grad.any(), name
 
 
-def test_faults_are_a_function_of_seed_and_step() -> None:
+@both
+def test_noise_is_a_function_of_seed_and_step(make: Make) -> None:
     losses = {}
     for seed, step in product((7, 8), (0, 1)):
-        model = draem(seed=seed)
-        model.load_state_dict(draem().state_dict())
+        model = make(seed=seed)
+        model.load_state_dict(make().state_dict())
         losses[seed, step] = model.training_loss(batch_of(model), step=step).total.item()
-    model = draem()
+    model = make()
     torch.manual_seed(99)
     assert model.training_loss(batch_of(model), step=0).total.item() == losses[7, 0]
     assert len(set(losses.values())) == 4
 
 
-def test_it_learns_one_batch() -> None:
-    model = draem((64, 64))
-    given = batch_of(model, 2, (64, 64))
+def test_they_learn_one_batch() -> None:
+    model = sevnet((64, 64))
+    model.head.p = 0.0
     optimizer = torch.optim.Adam(model.parameter_groups()[0].parameters, lr=2e-3)
-    losses = []
+    found: list[dict[str, float]] = []
     for _ in range(30):
-        total = model.training_loss(given, step=0).total
+        total, seen = model.training_loss(batch_of(model, 2, (64, 64)), step=0)
         optimizer.zero_grad()
         total.backward()
         optimizer.step()
-        losses.append(total.item())
-    assert losses[-1] < 0.6 * losses[0]
+        base = seen["l2"] + 2 * (1 - seen["ssim"]) + seen["focal"]
+        found.append({"base": base.item(), "error": seen["severity_mae"].item()})
+    assert found[-1]["base"] < 0.6 * found[0]["base"]
+    assert found[-1]["error"] < 0.2 * found[0]["error"]
 
 
 # Inference
 
 
-def settled(model: Draem) -> Draem:
-    """Let batch norm see a batch: before, the networks say the same of every image."""
-    model.training_loss(batch_of(model), step=0)
-    return model
-
-
+@both
 @pytest.mark.parametrize("training", [True, False])
-def test_validation_and_score_leave_no_trace(training: bool) -> None:
-    model = draem().train(training)
-    model.training_loss(batch_of(model), step=0)
+def test_validation_and_score_leave_no_trace(make: Make, training: bool) -> None:
+    model = settled(make().train(training))
     before = {name: value.clone() for name, value in model.state_dict().items()}
-    validation = model.validation_loss(encoded(model), position=3)
-    prediction = model.score(encoded(model))
+    validation = model.validation_loss(encoded(), position=3)
+    prediction = model.score(encoded())
     after = model.state_dict()
     assert all(torch.equal(before[name], after[name]) for name in before)
-    assert model.training is training
-    assert model.discrimination.training is training
+    assert all(part.training is training for part in (model, model.discrimination))
     assert validation.shape == (4,)
     assert not validation.requires_grad
     assert not prediction.score_B.requires_grad
     again = model.eval()
-    assert torch.equal(validation, again.validation_loss(encoded(model), position=3))
-    assert torch.equal(prediction.score_B, again.score(encoded(model)).score_B)
+    assert torch.equal(validation, again.validation_loss(encoded(), position=3))
+    assert torch.equal(prediction.score_B, again.score(encoded()).score_B)
 
 
 def test_validation_faults_are_those_of_their_position() -> None:
     model = settled(draem()).eval()
-    first = model.validation_loss(encoded(model), position=0)
-    assert not torch.equal(first, model.validation_loss(encoded(model), position=1))
+    first = model.validation_loss(encoded(), position=0)
+    assert not torch.equal(first, model.validation_loss(encoded(), position=1))
     trained = model.training_loss(batch_of(model), step=0).total
     assert trained.item() != pytest.approx(first.mean().item(), rel=1e-6), "not the faults of a training step"
 
@@ -277,10 +316,9 @@ def test_validation_faults_are_those_of_their_position() -> None:
 @pytest.mark.parametrize("image_score", ["max", "top_share"])
 def test_score_is_of_the_full_size_softmax(image_score: str) -> None:
     model = settled(draem(image_score=image_score)).eval()
-    given = encoded(model)
     with torch.no_grad():
-        softmax = model.examine(given.squeeze(1)).logits_B2HW.softmax(dim=1)[:, 1]
-    map_BHW, score_B = model.score(given)
+        softmax = model.examine(images()).logits_B2HW.softmax(dim=1)[:, 1]
+    map_BHW, score_B = model.score(encoded())
     large = F.interpolate(softmax[:, None], size=(20, 30), mode="bilinear", align_corners=False)[:, 0]
     assert torch.allclose(map_BHW, large, atol=1e-6)
     expected = top_share_score(softmax) if image_score == "top_share" else softmax.amax(dim=(1, 2))
@@ -289,27 +327,28 @@ def test_score_is_of_the_full_size_softmax(image_score: str) -> None:
     assert score_B.max() <= 1
 
 
-def test_score_does_not_depend_on_the_rest_of_the_batch() -> None:
-    model = settled(draem()).eval()
-    together = model.score(encoded(model))
-    assert torch.equal(together.score_B, model.score(encoded(model)).score_B)
-    assert together.score_B.std() > 1e-3
-    others = torch.cat([encoded(model)[:1], 2 * encoded(model)[1:].flip(2)])
-    assert model.score(others).score_B[0].item() == pytest.approx(together.score_B[0].item(), abs=1e-6)
+@both
+def test_score_does_not_depend_on_the_rest_of_the_batch(make: Make) -> None:
+    model = settled(make()).eval()
+    together = model.score(encoded()).score_B
+    assert torch.equal(together, model.score(encoded()).score_B)
+    assert together.std() > 1e-3
+    others = torch.cat([encoded()[:1], 2 * encoded()[1:].flip(2)])
+    assert model.score(others).score_B[0].item() == pytest.approx(together[0].item(), abs=1e-6)
     # Other batch sizes are convolved in another order, which in float32 rounds otherwise.
-    exact, given = model.double(), encoded(model).squeeze(1).double()
+    exact, given = model.double(), images().double()
     alone = torch.cat([exact.examine(image[None]).logits_B2HW for image in given])
     assert torch.allclose(alone, exact.examine(given).logits_B2HW, rtol=0, atol=1e-9)
 
 
-def test_losses_and_scores_are_float32_under_autocast() -> None:
-    model = draem()
-    with torch.autocast("cpu", dtype=torch.bfloat16):
-        total, parts = model.training_loss(batch_of(model), step=0)
-        prediction = model.score(encoded(model))
+@both
+def test_losses_and_scores_are_float32_under_autocast(make: Make) -> None:
+    model = make()
     exact = model.training_loss(batch_of(model), step=0).total
-    assert {total.dtype, *(part.dtype for part in parts.values())} == {torch.float32}
-    assert {part.dtype for part in prediction} == {torch.float32}
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        total, seen = model.training_loss(batch_of(model), step=0)
+        prediction = model.score(encoded())
+    assert {total.dtype, *(part.dtype for part in (*seen.values(), *prediction))} == {torch.float32}
     assert total.item() == pytest.approx(exact.item(), rel=0.02)
 
 
@@ -327,21 +366,153 @@ def test_encode_gives_one_channel_of_its_own() -> None:
 # Refusals
 
 
-def test_images_smaller_than_the_ssim_window_are_refused() -> None:
-    with pytest.raises(ConfigError, match=r"image_size=10x48.*11 or more"):
-        draem((10, 48))
-    check_size((MINIMUM_SIZE, MINIMUM_SIZE))
-    smallest = draem((MINIMUM_SIZE, MINIMUM_SIZE))
-    loss = smallest.training_loss(batch_of(smallest, size=(MINIMUM_SIZE, MINIMUM_SIZE)), step=0)
-    assert loss.total.isfinite()
-
-
-def test_a_batch_without_variance_is_refused() -> None:
-    with pytest.raises(ConfigError, match=r"batch_size=1.*32x32"):
-        networks.check_batch(1, size=(32, 32))
-    networks.check_batch(1, size=(32, 33))
-    networks.check_batch(2, size=(32, 32))
-    model, wide = draem((32, 32)), draem((32, 33))
+def test_images_smaller_than_the_ssim_window_and_batches_without_variance_are_refused() -> None:
+    for size, batch, message in (
+        ((10, 48), 2, r"image_size=10x48.*11 or more"),
+        ((32, 32), 1, r"batch_size=1.*32x32"),
+    ):
+        with pytest.raises(ConfigError, match=message):
+            networks.check_input(size, batch_size=batch)
+    for size, batch in (((11, 11), 2), ((32, 33), 1)):
+        networks.check_input(size, batch_size=batch)
+        model = draem(size)
+        assert model.training_loss(batch_of(model, batch, size), step=0).total.isfinite()
+    model = draem((32, 32))
     with pytest.raises(ValueError, match="more than 1 value"):
         model.training_loss(batch_of(model, 1, (32, 32)), step=0)
-    assert wide.training_loss(batch_of(wide, 1, (32, 33)), step=0).total.isfinite()
+
+
+# The severity head
+
+
+def head(mode: str = "single_scale", kind: str = "gap", **values: Any) -> SeverityHead:
+    config = sevnet_config(mode=mode, head=kind, **values)
+    return SeverityHead(config, networks.activation_channels(config.width))
+
+
+@pytest.mark.parametrize(
+    ("mode", "pooling", "count"),
+    [
+        ("single_scale", "gap", 65_793),
+        ("multi_scale", "gap", 246_017),
+        ("single_scale", "spatial_aware", 213_378),
+        ("multi_scale", "spatial_aware", 881_542),
+    ],
+)
+def test_parameter_counts_of_the_four_heads_at_full_width(mode: str, pooling: str, count: int) -> None:
+    with torch.device("meta"):
+        config = SevNetConfig(severity_head_mode=mode, head=type(HEADS[pooling])())
+        found = SeverityHead(config, networks.activation_channels(1.0))
+    assert sum(parameter.numel() for parameter in found.parameters()) == count
+    assert count < 28_374_146 / 10
+
+
+@pytest.mark.parametrize(("mode", "pooling"), list(product(MODES, HEADS)))
+def test_head_reads_its_scales_and_no_others(mode: str, pooling: str) -> None:
+    part = head(mode, pooling)
+    activations = [
+        torch.rand(2, count, 5, 6).requires_grad_() for count in networks.activation_channels(WIDTH)
+    ]
+    part(activations, noise=None).sum().backward()
+    own = [x.grad is not None and bool(x.grad.any()) for x in activations]
+    assert own == ([False, *[True] * 5] if mode == "multi_scale" else [*[False] * 5, True])
+
+
+def test_gap_head_equals_its_formula() -> None:
+    part = head("multi_scale", "gap")
+    activations = [torch.rand(2, count, 3, 5) for count in networks.activation_channels(WIDTH)]
+    pooled = torch.cat([x.mean(dim=(2, 3)) for x in activations[1:]], dim=1)
+    hidden = (pooled @ part.fc1.weight.T + part.fc1.bias).clamp(min=0)
+    expected = torch.sigmoid(hidden @ part.fc2.weight.T + part.fc2.bias)[:, 0]
+    assert torch.allclose(part(activations, noise=None), expected, atol=1e-6)
+
+
+@pytest.mark.parametrize("attention", [True, False])
+def test_spatial_pooling_keeps_where_things_are(attention: bool) -> None:
+    config = SpatialHead(severity_head_use_spatial_attention=attention)
+    part = SpatialPooling(config, [4]).eval()
+    assert part.features == 32 * 16
+    x = torch.zeros(1, 4, 16, 16)
+    empty = part([x]).view(32, 4, 4)
+    x[:, :, 9:11, 13:15] = 1
+    changed = (part([x]).view(32, 4, 4) != empty).any(dim=0)
+    assert changed.nonzero().tolist() == [[2, 3]]
+    assert len(list(part.attention.parameters())) == 2 * attention
+
+
+def test_dropout_is_a_function_of_seed_and_step() -> None:
+    part = head()
+    part.p = 0.5
+    activations = [torch.rand(2, count, 3, 5) for count in networks.activation_channels(WIDTH)]
+
+    def said(seed: int, step: int) -> Tensor:
+        torch.manual_seed(seed + step)
+        return part(activations, noise=Noise(seed, step=step, device=torch.device("cpu")))
+
+    assert torch.equal(said(7, 0), said(7, 0))
+    assert not torch.equal(said(7, 0), said(7, 1))
+    assert not torch.equal(said(7, 0), said(8, 0))
+    inference = part(activations, noise=None)
+    many = torch.stack([said(7, step) for step in range(400)]).mean(dim=0)
+    assert torch.allclose(many, inference, atol=0.03)
+
+
+@pytest.mark.parametrize("kind", LOSSES)
+@pytest.mark.parametrize("severity_max", [0.8, 1.0, 2.0])
+def test_label_and_head_share_one_scale(kind: str, severity_max: float) -> None:
+    model = sevnet(severity_max=severity_max, severity_loss_type=kind).eval()
+    drawn: list[Tensor] = []
+    faults = model.faults
+
+    class Watched(Blocks):
+        def __call__(self, images_BHW: Tensor, *, generator: Generator) -> Faulty:
+            faulty = faults(images_BHW, generator=generator)
+            drawn.append(faulty.severity_B)
+            return faulty
+
+    model.faults = Watched(severity_max)
+    for error in (0.0, 0.1):
+        with said(model, lambda error=error: drawn[-1] / severity_max + error):
+            seen = model.training_loss(batch_of(model), step=0).parts
+        assert drawn[-1].max() > 0.3 * severity_max
+        expected = error**2 * (0.5 if kind == "smooth_l1" else 1)
+        assert seen["severity_loss"].item() == pytest.approx(expected, abs=1e-7)
+        assert seen["severity_mae"].item() == pytest.approx(error, abs=1e-6)
+
+
+@contextmanager
+def said(model: SevNet, severity: Callable[[], Tensor]) -> Iterator[None]:
+    """Let the head say a severity."""
+    handle = model.head.register_forward_hook(lambda *_: severity())
+    yield
+    handle.remove()
+
+
+def test_validation_loss_contains_the_severity() -> None:
+    light, heavy = (settled(sevnet(severity_weight=weight)) for weight in (0.0, 1.0))
+    difference = heavy.validation_loss(encoded(), position=2) - light.validation_loss(encoded(), position=2)
+    noise = Noise(7, step=2, device=torch.device("cpu"))
+    faulty = heavy.faults(images(), generator=noise.generator("validation faults"))
+    heavy.eval()
+    with torch.no_grad():
+        severity = heavy.head(heavy.examine(faulty.images_BHW).activations, noise=None)
+    assert torch.allclose(difference, (severity - faulty.severity_B) ** 2, atol=1e-6)
+
+
+@pytest.mark.parametrize(("mode", "kind", "combination"), list(product(MODES, HEADS, COMBINATIONS)))
+def test_every_head_and_combination_scores_by_its_formula(mode: str, kind: str, combination: str) -> None:
+    values, formula = COMBINATIONS[combination]
+    combined = {"score_combination": combination, **values}
+    model = settled(sevnet(mode=mode, head=kind, combination=combined))
+    map_BHW, score_B = model.score(encoded())
+    model.eval()
+    with torch.no_grad():
+        outputs = model.examine(images())
+        severity_B = model.head(outputs.activations, noise=None)
+    softmax = outputs.logits_B2HW.softmax(dim=1)[:, 1].amax(dim=(1, 2))
+    expected = [formula(m, s) for m, s in zip(softmax.tolist(), severity_B.tolist(), strict=True)]
+    assert len(set(softmax.tolist())) == len(set(severity_B.tolist())) == 4
+    assert score_B.tolist() == pytest.approx(expected, abs=1e-6)
+    assert map_BHW.shape == (4, 20, 30)
+    assert score_B.min() >= 0
+    assert score_B.max() <= 1

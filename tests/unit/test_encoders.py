@@ -1,5 +1,6 @@
-"""Encoders give what Dinomaly reads: the right weights, blocks, grids and statistics, and stay frozen."""
+"""Encoders give what Dinomaly reads and stay frozen; trained models of others load and compute the same."""
 
+import re
 from pathlib import Path
 from typing import Any
 
@@ -12,11 +13,15 @@ from sklearn.datasets import load_sample_images
 from torch import Tensor, nn
 
 from dinomaly_hd.config import EncoderConfig
-from dinomaly_hd.errors import ConfigError, EncoderError
-from dinomaly_hd.models import pieces
-from dinomaly_hd.models.build_encoder import build_encoder, check_encoder, check_weights, preprocessing_of
-from dinomaly_hd.models.encoders import ConvEncoder, ViTEncoder, target_blocks
-from dinomaly_hd.models.preprocessing import Preprocessing
+from dinomaly_hd.errors import CheckpointError, ConfigError, EncoderError
+from dinomaly_hd.models.convert import convert_state
+from dinomaly_hd.models.dinomaly.attention import PlainMixing
+from dinomaly_hd.models.dinomaly.bottleneck import BottleneckMLP
+from dinomaly_hd.models.dinomaly.decoder import Decoder
+from dinomaly_hd.models.encoders import ConvEncoder, ViTEncoder, build_encoder, target_blocks
+from dinomaly_hd.models.fast import pieces
+from dinomaly_hd.models.networks import architecture, check_weights
+from dinomaly_hd.models.preprocessing import Preprocessing, preprocessing_of
 from dinomaly_hd.models.weights import Weights, convert_embedded, locate, read_state
 
 SMALL = "dinov2reg_vit_small_14"
@@ -151,7 +156,7 @@ def test_grids_need_not_be_square(
 ) -> None:
     encoder = build(name, size, keep_prefix=keep)
     height, width = preprocessing_of(config(name, size)).input_size
-    assert encoder.grid == check_encoder(config(name, size)).grid == grid
+    assert encoder.grid == architecture(config(name, size)).grid == grid
     tokens = prefix + grid[0] * grid[1]
     assert encoder(torch.rand(2, 3, height, width)).shape == (2, 2, tokens, encoder.width)
     assert encoder.prefix_tokens == prefix
@@ -213,3 +218,60 @@ def test_the_box_says_what_the_crop_hides() -> None:
     assert float(cropped(images)[0, 0].max()) == pytest.approx(-0.485 / 0.229, abs=1e-5)
     assert whole(images)[0, 0].max() > 30
     assert whole(images).shape == cropped(images).shape == (1, 3, 392, 392)
+
+
+# Trained models of others
+
+
+WIDTH, HEADS, DEPTH = 12, 3, 4
+
+
+def ours() -> nn.ModuleDict:
+    decoder = Decoder(WIDTH, heads=HEADS, mixings=[PlainMixing() for _ in range(DEPTH)])
+    return nn.ModuleDict({"bottleneck": BottleneckMLP(WIDTH, p=0.2), "decoder": decoder})
+
+
+def original_names(state: dict[str, Tensor]) -> dict[str, Tensor]:
+    """The same weights under the original's names, with a frozen encoder beside them."""
+    theirs = {}
+    for name, value in state.items():
+        renamed = re.sub(r"^bottleneck\.", "bottleneck.0.", name).replace("decoder.blocks.", "decoder.")
+        renamed = renamed.replace("mlp.0.", "mlp.fc1.").replace("mlp.2.", "mlp.fc2.")
+        theirs[renamed] = value
+    return {**theirs, "encoder.patch_embed.proj.weight": torch.zeros(3)}
+
+
+def output(module: nn.ModuleDict, x: Tensor) -> Tensor:
+    with torch.no_grad():
+        tokens = module["bottleneck"](x, noise=None).tokens_BND
+        out: Tensor = module["decoder"](tokens, noise=None).groups_BSTD
+    return out
+
+
+@pytest.mark.parametrize("prefix", ["", "model.", "model.model.", "module."])
+def test_the_originals_checkpoint_computes_the_same(prefix: str) -> None:
+    source, target = ours(), ours()
+    theirs = {f"{prefix}{name}": value for name, value in original_names(source.state_dict()).items()}
+    target.load_state_dict(convert_state(theirs), strict=True)
+    x = torch.randn(2, 9, WIDTH, generator=torch.Generator().manual_seed(1))
+    assert torch.equal(output(source, x), output(target, x))
+
+
+def test_anomalibs_layers_without_bias_get_zeros() -> None:
+    theirs = {n: v for n, v in original_names(ours().state_dict()).items() if not re.search(r"mlp.*bias", n)}
+    converted = convert_state(theirs)
+    target = ours()
+    target.load_state_dict(converted, strict=True)
+    assert not converted["decoder.blocks.0.mlp.0.bias"].any()
+
+
+@pytest.mark.parametrize(
+    ("state", "message"),
+    [
+        ({"layer1.0.conv1.weight": torch.zeros(1)}, r"unknown tensor 'layer1\.0\.conv1\.weight'"),
+        ({"encoder.norm.weight": torch.zeros(1)}, "no decoder"),
+    ],
+)
+def test_other_models_are_refused(state: dict[str, Tensor], message: str) -> None:
+    with pytest.raises(CheckpointError, match=message):
+        convert_state(state)

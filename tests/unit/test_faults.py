@@ -1,15 +1,17 @@
-"""Synthetic faults: additive, never clipped, exact masks, a function of the generator alone."""
+"""Synthetic faults: additive, never clipped, exact masks, a function of the generator; and their textures."""
 
-import re
-import time
+import math
 from collections.abc import Callable
+from typing import Any
 
 import pytest
 import torch
 from torch import Generator, Tensor
 
+from dinomaly_hd import config as configs
 from dinomaly_hd.errors import ConfigError
-from dinomaly_hd.models.faults import (
+from dinomaly_hd.models.draem import faults as module
+from dinomaly_hd.models.draem.faults import (
     LARGEST_HEIGHT,
     BandFaults,
     Faults,
@@ -18,24 +20,37 @@ from dinomaly_hd.models.faults import (
     PerlinFaults,
     horizontal_bands,
 )
-from dinomaly_hd.models.patches import NUMBERS, place_patches
-from dinomaly_hd.models.textures import FolderSource, OtherImages, Sources, Textures
+from dinomaly_hd.models.draem.shapes import PATCH_NUMBERS, perlin_mask, perlin_noise, place_patches
+from dinomaly_hd.models.draem.textures import FolderSource, drawn_textures, other_images
 
 IMAGES = torch.rand(400, 31, 95, generator=Generator().manual_seed(1)) + 0.5
-SOURCES: dict[str, Sources] = {
-    "other images": OtherImages(),
-    "textures": Textures(),
-    "folder": FolderSource(textures_KHW=torch.rand(3, 20, 120, generator=Generator().manual_seed(2))),
-}
+FOLDER = torch.rand(3, 20, 120, generator=Generator().manual_seed(2))
+
+
+def perlin(probability: float, source: str = "images") -> PerlinFaults:
+    config = configs.PerlinFaults(anomaly_probability=probability, anomaly_source_path=source)
+    return PerlinFaults(config, FOLDER if source == "/folder" else None)
+
+
+def patches(probability: float = 1.0, **values: Any) -> PatchFaults:
+    return PatchFaults(configs.PatchFaults(anomaly_probability=probability, **values))
+
+
+def bands(probability: float, *, times: int = 1) -> BandFaults:
+    """Bands of maps whose rows were enlarged so many times."""
+    return BandFaults(configs.BandFaults(anomaly_probability=probability, map_rows=31), rows=31 * times)
+
+
 KINDS: dict[str, Callable[[float], Faults]] = {
-    **{
-        f"perlin of {name}": lambda share, sources=sources: PerlinFaults(probability=share, sources=sources)
-        for name, sources in SOURCES.items()
-    },
-    "wide patch": lambda share: PatchFaults(probability=share),
-    "tall patches": lambda share: PatchFaults(probability=share, ratio=(1.5, 4.0), width=(3, 10), count=3),
-    "band": lambda share: BandFaults(probability=share),
-    "tall band": lambda share: BandFaults(probability=share, height=(7, 21)),
+    "perlin of other images": perlin,
+    "perlin of textures": lambda share: perlin(share, "textures"),
+    "perlin of folder": lambda share: perlin(share, "/folder"),
+    "wide patch": patches,
+    "tall patches": lambda share: patches(
+        share, patch_ratio_range="1.5-4", patch_width_range="3-10", patch_count=3
+    ),
+    "band": bands,
+    "tall band": lambda share: bands(share, times=7),
 }
 every_kind = pytest.mark.parametrize("kind", KINDS)
 
@@ -132,7 +147,9 @@ def bright(images_BHW: Tensor, *, generator: Generator) -> Tensor:
 
 
 def test_perlin_faults_are_the_blend_of_texture_and_image() -> None:
-    faulty = PerlinFaults(probability=1, sources=bright)(IMAGES, generator=Generator().manual_seed(3))
+    faults = perlin(1)
+    faults.sources = bright
+    faulty = faults(IMAGES, generator=Generator().manual_seed(3))
     beta_B11 = 1 - faulty.severity_B[:, None, None]
     expected = (1 - beta_B11) * 7.0 + beta_B11 * IMAGES
     assert torch.equal(faulty.images_BHW, torch.where(faulty.mask_BHW, expected, IMAGES))
@@ -159,7 +176,7 @@ def source_of(image_HW: Tensor, patch_hw: Tensor) -> tuple[int, int]:
 
 def test_a_patch_is_cut_from_the_image_and_added_times_severity_elsewhere() -> None:
     images_BHW = IMAGES[:100, :, :60]
-    faults = PatchFaults(probability=1, width=(20, 50), severity_max=2)
+    faults = patches(patch_width_range="20-50", severity_max=2)
     faulty = faults(images_BHW, generator=Generator().manual_seed(3))
     for image, altered, mask, severity in zip(images_BHW, *faulty, strict=True):
         row, column, height, width = sides(mask)
@@ -174,7 +191,7 @@ def test_a_patch_is_cut_from_the_image_and_added_times_severity_elsewhere() -> N
 
 def test_overlapping_targets_of_one_image_add_up() -> None:
     ones = torch.ones(200, 12, 30)
-    faults = PatchFaults(probability=1, width=(8, 12), count=3)
+    faults = patches(patch_width_range="8-12", patch_count=3)
     faulty = faults(ones, generator=Generator().manual_seed(3))
     times_BHW = (faulty.images_BHW - 1) / faulty.severity_B[:, None, None]
     assert set(times_BHW.round().unique().tolist()) == {0.0, 1.0, 2.0, 3.0}
@@ -188,7 +205,7 @@ def test_overlapping_targets_of_one_image_add_up() -> None:
 def test_patches_lie_in_the_image_and_overlap_at_most_30_percent(
     size: tuple[int, int], ratio: tuple[float, float], width: tuple[int, int]
 ) -> None:
-    uniform = torch.rand(500, NUMBERS, generator=Generator().manual_seed(1))
+    uniform = torch.rand(500, PATCH_NUMBERS, generator=Generator().manual_seed(1))
     uniform[0], uniform[1] = 0, 1 - 2**-24
     place = place_patches(uniform, width=width, ratio=ratio, size=size)
     assert min(place.height.min(), place.width.min()) >= 1
@@ -203,9 +220,9 @@ def test_patches_lie_in_the_image_and_overlap_at_most_30_percent(
         assert (place.height <= place.width).all()
 
 
-@pytest.mark.parametrize(("ratio", "wide"), [(None, True), ((1.5, 2.5), False)])
-def test_patches_are_wide_unless_asked_to_be_tall(ratio: tuple[float, float] | None, wide: bool) -> None:
-    faults = PatchFaults(probability=1) if ratio is None else PatchFaults(probability=1, ratio=ratio)
+@pytest.mark.parametrize(("values", "wide"), [({}, True), ({"patch_ratio_range": "1.5-2.5"}, False)])
+def test_patches_are_wide_unless_asked_to_be_tall(values: dict[str, str], wide: bool) -> None:
+    faults = patches(**values)
     images_BHW = IMAGES[:1, :1, :1].expand(200, 224, 224)
     for mask in faults(images_BHW, generator=Generator().manual_seed(3)).mask_BHW:
         _, _, height, width = sides(mask)
@@ -216,7 +233,7 @@ def test_patches_are_wide_unless_asked_to_be_tall(ratio: tuple[float, float] | N
 
 
 def test_the_severity_of_a_patch_is_uniform_up_to_its_maximum() -> None:
-    faults = PatchFaults(probability=1, severity_max=2)
+    faults = patches(severity_max=2)
     severity_B = faults(IMAGES, generator=Generator().manual_seed(3)).severity_B
     assert 0 < severity_B.min() < 0.1
     assert 1.9 < severity_B.max() <= 2
@@ -252,7 +269,7 @@ def test_the_same_place_in_a_run_has_the_same_faults(seed: int, position: int) -
 
 
 def test_band_faults_are_the_horizontal_bands_but_never_vanish(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("dinomaly_hd.models.faults.derive", lambda *_: 3)
+    monkeypatch.setattr(module, "derive", lambda *_: 3)
     images_BHW = IMAGES[..., :4]
     old = horizontal_bands(images_BHW, seed=0, position=0)
     new = drawn("band", images_BHW, probability=1)
@@ -269,34 +286,6 @@ def test_bands_have_the_heights_asked_for() -> None:
     assert drawn("tall band", IMAGES[:, :5], probability=1).mask_BHW.all(dim=1).any(dim=1).all(), "cut to fit"
 
 
-BAD: dict[str, tuple[Callable[[], object], str]] = {
-    "share above 1": (
-        lambda: BandFaults(probability=1.5),
-        "probability=1.5: use a share of the images, 0..1",
-    ),
-    "share below 0": (lambda: PatchFaults(probability=-0.1), "probability=-0.1"),
-    "no number": (lambda: PerlinFaults(probability=float("nan"), sources=OtherImages()), "probability=nan"),
-    "width reversed": (
-        lambda: PatchFaults(width=(80, 20)),
-        "width=80-20: use a smallest and a largest pixels",
-    ),
-    "width 0": (lambda: PatchFaults(width=(0, 20)), "width=0-20"),
-    "ratio 0": (lambda: PatchFaults(ratio=(0.0, 0.5)), "ratio=0.0-0.5"),
-    "no patch": (lambda: PatchFaults(count=0), "count=0: use 1 patch or more"),
-    "no severity": (lambda: PatchFaults(severity_max=0), "severity_max=0: use a finite number above 0"),
-    "any severity": (lambda: PatchFaults(severity_max=float("inf")), "severity_max=inf"),
-    "no height": (lambda: BandFaults(height=(0, 3)), "height=0-3"),
-}
-
-
-@pytest.mark.parametrize("case", BAD)
-def test_an_argument_out_of_range_is_refused_by_name(case: str) -> None:
-    make, message = BAD[case]
-    with pytest.raises(ConfigError, match=re.escape(message)) as caught:
-        make()
-    assert "\n" not in str(caught.value)
-
-
 @every_kind
 @pytest.mark.parametrize(
     "images",
@@ -308,23 +297,135 @@ def test_what_is_no_batch_of_maps_is_refused(kind: str, images: Tensor) -> None:
         drawn(kind, images)
 
 
-@pytest.fixture(scope="module")
-def thousand_BHW() -> Tensor:
-    return torch.rand(1000, 224, 224, generator=Generator().manual_seed(1))
+# Perlin noise and what its masks are filled with
+
+RANGES = torch.rand(60, 31, 95, generator=Generator().manual_seed(1)) * torch.arange(1, 61)[:, None, None] - 3
+Source = Callable[..., Tensor]
 
 
-@pytest.mark.parametrize("kind", sorted(set(KINDS) - {"tall patches", "tall band"}))
-def test_a_thousand_images_take_less_than_two_seconds_of_one_core(kind: str, thousand_BHW: Tensor) -> None:
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    try:
-        assert any(seconds(kind, thousand_BHW) < 2 for _ in range(2))
-    finally:
-        torch.set_num_threads(threads)
+def textures_of(source: Source, images_BHW: Tensor = RANGES, *, seed: int = 3) -> Tensor:
+    return source(images_BHW, generator=Generator().manual_seed(seed))
 
 
-def seconds(kind: str, images_BHW: Tensor) -> float:
-    """Return the processor time of a fault in every image; other programs hardly move it."""
-    start = time.process_time()
-    drawn(kind, images_BHW, probability=1)
-    return time.process_time() - start
+def fade(t: float) -> float:
+    return 6 * t**5 - 15 * t**4 + 10 * t**3
+
+
+def slow_noise(turns: list[list[float]], cells: tuple[int, int], size: tuple[int, int]) -> list[list[float]]:
+    """Return Perlin noise, one pixel and one corner at a time."""
+
+    def pixel(row: int, column: int) -> float:
+        y, x = (row + 0.5) / size[0] * cells[0], (column + 0.5) / size[1] * cells[1]
+        total = 0.0
+        for i in (math.floor(y), math.floor(y) + 1):
+            for j in (math.floor(x), math.floor(x) + 1):
+                angle = 2 * math.pi * turns[i][j]
+                slope = math.cos(angle) * (x - j) + math.sin(angle) * (y - i)
+                total += (1 - fade(abs(y - i))) * (1 - fade(abs(x - j))) * slope
+        return math.sqrt(2) * total
+
+    return [[pixel(row, column) for column in range(size[1])] for row in range(size[0])]
+
+
+def test_perlin_noise_equals_the_loop_over_pixels_and_corners() -> None:
+    turns = torch.rand(4, 9, 9, generator=Generator().manual_seed(1))
+    cells, size = torch.tensor([[1, 1], [8, 8], [2, 8], [4, 1]]), (9, 14)
+    found = perlin_noise(turns, cells_B2=cells, size=size)
+    for image, turn, (rows, columns) in zip(found, turns, cells.tolist(), strict=True):
+        # cells that end exactly at a pixel's centre would need one more corner of weight 0
+        padded = torch.nn.functional.pad(turn, (0, 1, 0, 1)).tolist()
+        expected = torch.tensor(slow_noise(padded, (rows, columns), size))
+        assert (image - expected).abs().max() < 1e-5
+
+
+def test_perlin_noise_is_never_zero_everywhere_and_within_its_range() -> None:
+    turns = torch.rand(500, 33, 33, generator=Generator().manual_seed(1))
+    cells = 2 ** torch.randint(0, 6, (500, 2), generator=Generator().manual_seed(2))
+    noise = perlin_noise(turns, cells_B2=cells, size=(32, 32))
+    assert noise.abs().max() <= 1
+    assert (noise.amax(dim=(1, 2)) - noise.amin(dim=(1, 2))).min() > 0.05
+
+
+def test_the_mask_is_where_noise_reaches_a_half_or_else_the_top_quarter_of_its_range() -> None:
+    noise = torch.tensor([[[-1.0, 0.49, 0.5, 0.9]], [[-0.8, -0.1, 0.0, 0.4]], [[-0.3, -0.3, -0.3, -0.3]]])
+    expected = [[[False, False, True, True]], [[False, False, False, True]], [[True, True, True, True]]]
+    assert perlin_mask(noise).tolist() == expected
+
+
+def test_other_images_are_a_permutation_that_leaves_none_in_place() -> None:
+    for batch in (2, 3, 60):
+        textures = textures_of(other_images, RANGES[:batch])
+        given = [[torch.equal(texture, image) for image in RANGES[:batch]] for texture in textures]
+        assert all(sum(row) == 1 for row in given)
+        assert all(sum(column) == 1 for column in zip(*given, strict=True))
+        assert not any(row[number] for number, row in enumerate(given))
+
+
+def test_an_image_alone_is_its_own_texture_rolled_far() -> None:
+    for seed in range(50):
+        (texture,) = textures_of(other_images, RANGES[:1], seed=seed)
+        assert sorted(texture.flatten().tolist()) == sorted(RANGES[0].flatten().tolist())
+        (peak,), (home,) = ((image == image.max()).nonzero().tolist() for image in (texture, RANGES[0]))
+        for side, (to, start) in zip((31, 95), zip(peak, home, strict=True), strict=True):
+            assert math.ceil(side / 4) <= (to - start) % side <= math.ceil(3 * side / 4)
+
+
+@pytest.mark.parametrize("source", [drawn_textures, FolderSource(FOLDER)], ids=["drawn", "folder"])
+def test_textures_have_the_range_of_their_own_image(source: Source) -> None:
+    textures = textures_of(source)
+    for extreme in (torch.amin, torch.amax):
+        error_B = extreme(textures, dim=(1, 2)) - extreme(RANGES, dim=(1, 2))
+        assert error_B.abs().max() < 1e-4
+    assert all(not torch.equal(a, b) for a, b in zip(textures[1:], textures[:-1], strict=True))
+
+
+@pytest.mark.parametrize(
+    "source", [other_images, drawn_textures, FolderSource(FOLDER)], ids=["images", "drawn", "folder"]
+)
+def test_textures_are_new_tensors_that_the_generator_decides(source: Source) -> None:
+    before = RANGES.clone()
+    first, again, other = (textures_of(source, seed=seed) for seed in (3, 3, 4))
+    assert torch.equal(first, again)
+    assert not torch.equal(first, other)
+    first.zero_()
+    assert torch.equal(RANGES, before)
+
+
+def test_a_third_of_the_procedural_textures_are_stripes_of_two_values() -> None:
+    textures = textures_of(drawn_textures, torch.rand(600, 24, 24, generator=Generator().manual_seed(1)))
+    values = [len(texture.unique()) for texture in textures]
+    assert min(values) == 2, "every texture has a contrast"
+    assert 0.25 < sum(count == 2 for count in values) / len(values) < 0.42
+    assert sorted(values)[len(values) // 2] > 500
+
+
+@pytest.mark.parametrize("size", [(31, 95), (7, 200)])
+def test_folder_textures_start_anywhere_and_wrap_around(size: tuple[int, int]) -> None:
+    images = torch.rand(30, *size, generator=Generator().manual_seed(1))
+    folder = torch.arange(2 * 4 * 5.0).reshape(2, 4, 5)
+    starts = set()
+    for image, texture in zip(images, textures_of(FolderSource(folder), images), strict=True):
+        assert torch.equal(texture[4:], texture[:-4])
+        assert torch.equal(texture[:, 5:], texture[:, :-5])
+        unit = (texture - image.min()) / (image.max() - image.min())
+        starts.add(round(unit[0, 0].item() * 19))
+    assert len(starts) > 8
+
+
+def test_a_flat_folder_texture_gives_no_infinite_values() -> None:
+    assert textures_of(FolderSource(torch.ones(1, 4, 4))).isfinite().all()
+
+
+BAD = {
+    "one picture": (torch.rand(4, 4), r"textures of shape \(4, 4\)"),
+    "none": (torch.rand(0, 4, 4), r"textures of shape \(0, 4, 4\)"),
+    "whole numbers": (torch.ones(1, 4, 4, dtype=torch.uint8), "type torch.uint8: use one stack"),
+    "not finite": (torch.full((1, 4, 4), math.nan), "not finite"),
+}
+
+
+@pytest.mark.parametrize("case", BAD)
+def test_a_folder_that_cannot_be_drawn_from_is_refused(case: str) -> None:
+    textures, message = BAD[case]
+    with pytest.raises(ConfigError, match=message):
+        FolderSource(textures)

@@ -3,21 +3,37 @@
 import itertools
 import math
 from functools import cache
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor
 
 from dinomaly_hd.batch import Batch
-from dinomaly_hd.models.distance import GemPooling, MeanPooling, Pooling
-from dinomaly_hd.models.losses import Focal, HardMining, PooledMining, ReconstructionLoss, TopK
+from dinomaly_hd.config import (
+    AdaptiveLoss,
+    FocalLoss,
+    GemDistance,
+    HardMiningLoss,
+    PooledMiningLoss,
+    TopKLoss,
+    WeightedDistance,
+    with_values,
+)
+from dinomaly_hd.models.build import LOSSES, build_detector
+from dinomaly_hd.models.dinomaly import losses, score
+from dinomaly_hd.models.dinomaly.distance import GemPooling, MeanPooling, WeightedPooling
+from dinomaly_hd.models.dinomaly.losses import AdaptiveMining, ReconstructionLoss, angular_power_entropy
+from dinomaly_hd.models.weights import Weights
+from dinomaly_hd.presets import quick_dinomaly
+from dinomaly_hd.training.task import DetectorTask
+from dinomaly_hd.variants import VARIANTS
 
 IMAGES, ROWS, COLUMNS, WIDTH = 4, 3, 5, 4
 TOKENS = ROWS * COLUMNS
 ONE_TOKEN = 1.001 / (IMAGES * TOKENS)
-DOMAINS = [2, 0, 2, 1]
-BATCH = Batch(torch.zeros(IMAGES, 3, 3), torch.tensor(DOMAINS), None)
+BATCH = Batch(torch.zeros(IMAGES, 3, 3), torch.tensor([2, 0, 2, 1]), None)
 MEAN = MeanPooling()
 
 
@@ -26,17 +42,21 @@ class Pair(NamedTuple):
     decoder: Tensor
 
 
+def generator(seed: int) -> torch.Generator:
+    return torch.Generator().manual_seed(seed)
+
+
 @cache
 def pair() -> Pair:
-    generator = torch.Generator().manual_seed(7)
-    shape = (IMAGES, 2, TOKENS, WIDTH)
-    encoder, decoder = (torch.randn(shape, dtype=torch.float64, generator=generator) for _ in range(2))
+    drawn, shape = generator(7), (IMAGES, 2, TOKENS, WIDTH)
+    encoder, decoder = (torch.randn(shape, dtype=torch.float64, generator=drawn) for _ in range(2))
     return Pair(encoder, decoder.requires_grad_())
 
 
 @cache
-def distances(groups: Pair) -> list[list[list[Tensor]]]:
+def distances() -> list[list[list[Tensor]]]:
     """Return d[image][group][token], one cosine at a time."""
+    groups = pair()
 
     def distance(image: int, group: int, token: int) -> Tensor:
         a, b = groups.encoder[image, group, token], groups.decoder[image, group, token]
@@ -45,20 +65,45 @@ def distances(groups: Pair) -> list[list[list[Tensor]]]:
     return [[[distance(i, s, n) for n in range(TOKENS)] for s in range(2)] for i in range(IMAGES)]
 
 
-def means(groups: Pair) -> list[list[Tensor]]:
+def means() -> list[list[Tensor]]:
     """Return m[image][token], the mean over groups."""
-    return [[(a + b) / 2 for a, b in zip(*image, strict=True)] for image in distances(groups)]
+    return [[(a + b) / 2 for a, b in zip(*image, strict=True)] for image in distances()]
 
 
-def gradient(loss: Tensor, groups: Pair) -> Tensor:
-    (found,) = torch.autograd.grad(loss, groups.decoder, retain_graph=True)
+def flat(values: list[list[Tensor]]) -> list[Tensor]:
+    return [value for own in values for value in own]
+
+
+def image_losses(group: int) -> list[Tensor]:
+    """Return 1 - cos of each whole image of a group."""
+    groups = pair()
+    pairs = [(groups.encoder[i, group].flatten(), groups.decoder[i, group].flatten()) for i in range(IMAGES)]
+    return [1 - (a @ b) / (a.norm() * b.norm()) for a, b in pairs]
+
+
+def made(config: Any) -> ReconstructionLoss:
+    return LOSSES[config.loss](config, (ROWS, COLUMNS))
+
+
+def gradient(loss: Tensor) -> Tensor:
+    (found,) = torch.autograd.grad(loss, pair().decoder, retain_graph=True)
     return found
 
 
-def assert_equal(loss: ReconstructionLoss, expected: Tensor, *, groups: Pair, step: int = 0) -> None:
-    total = loss(*groups, pooling=MEAN, batch=BATCH, step=step).total
+def assert_equal(
+    loss: ReconstructionLoss,
+    expected: Tensor,
+    *,
+    step: int = 0,
+    factor: Tensor | float = 1.0,
+    pooling: MeanPooling = MEAN,
+    batch: Batch = BATCH,
+) -> dict[str, float]:
+    """Compare value and gradient, the plain one times ``factor``; return the parts."""
+    total, parts = loss(*pair(), pooling=pooling, batch=batch, step=step)
     assert total.item() == pytest.approx(expected.item(), abs=1e-12)
-    torch.testing.assert_close(gradient(total, groups), gradient(expected, groups), atol=1e-12, rtol=0)
+    torch.testing.assert_close(gradient(total), gradient(expected) * factor, atol=1e-12, rtol=0)
+    return {name: float(part) for name, part in parts.items()}
 
 
 def largest(values: list[Tensor], k: int) -> list[Tensor]:
@@ -69,31 +114,20 @@ def average(values: list[Tensor]) -> Tensor:
     return torch.stack(values).mean()
 
 
-# Hard mining
+def is_easy(values: list[Tensor], p: float) -> list[bool]:
+    threshold = largest(values, max(1, int(len(values) * (1 - p))))[-1]
+    return [bool(value < threshold) for value in values]
 
 
 @pytest.mark.parametrize(("step", "p"), [(0, 0.0), (500, 0.45), (2000, 0.9)])
 def test_hard_mining_equals_a_loop(step: int, p: float) -> None:
-    groups = pair()
-    found = distances(groups)
-    value = torch.zeros((), dtype=torch.float64)
-    factor = torch.ones(IMAGES, 2, TOKENS, dtype=torch.float64)
-    for group in range(2):
-        for image in range(IMAGES):
-            a, b = groups.encoder[image, group].flatten(), groups.decoder[image, group].flatten()
-            value = value + (1 - (a @ b) / (a.norm() * b.norm())) / (2 * IMAGES)
-        own = [found[i][group][n] for i, n in itertools.product(range(IMAGES), range(TOKENS))]
-        threshold = largest(own, max(1, int(len(own) * (1 - p))))[-1]
-        for image, token in itertools.product(range(IMAGES), range(TOKENS)):
-            factor[image, group, token] = 0.1 if found[image][group][token] < threshold else 1.0
-    loss = HardMining(discard_final=0.9, discard_warmup=1000, discard_factor=0.1)
-    total, parts = loss(*groups, pooling=MEAN, batch=BATCH, step=step)
-    assert total.item() == pytest.approx(value.item(), abs=1e-12)
-    expected = gradient(value, groups) * factor[..., None]
-    torch.testing.assert_close(gradient(total, groups), expected, atol=1e-12, rtol=0)
-    assert float(parts["discard_rate"]) == pytest.approx(float((factor < 1).float().mean()))
-    assert float(parts["discard_rate"]) == pytest.approx(p, abs=ONE_TOKEN)
-    assert float(parts["discard_target"]) == pytest.approx(p)
+    value = (average(image_losses(0)) + average(image_losses(1))) / 2
+    easy = [is_easy(flat([image[group] for image in distances()]), p) for group in range(2)]
+    factor = 1 - 0.9 * torch.tensor(easy).view(2, IMAGES, TOKENS).transpose(0, 1).double()[..., None]
+    parts = assert_equal(made(HardMiningLoss()), value, step=step, factor=factor)
+    assert parts["discard_rate"] == pytest.approx(float((factor < 1).double().mean()))
+    assert parts["discard_rate"] == pytest.approx(p, abs=ONE_TOKEN)
+    assert parts["discard_target"] == pytest.approx(p)
 
 
 # TopK
@@ -102,47 +136,40 @@ def test_hard_mining_equals_a_loop(step: int, p: float) -> None:
 @pytest.mark.parametrize(("step", "q"), [(0, 100.0), (100, 51.0), (200, 2.0), (500, 2.0)])
 @pytest.mark.parametrize("scope", ["batch", "sample", "domain"])
 def test_topk_equals_a_loop(scope: str, step: int, q: float) -> None:
-    groups = pair()
-    of_image = means(groups)
     members = {"batch": [[0, 1, 2, 3]], "sample": [[0], [1], [2], [3]], "domain": [[0, 2], [1], [3]]}[scope]
     tails, kept = [], 0
     for images in members:
-        own = [value for image in images for value in of_image[image]]
+        own = flat([means()[image] for image in images])
         k = max(1, math.floor(q / 100 * len(own)))
         tails.append(average(largest(own, k)))
         kept += k
-    loss = TopK(q_percent=2.0, q_warmup=200, scope=scope, tail_context=0, grid=(ROWS, COLUMNS))
-    assert loss.q_at(step) == pytest.approx(q)
-    assert_equal(loss, average(tails), groups=groups, step=step)
-    total, parts = loss(*groups, pooling=MEAN, batch=BATCH, step=step)
-    assert float(parts["discard_rate"]) == pytest.approx(1 - kept / (IMAGES * TOKENS))
-    assert float(parts["discard_target"]) == pytest.approx(1 - q / 100)
-    assert int((gradient(total, groups).abs().sum((1, 3)) > 0).sum()) == kept
+    config = TopKLoss(topk_scope=scope)
+    parts = assert_equal(made(config), average(tails), step=step)
+    assert parts["discard_rate"] == pytest.approx(1 - kept / (IMAGES * TOKENS))
+    assert parts["discard_target"] == pytest.approx(1 - q / 100)
+    total = made(config)(*pair(), pooling=MEAN, batch=BATCH, step=step).total
+    assert int((gradient(total).abs().sum((1, 3)) > 0).sum()) == kept
 
 
-def test_topk_of_everything_is_the_mean_distance() -> None:
-    groups = pair()
-    everything = [value for image in means(groups) for value in image]
-    loss = TopK(q_percent=100.0, q_warmup=0, scope="batch", tail_context=0, grid=(ROWS, COLUMNS))
-    assert_equal(loss, average(everything), groups=groups)
+@pytest.mark.parametrize("config", [TopKLoss(q_percent=100, q_warmup=0), FocalLoss(focal_gamma=0)])
+def test_a_loss_of_everything_alike_is_the_mean_distance(config: Any) -> None:
+    assert_equal(made(config), average(flat(means())))
 
 
 @pytest.mark.parametrize("context", [1, 2, COLUMNS])
 def test_a_directional_tail_is_chosen_on_smoothed_rows_and_paid_in_plain_distances(context: int) -> None:
-    groups = pair()
     ranked: list[tuple[float, Tensor]] = []
-    for own, row, column in itertools.product(means(groups), range(ROWS), range(COLUMNS)):
+    for own, row, column in itertools.product(means(), range(ROWS), range(COLUMNS)):
         inside = range(max(0, column - context), min(COLUMNS, column + context + 1))
         smoothed = sum(own[row * COLUMNS + near].item() for near in inside) / len(inside)
         ranked.append((smoothed, own[row * COLUMNS + column]))
     ranked.sort(key=lambda item: item[0], reverse=True)
     k = math.floor(0.25 * len(ranked))
     assert k % COLUMNS == 0  # where the context is a whole row, the tail is whole rows
-    loss = TopK(q_percent=25.0, q_warmup=0, scope="batch", tail_context=context, grid=(ROWS, COLUMNS))
-    assert_equal(loss, average([value for _, value in ranked[:k]]), groups=groups)
-    plain = TopK(q_percent=25.0, q_warmup=0, scope="batch", tail_context=0, grid=(ROWS, COLUMNS))
-    both = [side(*groups, pooling=MEAN, batch=BATCH, step=0).total.item() for side in (loss, plain)]
-    assert both[0] < both[1], "the smoothed map chose the same tail"
+    tail, plain = average([value for _, value in ranked[:k]]), average(largest(flat(means()), k))
+    assert tail < plain, "the smoothed map chose the same tail"
+    assert_equal(made(TopKLoss(q_percent=25, q_warmup=0, tail_context=context)), tail)
+    assert_equal(made(TopKLoss(q_percent=25, q_warmup=0)), plain)
 
 
 # GEM
@@ -151,25 +178,19 @@ def test_a_directional_tail_is_chosen_on_smoothed_rows_and_paid_in_plain_distanc
 @pytest.mark.parametrize("power", [0.5, 1.0, 3.0, 12.0])
 @pytest.mark.parametrize("p", [0.0, 0.5, 0.9])
 def test_gem_equals_a_loop(power: float, p: float) -> None:
-    groups = pair()
-    pooled = [
+    clamped = [[[d.clamp(min=1e-6) for d in group] for group in image] for image in distances()]
+    pooled = flat(
         [
-            ((a.clamp(min=1e-6) ** power + b.clamp(min=1e-6) ** power) / 2) ** (1 / power)
-            for a, b in zip(*image, strict=True)
+            [((a**power + b**power) / 2) ** (1 / power) for a, b in zip(*image, strict=True)]
+            for image in clamped
         ]
-        for image in distances(groups)
-    ]
-    flat = [value for image in pooled for value in image]
-    threshold = largest(flat, max(1, int(len(flat) * (1 - p))))[-1]
-    easy = torch.tensor([[bool(value < threshold) for value in image] for image in pooled])
-    factor = torch.ones_like(easy, dtype=torch.float64).masked_fill(easy, 0.3)
-    loss = PooledMining(discard_final=p, discard_warmup=0, gem_factor=0.3)
-    total, parts = loss(*groups, pooling=GemPooling(power), batch=BATCH, step=0)
-    assert total.item() == pytest.approx(average(flat).item(), abs=1e-12)
+    )
     # A token's pooled distance reads that token only, so its factor scales the whole gradient of the token.
-    expected = gradient(average(flat), groups) * factor[:, None, :, None]
-    torch.testing.assert_close(gradient(total, groups), expected, atol=1e-12, rtol=0)
-    assert float(parts["discard_rate"]) == pytest.approx(p, abs=ONE_TOKEN)
+    factor = 1 - 0.7 * torch.tensor(is_easy(pooled, p)).view(IMAGES, 1, TOKENS, 1).double()
+    config = PooledMiningLoss(discard_final=p, discard_warmup=0)
+    pooling = GemPooling(GemDistance(gem_p=power))
+    parts = assert_equal(made(config), average(pooled), factor=factor, pooling=pooling)
+    assert parts["discard_rate"] == pytest.approx(p, abs=ONE_TOKEN)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
@@ -177,7 +198,7 @@ def test_gem_equals_a_loop(power: float, p: float) -> None:
 def test_gem_stays_finite_where_powers_underflow(power: float, dtype: torch.dtype) -> None:
     values = [[0.0, 0.0], [1e-9, 1e-3], [1e-6, 1e-6], [1e-5, 2.0], [2.0, 2.0], [-1e-8, 0.3]]
     distance_BSN = torch.tensor(values, dtype=dtype).T[None].requires_grad_()
-    pooled = GemPooling(power)(distance_BSN)
+    pooled = GemPooling(GemDistance(gem_p=power))(distance_BSN)
     (slope,) = torch.autograd.grad(pooled.sum(), distance_BSN)
     assert torch.isfinite(slope).all()
     assert not slope[0, :, 0].any(), "below 1e-6 there is no gradient"
@@ -189,65 +210,250 @@ def test_gem_stays_finite_where_powers_underflow(power: float, dtype: torch.dtyp
         assert a * (1 - 1e-5) <= found <= b * (1 + 1e-5)
 
 
-def test_gem_in_the_map_is_gem_in_the_loss() -> None:
-    distance_BShw = torch.rand(2, 2, 3, 4, dtype=torch.float64, generator=torch.Generator().manual_seed(1))
-    expected = ((distance_BShw[:, 0] ** 3 + distance_BShw[:, 1] ** 3) / 2) ** (1 / 3)
-    torch.testing.assert_close(GemPooling(3.0)(distance_BShw), expected)
-    torch.testing.assert_close(GemPooling(3.0)(distance_BShw.flatten(2)), expected.flatten(1))
-
-
 # Focal
 
 
 @pytest.mark.parametrize("gamma", [0.0, 0.5, 2.0, 6.0])
 def test_focal_equals_a_loop_whose_weights_are_plain_numbers(gamma: float) -> None:
-    groups = pair()
-    found = distances(groups)
     total, largest_weight = torch.zeros((), dtype=torch.float64), 0.0
     for group in range(2):
-        own = [value for image in found for value in image[group]]
+        own = flat([image[group] for image in distances()])
         tau = sum(value.item() for value in own) / len(own)
         raw = [(value.item() / tau) ** gamma for value in own]
         weights = [weight * len(raw) / sum(raw) for weight in raw]
-        assert sum(weights) / len(weights) == pytest.approx(1)
         largest_weight = max(largest_weight, *weights)
         terms = [weight * value for weight, value in zip(weights, own, strict=True)]
         total = total + average(terms) / 2
-    assert_equal(Focal(gamma=gamma), total, groups=groups)
-    parts = Focal(gamma=gamma)(*groups, pooling=MEAN, batch=BATCH, step=0).parts
-    assert float(parts["focal_weight_max"]) == pytest.approx(largest_weight)
-
-
-def test_focal_without_gamma_is_the_mean_distance() -> None:
-    groups = pair()
-    everything = [value for image in means(groups) for value in image]
-    assert_equal(Focal(gamma=0.0), average(everything), groups=groups)
+    parts = assert_equal(made(FocalLoss(focal_gamma=gamma)), total)
+    assert parts["focal_weight_max"] == pytest.approx(largest_weight)
 
 
 @pytest.mark.parametrize("gamma", [0.0, 2.0])
 def test_focal_of_a_perfect_copy_is_zero_and_finite(gamma: float) -> None:
-    encoder = torch.randn(2, 2, 6, 4, generator=torch.Generator().manual_seed(2))
-    groups = Pair(encoder, encoder.clone().requires_grad_())
-    total = Focal(gamma=gamma)(*groups, pooling=MEAN, batch=BATCH, step=0).total
+    encoder = torch.randn(2, 2, 6, 4, generator=generator(2))
+    decoder = encoder.clone().requires_grad_()
+    total = made(FocalLoss(focal_gamma=gamma))(encoder, decoder, pooling=MEAN, batch=BATCH, step=0).total
     assert total.item() == pytest.approx(0, abs=1e-6)
-    assert torch.isfinite(gradient(total, groups)).all()
+    assert torch.isfinite(torch.autograd.grad(total, decoder)[0]).all()
 
 
-# All
+# Adaptive
 
 
-POOLED: list[tuple[ReconstructionLoss, Pooling]] = [
-    (HardMining(discard_final=0.9, discard_warmup=0, discard_factor=0.1), MEAN),
-    (PooledMining(discard_final=0.9, discard_warmup=0, gem_factor=0.3), GemPooling(3.0)),
-    (Focal(gamma=2.0), MEAN),
-    (TopK(q_percent=10.0, q_warmup=0, scope="batch", tail_context=1, grid=(ROWS, COLUMNS)), MEAN),
-]
+def looped_entropy(image: np.ndarray) -> float:
+    height, width = image.shape
+    spectrum = np.fft.fft2(image.astype(np.float64))
+    share = np.zeros(losses.SECTORS)
+    for row, column in itertools.product(range(height), range(width)):
+        # Frequencies in cycles per pixel, -1/2 .. 1/2; a direction and its opposite are one.
+        vertical = (row if row < (height + 1) // 2 else row - height) / height
+        horizontal = (column if column < (width + 1) // 2 else column - width) / width
+        if vertical == horizontal == 0:
+            continue
+        angle = math.atan2(vertical, horizontal) % math.pi
+        sector = min(int(angle * losses.SECTORS / math.pi), losses.SECTORS - 1)
+        share[sector] += abs(spectrum[row, column]) ** 2
+    share = share[share > 0] / share.sum()
+    return float(-(share * np.log(share)).sum() / math.log(losses.SECTORS))
 
 
-@pytest.mark.parametrize(("loss", "pooling"), POOLED, ids=lambda part: type(part).__name__)
-def test_no_gradient_reaches_the_encoder(loss: ReconstructionLoss, pooling: Pooling) -> None:
+def noise_maps(count: int, *, shape: tuple[int, int] = (31, 95), seed: int = 0) -> Tensor:
+    return torch.randn(count, *shape, generator=generator(seed))
+
+
+@pytest.mark.parametrize("shape", [(31, 95), (12, 8), (7, 30), (16, 16)])
+def test_the_entropy_equals_a_loop(shape: tuple[int, int]) -> None:
+    images_BHW = noise_maps(2, shape=shape).cumsum(dim=2)
+    found = angular_power_entropy(images_BHW)
+    assert found.dtype == torch.float64
+    expected = [looped_entropy(image) for image in images_BHW.double().numpy()]
+    assert found.tolist() == pytest.approx(expected, abs=1e-9)
+
+
+def test_one_direction_is_zero_and_no_direction_is_one() -> None:
+    bands = torch.full((2, 31, 95), 0.2)
+    bands[0, 10:12] += 0.7
+    bands[1, 10:12, 20:60] += 0.7
+    whole, part = angular_power_entropy(bands).tolist()
+    assert [whole, angular_power_entropy(bands[:1].mT).item()] == pytest.approx([0, 0], abs=1e-6)
+    assert angular_power_entropy(noise_maps(20)).min() > 0.97
+    assert 0.1 < part < 0.7, "a band of half the width lies between"
+    flat_maps = torch.tensor([0.0, 0.1, 1.0, 7.7]).view(4, 1, 1).expand(4, 31, 95)
+    assert angular_power_entropy(flat_maps).tolist() == [1.0] * 4, "no variation"
+
+
+@pytest.mark.parametrize(("scale", "offset"), [(1e-6, 0.0), (1e3, 0.0), (1.0, -40.0), (0.3, 5.0)])
+def test_scale_offset_mirrors_and_neighbours_do_not_count(scale: float, offset: float) -> None:
+    images_BHW = noise_maps(3).double().cumsum(dim=2)
+    expected = angular_power_entropy(images_BHW)
+    alone = torch.cat([angular_power_entropy(image[None]) for image in images_BHW])
+    for found in (angular_power_entropy(scale * images_BHW.flip(1, 2) + offset), alone):
+        torch.testing.assert_close(found, expected, atol=1e-9, rtol=0)
+
+
+def mixed_maps(count: int) -> Tensor:
+    """Maps from nearly one direction to nearly none."""
+    share_B11 = torch.linspace(0.5, 1.0, count).view(-1, 1, 1)
+    smooth_BHW = noise_maps(count, seed=1).cumsum(dim=2) / 5
+    return share_B11 * noise_maps(count) + (1 - share_B11) * smooth_BHW
+
+
+def adaptive(scale: float, images_BHW: Tensor) -> AdaptiveMining:
+    loss = AdaptiveMining(AdaptiveLoss(ape_scale=scale), (5, 10))
+    loss.fit(images_BHW.split(7))
+    return loss
+
+
+@pytest.mark.parametrize("p", [0.0, 0.1, 0.5])
+def test_the_mean_rate_of_the_training_images_is_p(p: float) -> None:
+    images_BHW = mixed_maps(40)
+    rate_B = adaptive(4.0, images_BHW).rates(images_BHW, p=p)
+    assert rate_B.max() < 1
+    assert rate_B.mean().item() == pytest.approx(p, abs=1e-12)
+    entropy_B = angular_power_entropy(images_BHW)
+    raw = [1 / (1 + math.exp(-4.0 * (entropy_B.mean().item() - e))) for e in entropy_B.tolist()]
+    assert rate_B.tolist() == pytest.approx([p * one * len(raw) / sum(raw) for one in raw], abs=1e-12)
+    if p > 0:
+        assert (rate_B[entropy_B.argsort()].diff() < 0).all(), "structure of one direction discards more"
+    assert adaptive(50.0, images_BHW).rates(images_BHW, p=0.9).max() == 1, "never above"
+
+
+@pytest.mark.parametrize("scale", [0.0, 4.0])
+def test_each_image_is_mined_at_its_own_rate_within_itself(scale: float) -> None:
+    images_BHW = mixed_maps(IMAGES)
+    loss = adaptive(scale, images_BHW)
+    rates = loss.rates(images_BHW, p=0.54).tolist()
+    if scale == 0:
+        assert rates == pytest.approx([0.54] * IMAGES, abs=1e-12), "all alike without a scale"
+    else:
+        assert max(rates) - min(rates) > 0.1
+    easy = [[is_easy(group, rate) for group in image] for image, rate in zip(distances(), rates, strict=True)]
+    factor = 1 - 0.9 * torch.tensor(easy).double()[..., None]
+    plain = (average(image_losses(0)) + average(image_losses(1))) / 2
+    batch = BATCH._replace(images_BHW=images_BHW)
+    parts = assert_equal(loss, plain, step=600, factor=factor, batch=batch)
+    assert parts["discard_rate"] == pytest.approx(float((factor < 1).double().mean()))
+    assert parts["discard_target"] == pytest.approx(0.54)
+
+
+def test_what_was_fitted_is_saved_with_the_weights() -> None:
+    images_BHW = mixed_maps(10)
+    loss, copy = adaptive(4.0, images_BHW), AdaptiveMining(AdaptiveLoss(), (5, 10))
+    copy.load_state_dict(loss.state_dict())
+    assert torch.equal(copy.rates(images_BHW, p=0.3), loss.rates(images_BHW, p=0.3))
+
+
+# Scale
+
+
+def learned(*theta: float) -> WeightedPooling:
+    pooling = WeightedPooling(WeightedDistance()).double()
+    with torch.no_grad():
+        pooling.theta.copy_(torch.tensor(theta, dtype=torch.float64))
+    return pooling
+
+
+FIXED = WeightedPooling(WeightedDistance(scale_weights="35,65"))
+
+
+def test_learned_weights_start_equal_sum_to_one_and_keep_their_floor() -> None:
+    like = torch.zeros((), dtype=torch.float64)
+    assert WeightedPooling(WeightedDistance()).weights(torch.zeros(())).tolist() == pytest.approx([0.5, 0.5])
+    for theta in (0.0, 0.7, -3.0, 60.0):
+        share = 1 / (1 + math.exp(-theta))
+        weight = learned(theta, 0.0).weights(like).tolist()
+        assert weight == pytest.approx([0.1 + 0.8 * share, 0.1 + 0.8 * (1 - share)])
+
+
+@pytest.mark.parametrize("step", [0, 1000])
+def test_the_loss_weighs_the_groups_and_theta_learns_from_it(step: int) -> None:
+    pooling = learned(0.4, -0.2)
+    total = made(HardMiningLoss())(*pair(), pooling=pooling, batch=BATCH, step=step).total
+    early, late = (average(image_losses(group)) for group in range(2))
+    weight = pooling.weights(total)
+    assert total.item() == pytest.approx((weight[0] * early + weight[1] * late).item(), abs=1e-12)
+    share = 1 / (1 + math.exp(-0.6))
+    slope = 0.8 * share * (1 - share) * (early - late).item()
+    (found,) = torch.autograd.grad(total, pooling.theta)
+    assert found.tolist() == pytest.approx([slope, -slope], abs=1e-12)
+
+
+def test_the_entropy_term_pulls_the_weights_together() -> None:
+    pooling = learned(2.0, 0.0)
+    penalty: Any = pooling.penalty()
+    weight = pooling.weights(penalty).tolist()
+    assert penalty.item() == pytest.approx(0.01 * sum(w * math.log(w) for w in weight))
+    (slope,) = torch.autograd.grad(penalty, pooling.theta)
+    assert slope[0] > 0 > slope[1], "descent lowers the larger weight"
+    assert learned(0.0, 0.0).penalty() < penalty
+    assert MEAN.penalty() == FIXED.penalty() == 0
+
+
+def test_poolings_act_in_loss_and_map_alike() -> None:
+    total = made(HardMiningLoss())(*pair(), pooling=FIXED, batch=BATCH, step=0).total
+    early, late = (average(image_losses(group)).item() for group in range(2))
+    assert total.item() == pytest.approx(0.35 * early + 0.65 * late, abs=1e-7)
+    distance_BShw = torch.rand(2, 2, 3, 4, generator=generator(1))
+    a, b = distance_BShw.unbind(1)
+    gem = GemPooling(GemDistance(gem_p=3))
+    for pooling, expected in ((FIXED, 0.35 * a + 0.65 * b), (gem, ((a**3 + b**3) / 2) ** (1 / 3))):
+        map_Bhw = score.upsample(distance_BShw, pool=pooling, image_size=(3, 4), map_size=(3, 4))
+        torch.testing.assert_close(map_Bhw, expected)
+        torch.testing.assert_close(pooling(distance_BShw.flatten(2)), expected.flatten(1))
+
+
+def scaled(weights: str = "learned") -> Any:
+    values = {"image_size": "64", "decoder_depth": 2, "map_size": "32", "scale_weights": weights}
+    run = with_values(quick_dinomaly(VARIANTS["scale"]()), values)
+    return build_detector(run, weights=Weights("random", None, "random"))
+
+
+class Record:
+    """A reporter that keeps the last metrics."""
+
+    def metrics(self, values: Any, *, step: int) -> None:
+        del step
+        self.last = dict(values)
+
+    def sync(self) -> None: ...
+
+
+def test_theta_alone_has_ten_times_the_scheduled_rate() -> None:
+    record, model = Record(), scaled()
+    training = quick_dinomaly(VARIANTS["scale"]()).training
+    task = DetectorTask(
+        model, training=training, steps_per_epoch=1, reporter=record, name_files=str, position=50
+    )
+    task.optimizers = lambda: task.optimizer  # type: ignore[method-assign]
+    task.manual_backward = lambda loss: loss.backward()  # type: ignore[method-assign]
+    encoded = torch.randn(2, 2, 64, 192, generator=generator(5))
+    task.training_step(Batch(torch.rand(2, 31, 95), torch.zeros(2, dtype=torch.int64), encoded), 0)
+    groups = task.optimizer.param_groups
+    rates = {id(parameter): group["lr"] for group in groups for parameter in group["params"]}
+    trained = {name: p for name, p in model.named_parameters() if p.requires_grad}
+    assert len(rates) == len(trained)
+    assert {name: rates[id(p)] / task.learning_rate(50) for name, p in trained.items()} == {
+        name: 10.0 if name == "pooling.theta" else 1.0 for name in trained
+    }
+    weights = [record.last[f"train/scale_weight_{group}"] for group in range(2)]
+    assert weights == pytest.approx([0.5, 0.5]), "what is logged is what the step used"
+    assert model.pooling.weights(encoded).tolist() != [0.5, 0.5]  # theta has moved
+
+
+def test_fixed_weights_are_not_trained() -> None:
+    model = scaled("1,3")
+    assert [group.rate_factor for group in model.parameter_groups()] == [1.0]
+    assert not list(model.pooling.parameters())
+    assert model.pooling.weights(torch.zeros(())).tolist() == pytest.approx([0.25, 0.75])
+    assert model.pooling.state() == {}
+
+
+@pytest.mark.parametrize(
+    "config", [HardMiningLoss(), PooledMiningLoss(), FocalLoss(), TopKLoss(tail_context=1)]
+)
+def test_no_gradient_reaches_the_encoder(config: Any) -> None:
     encoder, decoder = (side.detach().clone().requires_grad_() for side in pair())
-    total = loss(encoder, decoder, pooling=pooling, batch=BATCH, step=0).total
+    total = made(config)(encoder, decoder, pooling=MEAN, batch=BATCH, step=500).total
     found = torch.autograd.grad(total, (encoder, decoder), allow_unused=True)
     assert found[0] is None
     assert found[1].abs().sum() > 0

@@ -1,4 +1,4 @@
-"""PatchCore measures what the paper says: token distances, eq. 7, a smoothed map, and horizontal context."""
+"""PatchCore measures what the paper says: patch features, token distances, eq. 7, a smoothed map, context."""
 
 import math
 import subprocess
@@ -7,16 +7,20 @@ from typing import Any
 
 import numpy as np
 import pytest
+import timm
 import torch
 from numpy.typing import NDArray
 from scipy import ndimage
 from torch import Tensor, nn
 
 from dinomaly_hd.batch import Batch
-from dinomaly_hd.errors import NonFiniteError
-from dinomaly_hd.models.patch_features import PatchFeatures
-from dinomaly_hd.models.patchcore import PatchCore, smooth, with_context
+from dinomaly_hd.config import EncoderConfig, PatchCoreConfig
+from dinomaly_hd.errors import ConfigError, NonFiniteError
+from dinomaly_hd.models.encoders import build_encoder
+from dinomaly_hd.models.patchcore.detector import PatchCore, smooth, with_context
+from dinomaly_hd.models.patchcore.features import PatchFeatures, build_patch_features, check_layers
 from dinomaly_hd.models.preprocessing import Preprocessing
+from dinomaly_hd.models.weights import Weights
 
 GRID = (10, 25)
 Points = NDArray[np.float64]
@@ -29,15 +33,15 @@ class Edges(PatchFeatures):
         return [self.model(images_B3HW)]
 
 
-def patchcore(**changes: Any) -> PatchCore:
+def patchcore(*, seed: int = 3, **values: Any) -> PatchCore:
     torch.manual_seed(0)
-    parts: dict[str, Any] = {
-        "encoder": Edges(nn.Conv2d(3, 4, 3), layers=(0,)),
-        "preprocessing": Preprocessing((12, 27), None),
-        "map_size": (40, 60),
-        "seed": 3,
-    }
-    return PatchCore(**{**parts, **changes})
+    return PatchCore(
+        PatchCoreConfig(**values),
+        encoder=Edges(nn.Conv2d(3, 4, 3), layers=(0,)),
+        preprocessing=Preprocessing((12, 27), None),
+        map_size=(40, 60),
+        seed=seed,
+    )
 
 
 def encoded(count: int, channels: int = 6, *, seed: int) -> Tensor:
@@ -137,7 +141,7 @@ def test_context_is_the_mean_along_rows_of_the_original_features() -> None:
 
 def test_context_is_in_the_bank_and_in_the_score() -> None:
     train, test = encoded(1, seed=1), encoded(1, seed=5)
-    detector = patchcore(context=(3,), coreset_sampling_ratio=1.0)
+    detector = patchcore(context="3", coreset_sampling_ratio=1.0)
     detector.fit_bank([train])
     tokens = points_of(with_context(train, context=(3,)))
     assert sorted(map(tuple, detector.bank.double().tolist())) == sorted(map(tuple, tokens.tolist()))
@@ -187,7 +191,7 @@ def test_the_bank_is_decided_by_features_and_seed() -> None:
 
 
 def test_encoding_and_scores_do_not_depend_on_autocast() -> None:
-    detector = patchcore(context=(2,)).train()
+    detector = patchcore(context="2").train()
     images = torch.rand(2, 31, 95, generator=torch.Generator().manual_seed(2), requires_grad=True)
     plain = detector.encode(images)
     detector.fit_bank([plain])
@@ -221,12 +225,14 @@ def test_features_that_are_not_finite_are_refused() -> None:
 MEMORY_PROBE = """
 import torch
 from torch import nn
-from dinomaly_hd.models.patch_features import ConvPatchFeatures
-from dinomaly_hd.models.patchcore import PatchCore
+from dinomaly_hd.config import PatchCoreConfig
+from dinomaly_hd.models.patchcore.detector import PatchCore
+from dinomaly_hd.models.patchcore.features import PatchFeatures
 from dinomaly_hd.models.preprocessing import Preprocessing
 from dinomaly_hd.provenance import peak_memory_mib
 
 torch.set_num_threads(1)
+imported = peak_memory_mib()
 generator = torch.Generator().manual_seed(0)
 mixing = torch.randn(16, 384, generator=generator)
 
@@ -236,13 +242,13 @@ def batches():
         yield (latent @ mixing).transpose(1, 2).reshape(8, 384, 28, 28)
 
 detector = PatchCore(
-    encoder=ConvPatchFeatures(nn.Conv2d(3, 1, 1), layers=()), preprocessing=Preprocessing((28, 28), None),
-    coreset_sampling_ratio=0.002, map_size=(56, 56), seed=0,
+    PatchCoreConfig(coreset_sampling_ratio=0.002), encoder=PatchFeatures(nn.Conv2d(3, 1, 1), layers=()),
+    preprocessing=Preprocessing((28, 28), None), map_size=(56, 56), seed=0,
 )
 detector.fit_bank(batches())
 detector.score(next(batches()))
 assert detector.bank.shape == (314, 384)
-print(peak_memory_mib())
+print(peak_memory_mib() - imported)
 """
 
 
@@ -252,4 +258,131 @@ def test_memory_is_linear_in_the_tokens() -> None:
         [sys.executable, "-c", MEMORY_PROBE], capture_output=True, text=True, check=False, timeout=300
     )
     assert result.returncode == 0, result.stderr
-    assert float(result.stdout) * 2**20 < 1.5e9
+    assert float(result.stdout) * 2**20 < 0.85e9
+
+
+# Patch features: the chosen layers, locally averaged, on the finest one's grid
+
+CNN, VIT = "efficientnet_lite0", "vit_tiny_patch16_224"
+RANDOM = Weights("random", None, "random")
+
+
+def config(encoder: str, size: str) -> EncoderConfig:
+    return EncoderConfig(encoder=encoder, image_size=size, crop="none")
+
+
+def build(encoder: str, size: str, layers: str = "auto") -> PatchFeatures:
+    return build_patch_features(config(encoder, size), layers=layers, weights=RANDOM, seed=7)
+
+
+def images(height: int, width: int) -> Tensor:
+    return torch.randn(2, 3, height, width, generator=torch.Generator().manual_seed(1))
+
+
+def slow_local_mean(maps: Points) -> Points:
+    mean = np.empty_like(maps)
+    for row in range(maps.shape[-2]):
+        for column in range(maps.shape[-1]):
+            around = maps[..., max(0, row - 1) : row + 2, max(0, column - 1) : column + 2]
+            mean[..., row, column] = around.mean(axis=(-2, -1))
+    return mean
+
+
+def slow_resize(maps: Points, *, grid: tuple[int, int]) -> Points:
+    out = np.empty((*maps.shape[:2], *grid))
+    for place in np.ndindex(*grid):
+        weights = []
+        for index, have, want in zip(place, maps.shape[2:], grid, strict=True):
+            at = min(max((index + 0.5) * have / want - 0.5, 0), have - 1)
+            weights.append(np.maximum(0, 1 - np.abs(np.arange(have) - at)))
+        out[..., place[0], place[1]] = np.einsum("bchw,h,w->bc", maps, *weights)
+    return out
+
+
+def slow_features(layers: list[Tensor], *, grid: tuple[int, int]) -> Tensor:
+    maps = [slow_local_mean(layer.double().numpy()) for layer in layers]
+    return torch.from_numpy(np.concatenate([slow_resize(layer, grid=grid) for layer in maps], axis=1))
+
+
+def test_a_cnns_stages_are_its_strides_8_and_16() -> None:
+    features = build(CNN, "64x96")
+    network: Any = timm.create_model("tf_efficientnet_lite0", features_only=True).eval()
+    own = features.model.state_dict()
+    network.load_state_dict(own, strict=False)
+    with torch.no_grad():
+        stages = network(images(64, 96))
+    out = features(images(64, 96))
+    assert out.shape == (2, 40 + 112, 8, 12)
+    expected = slow_features(stages[2:4], grid=(8, 12))
+    torch.testing.assert_close(out.double(), expected, rtol=1e-4, atol=1e-4 * float(expected.std()))
+
+
+def test_a_transformers_blocks_are_those_at_two_thirds_and_the_last() -> None:
+    features = build(VIT, "48x80")
+    network: Any = timm.create_model(VIT, img_size=(48, 80), num_classes=0).eval()
+    network.load_state_dict(features.model.state_dict())
+    outputs: list[Tensor] = []
+    for number in (8, 11):
+        network.blocks[number].register_forward_hook(lambda *call: outputs.append(call[2]))
+    with torch.no_grad():
+        network(images(48, 80))
+    maps = [tokens[:, 1:].transpose(1, 2).reshape(2, 192, 3, 5) for tokens in outputs]
+    out = features(images(48, 80))
+    assert out.shape == (2, 384, 3, 5)
+    torch.testing.assert_close(out.double(), slow_features(maps, grid=(3, 5)), rtol=1e-4, atol=1e-4)
+
+
+def test_blocks_after_the_last_are_let_go_and_the_others_run_once() -> None:
+    features = build(VIT, "32", "1,3")
+    calls: list[int] = []
+    blocks: Any = features.model.get_submodule("blocks")
+    assert len(blocks) == 4
+    for number, block in enumerate(blocks):
+        block.register_forward_hook(lambda *_, number=number: calls.append(number))
+    features(images(32, 32))
+    assert calls == [0, 1, 2, 3]
+
+
+@pytest.mark.parametrize(("encoder", "layers"), [(CNN, "3"), ("resnet18", "auto"), ("resnet18", "0,3")])
+def test_layers_can_be_chosen(encoder: str, layers: str) -> None:
+    widths = {CNN: [16, 24, 40, 112, 320], "resnet18": [64, 64, 128, 256, 512]}[encoder]
+    chosen = check_layers(config(encoder, "64"), layers)
+    grid = 64 // 2 ** (chosen[0] + 1)
+    out = build(encoder, "64", layers)(images(64, 64))
+    assert out.shape == (2, sum(widths[layer] for layer in chosen), grid, grid)
+
+
+@pytest.mark.parametrize(
+    ("encoder", "layers", "message"),
+    [
+        (
+            CNN,
+            "2,5",
+            r"layers=2,5: efficientnet_lite0 has only 0\.\.4 \(stages, of strides 2, 4, 8, 16, 32\)",
+        ),
+        (VIT, "12", r"layers=12: vit_tiny_patch16_224 has only 0\.\.11 \(blocks\)"),
+        (VIT, "2,2", r"has 0\.\.11 \(blocks\)"),
+        (CNN, "layer2", r"'layer2' names no layers.*has 0\.\.4"),
+        ("resnet19", "auto", "not a known encoder"),
+    ],
+)
+def test_layers_that_are_not_there_are_refused(encoder: str, layers: str, message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        check_layers(config(encoder, "64"), layers)
+    with pytest.raises(ConfigError, match=message):
+        build(encoder, "64", layers)
+
+
+@pytest.mark.parametrize("encoder", [CNN, VIT])
+def test_the_network_stays_frozen_and_is_the_encoders(encoder: str) -> None:
+    features = build(encoder, "32")
+    features.train()
+    assert not any(module.training for module in features.modules())
+    assert not any(parameter.requires_grad for parameter in features.parameters())
+    assert not features(images(32, 32).requires_grad_()).requires_grad
+    assert all(name.startswith("model.") for name in features.state_dict())
+    other: Any = build_encoder(config(encoder, "32"), weights=RANDOM, keep_prefix=True, seed=7)
+    same, kept = other.model.state_dict(), features.model.state_dict()
+    shared = kept.keys() & same.keys()  # the other's later blocks are let go
+    assert len(shared) > 0.8 * len(kept)
+    assert all(torch.equal(kept[name], same[name]) for name in shared)

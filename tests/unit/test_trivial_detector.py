@@ -26,12 +26,14 @@ def test_its_scores_are_the_tables_to_the_last_bit(name: str) -> None:
     np.testing.assert_array_equal(found.numpy(), trivial_scores(IMAGES)[PREFIX + name])
 
 
-def test_a_score_does_not_depend_on_the_batch() -> None:
+def test_a_score_does_not_depend_on_the_batch_and_nothing_is_learned() -> None:
     detector = detector_of("std")
     images = torch.from_numpy(IMAGES)
     together = detector.score(detector.encode(images)).score_B
     for image, expected in zip(images, together, strict=True):
         assert detector.score(detector.encode(image[None])).score_B == expected
+    assert detector.parameter_groups() == []
+    assert detector.state_dict() == {}
 
 
 def test_its_map_is_the_input_at_the_maps_size() -> None:
@@ -39,9 +41,3 @@ def test_its_map_is_the_input_at_the_maps_size() -> None:
     images = torch.from_numpy(IMAGES)
     torch.testing.assert_close(same.score(images).map_BHW, images)
     assert small.score(images).map_BHW.shape == (5, 8, 16)
-
-
-def test_it_has_nothing_to_learn_and_nothing_to_save() -> None:
-    detector = detector_of("max")
-    assert detector.parameter_groups() == []
-    assert detector.state_dict() == {}

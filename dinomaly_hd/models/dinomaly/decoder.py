@@ -1,0 +1,96 @@
+"""The decoder that rebuilds the encoder's groups, and the start that all variants have in common."""
+
+# B batch, S groups (2), T tokens, D width
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from dinomaly_hd.models.detector import Noise
+from dinomaly_hd.models.dinomaly.attention import LinearAttention, PlainMixing
+from dinomaly_hd.models.dinomaly.bottleneck import Noised
+from dinomaly_hd.models.encoders import mean_of
+from dinomaly_hd.models.fast.pieces import MLP_RATIO
+from dinomaly_hd.models.fast.recompute import linear_of_norm, mlp_of_norm
+from dinomaly_hd.randomness import derive
+
+LAYER_NORM_EPSILON = 1e-8
+INITIAL_SIGMA, INITIAL_CUT = 0.01, 0.03
+
+
+class DecoderBlock(nn.Module):
+    """A pre-norm transformer block with linear attention, MLP ratio 4, no dropout, no LayerScale."""
+
+    def __init__(self, width: int, *, heads: int, mixing: PlainMixing) -> None:
+        super().__init__()
+        self.norm1 = nn.LayerNorm(width, eps=LAYER_NORM_EPSILON)
+        self.attn = LinearAttention(width, heads=heads, mixing=mixing)
+        self.norm2 = nn.LayerNorm(width, eps=LAYER_NORM_EPSILON)
+        self.mlp = nn.Sequential(
+            nn.Linear(width, MLP_RATIO * width), nn.GELU(), nn.Linear(MLP_RATIO * width, width)
+        )
+
+    def forward(self, x_BTD: Tensor, *, noise: Noise | None) -> Noised:
+        qkv = linear_of_norm(x_BTD, norm=self.norm1, layer=self.attn.qkv)
+        attended = self.attn(qkv, noise=noise)
+        x_BTD = x_BTD + attended.tokens_BND
+        return Noised(x_BTD + mlp_of_norm(x_BTD, norm=self.norm2, mlp=self.mlp), attended.drop_rate)
+
+
+class Decoded(NamedTuple):
+    """The two group means (B, S, T, D) and the measured drop rate, the mean over the blocks that drop."""
+
+    groups_BSTD: Tensor
+    drop_rate: Tensor
+
+
+class Decoder(nn.Module):
+    """A chain of blocks, one for each mixing; the reversed outputs' halves rebuild the encoder's groups.
+
+    Group 0 (early encoder layers) is compared with the mean of the last half of the blocks, group 1
+    with the mean of the first half.
+    """
+
+    def __init__(self, width: int, *, heads: int, mixings: Sequence[PlainMixing]) -> None:
+        super().__init__()
+        self.blocks = nn.ModuleList(DecoderBlock(width, heads=heads, mixing=mixing) for mixing in mixings)
+        self.dropping = [mixing for mixing in mixings if mixing.drops]
+
+    def expected_drop_rate(self, step: int) -> float:
+        """Return the share of values dropped on average, over the blocks and heads that drop."""
+        rates = [mixing.expected_drop_rate(step) for mixing in self.dropping]
+        return sum(rates) / len(rates) if rates else 0.0
+
+    def forward(self, x_BTD: Tensor, *, noise: Noise | None) -> Decoded:
+        """Decode; ``noise=None`` means inference."""
+        outputs, rates = [], []
+        for block in self.blocks:
+            x_BTD, rate = block(x_BTD, noise=noise)
+            outputs.append(x_BTD)
+            rates.append(rate)
+        half = len(outputs) // 2
+        groups = [mean_of(outputs[half:]), mean_of(outputs[:half])]
+        return Decoded(torch.stack(groups, dim=1), torch.stack(rates).sum() / max(1, len(self.dropping)))
+
+
+def initialise(module: nn.Module, *, seed: int) -> None:
+    """Give bottleneck and decoder of every variant the same start, weight by weight.
+
+    Linear weights are normal, sigma 0.01, cut at +-0.03; biases 0; LayerNorm 1 and 0. Every weight has its
+    own generator, seeded with its name, so a part that one variant adds moves no other's start.
+    """
+    for name, layer in module.named_modules():
+        if isinstance(layer, nn.Linear):
+            # A part may wrap another (bottleneck.mlp.fc1): only what the layer is decides its start.
+            place = name.replace(".mlp.fc", ".fc") if name.startswith("bottleneck.") else name
+            generator = torch.Generator().manual_seed(derive(seed, "initialise", place))
+            nn.init.trunc_normal_(
+                layer.weight, std=INITIAL_SIGMA, a=-INITIAL_CUT, b=INITIAL_CUT, generator=generator
+            )
+            if layer.bias is not None:
+                nn.init.zeros_(layer.bias)
+        elif isinstance(layer, nn.LayerNorm):
+            nn.init.ones_(layer.weight)
+            nn.init.zeros_(layer.bias)

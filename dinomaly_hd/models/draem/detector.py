@@ -1,0 +1,175 @@
+"""DRAEM: rebuild an image without its synthetic fault, and tell from both where the fault was."""
+
+# B batch, H W pixels
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import NamedTuple, cast
+
+import torch
+import torch.nn.functional as F
+from torch import Generator, Tensor
+from torchvision.ops import sigmoid_focal_loss  # type: ignore[import-untyped]
+
+from dinomaly_hd.batch import Batch
+from dinomaly_hd.config import DraemConfig, SevNetConfig
+from dinomaly_hd.models.detector import Detector, Loss, Noise, Prediction
+from dinomaly_hd.models.dinomaly.score import top_share_score
+from dinomaly_hd.models.draem.faults import Faults, Faulty
+from dinomaly_hd.models.draem.networks import (
+    SSIM_WINDOW,
+    DiscriminativeNetwork,
+    ReconstructiveNetwork,
+    initialise,
+)
+from dinomaly_hd.models.preprocessing import Preprocessing
+
+SSIM_SIGMA, SSIM_WEIGHT = 1.5, 2.0
+FOCAL_GAMMA, NO_ALPHA = 2.0, -1.0
+
+
+def structural_similarity(rebuilt_B3HW: Tensor, clean_B3HW: Tensor) -> Tensor:
+    """Return the mean SSIM of each image (B,): Gaussian window 11 x 11, sigma 1.5, data range 1."""
+    # Imported here: it takes seconds, and scoring needs none of it.
+    from torchmetrics.functional.image import structural_similarity_index_measure
+
+    similarity = structural_similarity_index_measure(
+        rebuilt_B3HW,
+        clean_B3HW,
+        kernel_size=SSIM_WINDOW,
+        sigma=SSIM_SIGMA,
+        data_range=1.0,
+        reduction="none",
+    )
+    return cast(Tensor, similarity)
+
+
+def focal_loss(logits_B2HW: Tensor, mask_BHW: Tensor) -> Tensor:
+    """Return the two-class focal loss of each image (B,), gamma 2, both classes weighted alike.
+
+    The softmax of two logits is the sigmoid of their difference.
+    """
+    logit_BHW = logits_B2HW[:, 1] - logits_B2HW[:, 0]
+    loss_BHW: Tensor = sigmoid_focal_loss(
+        logit_BHW, mask_BHW.to(logit_BHW.dtype), alpha=NO_ALPHA, gamma=FOCAL_GAMMA
+    )
+    return loss_BHW.mean(dim=(1, 2))
+
+
+class Outputs(NamedTuple):
+    """What the networks say about images."""
+
+    rebuilt_B3HW: Tensor  # the images as they would be without fault
+    logits_B2HW: Tensor  # of normal and anomalous pixels
+    activations: tuple[Tensor, ...]  # the discriminator's act1 .. act6, (B, C, H / 2^i, W / 2^i), rounded up
+
+
+class ImageLosses(NamedTuple):
+    """The loss of each image (B,), and the parts worth logging, each (B,) as well."""
+
+    total_B: Tensor
+    parts: dict[str, Tensor]
+
+
+class Draem(Detector):
+    """Two networks trained from scratch on normal images with synthetic faults (spec/models.md, DRAEM).
+
+    ``encode`` gives the pre-processed image (of mean 0 and standard deviation 1), one channel (B, 1, H, W).
+    Losses and scores are float32 under autocast too. ``score`` and ``validation_loss`` are in inference mode
+    whatever the module's mode is. ``seed`` is that of initial weights and faults.
+    """
+
+    config: DraemConfig | SevNetConfig
+
+    def __init__(
+        self,
+        config: DraemConfig | SevNetConfig,
+        *,
+        preprocessing: Preprocessing,
+        faults: Faults,
+        map_size: tuple[int, int],
+        seed: int,
+    ) -> None:
+        super().__init__()
+        self.config, self.preprocessing, self.faults = config, preprocessing, faults
+        self.map_size, self.seed = map_size, seed
+        self.reconstruction = ReconstructiveNetwork(config.width)
+        self.discrimination = DiscriminativeNetwork(config.width)
+        initialise(self, seed=seed)
+
+    @torch.no_grad()
+    def encode(self, images_BHW: Tensor) -> Tensor:
+        with torch.autocast(images_BHW.device.type, enabled=False):
+            # A copy: a view of one channel would keep all three in the cache.
+            return self.preprocessing(images_BHW)[:, :1].clone()
+
+    def examine(self, images_BHW: Tensor) -> Outputs:
+        """Run both networks on pre-processed images, clean or faulty, in the module's mode."""
+        images_B3HW = _three_channels(images_BHW)
+        rebuilt_B3HW = self.reconstruction(images_B3HW)
+        return Outputs(rebuilt_B3HW, *self.discrimination(torch.cat([rebuilt_B3HW, images_B3HW], dim=1)))
+
+    def image_losses(
+        self, outputs: Outputs, *, clean_BHW: Tensor, faulty: Faulty, noise: Noise | None
+    ) -> ImageLosses:
+        """Return L2 + 2 (1 - SSIM) + focal of each image; ``noise=None`` means inference."""
+        del noise
+        rebuilt_B3HW, clean_B3HW = outputs.rebuilt_B3HW.float(), _three_channels(clean_BHW)
+        l2_B = F.mse_loss(rebuilt_B3HW, clean_B3HW, reduction="none").mean(dim=(1, 2, 3))
+        ssim_B = structural_similarity(rebuilt_B3HW, clean_B3HW)
+        focal_B = focal_loss(outputs.logits_B2HW.float(), faulty.mask_BHW)
+        fault_rate_B = faulty.mask_BHW.flatten(1).any(dim=1).float()
+        parts = {"l2": l2_B, "ssim": ssim_B, "focal": focal_B, "fault_rate": fault_rate_B}
+        return ImageLosses(l2_B + SSIM_WEIGHT * (1 - ssim_B) + focal_B, parts)
+
+    def _losses(self, encoded: Tensor, *, generator: Generator, noise: Noise | None) -> ImageLosses:
+        clean_BHW = encoded.squeeze(1).float()
+        with torch.autocast(clean_BHW.device.type, enabled=False):
+            faulty = self.faults(clean_BHW, generator=generator)
+        outputs = self.examine(faulty.images_BHW)
+        with torch.autocast(clean_BHW.device.type, enabled=False):
+            return self.image_losses(outputs, clean_BHW=clean_BHW, faulty=faulty, noise=noise)
+
+    def training_loss(self, batch: Batch, *, step: int) -> Loss:
+        assert batch.encoded is not None, "encode the batch first"
+        noise = Noise(self.seed, step=step, device=batch.encoded.device)
+        losses = self._losses(batch.encoded, generator=noise.generator("faults"), noise=noise)
+        parts = {name: part.detach().mean() for name, part in losses.parts.items()}
+        return Loss(losses.total_B.mean(), parts)
+
+    def validation_loss(self, encoded: Tensor, *, position: int) -> Tensor:
+        generator = Noise(self.seed, step=position, device=encoded.device).generator("validation faults")
+        with self._inference():
+            return self._losses(encoded, generator=generator, noise=None).total_B
+
+    def score(self, encoded: Tensor) -> Prediction:
+        with self._inference():
+            outputs = self.examine(encoded.squeeze(1).float())
+            anomaly_BHW = outputs.logits_B2HW.float().softmax(dim=1)[:, 1]
+            map_B1HW = F.interpolate(
+                anomaly_BHW.unsqueeze(1), size=self.map_size, mode="bilinear", align_corners=False
+            )
+            with torch.autocast(encoded.device.type, enabled=False):
+                return Prediction(map_B1HW.squeeze(1), self.scores(anomaly_BHW, outputs))
+
+    def scores(self, anomaly_BHW: Tensor, outputs: Outputs) -> Tensor:
+        """Return the image scores (B,), 0..1, from the full-size map: its largest value, or the top 1 %."""
+        del outputs
+        if getattr(self.config, "image_score", "max") == "top_share":
+            return top_share_score(anomaly_BHW)
+        return anomaly_BHW.amax(dim=(1, 2))
+
+    @contextmanager
+    def _inference(self) -> Iterator[None]:
+        """Keep batch norm from using, or learning from, what is validated or scored."""
+        was_training = self.training
+        self.eval()
+        try:
+            with torch.no_grad():
+                yield
+        finally:
+            self.train(was_training)
+
+
+def _three_channels(images_BHW: Tensor) -> Tensor:
+    return images_BHW.unsqueeze(1).expand(-1, 3, -1, -1)

@@ -1,0 +1,159 @@
+"""What Perlin faults are filled with: other images, procedural textures, or a user's pictures.
+
+Each source gives every image (B, H, W) a new texture of the same shape, dtype and device; may be written to.
+"""
+
+# B batch, H W pixels, K textures or waves, I J points of a gradient grid, P numbers of an image
+
+import math
+from collections.abc import Callable
+
+import torch
+from torch import Generator, Tensor
+
+from dinomaly_hd.config import OTHER_IMAGES, TEXTURES
+from dinomaly_hd.errors import ConfigError
+from dinomaly_hd.models.draem.shapes import chunks, integers, perlin_noise, uniform_rows
+
+WAVES = 4
+LARGEST_OCTAVE = 5
+OCTAVES = (2, 3, 4, LARGEST_OCTAVE)
+STRIPE_OFFSET = 0.7
+
+
+def other_images(images_BHW: Tensor, *, generator: Generator) -> Tensor:
+    """Return another image of the batch for each, along one random cycle; one alone is rolled by 1/4..3/4."""
+    batch, *size = images_BHW.shape
+    if batch == 1:
+        places = uniform_rows(1, 2, generator=generator, device=generator.device)[0]
+        shifts = [
+            int(integers(place, low=math.ceil(side / 4), high=math.ceil(3 * side / 4)))
+            for place, side in zip(places, size, strict=True)
+        ]
+        return images_BHW.roll(shifts, dims=(1, 2))
+    order_B = torch.randperm(batch, generator=generator, device=generator.device)
+    other_B = torch.empty_like(order_B)
+    other_B[order_B] = order_B.roll(1)
+    return images_BHW[other_B.to(images_BHW.device)]
+
+
+def drawn_textures(images_BHW: Tensor, *, generator: Generator) -> Tensor:
+    """Return procedural textures, one of three kinds for each image, stretched to the image's own range.
+
+    Four plane waves; noise of four scales (4..32 cells); stripes (one plane wave cut at a level). Waves have
+    1..32 cycles an image, log-uniform, in any direction. Each depends on its own image's range and place in
+    the batch only.
+    """
+    batch, size = len(images_BHW), (images_BHW.shape[1], images_BHW.shape[2])
+    uniform_BP = uniform_rows(batch, 1 + NUMBERS, generator=generator, device=images_BHW.device)
+    kind_B = integers(uniform_BP[:, 0], low=0, high=len(KINDS) - 1)
+    textures_BHW = torch.empty_like(images_BHW)
+    for number, kind in enumerate(KINDS):
+        of_kind = (kind_B == number).nonzero().squeeze(1)
+        for chunk in chunks(len(of_kind)):
+            part = of_kind[chunk]
+            drawn = kind(uniform_BP[part, 1:], size)
+            textures_BHW[part] = _stretched(drawn, like=images_BHW[part])
+    return textures_BHW
+
+
+class FolderSource:
+    """A user's textures, one at random for each image, stretched to the image's own range.
+
+    The texture is entered at a random pixel and wraps around where it ends, so it may be of any size.
+    ``textures_KHW`` are pictures of one channel, floats of any range; they stay on their device. Each texture
+    given depends on its own image's range and place in the batch only.
+    """
+
+    def __init__(self, textures_KHW: Tensor) -> None:
+        if textures_KHW.ndim != 3 or textures_KHW.numel() == 0 or not textures_KHW.is_floating_point():
+            raise ConfigError(
+                f"textures of shape {tuple(textures_KHW.shape)} and type {textures_KHW.dtype}: "
+                "use one stack (number, rows, columns) of floats, at least one picture"
+            )
+        if not textures_KHW.isfinite().all():
+            raise ConfigError("textures hold values that are not finite: leave those pictures out")
+        self.textures_KHW = textures_KHW
+
+    def __call__(self, images_BHW: Tensor, *, generator: Generator) -> Tensor:
+        batch, height, width = images_BHW.shape
+        count, rows, columns = self.textures_KHW.shape
+        device = self.textures_KHW.device
+        uniform_B3 = uniform_rows(batch, 3, generator=generator, device=device)
+        chosen_B = integers(uniform_B3[:, 0], low=0, high=count - 1)
+        first_row_B1 = integers(uniform_B3[:, 1:2], low=0, high=rows - 1)
+        first_column_B1 = integers(uniform_B3[:, 2:3], low=0, high=columns - 1)
+        row_BH = (first_row_B1 + torch.arange(height, device=device)) % rows
+        column_BW = (first_column_B1 + torch.arange(width, device=device)) % columns
+        textures_BHW = torch.empty_like(images_BHW)
+        for part in chunks(batch):
+            row_BH1, column_B1W = row_BH[part].unsqueeze(2), column_BW[part].unsqueeze(1)
+            drawn_BHW = self.textures_KHW[chosen_B[part, None, None], row_BH1, column_B1W]
+            textures_BHW[part] = _stretched(drawn_BHW.to(images_BHW.device), like=images_BHW[part])
+        return textures_BHW
+
+
+def unread(images_BHW: Tensor, *, generator: Generator) -> Tensor:
+    """Stand for the textures of a model that was loaded to score, which draws no faults."""
+    del images_BHW, generator
+    raise AssertionError("this model was loaded without its textures: it can score, not train")
+
+
+def source_of(path: str, textures_KHW: Tensor | None) -> Callable[..., Tensor]:
+    """Return the source that ``anomaly_source_path`` names; ``textures_KHW`` are those of a user's folder."""
+    folder = unread if textures_KHW is None else FolderSource(textures_KHW)
+    return {OTHER_IMAGES: other_images, TEXTURES: drawn_textures}.get(path, folder)
+
+
+def _stretched(textures_BHW: Tensor, *, like: Tensor) -> Tensor:
+    """Return textures with the smallest and largest value of each image; a constant one gets the smallest."""
+    low, high = (extreme(like.float(), dim=(1, 2), keepdim=True) for extreme in (torch.amin, torch.amax))
+    drawn = textures_BHW.float()
+    smallest, largest = (extreme(drawn, dim=(1, 2), keepdim=True) for extreme in (torch.amin, torch.amax))
+    share = (drawn - smallest).div_((largest - smallest).clamp(min=torch.finfo(drawn.dtype).tiny))
+    return share.mul_(high - low).add_(low).to(like.dtype)
+
+
+def _plane_waves(uniform_BKP: Tensor, size: tuple[int, int]) -> Tensor:
+    """Return sums of plane waves, by sin(x + y) = sin x cos y + cos x sin y as one matrix product."""
+    amplitude_BK, frequency_BK, direction_BK, phase_BK = uniform_BKP.unbind(dim=2)
+    cycles_BK = 2 ** (LARGEST_OCTAVE * frequency_BK)
+    angle_BK = math.pi * direction_BK
+
+    def phases(cycles_BK: Tensor, pixels: int) -> Tensor:
+        place_S = (torch.arange(pixels, device=cycles_BK.device) + 0.5) / pixels
+        return 2 * math.pi * place_S[None, :, None] * cycles_BK[:, None, :]
+
+    row_BHK = phases(cycles_BK * angle_BK.sin(), size[0])
+    column_BWK = phases(cycles_BK * angle_BK.cos(), size[1]) + 2 * math.pi * phase_BK[:, None, :]
+    left = torch.cat([row_BHK.cos(), row_BHK.sin()], dim=2) * amplitude_BK.repeat(1, 2)[:, None, :]
+    return left @ torch.cat([column_BWK.sin(), column_BWK.cos()], dim=2).mT
+
+
+def _stripes(uniform_BP: Tensor, size: tuple[int, int]) -> Tensor:
+    drawn_B14 = uniform_BP[:, None, :4].clone()
+    drawn_B14[..., 0] = 1
+    level_B11 = STRIPE_OFFSET * (2 * uniform_BP[:, 4, None, None] - 1)
+    return (_plane_waves(drawn_B14, size) > level_B11).to(uniform_BP.dtype)
+
+
+def _noise(uniform_BP: Tensor, size: tuple[int, int]) -> Tensor:
+    noise_BHW = uniform_BP.new_zeros(len(uniform_BP), *size)
+    start = len(OCTAVES)
+    for number, octave in enumerate(OCTAVES):
+        points = 2**octave + 1
+        turn_BIJ = uniform_BP[:, start : start + points**2].reshape(-1, points, points)
+        start += points**2
+        cells_B2 = torch.full((len(turn_BIJ), 2), 2**octave, device=turn_BIJ.device)
+        octave_BHW = perlin_noise(turn_BIJ, cells_B2=cells_B2, size=size)
+        noise_BHW += uniform_BP[:, number, None, None] * octave_BHW
+    return noise_BHW
+
+
+KINDS: tuple[Callable[[Tensor, tuple[int, int]], Tensor], ...] = (
+    lambda uniform_BP, size: _plane_waves(uniform_BP[:, : 4 * WAVES].reshape(-1, WAVES, 4), size),
+    _noise,
+    _stripes,
+)
+NUMBERS = len(OCTAVES) + sum((2**octave + 1) ** 2 for octave in OCTAVES)
+"""What the kind that draws most, noise, needs."""

@@ -1,0 +1,147 @@
+"""PatchCore: how far patch features are from a memory bank of normal ones."""
+
+# B batch, C channels, h w token grid, Q = B * h * w, M bank tokens, D channels with context, H W pixels
+
+from collections.abc import Callable, Iterable
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from dinomaly_hd.config import PatchCoreConfig, context_of
+from dinomaly_hd.errors import NonFiniteError
+from dinomaly_hd.models.detector import Detector, Prediction
+from dinomaly_hd.models.dinomaly.score import filtered, gaussian_kernel, row_context_mean
+from dinomaly_hd.models.patchcore.coreset import select_coreset
+from dinomaly_hd.models.patchcore.features import PatchFeatures
+from dinomaly_hd.models.patchcore.neighbours import NeighbourIndex, direct_distance
+from dinomaly_hd.models.preprocessing import Preprocessing
+
+SIGMA, RADIUS = 4.0, 16
+"""Of the map's Gaussian, pixels; a window of four sigmas to each side leaves out 6e-5 of its weight."""
+
+
+def with_context(features_BChw: Tensor, *, context: tuple[int, ...]) -> Tensor:
+    """Append to each token, for each half-width k, the mean of itself and its k neighbours to either side.
+
+    Fewer neighbours at the ends of a row; every mean is of the original features (B, C, h, w), so the result
+    has C * (1 + len(context)) channels (spec/models.md, PatchCore).
+    """
+    return torch.cat([features_BChw, *(row_context_mean(features_BChw, k=k) for k in context)], dim=1)
+
+
+def smooth(map_BHW: Tensor) -> Tensor:
+    """Smooth with a Gaussian of sigma 4 pixels, reflected at the borders.
+
+    A map of fewer than 17 rows or columns gets the largest window that can be reflected.
+    """
+    rows, columns = (
+        gaussian_kernel(2 * min(RADIUS, length - 1) + 1, SIGMA).sum(dim=0) for length in map_BHW.shape[1:]
+    )
+    along_rows_BHW = filtered(map_BHW, columns.unsqueeze(0), border="reflect")
+    return filtered(along_rows_BHW, rows.unsqueeze(1), border="reflect")
+
+
+def neighbourhood_weight(
+    token_BD: Tensor, nearest_BD: Tensor, *, bank_MD: Tensor, num_neighbors: int
+) -> Tensor:
+    """Return the factor (B,) on the distance of an image's farthest token (PatchCore, CVPR 2022, eq. 7).
+
+    1 - exp(d) / sum of exp(distance of the token to m) over the ``num_neighbors`` bank tokens m nearest to
+    its nearest one, itself among them; d is the distance to that one. A single neighbour means no weight.
+    """
+    count = min(num_neighbors, len(bank_MD))
+    if count == 1:
+        return token_BD.new_ones(len(token_BD))
+    around_BK = direct_distance(nearest_BD, bank_MD).topk(count, largest=False).indices
+    distance_BK = direct_distance(token_BD.unsqueeze(1), bank_MD[around_BK]).squeeze(1)
+    distance_B = torch.linalg.vector_norm(token_BD - nearest_BD, dim=1)
+    # d is the smallest of all, so the ratio is at most 1 / num_neighbors and nothing cancels.
+    return 1 - torch.exp(distance_B - distance_BK.logsumexp(dim=1))
+
+
+class PatchCore(Detector):
+    """A memory bank: the coreset of all training images' patch features (spec/models.md, PatchCore).
+
+    ``encode`` gives patch features (B, C, h, w) without context. The bank is the buffer ``bank`` (M, D),
+    empty until ``fit_bank``; a loaded state brings its own size. ``seed`` is that of the coreset's projection
+    and first centre.
+    """
+
+    bank: Tensor
+
+    def __init__(
+        self,
+        config: PatchCoreConfig,
+        *,
+        encoder: PatchFeatures,
+        preprocessing: Preprocessing,
+        map_size: tuple[int, int],
+        seed: int,
+    ) -> None:
+        super().__init__()
+        self.config, self.context = config, context_of(config.context)
+        self.encoder, self.preprocessing = encoder, preprocessing
+        self.map_size, self.seed = map_size, seed
+        self.register_buffer("bank", torch.empty(0, 0))
+        self._index: NeighbourIndex | None = None
+
+    @torch.no_grad()
+    def encode(self, images_BHW: Tensor) -> Tensor:
+        # Always in full precision: what is cached, banked and scored must be the same.
+        with torch.autocast(images_BHW.device.type, enabled=False):
+            features_BChw: Tensor = self.encoder(self.preprocessing(images_BHW))
+        return features_BChw
+
+    def _tokens(self, encoded: Tensor) -> Tensor:
+        """Return tokens with context (Q, D), image by image, row by row."""
+        features_BDhw = with_context(encoded.float(), context=self.context)
+        return features_BDhw.permute(0, 2, 3, 1).flatten(0, 2)
+
+    @torch.no_grad()
+    def fit_bank(self, batches: Iterable[Tensor], *, tick: Callable[[], None] = lambda: None) -> None:
+        """Fill the bank with the coreset of encoded training images (B, C, h, w).
+
+        All tokens are held once in host memory; ``tick`` is called once per token chosen.
+        """
+        pieces = [self._tokens(encoded).cpu() for encoded in batches]
+        if not all(bool(torch.isfinite(piece).all()) for piece in pieces):
+            raise NonFiniteError("patch features of training images are NaN or infinite; check the encoder")
+        ratio, device = self.config.coreset_sampling_ratio, self.bank.device
+        chosen_M = select_coreset(pieces, ratio=ratio, seed=self.seed, device=device, tick=tick).cpu()
+        self.bank = torch.empty(len(chosen_M), pieces[0].shape[1])
+        first = 0
+        for piece in pieces:
+            here_M = (chosen_M >= first) & (chosen_M < first + len(piece))
+            self.bank[here_M] = piece[chosen_M[here_M] - first]
+            first += len(piece)
+        self.bank = self.bank.to(device)
+
+    @torch.no_grad()
+    def score(self, encoded: Tensor) -> Prediction:
+        assert len(self.bank), "fill the bank first"
+        batch, _, *grid = encoded.shape
+        with torch.autocast(encoded.device.type, enabled=False):
+            tokens_QD = self._tokens(encoded)
+            if self._index is None or self._index.bank_MD is not self.bank:
+                self._index = NeighbourIndex(self.bank)
+            found = self._index.nearest(tokens_QD)
+            distance_BN = found.distance_Q.view(batch, -1)
+            largest = distance_BN.max(dim=1)
+            place_B = largest.indices + torch.arange(batch, device=encoded.device) * distance_BN.shape[1]
+            weight_B = neighbourhood_weight(
+                tokens_QD[place_B],
+                self.bank[found.index_Q[place_B]],
+                bank_MD=self.bank,
+                num_neighbors=self.config.num_neighbors,
+            )
+            distance_B1hw = distance_BN.view(batch, 1, *grid)
+            map_B1HW = F.interpolate(distance_B1hw, size=self.map_size, mode="bilinear", align_corners=False)
+            return Prediction(smooth(map_B1HW.squeeze(1)), largest.values * weight_B)
+
+    def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *rest: Any) -> None:
+        stored = state_dict.get(f"{prefix}bank")
+        if isinstance(stored, Tensor):
+            self.bank = self.bank.new_empty(stored.shape)
+        super()._load_from_state_dict(state_dict, prefix, *rest)

@@ -1,0 +1,349 @@
+"""Fast kernels give the values and gradients of plain ones: products, steps worked out again, pieces."""
+
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from dinomaly_hd.models import fast
+from dinomaly_hd.models.fast import pieces as pieces_module
+from dinomaly_hd.models.fast import products
+from dinomaly_hd.models.fast.pieces import pieces
+from dinomaly_hd.models.fast.products import (
+    Linear,
+    bias_gradient,
+    input_gradient,
+    linear,
+    weight_gradient,
+    with_fast_products,
+)
+from dinomaly_hd.models.fast.recompute import (
+    Kept,
+    divided,
+    linear_of_gelu,
+    linear_of_norm,
+    masked,
+    mlp_of_norm,
+    positive_feature,
+)
+
+WIDE, NARROW = 192, 96
+
+
+@pytest.fixture(params=[True, False], ids=["onednn", "plain"])
+def onednn(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> bool:
+    if request.param and not products._onednn_is_right():
+        pytest.skip("this PyTorch has no such operator")
+    monkeypatch.setattr(products, "onednn_is_faster", lambda: request.param)
+    return bool(request.param)
+
+
+def operators(work: nn.Module, x: Tensor) -> set[str]:
+    with torch.profiler.profile() as profile:
+        work(x)
+    return {event.key for event in profile.key_averages()}
+
+
+def random(*shape: int, seed: int = 0) -> Tensor:
+    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed))
+
+
+@pytest.mark.parametrize("bias", [True, False])
+@pytest.mark.parametrize(("inputs", "outputs"), [(WIDE, NARROW), (NARROW, WIDE)])
+def test_values_and_gradients_are_those_of_a_linear_layer(
+    inputs: int, outputs: int, bias: bool, onednn: bool
+) -> None:
+    del onednn
+    layer = Linear(inputs, outputs, bias=bias)
+    plain = nn.Linear(inputs, outputs, bias=bias, dtype=torch.float64)
+    plain.load_state_dict(layer.state_dict())
+    x = random(3, 7, inputs).requires_grad_()
+    wide = x.detach().double().requires_grad_()
+    weights = random(3, 7, outputs, seed=1)
+    (layer(x) * weights).sum().backward()
+    (plain(wide) * weights).sum().backward()
+    torch.testing.assert_close(layer(x).double(), plain(wide), atol=1e-5, rtol=0)
+    for one, other in zip((x, *layer.parameters()), (wide, *plain.parameters()), strict=True):
+        assert one.grad is not None
+        assert other.grad is not None
+        torch.testing.assert_close(one.grad.double(), other.grad, atol=2e-5, rtol=1e-5)
+
+
+def test_only_what_has_a_gradient_gets_one(onednn: bool) -> None:
+    del onednn
+    layer = Linear(WIDE, NARROW).requires_grad_(False)
+    x = random(2, WIDE).requires_grad_()
+    layer(x).sum().backward()
+    assert x.grad is not None
+    assert layer.weight.grad is None
+    assert layer.bias.grad is None
+
+
+def test_the_kernel_is_the_chosen_one(onednn: bool) -> None:
+    found = operators(Linear(WIDE, NARROW), random(4, WIDE))
+    assert ("mkldnn::_linear_pointwise" in found) == onednn
+
+
+def test_with_onednn_a_row_does_not_depend_on_the_others(onednn: bool) -> None:
+    if not onednn:
+        pytest.skip("MKL takes other kernels for few rows")
+    weight, bias, x = random(WIDE, NARROW), random(WIDE, seed=1), random(200, NARROW, seed=2)
+    whole = linear(x, weight, bias)
+    for rows in (2, 7, 64, 100):
+        assert torch.equal(linear(x[50 : 50 + rows], weight, bias), whole[50 : 50 + rows])
+
+
+@pytest.mark.parametrize(
+    ("weight", "x"),
+    [
+        (random(8, 8), random(2, 8)),
+        (random(WIDE, WIDE).double(), random(2, WIDE).double()),
+        (random(WIDE, WIDE).bfloat16(), random(2, WIDE).bfloat16()),
+    ],
+    ids=["small", "float64", "bfloat16"],
+)
+def test_all_else_is_pytorchs_own(weight: Tensor, x: Tensor, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(products, "onednn_is_faster", lambda: True)
+    assert torch.equal(linear(x, weight), F.linear(x, weight))
+
+
+def test_under_autocast_products_are_autocasts(onednn: bool) -> None:
+    del onednn
+    layer, x = Linear(WIDE, WIDE), random(4, WIDE)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        assert torch.equal(layer(x), F.linear(x, layer.weight, layer.bias))
+        assert layer(x).dtype == torch.bfloat16
+
+
+def test_gradients_run_in_the_type_of_the_outputs_gradient() -> None:
+    gradient = random(2, 4, 8).bfloat16()
+    found = input_gradient(gradient, random(8, 6)), weight_gradient(gradient, random(2, 4, 6))
+    assert [each.dtype for each in found] == [torch.bfloat16] * 2
+    assert [tuple(each.shape) for each in (*found, bias_gradient(gradient))] == [(2, 4, 6), (8, 6), (8,)]
+
+
+def test_a_model_keeps_its_parameters_and_their_names() -> None:
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(WIDE, WIDE), nn.ReLU(), nn.Linear(WIDE, 3))
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+    x = random(5, WIDE)
+    expected = model(x)
+    after = with_fast_products(model)
+    assert [type(layer) for layer in after] == [Linear, nn.ReLU, Linear]  # type: ignore[arg-type]
+    assert list(after.state_dict()) == list(before)
+    torch.testing.assert_close(after(x), expected, atol=1e-5, rtol=0)
+
+
+@pytest.mark.parametrize(
+    ("vendor", "right", "expected"),
+    [("AuthenticAMD", True, True), ("GenuineIntel", True, False), ("AuthenticAMD", False, False)],
+)
+def test_the_choice_is_the_processors_and_the_operators(
+    vendor: str, right: bool, expected: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    file = tmp_path / "cpuinfo"
+    file.write_text(f"processor\t: 0\nvendor_id\t: {vendor}\nmodel name\t: some\n")
+    monkeypatch.setattr(products, "CPUINFO", file)
+    monkeypatch.setattr(products, "_onednn_is_right", lambda: right)
+    assert products.onednn_is_faster.__wrapped__() == expected
+
+
+@pytest.mark.parametrize("processor", ["AMD64 Family 25 Model 33 Stepping 0, AuthenticAMD", "", "arm"])
+def test_without_cpuinfo_the_platform_is_asked(
+    processor: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(products, "CPUINFO", tmp_path / "none")
+    monkeypatch.setattr(products.platform, "processor", lambda: processor)
+    assert (products._vendor() == products.VENDOR) == processor.endswith("AuthenticAMD")
+
+
+def test_the_switch_turns_it_off(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(products, "onednn_is_faster", lambda: True)
+    monkeypatch.setattr(fast, "ON", False)
+    assert "mkldnn::_linear_pointwise" not in operators(Linear(WIDE, NARROW), random(4, WIDE))
+
+
+@pytest.mark.parametrize("fault", ["raises", "is wrong"])
+def test_an_operator_that_is_not_what_it_was_is_not_used(fault: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    def operator(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+        if fault == "raises":
+            raise AttributeError("no such operator")
+        return F.linear(x, weight, bias) + 1e-3
+
+    monkeypatch.setattr(products, "_onednn", operator)
+    assert not products._onednn_is_right()
+
+
+def test_pieces_are_the_batch_and_no_larger_than_the_cache(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(pieces_module, "CACHED_BYTES", 4 * 100)
+    batch = random(7, 3)
+    assert [len(part) for part in pieces(batch, widest=30)] == [3, 3, 1]
+    assert [len(part) for part in pieces(batch, widest=1000)] == [1] * 7
+    assert torch.equal(torch.cat(pieces(batch, widest=30)), batch)
+    assert [len(part) for part in pieces(batch[:0], widest=30)] == [0]
+    assert len(pieces(batch.to("meta"), widest=30)) == 1, "only a CPU's batch is split"
+    monkeypatch.setattr(fast, "ON", False)
+    assert len(pieces(batch, widest=30)) == 1
+
+
+# What is worked out again in the backward pass
+
+
+def leaf(*shape: int, dtype: torch.dtype = torch.float32, seed: int = 0) -> Tensor:
+    x = torch.randn(*shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64).to(dtype)
+    return x.requires_grad_()
+
+
+def value_and_gradients(out: Tensor, *given: Tensor) -> list[Tensor]:
+    weights = torch.randn(out.shape, generator=torch.Generator().manual_seed(9)).to(out.dtype)
+    return [out.detach(), *torch.autograd.grad((out * weights).sum(), given)]
+
+
+def assert_equals_autograd(
+    work: Callable[[], Tensor], plain: Callable[[], Tensor], given: tuple[Tensor, ...]
+) -> None:
+    """Compare bit by bit with autograd's, and with what the function does where the switch is off."""
+    found, expected = value_and_gradients(work(), *given), value_and_gradients(plain(), *given)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(fast, "ON", False)
+        off = value_and_gradients(work(), *given)
+    for one, other, third in zip(found, expected, off, strict=True):
+        assert torch.equal(one, other)
+        assert torch.equal(one, third)
+
+
+def kept_bytes(work: Callable[[], Tensor]) -> int:
+    """Return what autograd keeps for the backward pass, each storage once."""
+    kept: dict[int, int] = {}
+
+    def pack(x: Tensor) -> Tensor:
+        kept[x.untyped_storage().data_ptr()] = x.untyped_storage().nbytes()
+        return x
+
+    with torch.autograd.graph.saved_tensors_hooks(pack, lambda x: x):
+        out = work()
+    del out
+    return sum(kept.values())
+
+
+def test_positive_feature_is_elu_plus_one_and_its_slope_does_not_jump_at_zero() -> None:
+    x = torch.tensor([-200.0, -20.0, -1.0, -0.0, 0.0, 1e-9, 0.5, 30.0], requires_grad=True)
+    feature = positive_feature(x)
+    (slope,) = torch.autograd.grad(feature.sum(), x)
+    assert torch.equal(feature.detach(), torch.exp(x.detach().clamp(max=0)) + F.relu(x.detach()))
+    wide = x.detach().double().requires_grad_()
+    (expected,) = torch.autograd.grad(F.elu(wide).sum(), wide)
+    assert torch.allclose(slope.double(), expected, rtol=1e-6, atol=1e-40)
+    assert slope[3:5].tolist() == [1.0, 1.0]
+
+
+def test_positive_feature_equals_autograd_on_a_permuted_view() -> None:
+    x = leaf(2, 7, 3, 4)
+    view = x.permute(0, 2, 1, 3)
+    assert positive_feature(view).is_contiguous()
+    assert_equals_autograd(
+        lambda: positive_feature(view), lambda: torch.exp(view.clamp(max=0)) + F.relu(view), (x,)
+    )
+
+
+def test_quotient_equals_autograd_and_lies_token_by_token() -> None:
+    value, denominator = leaf(2, 3, 5, 4), (leaf(2, 3, 5, 1, seed=1).detach().abs() + 1).requires_grad_()
+    assert divided(value, denominator).transpose(1, 2).is_contiguous()
+    assert_equals_autograd(
+        lambda: divided(value, denominator), lambda: value / denominator, (value, denominator)
+    )
+
+
+def mask(*shape: int) -> Kept:
+    return Kept(torch.rand(*shape, generator=torch.Generator().manual_seed(1)) >= 0.3, 1 / 0.7)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_a_mask_equals_a_product_and_keeps_a_byte_a_value(dtype: torch.dtype) -> None:
+    x, kept = leaf(3, 50, 8, dtype=dtype), mask(3, 50, 8)
+    factor = kept.mask.to(dtype).mul_(kept.scale)
+    assert_equals_autograd(lambda: masked(x, kept), lambda: x * factor, (x,))
+    assert kept_bytes(lambda: masked(x, kept)) == kept.mask.nelement()
+
+
+def test_dropout_between_gelu_and_a_linear_layer_equals_autograd() -> None:
+    torch.manual_seed(0)
+    x, layer, kept = leaf(3, 50, 32), nn.Linear(32, 8), mask(3, 50, 32)
+    given = (x, *layer.parameters())
+    assert_equals_autograd(
+        lambda: linear_of_gelu(x * 1, layer=layer, kept=kept),
+        lambda: layer(F.gelu(x * 1) * kept.scale * kept.mask),
+        given,
+    )
+    # Beside the parameters: its input and a byte a value, not the hidden layer once more.
+    hidden = x.nelement() * x.element_size()
+    most = hidden + kept.mask.nelement() + layer.weight.nelement() * 4
+    assert kept_bytes(lambda: linear_of_gelu(x, layer=layer, kept=kept)) <= most
+    expected = linear_of_gelu(x, layer=layer, kept=kept)
+    with torch.no_grad():
+        before = x.clone()
+        assert torch.equal(linear_of_gelu(x, layer=layer, kept=kept), expected)
+        assert torch.equal(x, before)
+
+
+@pytest.mark.parametrize("bias", [True, False])
+def test_linear_of_norm_equals_autograd(bias: bool) -> None:
+    torch.manual_seed(0)
+    norm, layer = nn.LayerNorm(8, eps=1e-8), nn.Linear(8, 12, bias=bias)
+    nn.init.normal_(norm.weight)
+    nn.init.normal_(norm.bias)
+    x = leaf(3, 5, 8)
+    assert_equals_autograd(
+        lambda: linear_of_norm(x, norm=norm, layer=layer),
+        lambda: layer(norm(x)),
+        (x, *norm.parameters(), *layer.parameters()),
+    )
+
+
+def mlp_and_norm() -> tuple[nn.Sequential, nn.LayerNorm]:
+    torch.manual_seed(0)
+    return nn.Sequential(nn.Linear(8, 32), nn.GELU(), nn.Linear(32, 8)), nn.LayerNorm(8)
+
+
+def test_mlp_equals_autograd() -> None:
+    mlp, norm = mlp_and_norm()
+    x = leaf(3, 5, 8)
+    assert_equals_autograd(
+        lambda: mlp_of_norm(x, norm=norm, mlp=mlp),
+        lambda: mlp(norm(x)),
+        (x, *norm.parameters(), *mlp.parameters()),
+    )
+
+
+def test_without_gradients_the_mlp_writes_over_its_hidden_layer_and_gives_the_same() -> None:
+    mlp, norm = mlp_and_norm()
+    x = leaf(3, 5, 8)
+    with torch.no_grad():
+        assert torch.equal(mlp_of_norm(x, norm=norm, mlp=mlp), mlp_of_norm(x, norm=norm, mlp=mlp))
+        assert torch.equal(mlp_of_norm(x, norm=norm, mlp=mlp), mlp(norm(x)))
+
+
+def test_under_autocast_gradients_are_those_of_autocast() -> None:
+    mlp, norm = mlp_and_norm()
+    x = leaf(3, 5, 8)
+    given = (x, *norm.parameters(), *mlp.parameters())
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        ours, plain = mlp_of_norm(x, norm=norm, mlp=mlp), mlp(norm(x))
+    assert ours.dtype == plain.dtype == torch.bfloat16
+    for one, other in zip(value_and_gradients(ours, *given), value_and_gradients(plain, *given), strict=True):
+        assert one.dtype == other.dtype
+        assert torch.allclose(one.float(), other.float(), rtol=2e-2, atol=2e-2)
+
+
+def test_less_is_kept_than_by_autograd() -> None:
+    mlp, norm = mlp_and_norm()
+    x = leaf(64, 8)
+    ours = kept_bytes(lambda: mlp_of_norm(x, norm=norm, mlp=mlp))
+    plain = kept_bytes(lambda: mlp(norm(x)))
+    assert ours < 0.65 * plain
+    assert kept_bytes(lambda: positive_feature(x * 1)) < 0.5 * kept_bytes(
+        lambda: torch.exp((x * 1).clamp(max=0)) + F.relu(x * 1)
+    )
