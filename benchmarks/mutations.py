@@ -122,8 +122,8 @@ MUTATIONS = (
         15,
         "MLproject never quotes, which MLflow does already",
         "MLproject",
-        "entry_points.horizontal\n      --preset={preset}",
-        'entry_points.horizontal\n      --preset="{preset}"',
+        "entry_points.horizontal --seed={seed}",
+        'entry_points.horizontal --seed="{seed}"',
     ),
     Mutation(
         15,

@@ -1,9 +1,12 @@
 """Train the original Dinomaly on all domains and evaluate it per domain and condition."""
 
-from entry_points.common import MODES, launch, variant_main
+import sys
+from functools import partial
 
-SWITCHES = MODES
-main = variant_main("baseline", doc=__doc__, switches=SWITCHES)
+from entry_points.common import launch, train, variant
+
+COMMAND = variant("baseline", __doc__)
+main = partial(train, COMMAND)
 
 if __name__ == "__main__":
-    launch(main)
+    sys.exit(launch(main))

@@ -1,9 +1,12 @@
 """Train Dinomaly on the largest q percent of token distances, chosen by their mean along rows."""
 
-from entry_points.common import MODES, launch, variant_main
+import sys
+from functools import partial
 
-SWITCHES = MODES
-main = variant_main("directional_topk", doc=__doc__, switches=SWITCHES)
+from entry_points.common import launch, train, variant
+
+COMMAND = variant("directional_topk", __doc__)
+main = partial(train, COMMAND)
 
 if __name__ == "__main__":
-    launch(main)
+    sys.exit(launch(main))

@@ -1,9 +1,12 @@
 """Train Dinomaly with a generalised mean over its two groups, in loss and score."""
 
-from entry_points.common import MODES, launch, variant_main
+import sys
+from functools import partial
 
-SWITCHES = MODES
-main = variant_main("gem", doc=__doc__, switches=SWITCHES)
+from entry_points.common import launch, train, variant
+
+COMMAND = variant("gem", __doc__)
+main = partial(train, COMMAND)
 
 if __name__ == "__main__":
-    launch(main)
+    sys.exit(launch(main))

@@ -1,10 +1,12 @@
 """Train Dinomaly with horizontal segment dropout on all domains and evaluate it per domain and condition."""
 
-from dinomaly_hd.flag_texts import Option
-from entry_points.common import MODES, launch, variant_main
+import sys
+from functools import partial
 
-SWITCHES = {"use_topk": Option("false", "true: with the TopK loss (config F)"), **MODES}
-main = variant_main("horizontal", doc=__doc__, switches=SWITCHES)
+from entry_points.common import launch, train, variant
+
+COMMAND = variant("horizontal", __doc__)
+main = partial(train, COMMAND)
 
 if __name__ == "__main__":
-    launch(main)
+    sys.exit(launch(main))

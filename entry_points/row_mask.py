@@ -1,9 +1,12 @@
 """Train Dinomaly whose decoder attention cannot read its own row nearby."""
 
-from entry_points.common import MODES, launch, variant_main
+import sys
+from functools import partial
 
-SWITCHES = MODES
-main = variant_main("row_mask", doc=__doc__, switches=SWITCHES)
+from entry_points.common import launch, train, variant
+
+COMMAND = variant("row_mask", __doc__)
+main = partial(train, COMMAND)
 
 if __name__ == "__main__":
-    launch(main)
+    sys.exit(launch(main))

@@ -1,9 +1,12 @@
 """Train Dinomaly with learned or given weights of its two groups, in loss and score."""
 
-from entry_points.common import MODES, launch, variant_main
+import sys
+from functools import partial
 
-SWITCHES = MODES
-main = variant_main("scale", doc=__doc__, switches=SWITCHES)
+from entry_points.common import launch, train, variant
+
+COMMAND = variant("scale", __doc__)
+main = partial(train, COMMAND)
 
 if __name__ == "__main__":
-    launch(main)
+    sys.exit(launch(main))

@@ -20,7 +20,7 @@ from dinomaly_hd.models.dinomaly import Dinomaly
 from dinomaly_hd.training.memory import named_when_exhausted, way_out
 from dinomaly_hd.tuning.worker import Attempt
 from entry_points import horizontal
-from entry_points.common import exit_code
+from entry_points.common import launch
 
 TOO_MUCH = 2**60
 TRY_AGAIN = 75
@@ -88,7 +88,7 @@ def _run(folder: Path, case: Case) -> str | None:
         warnings.catch_warnings(),
     ):
         warnings.simplefilter("ignore")
-        code = exit_code(horizontal.main, [f"--{name}={value}" for name, value in flags.items()])
+        code = launch(horizontal.main, [f"--{name}={value}" for name, value in flags.items()])
     if not held:
         return "the place was never reached"
     (state,) = (json.loads(path.read_text()) for path in (folder / "results").glob("horizontal/*/run.json"))

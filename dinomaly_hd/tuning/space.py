@@ -4,12 +4,10 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
-from dinomaly_hd.condition_files.keys import USED_WITH
-from dinomaly_hd.config import RunConfig, flatten
+from dinomaly_hd.config import RunConfig, Segments, flatten, text_of
+from dinomaly_hd.config.variants import WITH_TOPK
 from dinomaly_hd.errors import ConfigError, nearest
-from dinomaly_hd.flags import text_of
 from dinomaly_hd.tuning.dimensions import DIMENSIONS, REFERENCES, TOPK, Dimension, Native, Point, Whole
-from dinomaly_hd.variants import WITH_TOPK
 
 if TYPE_CHECKING:
     from optuna import Trial
@@ -159,8 +157,7 @@ def _can_matter(space: Space, name: str) -> bool:
 def _applies(name: str, flat: Mapping[str, object]) -> bool:
     if name not in flat:
         return False
-    other, allowed = USED_WITH.get(name, ("", ()))
-    return other not in flat or text_of(flat[other]) in allowed
+    return name not in Segments.model_fields or text_of(flat.get("disable_segment", False)) == "false"
 
 
 def _with_fitting_segments(space: Space, check: Callable[[RunConfig], None]) -> Space:

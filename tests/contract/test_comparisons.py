@@ -11,6 +11,7 @@ import pytest
 import torch
 
 from dinomaly_hd.config import RunConfig, flatten, with_values
+from dinomaly_hd.config.resolve import resolve_config
 from dinomaly_hd.errors import CheckpointError, ComparisonError, ConfigError, NonFiniteError
 from dinomaly_hd.experiments import ablation as ablations
 from dinomaly_hd.experiments import comparison, settings
@@ -22,7 +23,6 @@ from dinomaly_hd.experiments.run_folder import STATE, find_run
 from dinomaly_hd.experiments.settings import run_encoders, run_steps
 from dinomaly_hd.experiments.training_run import Outcome, execute
 from dinomaly_hd.files import publish_json
-from dinomaly_hd.flags import resolve_config
 from dinomaly_hd.jobs import Slots
 from dinomaly_hd.training.guards import SignalGuard
 from entry_points import ablation, encoders, finetune, steps

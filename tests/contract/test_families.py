@@ -13,6 +13,7 @@ import tifffile
 import torch
 from safetensors.torch import load_file
 
+from dinomaly_hd.config.resolve import resolve_model
 from dinomaly_hd.data.images import read_image
 from dinomaly_hd.data.simulator import simulate
 from dinomaly_hd.errors import ConfigError, Interrupted
@@ -22,7 +23,6 @@ from dinomaly_hd.experiments.domains import Trial, run_single_domain
 from dinomaly_hd.experiments.examine import score
 from dinomaly_hd.experiments.exported import load_model
 from dinomaly_hd.experiments.training_run import Outcome, execute
-from dinomaly_hd.flags import resolve_model
 from dinomaly_hd.models.patchcore import PatchCore
 from dinomaly_hd.training.guards import SignalGuard
 from dinomaly_hd.trivial import PREFIX, TRIVIAL

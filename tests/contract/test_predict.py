@@ -26,7 +26,7 @@ from dinomaly_hd.experiments.examine import Examiner
 from dinomaly_hd.experiments.prediction import Request, predict
 from dinomaly_hd.tracking.store import client_for
 from dinomaly_hd.training import checkpoint as checkpoints
-from entry_points.common import exit_code
+from entry_points.common import launch
 from entry_points.predict import main
 
 from .scoring_server import register
@@ -425,7 +425,7 @@ def test_flags_are_checked_and_errors_have_their_exit_codes(
     tiny_run: "TinyRun", tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     def run(*argv: str) -> tuple[int, str]:
-        code = exit_code(main, argv)
+        code = launch(main, argv)
         return code, capsys.readouterr().err
 
     given = ["--run", str(tiny_run.folder), "--input", str(tiny_run.data / "domain_A" / "test" / "good")]

@@ -27,7 +27,7 @@ from dinomaly_hd.files import publish_json
 from dinomaly_hd.tracking import prepare_store
 from dinomaly_hd.tracking.outbox import OUTBOX_NAME, Outbox
 from dinomaly_hd.tracking.store import client_for
-from entry_points.common import exit_code
+from entry_points.common import launch
 from entry_points.report import main
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -561,7 +561,7 @@ def test_flags_are_checked_and_errors_have_their_exit_codes(
     project: Project, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     def run(*argv: str) -> tuple[int, str]:
-        code = exit_code(main, ["--result_dir", str(project.results), "--experiment", EXPERIMENT, *argv])
+        code = launch(main, ["--result_dir", str(project.results), "--experiment", EXPERIMENT, *argv])
         return code, capsys.readouterr().err
 
     output = tmp_path / "out"

@@ -15,6 +15,7 @@ import pandas as pd
 import pytest
 from PIL import Image
 
+from dinomaly_hd.config.resolve import resolve_model
 from dinomaly_hd.data.images import read_image
 from dinomaly_hd.errors import ConfigError, ImageError
 from dinomaly_hd.experiments.context import Context
@@ -23,7 +24,6 @@ from dinomaly_hd.experiments.exported import load_model
 from dinomaly_hd.experiments.prediction import Request, predict
 from dinomaly_hd.experiments.request_images import input_example, read_input
 from dinomaly_hd.experiments.training_run import execute
-from dinomaly_hd.flags import resolve_model
 from dinomaly_hd.serving import ScoringModel, ServedModel, log_model
 from dinomaly_hd.tracking.store import client_for
 

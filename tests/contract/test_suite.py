@@ -13,6 +13,7 @@ from typing import Any
 
 import pytest
 
+from dinomaly_hd.config.resolve import resolve_model
 from dinomaly_hd.data import hdmap
 from dinomaly_hd.data.feature_files import FeaturePlace
 from dinomaly_hd.data.simulator import simulate
@@ -26,7 +27,6 @@ from dinomaly_hd.experiments.run_folder import open_run
 from dinomaly_hd.experiments.suite import report_places, run_suite
 from dinomaly_hd.experiments.training_run import execute
 from dinomaly_hd.files import locked
-from dinomaly_hd.flags import resolve_model
 from dinomaly_hd.jobs import Slots
 from dinomaly_hd.training.guards import SignalGuard
 from entry_points import suite

@@ -18,11 +18,11 @@ from torch import Tensor
 
 from dinomaly_hd.batch import Batch
 from dinomaly_hd.config import DinomalyConfig, RunConfig, with_values
+from dinomaly_hd.config.presets import quick_dinomaly
+from dinomaly_hd.config.variants import ABLATION, VARIANTS
 from dinomaly_hd.models.build import build_detector
 from dinomaly_hd.models.weights import Weights
-from dinomaly_hd.presets import quick_dinomaly
 from dinomaly_hd.training.task import DetectorTask
-from dinomaly_hd.variants import ABLATION, VARIANTS
 
 FILE = Path(__file__).parent / "variant_losses.json"
 STEPS, BATCH, IMAGES = 6, 4, 8

@@ -6,9 +6,9 @@ from pathlib import Path
 
 import pytest
 import yaml
-
 from dinomaly_hd.condition_files.keys import KEYS
 from dinomaly_hd.condition_files.kinds import Real, Whole
+
 from entry_points import project_file
 
 ROOT = Path(__file__).resolve().parents[2]

@@ -9,13 +9,13 @@ from torch import Tensor
 
 from dinomaly_hd.batch import Batch
 from dinomaly_hd.config import with_values
+from dinomaly_hd.config.presets import quick_dinomaly
+from dinomaly_hd.config.variants import VARIANTS
 from dinomaly_hd.models.auxiliary import BandClassifier
 from dinomaly_hd.models.build import build_detector
 from dinomaly_hd.models.dinomaly import Dinomaly, initialise
 from dinomaly_hd.models.faults import horizontal_bands
 from dinomaly_hd.models.weights import Weights
-from dinomaly_hd.presets import quick_dinomaly
-from dinomaly_hd.variants import VARIANTS
 
 
 def detector(variant: str = "aux", **values: Any) -> Dinomaly:

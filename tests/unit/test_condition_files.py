@@ -10,17 +10,17 @@ from typing import Any
 
 import pytest
 import yaml
-
 from dinomaly_hd.condition_files import FAMILIES, KEYS, Condition, read_conditions, read_plain, schema_text
 from dinomaly_hd.condition_files.keys import TRAINED, keys_of, needs_of
 from dinomaly_hd.condition_files.reading import MAX_BYTES
-from dinomaly_hd.config import PARTS, flatten
-from dinomaly_hd.errors import ConfigError
 from dinomaly_hd.flag_texts import HELP
-from dinomaly_hd.flags import resolve_family
-from dinomaly_hd.presets import FAMILIES as MODELS
-from dinomaly_hd.presets import preset_run
-from dinomaly_hd.variants import ABLATION, VARIANTS
+
+from dinomaly_hd.config import PARTS, flatten
+from dinomaly_hd.config.presets import FAMILIES as MODELS
+from dinomaly_hd.config.presets import preset_run
+from dinomaly_hd.config.resolve import resolve_family
+from dinomaly_hd.config.variants import ABLATION, VARIANTS
+from dinomaly_hd.errors import ConfigError
 
 SHIPPED = Path(__file__).resolve().parents[2] / "conditions"
 FILES = ("single_domain.json", "multi_domain.json", "ablation.yaml")

@@ -4,6 +4,7 @@ import subprocess
 import sys
 
 import pytest
+from dinomaly_hd.flag_texts import HELP, OPTIONS
 
 from dinomaly_hd.config import (
     AFTER_TRAINING,
@@ -17,11 +18,10 @@ from dinomaly_hd.config import (
     weights_of,
     with_values,
 )
+from dinomaly_hd.config.presets import FAMILIES, PRESETS, preset_run
+from dinomaly_hd.config.resolve import parse, resolve
+from dinomaly_hd.config.variants import ABLATION, VARIANTS
 from dinomaly_hd.errors import ConfigError
-from dinomaly_hd.flag_texts import HELP, OPTIONS
-from dinomaly_hd.flags import parse, resolve
-from dinomaly_hd.presets import FAMILIES, PRESETS, preset_run
-from dinomaly_hd.variants import ABLATION, VARIANTS
 
 MODELS = {**VARIANTS, **{name: model for name, model in FAMILIES.items() if name != "dinomaly"}}
 EVERY = [(name, preset) for name in MODELS for preset in PRESETS]
@@ -175,7 +175,7 @@ def test_options_do_not_hide_config_values() -> None:
 
 def test_help_needs_neither_torch_nor_mlflow() -> None:
     code = (
-        "import sys; from dinomaly_hd.flags import *; accepted_by(['horizontal'], switches={});"
+        "import sys; from dinomaly_hd.config.resolve import *; accepted_by(['horizontal'], switches={});"
         "sys.exit(any(name in sys.modules for name in ('torch', 'mlflow', 'timm', 'lightning')))"
     )
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0

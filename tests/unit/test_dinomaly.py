@@ -12,16 +12,16 @@ from torch import Tensor
 
 from dinomaly_hd.batch import Batch
 from dinomaly_hd.config import DinomalyConfig, TrainingConfig, with_values
+from dinomaly_hd.config.presets import quick_dinomaly
+from dinomaly_hd.config.variants import VARIANTS
 from dinomaly_hd.models import pieces
 from dinomaly_hd.models.bottleneck import BottleneckMLP, SegmentDropout
 from dinomaly_hd.models.build import build_detector
 from dinomaly_hd.models.dinomaly import Dinomaly
 from dinomaly_hd.models.noise import Noise
 from dinomaly_hd.models.weights import Weights
-from dinomaly_hd.presets import quick_dinomaly
 from dinomaly_hd.training.optim import warm_cosine
 from dinomaly_hd.training.task import DetectorTask
-from dinomaly_hd.variants import VARIANTS
 
 
 @cache

@@ -8,9 +8,9 @@ from pathlib import Path
 
 import pytest
 
+from dinomaly_hd.config.resolve import accepted_by, parse, resolve
 from dinomaly_hd.data.feature_files import FeaturePlace
 from dinomaly_hd.errors import ConfigError
-from dinomaly_hd.flags import accepted_by, parse, resolve
 from dinomaly_hd.training.guards import SignalGuard
 from entry_points import horizontal, project_file
 from entry_points.common import context_of, exit_code, prepare, variants_of

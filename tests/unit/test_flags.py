@@ -5,10 +5,10 @@ import shlex
 import pytest
 
 from dinomaly_hd.config import SegmentBottleneck, TopKLoss, flatten
+from dinomaly_hd.config.resolve import config_names, parse, resolve_config, whole_numbers
+from dinomaly_hd.config.variants import ABLATION, CONFIG_SETS, VARIANTS
 from dinomaly_hd.errors import ConfigError
-from dinomaly_hd.flags import config_names, parse, resolve_config, whole_numbers
 from dinomaly_hd.training.guards import SignalGuard
-from dinomaly_hd.variants import ABLATION, CONFIG_SETS, VARIANTS
 from entry_points import ablation, comparisons
 
 VALUES = {"preset": "quick"}

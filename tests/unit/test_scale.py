@@ -10,15 +10,15 @@ from torch import Tensor
 
 from dinomaly_hd.batch import Batch
 from dinomaly_hd.config import with_values
+from dinomaly_hd.config.presets import quick_dinomaly
+from dinomaly_hd.config.variants import VARIANTS
 from dinomaly_hd.models import scoring
 from dinomaly_hd.models.build import build_detector
 from dinomaly_hd.models.dinomaly import Dinomaly
 from dinomaly_hd.models.distance import MeanPooling, WeightedPooling
 from dinomaly_hd.models.losses import HardMining
 from dinomaly_hd.models.weights import Weights
-from dinomaly_hd.presets import quick_dinomaly
 from dinomaly_hd.training.task import DetectorTask
-from dinomaly_hd.variants import VARIANTS
 
 BATCH = Batch(torch.zeros(3, 3, 3), torch.zeros(3, dtype=torch.int64), None)
 

@@ -3,23 +3,25 @@
 from collections.abc import Callable
 from typing import Any, Literal
 
-from dinomaly_hd.config import (
-    DataConfig,
-    DinomalyConfig,
+from dinomaly_hd.config.dinomaly import DinomalyConfig
+from dinomaly_hd.config.families import (
     DraemConfig,
+    ModelConfig,
+    PatchCoreConfig,
+    SevNetConfig,
+    TrivialConfig,
+)
+from dinomaly_hd.config.run import (
+    DataConfig,
     EncoderConfig,
     EvaluationConfig,
     ImageInput,
-    ModelConfig,
     NoTraining,
-    PatchCoreConfig,
     RawInput,
     RunConfig,
-    SevNetConfig,
     TrainingConfig,
-    TrivialConfig,
 )
-from dinomaly_hd.variants import baseline
+from dinomaly_hd.config.variants import VARIANTS, baseline
 
 FAMILIES: dict[str, Callable[[], ModelConfig]] = {
     "dinomaly": baseline,
@@ -29,6 +31,9 @@ FAMILIES: dict[str, Callable[[], ModelConfig]] = {
     "trivial": TrivialConfig,
 }
 """Model families by ``model_type``, each at its defaults."""
+
+MODELS: dict[str, Callable[[], ModelConfig]] = {**VARIANTS, **FAMILIES}
+"""Whatever has a name: every variant, and every family."""
 
 QUICK_DATA = DataConfig(simulate_size="quick")
 QUICK_ENCODER = EncoderConfig(encoder="efficientnet_lite0", image_size="248x96", crop="none")
