@@ -242,8 +242,8 @@ def _understood(name: str, added: dict[str, str], named: dict[str, str]) -> str 
         except ConfigError as error:
             if has_hidden(str(error)):
                 return f"said {str(error)!r}"
-            if "is needed" in str(error):  # by others: this one was read
-                continue
+            if "expected one argument" in str(error):
+                return f"{key}={text!r} was not read as a value: {error}"
         else:
             if given != {key: text}:
                 return f"{key}={text!r} was read as {given}"
