@@ -105,14 +105,13 @@ def with_values(config: Config, values: Mapping[str, Any]) -> Config:
     Raises:
         ConfigError: A value breaks its rule; one line names parameter, value and rule.
     """
-    changed: dict[str, Any] = {}
-    for name, value in config:
-        if isinstance(value, Frozen):
-            part = with_values(value, values)
-            changed |= {name: part} if part is not value else {}
-        elif name in values:
-            changed[name] = values[name]
-    return validated(type(config), {**dict(config), **changed}) if changed else config
+    changed = {
+        name: with_values(value, values) if isinstance(value, Frozen) else values.get(name, value)
+        for name, value in config
+    }
+    if all(changed[name] is value for name, value in config):
+        return config
+    return validated(type(config), changed)
 
 
 def validated(kind: type[Config], content: Any) -> Config:
