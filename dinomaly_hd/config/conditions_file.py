@@ -160,7 +160,9 @@ def read_conditions(path: Path) -> tuple[Condition, ...]:
     try:
         file: Any = file_model().model_validate(content)
     except ValidationError as error:
-        raise ConfigError(f"{path}: {_fault(content, error.errors()[0])}") from None
+        faults = error.errors()
+        unknown = [fault for fault in faults if fault["type"] == "extra_forbidden"]  # says more than what it lacks
+        raise ConfigError(f"{path}: {_fault(content, (unknown or faults)[0])}") from None
     conditions: dict[str, Condition] = {}
     for entry in file.experiment_conditions:
         place = f"{path}: condition {entry.name}"
@@ -215,8 +217,9 @@ def _fault(content: Any, detail: Any) -> str:
     place = ""
     if len(loc) > 1:
         entry = content["experiment_conditions"][loc[1]]
-        name = str(entry.get("name")) if isinstance(entry, dict) else ""
-        place = f"condition {name if re.fullmatch(NAME, name) else loc[1] + 1}: "
+        name = entry.get("name") if isinstance(entry, dict) else None
+        named = isinstance(name, str) and re.fullmatch(NAME, name)
+        place = f"condition {name if named else loc[1] + 1}: "
     if kind == "missing":
         return f"{place}{key} is missing; write it"
     if kind == "union_tag_not_found":
@@ -226,6 +229,8 @@ def _fault(content: Any, detail: Any) -> str:
         return f"{place}model_type={shown(tag)}: unknown.{nearest(tag[:LONGEST_TEXT], FAMILIES)}"
     if kind == "extra_forbidden":
         return f"{place}{shown(key)[1:-1]}={shown(value)}: {_unknown(key, loc)}"
+    if kind in ("model_type", "model_attributes_type", "dict_type"):
+        return f"{place}{key}: expected keys and values, got {shown(value)}"
     quotes = "; write it without quotes" if isinstance(value, str) and kind.endswith("_type") else ""
     return f"{place}{key}={shown(value)}: {reason_of_fault(detail)}{quotes}"
 

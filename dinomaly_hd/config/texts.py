@@ -153,12 +153,13 @@ def _says(read: Callable[[str], object], *words: str) -> AfterValidator:
     return AfterValidator(check)
 
 
-def numbers_as_text(separator: str) -> BeforeValidator:
-    """Let a number, or a list of numbers, stand for its text: 224 for "224", [20, 80] for "20-80"."""
+def numbers_as_text(separator: str, *, pair: bool = False) -> BeforeValidator:
+    """Let a number, or a list (``pair``: of two), stand for its text: 224 for "224", [20, 80] for "20-80"."""
 
     def join(value: Any) -> Any:
         parts = value if isinstance(value, list) else [value]
-        if not all(type(part) in (int, float) for part in parts):
+        lacking = pair and isinstance(value, list) and len(value) != 2
+        if lacking or not all(type(part) in (int, float) for part in parts):
             return value
         # Without exponents, so that a dash can stand for "to".
         return separator.join(f"{Decimal(str(part)).normalize():f}" for part in parts)
@@ -191,12 +192,12 @@ def _radius(text: str) -> None:
 
 
 Number = numbers_as_text("")
-Size = Annotated[str, numbers_as_text("x"), AfterValidator(_shortest_size)]
+Size = Annotated[str, numbers_as_text("x", pair=True), AfterValidator(_shortest_size)]
 Crop = Annotated[
-    str, numbers_as_text("x"), AfterValidator(lambda text: text if text == NO_CROP else _shortest_size(text))
+    str, numbers_as_text("x", pair=True), AfterValidator(lambda text: text if text == NO_CROP else _shortest_size(text))
 ]
-Range = Annotated[str, numbers_as_text("-"), _says(range_of)]
-WholeRange = Annotated[str, numbers_as_text("-"), _says(_whole_range)]
+Range = Annotated[str, numbers_as_text("-", pair=True), _says(range_of)]
+WholeRange = Annotated[str, numbers_as_text("-", pair=True), _says(_whole_range)]
 Layers = Annotated[
     str,
     numbers_as_text(","),

@@ -18,7 +18,9 @@ MEMBERS = ["multiclass_unified", "singleclass_A", "singleclass_B"]
 
 @pytest.fixture
 def run(tiny_settings: dict[str, str]) -> RunConfig:
-    return resolve_model("baseline", {**tiny_settings, "domains": "A,B", "maps_per_group": "0", "image_size": "32"})
+    return resolve_model(
+        "baseline", {**tiny_settings, "domains": "A,B", "maps_per_group": "0", "image_size": "32"}
+    )
 
 
 def test_compare_runs_all_members_under_one_parent(context: Context, run: RunConfig) -> None:
