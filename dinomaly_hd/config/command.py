@@ -137,17 +137,21 @@ class Command(Generic[Options]):
 def _joined(argv: Sequence[str], fields: Fields) -> list[str]:
     """Return the words of ``argv`` with each name and value behind the marker as one word.
 
-    What MLproject declares stands before it, at its default where the user has not said otherwise; such a word is
-    left out, so that commands and checks see what was asked for.
+    What MLproject declares stands before it, at its default where the user has not said otherwise; such a word
+    is left out, so that commands and checks see what was asked for.
     """
-    if MARKER not in argv:
-        return list(argv)
-    place = list(argv).index(MARKER)
-    declared, added = argv[:place], argv[place + 1 :]
-    defaults = {f"--{name}={text_of(parameter.default)}" for name, parameter in fields.items()}
-    words = [word for word in declared if word not in defaults]
-    for name, value in zip(added[::2], [*added[1::2], None], strict=False):
-        if not name.startswith("--") or "=" in name or value is None:
-            raise ConfigError(f"unexpected word {shown(name)} behind {MARKER}; write --name value in turn")
-        words.append(f"{name}={value}")
+    words = list(argv)
+    if MARKER in words:
+        place = words.index(MARKER)
+        defaults = {f"--{name}={text_of(parameter.default)}" for name, parameter in fields.items()}
+        words, added = [word for word in words[:place] if word not in defaults], words[place + 1 :]
+        for name, value in zip(added[::2], [*added[1::2], None], strict=False):
+            if not name.startswith("--") or "=" in name or value is None:
+                raise ConfigError(
+                    f"unexpected word {shown(name)} behind {MARKER}; write --name value in turn"
+                )
+            words.append(f"{name}={value}")
+    for word in words:
+        if word == "--" or word.endswith("=--"):  # argparse takes it for the end of all flags
+            raise ConfigError(f"unexpected word {shown(word)}; write --name value")
     return words

@@ -161,7 +161,9 @@ def read_conditions(path: Path) -> tuple[Condition, ...]:
         file: Any = file_model().model_validate(content)
     except ValidationError as error:
         faults = error.errors()
-        unknown = [fault for fault in faults if fault["type"] == "extra_forbidden"]  # says more than what it lacks
+        unknown = [
+            fault for fault in faults if fault["type"] == "extra_forbidden"
+        ]  # says more than what it lacks
         raise ConfigError(f"{path}: {_fault(content, (unknown or faults)[0])}") from None
     conditions: dict[str, Condition] = {}
     for entry in file.experiment_conditions:

@@ -194,7 +194,9 @@ def _radius(text: str) -> None:
 Number = numbers_as_text("")
 Size = Annotated[str, numbers_as_text("x", pair=True), AfterValidator(_shortest_size)]
 Crop = Annotated[
-    str, numbers_as_text("x", pair=True), AfterValidator(lambda text: text if text == NO_CROP else _shortest_size(text))
+    str,
+    numbers_as_text("x", pair=True),
+    AfterValidator(lambda text: text if text == NO_CROP else _shortest_size(text)),
 ]
 Range = Annotated[str, numbers_as_text("-", pair=True), _says(range_of)]
 WholeRange = Annotated[str, numbers_as_text("-", pair=True), _says(_whole_range)]

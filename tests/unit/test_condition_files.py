@@ -398,7 +398,7 @@ WRONG: list[tuple[str, dict[str, Any], str]] = [
         "to 256",
     ),
 ]
-LOOSE = r"exclude|: A is|given twice|no layers|write (LOW|half|whole|pix)|\[2|visible|no range|000: "
+LOOSE = r"exclude|: A is|given twice|no layers|write (LOW|half|whole|pix)|\[2|visible|no range|a size|000: "
 """Rules on the relation of values or inside of texts, which the schema does not hold."""
 
 
