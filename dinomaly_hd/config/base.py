@@ -7,6 +7,7 @@ set by the variant or the preset.
 
 import re
 from collections.abc import Mapping
+from copy import copy
 from typing import Annotated, Any, Literal, NamedTuple, TypeVar, get_args
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError
@@ -65,7 +66,10 @@ def flatten(config: Frozen) -> dict[str, Any]:
 
 
 def described(config: Frozen) -> dict[str, FieldInfo]:
-    """Return the field of every value of a config that a user may set, by the value's name."""
+    """Return the field of every value of a config that a user may set, by the value's name.
+
+    The field's default is the value that it has in this config.
+    """
     found: dict[str, FieldInfo] = {}
     for name, field in type(config).model_fields.items():
         part = getattr(config, name)
@@ -75,7 +79,8 @@ def described(config: Frozen) -> dict[str, FieldInfo]:
                 found[str(field.discriminator)] = choice
             found |= described(part)
         elif field.description:
-            found[name] = field
+            found[name] = copy(field)
+            found[name].default = part
     return found
 
 
