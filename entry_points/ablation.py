@@ -1,6 +1,5 @@
 """Train and compare configs with several seeds on equal terms: A0 A B C D E F G F0 K100, or a list."""
 
-import sys
 from collections.abc import Sequence
 from functools import partial
 from typing import Annotated
@@ -16,14 +15,13 @@ class Options(SeedsOptions):
     configs: Annotated[
         str,
         doc(
-            "ablation (A0 A B C D E F G F0 K100), directional, variants, or a list such as A0,F,F:q_percent=1; all are compared with the first"
+            "ablation (A0 A B C D E F G F0 K100), directional, variants, or a list such as "
+            "A0,F,F:q_percent=1; all are compared with the first"
         ),
     ] = "ablation"
     slots: Annotated[
         OrAuto[PositiveCount],
-        doc(
-            "runs at once; auto: one a GPU, or one for two cores where there is none; 1: one after another in this process"
-        ),
+        doc("runs at once; auto: one a GPU, or one for two cores; 1: one after another, here"),
     ] = 1
 
 
@@ -31,7 +29,6 @@ COMMAND = Command("ablation", __doc__, Options, runs=comparison_fields, instead=
 
 
 def main(argv: Sequence[str], guard: SignalGuard) -> None:
-    """Run the ablation."""
     asked = COMMAND.parse(argv)
     options, context = asked.options, context_of(asked, guard, seeds=asked.options.seeds)
     from dinomaly_hd.experiments.ablation import run_ablation
@@ -47,4 +44,4 @@ def main(argv: Sequence[str], guard: SignalGuard) -> None:
 
 
 if __name__ == "__main__":
-    sys.exit(launch(main))
+    raise SystemExit(launch(main))

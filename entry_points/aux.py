@@ -1,12 +1,8 @@
 """Train Dinomaly that also learns to tell synthetic bands, and evaluate it per domain and condition."""
 
-import sys
-from functools import partial
+from entry_points.common import launch, training
 
-from entry_points.common import launch, train, variant
-
-COMMAND = variant("aux", __doc__)
-main = partial(train, COMMAND)
+COMMAND, main = training("aux", __doc__)
 
 if __name__ == "__main__":
-    sys.exit(launch(main))
+    raise SystemExit(launch(main))

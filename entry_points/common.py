@@ -5,6 +5,7 @@ import os
 import sys
 import traceback
 from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -37,13 +38,15 @@ a quarter of the imports' time."""
 QUIET = {"MLFLOW_DISABLE_TELEMETRY": "true", "RAY_USAGE_STATS_ENABLED": "0", "HF_HUB_DISABLE_TELEMETRY": "1"}
 
 
+EXPERIMENT = "dinomaly-hd"
+Experiment = Annotated[str, doc("MLflow experiment (mlflow run chooses its own)")]
 ResultDir = Annotated[Path, doc("folder of all run folders")]
 SLOTS = "runs at once; auto: one a GPU, or one for two cores where there is none"
 
 
 class Options(Frozen):
     result_dir: ResultDir = Path("results")
-    experiment: Annotated[str, doc("MLflow experiment (mlflow run chooses its own)")] = "dinomaly-hd"
+    experiment: Experiment = EXPERIMENT
 
 
 class FeatureOptions(Options):
@@ -128,10 +131,11 @@ def launch(main: Main, argv: Sequence[str] | None = None) -> int:
     return 0
 
 
-def variant(name: str, doc: str | None) -> Command[TrainingOptions]:
-    """Return the command that trains a variant, and what ``use_topk`` makes of it."""
-    names = [name, *([WITH_TOPK[name]] if name in WITH_TOPK else [])]
-    return Command(name, doc, TrainingOptions, runs=lambda: any_of(names))
+def training(variant: str, doc: str | None) -> tuple[Command[TrainingOptions], Main]:
+    """Return command and main function of a variant's entry point; ``use_topk`` may choose another one."""
+    variants = [variant, *([WITH_TOPK[variant]] if variant in WITH_TOPK else [])]
+    command = Command(variant, doc, TrainingOptions, runs=lambda: any_of(variants))
+    return command, partial(train, command)
 
 
 def train(command: Command[TrainingOptions], argv: Sequence[str], guard: SignalGuard) -> None:
@@ -175,7 +179,7 @@ def feature_place(options: FeatureOptions) -> "FeaturePlace | None":
 
 
 def comparison_fields(*without: str) -> Fields:
-    """Return what a comparison of variants takes: what all of them have, and it does not set for each member."""
+    """Return what a comparison of variants takes: what all have, and it does not set for each member."""
     return all_of(VARIANTS, without=(*PER_MEMBER, *without))
 
 

@@ -1,12 +1,8 @@
 """Train Dinomaly with horizontal segment dropout inside the decoder's attention."""
 
-import sys
-from functools import partial
+from entry_points.common import launch, training
 
-from entry_points.common import launch, train, variant
-
-COMMAND = variant("decoder_dropout", __doc__)
-main = partial(train, COMMAND)
+COMMAND, main = training("decoder_dropout", __doc__)
 
 if __name__ == "__main__":
-    sys.exit(launch(main))
+    raise SystemExit(launch(main))

@@ -1,6 +1,5 @@
 """Check the installation, the disk, MLflow's store and a data root: one line each, with the way out."""
 
-import sys
 from collections.abc import Sequence
 
 from dinomaly_hd.config.command import Command
@@ -21,7 +20,6 @@ COMMAND = Command("doctor", __doc__, FeatureOptions, runs=_fields)
 
 
 def main(argv: Sequence[str], guard: SignalGuard) -> None:
-    """Print the findings; a problem ends with the exit code that a run would have."""
     asked = COMMAND.parse(argv)
     run, place = resolve_model("baseline", asked.values), feature_place(asked.options)
     from dinomaly_hd.experiments.doctor import BAD, Patient, examine
@@ -44,4 +42,4 @@ def main(argv: Sequence[str], guard: SignalGuard) -> None:
 
 
 if __name__ == "__main__":
-    sys.exit(launch(main))
+    raise SystemExit(launch(main))

@@ -1,6 +1,5 @@
 """Train and compare encoders at equal settings: small, base, large, or any list."""
 
-import sys
 from collections.abc import Sequence
 from typing import Annotated
 
@@ -17,7 +16,8 @@ class Options(ConfigOptions):
     encoders: Annotated[
         Names,
         doc(
-            "small, base, large (DINOv2 with registers), dinov2reg_vit_..., efficientnet_lite0 or any timm name; all are compared with the first"
+            "small, base, large (DINOv2 with registers), dinov2reg_vit_..., efficientnet_lite0 or any "
+            "timm name; all are compared with the first"
         ),
     ] = ("base", "small", "large")
 
@@ -32,7 +32,6 @@ COMMAND = Command(
 
 
 def main(argv: Sequence[str], guard: SignalGuard) -> None:
-    """Run the comparison of encoders."""
     asked = COMMAND.parse(argv)
     options, context = asked.options, context_of(asked, guard, seeds=asked.options.seeds)
     encoders = [SIZES.get(name, name) for name in options.encoders]
@@ -49,4 +48,4 @@ def main(argv: Sequence[str], guard: SignalGuard) -> None:
 
 
 if __name__ == "__main__":
-    sys.exit(launch(main))
+    raise SystemExit(launch(main))

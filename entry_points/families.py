@@ -38,7 +38,8 @@ class FamilyOptions(ConditionOptions):
     model_type: Annotated[
         Names,
         doc(
-            "dinomaly, patchcore, draem, draem_sevnet, trivial, or a Dinomaly variant; several are compared with the first, changes behind colons: patchcore,patchcore:context=2,draem:fault_source=band"
+            "dinomaly, patchcore, draem, draem_sevnet, trivial, or a Dinomaly variant; several are compared "
+            "with the first, changes behind colons: patchcore,patchcore:context=2,draem:fault_source=band"
         ),
     ] = ("dinomaly",)
     source_domain: Annotated[Names, doc("the domain trained on; several, or all, are trained one by one")] = (
@@ -54,7 +55,7 @@ class TransferOptions(FamilyOptions):
 
 
 def family_fields() -> Fields:
-    """Return what an entry point of any family takes: whatever one of them has, and the trial does not say."""
+    """Return what an entry point of any family takes: whatever one has, and the trial does not say."""
     return any_of(MODELS, without=PER_TRIAL)
 
 
@@ -137,9 +138,7 @@ def chosen_conditions(options: ConditionOptions) -> list[Condition]:
     return [known[name] for name in options.condition or known]
 
 
-def trials_of_conditions(
-    conditions: Sequence[Condition], asked: Asked[ConditionOptions]
-) -> "list[Trial]":
+def trials_of_conditions(conditions: Sequence[Condition], asked: Asked[ConditionOptions]) -> "list[Trial]":
     """Return conditions x seeds; the user's flags go over what a condition says."""
     seeds, given = asked.options.seeds, asked.values
     trials = []

@@ -1,6 +1,5 @@
 """Train on all domains, then fine-tune on each: what is gained there, and what is forgotten elsewhere."""
 
-import sys
 from collections.abc import Sequence
 from typing import Annotated
 
@@ -28,7 +27,6 @@ COMMAND = Command("finetune", __doc__, Options, runs=comparison_fields, instead=
 
 
 def main(argv: Sequence[str], guard: SignalGuard) -> None:
-    """Run the unified training and the fine-tunings."""
     asked = COMMAND.parse(argv)
     options, context = asked.options, context_of(asked, guard, seeds=asked.options.seeds)
     chosen = options.finetune_domains
@@ -43,4 +41,4 @@ def main(argv: Sequence[str], guard: SignalGuard) -> None:
 
 
 if __name__ == "__main__":
-    sys.exit(launch(main))
+    raise SystemExit(launch(main))

@@ -1,12 +1,8 @@
 """Train Dinomaly with a generalised mean over its two groups, in loss and score."""
 
-import sys
-from functools import partial
+from entry_points.common import launch, training
 
-from entry_points.common import launch, train, variant
-
-COMMAND = variant("gem", __doc__)
-main = partial(train, COMMAND)
+COMMAND, main = training("gem", __doc__)
 
 if __name__ == "__main__":
-    sys.exit(launch(main))
+    raise SystemExit(launch(main))

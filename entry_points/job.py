@@ -1,6 +1,5 @@
 """Run one job of a suite; `suite` writes its job.json and starts it."""
 
-import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated
@@ -20,7 +19,6 @@ COMMAND = Command("job", __doc__, Options)
 
 
 def main(argv: Sequence[str], guard: SignalGuard) -> None:
-    """Run the job."""
     die_with_parent()
     options = COMMAND.parse(argv).options
     from dinomaly_hd.experiments.member_job import run_job
@@ -29,4 +27,4 @@ def main(argv: Sequence[str], guard: SignalGuard) -> None:
 
 
 if __name__ == "__main__":
-    sys.exit(launch(main))
+    raise SystemExit(launch(main))

@@ -1,6 +1,5 @@
 """Train on one source domain and test it on the others, with any model family."""
 
-import sys
 from collections.abc import Sequence
 
 from dinomaly_hd.config.command import Command
@@ -12,7 +11,6 @@ COMMAND = Command("multi_domain", __doc__, TransferOptions, family_fields, INSTE
 
 
 def main(argv: Sequence[str], guard: SignalGuard) -> None:
-    """Run the experiment."""
     asked = COMMAND.parse(argv)
     trials, context = trials_of(asked), context_of(asked, guard, seeds=asked.options.seeds)
     from dinomaly_hd.experiments.domains import run_multi_domain
@@ -21,4 +19,4 @@ def main(argv: Sequence[str], guard: SignalGuard) -> None:
 
 
 if __name__ == "__main__":
-    sys.exit(launch(main))
+    raise SystemExit(launch(main))

@@ -1,6 +1,5 @@
 """Score a folder of images with a finished run: scores.csv with decisions, and the highest anomaly maps."""
 
-import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated
@@ -15,7 +14,8 @@ class Options(Frozen):
     run: Annotated[
         str,
         doc(
-            "run folder, its name, its MLflow run id, models:/NAME/VERSION, models:/NAME@ALIAS, or a run's checkpoint (RUN/checkpoints/step_00000400.pt)"
+            "run folder, its name, its MLflow run id, models:/NAME/VERSION, models:/NAME@ALIAS, or a "
+            "run's checkpoint (RUN/checkpoints/step_00000400.pt)"
         ),
     ]
     input: Annotated[Path, doc("folder of .tiff, .tif or .png images, searched recursively, or one image")]
@@ -35,7 +35,6 @@ COMMAND = Command("predict", __doc__, Options)
 
 
 def main(argv: Sequence[str], guard: SignalGuard) -> None:
-    """Score and say where the results are."""
     options = COMMAND.parse(argv).options
     from dinomaly_hd.experiments.prediction import Request, predict
 
@@ -56,4 +55,4 @@ def main(argv: Sequence[str], guard: SignalGuard) -> None:
 
 
 if __name__ == "__main__":
-    sys.exit(launch(main))
+    raise SystemExit(launch(main))

@@ -1,21 +1,19 @@
 """Report on any set of finished runs: tables, statistics, pictures, and what may be concluded."""
 
-import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated
 
-from dinomaly_hd.config.base import doc
+from dinomaly_hd.config.base import Frozen, doc
 from dinomaly_hd.config.command import Command, OrAuto
 from dinomaly_hd.config.texts import names_in
 from dinomaly_hd.training.guards import SignalGuard
-from entry_points import common
-from entry_points.common import ROOT, launch, say
+from entry_points.common import EXPERIMENT, ROOT, Experiment, ResultDir, launch, say
 
 NONE = "none"
 
 
-class Options(common.Options):
+class Options(Frozen):
     runs: Annotated[
         str,
         doc(
@@ -28,7 +26,8 @@ class Options(common.Options):
     label_by: Annotated[
         str,
         doc(
-            "what a run is called: config (as in its comparison, else its variant), variant, or the name of a value of its config such as encoder or q_percent"
+            "what a run is called: config (as in its comparison, else its variant), variant, or the "
+            "name of a value of its config such as encoder or q_percent"
         ),
     ] = "config"
     reference: Annotated[
@@ -40,13 +39,14 @@ class Options(common.Options):
         OrAuto[Path],
         doc("new folder; auto: the comparison's own if runs is just one, else {result_dir}/report/{time}"),
     ] = None
+    result_dir: ResultDir = Path("results")
+    experiment: Experiment = EXPERIMENT
 
 
 COMMAND = Command("report", __doc__, Options)
 
 
 def main(argv: Sequence[str], guard: SignalGuard) -> None:
-    """Collect, compare, write, log, and print the report."""
     asked = COMMAND.parse(argv)
     options = asked.options
     from dinomaly_hd.experiments.collect import Asked
@@ -74,4 +74,4 @@ def main(argv: Sequence[str], guard: SignalGuard) -> None:
 
 
 if __name__ == "__main__":
-    sys.exit(launch(main))
+    raise SystemExit(launch(main))

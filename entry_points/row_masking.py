@@ -1,12 +1,8 @@
 """Train Dinomaly with whole rows of its bottleneck replaced by a learned token."""
 
-import sys
-from functools import partial
+from entry_points.common import launch, training
 
-from entry_points.common import launch, train, variant
-
-COMMAND = variant("row_masking", __doc__)
-main = partial(train, COMMAND)
+COMMAND, main = training("row_masking", __doc__)
 
 if __name__ == "__main__":
-    sys.exit(launch(main))
+    raise SystemExit(launch(main))

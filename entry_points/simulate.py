@@ -1,6 +1,5 @@
 """Write the simulated HDMAP: folders, conditions, severities and ground-truth masks."""
 
-import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Literal
@@ -30,7 +29,6 @@ COMMAND = Command("simulate", __doc__, Options)
 
 
 def main(argv: Sequence[str], guard: SignalGuard) -> None:
-    """Write the folder and say where it is."""
     options = COMMAND.parse(argv).options
     from dinomaly_hd.data.simulator import simulate
     from dinomaly_hd.experiments.data_root import simulated_root
@@ -48,4 +46,4 @@ def main(argv: Sequence[str], guard: SignalGuard) -> None:
 
 
 if __name__ == "__main__":
-    sys.exit(launch(main))
+    raise SystemExit(launch(main))

@@ -1,6 +1,5 @@
 """Train and test one domain with any model family; several models, domains or seeds are compared."""
 
-import sys
 from collections.abc import Sequence
 
 from dinomaly_hd.config.command import Command
@@ -14,7 +13,6 @@ COMMAND = Command(
 
 
 def main(argv: Sequence[str], guard: SignalGuard) -> None:
-    """Run the experiment."""
     asked = COMMAND.parse(argv)
     trials, context = trials_of(asked), context_of(asked, guard, seeds=asked.options.seeds)
     from dinomaly_hd.experiments.domains import run_single_domain
@@ -23,4 +21,4 @@ def main(argv: Sequence[str], guard: SignalGuard) -> None:
 
 
 if __name__ == "__main__":
-    sys.exit(launch(main))
+    raise SystemExit(launch(main))

@@ -1,6 +1,5 @@
 """Train once and evaluate at several numbers of steps, without training again."""
 
-import sys
 from collections.abc import Sequence
 from typing import Annotated
 
@@ -24,7 +23,6 @@ COMMAND = Command(
 
 
 def main(argv: Sequence[str], guard: SignalGuard) -> None:
-    """Run the training and its evaluations."""
     asked = COMMAND.parse(argv)
     options, context = asked.options, context_of(asked, guard, seeds=asked.options.seeds)
     steps = sorted(options.steps)
@@ -43,4 +41,4 @@ def main(argv: Sequence[str], guard: SignalGuard) -> None:
 
 
 if __name__ == "__main__":
-    sys.exit(launch(main))
+    raise SystemExit(launch(main))

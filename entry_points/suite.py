@@ -1,6 +1,5 @@
 """Run the conditions of a file with all their seeds on this machine's slots or on a Ray cluster."""
 
-import sys
 from collections.abc import Sequence
 from typing import Annotated
 
@@ -28,7 +27,6 @@ COMMAND = Command(
 
 
 def main(argv: Sequence[str], guard: SignalGuard) -> None:
-    """Run the suite."""
     asked = COMMAND.parse(argv)
     options, context = asked.options, context_of(asked, guard, seeds=asked.options.seeds)
     trials = trials_of_conditions(chosen_conditions(options), asked)
@@ -44,4 +42,4 @@ def main(argv: Sequence[str], guard: SignalGuard) -> None:
 
 
 if __name__ == "__main__":
-    sys.exit(launch(main))
+    raise SystemExit(launch(main))

@@ -1,6 +1,5 @@
 """Complete in MLflow what run folders hold and MLflow lacks; mark runs of dead processes KILLED."""
 
-import sys
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -19,7 +18,6 @@ COMMAND = Command("sync", __doc__, Options)
 
 
 def main(argv: Sequence[str], guard: SignalGuard) -> None:
-    """Synchronise and say what was done."""
     options = COMMAND.parse(argv).options
     from dinomaly_hd.experiments.upkeep import synchronise
 
@@ -33,4 +31,4 @@ def main(argv: Sequence[str], guard: SignalGuard) -> None:
 
 
 if __name__ == "__main__":
-    sys.exit(launch(main))
+    raise SystemExit(launch(main))

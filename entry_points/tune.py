@@ -6,7 +6,6 @@ the same storage (PostgreSQL) joins in.
 """
 
 import os
-import sys
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Annotated
 
@@ -41,7 +40,8 @@ class Options(SurroundingsOptions, EngineOptions):
     storage: Annotated[
         str,
         doc(
-            "auto: DINOMALY_HD_STORAGE, else optuna.db beside mlflow.db; sqlite:///FILE; postgresql://USER@HOST/NAME"
+            "auto: DINOMALY_HD_STORAGE, else optuna.db beside mlflow.db; sqlite:///FILE; "
+            "postgresql://USER@HOST/NAME"
         ),
     ] = "auto"
     trials: Annotated[Count, doc("finished or given up, after which the study is over")] = 20
@@ -126,7 +126,6 @@ def prepare(asked: Asked[Options], guard: SignalGuard) -> tuple["Plan", "Context
 
 
 def main(argv: Sequence[str], guard: SignalGuard) -> None:
-    """Run the study's trials and report on them."""
     asked = COMMAND.parse(argv)
     options, (plan, context) = asked.options, prepare(asked, guard)
     # For workers that start elsewhere.
@@ -142,4 +141,4 @@ def main(argv: Sequence[str], guard: SignalGuard) -> None:
 
 
 if __name__ == "__main__":
-    sys.exit(launch(main))
+    raise SystemExit(launch(main))

@@ -1,6 +1,5 @@
 """A worker of a study, started by `tune` with a job's file."""
 
-import sys
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -22,7 +21,6 @@ COMMAND = Command("tune_worker", __doc__, Options)
 
 
 def main(argv: Sequence[str], guard: SignalGuard) -> None:
-    """Run trials until the study is over, or the process that started this one ends."""
     die_with_parent()
     path = COMMAND.parse(argv).options.config
     content = read_job(path, code_digest=provenance.code_digest())
@@ -38,4 +36,4 @@ def main(argv: Sequence[str], guard: SignalGuard) -> None:
 
 
 if __name__ == "__main__":
-    sys.exit(launch(main))
+    raise SystemExit(launch(main))

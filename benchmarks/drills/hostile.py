@@ -185,7 +185,7 @@ def command_of(name: str) -> Command[Any]:
 def shell(folder: Path, tally: Tally, *, shifts: Sequence[int]) -> None:
     """Let MLflow put payloads into all parameters of all entry points, and bash run its command.
 
-    Each of ``shifts`` gives declared parameter i payload i + shift, so that all of them give each parameter each;
+    Each of ``shifts`` gives declared parameter i payload i + shift, so that together they give each all;
     each payload is also the value of an undeclared parameter, and the name of one.
     """
     from mlflow.projects._project_spec import load_project

@@ -1,8 +1,8 @@
 """The base of all configs: frozen, unknown keys refused, every value said once, under its own name.
 
-A value that a user may set is a field with a ``doc``: type, rule, default and help stand in one place, and flags,
-conditions files, their schema and the search space are read from it. Fields without one, such as ``loss``, are
-set by the variant or the preset.
+A value that a user may set is a field with a ``doc``: type, rule, default and help stand in one place, and
+flags, conditions files, their schema and the search space are read from it. Fields without one, such as
+``loss``, are set by the variant or the preset.
 """
 
 import re
@@ -75,8 +75,8 @@ def described(config: Frozen) -> dict[str, FieldInfo]:
         part = getattr(config, name)
         if isinstance(part, Frozen):
             if kinds := kinds_of(field):
-                choice = FieldInfo(annotation=Literal[tuple(kinds)], description=field.description)  # type: ignore[arg-type]
-                found[str(field.discriminator)] = choice
+                words: Any = Literal[tuple(kinds)]
+                found[str(field.discriminator)] = FieldInfo(annotation=words, description=field.description)
             found |= described(part)
         elif field.description:
             found[name] = copy(field)

@@ -6,9 +6,9 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Annotated, Any, Generic, NoReturn, TypeVar
 
-from pydantic import BeforeValidator
+from pydantic import BeforeValidator, ValidationError, WrapValidator
 
-from dinomaly_hd.config.base import Frozen, text_of, validated
+from dinomaly_hd.config.base import Frozen, reason_of_fault, text_of, validated
 from dinomaly_hd.config.parameters import AUTO, Fields, every_parameter, help_of, not_of
 from dinomaly_hd.config.texts import names_once, numbers_once
 from dinomaly_hd.errors import ConfigError, nearest
@@ -18,9 +18,17 @@ MARKER = "-P"
 """Ends what MLproject declares. Behind it stands what ``mlflow run -P name=value`` appends for other names,
 strictly ``--name`` and value in turn, so that no value is ever read as a flag."""
 
+
+def _or_auto(text: Any, read: Callable[[Any], Any]) -> Any:
+    try:
+        return None if text == AUTO else read(text)
+    except ValidationError as error:
+        raise ValueError(f"{reason_of_fault(error.errors()[0])}, or {AUTO}") from None
+
+
 T = TypeVar("T")
 Options = TypeVar("Options", bound=Frozen, covariant=True)
-OrAuto = Annotated[T | None, BeforeValidator(lambda text: None if text == AUTO else text)]
+OrAuto = Annotated[T | None, WrapValidator(_or_auto)]
 Names = Annotated[tuple[str, ...], BeforeValidator(names_once)]
 Numbers = Annotated[tuple[int, ...], BeforeValidator(numbers_once)]
 
@@ -87,8 +95,8 @@ class Command(Generic[Options]):
         """Read flags (``--row-p .2`` and ``--row_p=.2`` alike); ``--help`` prints and ends the process.
 
         Raises:
-            ConfigError: Unknown flag (names the nearest), a flag without value or given twice, an option's value
-                that breaks its rule, a value with control characters, or a stray word.
+            ConfigError: Unknown flag (names the nearest), a flag without value or given twice, an option's
+                value that breaks its rule, a value with control characters, or a stray word.
         """
         fields = self.parameters()
         found, rest = self._parser(fields).parse_known_args(_joined(argv, fields))
@@ -137,8 +145,8 @@ class Command(Generic[Options]):
 def _joined(argv: Sequence[str], fields: Fields) -> list[str]:
     """Return the words of ``argv`` with each name and value behind the marker as one word.
 
-    What MLproject declares stands before it, at its default where the user has not said otherwise; such a word
-    is left out, so that commands and checks see what was asked for.
+    What MLproject declares stands before it, at its default where the user has not said otherwise; such a
+    word is left out, so that commands and checks see what was asked for.
     """
     words = list(argv)
     if MARKER in words:

@@ -1,7 +1,7 @@
 """Conditions files: many experiments in one file, in the authors' own keys (spec/protocols.md).
 
-A family's keys are one flat model made from the fields of its configs: it checks what stands in a file, and is
-its schema. ``python -m dinomaly_hd.config.conditions_file > conditions/schema.json`` writes that for editors.
+A family's keys are one flat model made from the fields of its configs: it checks what stands in a file, and
+is its schema: ``python -m dinomaly_hd.config.conditions_file > conditions/schema.json``, for editors.
 """
 
 import json
@@ -131,7 +131,8 @@ def keys_of(family: str) -> type[Keys]:
 @cache
 def file_model() -> type[Frozen]:
     """Return what a file may hold."""
-    config: Any = Annotated[Union[tuple(map(keys_of, FAMILIES))], Field(discriminator="model_type")]  # noqa: UP007
+    families: Any = Union[tuple(map(keys_of, FAMILIES))]  # noqa: UP007
+    config: Any = Annotated[families, Field(discriminator="model_type")]
     entry: Any = create_model(
         "condition",
         __base__=Frozen,
@@ -213,7 +214,7 @@ def _condition(entry: Any) -> Condition:
 
 
 def _fault(content: Any, detail: Any) -> str:
-    """Return pydantic's first error as one line: the condition, the key, its value, the rule and the way out."""
+    """Return an error of pydantic's as one line: the condition, the key, its value, the rule, the way out."""
     loc, kind, value = detail["loc"], detail["type"], detail["input"]
     key = next((step for step in reversed(loc) if isinstance(step, str)), "the file")
     place = ""
@@ -257,12 +258,12 @@ class _WithoutDefaults(GenerateJsonSchema):
     def default_schema(self, schema: Any) -> Any:
         return self.generate_inner(schema["schema"])
 
-    def field_title_should_be_set(self, schema: Any) -> bool:
+    def field_title_should_be_set(self, _schema: Any) -> bool:
         return False
 
 
 def schema_text() -> str:
-    """Return the JSON Schema (draft 2020-12) of conditions files, as the text of ``conditions/schema.json``."""
+    """Return the JSON Schema of conditions files, as the text of ``conditions/schema.json``."""
     schema = file_model().model_json_schema(schema_generator=_WithoutDefaults)
     text = json.dumps({"$schema": DRAFT, **schema}, indent=1, ensure_ascii=False) + "\n"
     return re.sub(r"[{\[][^{}\[\]]*[}\]]", lambda inner: " ".join(inner[0].split()), text)

@@ -40,14 +40,12 @@ class PlainBottleneck(Frozen):
 class Segments(Frozen):
     """Horizontal pieces of token rows that are dropped."""
 
-    row_p: Annotated[
-        Probability, Search(0.1, 0.5), doc("share of token rows with a dropped segment [.15-.25]")
-    ] = 0.2
-    seg_len: Annotated[
-        PositiveCount, Search(1, 6), doc("tokens of a segment, at most the grid's width [2-3]")
-    ] = 2
+    row_p: Annotated[Probability, Search(0.1, 0.5), doc("share of rows with a dropped segment [.15-.25]")] = (
+        0.2
+    )
+    seg_len: Annotated[PositiveCount, Search(1, 6), doc("tokens of a segment, at most a row [2-3]")] = 2
     seg_drop_p: Annotated[
-        Probability, Search(0.4, 1.0), doc("chance of each token of a segment to be dropped [.5-.7]")
+        Probability, Search(0.4, 1.0), doc("chance of its tokens to be dropped [.5-.7]")
     ] = 0.6
 
 
@@ -77,9 +75,7 @@ class RowDropoutAttention(Segments):
     """Segment dropout on the values inside decoder blocks."""
 
     attention: Literal["row_dropout"] = "row_dropout"
-    decoder_blocks: Annotated[
-        Blocks, doc("decoder blocks whose values drop: last-half, 4-7 or 1,3 (from 0)")
-    ] = LAST_HALF
+    decoder_blocks: Annotated[Blocks, doc("whose values drop: last-half, 4-7 or 1,3 (from 0)")] = LAST_HALF
     decoder_heads: Annotated[Probability, doc("share of a block's heads whose values drop")] = 0.5
     keys: Annotated[bool, doc("true: the features of the keys drop too")] = False
     decoder_warmup: Annotated[Count, doc("optimizer steps until row_p is reached in the decoder")] = 200
@@ -89,9 +85,7 @@ class RowBlindAttention(Frozen):
     """No query reads its own row nearby."""
 
     attention: Literal["row_blind"] = "row_blind"
-    row_radius: Annotated[
-        Radius, doc("columns to either side that a query cannot read, or full: the whole row")
-    ] = "3"
+    row_radius: Annotated[Radius, doc("columns to either side that a query cannot read, or full")] = "3"
 
 
 class Discard(Frozen):
@@ -120,9 +114,7 @@ class AdaptiveLoss(Discard):
 
     loss: Literal["adaptive"] = "adaptive"
     discard_factor: DiscardFactor = 0.1
-    ape_scale: Annotated[
-        NonNegative, doc("how strongly the discard rate follows the angular power entropy, 0: not at all")
-    ] = 4.0
+    ape_scale: Annotated[NonNegative, doc("how strongly the discard rate follows the entropy, 0: not")] = 4.0
 
 
 class FocalLoss(Frozen):
@@ -144,9 +136,7 @@ class TopKLoss(Frozen):
     ] = 2.0
     q_warmup: Annotated[Count, doc("optimizer steps over which q falls from 100")] = 200
     topk_scope: Annotated[Literal["batch", "sample", "domain"], doc("what shares one tail")] = "batch"
-    tail_context: Annotated[
-        HalfWidth, doc("half-width k of the 1 x (2k+1) mean by which the tail is chosen, 0: off")
-    ] = 0
+    tail_context: Annotated[HalfWidth, doc("half-width of the row mean that chooses the tail, 0: off")] = 0
 
 
 class MeanDistance(Frozen):
@@ -220,16 +210,8 @@ class DinomalyConfig(Model):
     loss: Loss = HardMiningLoss()
     distance: Distance = MeanDistance()
     auxiliary: Auxiliary = NoAuxiliary()
-    class_token: Annotated[
-        Literal["keep", "remove"], doc("whether class and register tokens stay (original)")
-    ] = "keep"
+    class_token: Annotated[Literal["keep", "remove"], doc("and register tokens; keep as published")] = "keep"
     decoder_depth: Annotated[int, Field(ge=2, le=DEEPEST_DECODER, multiple_of=2), doc("decoder blocks")] = 8
-    row_context: Annotated[
-        HalfWidth, doc("half-width k of the 1 x (2k+1) mean along rows before scoring, 0: off")
-    ] = 0
-    border: Annotated[Literal["zero", "reflect"], doc("padding of the map's blur; zero as published")] = (
-        "zero"
-    )
-    target_layers: Annotated[
-        Layers, doc("auto, or the transformer blocks whose outputs are rebuilt, such as 2,3,4,5,6,7,8,9")
-    ] = AUTO_LAYERS
+    row_context: Annotated[HalfWidth, doc("half-width of the row mean before scoring, 0: off")] = 0
+    border: Annotated[Literal["zero", "reflect"], doc("of the map's blur; zero as published")] = "zero"
+    target_layers: Annotated[Layers, doc("auto, or the blocks to rebuild: 2,3,4,5,6,7,8,9")] = AUTO_LAYERS

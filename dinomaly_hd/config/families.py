@@ -20,19 +20,12 @@ class PatchCoreConfig(Model):
 
     model_type: Literal["patchcore"] = "patchcore"
     variant: Literal["patchcore"] = "patchcore"
-    layers: Annotated[
-        Layers,
-        doc("auto, or the encoder's layers that are read, such as 2,3 (CNN stages) or 8,11 (ViT blocks)"),
-    ] = AUTO_LAYERS
-    coreset_sampling_ratio: Annotated[
-        float, Field(gt=0, le=1), doc("share of the patches that the memory bank keeps")
-    ] = 0.1
-    num_neighbors: Annotated[
-        PositiveCount, doc("neighbours in the bank that re-weight an image's score, 1: none")
-    ] = 9
-    context: Annotated[
-        Context, doc("half-widths of horizontal means appended to each patch, such as 2 or 2,3; 0: none")
-    ] = NO_CONTEXT
+    layers: Annotated[Layers, doc("auto, or those read: 2,3 (CNN stages) or 8,11 (ViT blocks)")] = AUTO_LAYERS
+    coreset_sampling_ratio: Annotated[float, Field(gt=0, le=1), doc("of patches, kept in the bank")] = 0.1
+    num_neighbors: Annotated[PositiveCount, doc("in the bank that re-weight a score, 1: none")] = 9
+    context: Annotated[Context, doc("half-widths of means appended to a patch: 2 or 2,3; 0: none")] = (
+        NO_CONTEXT
+    )
 
 
 class PerlinFaults(Frozen):
@@ -40,9 +33,7 @@ class PerlinFaults(Frozen):
 
     fault_source: Literal["perlin"] = "perlin"
     anomaly_probability: FaultShare = 0.5
-    anomaly_source_path: Annotated[
-        Line, doc("textures of perlin faults: images (others of the batch), textures, or a folder")
-    ] = OTHER_IMAGES
+    anomaly_source_path: Annotated[Line, doc("images (of the batch), textures, or a folder")] = OTHER_IMAGES
 
 
 class PatchFaults(Frozen):
@@ -63,9 +54,7 @@ class BandFaults(Frozen):
 
     fault_source: Literal["band"] = "band"
     anomaly_probability: FaultShare = 0.5
-    map_rows: Annotated[
-        PositiveCount, doc("rows of a map before it is resized, of which a band is 1 to 3 high")
-    ] = 31
+    map_rows: Annotated[PositiveCount, doc("of a map as it is read; a band is 1 to 3 of them high")] = 31
 
 
 class PooledHead(Frozen):
@@ -80,9 +69,7 @@ class SpatialHead(Frozen):
 
     severity_head_pooling_type: Literal["spatial_aware"] = "spatial_aware"
     severity_head_hidden_dim: HiddenWidth = 128
-    severity_head_spatial_size: Annotated[
-        int, Field(ge=1, le=256), doc("side of the grid that activations are averaged to")
-    ] = 4
+    severity_head_spatial_size: Annotated[int, Field(ge=1, le=256), doc("side of the averaged grid")] = 4
     severity_head_use_spatial_attention: Annotated[bool, doc("weigh places before they are averaged")] = True
 
 
@@ -96,9 +83,7 @@ class WeightedAverage(Frozen):
     """Score = weighted mean."""
 
     score_combination: Literal["weighted_average"] = "weighted_average"
-    severity_weight_for_combination: Annotated[
-        Probability, doc("the severity's share in weighted_average")
-    ] = 0.5
+    severity_weight_for_combination: Annotated[Probability, doc("severity in the weighted mean")] = 0.5
 
 
 class Maximum(Frozen):

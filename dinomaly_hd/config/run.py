@@ -154,13 +154,14 @@ class TrainingConfig(Frozen):
     val_check_interval: Annotated[
         Count,
         doc(
-            "optimizer steps between val/loss on held-out normals; 0: never, or each epoch where early_stopping_patience is set"
+            "optimizer steps between val/loss on held-out normals; 0: never, or each epoch where "
+            "early_stopping_patience is set"
         ),
     ] = 0
     early_stopping_patience: Annotated[
         Count,
         doc(
-            "validations without a better val/loss that end the training, whose best weights are tested; 0: the last weights are"
+            "validations without a better val/loss that end the training; its best weights are tested; 0: off"
         ),
     ] = 0
     validate_on: Annotated[

@@ -135,7 +135,7 @@ def size_of(text: str) -> tuple[int, int]:
     if len(sides) in (1, 2) and all(side.isdecimal() and 0 < int(side) <= LARGEST_SIDE for side in sides):
         return int(sides[0]), int(sides[-1])
     raise ValueError(
-        f"{text!r} is not a size: write pixels up to {LARGEST_SIDE} such as 392, or HEIGHTxWIDTH such as 248x96"
+        f"{text!r} is not a size: write pixels up to {LARGEST_SIDE} such as 392, or HEIGHTxWIDTH as 248x96"
     )
 
 

@@ -265,7 +265,7 @@ def test_finetune_asks_for_what_the_flags_say(monkeypatch: pytest.MonkeyPatch) -
 @pytest.mark.parametrize(
     ("module", "flags", "message"),
     [
-        (ablation, ["--slots", "0"], "slots='0': expected a whole number from 1 on, or auto"),
+        (ablation, ["--slots", "0"], "slots='0': input should be greater than or equal to 1, or auto"),
         (encoders, ["--encoders", ""], "encoders='': expected one or more, each once"),
         (encoders, ["--encoders", "small,dinov2reg_vit_small_14"], "each once"),
         (encoders, ["--encoder", "resnet18"], "encoder"),

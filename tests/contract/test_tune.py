@@ -184,7 +184,7 @@ def test_a_study_whose_trials_all_diverge_ends_and_names_them(
 
 REFUSED: list[tuple[dict[str, str], int, str]] = [
     ({"workers": "0"}, 64, "workers=0: expected 1 or more"),
-    ({"workers": "two"}, 64, "workers='two': expected a whole number"),
+    ({"workers": "two"}, 64, "workers='two': input should be a valid integer"),
     ({"trials": "0"}, 64, "trials=0: expected 1 or more"),
     ({"metrics": "domain_C/tpr"}, 64, "unknown 'tpr'. Known: auroc, tpr_at_fpr_1"),
     ({"metrics": "domain_X/auroc"}, 64, "metrics=domain_X/auroc: there is no 'domain_X'; known: domain_B"),

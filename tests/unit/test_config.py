@@ -27,7 +27,7 @@ from dinomaly_hd.config.presets import MODELS, PRESETS, preset_run
 from dinomaly_hd.config.resolve import resolve_model
 from dinomaly_hd.config.variants import ABLATION, VARIANTS, baseline, change
 from dinomaly_hd.errors import ConfigError
-from entry_points.common import variant
+from entry_points.common import training
 
 EVERY = [(name, preset) for name in MODELS for preset in PRESETS]
 STRUCTURAL = {
@@ -67,7 +67,7 @@ def test_a_parameter_that_is_said_once_is_in_help_schema_and_search_space(
     for function in made_of_fields:
         function.cache_clear()
     try:
-        assert help_of(variant("loud", "").parameters()["loudness"]) == "how loud it is: from 0 to 1"
+        assert help_of(training("loud", "")[0].parameters()["loudness"]) == "how loud it is: from 0 to 1"
         assert '"loudness": { "description": "how loud it is", "maximum": 1, "minimum": 0,' in schema_text()
         assert search_ranges()["loudness"] == (float, Search(0.1, 0.4))
         run = resolve_model("loud", {"preset": "quick", "loudness": ".25"})

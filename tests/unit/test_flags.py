@@ -1,4 +1,4 @@
-"""Flags and config texts: every name known, every mistake named in one line, and a start's command repeats it."""
+"""Flags and config texts: every name known, every mistake named, and a start's command repeats it."""
 
 import shlex
 from collections.abc import Sequence
@@ -126,7 +126,7 @@ def test_options_are_checked_by_their_fields() -> None:
     options = parse("--share", "1", "--seeds", "43, 42").options
     assert (options.share, options.seeds) == (1, (43, 42))
     for text in ("", "42,42", "-1", "4.2"):
-        with pytest.raises(ConfigError, match="seeds=.*expected whole numbers, each once"):
+        with pytest.raises(ConfigError, match=r"seeds=.*expected whole numbers, each once"):
             parse(f"--seeds={text}")
     with pytest.raises(ConfigError, match="share='half': input should be a valid number"):
         parse("--share=half")
