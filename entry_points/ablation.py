@@ -5,10 +5,10 @@ from functools import partial
 from typing import Annotated
 
 from dinomaly_hd.config.base import PositiveCount, doc
-from dinomaly_hd.config.command import Command, OrAuto
+from dinomaly_hd.config.command import OrAuto
 from dinomaly_hd.config.resolve import config_names
 from dinomaly_hd.training.guards import SignalGuard
-from entry_points.common import SeedsOptions, comparison_fields, context_of, launch, member_of
+from entry_points.common import SeedsOptions, comparison, context_of, launch, member_of
 
 
 class Options(SeedsOptions):
@@ -25,12 +25,12 @@ class Options(SeedsOptions):
     ] = 1
 
 
-COMMAND = Command("ablation", __doc__, Options, runs=comparison_fields, instead={"seed": "seeds"})
+COMMAND = comparison("ablation", __doc__, Options)
 
 
 def main(argv: Sequence[str], guard: SignalGuard) -> None:
     asked = COMMAND.parse(argv)
-    options, context = asked.options, context_of(asked, guard, seeds=asked.options.seeds)
+    options, context = asked.options, context_of(asked, guard)
     from dinomaly_hd.experiments.ablation import run_ablation
     from dinomaly_hd.jobs import LOCAL, Slots
 

@@ -7,11 +7,11 @@ import traceback
 from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, TypeVar
 
 from dinomaly_hd.config.base import Frozen, NonNegative, doc
 from dinomaly_hd.config.command import Asked, Command, Numbers, OrAuto
-from dinomaly_hd.config.parameters import AUTO, Fields, all_of, any_of
+from dinomaly_hd.config.parameters import AUTO, all_of, any_of
 from dinomaly_hd.config.resolve import preset_name, resolve_config, resolve_model
 from dinomaly_hd.config.variants import VARIANTS, WITH_TOPK
 from dinomaly_hd.errors import DinomalyHDError, Interrupted
@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from dinomaly_hd.data.feature_files import FeaturePlace
     from dinomaly_hd.experiments.context import Context
 
+Own = TypeVar("Own", bound="SurroundingsOptions")
 Main = Callable[[Sequence[str], SignalGuard], None]
 
 FEATURES, FEATURES_VARIABLE = ".features", "DINOMALY_HD_FEATURES"
@@ -35,6 +36,7 @@ PER_MEMBER = ("seed", "class_token", "stop_step", "start_from", "train_domains",
 OBJECTS_UNTIL_COLLECTION = 10_000
 """Until Python looks for garbage. Its own 700 send it through half a million imported objects over and over,
 a quarter of the imports' time."""
+say = partial(print, flush=True)
 QUIET = {"MLFLOW_DISABLE_TELEMETRY": "true", "RAY_USAGE_STATS_ENABLED": "0", "HF_HUB_DISABLE_TELEMETRY": "1"}
 
 
@@ -62,6 +64,7 @@ class SurroundingsOptions(FeatureOptions):
     """What surrounds a run and changes none of its numbers."""
 
     run_name: Annotated[OrAuto[str], doc("auto: {variant}-{domains}-s{seed}")] = None
+    seeds: Annotated[OrAuto[Numbers], doc("comma-separated, reported on together; auto: the one seed")] = None
 
 
 class RunOptions(SurroundingsOptions):
@@ -75,7 +78,6 @@ class TrainingOptions(RunOptions):
     mode: Annotated[
         str, doc("multiclass (one model), singleclass (one a domain), compare (both, and their differences)")
     ] = "multiclass"
-    seeds: Annotated[OrAuto[Numbers], doc("comma-separated, reported on together; auto: the one seed")] = None
 
 
 class EngineOptions(Frozen):
@@ -95,11 +97,6 @@ class ConfigOptions(SeedsOptions):
     config: Annotated[
         str, doc("what is trained: a config of the ablation or a variant, e.g. A0 or F:q_percent=1")
     ] = "D"
-
-
-def say(line: str) -> None:
-    """Print a line at once."""
-    print(line, flush=True)
 
 
 def launch(main: Main, argv: Sequence[str] | None = None) -> int:
@@ -142,14 +139,14 @@ def train(command: Command[TrainingOptions], argv: Sequence[str], guard: SignalG
     """Train a variant once on all domains, or as ``mode`` and ``seeds`` say."""
     asked = command.parse(argv)
     run = resolve_model(command.name, asked.values)
-    context = context_of(asked, guard, seed=run.seed, seeds=asked.options.seeds)
+    context = context_of(asked, guard, seed=run.seed)
     from dinomaly_hd.experiments.multiclass import run_mode
 
     run_mode(run, context, mode=asked.options.mode, seeds=asked.options.seeds or (run.seed,))
 
 
 def context_of(asked: "Asked[Any]", guard: SignalGuard, **spelt_out: object) -> "Context":
-    """Return where results go and what is said about a run; its command spells out the preset and more."""
+    """Return what surrounds a run; its command spells out preset, seeds and more."""
     from dinomaly_hd.experiments.context import Context
 
     options: SurroundingsOptions = asked.options
@@ -163,7 +160,7 @@ def context_of(asked: "Asked[Any]", guard: SignalGuard, **spelt_out: object) -> 
         resume=asked.given.get("resume", AUTO),
         guard=guard,
         say=say,
-        command=asked.command(preset=preset, **spelt_out),
+        command=asked.command(preset=preset, seeds=options.seeds, **spelt_out),
         entry_point=asked.entry_point,
     )
 
@@ -178,9 +175,10 @@ def feature_place(options: FeatureOptions) -> "FeaturePlace | None":
     )
 
 
-def comparison_fields(*without: str) -> Fields:
-    """Return what a comparison of variants takes: what all have, and it does not set for each member."""
-    return all_of(VARIANTS, without=(*PER_MEMBER, *without))
+def comparison(name: str, doc: str | None, options: type[Own], *without: str, **instead: str) -> Command[Own]:
+    """Return the command of a comparison: it takes what all variants have and it does not set itself."""
+    fields = partial(all_of, VARIANTS, without=(*PER_MEMBER, *without))
+    return Command(name, doc, options, fields, {"seed": "seeds", **instead})
 
 
 def member_of(asked: "Asked[Any]", config: str, seed: int, **own: str) -> "RunConfig":

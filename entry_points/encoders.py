@@ -4,10 +4,10 @@ from collections.abc import Sequence
 from typing import Annotated
 
 from dinomaly_hd.config.base import doc
-from dinomaly_hd.config.command import Command, Names
+from dinomaly_hd.config.command import Names
 from dinomaly_hd.errors import ConfigError
 from dinomaly_hd.training.guards import SignalGuard
-from entry_points.common import ConfigOptions, comparison_fields, context_of, launch, member_of
+from entry_points.common import ConfigOptions, comparison, context_of, launch, member_of
 
 SIZES = {size: f"dinov2reg_vit_{size}_14" for size in ("small", "base", "large")}
 
@@ -22,18 +22,12 @@ class Options(ConfigOptions):
     ] = ("base", "small", "large")
 
 
-COMMAND = Command(
-    "encoders",
-    __doc__,
-    Options,
-    runs=lambda: comparison_fields("encoder"),
-    instead={"seed": "seeds"},
-)
+COMMAND = comparison("encoders", __doc__, Options, "encoder")
 
 
 def main(argv: Sequence[str], guard: SignalGuard) -> None:
     asked = COMMAND.parse(argv)
-    options, context = asked.options, context_of(asked, guard, seeds=asked.options.seeds)
+    options, context = asked.options, context_of(asked, guard)
     encoders = [SIZES.get(name, name) for name in options.encoders]
     if len(set(encoders)) < len(encoders):
         raise ConfigError(f"encoders={','.join(encoders)}: expected each once")

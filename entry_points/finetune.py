@@ -6,11 +6,10 @@ from typing import Annotated
 from pydantic import Field
 
 from dinomaly_hd.config.base import PositiveCount, doc
-from dinomaly_hd.config.command import Command
 from dinomaly_hd.config.run import ALL_DOMAINS
 from dinomaly_hd.config.texts import names_in
 from dinomaly_hd.training.guards import SignalGuard
-from entry_points.common import ConfigOptions, comparison_fields, context_of, launch, member_of
+from entry_points.common import ConfigOptions, comparison, context_of, launch, member_of
 
 
 class Options(ConfigOptions):
@@ -23,12 +22,12 @@ class Options(ConfigOptions):
     ] = 0.0002
 
 
-COMMAND = Command("finetune", __doc__, Options, runs=comparison_fields, instead={"seed": "seeds"})
+COMMAND = comparison("finetune", __doc__, Options)
 
 
 def main(argv: Sequence[str], guard: SignalGuard) -> None:
     asked = COMMAND.parse(argv)
-    options, context = asked.options, context_of(asked, guard, seeds=asked.options.seeds)
+    options, context = asked.options, context_of(asked, guard)
     chosen = options.finetune_domains
     from dinomaly_hd.experiments.finetune import Tuning, run_finetune
 

@@ -12,7 +12,7 @@ COMMAND = Command("multi_domain", __doc__, TransferOptions, family_fields, INSTE
 
 def main(argv: Sequence[str], guard: SignalGuard) -> None:
     asked = COMMAND.parse(argv)
-    trials, context = trials_of(asked), context_of(asked, guard, seeds=asked.options.seeds)
+    trials, context = trials_of(asked), context_of(asked, guard)
     from dinomaly_hd.experiments.domains import run_multi_domain
 
     run_multi_domain(trials, context)

@@ -40,16 +40,11 @@ def main(argv: Sequence[str], guard: SignalGuard) -> None:
 
     predict(
         Request(
-            run=options.run,
             source=options.input,
-            domain=options.domain,
-            output=options.output,
-            maps=options.maps,
-            gpu=options.gpu,
-            result_dir=options.result_dir,
             root=ROOT,
             say=say,
             tick=guard.check,
+            **options.model_dump(exclude={"input"}),
         )
     )
 

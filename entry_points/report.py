@@ -60,15 +60,11 @@ def main(argv: Sequence[str], guard: SignalGuard) -> None:
                 experiment=options.experiment,
                 label_by=options.label_by,
             ),
-            reference=options.reference,
-            title=options.title,
-            question=options.question,
-            output=options.output,
-            result_dir=options.result_dir,
             root=ROOT,
             command=asked.command(),
             say=say,
             tick=guard.check,
+            **options.model_dump(include={"reference", "title", "question", "output", "result_dir"}),
         )
     )
 

@@ -14,7 +14,7 @@ COMMAND = Command(
 
 def main(argv: Sequence[str], guard: SignalGuard) -> None:
     asked = COMMAND.parse(argv)
-    trials, context = trials_of(asked), context_of(asked, guard, seeds=asked.options.seeds)
+    trials, context = trials_of(asked), context_of(asked, guard)
     from dinomaly_hd.experiments.domains import run_single_domain
 
     run_single_domain(trials, context)

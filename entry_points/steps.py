@@ -4,10 +4,10 @@ from collections.abc import Sequence
 from typing import Annotated
 
 from dinomaly_hd.config.base import doc
-from dinomaly_hd.config.command import Command, Numbers
+from dinomaly_hd.config.command import Numbers
 from dinomaly_hd.errors import ConfigError
 from dinomaly_hd.training.guards import SignalGuard
-from entry_points.common import ConfigOptions, comparison_fields, context_of, launch, member_of
+from entry_points.common import ConfigOptions, comparison, context_of, launch, member_of
 
 
 class Options(ConfigOptions):
@@ -17,14 +17,12 @@ class Options(ConfigOptions):
     ] = (5000, 10000, 15000)
 
 
-COMMAND = Command(
-    "steps", __doc__, Options, runs=lambda: comparison_fields("max_steps"), instead={"seed": "seeds"}
-)
+COMMAND = comparison("steps", __doc__, Options, "max_steps")
 
 
 def main(argv: Sequence[str], guard: SignalGuard) -> None:
     asked = COMMAND.parse(argv)
-    options, context = asked.options, context_of(asked, guard, seeds=asked.options.seeds)
+    options, context = asked.options, context_of(asked, guard)
     steps = sorted(options.steps)
     if steps[0] == 0:
         raise ConfigError("steps: 0 is no training; expected 1 or more")

@@ -28,7 +28,7 @@ COMMAND = Command(
 
 def main(argv: Sequence[str], guard: SignalGuard) -> None:
     asked = COMMAND.parse(argv)
-    options, context = asked.options, context_of(asked, guard, seeds=asked.options.seeds)
+    options, context = asked.options, context_of(asked, guard)
     trials = trials_of_conditions(chosen_conditions(options), asked)
     from dinomaly_hd.experiments.comparison import member
     from dinomaly_hd.experiments.suite import run_suite

@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Annotated
 
 from dinomaly_hd.config.base import Count, doc
-from dinomaly_hd.config.command import Asked, Command, Numbers
+from dinomaly_hd.config.command import Asked, Numbers
 from dinomaly_hd.config.resolve import resolve_config
 from dinomaly_hd.config.run import RunConfig
 from dinomaly_hd.config.texts import names_in
@@ -20,7 +20,7 @@ from entry_points.common import (
     ROOT,
     EngineOptions,
     SurroundingsOptions,
-    comparison_fields,
+    comparison,
     context_of,
     launch,
 )
@@ -66,13 +66,7 @@ class Options(SurroundingsOptions, EngineOptions):
     ] = 60
 
 
-COMMAND = Command(
-    "tune",
-    __doc__,
-    Options,
-    runs=comparison_fields,
-    instead={"seed": "seeds", "configs": "config", "resume": "study"},
-)
+COMMAND = comparison("tune", __doc__, Options, configs="config", resume="study")
 
 
 def prepare(asked: Asked[Options], guard: SignalGuard) -> tuple["Plan", "Context"]:
@@ -122,7 +116,7 @@ def prepare(asked: Asked[Options], guard: SignalGuard) -> tuple["Plan", "Context
         build=build,
     )
     storage = None if options.storage == "auto" else address.shown
-    return plan, context_of(asked, guard, seeds=options.seeds, storage=storage)
+    return plan, context_of(asked, guard, storage=storage)
 
 
 def main(argv: Sequence[str], guard: SignalGuard) -> None:
