@@ -27,7 +27,7 @@ from dinomaly_hd.batch import Batch
 from dinomaly_hd.models.attention import PlainMixing, linear_attention
 from dinomaly_hd.models.bottleneck import BottleneckMLP, NoisyMLP, SegmentDropout
 from dinomaly_hd.models.dinomaly import Decoder
-from dinomaly_hd.models.distance import MeanPooling
+from dinomaly_hd.models.dinomaly.distance import MeanPooling
 from dinomaly_hd.models.losses import HardMining
 from dinomaly_hd.models.noise import Noise
 from dinomaly_hd.models.row_attention import row_blind_attention

@@ -20,7 +20,7 @@ from dinomaly_hd.batch import Batch
 from dinomaly_hd.config import RunConfig, with_values
 from dinomaly_hd.config.presets import full_dinomaly
 from dinomaly_hd.config.variants import horizontal
-from dinomaly_hd.experiments.examine import predict
+from dinomaly_hd.experiments.score import predict
 from dinomaly_hd.models.build import build_detector
 from dinomaly_hd.models.weights import locate
 from dinomaly_hd.training.optim import StableAdamW

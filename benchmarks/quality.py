@@ -27,14 +27,14 @@ from dinomaly_hd.data.hdmap import Manifest, load_manifest
 from dinomaly_hd.data.splits import Split, hold_out
 from dinomaly_hd.data.store import ImageStore
 from dinomaly_hd.evaluation.metrics import auroc
-from dinomaly_hd.experiments.data_root import resolve_root
-from dinomaly_hd.models import scoring
+from dinomaly_hd.experiments.checks import resolve_root
+from dinomaly_hd.models.dinomaly import score as scoring
 from dinomaly_hd.models.build import build_detector
-from dinomaly_hd.models.dinomaly import Dinomaly
-from dinomaly_hd.models.distance import MeanPooling
-from dinomaly_hd.models.faults import horizontal_bands
+from dinomaly_hd.models.dinomaly.detector import Dinomaly
+from dinomaly_hd.models.dinomaly.distance import MeanPooling
+from dinomaly_hd.models.draem.faults import horizontal_bands
 from dinomaly_hd.models.weights import locate
-from dinomaly_hd.training.fit import TrainingData, train
+from dinomaly_hd.training.loop import TrainingData, train
 from dinomaly_hd.training.guards import SignalGuard
 
 ROOT = Path(__file__).resolve().parent.parent

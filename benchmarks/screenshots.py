@@ -17,8 +17,8 @@ from typing import Any, NamedTuple
 
 import PIL.Image
 
-from dinomaly_hd.tracking import artifact_page, charts_page, compare_page, these_runs
-from dinomaly_hd.tracking.pages import run_page
+from dinomaly_hd.runs.pages import artifact_page, charts_page, compare_page, these_runs
+from dinomaly_hd.runs.pages import run_page
 from tests.browser.chromium import Pages, browsing, missing
 
 IMAGES = Path(__file__).parents[1] / "docs" / "images"

@@ -31,8 +31,8 @@ import psutil
 from benchmarks.drills.runs import launcher, start
 from benchmarks.drills.tracking import free_port, server
 from dinomaly_hd.files import TEMPORARY_PREFIX, publish_json
-from dinomaly_hd.journal import Journal
-from dinomaly_hd.tracking.store import client_for
+from dinomaly_hd.runs.journal import Journal
+from dinomaly_hd.runs.store import client_for
 
 ROOT = Path(__file__).resolve().parent.parent
 RESULTS = Path(__file__).parent / "results"

@@ -22,14 +22,14 @@ import torch
 
 from dinomaly_hd import provenance
 from dinomaly_hd.errors import ConfigError, DataError, NonFiniteError, TrackingError, reason_of
-from dinomaly_hd.experiments.examine import predict, sample_at_pixels, visible_pixels
+from dinomaly_hd.experiments.score import predict, sample_at_pixels, visible_pixels
 from dinomaly_hd.experiments.exported import Exported, load_model, read_card
 from dinomaly_hd.experiments.prediction import known_domain
 from dinomaly_hd.experiments.request_images import Images, input_example, read_input
-from dinomaly_hd.models.build_encoder import visible_box
-from dinomaly_hd.tracking.models import logged_model
-from dinomaly_hd.tracking.store import client_for
-from dinomaly_hd.training.fit import resolve_device
+from dinomaly_hd.models.preprocessing import visible_box
+from dinomaly_hd.runs.models import logged_model
+from dinomaly_hd.runs.store import client_for
+from dinomaly_hd.training.loop import resolve_device
 
 if TYPE_CHECKING:
     from mlflow.models import ModelSignature
@@ -115,7 +115,7 @@ class ServedModel:
             Refusal: The input cannot be scored; or, with status 500 and a traceback in this process's log,
                 scoring failed.
         """
-        from dinomaly_hd.tracking.refusals import Refusal
+        from dinomaly_hd.runs.refusals import Refusal
 
         try:
             return self.model.predict(model_input, params)

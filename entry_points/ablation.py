@@ -31,7 +31,7 @@ COMMAND = comparison("ablation", __doc__, Options)
 def main(argv: Sequence[str], guard: SignalGuard) -> None:
     asked = COMMAND.parse(argv)
     options, context = asked.options, context_of(asked, guard)
-    from dinomaly_hd.experiments.ablation import run_ablation
+    from dinomaly_hd.experiments.protocols import run_ablation
     from dinomaly_hd.jobs import LOCAL, Slots
 
     run_ablation(

@@ -21,7 +21,7 @@ from entry_points import ACTIVATE
 if TYPE_CHECKING:
     from dinomaly_hd.config.run import RunConfig
     from dinomaly_hd.data.feature_files import FeaturePlace
-    from dinomaly_hd.experiments.context import Context
+    from dinomaly_hd.runs.context import Context
 
 Own = TypeVar("Own", bound="SurroundingsOptions")
 Main = Callable[[Sequence[str], SignalGuard], None]
@@ -140,14 +140,14 @@ def train(command: Command[TrainingOptions], argv: Sequence[str], guard: SignalG
     asked = command.parse(argv)
     run = resolve_model(command.name, asked.values)
     context = context_of(asked, guard, seed=run.seed)
-    from dinomaly_hd.experiments.multiclass import run_mode
+    from dinomaly_hd.experiments.protocols import run_mode
 
     run_mode(run, context, mode=asked.options.mode, seeds=asked.options.seeds or (run.seed,))
 
 
 def context_of(asked: "Asked[Any]", guard: SignalGuard, **spelt_out: object) -> "Context":
     """Return what surrounds a run; its command spells out preset, seeds and more."""
-    from dinomaly_hd.experiments.context import Context
+    from dinomaly_hd.runs.context import Context
 
     options: SurroundingsOptions = asked.options
     preset = preset_name(asked.values.get("preset", AUTO))

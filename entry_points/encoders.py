@@ -31,7 +31,7 @@ def main(argv: Sequence[str], guard: SignalGuard) -> None:
     encoders = [SIZES.get(name, name) for name in options.encoders]
     if len(set(encoders)) < len(encoders):
         raise ConfigError(f"encoders={','.join(encoders)}: expected each once")
-    from dinomaly_hd.experiments.settings import run_encoders
+    from dinomaly_hd.experiments.protocols import run_encoders
 
     run_encoders(
         encoders,

@@ -16,7 +16,7 @@ from dinomaly_hd.errors import ConfigError, nearest
 from entry_points.common import MEMBERS, RunOptions
 
 if TYPE_CHECKING:
-    from dinomaly_hd.experiments.domains import Trial
+    from dinomaly_hd.experiments.protocols import Trial
 
 DEFAULT_SEED, NO_FILE = 42, "none"
 INSTEAD = {"seed": "seeds", "train_domains": "source_domain", "variant": "model_type"}
@@ -163,6 +163,6 @@ def _short(names: Sequence[str], every: Sequence[str]) -> tuple[str, ...]:
 
 
 def _trial(label: str, model: str, source: str, seed: int, values: Mapping[str, str]) -> "Trial":
-    from dinomaly_hd.experiments.domains import Trial
+    from dinomaly_hd.experiments.protocols import Trial
 
     return Trial(label, source, resolve_model(model, {**values, "seed": str(seed)}))

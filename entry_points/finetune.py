@@ -29,7 +29,7 @@ def main(argv: Sequence[str], guard: SignalGuard) -> None:
     asked = COMMAND.parse(argv)
     options, context = asked.options, context_of(asked, guard)
     chosen = options.finetune_domains
-    from dinomaly_hd.experiments.finetune import Tuning, run_finetune
+    from dinomaly_hd.experiments.protocols import Tuning, run_finetune
 
     run_finetune(
         [member_of(asked, options.config, seed) for seed in options.seeds],

@@ -21,7 +21,7 @@ COMMAND = Command("job", __doc__, Options)
 def main(argv: Sequence[str], guard: SignalGuard) -> None:
     die_with_parent()
     options = COMMAND.parse(argv).options
-    from dinomaly_hd.experiments.member_job import run_job
+    from dinomaly_hd.experiments.as_jobs import run_job
 
     run_job(options.config, guard=guard, say=say)
 

@@ -13,7 +13,7 @@ COMMAND = Command("multi_domain", __doc__, TransferOptions, family_fields, INSTE
 def main(argv: Sequence[str], guard: SignalGuard) -> None:
     asked = COMMAND.parse(argv)
     trials, context = trials_of(asked), context_of(asked, guard)
-    from dinomaly_hd.experiments.domains import run_multi_domain
+    from dinomaly_hd.experiments.protocols import run_multi_domain
 
     run_multi_domain(trials, context)
 

@@ -31,7 +31,7 @@ COMMAND = Command("simulate", __doc__, Options)
 def main(argv: Sequence[str], guard: SignalGuard) -> None:
     options = COMMAND.parse(argv).options
     from dinomaly_hd.data.simulator import simulate
-    from dinomaly_hd.experiments.data_root import simulated_root
+    from dinomaly_hd.experiments.checks import simulated_root
 
     data = DataConfig(**options.model_dump(exclude={"output"}))
     target = simulated_root(data, root=ROOT) if options.output is None else options.output

@@ -15,7 +15,7 @@ COMMAND = Command(
 def main(argv: Sequence[str], guard: SignalGuard) -> None:
     asked = COMMAND.parse(argv)
     trials, context = trials_of(asked), context_of(asked, guard)
-    from dinomaly_hd.experiments.domains import run_single_domain
+    from dinomaly_hd.experiments.protocols import run_single_domain
 
     run_single_domain(trials, context)
 

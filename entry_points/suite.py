@@ -31,7 +31,7 @@ def main(argv: Sequence[str], guard: SignalGuard) -> None:
     options, context = asked.options, context_of(asked, guard)
     trials = trials_of_conditions(chosen_conditions(options), asked)
     from dinomaly_hd.experiments.comparison import member
-    from dinomaly_hd.experiments.suite import run_suite
+    from dinomaly_hd.experiments.protocols import run_suite
     from dinomaly_hd.jobs import Slots
 
     run_suite(

@@ -19,7 +19,7 @@ COMMAND = Command("sync", __doc__, Options)
 
 def main(argv: Sequence[str], guard: SignalGuard) -> None:
     options = COMMAND.parse(argv).options
-    from dinomaly_hd.experiments.upkeep import synchronise
+    from dinomaly_hd.runs.sync import synchronise
 
     done = synchronise(options.result_dir, root=ROOT, say=say, tick=guard.check)
     say(

@@ -26,7 +26,7 @@ from entry_points.common import (
 )
 
 if TYPE_CHECKING:
-    from dinomaly_hd.experiments.context import Context
+    from dinomaly_hd.runs.context import Context
     from dinomaly_hd.experiments.study_plan import Plan
 
 OF_RUNS = {"maps_per_group": "0", "synthetic_copies": "8"}

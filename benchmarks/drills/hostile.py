@@ -24,7 +24,7 @@ from dinomaly_hd.data.tree import FOLDERS, survey
 from dinomaly_hd.errors import ConfigError
 from dinomaly_hd.evaluation import page
 from dinomaly_hd.names import FORMULA_STARTS, has_hidden
-from dinomaly_hd.tracking.store import client_for
+from dinomaly_hd.runs.store import client_for
 from entry_points.__main__ import NAMES as ENTRY_POINTS
 from entry_points.common import ROOT, launch
 

@@ -24,8 +24,8 @@ from dinomaly_hd.errors import NonFiniteError
 from dinomaly_hd.evaluation import metrics
 from dinomaly_hd.evaluation.results import evaluate
 from dinomaly_hd.evaluation.thresholds import f1, normal_quantile, youden
-from dinomaly_hd.experiments.examine import Examiner
-from dinomaly_hd.experiments.run_folder import read_results
+from dinomaly_hd.experiments.score import Examiner
+from dinomaly_hd.runs.folder import read_results
 from dinomaly_hd.files import publish_json
 from dinomaly_hd.geometry import Box
 from dinomaly_hd.models.detector import Detector, Loss, Prediction

@@ -14,9 +14,11 @@ from multiprocessing.process import BaseProcess
 from pathlib import Path
 
 from benchmarks.drills.tally import Drill, Tally
-from dinomaly_hd.journal import Journal
-from dinomaly_hd.tracking import Tracker, prepare_store, sync_run
-from dinomaly_hd.tracking.store import client_for
+from dinomaly_hd.runs.journal import Journal
+from dinomaly_hd.runs.mirror import sync_run
+from dinomaly_hd.runs.store import prepare_store
+from dinomaly_hd.runs.tracker import Tracker
+from dinomaly_hd.runs.store import client_for
 
 EXPERIMENT = "drills"
 POINTS, POINT_S = 60, 0.05

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from benchmarks.speed.subjects import RATE, Case, Subject, detector_of, optimise
-from dinomaly_hd.models.dinomaly import Dinomaly
+from dinomaly_hd.models.dinomaly.detector import Dinomaly
 from dinomaly_hd.models.weights import timm_name
 
 HARD_SHARE, EASY_GRADIENT = 0.9, 0.1

@@ -15,7 +15,7 @@ from dinomaly_hd.config import RunConfig, with_values
 from dinomaly_hd.config.presets import full_dinomaly
 from dinomaly_hd.config.variants import baseline
 from dinomaly_hd.models.build import build_detector
-from dinomaly_hd.models.dinomaly import Dinomaly
+from dinomaly_hd.models.dinomaly.detector import Dinomaly
 from dinomaly_hd.models.weights import locate, timm_name
 from dinomaly_hd.training.optim import StableAdamW
 

@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.speed.__main__ import RESULTS, ROOT
-from dinomaly_hd.journal import Journal
+from dinomaly_hd.runs.journal import Journal
 
 DEFAULTS = {
     "preset": "full",

@@ -4,7 +4,7 @@ from collections.abc import Callable, Sequence
 
 from dinomaly_hd.config import RunConfig
 from dinomaly_hd.experiments.comparison import Done, member, run_comparison
-from dinomaly_hd.experiments.context import Context
+from dinomaly_hd.runs.context import Context
 from dinomaly_hd.experiments.members_as_jobs import as_jobs, check_for_jobs
 from dinomaly_hd.experiments.reporting import Question
 from dinomaly_hd.jobs import ONE_SLOT, Slots

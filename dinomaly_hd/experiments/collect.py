@@ -14,7 +14,7 @@ from dinomaly_hd.experiments.members import (
     joined,
     relabelled,
 )
-from dinomaly_hd.experiments.run_folder import FINISHED
+from dinomaly_hd.runs.folder import FINISHED
 from dinomaly_hd.experiments.shelf import TRAINING, Found, Shelf
 
 COMES_WITH = {"encoder": ("encoder_digest",)}

@@ -9,11 +9,11 @@ from typing import NamedTuple
 from dinomaly_hd.config import RunConfig
 from dinomaly_hd.errors import CheckpointError, ComparisonError, ConfigError, NonFiniteError
 from dinomaly_hd.evaluation.comparison_members import MemberRun
-from dinomaly_hd.experiments.context import Context
+from dinomaly_hd.runs.context import Context
 from dinomaly_hd.experiments.members import Joined, read_member
 from dinomaly_hd.experiments.parent import Parent, parent_run
 from dinomaly_hd.experiments.reporting import Question, Report, flat_means, write_report
-from dinomaly_hd.experiments.training_run import Outcome, execute
+from dinomaly_hd.experiments.run import Outcome, execute
 from dinomaly_hd.models.build import check_model
 
 ENDS_A_MEMBER_ONLY = (NonFiniteError, CheckpointError)

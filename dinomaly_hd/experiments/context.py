@@ -7,7 +7,7 @@ from pathlib import Path
 
 from dinomaly_hd.data.feature_files import FeaturePlace
 from dinomaly_hd.data.features import FeatureCache
-from dinomaly_hd.experiments.data_root import ManifestMemory
+from dinomaly_hd.experiments.checks import ManifestMemory
 from dinomaly_hd.training.guards import SignalGuard
 
 

@@ -14,10 +14,10 @@ from packaging.requirements import Requirement
 from dinomaly_hd.config import SIMULATED, DataConfig
 from dinomaly_hd.data.hdmap import load_manifest
 from dinomaly_hd.errors import DinomalyHDError, EncoderError, OutputError, TrackingError
-from dinomaly_hd.experiments.upkeep import lacking
+from dinomaly_hd.runs.sync import lacking
 from dinomaly_hd.files import publish_text
 from dinomaly_hd.models.weights import locate
-from dinomaly_hd.tracking import default_uri, prepare_store, server_answers
+from dinomaly_hd.runs.store import default_uri, prepare_store, server_answers
 
 DISTRIBUTION = "dinomaly-hd"
 OLDEST, NEWEST = (3, 11), (3, 12)

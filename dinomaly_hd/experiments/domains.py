@@ -14,10 +14,10 @@ from dinomaly_hd.experiments.comparison import (
     member,
     run_comparison,
 )
-from dinomaly_hd.experiments.context import Context
+from dinomaly_hd.runs.context import Context
 from dinomaly_hd.experiments.members import Joined, joined
 from dinomaly_hd.experiments.reporting import Question
-from dinomaly_hd.experiments.training_run import execute
+from dinomaly_hd.experiments.run import execute
 
 OWN = ("model_type", "variant", "encoder_digest", *EncoderConfig.model_fields, *TrainingConfig.model_fields)
 """Settings in which model families differ by nature."""

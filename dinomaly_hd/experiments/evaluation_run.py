@@ -17,7 +17,7 @@ from dinomaly_hd.evaluation.synthetic import synthetic_lines
 from dinomaly_hd.evaluation.thresholds import Threshold, f1, normal_quantile, youden
 from dinomaly_hd.evaluation.transfer import SOURCE_FPR, transfer_lines, transfer_of
 from dinomaly_hd.experiments import gallery
-from dinomaly_hd.experiments.examine import (
+from dinomaly_hd.experiments.score import (
     Examined,
     Examiner,
     Positions,
@@ -27,14 +27,14 @@ from dinomaly_hd.experiments.examine import (
     write_scores,
 )
 from dinomaly_hd.experiments.exported import export_model
-from dinomaly_hd.experiments.run_record import head, maps_folder, thinned, track, write_page
+from dinomaly_hd.experiments.record import head, maps_folder, thinned, track, write_page
 from dinomaly_hd.experiments.session import Session, trained_domains
 from dinomaly_hd.experiments.synthetic import SyntheticBands
 from dinomaly_hd.files import publish_json
-from dinomaly_hd.models.build_encoder import visible_box
+from dinomaly_hd.models.preprocessing import visible_box
 from dinomaly_hd.models.detector import Detector
 from dinomaly_hd.randomness import derive
-from dinomaly_hd.training.fit import Trained
+from dinomaly_hd.training.loop import Trained
 
 
 class Normals(NamedTuple):

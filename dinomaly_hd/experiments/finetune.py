@@ -7,10 +7,10 @@ from dinomaly_hd.config import RunConfig, with_values
 from dinomaly_hd.errors import ConfigError, nearest
 from dinomaly_hd.evaluation.comparison_members import MemberRun
 from dinomaly_hd.experiments.comparison import Done, Member, member, run_comparison
-from dinomaly_hd.experiments.context import Context
+from dinomaly_hd.runs.context import Context
 from dinomaly_hd.experiments.members import Joined, joined
 from dinomaly_hd.experiments.reporting import Question
-from dinomaly_hd.experiments.training_run import Outcome
+from dinomaly_hd.experiments.run import Outcome
 
 UNIFIED, OWN = "unified", "fine-tuned, own domain"
 QUESTION = Question(

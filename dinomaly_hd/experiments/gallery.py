@@ -21,7 +21,7 @@ from dinomaly_hd.evaluation.plots import (
 )
 from dinomaly_hd.evaluation.results import domain_names
 from dinomaly_hd.evaluation.thresholds import Threshold
-from dinomaly_hd.experiments.examine import Examiner, read_mask
+from dinomaly_hd.experiments.score import Examiner, read_mask
 from dinomaly_hd.files import publish
 
 History = Mapping[str, list[tuple[int, float]]]

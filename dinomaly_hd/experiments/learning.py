@@ -16,15 +16,15 @@ from dinomaly_hd.data.order import batch_at
 from dinomaly_hd.errors import ConfigError
 from dinomaly_hd.evaluation.metrics import auroc
 from dinomaly_hd.evaluation.synthetic import flat_synthetic
-from dinomaly_hd.experiments.context import Progress
-from dinomaly_hd.experiments.examine import Positions, encode, score
-from dinomaly_hd.experiments.run_folder import CHECKPOINTS
+from dinomaly_hd.runs.context import Progress
+from dinomaly_hd.experiments.score import Positions, encode, score
+from dinomaly_hd.runs.folder import CHECKPOINTS
 from dinomaly_hd.experiments.session import Session, trained_on
 from dinomaly_hd.experiments.synthetic import SyntheticBands
 from dinomaly_hd.models.detector import Detector
 from dinomaly_hd.training import checkpoint as checkpoints
 from dinomaly_hd.training.checkpoint import Checkpoint
-from dinomaly_hd.training.fit import Trained, TrainingData, Validation, train, trained_state
+from dinomaly_hd.training.loop import Trained, TrainingData, Validation, train, trained_state
 
 
 class Learned(NamedTuple):

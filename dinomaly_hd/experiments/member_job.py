@@ -10,8 +10,8 @@ from typing import Any
 from dinomaly_hd import provenance
 from dinomaly_hd.config import RunConfig, from_json
 from dinomaly_hd.data.feature_files import FeaturePlace
-from dinomaly_hd.experiments.context import Context
-from dinomaly_hd.experiments.training_run import Outcome, execute
+from dinomaly_hd.runs.context import Context
+from dinomaly_hd.experiments.run import Outcome, execute
 from dinomaly_hd.jobs import Job, read_job, write_progress
 from dinomaly_hd.training.guards import SignalGuard
 

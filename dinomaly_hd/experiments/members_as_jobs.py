@@ -8,15 +8,15 @@ from typing import NamedTuple
 from dinomaly_hd import provenance
 from dinomaly_hd.errors import CheckpointError, ConfigError, DataError, EncoderError
 from dinomaly_hd.experiments.comparison import Member, Ran, RunMembers, check_members
-from dinomaly_hd.experiments.context import Context
-from dinomaly_hd.experiments.data_root import ManifestMemory
+from dinomaly_hd.runs.context import Context
+from dinomaly_hd.experiments.checks import ManifestMemory
 from dinomaly_hd.experiments.member_job import member_job
 from dinomaly_hd.experiments.parent import Parent
-from dinomaly_hd.experiments.ready import check
-from dinomaly_hd.experiments.run_folder import finished_runs, read_results, read_state
-from dinomaly_hd.experiments.run_record import complete_in_mlflow
+from dinomaly_hd.experiments.checks import check
+from dinomaly_hd.runs.folder import finished_runs, read_results, read_state
+from dinomaly_hd.experiments.record import complete_in_mlflow
 from dinomaly_hd.experiments.session import short_domains
-from dinomaly_hd.experiments.training_run import Outcome
+from dinomaly_hd.experiments.run import Outcome
 from dinomaly_hd.jobs import Ended, Job, Slots, check_engine, run_jobs
 from dinomaly_hd.jobs.job import LOG
 

@@ -23,10 +23,11 @@ from dinomaly_hd.experiments.exported import (
     read_weights,
     rebuild,
 )
-from dinomaly_hd.experiments.run_folder import MODEL, STATE, find_run, read_results
+from dinomaly_hd.runs.folder import MODEL, STATE, find_run, read_results
 from dinomaly_hd.files import read_json
-from dinomaly_hd.tracking import RUN_ID, default_uri
-from dinomaly_hd.tracking.models import REGISTERED, download_model
+from dinomaly_hd.runs.search import RUN_ID
+from dinomaly_hd.runs.store import default_uri
+from dinomaly_hd.runs.models import REGISTERED, download_model
 from dinomaly_hd.training.checkpoint import Checkpoint, check_belongs, load
 
 CHECKPOINT = ".pt"

@@ -5,10 +5,10 @@ from collections.abc import Sequence
 from dinomaly_hd.config import ALL_DOMAINS, RunConfig, with_values
 from dinomaly_hd.errors import ConfigError, nearest
 from dinomaly_hd.experiments.comparison import Member, run_comparison
-from dinomaly_hd.experiments.context import Context
+from dinomaly_hd.runs.context import Context
 from dinomaly_hd.experiments.members import SINGLE, UNIFIED, join_single_domains
 from dinomaly_hd.experiments.reporting import Question
-from dinomaly_hd.experiments.training_run import execute
+from dinomaly_hd.experiments.run import execute
 
 MODES = {"multiclass": (True, False), "singleclass": (False, True), "compare": (True, True)}
 QUESTION = Question(

@@ -5,11 +5,12 @@ from contextlib import contextmanager
 
 from dinomaly_hd import provenance
 from dinomaly_hd.errors import DinomalyHDError, Interrupted, Pruned
-from dinomaly_hd.experiments.context import Context
-from dinomaly_hd.experiments.run_folder import IN_MLFLOW, RunFolder
+from dinomaly_hd.runs.context import Context
+from dinomaly_hd.runs.folder import IN_MLFLOW, RunFolder
 from dinomaly_hd.experiments.session import START_TIMEOUT_S, close_both
-from dinomaly_hd.journal import Journal
-from dinomaly_hd.tracking import Status, Tracker, default_uri
+from dinomaly_hd.runs.journal import Journal
+from dinomaly_hd.runs.store import default_uri
+from dinomaly_hd.runs.tracker import Status, Tracker
 
 
 @contextmanager

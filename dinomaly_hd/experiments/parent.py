@@ -10,11 +10,12 @@ from typing import Any
 
 from dinomaly_hd.config import RunConfig, flatten
 from dinomaly_hd.data.features import FeatureCache
-from dinomaly_hd.experiments.context import Context
+from dinomaly_hd.runs.context import Context
 from dinomaly_hd.experiments.page import open_page
-from dinomaly_hd.experiments.run_folder import open_run
+from dinomaly_hd.runs.folder import open_run
 from dinomaly_hd.experiments.session import short_domains
-from dinomaly_hd.tracking import Tracker, members_line
+from dinomaly_hd.runs.pages import members_line
+from dinomaly_hd.runs.tracker import Tracker
 
 REPORT = "report.html"
 

@@ -17,14 +17,14 @@ from dinomaly_hd.data.hdmap import Manifest
 from dinomaly_hd.data.store import ImageStore
 from dinomaly_hd.errors import ConfigError, OutputError, nearest
 from dinomaly_hd.evaluation.pictures import MapPicture, map_limit
-from dinomaly_hd.experiments.examine import Examiner, Positions, stack
+from dinomaly_hd.experiments.score import Examiner, Positions, stack
 from dinomaly_hd.experiments.exported import Exported
 from dinomaly_hd.experiments.gallery import SavePicture, pictures_saved
 from dinomaly_hd.experiments.model_source import Source, open_source
 from dinomaly_hd.files import make_dated_folder, publish_text
-from dinomaly_hd.models.build_encoder import visible_box
+from dinomaly_hd.models.preprocessing import visible_box
 from dinomaly_hd.names import as_cell
-from dinomaly_hd.training.fit import resolve_device
+from dinomaly_hd.training.loop import resolve_device
 from dinomaly_hd.training.memory import named_when_exhausted
 
 KEPT_IMAGES_BYTES = 2 * 1024**3

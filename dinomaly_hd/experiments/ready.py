@@ -23,16 +23,17 @@ from dinomaly_hd.data.splits import Split, hold_out
 from dinomaly_hd.data.texture_folder import TextureStack, read_textures
 from dinomaly_hd.data.tree import PREFIX as DOMAIN_PREFIX
 from dinomaly_hd.errors import CheckpointError, ConfigError
-from dinomaly_hd.experiments.context import Context
-from dinomaly_hd.experiments.data_root import ManifestMemory, read_manifest
+from dinomaly_hd.runs.context import Context
+from dinomaly_hd.experiments.checks import ManifestMemory, read_manifest
 from dinomaly_hd.experiments.exported import WEIGHTS, read_card
-from dinomaly_hd.experiments.run_folder import MODEL, find_run
+from dinomaly_hd.runs.folder import MODEL, find_run
 from dinomaly_hd.files import file_digest
 from dinomaly_hd.models.build import check_model
-from dinomaly_hd.models.build_encoder import check_weights, preprocessing_of
-from dinomaly_hd.models.build_families import texture_folder
+from dinomaly_hd.models.networks import check_weights
+from dinomaly_hd.models.preprocessing import preprocessing_of
+from dinomaly_hd.models.build import texture_folder
 from dinomaly_hd.models.weights import Weights, locate
-from dinomaly_hd.training.fit import resolve_device
+from dinomaly_hd.training.loop import resolve_device
 
 SHAPES = (
     "model_type", "bottleneck", "attention", "loss", "distance", "auxiliary", "class_token", "decoder_depth",

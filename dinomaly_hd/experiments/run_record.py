@@ -15,15 +15,15 @@ from dinomaly_hd.evaluation.summary import flat_metrics
 from dinomaly_hd.evaluation.synthetic import flat_synthetic, synthetic_lines
 from dinomaly_hd.evaluation.transfer import flat_transfer, transfer_lines
 from dinomaly_hd.experiments import gallery
-from dinomaly_hd.experiments.context import Context
-from dinomaly_hd.experiments.run_folder import CHECKPOINTS, IN_MLFLOW, read_state
+from dinomaly_hd.runs.context import Context
+from dinomaly_hd.runs.folder import CHECKPOINTS, IN_MLFLOW, read_state
 from dinomaly_hd.experiments.session import NO_LABEL, Session, run_name, trained_domains
-from dinomaly_hd.experiments.upkeep import complete
+from dinomaly_hd.runs.sync import complete
 from dinomaly_hd.files import publish_text
 from dinomaly_hd.names import as_markdown
 from dinomaly_hd.serving import log_model
-from dinomaly_hd.tracking import artifact_picture
-from dinomaly_hd.training.fit import Trained
+from dinomaly_hd.runs.pages import artifact_picture
+from dinomaly_hd.training.loop import Trained
 
 RESULTS_SCHEMA = 1
 LONGEST_HISTORY = 1000

@@ -11,15 +11,16 @@ from dinomaly_hd import provenance
 from dinomaly_hd.config import SOURCE_TEST, RunConfig, TrainingConfig, flatten
 from dinomaly_hd.data.store import ImageStore
 from dinomaly_hd.errors import CheckpointError, OutputError
-from dinomaly_hd.experiments.context import Context
-from dinomaly_hd.experiments.ready import Ready
-from dinomaly_hd.experiments.run_folder import CHECKPOINTS, IN_MLFLOW, RunFolder, read_state
+from dinomaly_hd.runs.context import Context
+from dinomaly_hd.experiments.checks import Ready
+from dinomaly_hd.runs.folder import CHECKPOINTS, IN_MLFLOW, RunFolder, read_state
 from dinomaly_hd.files import publish_json
-from dinomaly_hd.journal import Journal
+from dinomaly_hd.runs.journal import Journal
 from dinomaly_hd.names import as_markdown
-from dinomaly_hd.tracking import Status, Tracker, default_uri
+from dinomaly_hd.runs.store import default_uri
+from dinomaly_hd.runs.tracker import Status, Tracker
 from dinomaly_hd.training.checkpoint import Checkpoint, check_belongs, newest
-from dinomaly_hd.training.fit import resolve_device
+from dinomaly_hd.training.loop import resolve_device
 
 Positions = npt.NDArray[np.int64]
 KEPT_IMAGES_BYTES = 2 * 1024**3

@@ -4,7 +4,7 @@ from collections.abc import Callable, Sequence
 
 from dinomaly_hd.config import RunConfig
 from dinomaly_hd.experiments.comparison import Done, member, run_comparison
-from dinomaly_hd.experiments.context import Context
+from dinomaly_hd.runs.context import Context
 from dinomaly_hd.experiments.reporting import Question
 
 ENCODERS = Question(

@@ -10,15 +10,15 @@ from typing import Any, NamedTuple
 
 from dinomaly_hd import provenance
 from dinomaly_hd.errors import ComparisonError, ConfigError, OutputError
-from dinomaly_hd.experiments.context import Context
-from dinomaly_hd.experiments.data_root import ManifestMemory
+from dinomaly_hd.runs.context import Context
+from dinomaly_hd.experiments.checks import ManifestMemory
 from dinomaly_hd.experiments.study_page import Busy, study_page
 from dinomaly_hd.experiments.study_plan import TEST, Plan, check_plan
 from dinomaly_hd.experiments.study_report import report_study
 from dinomaly_hd.experiments.trial import Runner
 from dinomaly_hd.files import make_dated_folder
 from dinomaly_hd.jobs import ONE_SLOT, Ended, Job, Slots, check_engine, run_jobs, write_progress
-from dinomaly_hd.tracking import Tracker
+from dinomaly_hd.runs.tracker import Tracker
 from dinomaly_hd.tuning.queue import Counts, counts_of
 from dinomaly_hd.tuning.storage import Address, clear_outage
 from dinomaly_hd.tuning.study import Joined, join

@@ -8,10 +8,10 @@ from pathlib import Path
 from typing import ClassVar
 
 from dinomaly_hd.errors import ConfigError, DinomalyHDError
-from dinomaly_hd.experiments.context import Context
+from dinomaly_hd.runs.context import Context
 from dinomaly_hd.experiments.page import open_page
-from dinomaly_hd.experiments.run_folder import open_run
-from dinomaly_hd.tracking import Tracker
+from dinomaly_hd.runs.folder import open_run
+from dinomaly_hd.runs.tracker import Tracker
 
 LOCK_WAIT_S = 120.0
 """A trial whose worker is taken for dead may still be stopping somewhere."""

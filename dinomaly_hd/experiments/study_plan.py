@@ -12,8 +12,8 @@ from dinomaly_hd.config import WITHOUT_EFFECT, RunConfig, flatten
 from dinomaly_hd.errors import ConfigError, NonFiniteError, nearest
 from dinomaly_hd.evaluation.summary import flat_metrics
 from dinomaly_hd.evaluation.synthetic import FIGURES, flat_synthetic
-from dinomaly_hd.experiments.context import Context
-from dinomaly_hd.experiments.ready import Ready, check
+from dinomaly_hd.runs.context import Context
+from dinomaly_hd.experiments.checks import Ready, check
 from dinomaly_hd.tuning.methods import Pruning, make_sampler
 from dinomaly_hd.tuning.space import Space
 from dinomaly_hd.tuning.storage import Address

@@ -4,12 +4,13 @@ import csv
 import io
 from collections.abc import Mapping, Sequence
 
-from dinomaly_hd.experiments.context import Context
+from dinomaly_hd.runs.context import Context
 from dinomaly_hd.experiments.study_plan import TEST as BY_TEST
 from dinomaly_hd.experiments.study_plan import Plan, beside
 from dinomaly_hd.experiments.trial import RUN_ID
 from dinomaly_hd.files import publish, publish_text
-from dinomaly_hd.tracking import Tracker, members_line
+from dinomaly_hd.runs.pages import members_line
+from dinomaly_hd.runs.tracker import Tracker
 from dinomaly_hd.tuning.dimensions import TOPK
 from dinomaly_hd.tuning.methods import importances
 from dinomaly_hd.tuning.plots import study_pictures

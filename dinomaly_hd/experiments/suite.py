@@ -3,7 +3,7 @@
 from collections.abc import Mapping, Sequence
 
 from dinomaly_hd.experiments.comparison import ONE_REPORT, Done, Member, run_comparison
-from dinomaly_hd.experiments.context import Context
+from dinomaly_hd.runs.context import Context
 from dinomaly_hd.experiments.domains import OWN
 from dinomaly_hd.experiments.members_as_jobs import Checked, as_jobs, check_for_jobs
 from dinomaly_hd.experiments.reporting import Question

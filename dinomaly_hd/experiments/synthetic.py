@@ -11,10 +11,10 @@ from torch import Tensor
 
 from dinomaly_hd.data.features import FeatureCache, digests
 from dinomaly_hd.evaluation.synthetic import synthetic_blocks
-from dinomaly_hd.experiments.examine import Positions, encode, score, stack
+from dinomaly_hd.experiments.score import Positions, encode, score, stack
 from dinomaly_hd.experiments.session import Session, trained_on
 from dinomaly_hd.models.detector import Detector
-from dinomaly_hd.models.faults import horizontal_bands
+from dinomaly_hd.models.draem.faults import horizontal_bands
 from dinomaly_hd.randomness import derive
 
 

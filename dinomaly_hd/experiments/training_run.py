@@ -15,24 +15,24 @@ from dinomaly_hd.config import NO_ENCODER, RunConfig, TrainingConfig
 from dinomaly_hd.data.feature_files import FeaturePlace
 from dinomaly_hd.data.features import FeatureCache, digests
 from dinomaly_hd.errors import ConfigError, DinomalyHDError, Interrupted, Pruned
-from dinomaly_hd.experiments.context import Context
-from dinomaly_hd.experiments.evaluation_run import evaluate_run
+from dinomaly_hd.runs.context import Context
+from dinomaly_hd.experiments.evaluate import evaluate_run
 from dinomaly_hd.experiments.exported import read_weights
 from dinomaly_hd.experiments.learning import batches, learn
-from dinomaly_hd.experiments.ready import Ready, check
-from dinomaly_hd.experiments.run_folder import (
+from dinomaly_hd.experiments.checks import Ready, check
+from dinomaly_hd.runs.folder import (
     CHECKPOINTS,
     all_runs,
     finished_results,
     open_run,
     read_state,
 )
-from dinomaly_hd.experiments.run_record import complete_in_mlflow
+from dinomaly_hd.experiments.record import complete_in_mlflow
 from dinomaly_hd.experiments.session import Session
 from dinomaly_hd.models.build import build_detector
 from dinomaly_hd.models.detector import GROUP_SIZE, Detector
 from dinomaly_hd.training import checkpoint as checkpoints
-from dinomaly_hd.training.fit import encoder_state, load_trained_state
+from dinomaly_hd.training.loop import encoder_state, load_trained_state
 from dinomaly_hd.training.memory import named_when_exhausted, way_out
 
 

@@ -7,10 +7,10 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 
 from dinomaly_hd.data.features import FeatureCache
-from dinomaly_hd.experiments.context import Context
+from dinomaly_hd.runs.context import Context
 from dinomaly_hd.experiments.study_page import LOCK_WAIT_S, study_page
 from dinomaly_hd.experiments.study_plan import Plan, beside, figures_of, means_of
-from dinomaly_hd.experiments.training_run import execute
+from dinomaly_hd.experiments.run import execute
 from dinomaly_hd.tuning.report import BY_SEED, CONFIG, TEST
 from dinomaly_hd.tuning.worker import Attempt
 

@@ -7,7 +7,7 @@ from typing import NamedTuple
 import filelock
 
 from dinomaly_hd.errors import DinomalyHDError
-from dinomaly_hd.experiments.run_folder import (
+from dinomaly_hd.runs.folder import (
     FINISHED,
     IN_MLFLOW,
     LOCK,
@@ -16,9 +16,11 @@ from dinomaly_hd.experiments.run_folder import (
     all_runs,
     read_state,
 )
-from dinomaly_hd.journal import Journal
+from dinomaly_hd.runs.journal import Journal
 from dinomaly_hd.serving import send_model
-from dinomaly_hd.tracking import OUTBOX_NAME, SyncReport, close_all_stale_runs, default_uri, sync_run
+from dinomaly_hd.runs.mirror import SyncReport, sync_run
+from dinomaly_hd.runs.outbox import OUTBOX_NAME
+from dinomaly_hd.runs.store import close_all_stale_runs, default_uri
 
 ENDINGS = (FINISHED, "FAILED", "KILLED")
 

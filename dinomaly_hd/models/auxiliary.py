@@ -7,7 +7,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from dinomaly_hd.models.detector import Loss
-from dinomaly_hd.models.faults import horizontal_bands
+from dinomaly_hd.models.draem.faults import horizontal_bands
 
 
 class BandClassifier(nn.Module):

@@ -30,7 +30,7 @@ from dinomaly_hd.errors import ConfigError
 from dinomaly_hd.models import draem, faults, sevnet
 from dinomaly_hd.models.build_encoder import build_patch_features, check_layers, preprocessing_of
 from dinomaly_hd.models.draem_networks import activation_channels, check_batch
-from dinomaly_hd.models.patchcore import PatchCore
+from dinomaly_hd.models.patchcore.detector import PatchCore
 from dinomaly_hd.models.textures import FolderSource, OtherImages, Sources, Textures
 from dinomaly_hd.models.trivial import Trivial
 from dinomaly_hd.models.weights import Weights

@@ -9,12 +9,12 @@ import torch
 from torch import Tensor, nn
 
 from dinomaly_hd.batch import Batch
-from dinomaly_hd.models import scoring
+from dinomaly_hd.models.dinomaly import score as scoring
 from dinomaly_hd.models.attention import LinearAttention, Mixing
 from dinomaly_hd.models.auxiliary import BandClassifier
 from dinomaly_hd.models.bottleneck import Noised
 from dinomaly_hd.models.detector import Detector, Loss, ParameterGroup, Prediction
-from dinomaly_hd.models.distance import Pooling
+from dinomaly_hd.models.dinomaly.distance import Pooling
 from dinomaly_hd.models.encoders import Encoder, mean_of
 from dinomaly_hd.models.losses import ReconstructionLoss, token_distance
 from dinomaly_hd.models.noise import Noise

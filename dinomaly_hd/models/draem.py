@@ -15,7 +15,7 @@ from dinomaly_hd.batch import Batch
 from dinomaly_hd.errors import ConfigError
 from dinomaly_hd.models.detector import Detector, Loss, Prediction
 from dinomaly_hd.models.draem_networks import DiscriminativeNetwork, ReconstructiveNetwork, initialise
-from dinomaly_hd.models.faults import Faults, Faulty
+from dinomaly_hd.models.draem.faults import Faults, Faulty
 from dinomaly_hd.models.noise import Noise
 from dinomaly_hd.models.preprocessing import Preprocessing
 from dinomaly_hd.models.scoring import top_share_score

@@ -11,7 +11,7 @@ from torch.autograd.function import FunctionCtx, once_differentiable
 
 from dinomaly_hd.batch import Batch
 from dinomaly_hd.models.detector import Loss
-from dinomaly_hd.models.distance import Pooling
+from dinomaly_hd.models.dinomaly.distance import Pooling
 from dinomaly_hd.models.entropy import angular_power_entropy
 from dinomaly_hd.models.scoring import row_context_mean
 

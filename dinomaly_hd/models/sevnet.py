@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from dinomaly_hd.models.bottleneck import dropout
 from dinomaly_hd.models.draem import Draem, ImageLosses, Outputs
 from dinomaly_hd.models.draem_networks import initialise, unit
-from dinomaly_hd.models.faults import Faults, Faulty
+from dinomaly_hd.models.draem.faults import Faults, Faulty
 from dinomaly_hd.models.noise import Noise
 from dinomaly_hd.models.preprocessing import Preprocessing
 

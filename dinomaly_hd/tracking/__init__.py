@@ -3,7 +3,7 @@
 import os
 
 from dinomaly_hd.tracking.outbox import OUTBOX_NAME
-from dinomaly_hd.tracking.pages import (
+from dinomaly_hd.runs.pages import (
     artifact_page,
     artifact_picture,
     charts_page,
@@ -12,8 +12,8 @@ from dinomaly_hd.tracking.pages import (
     these_runs,
 )
 from dinomaly_hd.tracking.report_log import LoggedReport, ReportRun, add_report, log_report
-from dinomaly_hd.tracking.search import RUN_ID, Recorded, RunStore, StoredRun, recorded
-from dinomaly_hd.tracking.store import (
+from dinomaly_hd.runs.search import RUN_ID, Recorded, RunStore, StoredRun, recorded
+from dinomaly_hd.runs.store import (
     close_all_stale_runs,
     close_stale_runs,
     default_uri,

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, NamedTuple
 from dinomaly_hd.errors import TrackingError, reason_of
 from dinomaly_hd.tracking.delivery import send_tags
 from dinomaly_hd.tracking.outbox import Outbox, RunRecord
-from dinomaly_hd.tracking.store import (
+from dinomaly_hd.runs.store import (
     client_for,
     close_stale_runs,
     is_outage,

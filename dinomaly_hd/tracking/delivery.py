@@ -10,9 +10,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, TypeVar
 
 from dinomaly_hd.errors import reason_of
-from dinomaly_hd.journal import Entry, Journal
+from dinomaly_hd.runs.journal import Entry, Journal
 from dinomaly_hd.tracking.outbox import Operation, Outbox
-from dinomaly_hd.tracking.store import is_outage
+from dinomaly_hd.runs.store import is_outage
 
 if TYPE_CHECKING:
     from mlflow.entities import Metric

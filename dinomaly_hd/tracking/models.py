@@ -4,7 +4,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from dinomaly_hd.errors import TrackingError, reason_of
-from dinomaly_hd.tracking.store import client_for, load_mlflow, sqlite_file
+from dinomaly_hd.runs.store import client_for, load_mlflow, sqlite_file
 
 if TYPE_CHECKING:
     from mlflow.entities import LoggedModel

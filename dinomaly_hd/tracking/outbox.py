@@ -7,8 +7,8 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from dinomaly_hd.journal import JsonLines
-from dinomaly_hd.tracking.store import now_ms
+from dinomaly_hd.runs.journal import JsonLines
+from dinomaly_hd.runs.store import now_ms
 
 if TYPE_CHECKING:
     from mlflow.tracking import MlflowClient

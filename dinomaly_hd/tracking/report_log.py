@@ -6,13 +6,13 @@ from pathlib import Path
 from typing import NamedTuple
 
 from dinomaly_hd.errors import TrackingError, reason_of
-from dinomaly_hd.journal import Journal
+from dinomaly_hd.runs.journal import Journal
 from dinomaly_hd.tracking.attach import attach
 from dinomaly_hd.tracking.delivery import Delivery
 from dinomaly_hd.tracking.outbox import OUTBOX_NAME, Outbox
-from dinomaly_hd.tracking.pages import shortened
-from dinomaly_hd.tracking.search import ANSWER_S, client_of_existing
-from dinomaly_hd.tracking.store import load_mlflow, server_answers
+from dinomaly_hd.runs.pages import shortened
+from dinomaly_hd.runs.search import ANSWER_S, client_of_existing
+from dinomaly_hd.runs.store import load_mlflow, server_answers
 
 
 class LoggedReport(NamedTuple):

@@ -7,9 +7,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
 from dinomaly_hd.errors import CheckpointError, ConfigError, TrackingError, nearest, reason_of
-from dinomaly_hd.journal import JsonLines
+from dinomaly_hd.runs.journal import JsonLines
 from dinomaly_hd.tracking.outbox import OUTBOX_NAME
-from dinomaly_hd.tracking.store import client_for, server_answers, sqlite_file
+from dinomaly_hd.runs.store import client_for, server_answers, sqlite_file
 
 if TYPE_CHECKING:
     from mlflow.entities import Run

@@ -4,11 +4,11 @@ from pathlib import Path
 from typing import NamedTuple
 
 from dinomaly_hd.errors import TrackingError, reason_of
-from dinomaly_hd.journal import Journal
+from dinomaly_hd.runs.journal import Journal
 from dinomaly_hd.tracking.attach import attach
 from dinomaly_hd.tracking.delivery import Delivery
 from dinomaly_hd.tracking.outbox import OUTBOX_NAME, Outbox
-from dinomaly_hd.tracking.store import load_mlflow, now_ms
+from dinomaly_hd.runs.store import load_mlflow, now_ms
 
 
 class SyncReport(NamedTuple):

@@ -11,10 +11,10 @@ from numpy.typing import NDArray
 
 from dinomaly_hd.errors import OutputError
 from dinomaly_hd.files import publish
-from dinomaly_hd.journal import Journal
+from dinomaly_hd.runs.journal import Journal
 from dinomaly_hd.tracking.outbox import OUTBOX_NAME, Outbox
-from dinomaly_hd.tracking.pages import TRAINING_RUNS, charts_page, run_page, shortened
-from dinomaly_hd.tracking.store import load_mlflow
+from dinomaly_hd.runs.pages import TRAINING_RUNS, charts_page, run_page, shortened
+from dinomaly_hd.runs.store import load_mlflow
 from dinomaly_hd.tracking.worker import Worker
 
 if TYPE_CHECKING:

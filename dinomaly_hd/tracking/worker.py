@@ -7,11 +7,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from dinomaly_hd.errors import TrackingError, reason_of
-from dinomaly_hd.journal import Journal
+from dinomaly_hd.runs.journal import Journal
 from dinomaly_hd.tracking.attach import Attachment, attach
 from dinomaly_hd.tracking.delivery import Delivery
 from dinomaly_hd.tracking.outbox import Outbox
-from dinomaly_hd.tracking.store import heartbeat, is_outage, server_answers
+from dinomaly_hd.runs.store import heartbeat, is_outage, server_answers
 
 if TYPE_CHECKING:
     from mlflow.system_metrics.system_metrics_monitor import SystemMetricsMonitor

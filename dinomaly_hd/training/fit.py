@@ -22,7 +22,7 @@ from dinomaly_hd.models.detector import Detector
 from dinomaly_hd.training import checkpoint as checkpoints
 from dinomaly_hd.training.checkpoint import Checkpoint
 from dinomaly_hd.training.guards import SignalGuard
-from dinomaly_hd.training.patience import Patience
+from dinomaly_hd.training.early_stopping import Patience
 from dinomaly_hd.training.task import DetectorTask, Reporter
 
 ENCODER, FROZEN = "encoder.", "encoder.model."

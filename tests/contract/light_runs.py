@@ -11,7 +11,7 @@ from dinomaly_hd.experiments import evaluation_run, run_record, training_run
 from dinomaly_hd.experiments.learning import batches
 from dinomaly_hd.experiments.session import Session
 from dinomaly_hd.models.detector import Detector
-from dinomaly_hd.training.fit import Trained, trained_state
+from dinomaly_hd.training.loop import Trained, trained_state
 
 BASE = {
     "preset": "quick",

@@ -16,12 +16,12 @@ from dinomaly_hd.errors import CheckpointError, ComparisonError, ConfigError, No
 from dinomaly_hd.experiments import ablation as ablations
 from dinomaly_hd.experiments import comparison, settings
 from dinomaly_hd.experiments import finetune as tuning
-from dinomaly_hd.experiments.ablation import run_ablation
-from dinomaly_hd.experiments.context import Context
-from dinomaly_hd.experiments.finetune import OWN, Tuning, run_finetune
-from dinomaly_hd.experiments.run_folder import STATE, find_run
-from dinomaly_hd.experiments.settings import run_encoders, run_steps
-from dinomaly_hd.experiments.training_run import Outcome, execute
+from dinomaly_hd.experiments.protocols import run_ablation
+from dinomaly_hd.runs.context import Context
+from dinomaly_hd.experiments.protocols import OWN, Tuning, run_finetune
+from dinomaly_hd.runs.folder import STATE, find_run
+from dinomaly_hd.experiments.protocols import run_encoders, run_steps
+from dinomaly_hd.experiments.run import Outcome, execute
 from dinomaly_hd.files import publish_json
 from dinomaly_hd.jobs import Slots
 from dinomaly_hd.training.guards import SignalGuard

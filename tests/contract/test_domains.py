@@ -14,10 +14,10 @@ from dinomaly_hd.config import RunConfig, flatten
 from dinomaly_hd.config.resolve import resolve_model
 from dinomaly_hd.errors import ComparisonError, ConfigError, LayoutError, NonFiniteError
 from dinomaly_hd.experiments import comparison, domains
-from dinomaly_hd.experiments.context import Context
-from dinomaly_hd.experiments.domains import Trial, run_multi_domain, run_single_domain
-from dinomaly_hd.experiments.examine import Examined, Examiner, Positions
-from dinomaly_hd.experiments.training_run import Outcome, execute
+from dinomaly_hd.runs.context import Context
+from dinomaly_hd.experiments.protocols import Trial, run_multi_domain, run_single_domain
+from dinomaly_hd.experiments.score import Examined, Examiner, Positions
+from dinomaly_hd.experiments.run import Outcome, execute
 from dinomaly_hd.training.guards import SignalGuard
 from entry_points import multi_domain, single_domain
 

@@ -18,12 +18,12 @@ from dinomaly_hd.data.images import read_image
 from dinomaly_hd.data.simulator import simulate
 from dinomaly_hd.errors import ConfigError, Interrupted
 from dinomaly_hd.experiments import learning, training_run
-from dinomaly_hd.experiments.context import Context
-from dinomaly_hd.experiments.domains import Trial, run_single_domain
-from dinomaly_hd.experiments.examine import score
+from dinomaly_hd.runs.context import Context
+from dinomaly_hd.experiments.protocols import Trial, run_single_domain
+from dinomaly_hd.experiments.score import score
 from dinomaly_hd.experiments.exported import load_model
-from dinomaly_hd.experiments.training_run import Outcome, execute
-from dinomaly_hd.models.patchcore import PatchCore
+from dinomaly_hd.experiments.run import Outcome, execute
+from dinomaly_hd.models.patchcore.detector import PatchCore
 from dinomaly_hd.training.guards import SignalGuard
 from dinomaly_hd.trivial import PREFIX, TRIVIAL
 

@@ -6,11 +6,11 @@ import pytest
 
 from dinomaly_hd.config.resolve import resolve_model
 from dinomaly_hd.experiments import run_record
-from dinomaly_hd.experiments.context import Context
-from dinomaly_hd.experiments.run_folder import IN_MLFLOW, RunFolder, read_state
-from dinomaly_hd.experiments.training_run import Outcome, execute
-from dinomaly_hd.tracking import default_uri
-from dinomaly_hd.tracking.store import client_for
+from dinomaly_hd.runs.context import Context
+from dinomaly_hd.runs.folder import IN_MLFLOW, RunFolder, read_state
+from dinomaly_hd.experiments.run import Outcome, execute
+from dinomaly_hd.runs.store import default_uri
+from dinomaly_hd.runs.store import client_for
 
 from .light_runs import SMALL
 

@@ -15,13 +15,13 @@ from dinomaly_hd.config.resolve import resolve_model
 from dinomaly_hd.data.feature_files import FeaturePlace
 from dinomaly_hd.data.hdmap import load_manifest
 from dinomaly_hd.data.store import ImageStore
-from dinomaly_hd.experiments.context import Context
-from dinomaly_hd.experiments.examine import Examiner
+from dinomaly_hd.runs.context import Context
+from dinomaly_hd.experiments.score import Examiner
 from dinomaly_hd.experiments.exported import load_model
-from dinomaly_hd.experiments.training_run import Outcome, execute
-from dinomaly_hd.journal import Journal
-from dinomaly_hd.models.build_encoder import preprocessing_of
-from dinomaly_hd.models.dinomaly import Dinomaly
+from dinomaly_hd.experiments.run import Outcome, execute
+from dinomaly_hd.runs.journal import Journal
+from dinomaly_hd.models.preprocessing import preprocessing_of
+from dinomaly_hd.models.dinomaly.detector import Dinomaly
 from dinomaly_hd.training.checkpoint import newest
 from dinomaly_hd.training.guards import SignalGuard
 

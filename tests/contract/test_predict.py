@@ -22,9 +22,9 @@ from dinomaly_hd.errors import (
     TrackingError,
 )
 from dinomaly_hd.experiments import model_source
-from dinomaly_hd.experiments.examine import Examiner
+from dinomaly_hd.experiments.score import Examiner
 from dinomaly_hd.experiments.prediction import Request, predict
-from dinomaly_hd.tracking.store import client_for
+from dinomaly_hd.runs.store import client_for
 from dinomaly_hd.training import checkpoint as checkpoints
 from entry_points.common import launch
 from entry_points.predict import main

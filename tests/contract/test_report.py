@@ -22,11 +22,11 @@ from dinomaly_hd.evaluation.results import evaluate
 from dinomaly_hd.experiments import reporting
 from dinomaly_hd.experiments.collect import Asked
 from dinomaly_hd.experiments.report_run import ReportRequest, report
-from dinomaly_hd.experiments.run_folder import read_state
+from dinomaly_hd.runs.folder import read_state
 from dinomaly_hd.files import publish_json
-from dinomaly_hd.tracking import prepare_store
+from dinomaly_hd.runs.store import prepare_store
 from dinomaly_hd.tracking.outbox import OUTBOX_NAME, Outbox
-from dinomaly_hd.tracking.store import client_for
+from dinomaly_hd.runs.store import client_for
 from entry_points.common import launch
 from entry_points.report import main
 

@@ -18,14 +18,14 @@ from PIL import Image
 from dinomaly_hd.config.resolve import resolve_model
 from dinomaly_hd.data.images import read_image
 from dinomaly_hd.errors import ConfigError, ImageError
-from dinomaly_hd.experiments.context import Context
-from dinomaly_hd.experiments.evaluation_run import gallery
+from dinomaly_hd.runs.context import Context
+from dinomaly_hd.experiments.evaluate import gallery
 from dinomaly_hd.experiments.exported import load_model
 from dinomaly_hd.experiments.prediction import Request, predict
 from dinomaly_hd.experiments.request_images import input_example, read_input
-from dinomaly_hd.experiments.training_run import execute
+from dinomaly_hd.experiments.run import execute
 from dinomaly_hd.serving import ScoringModel, ServedModel, log_model
-from dinomaly_hd.tracking.store import client_for
+from dinomaly_hd.runs.store import client_for
 
 from .light_runs import SMALL
 from .scoring_server import Answer, Client, as_files, as_json, malformed, register, serving, tiff

@@ -18,8 +18,8 @@ from torch.optim import Optimizer
 from dinomaly_hd.config import TrainingConfig, flatten, layers_of, range_of
 from dinomaly_hd.config.conditions_file import Condition, read_conditions
 from dinomaly_hd.config.resolve import resolve_model
-from dinomaly_hd.experiments.context import Context
-from dinomaly_hd.experiments.training_run import execute
+from dinomaly_hd.runs.context import Context
+from dinomaly_hd.experiments.run import execute
 from dinomaly_hd.training import task
 from dinomaly_hd.training.optim import OPTIMIZERS
 

@@ -18,9 +18,11 @@ import numpy as np
 import pytest
 
 from dinomaly_hd.errors import TrackingError
-from dinomaly_hd.journal import Journal
-from dinomaly_hd.tracking import Tracker, close_stale_runs, default_uri, prepare_store, sync_run
-from dinomaly_hd.tracking.store import client_for, process_tags
+from dinomaly_hd.runs.journal import Journal
+from dinomaly_hd.runs.mirror import sync_run
+from dinomaly_hd.runs.store import close_stale_runs, default_uri, prepare_store
+from dinomaly_hd.runs.tracker import Tracker
+from dinomaly_hd.runs.store import client_for, process_tags
 
 EXPERIMENT = "contract"
 
@@ -392,8 +394,8 @@ def test_what_the_store_refuses_does_not_stop_the_rest(
 
 KILLED = """
 import os, pathlib, sys
-from dinomaly_hd.journal import Journal
-from dinomaly_hd.tracking import Tracker
+from dinomaly_hd.runs.journal import Journal
+from dinomaly_hd.runs.tracker import Tracker
 
 folder = pathlib.Path(sys.argv[1])
 settings = {"experiment": "contract", "run_name": "r", "tags": {}, "system_metrics": False}
@@ -450,9 +452,9 @@ def test_runs_left_behind_are_closed_and_no_others(uri: str) -> None:
 # Eight processes that share one import of MLflow (8 s of CPU each, otherwise), but nothing of the database.
 STARTERS = """
 import os, pathlib, sys
-from dinomaly_hd.journal import Journal
-from dinomaly_hd.tracking import Tracker
-from dinomaly_hd.tracking.store import load_mlflow
+from dinomaly_hd.runs.journal import Journal
+from dinomaly_hd.runs.tracker import Tracker
+from dinomaly_hd.runs.store import load_mlflow
 
 root, uri = pathlib.Path(sys.argv[1]), sys.argv[2]
 settings = {"experiment": "contract", "tags": {}, "system_metrics": False}

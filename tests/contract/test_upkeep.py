@@ -8,12 +8,13 @@ import filelock
 import pytest
 
 from dinomaly_hd.config.resolve import resolve_model
-from dinomaly_hd.experiments.context import Context
-from dinomaly_hd.experiments.run_folder import IN_MLFLOW, LOCK, RunFolder, read_state
-from dinomaly_hd.experiments.training_run import Outcome, execute
-from dinomaly_hd.experiments.upkeep import Upkeep, lacking, synchronise
-from dinomaly_hd.tracking import Tracker, default_uri
-from dinomaly_hd.tracking.store import client_for
+from dinomaly_hd.runs.context import Context
+from dinomaly_hd.runs.folder import IN_MLFLOW, LOCK, RunFolder, read_state
+from dinomaly_hd.experiments.run import Outcome, execute
+from dinomaly_hd.runs.sync import Upkeep, lacking, synchronise
+from dinomaly_hd.runs.store import default_uri
+from dinomaly_hd.runs.tracker import Tracker
+from dinomaly_hd.runs.store import client_for
 from entry_points import doctor
 from entry_points.common import launch
 

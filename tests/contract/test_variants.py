@@ -33,7 +33,7 @@ from dinomaly_hd.data.splits import hold_out
 from dinomaly_hd.data.store import ImageStore
 from dinomaly_hd.errors import Interrupted
 from dinomaly_hd.models.build import build_detector
-from dinomaly_hd.models.dinomaly import Dinomaly
+from dinomaly_hd.models.dinomaly.detector import Dinomaly
 from dinomaly_hd.models.weights import Weights
 from dinomaly_hd.training import checkpoint as checkpoints
 from dinomaly_hd.training import fit

@@ -9,10 +9,10 @@ import torch
 from torch import Tensor
 
 from dinomaly_hd.batch import Batch
-from dinomaly_hd.models import scoring
+from dinomaly_hd.models.dinomaly import score as scoring
 from dinomaly_hd.models.attention import LinearAttention, linear_attention
 from dinomaly_hd.models.bottleneck import BottleneckMLP, dropout
-from dinomaly_hd.models.distance import MeanPooling
+from dinomaly_hd.models.dinomaly.distance import MeanPooling
 from dinomaly_hd.models.encoders import interpolate_positions
 from dinomaly_hd.models.losses import HardMining, discard_rate, token_distance
 from dinomaly_hd.models.noise import Noise

@@ -20,7 +20,7 @@ from dinomaly_hd.config.presets import full_dinomaly
 from dinomaly_hd.config.variants import baseline
 from dinomaly_hd.models import attention, bottleneck, dinomaly
 from dinomaly_hd.models.build import build_detector
-from dinomaly_hd.models.dinomaly import Dinomaly
+from dinomaly_hd.models.dinomaly.detector import Dinomaly
 from dinomaly_hd.models.encoders import ViTEncoder
 from dinomaly_hd.models.weights import locate, timm_name
 from dinomaly_hd.training.optim import StableAdamW, warm_cosine

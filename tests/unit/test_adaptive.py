@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from dinomaly_hd.batch import Batch
-from dinomaly_hd.models.distance import MeanPooling
+from dinomaly_hd.models.dinomaly.distance import MeanPooling
 from dinomaly_hd.models.entropy import SECTORS, angular_power_entropy
 from dinomaly_hd.models.losses import AdaptiveMining, token_distance
 

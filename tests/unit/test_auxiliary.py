@@ -13,8 +13,8 @@ from dinomaly_hd.config.presets import quick_dinomaly
 from dinomaly_hd.config.variants import VARIANTS
 from dinomaly_hd.models.auxiliary import BandClassifier
 from dinomaly_hd.models.build import build_detector
-from dinomaly_hd.models.dinomaly import Dinomaly, initialise
-from dinomaly_hd.models.faults import horizontal_bands
+from dinomaly_hd.models.dinomaly.detector import Dinomaly, initialise
+from dinomaly_hd.models.draem.faults import horizontal_bands
 from dinomaly_hd.models.weights import Weights
 
 

@@ -17,7 +17,7 @@ from dinomaly_hd.config.variants import VARIANTS
 from dinomaly_hd.models import pieces
 from dinomaly_hd.models.bottleneck import BottleneckMLP, SegmentDropout
 from dinomaly_hd.models.build import build_detector
-from dinomaly_hd.models.dinomaly import Dinomaly
+from dinomaly_hd.models.dinomaly.detector import Dinomaly
 from dinomaly_hd.models.noise import Noise
 from dinomaly_hd.models.weights import Weights
 from dinomaly_hd.training.optim import warm_cosine

@@ -13,7 +13,7 @@ from dinomaly_hd.batch import Batch
 from dinomaly_hd.errors import ConfigError
 from dinomaly_hd.models import draem_networks as networks
 from dinomaly_hd.models.draem import MINIMUM_SIZE, Draem, check_size, focal_loss, structural_similarity
-from dinomaly_hd.models.faults import Faulty
+from dinomaly_hd.models.draem.faults import Faulty
 from dinomaly_hd.models.preprocessing import Preprocessing
 from dinomaly_hd.models.scoring import top_share_score
 

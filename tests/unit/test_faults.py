@@ -9,7 +9,7 @@ import torch
 from torch import Generator, Tensor
 
 from dinomaly_hd.errors import ConfigError
-from dinomaly_hd.models.faults import (
+from dinomaly_hd.models.draem.faults import (
     LARGEST_HEIGHT,
     BandFaults,
     Faults,

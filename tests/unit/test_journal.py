@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from dinomaly_hd.errors import CheckpointError, OutputError
-from dinomaly_hd.journal import Journal
+from dinomaly_hd.runs.journal import Journal
 
 AWKWARD = [0.1, 1 / 3, 1e-310, -0.0, 2.0**60 + 1, 5e-324, math.pi * 1e200]
 
@@ -100,7 +100,7 @@ def test_damage_before_the_end_is_an_error_that_names_the_file(tmp_path: Path) -
 
 def test_a_killed_process_has_left_every_line_it_logged(tmp_path: Path) -> None:
     program = (
-        "import sys, pathlib; from dinomaly_hd.journal import Journal\n"
+        "import sys, pathlib; from dinomaly_hd.runs.journal import Journal\n"
         "journal = Journal(pathlib.Path(sys.argv[1]))\n"
         "for step in range(10**9):\n"
         "    journal.log({'loss': step / 7}, step=step); print(step, flush=True)\n"

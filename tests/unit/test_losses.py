@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from dinomaly_hd.batch import Batch
-from dinomaly_hd.models.distance import GemPooling, MeanPooling, Pooling
+from dinomaly_hd.models.dinomaly.distance import GemPooling, MeanPooling, Pooling
 from dinomaly_hd.models.losses import Focal, HardMining, PooledMining, ReconstructionLoss, TopK
 
 IMAGES, ROWS, COLUMNS, WIDTH = 4, 3, 5, 4

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from dinomaly_hd.batch import Batch
 from dinomaly_hd.errors import NonFiniteError
 from dinomaly_hd.models.patch_features import PatchFeatures
-from dinomaly_hd.models.patchcore import PatchCore, smooth, with_context
+from dinomaly_hd.models.patchcore.detector import PatchCore, smooth, with_context
 from dinomaly_hd.models.preprocessing import Preprocessing
 
 GRID = (10, 25)
@@ -222,7 +222,7 @@ MEMORY_PROBE = """
 import torch
 from torch import nn
 from dinomaly_hd.models.patch_features import ConvPatchFeatures
-from dinomaly_hd.models.patchcore import PatchCore
+from dinomaly_hd.models.patchcore.detector import PatchCore
 from dinomaly_hd.models.preprocessing import Preprocessing
 from dinomaly_hd.provenance import peak_memory_mib
 

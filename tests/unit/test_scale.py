@@ -12,10 +12,10 @@ from dinomaly_hd.batch import Batch
 from dinomaly_hd.config import with_values
 from dinomaly_hd.config.presets import quick_dinomaly
 from dinomaly_hd.config.variants import VARIANTS
-from dinomaly_hd.models import scoring
+from dinomaly_hd.models.dinomaly import score as scoring
 from dinomaly_hd.models.build import build_detector
-from dinomaly_hd.models.dinomaly import Dinomaly
-from dinomaly_hd.models.distance import MeanPooling, WeightedPooling
+from dinomaly_hd.models.dinomaly.detector import Dinomaly
+from dinomaly_hd.models.dinomaly.distance import MeanPooling, WeightedPooling
 from dinomaly_hd.models.losses import HardMining
 from dinomaly_hd.models.weights import Weights
 from dinomaly_hd.training.task import DetectorTask

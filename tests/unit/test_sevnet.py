@@ -13,7 +13,7 @@ from torch import Generator, Tensor, nn
 from dinomaly_hd.batch import Batch
 from dinomaly_hd.models.draem import Draem
 from dinomaly_hd.models.draem_networks import activation_channels
-from dinomaly_hd.models.faults import Faulty
+from dinomaly_hd.models.draem.faults import Faulty
 from dinomaly_hd.models.noise import Noise
 from dinomaly_hd.models.preprocessing import Preprocessing
 from dinomaly_hd.models.sevnet import (
