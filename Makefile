@@ -12,7 +12,7 @@ MLFLOW_TRACKING_URI ?= sqlite:///mlflow.db
 export MLFLOW_DISABLE_TELEMETRY ?= true
 export RAY_USAGE_STATS_ENABLED ?= 0
 
-.PHONY: run test check audit setup ui mlproject lock clean
+.PHONY: run test check audit setup ui lock clean
 
 run: setup  ## train and evaluate on the simulated maps, in MLflow
 	$(ACTIVATED) MLFLOW_TRACKING_URI=$(MLFLOW_TRACKING_URI) mlflow run . -e horizontal -P seed=42 --env-manager local --experiment-name dinomaly-hd
@@ -43,9 +43,6 @@ ui:  ## MLflow's pages, on this machine only
 	@echo "open http://127.0.0.1:5000/#/experiments?workflowType=machine_learning"
 	MLFLOW_SERVER_ENABLE_JOB_EXECUTION=false $(BIN)/mlflow ui --workers 1 --host 127.0.0.1 --port 5000 \
 	  --backend-store-uri $(MLFLOW_TRACKING_URI)
-
-mlproject:  ## write MLproject anew
-	$(BIN)/python -m entry_points.project_file > MLproject.new && mv MLproject.new MLproject
 
 lock:  ## write requirements.lock anew
 	$(BIN)/uv pip compile --universal --python-version 3.11 --generate-hashes --all-extras --no-header \

@@ -18,12 +18,12 @@ from torch import Tensor
 
 from dinomaly_hd.batch import Batch
 from dinomaly_hd.config import RunConfig, with_values
+from dinomaly_hd.config.presets import full_dinomaly
+from dinomaly_hd.config.variants import horizontal
 from dinomaly_hd.experiments.score import predict
 from dinomaly_hd.models.build import build_detector
 from dinomaly_hd.models.weights import locate
-from dinomaly_hd.presets import full_dinomaly
 from dinomaly_hd.training.optim import StableAdamW
-from dinomaly_hd.variants import horizontal
 
 RESULT = Path(__file__).parent / "results" / "gpu_check.json"
 AGREEMENT = {"32": 1e-4, "bf16": 0.05}

@@ -120,10 +120,17 @@ MUTATIONS = (
     ),
     Mutation(
         15,
+        "behind the marker stand names and values in turn",
+        "dinomaly_hd/config/command.py",
+        '            words.append(f"{name}={value}")',
+        "            words += [name, value]",
+    ),
+    Mutation(
+        15,
         "MLproject never quotes, which MLflow does already",
         "MLproject",
-        "entry_points.horizontal\n      --preset={preset}",
-        'entry_points.horizontal\n      --preset="{preset}"',
+        "entry_points.horizontal --seed={seed}",
+        'entry_points.horizontal --seed="{seed}"',
     ),
     Mutation(
         15,

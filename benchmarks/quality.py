@@ -20,6 +20,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from dinomaly_hd.config import RunConfig, with_values
+from dinomaly_hd.config.presets import quick_dinomaly
+from dinomaly_hd.config.variants import horizontal
 from dinomaly_hd.data.features import FeatureCache, TrainingSet, digests, image_batches
 from dinomaly_hd.data.hdmap import Manifest, load_manifest
 from dinomaly_hd.data.splits import Split, hold_out
@@ -32,10 +34,8 @@ from dinomaly_hd.models.dinomaly.detector import Dinomaly
 from dinomaly_hd.models.dinomaly.distance import MeanPooling
 from dinomaly_hd.models.draem.faults import horizontal_bands
 from dinomaly_hd.models.weights import locate
-from dinomaly_hd.presets import quick_dinomaly
 from dinomaly_hd.training.guards import SignalGuard
 from dinomaly_hd.training.loop import TrainingData, train
-from dinomaly_hd.variants import horizontal
 
 ROOT = Path(__file__).resolve().parent.parent
 RESULTS = Path(__file__).parent / "results"

@@ -1,17 +1,26 @@
 """Names and values that others chose: what is refused in them, and how they are written where they act."""
 
 import os
+import reprlib
 import sys
 import unicodedata
+from typing import Any
 
 HIDDEN = {"Cc", "Cf", "Zl", "Zp"}
 """Unicode's categories of what is not seen: control, format (right-to-left too), line ends."""
 FORMULA_STARTS = ("=", "+", "-", "@")
+_SHORT = reprlib.Repr()
+_SHORT.maxlevel, _SHORT.maxstring, _SHORT.maxlist, _SHORT.maxdict, _SHORT.maxother = 2, 120, 6, 3, 60
 
 
 def has_hidden(text: str) -> bool:
     """Tell whether a text holds characters that are not seen but act: on terminals, in pages, in logs."""
     return any(unicodedata.category(character) in HIDDEN for character in text)
+
+
+def shown(value: Any) -> str:
+    """Return a value for a message: on one line, cut where it is long."""
+    return _SHORT.repr(value)
 
 
 def misread(name: str) -> str | None:

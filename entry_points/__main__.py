@@ -5,24 +5,28 @@ import sys
 
 from entry_points.common import launch
 
+NAMES = (
+    *("horizontal", "topk", "baseline", "gem", "focal", "aux", "scale", "adaptive"),
+    *("decoder_dropout", "row_mask", "row_masking", "directional_topk"),
+    *("single_domain", "multi_domain", "suite", "ablation", "encoders", "steps", "finetune", "tune"),
+    *("report", "simulate", "predict", "sync", "doctor"),
+)
 USAGE = "usage: dinomaly-hd NAME --flag=value ...   (dinomaly-hd NAME --help)"
 
 
-def main() -> None:
-    """Start the entry point that the first argument names."""
+def main() -> int:
+    """Start the entry point that the first argument names, and return its exit code."""
     from dinomaly_hd.errors import ConfigError, nearest
-    from entry_points.project_file import NAMES
 
     name, *rest = sys.argv[1:] or ["--help"]
     if name in ("-h", "--help"):
         print(f"{USAGE}\n\nnames: {', '.join(NAMES)}")
-        sys.exit(0)
+        return 0
     if name not in NAMES:
         print(f"ConfigError: no entry point {name!r}.{nearest(name, NAMES)}", file=sys.stderr)
-        sys.exit(ConfigError.exit_code)
-    sys.argv = [f"dinomaly-hd {name}", *rest]
-    launch(importlib.import_module(f"entry_points.{name}").main)
+        return ConfigError.exit_code
+    return launch(importlib.import_module(f"entry_points.{name}").main, rest)
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

@@ -1,39 +1,47 @@
 """Train and compare configs with several seeds on equal terms: A0 A B C D E F G F0 K100, or a list."""
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from functools import partial
+from typing import Annotated
 
-from dinomaly_hd.flag_texts import Option
-from dinomaly_hd.flags import config_names
-from entry_points.common import launch
-from entry_points.comparisons import SEEDS, prepare_variants
-from entry_points.slots import SLOTS, number_of_slots, slots_of
-
-if TYPE_CHECKING:
-    from dinomaly_hd.training.guards import SignalGuard
-
-SWITCHES = {
-    "configs": Option(
-        "ablation",
-        "ablation (A0 A B C D E F G F0 K100), directional, variants, or a list such as A0,F,F:q_percent=1; "
-        "all are compared with the first",
-    ),
-    "seeds": SEEDS,
-    "slots": SLOTS._replace(default="1", help=f"{SLOTS.help}; 1: one after another in this process"),
-}
+from dinomaly_hd.config.base import PositiveCount, doc
+from dinomaly_hd.config.command import OrAuto
+from dinomaly_hd.config.resolve import config_names
+from dinomaly_hd.training.guards import SignalGuard
+from entry_points.common import SeedsOptions, comparison, context_of, launch, member_of
 
 
-def main(argv: Sequence[str], guard: "SignalGuard") -> None:
-    """Run the ablation."""
-    build, seeds, context, switches, _ = prepare_variants(
-        "ablation", argv, guard, doc=__doc__, switches=SWITCHES
-    )
-    configs = config_names(switches["configs"])
-    slots = slots_of(switches, number=number_of_slots(switches["slots"]))
+class Options(SeedsOptions):
+    configs: Annotated[
+        str,
+        doc(
+            "ablation (A0 A B C D E F G F0 K100), directional, variants, or a list such as "
+            "A0,F,F:q_percent=1; all are compared with the first"
+        ),
+    ] = "ablation"
+    slots: Annotated[
+        OrAuto[PositiveCount],
+        doc("runs at once; auto: one a GPU, or one for two cores; 1: one after another, here"),
+    ] = 1
+
+
+COMMAND = comparison("ablation", __doc__, Options)
+
+
+def main(argv: Sequence[str], guard: SignalGuard) -> None:
+    asked = COMMAND.parse(argv)
+    options, context = asked.options, context_of(asked, guard)
     from dinomaly_hd.experiments.protocols import run_ablation
+    from dinomaly_hd.jobs import LOCAL, Slots
 
-    run_ablation(configs, seeds, context, build=lambda config, seed: build(config, seed, {}), slots=slots)
+    run_ablation(
+        config_names(options.configs),
+        options.seeds,
+        context,
+        build=partial(member_of, asked),
+        slots=Slots(LOCAL, options.slots, ""),
+    )
 
 
 if __name__ == "__main__":
-    launch(main)
+    raise SystemExit(launch(main))

@@ -1,9 +1,8 @@
 """Train Dinomaly with a discard rate that follows each map's angular power entropy."""
 
-from entry_points.common import MODES, launch, variant_main
+from entry_points.common import launch, training
 
-SWITCHES = MODES
-main = variant_main("adaptive", doc=__doc__, switches=SWITCHES)
+COMMAND, main = training("adaptive", __doc__)
 
 if __name__ == "__main__":
-    launch(main)
+    raise SystemExit(launch(main))

@@ -1,9 +1,8 @@
 """Train Dinomaly that also learns to tell synthetic bands, and evaluate it per domain and condition."""
 
-from entry_points.common import MODES, launch, variant_main
+from entry_points.common import launch, training
 
-SWITCHES = MODES
-main = variant_main("aux", doc=__doc__, switches=SWITCHES)
+COMMAND, main = training("aux", __doc__)
 
 if __name__ == "__main__":
-    launch(main)
+    raise SystemExit(launch(main))

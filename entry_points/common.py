@@ -1,72 +1,115 @@
 """What every entry point shares: signals, errors as one line with an exit code, the run's surroundings."""
 
 import gc
-import math
 import os
-import shlex
 import sys
 import traceback
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Annotated, Any, TypeVar
 
+from dinomaly_hd.config.base import Frozen, NonNegative, doc
+from dinomaly_hd.config.command import Asked, Command, Numbers, OrAuto
+from dinomaly_hd.config.parameters import AUTO, all_of, any_of
+from dinomaly_hd.config.resolve import preset_name, resolve_config, resolve_model
+from dinomaly_hd.config.variants import VARIANTS, WITH_TOPK
 from dinomaly_hd.errors import DinomalyHDError, Interrupted
-from dinomaly_hd.flag_texts import AUTO, Option
+from dinomaly_hd.training.guards import SignalGuard
+from entry_points import ACTIVATE
 
 if TYPE_CHECKING:
-    from dinomaly_hd.config import RunConfig
+    from dinomaly_hd.config.run import RunConfig
     from dinomaly_hd.data.feature_files import FeaturePlace
     from dinomaly_hd.runs.context import Context
-    from dinomaly_hd.training.guards import SignalGuard
 
-Main = Callable[[Sequence[str], "SignalGuard"], None]
+Own = TypeVar("Own", bound="SurroundingsOptions")
+Main = Callable[[Sequence[str], SignalGuard], None]
 
 FEATURES, FEATURES_VARIABLE = ".features", "DINOMALY_HD_FEATURES"
 ROOT = Path(__file__).resolve().parent.parent
 OURS = ("dinomaly_hd", "entry_points")
-ACTIVATE = "run `make setup` once, then `source .venv/bin/activate`"
-MODES = {
-    "mode": Option(
-        "multiclass",
-        "multiclass (one model), singleclass (one a domain), compare (both, and their differences)",
-    ),
-    "seeds": Option(AUTO, "comma-separated, reported on together; auto: the one seed"),
-}
-"""Switches of every variant's entry point."""
+MEMBERS = {"maps_per_group": "2"}
+"""What a comparison has differently from a run by itself: it draws fewer anomaly maps of each member."""
+PER_MEMBER = ("seed", "class_token", "stop_step", "start_from", "train_domains", "use_topk")
+"""Values of a run that a comparison sets for each member."""
 OBJECTS_UNTIL_COLLECTION = 10_000
 """Until Python looks for garbage. Its own 700 send it through half a million imported objects over and over,
 a quarter of the imports' time."""
+say = partial(print, flush=True)
 QUIET = {"MLFLOW_DISABLE_TELEMETRY": "true", "RAY_USAGE_STATS_ENABLED": "0", "HF_HUB_DISABLE_TELEMETRY": "1"}
 
 
-class Prepared(NamedTuple):
-    """A resolved config, where its results go, and the entry point's own switches as text."""
-
-    run: "RunConfig"
-    context: "Context"
-    switches: dict[str, str]
+EXPERIMENT = "dinomaly-hd"
+Experiment = Annotated[str, doc("MLflow experiment (mlflow run chooses its own)")]
+ResultDir = Annotated[Path, doc("folder of all run folders")]
+SLOTS = "runs at once; auto: one a GPU, or one for two cores where there is none"
 
 
-def say(line: str) -> None:
-    """Print a line at once."""
-    print(line, flush=True)
+class Options(Frozen):
+    result_dir: ResultDir = Path("results")
+    experiment: Experiment = EXPERIMENT
 
 
-def launch(main: Main) -> None:
-    """Run an entry point and leave the process with its exit code."""
+class FeatureOptions(Options):
+    feature_dir: Annotated[
+        OrAuto[Path], doc("encoded images that all runs read; auto: DINOMALY_HD_FEATURES, else .features")
+    ] = None
+    feature_gb: Annotated[
+        OrAuto[NonNegative], doc("GiB of feature_dir; auto: a quarter of the free disk, 50 at most; 0: none")
+    ] = None
+
+
+class SurroundingsOptions(FeatureOptions):
+    """What surrounds a run and changes none of its numbers."""
+
+    run_name: Annotated[OrAuto[str], doc("auto: {variant}-{domains}-s{seed}")] = None
+    seeds: Annotated[OrAuto[Numbers], doc("comma-separated, reported on together; auto: the one seed")] = None
+
+
+class RunOptions(SurroundingsOptions):
+    resume: Annotated[
+        str,
+        doc("auto: go on with an interrupted run of the same configuration; never; or a run id or folder"),
+    ] = AUTO
+
+
+class TrainingOptions(RunOptions):
+    mode: Annotated[
+        str, doc("multiclass (one model), singleclass (one a domain), compare (both, and their differences)")
+    ] = "multiclass"
+
+
+class EngineOptions(Frozen):
+    engine: Annotated[
+        str, doc("local: this machine; ray: also others, with a Ray of its own or a cluster")
+    ] = "local"
+    ray_address: Annotated[OrAuto[str], doc("HOST:PORT of a Ray cluster's head; auto: a Ray of its own")] = (
+        None
+    )
+
+
+class SeedsOptions(RunOptions):
+    seeds: Annotated[Numbers, doc("comma-separated; the final comparison's five: 42,43,44,123,456")] = (42,)
+
+
+class ConfigOptions(SeedsOptions):
+    config: Annotated[
+        str, doc("what is trained: a config of the ablation or a variant, e.g. A0 or F:q_percent=1")
+    ] = "D"
+
+
+def launch(main: Main, argv: Sequence[str] | None = None) -> int:
+    """Run an entry point; return 0, or an error's exit code after one line on standard error.
+
+    A bug shows its traceback and is 70.
+    """
     gc.set_threshold(OBJECTS_UNTIL_COLLECTION)
     for name, value in QUIET.items():
         os.environ.setdefault(name, value)
-    sys.exit(exit_code(main, sys.argv[1:]))
-
-
-def exit_code(main: Main, argv: Sequence[str]) -> int:
-    """Return 0, or an error's code after one line on standard error; a bug shows its traceback and is 70."""
-    from dinomaly_hd.training.guards import SignalGuard
-
     try:
         with SignalGuard() as guard:
-            main(argv, guard)
+            main(sys.argv[1:] if argv is None else argv, guard)
     except Interrupted as stop:
         print(f"stopped by signal {stop.signal_number}; the same command goes on from here", file=sys.stderr)
         return 128 + stop.signal_number
@@ -85,122 +128,59 @@ def exit_code(main: Main, argv: Sequence[str]) -> int:
     return 0
 
 
-def prepare(
-    entry_point: str,
-    argv: Sequence[str],
-    guard: "SignalGuard",
-    *,
-    doc: str | None,
-    switches: Mapping[str, Option],
-) -> Prepared:
-    """Turn the flags of a training entry point, named like its variant, into a config and its surroundings.
-
-    Args:
-        entry_point: Name of the entry point and of its variant.
-        argv: Flags.
-        guard: Of the process.
-        doc: Description for ``--help``.
-        switches: Flags beyond config and options.
-
-    Raises:
-        ConfigError: A flag or value is wrong.
-    """
-    from dinomaly_hd.flags import accepted_by, parse, resolve
-
-    accepted = accepted_by(variants_of(entry_point, switches), switches=switches)
-    values = parse(entry_point, argv, accepted=accepted, doc=doc or "")
-    run = resolve(entry_point, values)
-    defaults = training_defaults(entry_point, switches)
-    told = {**values, "seed": str(run.seed)}
-    context = context_of(
-        values,
-        guard,
-        entry_point=entry_point,
-        command=repeating_command(entry_point, told, preset=run.preset, defaults=defaults),
-    )
-    return Prepared(run, context, {name: values.get(name, own.default) for name, own in switches.items()})
+def training(variant: str, doc: str | None) -> tuple[Command[TrainingOptions], Main]:
+    """Return command and main function of a variant's entry point; ``use_topk`` may choose another one."""
+    variants = [variant, *([WITH_TOPK[variant]] if variant in WITH_TOPK else [])]
+    command = Command(variant, doc, TrainingOptions, runs=lambda: any_of(variants))
+    return command, partial(train, command)
 
 
-def variants_of(entry_point: str, switches: Mapping[str, Option]) -> list[str]:
-    """Return the variants that an entry point can train."""
-    from dinomaly_hd.variants import WITH_TOPK
+def train(command: Command[TrainingOptions], argv: Sequence[str], guard: SignalGuard) -> None:
+    """Train a variant once on all domains, or as ``mode`` and ``seeds`` say."""
+    asked = command.parse(argv)
+    run = resolve_model(command.name, asked.values)
+    context = context_of(asked, guard, seed=run.seed)
+    from dinomaly_hd.experiments.protocols import run_mode
 
-    return [entry_point, *([WITH_TOPK[entry_point]] if "use_topk" in switches else [])]
-
-
-def training_defaults(entry_point: str, switches: Mapping[str, Option]) -> dict[str, str]:
-    """Return name -> default of every flag of a training entry point."""
-    from dinomaly_hd.flag_texts import OPTIONS
-    from dinomaly_hd.flags import project_defaults
-
-    defaults = {name: option.default for name, option in {**OPTIONS, **switches}.items()}
-    return defaults | project_defaults(variants_of(entry_point, switches))
+    run_mode(run, context, mode=asked.options.mode, seeds=asked.options.seeds or (run.seed,))
 
 
-def repeating_command(
-    entry_point: str, values: Mapping[str, str], *, preset: str, defaults: Mapping[str, str]
-) -> str:
-    """Return the shortest command that repeats a run: what is not default, with seed and preset spelt out."""
-    spelt_out = {name: values[name] for name in ("seed", "seeds") if name in values}
-    told = {name: value for name, value in values.items() if value != defaults.get(name) and name != "resume"}
-    told = {**told, "preset": preset, **spelt_out}
-    return shlex.join(
-        ["python", "-m", f"entry_points.{entry_point}", *(f"--{n}={v}" for n, v in told.items())]
-    )
-
-
-def context_of(
-    values: Mapping[str, str], guard: "SignalGuard", *, entry_point: str, command: str
-) -> "Context":
-    """Return where results go and what is said about the run."""
-    from dinomaly_hd.flag_texts import OPTIONS
+def context_of(asked: "Asked[Any]", guard: SignalGuard, **spelt_out: object) -> "Context":
+    """Return what surrounds a run; its command spells out preset, seeds and more."""
     from dinomaly_hd.runs.context import Context
 
-    option = {name: values.get(name, own.default) for name, own in OPTIONS.items()}
+    options: SurroundingsOptions = asked.options
+    preset = preset_name(asked.values.get("preset", AUTO))
     return Context(
         root=ROOT,
-        result_dir=Path(option["result_dir"]),
-        feature_place=feature_place(option["feature_dir"], option["feature_gb"]),
-        experiment=option["experiment"],
-        run_name=None if option["run_name"] == AUTO else option["run_name"],
-        resume=option["resume"],
+        result_dir=options.result_dir,
+        feature_place=feature_place(options),
+        experiment=options.experiment,
+        run_name=options.run_name,
+        resume=asked.given.get("resume", AUTO),
         guard=guard,
         say=say,
-        command=command,
-        entry_point=entry_point,
+        command=asked.command(preset=preset, seeds=options.seeds, **spelt_out),
+        entry_point=asked.entry_point,
     )
 
 
-def feature_place(folder: str, budget: str) -> "FeaturePlace | None":
-    """Return where encoder outputs are kept in files, None where ``feature_gb=0`` keeps none.
-
-    Raises:
-        ConfigError: The budget is no number from 0 on.
-    """
+def feature_place(options: FeatureOptions) -> "FeaturePlace | None":
+    """Return where encoder outputs are kept in files, None where ``feature_gb=0`` keeps none."""
     from dinomaly_hd.data.feature_files import FeaturePlace
-    from dinomaly_hd.errors import ConfigError
 
-    try:
-        budget_gb = None if budget == AUTO else float(budget)
-    except ValueError:
-        budget_gb = -1.0
-    if budget_gb is not None and not 0 <= budget_gb < math.inf:
-        raise ConfigError(f"feature_gb={budget!r}: expected GiB from 0 on, or {AUTO}")
-    if folder == AUTO:
-        folder = os.environ.get(FEATURES_VARIABLE, "") or str(ROOT / FEATURES)
-    return None if budget_gb == 0 else FeaturePlace(Path(folder).expanduser().absolute(), budget_gb)
+    folder = options.feature_dir or Path(os.environ.get(FEATURES_VARIABLE) or ROOT / FEATURES)
+    return (
+        None if options.feature_gb == 0 else FeaturePlace(folder.expanduser().absolute(), options.feature_gb)
+    )
 
 
-def variant_main(variant: str, *, doc: str | None, switches: Mapping[str, Option]) -> Main:
-    """Return the main function of a variant's entry point: one unified training, or what ``mode`` says."""
+def comparison(name: str, doc: str | None, options: type[Own], *without: str, **instead: str) -> Command[Own]:
+    """Return the command of a comparison: it takes what all variants have and it does not set itself."""
+    fields = partial(all_of, VARIANTS, without=(*PER_MEMBER, *without))
+    return Command(name, doc, options, fields, {"seed": "seeds", **instead})
 
-    def main(argv: Sequence[str], guard: "SignalGuard") -> None:
-        from dinomaly_hd.flags import whole_numbers
 
-        run, context, chosen = prepare(variant, argv, guard, doc=doc, switches=switches)
-        seeds = (run.seed,) if chosen["seeds"] == AUTO else whole_numbers("seeds", chosen["seeds"])
-        from dinomaly_hd.experiments.protocols import run_mode
-
-        run_mode(run, context, mode=chosen["mode"], seeds=seeds)
-
-    return main
+def member_of(asked: "Asked[Any]", config: str, seed: int, **own: str) -> "RunConfig":
+    """Return a comparison's run of a config and a seed, with its own values over the user's."""
+    return resolve_config(config, {**MEMBERS, **asked.values, **own, "seed": str(seed)})

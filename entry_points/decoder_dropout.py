@@ -1,9 +1,8 @@
 """Train Dinomaly with horizontal segment dropout inside the decoder's attention."""
 
-from entry_points.common import MODES, launch, variant_main
+from entry_points.common import launch, training
 
-SWITCHES = MODES
-main = variant_main("decoder_dropout", doc=__doc__, switches=SWITCHES)
+COMMAND, main = training("decoder_dropout", __doc__)
 
 if __name__ == "__main__":
-    launch(main)
+    raise SystemExit(launch(main))

@@ -1,9 +1,8 @@
 """Train Dinomaly on the largest q percent of token distances, chosen by their mean along rows."""
 
-from entry_points.common import MODES, launch, variant_main
+from entry_points.common import launch, training
 
-SWITCHES = MODES
-main = variant_main("directional_topk", doc=__doc__, switches=SWITCHES)
+COMMAND, main = training("directional_topk", __doc__)
 
 if __name__ == "__main__":
-    launch(main)
+    raise SystemExit(launch(main))

@@ -1,41 +1,44 @@
 """Train on all domains, then fine-tune on each: what is gained there, and what is forgotten elsewhere."""
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from typing import Annotated
 
-from dinomaly_hd.config import names_in
-from dinomaly_hd.flag_texts import Option
-from entry_points.common import launch
-from entry_points.comparisons import CONFIG, SEEDS, prepare_variants
+from pydantic import Field
 
-if TYPE_CHECKING:
-    from dinomaly_hd.training.guards import SignalGuard
-
-ALL = "all"
-SWITCHES = {
-    "config": CONFIG,
-    "finetune_domains": Option(ALL, "domains to fine-tune on, one after another from the same start; all"),
-    "finetune_steps": Option("200", "optimizer steps of each fine-tuning"),
-    "finetune_learning_rate": Option("0.0002", "of each fine-tuning, after a tenth of its steps as warm-up"),
-    "seeds": SEEDS,
-}
+from dinomaly_hd.config.base import PositiveCount, doc
+from dinomaly_hd.config.run import ALL_DOMAINS
+from dinomaly_hd.config.texts import names_in
+from dinomaly_hd.training.guards import SignalGuard
+from entry_points.common import ConfigOptions, comparison, context_of, launch, member_of
 
 
-def main(argv: Sequence[str], guard: "SignalGuard") -> None:
-    """Run the unified training and the fine-tunings."""
-    build, seeds, context, switches, _ = prepare_variants(
-        "finetune", argv, guard, doc=__doc__, switches=SWITCHES
-    )
+class Options(ConfigOptions):
+    finetune_domains: Annotated[
+        str, doc("domains to fine-tune on, one after another from the same start; all")
+    ] = ALL_DOMAINS
+    finetune_steps: Annotated[PositiveCount, doc("optimizer steps of each fine-tuning")] = 200
+    finetune_learning_rate: Annotated[
+        float, Field(gt=0, lt=1), doc("of each fine-tuning, after a tenth of its steps as warm-up")
+    ] = 0.0002
+
+
+COMMAND = comparison("finetune", __doc__, Options)
+
+
+def main(argv: Sequence[str], guard: SignalGuard) -> None:
+    asked = COMMAND.parse(argv)
+    options, context = asked.options, context_of(asked, guard)
+    chosen = options.finetune_domains
     from dinomaly_hd.experiments.protocols import run_finetune
 
     run_finetune(
-        [build(switches["config"], seed, {}) for seed in seeds],
+        [member_of(asked, options.config, seed) for seed in options.seeds],
         context,
-        steps=switches["finetune_steps"],
-        learning_rate=switches["finetune_learning_rate"],
-        domains=None if switches["finetune_domains"] == ALL else names_in(switches["finetune_domains"]),
+        steps=options.finetune_steps,
+        learning_rate=options.finetune_learning_rate,
+        domains=None if chosen == ALL_DOMAINS else names_in(chosen),
     )
 
 
 if __name__ == "__main__":
-    launch(main)
+    raise SystemExit(launch(main))

@@ -1,9 +1,8 @@
 """Train Dinomaly on token distances that are weighted by their own size."""
 
-from entry_points.common import MODES, launch, variant_main
+from entry_points.common import launch, training
 
-SWITCHES = MODES
-main = variant_main("focal", doc=__doc__, switches=SWITCHES)
+COMMAND, main = training("focal", __doc__)
 
 if __name__ == "__main__":
-    launch(main)
+    raise SystemExit(launch(main))

@@ -1,9 +1,8 @@
 """Train Dinomaly with a generalised mean over its two groups, in loss and score."""
 
-from entry_points.common import MODES, launch, variant_main
+from entry_points.common import launch, training
 
-SWITCHES = MODES
-main = variant_main("gem", doc=__doc__, switches=SWITCHES)
+COMMAND, main = training("gem", __doc__)
 
 if __name__ == "__main__":
-    launch(main)
+    raise SystemExit(launch(main))

@@ -1,10 +1,8 @@
 """Train Dinomaly with horizontal segment dropout on all domains and evaluate it per domain and condition."""
 
-from dinomaly_hd.flag_texts import Option
-from entry_points.common import MODES, launch, variant_main
+from entry_points.common import launch, training
 
-SWITCHES = {"use_topk": Option("false", "true: with the TopK loss (config F)"), **MODES}
-main = variant_main("horizontal", doc=__doc__, switches=SWITCHES)
+COMMAND, main = training("horizontal", __doc__)
 
 if __name__ == "__main__":
-    launch(main)
+    raise SystemExit(launch(main))

@@ -2,27 +2,29 @@
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import Annotated
 
-from dinomaly_hd.flag_texts import Option
-from dinomaly_hd.flags import parse_options
+from dinomaly_hd.config.base import Frozen, doc
+from dinomaly_hd.config.command import Command
 from dinomaly_hd.jobs import die_with_parent
+from dinomaly_hd.training.guards import SignalGuard
 from entry_points.common import launch, say
 
-if TYPE_CHECKING:
-    from dinomaly_hd.training.guards import SignalGuard
 
-FLAGS = {"config": Option("", "the job.json of one member of a suite")}
+class Options(Frozen):
+    config: Annotated[Path, doc("the job.json of one member of a suite")]
 
 
-def main(argv: Sequence[str], guard: "SignalGuard") -> None:
-    """Run the job."""
+COMMAND = Command("job", __doc__, Options)
+
+
+def main(argv: Sequence[str], guard: SignalGuard) -> None:
     die_with_parent()
-    config = parse_options("job", argv, options=FLAGS, doc=__doc__)["config"]
+    options = COMMAND.parse(argv).options
     from dinomaly_hd.experiments.as_jobs import run_job
 
-    run_job(Path(config), guard=guard, say=say)
+    run_job(options.config, guard=guard, say=say)
 
 
 if __name__ == "__main__":
-    launch(main)
+    raise SystemExit(launch(main))

@@ -1,24 +1,22 @@
 """Train on one source domain and test it on the others, with any model family."""
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
 
-from entry_points import families
-from entry_points.common import launch
+from dinomaly_hd.config.command import Command
+from dinomaly_hd.training.guards import SignalGuard
+from entry_points.common import context_of, launch
+from entry_points.families import INSTEAD, TransferOptions, family_fields, trials_of
 
-if TYPE_CHECKING:
-    from dinomaly_hd.training.guards import SignalGuard
-
-SWITCHES = {**families.SWITCHES, **families.TARGETS}
+COMMAND = Command("multi_domain", __doc__, TransferOptions, family_fields, INSTEAD)
 
 
-def main(argv: Sequence[str], guard: "SignalGuard") -> None:
-    """Run the experiment."""
-    trials, context = families.prepare_trials("multi_domain", argv, guard, doc=__doc__, switches=SWITCHES)
+def main(argv: Sequence[str], guard: SignalGuard) -> None:
+    asked = COMMAND.parse(argv)
+    trials, context = trials_of(asked), context_of(asked, guard)
     from dinomaly_hd.experiments.protocols import run_multi_domain
 
     run_multi_domain(trials, context)
 
 
 if __name__ == "__main__":
-    launch(main)
+    raise SystemExit(launch(main))

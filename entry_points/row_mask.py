@@ -1,9 +1,8 @@
 """Train Dinomaly whose decoder attention cannot read its own row nearby."""
 
-from entry_points.common import MODES, launch, variant_main
+from entry_points.common import launch, training
 
-SWITCHES = MODES
-main = variant_main("row_mask", doc=__doc__, switches=SWITCHES)
+COMMAND, main = training("row_mask", __doc__)
 
 if __name__ == "__main__":
-    launch(main)
+    raise SystemExit(launch(main))

@@ -1,9 +1,8 @@
 """Train Dinomaly with whole rows of its bottleneck replaced by a learned token."""
 
-from entry_points.common import MODES, launch, variant_main
+from entry_points.common import launch, training
 
-SWITCHES = MODES
-main = variant_main("row_masking", doc=__doc__, switches=SWITCHES)
+COMMAND, main = training("row_masking", __doc__)
 
 if __name__ == "__main__":
-    launch(main)
+    raise SystemExit(launch(main))

@@ -1,9 +1,8 @@
 """Train Dinomaly with learned or given weights of its two groups, in loss and score."""
 
-from entry_points.common import MODES, launch, variant_main
+from entry_points.common import launch, training
 
-SWITCHES = MODES
-main = variant_main("scale", doc=__doc__, switches=SWITCHES)
+COMMAND, main = training("scale", __doc__)
 
 if __name__ == "__main__":
-    launch(main)
+    raise SystemExit(launch(main))

@@ -2,37 +2,39 @@
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import Annotated, Literal
 
-from dinomaly_hd.flag_texts import AUTO, Option
+from dinomaly_hd.config.base import Count, Frozen, Line, doc
+from dinomaly_hd.config.command import Command, OrAuto
+from dinomaly_hd.config.run import DataConfig
+from dinomaly_hd.training.guards import SignalGuard
 from entry_points.common import ROOT, launch, say
 
-if TYPE_CHECKING:
-    from dinomaly_hd.training.guards import SignalGuard
 
-FLAGS = {
-    "simulate_size": Option(
-        "quick", "images train/good/fault a domain: tiny 8/4/4, quick 100/100/100, full 1000/1000/1000"
-    ),
-    "simulate_seed": Option("0", "seed of the simulated data; the same seed and size give the same bytes"),
-    "domains": Option("A,B,C,D", "comma-separated, of A,B,C,D"),
-    "output": Option(
-        AUTO, "folder to write; auto: data/simulated_{size}_seed{n}, where runs look by default"
-    ),
-}
+class Options(Frozen):
+    simulate_size: Annotated[
+        Literal["tiny", "quick", "full"],
+        doc("images train/good/fault a domain: tiny 8/4/4, quick 100/100/100, full 1000/1000/1000"),
+    ] = "quick"
+    simulate_seed: Annotated[
+        Count, doc("seed of the simulated data; the same seed and size give the same bytes")
+    ] = 0
+    domains: Annotated[Line, doc("comma-separated, of A,B,C,D")] = "A,B,C,D"
+    output: Annotated[
+        OrAuto[Path], doc("folder to write; auto: data/simulated_{size}_seed{n}, where runs look by default")
+    ] = None
 
 
-def main(argv: Sequence[str], guard: "SignalGuard") -> None:
-    """Write the folder and say where it is."""
-    from dinomaly_hd.config import DataConfig, with_values
+COMMAND = Command("simulate", __doc__, Options)
+
+
+def main(argv: Sequence[str], guard: SignalGuard) -> None:
+    options = COMMAND.parse(argv).options
     from dinomaly_hd.data.simulator import simulate
     from dinomaly_hd.experiments.checks import simulated_root
-    from dinomaly_hd.flags import parse_options
 
-    values = parse_options("simulate", argv, options=FLAGS, doc=__doc__)
-    output = values.pop("output")
-    data = with_values(DataConfig(), values)
-    target = simulated_root(data, root=ROOT) if output == AUTO else Path(output)
+    data = DataConfig(**options.model_dump(exclude={"output"}))
+    target = simulated_root(data, root=ROOT) if options.output is None else options.output
     simulate(
         target,
         size=data.simulate_size,
@@ -44,4 +46,4 @@ def main(argv: Sequence[str], guard: "SignalGuard") -> None:
 
 
 if __name__ == "__main__":
-    launch(main)
+    raise SystemExit(launch(main))

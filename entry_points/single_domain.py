@@ -1,24 +1,24 @@
 """Train and test one domain with any model family; several models, domains or seeds are compared."""
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
 
-from entry_points import families
-from entry_points.common import launch
+from dinomaly_hd.config.command import Command
+from dinomaly_hd.training.guards import SignalGuard
+from entry_points.common import context_of, launch
+from entry_points.families import INSTEAD, FamilyOptions, family_fields, trials_of
 
-if TYPE_CHECKING:
-    from dinomaly_hd.training.guards import SignalGuard
+COMMAND = Command(
+    "single_domain", __doc__, FamilyOptions, family_fields, {**INSTEAD, "domains": "source_domain"}
+)
 
-SWITCHES = families.SWITCHES
 
-
-def main(argv: Sequence[str], guard: "SignalGuard") -> None:
-    """Run the experiment."""
-    trials, context = families.prepare_trials("single_domain", argv, guard, doc=__doc__, switches=SWITCHES)
+def main(argv: Sequence[str], guard: SignalGuard) -> None:
+    asked = COMMAND.parse(argv)
+    trials, context = trials_of(asked), context_of(asked, guard)
     from dinomaly_hd.experiments.protocols import run_single_domain
 
     run_single_domain(trials, context)
 
 
 if __name__ == "__main__":
-    launch(main)
+    raise SystemExit(launch(main))

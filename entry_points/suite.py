@@ -1,52 +1,45 @@
 """Run the conditions of a file with all their seeds on this machine's slots or on a Ray cluster."""
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from typing import Annotated
 
-from dinomaly_hd.errors import ConfigError
-from dinomaly_hd.flag_texts import Option
-from dinomaly_hd.flags import resolve_model
-from entry_points import families
-from entry_points.common import launch
-from entry_points.comparisons import prepare
-from entry_points.slots import ENGINE, SLOTS, number_of_slots, slots_of
+from dinomaly_hd.config.base import PositiveCount, doc
+from dinomaly_hd.config.command import Command, OrAuto
+from dinomaly_hd.training.guards import SignalGuard
+from entry_points.common import SLOTS, EngineOptions, context_of, launch
+from entry_points.families import ConditionOptions, chosen_conditions, family_fields, trials_of_conditions
 
-if TYPE_CHECKING:
-    from dinomaly_hd.training.guards import SignalGuard
-
-SWITCHES = {
-    "conditions_file": Option("", "JSON or YAML with conditions: models, domains, values"),
-    "condition": families.SWITCHES["condition"],
-    "seeds": families.SWITCHES["seeds"],
-    "slots": SLOTS,
-    **ENGINE,
-}
 IN_FILE = ("model_type", "variant", "source_domain", "target_domains", "domains", "train_domains")
-INSTEAD = {"seed": "seeds", **dict.fromkeys(IN_FILE, "a condition of the conditions_file")}
 
 
-def main(argv: Sequence[str], guard: "SignalGuard") -> None:
-    """Run the suite."""
-    flags = prepare(
-        "suite",
-        argv,
-        guard,
-        doc=__doc__,
-        switches=SWITCHES,
-        resolve=resolve_model,
-        defaults=families.defaults_of(SWITCHES),
-        instead=INSTEAD,
-    )
-    if not flags.switches["conditions_file"]:
-        raise ConfigError(f"--conditions_file is needed: {SWITCHES['conditions_file'].help}")
-    slots = slots_of(flags.switches, number=number_of_slots(flags.switches["slots"]))
-    conditions = families.chosen_conditions(flags.switches)
-    trials = families.trials_of(conditions, flags, domains=families.domains_of)
+class Options(ConditionOptions, EngineOptions):
+    conditions_file: str = doc("JSON or YAML with conditions: models, domains, values")
+    slots: Annotated[OrAuto[PositiveCount], doc(SLOTS)] = None
+
+
+COMMAND = Command(
+    "suite",
+    __doc__,
+    Options,
+    family_fields,
+    {"seed": "seeds", **dict.fromkeys(IN_FILE, "a condition of the conditions_file")},
+)
+
+
+def main(argv: Sequence[str], guard: SignalGuard) -> None:
+    asked = COMMAND.parse(argv)
+    options, context = asked.options, context_of(asked, guard)
+    trials = trials_of_conditions(chosen_conditions(options), asked)
     from dinomaly_hd.experiments.comparison import member
     from dinomaly_hd.experiments.protocols import run_suite
+    from dinomaly_hd.jobs import Slots
 
-    run_suite([member(trial.model, trial.run) for trial in trials], flags.context, slots=slots)
+    run_suite(
+        [member(trial.model, trial.run) for trial in trials],
+        context,
+        slots=Slots(options.engine, options.slots, options.ray_address or ""),
+    )
 
 
 if __name__ == "__main__":
-    launch(main)
+    raise SystemExit(launch(main))

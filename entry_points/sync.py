@@ -2,26 +2,26 @@
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
 
-from dinomaly_hd.flag_texts import OPTIONS
-from entry_points.common import ROOT, launch, say
-
-if TYPE_CHECKING:
-    from dinomaly_hd.training.guards import SignalGuard
-
-FLAGS = {"result_dir": OPTIONS["result_dir"]}
+from dinomaly_hd.config.base import Frozen
+from dinomaly_hd.config.command import Command
+from dinomaly_hd.errors import TrackingError
+from dinomaly_hd.training.guards import SignalGuard
+from entry_points.common import ROOT, ResultDir, launch, say
 
 
-def main(argv: Sequence[str], guard: "SignalGuard") -> None:
-    """Synchronise and say what was done."""
-    from dinomaly_hd.flags import parse_options
+class Options(Frozen):
+    result_dir: ResultDir = Path("results")
 
-    values = parse_options("sync", argv, options=FLAGS, doc=__doc__)
-    from dinomaly_hd.errors import TrackingError
+
+COMMAND = Command("sync", __doc__, Options)
+
+
+def main(argv: Sequence[str], guard: SignalGuard) -> None:
+    options = COMMAND.parse(argv).options
     from dinomaly_hd.runs.sync import synchronise
 
-    done = synchronise(Path(values["result_dir"]), root=ROOT, say=say, tick=guard.check)
+    done = synchronise(options.result_dir, root=ROOT, say=say, tick=guard.check)
     say(
         f"{done.completed} run folders completed ({done.points} points, {done.operations} other records), "
         f"{done.at_work} at work, {done.closed} runs of dead processes closed"
@@ -31,4 +31,4 @@ def main(argv: Sequence[str], guard: "SignalGuard") -> None:
 
 
 if __name__ == "__main__":
-    launch(main)
+    raise SystemExit(launch(main))

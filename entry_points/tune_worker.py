@@ -3,27 +3,27 @@
 import os
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
 
+from dinomaly_hd import provenance
+from dinomaly_hd.config.base import Frozen, doc
+from dinomaly_hd.config.command import Command
 from dinomaly_hd.errors import ConfigError
-from dinomaly_hd.flag_texts import Option
-from dinomaly_hd.flags import parse_options
+from dinomaly_hd.jobs import die_with_parent, read_job
+from dinomaly_hd.training.guards import SignalGuard
+from entry_points import tune
 from entry_points.common import launch
-from entry_points.tune import prepare_study
-
-if TYPE_CHECKING:
-    from dinomaly_hd.training.guards import SignalGuard
-
-FLAGS = {"config": Option("", "job.json that `tune` wrote")}
 
 
-def main(argv: Sequence[str], guard: "SignalGuard") -> None:
-    """Run trials until the study is over, or the process that started this one ends."""
-    from dinomaly_hd import provenance
-    from dinomaly_hd.jobs import die_with_parent, read_job
+class Options(Frozen):
+    config: Path = doc("job.json that `tune` wrote")
 
+
+COMMAND = Command("tune_worker", __doc__, Options)
+
+
+def main(argv: Sequence[str], guard: SignalGuard) -> None:
     die_with_parent()
-    path = Path(parse_options("tune_worker", argv, options=FLAGS, doc=__doc__)["config"])
+    path = COMMAND.parse(argv).options.config
     content = read_job(path, code_digest=provenance.code_digest())
     from dinomaly_hd.experiments.study import run_worker
     from dinomaly_hd.tuning.storage import VARIABLE
@@ -31,10 +31,9 @@ def main(argv: Sequence[str], guard: "SignalGuard") -> None:
     if VARIABLE not in os.environ:  # `tune` sets it, since the address may hold a password
         raise ConfigError(f"{path}: the study's storage is not known: no {VARIABLE}; start `tune` again")
     flags = [f"--{name}={text}" for name, text in content["flags"].items()]
-    plan, context, _, _ = prepare_study(flags, guard)
-
+    plan, context = tune.prepare(tune.COMMAND.parse(flags), guard)
     run_worker(plan, context, folder=path.parent)
 
 
 if __name__ == "__main__":
-    launch(main)
+    raise SystemExit(launch(main))

@@ -19,12 +19,14 @@ import numpy as np
 import tifffile
 
 from benchmarks.drills.tally import Drill, Tally
+from dinomaly_hd.config.command import MARKER, Command
 from dinomaly_hd.data.tree import FOLDERS, survey
+from dinomaly_hd.errors import ConfigError
 from dinomaly_hd.evaluation.report import ENVIRONMENT, Picture, render
 from dinomaly_hd.names import FORMULA_STARTS, has_hidden
 from dinomaly_hd.runs.store import client_for
-from entry_points import project_file
-from entry_points.common import ROOT, exit_code
+from entry_points.__main__ import NAMES as ENTRY_POINTS
+from entry_points.common import ROOT, launch
 
 SEED = 15
 MARK = "escaped"
@@ -142,7 +144,7 @@ def start(box: Sandbox, module: str, **flags: str) -> Ended:
     words = [f"--{name}={value}" for name, value in flags.items()]
     said, before = io.StringIO(), set(box.root.rglob("*"))
     with _inside(box), contextlib.redirect_stdout(said), contextlib.redirect_stderr(said):
-        code = exit_code(main, words)
+        code = launch(main, words)
     return Ended(code, said.getvalue(), box.written_elsewhere(before))
 
 
@@ -174,10 +176,17 @@ def add_image(path: Path, draw: np.random.Generator) -> None:
 # A shell.
 
 
-def shell(folder: Path, tally: Tally, *, shifts: Sequence[int]) -> None:
-    """Let MLflow put payloads into every parameter of every entry point, and bash run its command.
+def command_of(name: str) -> Command[Any]:
+    """Return what an entry point takes."""
+    command: Command[Any] = importlib.import_module(f"entry_points.{name}").COMMAND
+    return command
 
-    Each of ``shifts`` gives parameter i payload i + shift, so that all of them give each parameter each.
+
+def shell(folder: Path, tally: Tally, *, shifts: Sequence[int]) -> None:
+    """Let MLflow put payloads into all parameters of all entry points, and bash run its command.
+
+    Each of ``shifts`` gives declared parameter i payload i + shift, so that together they give each all;
+    each payload is also the value of an undeclared parameter, and the name of one.
     """
     from mlflow.projects._project_spec import load_project
 
@@ -186,28 +195,32 @@ def shell(folder: Path, tally: Tally, *, shifts: Sequence[int]) -> None:
     stub.parent.mkdir()
     stub.write_text(STUB)
     stub.chmod(0o755)
-    for name in project_file.NAMES:
+    for name in ENTRY_POINTS:
         point = project.get_entry_point(name)
+        others = [key for key in command_of(name).parameters() if key not in point.parameters]
         for shift in shifts:
             values = {key: texts[(i + shift) % len(texts)] for i, key in enumerate(point.parameters)}
-            tally.add(f"mlflow run -e {name}, shift {shift}", _arrive(folder, point, values))
+            added = {key: texts[(i + shift) % len(texts)] for i, key in enumerate(others)}
+            named = {texts[shift]: "x", texts[shift - 1]: f"--{texts[shift]}"}
+            reason = _arrive(folder, point, values, {**added, **named}) or _understood(name, added, named)
+            tally.add(f"mlflow run -e {name}, shift {shift}", reason)
 
 
-def _arrive(folder: Path, point: Any, values: dict[str, str]) -> str | None:
+def _arrive(folder: Path, point: Any, values: dict[str, str], added: dict[str, str]) -> str | None:
     """Return what was wrong about how values came through MLflow's shell to the entry point's arguments."""
-    nul = {key: value for key, value in values.items() if "\0" in value}
-    if nul:
+    every = {**values, **added}
+    if any("\0" in text for pair in every.items() for text in pair):
         try:
-            subprocess.run(["bash", "-c", point.compute_command(values, None)], check=False)
+            subprocess.run(["bash", "-c", point.compute_command(every, None)], check=False)
         except ValueError:  # no argument can hold it, so nothing is started
             pass
         else:
             return "a NUL was given to a process"
-    values = {**values, **dict.fromkeys(nul, "x")}
+    every = {key.replace("\0", ""): value.replace("\0", "") for key, value in every.items()}
     record = folder / "record"
     record.unlink(missing_ok=True)
     surroundings = {**os.environ, "PATH": f"{folder / 'bin'}:{os.environ['PATH']}", "RECORD": str(record)}
-    command = ["bash", "-c", point.compute_command(values, None)]
+    command = ["bash", "-c", point.compute_command(every, None)]
     done = subprocess.run(command, cwd=folder, env=surroundings, capture_output=True, text=True, check=False)
     if (folder / MARK).exists():
         (folder / MARK).unlink()
@@ -215,9 +228,28 @@ def _arrive(folder: Path, point: Any, values: dict[str, str]) -> str | None:
     if done.returncode or done.stderr or not record.exists():
         return f"exit code {done.returncode}: {done.stderr[-300:]}"
     words = record.read_text().split("\0")[:-1]
-    expected = ["-m", f"entry_points.{point.name}", *(f"--{key}={value}" for key, value in values.items())]
+    expected = ["-m", f"entry_points.{point.name}", *(f"--{key}={every[key]}" for key in values), MARKER]
+    expected += [word for key in every if key not in values for word in (f"--{key}", every[key])]
     wrong = [word for word, other in zip(words, expected, strict=False) if word != other]
     return f"arrived as {wrong[:1]}, {len(words)} words" if words != expected else None
+
+
+def _understood(name: str, added: dict[str, str], named: dict[str, str]) -> str | None:
+    """Return which word behind the marker was read as anything but the value of the name before it."""
+    for key, text in {**added, **named}.items():
+        try:
+            given = command_of(name).parse([MARKER, f"--{key}", text]).given
+        except ConfigError as error:
+            if has_hidden(str(error)):
+                return f"said {str(error)!r}"
+            if "expected one argument" in str(error):
+                return f"{key}={text!r} was not read as a value: {error}"
+        else:
+            if given != {key: text}:
+                return f"{key}={text!r} was read as {given}"
+            if key in named:
+                return f"{key!r} was taken for a parameter"
+    return None
 
 
 # Parameters.
@@ -230,7 +262,7 @@ def refused_values(box: Sandbox, tally: Tally, *, full: bool) -> None:
     for module, name in FREE_TEXT:
         for text in texts if full else (draw.choice(texts[:-1]), texts[-1]):
             flags = {"data_root": str(box.maps), "domains": "A", "result_dir": "results", name: text}
-            takes = project_file.defaults(module)
+            takes = command_of(module).parameters()
             own = {key: value for key, value in flags.items() if key in takes}
             if module == "predict":
                 own = {"run": "x", "input": str(box.maps), **own}

@@ -12,15 +12,15 @@ from typing import Any, NamedTuple
 from unittest import mock
 
 import torch
-from dinomaly_hd.training.memory import named_when_exhausted, way_out
 from optuna.trial import TrialState
 
 from benchmarks.drills.studies import joined, run_trials
 from benchmarks.drills.tally import Drill, Tally
 from dinomaly_hd.models.dinomaly.detector import Dinomaly
+from dinomaly_hd.training.guards import named_when_exhausted, way_out
 from dinomaly_hd.tuning.worker import Attempt
 from entry_points import horizontal
-from entry_points.common import exit_code
+from entry_points.common import launch
 
 TOO_MUCH = 2**60
 TRY_AGAIN = 75
@@ -88,7 +88,7 @@ def _run(folder: Path, case: Case) -> str | None:
         warnings.catch_warnings(),
     ):
         warnings.simplefilter("ignore")
-        code = exit_code(horizontal.main, [f"--{name}={value}" for name, value in flags.items()])
+        code = launch(horizontal.main, [f"--{name}={value}" for name, value in flags.items()])
     if not held:
         return "the place was never reached"
     (state,) = (json.loads(path.read_text()) for path in (folder / "results").glob("horizontal/*/run.json"))
@@ -106,7 +106,8 @@ def _in_a_study(folder: Path, refusal: str) -> str | None:
     def evaluate(attempt: Attempt) -> list[float]:
         seen.append(attempt.number)
         if len(seen) == 1:
-            named_when_exhausted(lambda: refuse(refusal), device=torch.device("cpu"), hint=way_out(BATCH))
+            with named_when_exhausted(torch.device("cpu"), hint=way_out(BATCH)):
+                refuse(refusal)
         return [float(attempt.point["row_p"])]
 
     run_trials(folder, evaluate, trials=3)

@@ -24,7 +24,6 @@ from dinomaly_hd.errors import NonFiniteError
 from dinomaly_hd.evaluation import metrics
 from dinomaly_hd.evaluation.metrics import f1, normal_quantile, youden
 from dinomaly_hd.evaluation.results import evaluate
-from dinomaly_hd.experiments.score import Examiner
 from dinomaly_hd.files import publish_json
 from dinomaly_hd.geometry import Box
 from dinomaly_hd.models.detector import Detector, Loss, Prediction

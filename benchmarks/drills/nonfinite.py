@@ -15,14 +15,13 @@ from torch.utils.data import Dataset
 from benchmarks.drills.tally import Tally
 from dinomaly_hd.batch import Batch
 from dinomaly_hd.config import RunConfig, with_values
+from dinomaly_hd.config.presets import quick_dinomaly
+from dinomaly_hd.config.variants import baseline
 from dinomaly_hd.errors import Interrupted, NonFiniteError
 from dinomaly_hd.models.detector import Detector, Loss, Prediction
-from dinomaly_hd.presets import quick_dinomaly
 from dinomaly_hd.training import checkpoint as checkpoints
-from dinomaly_hd.training import fit
 from dinomaly_hd.training.checkpoint import Checkpoint
 from dinomaly_hd.training.guards import SignalGuard
-from dinomaly_hd.variants import baseline
 
 WIDTH, IMAGES, BATCH = 6, 10, 4
 STEPS, KINDS = (1, 37, 3000), ("loss", "gradient", "input")

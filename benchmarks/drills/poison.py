@@ -21,16 +21,16 @@ import torch
 import yaml
 
 from benchmarks.drills.tally import Drill, Tally
-from dinomaly_hd.condition_files import read_conditions
 from dinomaly_hd.config import WITHOUT_EFFECT, Frozen, RunConfig, flatten, from_json
+from dinomaly_hd.config.conditions_file import read_conditions
+from dinomaly_hd.config.presets import FAMILIES, preset_run
+from dinomaly_hd.config.variants import VARIANTS
 from dinomaly_hd.data.feature_files import CHECK_BYTES, SUFFIX, FeatureFiles, FeaturePlace
 from dinomaly_hd.errors import CheckpointError, ConfigError, DinomalyHDError, EncoderError
 from dinomaly_hd.models import weights
-from dinomaly_hd.presets import FAMILIES, preset_run
 from dinomaly_hd.runs.folder import RESULTS, STATE, read_results, read_state
 from dinomaly_hd.serving.exported import CARD, WEIGHTS, read_card, read_weights
 from dinomaly_hd.training.checkpoint import SCHEMA_VERSION, Checkpoint, check_belongs, load, newest, save
-from dinomaly_hd.variants import VARIANTS
 
 SEED = 14
 CHANGES_FAST = 38

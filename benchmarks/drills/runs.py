@@ -86,7 +86,7 @@ def _train(flags: list[str], surroundings: Mapping[str, str], log: Path) -> None
     torch.set_num_threads(1)
     multiprocessing.set_start_method(None, force=True)  # of loader workers: the platform's own, not ours
     sys.argv = ["horizontal", *flags]
-    launch(horizontal.main)
+    sys.exit(launch(horizontal.main))
 
 
 def finish(folder: Path, **changes: str) -> Path:

@@ -15,7 +15,6 @@ from pathlib import Path
 
 from benchmarks.drills.tally import Drill, Tally
 from dinomaly_hd.runs.journal import Journal
-from dinomaly_hd.runs.mirror import sync_run
 from dinomaly_hd.runs.store import client_for, prepare_store
 from dinomaly_hd.runs.tracker import Tracker
 

@@ -10,12 +10,13 @@ from pathlib import Path
 from typing import NamedTuple
 
 from benchmarks.drills.tally import Drill, Tally
-from dinomaly_hd.condition_files.keys import FAMILIES, keys_of
+from dinomaly_hd.config.conditions_file import keys_of
+from dinomaly_hd.config.parameters import every_parameter
+from dinomaly_hd.config.presets import FAMILIES
 from dinomaly_hd.errors import Interrupted
-from dinomaly_hd.flag_texts import HELP
 from dinomaly_hd.training.guards import SignalGuard
-from entry_points import project_file
-from entry_points.common import Main, exit_code
+from entry_points.__main__ import NAMES
+from entry_points.common import Main, launch
 
 SEED = 16
 TRIED_FAST = 25
@@ -93,7 +94,7 @@ def refusal(module: str, argv: Sequence[str], typo: Typo, *, known: Iterable[str
     main: Main = importlib.import_module(f"entry_points.{module}").main
     errors = io.StringIO()
     with contextlib.redirect_stderr(errors), contextlib.redirect_stdout(io.StringIO()):
-        code = exit_code(lambda words, _: main(words, Unstarted()), argv)
+        code = launch(lambda words, _: main(words, Unstarted()), argv)
     said = errors.getvalue()
     if code != CONFIG_CODE:
         return f"exit code {code}: {said.strip()[-200:]}"
@@ -108,17 +109,17 @@ def refusal(module: str, argv: Sequence[str], typo: Typo, *, known: Iterable[str
 
 def _flags(draw: random.Random) -> Iterator[tuple[str, Typo, Sequence[str]]]:
     """Yield every entry point with typos of its flags, and what it knows."""
-    for module in project_file.NAMES:
-        known = list(project_file.defaults(module))
-        for typo in typos(known, known={*known, *HELP}, draw=draw):
+    for module in NAMES:
+        known = list(importlib.import_module(f"entry_points.{module}").COMMAND.parameters())
+        for typo in typos(known, known={*known, *every_parameter()}, draw=draw):
             yield module, typo, known
 
 
 def _keys(draw: random.Random) -> Iterator[tuple[str, Typo, Sequence[str]]]:
     """Yield every model family with typos of its keys, and every key there is."""
-    known = sorted({name for family in FAMILIES for name in keys_of(family)})
+    known = sorted({name for family in FAMILIES for name in keys_of(family).model_fields})
     for family in FAMILIES:
-        for typo in typos(keys_of(family), known=known, draw=draw):
+        for typo in typos(keys_of(family).model_fields, known=known, draw=draw):
             yield family, typo, known
 
 

@@ -21,7 +21,7 @@ import time
 from pathlib import Path
 
 from benchmarks.speed.__main__ import RESULTS, ROOT
-from dinomaly_hd.variants import ABLATION
+from dinomaly_hd.config.variants import ABLATION
 
 
 def started(module: str, *flags: str, folder: Path) -> float:

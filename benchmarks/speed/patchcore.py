@@ -28,6 +28,7 @@ from torch import Tensor
 
 from benchmarks.speed.__main__ import RESULTS
 from dinomaly_hd.config import PatchCoreConfig, with_values
+from dinomaly_hd.config.presets import full_patchcore
 from dinomaly_hd.data.hdmap import load_manifest
 from dinomaly_hd.data.simulator import simulate
 from dinomaly_hd.data.store import ImageStore
@@ -35,7 +36,6 @@ from dinomaly_hd.models.build import build_detector
 from dinomaly_hd.models.patchcore.coreset import greedy_centres, projection
 from dinomaly_hd.models.patchcore.detector import PatchCore
 from dinomaly_hd.models.weights import locate
-from dinomaly_hd.presets import full_patchcore
 
 RATIO, NEIGHBOURS, BATCH, SEED = 0.1, 9, 8, 42
 

@@ -12,12 +12,12 @@ from torch import Tensor, nn
 
 from dinomaly_hd.batch import Batch
 from dinomaly_hd.config import RunConfig, with_values
+from dinomaly_hd.config.presets import full_dinomaly
+from dinomaly_hd.config.variants import baseline
 from dinomaly_hd.models.build import build_detector
 from dinomaly_hd.models.dinomaly.detector import Dinomaly
 from dinomaly_hd.models.weights import locate, timm_name
-from dinomaly_hd.presets import full_dinomaly
 from dinomaly_hd.training.optim import StableAdamW
-from dinomaly_hd.variants import baseline
 
 MAP = (31, 95)
 CLIP, RATE = 0.1, 2e-3

@@ -1,15 +1,49 @@
-"""The base of all configs: frozen, keyword-only, unknown keys refused, every value under its own name."""
+"""The base of all configs: frozen, unknown keys refused, every value said once, under its own name.
 
-from typing import Annotated, Any, TypeVar
+A value that a user may set is a field with a ``doc``: type, rule, default and help stand in one place, and
+flags, conditions files, their schema and the search space are read from it. Fields without one, such as
+``loss``, are set by the variant or the preset.
+"""
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+import re
+from collections.abc import Mapping
+from copy import copy
+from typing import Annotated, Any, Literal, NamedTuple, TypeVar, get_args
 
-from dinomaly_hd.errors import ConfigError
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError
+from pydantic.fields import FieldInfo
+
+from dinomaly_hd.errors import ConfigError, nearest
+from dinomaly_hd.names import has_hidden, shown
+
+LARGEST_COUNT, LONGEST_TEXT = 2**31 - 1, 1000
+
+
+def _visible(text: str) -> str:
+    if has_hidden(text):
+        raise ValueError("holds control or invisible characters; take them out")
+    return text
+
 
 Probability = Annotated[float, Field(ge=0, le=1)]
 Positive = Annotated[float, Field(gt=0)]
-Count = Annotated[int, Field(ge=0)]
-PositiveCount = Annotated[int, Field(ge=1)]
+NonNegative = Annotated[float, Field(ge=0)]
+Count = Annotated[int, Field(ge=0, le=LARGEST_COUNT)]
+PositiveCount = Annotated[int, Field(ge=1, le=LARGEST_COUNT)]
+Line = Annotated[str, Field(min_length=1, max_length=LONGEST_TEXT), AfterValidator(_visible)]
+
+
+def doc(text: str) -> Any:
+    """Describe a field, which makes it one that a user may set."""
+    return Field(description=text)
+
+
+class Search(NamedTuple):
+    """Put on a field: the ends between which a study searches it, by its logarithm where ``log`` says so."""
+
+    low: float
+    high: float
+    log: bool = False
 
 
 class Frozen(BaseModel):
@@ -24,40 +58,94 @@ Config = TypeVar("Config", bound=Frozen)
 def flatten(config: Frozen) -> dict[str, Any]:
     """Return every value under its own name: {"seed": 42, ..., "row_p": 0.2, ...}."""
     flat: dict[str, Any] = {}
-    for name in type(config).model_fields:
-        value = getattr(config, name)
+    for name, value in config:
         own = flatten(value) if isinstance(value, Frozen) else {name: value}
         assert not flat.keys() & own.keys(), f"two values of one name: {flat.keys() & own.keys()}"
         flat.update(own)
     return flat
 
 
-def with_values(config: Config, values: dict[str, Any]) -> Config:
+def described(config: Frozen) -> dict[str, FieldInfo]:
+    """Return the field of every value of a config that a user may set, by the value's name.
+
+    The field's default is the value that it has in this config.
+    """
+    found: dict[str, FieldInfo] = {}
+    for name, field in type(config).model_fields.items():
+        part = getattr(config, name)
+        if isinstance(part, Frozen):
+            if kinds := kinds_of(field):
+                words: Any = Literal[tuple(kinds)]
+                found[str(field.discriminator)] = FieldInfo(annotation=words, description=field.description)
+            found |= described(part)
+        elif field.description:
+            found[name] = copy(field)
+            found[name].default = part
+    return found
+
+
+def kinds_of(field: FieldInfo) -> dict[str, type[Frozen]]:
+    """Return what a user may choose a part from, by the value that names it; empty if there is no choice."""
+    if field.discriminator is None or not field.description:
+        return {}
+    kinds = get_args(field.annotation)
+    return {kind.model_fields[str(field.discriminator)].default: kind for kind in kinds}
+
+
+def with_parts(config: Config, values: Mapping[str, Any]) -> Config:
+    """Return a copy with the parts that values name, such as fault_source="band", each at its defaults."""
+    chosen: dict[str, Frozen] = {}
+    for name, field in type(config).model_fields.items():
+        kinds, key = kinds_of(field), str(field.discriminator)
+        if kinds and key in values:
+            if values[key] not in kinds:
+                raise ConfigError(f"{key}={values[key]!r}: unknown.{nearest(values[key], kinds)}")
+            chosen[name] = kinds[values[key]]()
+    return config.model_copy(update=chosen)
+
+
+def with_values(config: Config, values: Mapping[str, Any]) -> Config:
     """Return a copy with some values, given by their own names, replaced and checked.
 
     Raises:
         ConfigError: A value breaks its rule; one line names parameter, value and rule.
     """
-    changed: dict[str, Any] = {}
-    for name in type(config).model_fields:
-        value = getattr(config, name)
-        if isinstance(value, Frozen):
-            changed[name] = with_values(value, values).model_dump()
-        else:
-            changed[name] = values.get(name, value)
+    changed = {
+        name: with_values(value, values) if isinstance(value, Frozen) else values.get(name, value)
+        for name, value in config
+    }
+    if all(changed[name] is value for name, value in config):
+        return config
     return validated(type(config), changed)
 
 
 def validated(kind: type[Config], content: Any) -> Config:
-    """Return ``kind`` made from plain data; the one place where pydantic's errors become ours."""
+    """Return ``kind`` made from plain data, or from the text of JSON; pydantic's errors become ours."""
     try:
-        return kind.model_validate(content)
+        return kind.model_validate_json(content) if isinstance(content, str) else kind.model_validate(content)
     except ValidationError as error:
-        raise ConfigError("; ".join(validation_line(detail) for detail in error.errors())) from error
+        raise ConfigError("; ".join(map(fault_line, error.errors()))) from error
 
 
-def validation_line(detail: Any) -> str:
+def fault_line(detail: Any) -> str:
     """Return one of pydantic's errors as "name=value: reason"."""
     place = detail["loc"][-1] if detail["loc"] else "config"
-    message = detail["msg"].removeprefix("Value error, ")
-    return f"{place}={detail.get('input')!r}: {message[0].lower()}{message[1:]}"
+    return f"{place}={shown(detail.get('input'))}: {reason_of_fault(detail)}"
+
+
+def reason_of_fault(detail: Any) -> str:
+    """Return why pydantic refuses a value; of words that may stand there, the nearest is offered."""
+    message, hint = str(detail["msg"]).removeprefix("Value error, "), ""
+    if detail["type"] == "literal_error":
+        words = re.findall(r"'([^']*)'", detail["ctx"]["expected"])
+        hint = nearest(str(detail["input"])[:LONGEST_TEXT], words).partition(" Known")[0]
+    return f"{message[0].lower()}{message[1:]}{hint and '.'}{hint}"
+
+
+def text_of(value: object) -> str:
+    """Return a value as its flag says it; None is what ``auto`` stands for."""
+    if value is None:
+        return "auto"
+    if isinstance(value, tuple):
+        return ",".join(map(str, value))
+    return str(value).lower() if isinstance(value, bool) else str(value)

@@ -1,123 +1,68 @@
 """The parts of one Dinomaly and their values; which of them a variant uses, ``variants.py`` says."""
 
-from typing import Annotated, Literal
+from typing import Annotated, ClassVar, Literal
 
-from pydantic import AfterValidator, Field
+from pydantic import Field
 
-from dinomaly_hd.config.base import Count, Frozen, Positive, PositiveCount, Probability
+from dinomaly_hd.config.base import (
+    Count,
+    Frozen,
+    NonNegative,
+    Positive,
+    PositiveCount,
+    Probability,
+    Search,
+    doc,
+)
+from dinomaly_hd.config.texts import (
+    AUTO_LAYERS,
+    DEEPEST_DECODER,
+    LAST_HALF,
+    LEARNED,
+    Blocks,
+    Layers,
+    Radius,
+    Weights,
+)
 
-LAST_HALF, FULL_ROW, LEARNED, AUTO_LAYERS = "last-half", "full", "learned", "auto"
-GROUPS = 2
-"""Groups of encoder layers that the decoder rebuilds."""
-MOST_BLOCKS = 1000
-
-
-def blocks_of(text: str, *, depth: int) -> list[int]:
-    """Return the decoder blocks of "last-half", "4-7" or "1,3", counted from 0, of a decoder of ``depth``.
-
-    >>> blocks_of("last-half", depth=8), blocks_of("0,2-3", depth=8)
-    ([4, 5, 6, 7], [0, 2, 3])
-    """
-    if text == LAST_HALF:
-        return list(range(depth // 2, depth))
-    chosen: set[int] = set()
-    for part in text.split(","):
-        ends = part.strip().split("-")
-        if len(ends) > 2 or not all(end.isdecimal() for end in ends) or int(ends[0]) > int(ends[-1]):
-            raise ValueError(f"{text!r} names no decoder blocks: write {LAST_HALF}, 4-7 or 1,3")
-        chosen |= set(range(int(ends[0]), int(ends[-1]) + 1))
-    if max(chosen) >= depth:
-        raise ValueError(f"{text!r}: the decoder has blocks 0..{depth - 1}")
-    return sorted(chosen)
-
-
-def weights_of(text: str) -> list[float]:
-    """Return the group weights of ".35,.65", scaled to the sum 1.
-
-    >>> weights_of("1,3")
-    [0.25, 0.75]
-    """
-    try:
-        numbers = [float(part) for part in text.split(",")]
-    except ValueError:
-        numbers = []
-    if len(numbers) != GROUPS or not all(0 <= n < float("inf") for n in numbers) or sum(numbers) <= 0:
-        raise ValueError(f"{text!r}: write {LEARNED}, or {GROUPS} weights of 0 or more such as .35,.65")
-    return [number / sum(numbers) for number in numbers]
-
-
-def _parse_blocks(text: str) -> str:
-    if text != LAST_HALF:
-        blocks_of(text, depth=MOST_BLOCKS)
-    return text
-
-
-def layers_of(text: str) -> list[int]:
-    """Return the layer numbers of "2,3", or "2+3" inside a list, from 0, ascending.
-
-    >>> layers_of("2,3"), layers_of("2+3")
-    ([2, 3], [2, 3])
-    """
-    parts = text.replace("+", ",").split(",")
-    numbers = [int(part) for part in parts if part.strip().isdecimal()]
-    if len(numbers) != len(parts) or sorted(set(numbers)) != numbers:
-        raise ValueError(f"{text!r} names no layers: write {AUTO_LAYERS}, or ascending numbers such as 2,3")
-    return numbers
-
-
-def _parse_layers(text: str) -> str:
-    if text != AUTO_LAYERS:
-        layers_of(text)
-    return text
-
-
-def _parse_radius(text: str) -> str:
-    if text != FULL_ROW and not text.isdecimal():
-        raise ValueError(f"{text!r} is not a radius: write columns, 0 or more, or {FULL_ROW}")
-    return text
-
-
-def _parse_weights(text: str) -> str:
-    if text != LEARNED:
-        weights_of(text)
-    return text
-
-
-Blocks = Annotated[str, AfterValidator(_parse_blocks)]
-Layers = Annotated[str, AfterValidator(_parse_layers)]
-Radius = Annotated[str, AfterValidator(_parse_radius)]
-ScaleWeights = Annotated[str, AfterValidator(_parse_weights)]
+Element = Annotated[Probability, doc("element dropout of the bottleneck")]
+DiscardFactor = Annotated[Probability, doc("share of gradient left to easy tokens")]
+HalfWidth = Annotated[Count, Search(0, 2)]
 
 
 class PlainBottleneck(Frozen):
     """MLP with element dropout."""
 
     bottleneck: Literal["plain"] = "plain"
-    bottleneck_dropout: Probability = 0.2
+    bottleneck_dropout: Element = 0.2
 
 
 class Segments(Frozen):
     """Horizontal pieces of token rows that are dropped."""
 
-    row_p: Probability = 0.2
-    seg_len: PositiveCount = 2
-    seg_drop_p: Probability = 0.6
+    row_p: Annotated[Probability, Search(0.1, 0.5), doc("share of rows with a dropped segment [.15-.25]")] = (
+        0.2
+    )
+    seg_len: Annotated[PositiveCount, Search(1, 6), doc("tokens of a segment, at most a row [2-3]")] = 2
+    seg_drop_p: Annotated[
+        Probability, Search(0.4, 1.0), doc("chance of its tokens to be dropped [.5-.7]")
+    ] = 0.6
 
 
 class SegmentBottleneck(Segments):
     """Horizontal segment dropout, then the MLP with element dropout ``elem_p``."""
 
     bottleneck: Literal["segment"] = "segment"
-    elem_p: Probability = 0.1
-    disable_segment: bool = False
+    elem_p: Annotated[Probability, Search(0.0, 0.3), doc("element dropout beside the segments [0-.15]")] = 0.1
+    disable_segment: Annotated[bool, Search(0, 1), doc("true: no segments, only elem_p")] = False
 
 
 class RowMaskingBottleneck(Frozen):
     """Whole rows replaced by a learned token, then the MLP with element dropout."""
 
     bottleneck: Literal["row_masking"] = "row_masking"
-    row_p: Probability = 0.1
-    bottleneck_dropout: Probability = 0.2
+    row_p: Annotated[Probability, Search(0.1, 0.5), doc("share of masked token rows")] = 0.1
+    bottleneck_dropout: Element = 0.2
 
 
 class PlainAttention(Frozen):
@@ -127,66 +72,71 @@ class PlainAttention(Frozen):
 
 
 class RowDropoutAttention(Segments):
-    """Segment dropout on the values inside decoder blocks; ``keys``: on the keys' features too."""
+    """Segment dropout on the values inside decoder blocks."""
 
     attention: Literal["row_dropout"] = "row_dropout"
-    decoder_blocks: Blocks = LAST_HALF
-    decoder_heads: Probability = 0.5
-    keys: bool = False
-    decoder_warmup: Count = 200
+    decoder_blocks: Annotated[Blocks, doc("whose values drop: last-half, 4-7 or 1,3 (from 0)")] = LAST_HALF
+    decoder_heads: Annotated[Probability, doc("share of a block's heads whose values drop")] = 0.5
+    keys: Annotated[bool, doc("true: the features of the keys drop too")] = False
+    decoder_warmup: Annotated[Count, doc("optimizer steps until row_p is reached in the decoder")] = 200
 
 
 class RowBlindAttention(Frozen):
-    """No query reads its own row within ``row_radius`` columns."""
+    """No query reads its own row nearby."""
 
     attention: Literal["row_blind"] = "row_blind"
-    row_radius: Radius = "3"
+    row_radius: Annotated[Radius, doc("columns to either side that a query cannot read, or full")] = "3"
 
 
 class Discard(Frozen):
     """The schedule of the share of tokens that count as easy."""
 
-    discard_final: Probability = 0.9
-    discard_warmup: Count = 1000
+    discard_final: Annotated[Probability, doc("share of easy tokens after warm-up")] = 0.9
+    discard_warmup: Annotated[Count, doc("optimizer steps until discard_final")] = 1000
 
 
 class HardMiningLoss(Discard):
     """The original's loss."""
 
     loss: Literal["hard_mining"] = "hard_mining"
-    discard_factor: Probability = 0.1
+    discard_factor: DiscardFactor = 0.1
 
 
 class PooledMiningLoss(Discard):
-    """The mean of the pooled distance; easy tokens keep ``gem_factor`` of their gradient."""
+    """The mean of the pooled distance."""
 
     loss: Literal["pooled_mining"] = "pooled_mining"
-    gem_factor: Probability = 0.3
+    gem_factor: Annotated[Probability, doc("share of gradient left to easy tokens of the pooled map")] = 0.3
 
 
 class AdaptiveLoss(Discard):
     """Hard mining whose discard rate follows each map's angular power entropy."""
 
     loss: Literal["adaptive"] = "adaptive"
-    discard_factor: Probability = 0.1
-    ape_scale: Annotated[float, Field(ge=0)] = 4.0
+    discard_factor: DiscardFactor = 0.1
+    ape_scale: Annotated[NonNegative, doc("how strongly the discard rate follows the entropy, 0: not")] = 4.0
 
 
 class FocalLoss(Frozen):
     """Token distances weighted by their own size."""
 
     loss: Literal["focal"] = "focal"
-    focal_gamma: Annotated[float, Field(ge=0)] = 2.0
+    focal_gamma: Annotated[NonNegative, doc("exponent of the focal weights")] = 2.0
 
 
 class TopKLoss(Frozen):
-    """The tail of the token distances; ``tail_context`` smooths along rows what the tail is chosen by."""
+    """The tail of the token distances."""
 
     loss: Literal["topk"] = "topk"
-    q_percent: Annotated[float, Field(gt=0, le=100)] = 2.0
-    q_warmup: Count = 200
-    topk_scope: Literal["batch", "sample", "domain"] = "batch"
-    tail_context: Count = 0
+    q_percent: Annotated[
+        float,
+        Field(gt=0, le=100),
+        Search(0.5, 20.0, log=True),
+        doc("final share of token distances in the loss, percent"),
+    ] = 2.0
+    q_warmup: Annotated[Count, doc("optimizer steps over which q falls from 100")] = 200
+    topk_scope: Annotated[Literal["batch", "sample", "domain"], doc("what shares one tail")] = "batch"
+    tail_context: Annotated[HalfWidth, doc("half-width of the row mean that chooses the tail, 0: off")] = 0
 
 
 class MeanDistance(Frozen):
@@ -199,14 +149,14 @@ class GemDistance(Frozen):
     """Generalised mean of the groups."""
 
     distance: Literal["gem"] = "gem"
-    gem_p: Positive = 3.0
+    gem_p: Annotated[Positive, doc("exponent of the generalised mean over groups")] = 3.0
 
 
 class WeightedDistance(Frozen):
-    """Groups weighted, by learned weights or by given ones such as ".35,.65"."""
+    """Groups weighted, by learned weights or by given ones."""
 
     distance: Literal["weighted"] = "weighted"
-    scale_weights: ScaleWeights = LEARNED
+    scale_weights: Annotated[Weights, doc("learned, or a weight for each group such as .35,.65")] = LEARNED
 
 
 class NoAuxiliary(Frozen):
@@ -219,35 +169,49 @@ class BandClassifier(Frozen):
     """Half of each batch gets a synthetic band, which a classifier on the bottleneck must tell."""
 
     auxiliary: Literal["bands"] = "bands"
-    aux_weight: Annotated[float, Field(ge=0)] = 0.1
-    aux_score_weight: Annotated[float, Field(ge=0)] = 0.0
+    aux_weight: Annotated[NonNegative, doc("of the band classifier's cross-entropy in the loss")] = 0.1
+    aux_score_weight: Annotated[NonNegative, doc("of its logit in the image score, 0: not used")] = 0.0
 
 
-class DinomalyConfig(Frozen):
-    """The parts of one Dinomaly; values of parts that a variant does not use do not exist in it."""
+Bottleneck = Annotated[
+    PlainBottleneck | SegmentBottleneck | RowMaskingBottleneck, Field(discriminator="bottleneck")
+]
+Attention = Annotated[
+    PlainAttention | RowDropoutAttention | RowBlindAttention, Field(discriminator="attention")
+]
+Loss = Annotated[
+    HardMiningLoss | PooledMiningLoss | AdaptiveLoss | FocalLoss | TopKLoss, Field(discriminator="loss")
+]
+Distance = Annotated[MeanDistance | GemDistance | WeightedDistance, Field(discriminator="distance")]
+Auxiliary = Annotated[NoAuxiliary | BandClassifier, Field(discriminator="auxiliary")]
 
-    model_type: Literal["dinomaly"] = "dinomaly"
-    variant: str = "baseline"
-    bottleneck: Annotated[
-        PlainBottleneck | SegmentBottleneck | RowMaskingBottleneck, Field(discriminator="bottleneck")
-    ] = PlainBottleneck()
-    attention: Annotated[
-        PlainAttention | RowDropoutAttention | RowBlindAttention, Field(discriminator="attention")
-    ] = PlainAttention()
-    loss: Annotated[
-        HardMiningLoss | PooledMiningLoss | AdaptiveLoss | FocalLoss | TopKLoss, Field(discriminator="loss")
-    ] = HardMiningLoss()
-    distance: Annotated[MeanDistance | GemDistance | WeightedDistance, Field(discriminator="distance")] = (
-        MeanDistance()
-    )
-    auxiliary: Annotated[NoAuxiliary | BandClassifier, Field(discriminator="auxiliary")] = NoAuxiliary()
-    class_token: Literal["keep", "remove"] = "keep"
-    decoder_depth: Annotated[int, Field(ge=2, multiple_of=2)] = 8
-    row_context: Count = 0
-    border: Literal["zero", "reflect"] = "zero"
-    target_layers: Layers = AUTO_LAYERS
+
+class Model(Frozen):
+    """Base of a family's config."""
+
+    encoded_by: ClassVar[tuple[str, ...]] = ()
+    """What the encoder's output for an image depends on beside the encoder's own settings."""
 
     @property
     def encoding(self) -> str:
-        """What the encoder's output for an image depends on beside the encoder's own settings."""
-        return f"{self.class_token} {self.target_layers}"
+        """The values of ``encoded_by``, as part of the key of kept features."""
+        return " ".join(str(getattr(self, name)) for name in self.encoded_by)
+
+
+class DinomalyConfig(Model):
+    """The parts of one Dinomaly; values of parts that a variant does not use do not exist in it."""
+
+    encoded_by = ("class_token", "target_layers")
+
+    model_type: Literal["dinomaly"] = "dinomaly"
+    variant: str = "baseline"
+    bottleneck: Bottleneck = PlainBottleneck()
+    attention: Attention = PlainAttention()
+    loss: Loss = HardMiningLoss()
+    distance: Distance = MeanDistance()
+    auxiliary: Auxiliary = NoAuxiliary()
+    class_token: Annotated[Literal["keep", "remove"], doc("and register tokens; keep as published")] = "keep"
+    decoder_depth: Annotated[int, Field(ge=2, le=DEEPEST_DECODER, multiple_of=2), doc("decoder blocks")] = 8
+    row_context: Annotated[HalfWidth, doc("half-width of the row mean before scoring, 0: off")] = 0
+    border: Annotated[Literal["zero", "reflect"], doc("of the map's blur; zero as published")] = "zero"
+    target_layers: Annotated[Layers, doc("auto, or the blocks to rebuild: 2,3,4,5,6,7,8,9")] = AUTO_LAYERS

@@ -5,91 +5,63 @@ import json
 from collections.abc import Collection
 from typing import Annotated, ClassVar, Literal
 
-from pydantic import AfterValidator, Field, ValidationError
+from pydantic import AfterValidator, BeforeValidator, Field
 
 from dinomaly_hd.config.base import (
     Count,
     Frozen,
+    Line,
+    NonNegative,
     Positive,
     PositiveCount,
     Probability,
+    doc,
     flatten,
-    validation_line,
+    validated,
 )
 from dinomaly_hd.config.dinomaly import DinomalyConfig
 from dinomaly_hd.config.families import ModelConfig
-from dinomaly_hd.errors import ConfigError
+from dinomaly_hd.config.texts import NO_CROP, Crop, Gpu, Size, names_in
 
 SCHEMA_VERSION = 3
 SIMULATED = "simulated"
-NO_CROP: Literal["none"] = "none"
 NO_ENCODER: Literal["none"] = "none"
 ALL_DOMAINS = "all"
 NO_START = "none"
 HELD_OUT: Literal["held_out"] = "held_out"
 SOURCE_TEST: Literal["source_test"] = "source_test"
 WITHOUT_EFFECT = (
-    "num_workers",
-    "gpu",
-    "cache",
-    "checkpoint_interval",
-    "data_root",
-    "maps_per_group",
-    "start_from",
+    *("num_workers", "gpu", "cache", "checkpoint_interval", "data_root", "maps_per_group", "start_from"),
 )
 """Values that change no number of a run: who reads, where it runs, what is kept, how often it is saved.
 
 What a fine-tuning starts from counts by its content, not by its name (``experiments.ready``).
 """
 AFTER_TRAINING = (
-    "row_context", "border", "aux_score_weight", "map_size", "eval_batch_size", "stop_step",
+    *("row_context", "border", "aux_score_weight", "map_size", "eval_batch_size", "stop_step"),
     "synthetic_copies",
-)  # fmt: skip
+)
 """Values that training does not see: runs that differ in these only can share a checkpoint."""
 
 
-def _parse_size(text: str) -> str:
-    """Return a size as it is said shortest, so that one size has one digest."""
-    height, width = size_of(text)
-    return str(height) if height == width else f"{height}x{width}"
-
-
-def _parse_crop(text: str) -> str:
-    return text if text == NO_CROP else _parse_size(text)
-
-
-def size_of(text: str) -> tuple[int, int]:
-    """Return (height, width) of "392" or "248x96".
-
-    >>> size_of("392"), size_of("248x96")
-    ((392, 392), (248, 96))
-    """
-    sides = text.lower().split("x")
-    if len(sides) in (1, 2) and all(side.isdecimal() and int(side) > 0 for side in sides):
-        return int(sides[0]), int(sides[-1])
-    raise ValueError(f"{text!r} is not a size: write pixels such as 392, or HEIGHTxWIDTH such as 248x96")
-
-
-def names_in(text: str) -> tuple[str, ...]:
-    """Return the names of a comma-separated list.
-
-    >>> names_in("A, B")
-    ('A', 'B')
-    """
-    return tuple(name.strip() for name in text.split(",") if name.strip())
-
-
-def _parse_encoder(text: str) -> str:
+def _an_encoder(text: str) -> str:
     if text == NO_ENCODER:
         raise ValueError("this model needs an encoder")
     return text
 
 
-Size = Annotated[str, AfterValidator(_parse_size)]
-Crop = Annotated[str, AfterValidator(_parse_crop)]
-Precision = Literal["32", "bf16"]
-Gpu = Annotated[str, Field(pattern=r"^(auto|cpu|\d+)$")]
-Cache = Literal["auto", "memory", "files", "off"]
+Precision = Annotated[
+    Literal["32", "bf16"],
+    BeforeValidator(
+        lambda value: "32" if value == 32 else value, json_schema_input_type=Literal["32", 32, "bf16"]
+    ),
+    doc("bf16 for GPUs: autocast; an encoder is run, and what it gives is kept, in float16"),
+]
+Device = Annotated[Gpu, doc("auto, cpu, or the index of a GPU")]
+Cache = Annotated[
+    Literal["auto", "memory", "files", "off"],
+    doc("encode images once; auto: in memory, on CPUs files too; files: for later runs"),
+]
 
 
 class RawInput(Frozen):
@@ -100,32 +72,45 @@ class RawInput(Frozen):
 
 
 class ImageInput(RawInput):
-    """No encoder: the resized maps. Sizes are pixels, "224" or "HEIGHTxWIDTH"."""
+    """No encoder: the resized maps."""
 
-    image_size: Size = "224"
-    crop: Crop = NO_CROP
+    image_size: Annotated[Size, doc("resize to N or HEIGHTxWIDTH pixels")] = "224"
+    crop: Annotated[Crop, doc("centre crop to N or HEIGHTxWIDTH pixels, or none")] = NO_CROP
 
 
 class EncoderConfig(Frozen):
-    """The frozen encoder and what goes into it. Sizes are pixels, "392" or "HEIGHTxWIDTH"."""
+    """The frozen encoder and what goes into it."""
 
-    encoder: Annotated[str, AfterValidator(_parse_encoder)] = "dinov2reg_vit_base_14"
-    encoder_weights: str = "auto"
-    image_size: Size = "448"
-    crop: Crop = "392"
+    encoder: Annotated[
+        Line,
+        AfterValidator(_an_encoder),
+        doc("dinov2reg_vit_{small,base,large}_14, efficientnet_lite0, or any timm name"),
+    ] = "dinov2reg_vit_base_14"
+    encoder_weights: Annotated[
+        Line, doc("auto (hub, or the embedded package), hub, random, or a .safetensors/.pth file")
+    ] = "auto"
+    image_size: Annotated[Size, doc("resize to N or HEIGHTxWIDTH pixels")] = "448"
+    crop: Annotated[Crop, doc("centre crop to N or HEIGHTxWIDTH pixels, or none")] = "392"
 
 
 class DataConfig(Frozen):
     """Where the maps come from. ``data_root=simulated`` writes and uses the embedded data set."""
 
-    data_root: str = SIMULATED
-    simulate_size: Literal["tiny", "quick", "full"] = "full"
-    simulate_seed: Count = 0
-    domains: Annotated[str, Field(min_length=1)] = "A,B,C,D"
-    train_domains: Annotated[str, Field(min_length=1)] = ALL_DOMAINS
-    conditions: Literal["auto", "halves", "none"] = "auto"
-    val_split_ratio: Annotated[float, Field(ge=0, lt=1)] = 0.1
-    num_workers: Count = 0
+    data_root: Annotated[Line, doc("folder with domain_A/train/good ..., or simulated")] = SIMULATED
+    simulate_size: Annotated[Literal["tiny", "quick", "full"], doc("size of the simulated data")] = "full"
+    simulate_seed: Annotated[Count, doc("seed of the simulated data")] = 0
+    domains: Annotated[Line, doc("comma-separated, e.g. A,B,C,D or folder names")] = "A,B,C,D"
+    train_domains: Annotated[
+        Line, doc("all, or those of domains that are trained on; the others are tested only")
+    ] = ALL_DOMAINS
+    conditions: Annotated[
+        Literal["auto", "halves", "none"],
+        doc("cold and warm; halves: the first half of each test folder is cold"),
+    ] = "auto"
+    val_split_ratio: Annotated[
+        float, Field(ge=0, lt=1), doc("share of training normals held out for thresholds and val/loss")
+    ] = 0.1
+    num_workers: Annotated[Count, doc("processes that read images; changes no result")] = 0
 
     @property
     def domain_names(self) -> tuple[str, ...]:
@@ -139,28 +124,52 @@ class DataConfig(Frozen):
 
 
 class TrainingConfig(Frozen):
-    """One training, counted in optimizer steps; ``max_epochs`` above 0 sets them by the number of images."""
+    """One training, counted in optimizer steps."""
 
     trained_by: Literal["steps"] = "steps"
-    optimizer: Literal["stable_adamw", "adamw", "adam"] = "stable_adamw"
-    max_epochs: Count = 0
-    max_steps: PositiveCount = 1000
-    stop_step: Count = 0
-    start_from: Annotated[str, Field(min_length=1)] = NO_START
-    batch_size: PositiveCount = 16
-    learning_rate: Positive = 2e-3
-    final_rate_share: Probability = 0.1
-    warmup_steps: Count = 100
-    lr_schedule_interval: Literal["step", "epoch"] = "step"
-    weight_decay: Annotated[float, Field(ge=0)] = 1e-4
-    gradient_clip: Annotated[float, Field(ge=0)] = 0.1
-    on_nonfinite: Literal["stop", "skip"] = "stop"
-    checkpoint_interval: PositiveCount = 250
-    val_check_interval: Count = 0
-    early_stopping_patience: Count = 0
-    validate_on: Literal["held_out", "source_test"] = HELD_OUT
+    optimizer: Annotated[Literal["stable_adamw", "adamw", "adam"], doc("what steps")] = "stable_adamw"
+    max_epochs: Annotated[Count, doc("0, or the passes over the training images that set max_steps")] = 0
+    max_steps: Annotated[PositiveCount, doc("optimizer steps")] = 1000
+    stop_step: Annotated[
+        Count, doc("optimizer steps after which training ends; 0: max_steps, whose schedule it has anyhow")
+    ] = 0
+    start_from: Annotated[
+        Line, doc("none, or the finished run (folder or MLflow id) whose weights are the start")
+    ] = NO_START
+    batch_size: Annotated[PositiveCount, doc("images of a step")] = 16
+    learning_rate: Annotated[Positive, doc("after warm-up")] = 2e-3
+    final_rate_share: Annotated[Probability, doc("share of learning_rate that is left at the last step")] = (
+        0.1
+    )
+    warmup_steps: Annotated[Count, doc("optimizer steps of linear warm-up")] = 100
+    lr_schedule_interval: Annotated[Literal["step", "epoch"], doc("epoch only repeats runs of old code")] = (
+        "step"
+    )
+    weight_decay: Annotated[NonNegative, doc("decoupled")] = 1e-4
+    gradient_clip: Annotated[NonNegative, doc("largest gradient norm, 0: not clipped")] = 0.1
+    on_nonfinite: Annotated[
+        Literal["stop", "skip"], doc("what is done when loss or gradient is NaN or infinite")
+    ] = "stop"
+    checkpoint_interval: Annotated[PositiveCount, doc("optimizer steps between checkpoints")] = 250
+    val_check_interval: Annotated[
+        Count,
+        doc(
+            "optimizer steps between val/loss on held-out normals; 0: never, or each epoch where "
+            "early_stopping_patience is set"
+        ),
+    ] = 0
+    early_stopping_patience: Annotated[
+        Count,
+        doc(
+            "validations without a better val/loss that end the training; its best weights are tested; 0: off"
+        ),
+    ] = 0
+    validate_on: Annotated[
+        Literal["held_out", "source_test"],
+        doc("held-out normals, or the older rule, which chooses by test labels"),
+    ] = HELD_OUT
     precision: Precision = "32"
-    gpu: Gpu = "auto"
+    gpu: Device = "auto"
     cache: Cache = "auto"
 
     @property
@@ -173,30 +182,25 @@ class NoTraining(Frozen):
     """No gradients: a memory bank is filled once, or nothing is learned at all."""
 
     trained_by: Literal["bank"] = "bank"
-    precision: ClassVar[Precision] = "32"
-    gpu: Gpu = "auto"
+    precision: ClassVar[Literal["32", "bf16"]] = "32"
+    max_steps: ClassVar[int] = 0
+    last_step: ClassVar[int] = 0
+    start_from: ClassVar[str] = NO_START
+    gpu: Device = "auto"
     cache: Cache = "auto"
-
-    @property
-    def max_steps(self) -> int:
-        """None are done."""
-        return 0
-
-    last_step = max_steps
-
-    @property
-    def start_from(self) -> str:
-        """There is no start."""
-        return NO_START
 
 
 class EvaluationConfig(Frozen):
-    """How a trained model is examined; ``synthetic_copies`` of each held-out normal get a synthetic band."""
+    """How a trained model is examined."""
 
-    eval_batch_size: PositiveCount = 32
-    map_size: Size = "256"
-    maps_per_group: Count = 10
-    synthetic_copies: Count = 0
+    eval_batch_size: Annotated[PositiveCount, doc("images encoded or scored at once")] = 32
+    map_size: Annotated[Size, doc("anomaly maps, N or HEIGHTxWIDTH pixels")] = "256"
+    maps_per_group: Annotated[
+        Count, doc("anomaly maps drawn per domain, label and rank (highest, threshold, lowest)")
+    ] = 10
+    synthetic_copies: Annotated[
+        Count, doc("also tell this many banded copies of each held-out normal from it; 0: not")
+    ] = 0
 
 
 Input = Annotated[RawInput | ImageInput | EncoderConfig, Field(union_mode="left_to_right")]
@@ -206,8 +210,12 @@ Training = Annotated[TrainingConfig | NoTraining, Field(discriminator="trained_b
 class RunConfig(Frozen):
     """One run: everything that decides its numbers, and nothing else."""
 
-    preset: Literal["full", "quick"]
-    seed: Annotated[int, Field(ge=0, lt=2**32)] = 42
+    preset: Annotated[
+        Literal["full", "quick"], doc("sizes and steps; auto: full where CUDA is present, quick elsewhere")
+    ]
+    seed: Annotated[
+        int, Field(ge=0, lt=2**32), doc("of initial weights, order, dropout and the held-out split")
+    ] = 42
     model: ModelConfig = DinomalyConfig()
     encoder: Input = EncoderConfig()
     data: DataConfig = DataConfig()
@@ -233,7 +241,4 @@ class RunConfig(Frozen):
 
 def from_json(text: str) -> RunConfig:
     """Read a config written by ``RunConfig.to_json``."""
-    try:
-        return RunConfig.model_validate_json(text)
-    except ValidationError as error:
-        raise ConfigError("; ".join(validation_line(detail) for detail in error.errors())) from error
+    return validated(RunConfig, text)

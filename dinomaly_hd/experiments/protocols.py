@@ -205,8 +205,8 @@ def run_finetune(
     runs: Sequence[RunConfig],
     context: Context,
     *,
-    steps: str,
-    learning_rate: str,
+    steps: int,
+    learning_rate: float,
     domains: Sequence[str] | None,
 ) -> Done:
     """Train every run (alike but for seeds) on all its domains, then fine-tune each on each domain alone.
@@ -214,16 +214,8 @@ def run_finetune(
     A fine-tuning has a tenth of its steps as warm-up and a cosine to a tenth of its rate.
 
     Raises:
-        ConfigError: Steps or rate are no such numbers; no domain, one twice, or one not among the runs'.
+        ConfigError: No domain, one twice, or one that is not among the runs'.
     """
-    if not steps.isdecimal() or int(steps) == 0:
-        raise ConfigError(f"finetune_steps={steps!r}: expected a whole number, 1 or more")
-    try:
-        rate = float(learning_rate)
-    except ValueError:
-        rate = 0.0
-    if not 0 < rate < 1:
-        raise ConfigError(f"finetune_learning_rate={learning_rate!r}: expected a number above 0, below 1")
     known = runs[0].data.domain_names
     chosen = known if domains is None else tuple(domains)
     if not chosen or len(set(chosen)) < len(chosen):
@@ -231,7 +223,7 @@ def run_finetune(
     for domain in chosen:
         if domain not in known:
             raise ConfigError(f"finetune_domains: {domain!r} is not trained on.{nearest(domain, known)}")
-    values = {"max_steps": int(steps), "learning_rate": rate, "warmup_steps": int(steps) // 10}
+    values = {"max_steps": steps, "learning_rate": learning_rate, "warmup_steps": steps // 10}
 
     def then(outcomes: dict[Member, Outcome]) -> list[Member]:
         return [

@@ -6,12 +6,11 @@ from typing import Any
 
 import pandas as pd
 
-from dinomaly_hd.config import RunConfig
+from dinomaly_hd.config import RunConfig, text_of
 from dinomaly_hd.evaluation.report import render
 from dinomaly_hd.experiments.study_plan import beside
 from dinomaly_hd.experiments.trial import RUN_ID
 from dinomaly_hd.files import publish, publish_text
-from dinomaly_hd.flags import text_of
 from dinomaly_hd.runs.context import Context
 from dinomaly_hd.runs.pages import members_line
 from dinomaly_hd.runs.tracker import Tracker

@@ -7,7 +7,14 @@ from typing import NamedTuple
 import filelock
 
 from dinomaly_hd.errors import DinomalyHDError, TrackingError
-from dinomaly_hd.runs.folder import FINISHED, IN_MLFLOW, LOCK, RunFolder, all_runs, read_state
+from dinomaly_hd.runs.folder import (
+    FINISHED,
+    IN_MLFLOW,
+    LOCK,
+    RunFolder,
+    all_runs,
+    read_state,
+)
 from dinomaly_hd.runs.mirror import Mirrored, mirror
 from dinomaly_hd.runs.outbox import OUTBOX
 from dinomaly_hd.runs.store import close_all_stale_runs, default_uri

@@ -7,12 +7,12 @@ from typing import Any, NamedTuple
 
 import yaml
 
-from dinomaly_hd.condition_files.keys import keys_of
-from dinomaly_hd.config import RunConfig, flatten, names_in
-from dinomaly_hd.flag_texts import HELP
-from dinomaly_hd.flags import resolve, text_of
-from dinomaly_hd.presets import PRESETS
-from dinomaly_hd.variants import WITH_TOPK
+from dinomaly_hd.config import RunConfig, flatten, names_in, text_of
+from dinomaly_hd.config.conditions_file import keys_of
+from dinomaly_hd.config.parameters import every_parameter
+from dinomaly_hd.config.presets import PRESETS
+from dinomaly_hd.config.resolve import resolve_model
+from dinomaly_hd.config.variants import WITH_TOPK
 
 SPELT = ("class_token", "domains", "seed")
 OF_A_STUDY = ("maps_per_group",)  # what a study draws less of than a run by itself; it changes no number
@@ -38,14 +38,15 @@ def recipe_of(run: RunConfig, *, spelt: Collection[str]) -> Recipe:
     plain = next((plain for plain, other in WITH_TOPK.items() if other == run.model.variant), None)
     entry_point = plain or run.model.variant
     start = {"preset": run.preset, **({"use_topk": "true"} if plain else {})}
-    usual, told = flatten(resolve(entry_point, start)), {*spelt, *SPELT}
+    usual, told = flatten(resolve_model(entry_point, start)), {*spelt, *SPELT}
+    known = every_parameter()
     flags = {
         name: text_of(value)
         for name, value in flatten(run).items()
-        if name in HELP and name not in OF_A_STUDY and (value != usual.get(name) or name in told)
+        if name in known and name not in OF_A_STUDY and (value != usual.get(name) or name in told)
     }
     found = Recipe(entry_point, {**start, **flags})
-    assert resolve(entry_point, found.flags).digest() == run.digest(), "the flags say the whole run"
+    assert resolve_model(entry_point, found.flags).digest() == run.digest(), "the flags say the whole run"
     return found
 
 
@@ -54,18 +55,17 @@ def condition_of(run: RunConfig, *, name: str, description: str, spelt: Collecti
 
     It stands for itself: what the presets have differently is written out, since a file names no preset.
     """
-    flats = [flatten(resolve(run.model.variant, {"preset": preset})) for preset in PRESETS]
+    flats = [flatten(resolve_model(run.model.variant, {"preset": preset})) for preset in PRESETS]
     by_preset = [key for key in flats[0] if flats[0][key] != flats[1].get(key) and key != "preset"]
     flags = dict(recipe_of(run, spelt=(*spelt, *by_preset)).flags)
+    keys = keys_of("dinomaly").model_fields
     config: dict[str, Any] = {
         "model_type": "dinomaly",
         "domains": list(names_in(flags.pop("domains"))),
         "variant": run.model.variant,  # it says use_topk
     }
     left_out = {*NOT_OF_A_CONDITION, "use_topk", *(["max_epochs"] if flags.get("max_epochs") == "0" else [])}
-    config |= {
-        flag: _plain(flags[flag]) for flag in flags if flag in keys_of("dinomaly") and flag not in left_out
-    }
+    config |= {flag: _plain(flags[flag]) for flag in flags if flag in keys and flag not in left_out}
     return {"name": name, "description": description, "config": config}
 
 

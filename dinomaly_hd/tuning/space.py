@@ -8,11 +8,18 @@ from annotated_types import Ge, Le
 from optuna import Trial
 from optuna.distributions import CategoricalDistribution, FloatDistribution, IntDistribution
 
-from dinomaly_hd.condition_files.keys import USED_WITH
-from dinomaly_hd.config import DinomalyConfig, RunConfig, SegmentBottleneck, TopKLoss, flatten
+from dinomaly_hd.config import (
+    DinomalyConfig,
+    RunConfig,
+    SegmentBottleneck,
+    Segments,
+    TopKLoss,
+    flatten,
+    text_of,
+)
+from dinomaly_hd.config.resolve import resolve_config
+from dinomaly_hd.config.variants import WITH_TOPK
 from dinomaly_hd.errors import ConfigError, nearest
-from dinomaly_hd.flags import resolve_config, text_of
-from dinomaly_hd.variants import WITH_TOPK
 
 Native = bool | int | float
 Point = Mapping[str, str]
@@ -176,8 +183,9 @@ def _values_of(run: RunConfig) -> dict[str, Native]:
 
 
 def _applies(name: str, flat: Mapping[str, object]) -> bool:
-    other, allowed = USED_WITH.get(name, ("", ()))
-    return name in flat and (other not in flat or text_of(flat[other]) in allowed)
+    if name not in flat:
+        return False
+    return name not in Segments.model_fields or text_of(flat.get("disable_segment", False)) == "false"
 
 
 def _with_fitting_segments(space: Space, check: Callable[[RunConfig], None]) -> Space:

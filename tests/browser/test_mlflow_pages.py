@@ -56,8 +56,8 @@ def recorded(tmp_path_factory: pytest.TempPathFactory) -> Recorded:
     """Compare three tiny runs of two steps, each with other values of the parameters compared."""
     from mlflow import MlflowClient
 
+    from dinomaly_hd.config.resolve import resolve_config
     from dinomaly_hd.experiments.protocols import run_ablation
-    from dinomaly_hd.flags import resolve_config
 
     root = tmp_path_factory.mktemp("pages")
     with project(root) as context:

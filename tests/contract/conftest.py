@@ -79,13 +79,13 @@ def project(root: Path) -> "Iterator[Context]":
 @pytest.fixture(scope="session")
 def tiny_run(tmp_path_factory: pytest.TempPathFactory) -> TinyRun:
     """Train two steps of `horizontal` on simulated maps, evaluate them and record them in an own store."""
+    from dinomaly_hd.config.resolve import resolve_model
     from dinomaly_hd.experiments.run import execute
-    from dinomaly_hd.flags import resolve
 
     root = tmp_path_factory.mktemp("project")
     lines: list[str] = []
     with project(root) as context:
-        outcome = execute(resolve("horizontal", SETTINGS), replace(context, say=lines.append))
+        outcome = execute(resolve_model("horizontal", SETTINGS), replace(context, say=lines.append))
     assert outcome.mlflow_run_id is not None
     return TinyRun(
         folder=outcome.folder,

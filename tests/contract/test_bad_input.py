@@ -16,11 +16,11 @@ import pytest
 import tifffile
 import torch
 
-from dinomaly_hd.experiments import training_run
+from dinomaly_hd.experiments import prepare
 from dinomaly_hd.runs.folder import read_state
 from dinomaly_hd.runs.tracker import Tracker
 from entry_points import common, horizontal, topk
-from entry_points.common import exit_code
+from entry_points.common import launch
 
 from .conftest import SETTINGS, TinyRun
 
@@ -52,7 +52,7 @@ class Refusal:
     def __call__(self, code: int, *, main: Any = horizontal.main, **flags: str) -> str:
         values = {**TINY, "domains": "A", "result_dir": str(self.results), **flags}
         before = set(self.results.rglob("*")) if self.results.is_dir() else set()
-        assert exit_code(main, arguments(values)) == code
+        assert launch(main, arguments(values)) == code
         lines = self.capsys.readouterr().err.strip().splitlines()
         assert len(lines) == 1, lines
         after = set(self.results.rglob("*")) if self.results.is_dir() else set()
@@ -69,7 +69,7 @@ def refused(capsys: pytest.CaptureFixture[str], tmp_path: Path, monkeypatch: pyt
     def no_model(*_: object, **__: object) -> None:
         raise AssertionError("a model was built")
 
-    monkeypatch.setattr(training_run, "build_detector", no_model)
+    monkeypatch.setattr(prepare, "build_detector", no_model)
     return Refusal(capsys, tmp_path / "results")
 
 
@@ -288,7 +288,7 @@ def test_a_bug_is_70_and_says_so(capsys: pytest.CaptureFixture[str]) -> None:
     def broken(*_: object) -> None:
         raise ZeroDivisionError("a bug")
 
-    assert exit_code(broken, []) == 70
+    assert launch(broken, []) == 70
     error = capsys.readouterr().err
     assert "ZeroDivisionError: a bug" in error
     assert error.strip().endswith("please report it with the lines above")
@@ -346,7 +346,7 @@ def test_a_damaged_newest_checkpoint_falls_back_and_a_dead_server_costs_seconds(
 
     for name in ("start", "close"):
         monkeypatch.setattr(Tracker, name, timed(getattr(Tracker, name)))
-    assert exit_code(horizontal.main, arguments(resumed(tiny_run, finished))) == 0
+    assert launch(horizontal.main, arguments(resumed(tiny_run, finished))) == 0
     assert len(lost) == 2
     assert sum(lost) < 10
     said = capsys.readouterr()

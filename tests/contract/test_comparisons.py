@@ -10,12 +10,12 @@ import pytest
 import torch
 
 from dinomaly_hd.config import RunConfig, flatten, with_values
+from dinomaly_hd.config.resolve import resolve_config
 from dinomaly_hd.errors import CheckpointError, ComparisonError, ConfigError, NonFiniteError
 from dinomaly_hd.experiments import comparison, protocols
 from dinomaly_hd.experiments.protocols import OWN, run_ablation, run_encoders, run_finetune, run_steps
 from dinomaly_hd.experiments.run import Outcome, execute
 from dinomaly_hd.files import publish_json
-from dinomaly_hd.flags import resolve_config
 from dinomaly_hd.jobs import Slots
 from dinomaly_hd.runs.context import Context
 from dinomaly_hd.runs.folder import STATE, find_run
@@ -263,7 +263,7 @@ def test_finetune_asks_for_what_the_flags_say(monkeypatch: pytest.MonkeyPatch) -
 @pytest.mark.parametrize(
     ("module", "flags", "message"),
     [
-        (ablation, ["--slots", "0"], "slots='0': expected a whole number from 1 on, or auto"),
+        (ablation, ["--slots", "0"], "slots='0': input should be greater than or equal to 1, or auto"),
         (encoders, ["--encoders", ""], "encoders='': expected one or more, each once"),
         (encoders, ["--encoders", "small,dinov2reg_vit_small_14"], "each once"),
         (encoders, ["--encoder", "resnet18"], "encoder"),

@@ -4,8 +4,8 @@ from dataclasses import replace
 
 import pytest
 
+from dinomaly_hd.config.resolve import resolve_model
 from dinomaly_hd.experiments.run import Outcome, execute
-from dinomaly_hd.flags import resolve_model
 from dinomaly_hd.runs.context import Context
 from dinomaly_hd.runs.folder import IN_MLFLOW, RunFolder, read_state
 from dinomaly_hd.runs.mirror import SENDERS

@@ -12,12 +12,12 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from dinomaly_hd.config import with_values
+from dinomaly_hd.config.resolve import resolve_model
 from dinomaly_hd.data.feature_files import FeaturePlace
 from dinomaly_hd.data.hdmap import load_manifest
 from dinomaly_hd.data.store import ImageStore
 from dinomaly_hd.experiments.run import Outcome, execute
 from dinomaly_hd.experiments.score import Scorer
-from dinomaly_hd.flags import resolve
 from dinomaly_hd.models.dinomaly.detector import Dinomaly
 from dinomaly_hd.models.preprocessing import preprocessing_of
 from dinomaly_hd.runs.context import Context
@@ -90,7 +90,7 @@ def train(tiny_run: TinyRun, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
         with warnings.catch_warnings():
             for module in (r"lightning\.", r"torch\.", r"mlflow\."):
                 warnings.filterwarnings("ignore", module=module)
-            return execute(resolve("horizontal", values), context)
+            return execute(resolve_model("horizontal", values), context)
 
     return run
 
@@ -131,7 +131,7 @@ def test_every_file_form_trains_and_evaluates(train: Any, tmp_path: Path, form: 
 
 def test_values_above_one_reach_the_encoder_unclipped(tmp_path: Path) -> None:
     root = write_maps(tmp_path / "maps", domains="C")
-    run = resolve("horizontal", {**SETTINGS, "image_size": "93x285"})  # three times: centres coincide
+    run = resolve_model("horizontal", {**SETTINGS, "image_size": "93x285"})  # three times: centres coincide
     store = ImageStore(load_manifest(root, domains=["C"], conditions="none"), keep_bytes=0)
     fault = int(store.manifest.indices(label=1)[0])
     preprocessing = preprocessing_of(run.encoder)

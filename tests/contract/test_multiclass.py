@@ -6,9 +6,9 @@ from dataclasses import replace
 import pytest
 
 from dinomaly_hd.config import RunConfig, with_values
+from dinomaly_hd.config.resolve import resolve_model
 from dinomaly_hd.errors import ConfigError, Interrupted
 from dinomaly_hd.experiments.protocols import run_mode
-from dinomaly_hd.flags import resolve
 from dinomaly_hd.runs.context import Context
 from dinomaly_hd.runs.folder import read_state
 from dinomaly_hd.training.guards import SignalGuard
@@ -18,7 +18,9 @@ MEMBERS = ["multiclass_unified", "singleclass_A", "singleclass_B"]
 
 @pytest.fixture
 def run(tiny_settings: dict[str, str]) -> RunConfig:
-    return resolve("baseline", {**tiny_settings, "domains": "A,B", "maps_per_group": "0", "image_size": "32"})
+    return resolve_model(
+        "baseline", {**tiny_settings, "domains": "A,B", "maps_per_group": "0", "image_size": "32"}
+    )
 
 
 def test_compare_runs_all_members_under_one_parent(context: Context, run: RunConfig) -> None:

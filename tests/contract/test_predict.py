@@ -26,7 +26,7 @@ from dinomaly_hd.experiments.score import Scorer
 from dinomaly_hd.runs.store import client_for
 from dinomaly_hd.serving.exported import Model
 from dinomaly_hd.training import checkpoint as checkpoints
-from entry_points.common import exit_code
+from entry_points.common import launch
 from entry_points.predict import main
 
 from .scoring_server import register
@@ -375,7 +375,7 @@ def test_flags_are_checked_and_errors_have_their_exit_codes(
     tiny_run: "TinyRun", tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     def run(*argv: str) -> tuple[int, str]:
-        code = exit_code(main, argv)
+        code = launch(main, argv)
         return code, capsys.readouterr().err
 
     output = ("--output", str(tmp_path / "out"))

@@ -15,7 +15,6 @@ from typing import Any, NamedTuple
 import numpy as np
 import pandas as pd
 import pytest
-from dinomaly_hd.tracking.outbox import OUTBOX_NAME, Outbox
 
 from dinomaly_hd.errors import ConfigError, DataError, OutputError, TrackingError
 from dinomaly_hd.evaluation.results import evaluate
@@ -24,8 +23,9 @@ from dinomaly_hd.experiments.find import Asked
 from dinomaly_hd.experiments.reporting import ReportRequest, report
 from dinomaly_hd.files import publish_json, read_json
 from dinomaly_hd.runs.folder import read_state
+from dinomaly_hd.runs.outbox import Outbox
 from dinomaly_hd.runs.store import client_for, prepare_store
-from entry_points.common import exit_code
+from entry_points.common import launch
 from entry_points.report import main
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -121,7 +121,7 @@ def write_run(
 
 
 def track(folder: Path, tags: dict[str, str]) -> None:
-    outbox = Outbox(folder / OUTBOX_NAME)
+    outbox = Outbox(folder)
     outbox.open_run(experiment=EXPERIMENT, run_name=folder.name, tags=tags, parent_run_id=None)
     outbox.close()
 
@@ -537,7 +537,7 @@ def test_flags_are_checked_and_errors_have_their_exit_codes(
     project: Project, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     def run(*argv: str) -> tuple[int, str]:
-        code = exit_code(main, ["--result_dir", str(project.results), "--experiment", EXPERIMENT, *argv])
+        code = launch(main, ["--result_dir", str(project.results), "--experiment", EXPERIMENT, *argv])
         return code, capsys.readouterr().err
 
     output = tmp_path / "out"

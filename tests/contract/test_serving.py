@@ -14,12 +14,12 @@ import pandas as pd
 import pytest
 from mlflow.exceptions import MlflowException
 
+from dinomaly_hd.config.resolve import resolve_model
 from dinomaly_hd.data.images import read_image
 from dinomaly_hd.errors import ImageError
-from dinomaly_hd.experiments.evaluate import gallery
+from dinomaly_hd.experiments import evaluate
 from dinomaly_hd.experiments.predict import predict
 from dinomaly_hd.experiments.run import execute
-from dinomaly_hd.flags import resolve_model
 from dinomaly_hd.runs.context import Context
 from dinomaly_hd.runs.store import client_for
 from dinomaly_hd.serving import _load_pyfunc
@@ -110,7 +110,7 @@ def test_the_logged_model_says_what_it_takes_gives_and_needs(tiny_run: "TinyRun"
 def test_a_finished_run_of_every_family_is_a_model_that_scores_and_decides_as_the_run(
     family: str, context: Context, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(gallery, "draw_plots", lambda *_, **__: None)
+    monkeypatch.setattr(evaluate.gallery, "draw_plots", lambda *_, **__: None)
     outcome = execute(resolve_model(family, SMALL[family]), context)
     own = pd.read_csv(outcome.folder / "scores" / "domain_B.csv")
     data = context.root / "data" / "simulated_tiny_seed0"

@@ -13,6 +13,7 @@ from typing import Any
 
 import pytest
 
+from dinomaly_hd.config.resolve import resolve_model
 from dinomaly_hd.data import hdmap
 from dinomaly_hd.data.feature_files import FeaturePlace
 from dinomaly_hd.data.simulator import simulate
@@ -23,10 +24,9 @@ from dinomaly_hd.experiments.comparison import Member, member
 from dinomaly_hd.experiments.protocols import report_places, run_suite
 from dinomaly_hd.experiments.run import execute
 from dinomaly_hd.files import locked
-from dinomaly_hd.flags import resolve_model
 from dinomaly_hd.jobs import Slots
 from dinomaly_hd.runs.context import Context
-from dinomaly_hd.runs.folder import open_run
+from dinomaly_hd.runs.folder import open_folder
 from dinomaly_hd.training.guards import SignalGuard
 from entry_points import suite
 
@@ -143,9 +143,9 @@ def test_a_suite_killed_or_stopped_goes_on_and_runs_each_member_once(context: Co
 def test_a_suite_is_not_started_twice_at_a_time(context: Context) -> None:
     told = {"variant": "trivial", "seed": 1, "config_hash": "a", "resume": "auto", "of_members": True}
     with (
-        open_run(context.result_dir, **told),
+        open_folder(context.result_dir, **told),
         pytest.raises(ConfigError, match="another process is at work on the same runs; wait for it, or stop"),
-        open_run(context.result_dir, **told),
+        open_folder(context.result_dir, **told),
     ):
         pass
 
@@ -222,8 +222,8 @@ experiment_conditions:
         ([], "--conditions_file is needed"),
         (["--condition", "tow"], "condition='tow': not in FILE. Did you mean 'two'?"),
         (["--condition", "two,two"], "condition='two,two': expected one or more, each once"),
-        (["--slots", "0"], "slots='0': expected a whole number from 1 on, or auto"),
-        (["--slots", "many"], "slots='many': expected a whole number from 1 on, or auto"),
+        (["--slots", "0"], "slots='0': input should be greater than or equal to 1, or auto"),
+        (["--slots", "many"], "slots='many': input should be a valid integer"),
         (["--engine", "dask"], "engine='dask': unknown."),
         (["--ray_address", "head:1"], "ray_address=head:1: does nothing with engine=local"),
         (["--seeds", "1,1"], "seeds='1,1': expected whole numbers, each once"),

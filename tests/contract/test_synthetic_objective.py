@@ -9,10 +9,10 @@ import numpy as np
 import pytest
 import tifffile
 
+from dinomaly_hd.config.resolve import resolve_model
 from dinomaly_hd.data.hdmap import load_manifest
 from dinomaly_hd.errors import ConfigError, Pruned
 from dinomaly_hd.experiments.run import Outcome, execute
-from dinomaly_hd.flags import resolve_model
 from dinomaly_hd.runs.context import Context
 from dinomaly_hd.runs.folder import all_runs, read_state
 from dinomaly_hd.runs.search import RunStore

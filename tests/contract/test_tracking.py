@@ -21,7 +21,13 @@ import pytest
 from dinomaly_hd.errors import TrackingError
 from dinomaly_hd.runs.journal import Journal
 from dinomaly_hd.runs.mirror import mirror
-from dinomaly_hd.runs.store import client_for, close_stale_runs, default_uri, prepare_store, process_tag
+from dinomaly_hd.runs.store import (
+    client_for,
+    close_stale_runs,
+    default_uri,
+    prepare_store,
+    process_tag,
+)
 from dinomaly_hd.runs.tracker import Tracker
 
 EXPERIMENT = "contract"
@@ -459,6 +465,7 @@ def test_runs_left_behind_are_closed_and_no_others(uri: str) -> None:
 # Eight processes that share one import of MLflow (8 s of CPU each, otherwise), but nothing of the database.
 STARTERS = """
 import os, pathlib, sys
+from dinomaly_hd.runs.journal import Journal
 from dinomaly_hd.runs.tracker import Tracker
 from dinomaly_hd.runs.store import load_mlflow
 

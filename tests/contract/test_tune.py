@@ -11,15 +11,15 @@ from typing import Any, NamedTuple
 
 import pytest
 
-from dinomaly_hd.condition_files import read_conditions
+from dinomaly_hd.config.conditions_file import read_conditions
+from dinomaly_hd.config.resolve import resolve_model
 from dinomaly_hd.errors import NonFiniteError, TrackingError
 from dinomaly_hd.experiments import trial
-from dinomaly_hd.flags import resolve, resolve_model
 from dinomaly_hd.training.guards import SignalGuard
 from dinomaly_hd.tuning import storage
 from dinomaly_hd.tuning.storage import VARIABLE, address_of, connect
 from entry_points import tune, tune_worker
-from entry_points.common import exit_code
+from entry_points.common import launch
 
 from .conftest import SETTINGS
 from .light_runs import without_pictures
@@ -115,7 +115,7 @@ def test_the_best_is_an_exact_command_and_a_conditions_file(found: Found) -> Non
     )
     words = shlex.split(best)
     told = dict(word.split("=", 1) for word in words[6:-2:2])
-    again = resolve(words[4], told)
+    again = resolve_model(words[4], told)
     digests = {
         str(json.loads(path.read_text())["config_hash"]).split("-")[0]
         for path in found.folder.glob("trial_*/seed42/run.json")
@@ -143,8 +143,8 @@ def test_a_trial_that_is_stopped_goes_on_in_its_folder_and_its_mlflow_run(
         return execute(run, context)
 
     monkeypatch.setattr(trial, "execute", stopped_once)
-    assert exit_code(lambda argv, _: tune.main(argv, guard), arguments(flags)) == 128 + 15
-    assert exit_code(tune.main, arguments(flags)) == 0
+    assert launch(lambda argv, _: tune.main(argv, guard), arguments(flags)) == 128 + 15
+    assert launch(tune.main, arguments(flags)) == 0
     assert starts[0].folder == starts[1].folder
     assert starts[0].parent_run_id == starts[1].parent_run_id
     database = connect(address_of(flags["storage"], root=place))
@@ -157,7 +157,7 @@ def test_a_trial_is_the_mean_of_its_seeds_and_two_objectives_have_a_front(place:
     flags = flags_in(
         place, study="front", trials="1", space="row_p", seeds="42,43", metrics=metrics, synthetic_copies="3"
     )
-    assert exit_code(tune.main, arguments(flags)) == 0
+    assert launch(tune.main, arguments(flags)) == 0
     folder = place / "results" / "tune" / "front"
     results = [json.loads(path.read_text()) for path in folder.glob("trial_0000/seed*/results.json")]
     mean = sum(one["synthetic"]["mean"]["auroc"] for one in results) / 2
@@ -175,7 +175,7 @@ def test_a_study_whose_trials_all_diverge_ends_and_names_them(
         raise NonFiniteError("step 1: loss nan")
 
     monkeypatch.setattr(trial, "execute", diverges)
-    assert exit_code(tune.main, arguments(flags_in(place, study="bad", trials="1", space="row_p"))) == 71
+    assert launch(tune.main, arguments(flags_in(place, study="bad", trials="1", space="row_p"))) == 71
     out, error = capsys.readouterr()
     assert error.count("\n") == 1
     assert "0 of 1 trials finished, 4 failed" in error
@@ -184,7 +184,7 @@ def test_a_study_whose_trials_all_diverge_ends_and_names_them(
 
 REFUSED: list[tuple[dict[str, str], int, str]] = [
     ({"workers": "0"}, 64, "workers=0: expected 1 or more"),
-    ({"workers": "two"}, 64, "workers='two': expected a whole number"),
+    ({"workers": "two"}, 64, "workers='two': input should be a valid integer"),
     ({"trials": "0"}, 64, "trials=0: expected 1 or more"),
     ({"metrics": "domain_C/tpr"}, 64, "unknown 'tpr'. Known: auroc, tpr_at_fpr_1"),
     ({"metrics": "domain_X/auroc"}, 64, "metrics=domain_X/auroc: there is no 'domain_X'; known: domain_B"),
@@ -215,7 +215,7 @@ def test_what_cannot_work_is_refused_in_one_line(
     values = {**found.flags, "study": "refused", **flags}
     if "config" in flags or "space" not in flags:
         values["space"] = flags.get("space", found.flags["space"])
-    assert exit_code(tune.main, arguments(values)) == code
+    assert launch(tune.main, arguments(values)) == code
     (line,) = capsys.readouterr().err.strip().splitlines()
     assert message in line
     assert "secret" not in line
@@ -225,7 +225,7 @@ def test_other_code_does_not_join_a_study(
     found: Found, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setattr("dinomaly_hd.provenance.code_digest", lambda: "0123456789abcdef")
-    assert exit_code(tune.main, arguments(found.flags)) == 64
+    assert launch(tune.main, arguments(found.flags)) == 64
     (line,) = capsys.readouterr().err.strip().splitlines()
     assert "study first: its trials were run by code" in line
     assert "here it is 0123456789abcdef" in line
@@ -240,7 +240,7 @@ def test_a_worker_of_other_code_or_without_its_storage_is_refused(
         ({"flags": {}}, "the study's storage is not known"),
     ):
         job.write_text(json.dumps(content))
-        assert exit_code(tune_worker.main, ["--config", str(job)]) == 64
+        assert launch(tune_worker.main, ["--config", str(job)]) == 64
         assert message in capsys.readouterr().err
 
 
@@ -249,7 +249,7 @@ def test_a_password_in_a_parameter_of_mlflow_run_is_refused(
 ) -> None:
     monkeypatch.setenv("MLFLOW_RUN_ID", "0" * 32)
     values = {**found.flags, "storage": "postgresql://me:secret@127.0.0.1:9/db"}
-    assert exit_code(tune.main, arguments(values)) == 64
+    assert launch(tune.main, arguments(values)) == 64
     (line,) = capsys.readouterr().err.strip().splitlines()
     assert "PGPASSWORD" in line
     assert "secret" not in line
@@ -278,7 +278,7 @@ def test_a_real_server_says_what_is_wrong_and_one_process_at_a_time_holds_it(
         (server.url("postgres", password="wrong"), "password authentication failed"),
         (server.url("nowhere"), 'database "nowhere" does not exist'),
     ):
-        assert exit_code(tune.main, arguments({**found.flags, "storage": url})) == 64
+        assert launch(tune.main, arguments({**found.flags, "storage": url})) == 64
         (line,) = capsys.readouterr().err.strip().splitlines()
         assert message in line
         assert ":***@" in line

@@ -7,15 +7,15 @@ from pathlib import Path
 import filelock
 import pytest
 
+from dinomaly_hd.config.resolve import resolve_model
 from dinomaly_hd.experiments.run import Outcome, execute
-from dinomaly_hd.flags import resolve_model
 from dinomaly_hd.runs.context import Context
 from dinomaly_hd.runs.folder import IN_MLFLOW, LOCK, RunFolder, read_state
 from dinomaly_hd.runs.store import client_for, default_uri
 from dinomaly_hd.runs.sync import Synchronised, lacking, synchronise
 from dinomaly_hd.runs.tracker import Tracker
 from entry_points import doctor
-from entry_points.common import exit_code
+from entry_points.common import launch
 
 from .light_runs import SMALL
 
@@ -104,7 +104,7 @@ def test_a_run_that_died_is_marked_killed(context: Context, monkeypatch: pytest.
 
 def examined(tmp_path: Path, capsys: pytest.CaptureFixture[str], **flags: str) -> tuple[int, str]:
     told = {"result_dir": str(tmp_path / "results"), "feature_dir": str(tmp_path / "features"), **flags}
-    code = exit_code(doctor.main, [f"--{name}={value}" for name, value in told.items()])
+    code = launch(doctor.main, [f"--{name}={value}" for name, value in told.items()])
     return code, "".join(capsys.readouterr())
 
 

@@ -24,6 +24,8 @@ from dinomaly_hd.config import (
     flatten,
     with_values,
 )
+from dinomaly_hd.config.presets import quick_dinomaly
+from dinomaly_hd.config.variants import ABLATION, VARIANTS
 from dinomaly_hd.data.features import FeatureCache, TrainingSet, digests, image_batches
 from dinomaly_hd.data.hdmap import load_manifest
 from dinomaly_hd.data.simulator import simulate
@@ -33,11 +35,9 @@ from dinomaly_hd.errors import Interrupted
 from dinomaly_hd.models.build import build_detector
 from dinomaly_hd.models.dinomaly.detector import Dinomaly
 from dinomaly_hd.models.weights import Weights
-from dinomaly_hd.presets import quick_dinomaly
 from dinomaly_hd.training import checkpoint as checkpoints
 from dinomaly_hd.training import loop
 from dinomaly_hd.training.guards import SignalGuard
-from dinomaly_hd.variants import ABLATION, VARIANTS
 
 STEPS, BATCH, INTERRUPTED_AT = 20, 4, 12
 ROWS = COLUMNS = 6

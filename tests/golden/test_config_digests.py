@@ -8,11 +8,10 @@ configs shows here what it changed in them. Where that is meant:
 import json
 from pathlib import Path
 
-from dinomaly_hd.condition_files import read_conditions
-from dinomaly_hd.flags import resolve, resolve_config, resolve_model
-from dinomaly_hd.presets import FAMILIES, PRESETS
-from dinomaly_hd.variants import ABLATION, VARIANTS
-from entry_points.families import domains_of
+from dinomaly_hd.config.conditions_file import read_conditions
+from dinomaly_hd.config.presets import FAMILIES, PRESETS
+from dinomaly_hd.config.resolve import resolve_config, resolve_model
+from dinomaly_hd.config.variants import ABLATION, VARIANTS
 
 FILE = Path(__file__).parent / "config_digests.json"
 CONDITIONS = Path(__file__).resolve().parents[2] / "conditions"
@@ -23,12 +22,12 @@ def digests() -> dict[str, str]:
     found: dict[str, str] = {}
     for preset in PRESETS:
         common = {"preset": preset}
-        found |= {f"{name} {preset}": resolve(name, common).digest() for name in VARIANTS}
+        found |= {f"{name} {preset}": resolve_model(name, common).digest() for name in VARIANTS}
         found |= {f"{name} {preset}": resolve_model(name, common).digest() for name in FAMILIES}
         found |= {f"config {name} {preset}": resolve_config(name, common).digest() for name in ABLATION}
         for file in ("single_domain.json", "multi_domain.json", "ablation.yaml"):
             for one in read_conditions(CONDITIONS / file):
-                values = {**one.values, **common, **domains_of(one)}
+                values = {**one.values, **common}
                 model = values.pop("variant", one.model_type)
                 found[f"{file} {one.name} {preset}"] = resolve_model(model, values).digest()
     return found

@@ -16,15 +16,15 @@ from torch import Tensor, nn
 
 from dinomaly_hd.batch import Batch
 from dinomaly_hd.config import with_values
+from dinomaly_hd.config.presets import full_dinomaly
+from dinomaly_hd.config.variants import baseline
 from dinomaly_hd.models import fast
 from dinomaly_hd.models.build import build_detector
 from dinomaly_hd.models.dinomaly import attention
 from dinomaly_hd.models.dinomaly.detector import Dinomaly
 from dinomaly_hd.models.encoders import ViTEncoder
 from dinomaly_hd.models.weights import locate, timm_name
-from dinomaly_hd.presets import full_dinomaly
 from dinomaly_hd.training.optim import StableAdamW, warm_cosine
-from dinomaly_hd.variants import baseline
 
 STEPS, IMAGES, BATCH = 50, 6, 2
 RATE, DECAY, CLIP = 2e-3, 1e-4, 0.1

@@ -18,11 +18,11 @@ from torch import Tensor
 
 from dinomaly_hd.batch import Batch
 from dinomaly_hd.config import DinomalyConfig, RunConfig, with_values
+from dinomaly_hd.config.presets import quick_dinomaly
+from dinomaly_hd.config.variants import ABLATION, VARIANTS
 from dinomaly_hd.models.build import build_detector
 from dinomaly_hd.models.weights import Weights
-from dinomaly_hd.presets import quick_dinomaly
 from dinomaly_hd.training.task import DetectorTask
-from dinomaly_hd.variants import ABLATION, VARIANTS
 
 FILE = Path(__file__).parent / "variant_losses.json"
 STEPS, BATCH, IMAGES = 6, 4, 8
@@ -45,17 +45,14 @@ VALUES = {
 
 
 class Record:
-    """A reporter that keeps the losses."""
+    """A log that keeps the losses."""
 
     def __init__(self) -> None:
         self.losses: list[float] = []
 
-    def metrics(self, values: Mapping[str, float], *, step: int) -> None:
+    def __call__(self, values: Mapping[str, float], step: int) -> None:
         del step
         self.losses.append(values["train/loss"])
-
-    def sync(self) -> None:
-        """Nothing to sync."""
 
 
 @contextmanager
@@ -88,7 +85,7 @@ def losses(run: RunConfig) -> list[float]:
         detector,
         training=run.training,
         steps_per_epoch=1,
-        reporter=record,
+        log=record,
         name_files=str,
         position=0,
     )

@@ -7,10 +7,6 @@ from pathlib import Path
 import pytest
 import yaml
 
-from dinomaly_hd.condition_files.keys import KEYS
-from dinomaly_hd.condition_files.kinds import Real, Whole
-from entry_points import project_file
-
 ROOT = Path(__file__).resolve().parents[2]
 PACKAGE = ROOT / "dinomaly_hd"
 
@@ -24,23 +20,15 @@ LAYERS = {
     "provenance": set(),
     "files": {"errors"},
     "journal": {"errors", "files"},
-    "config": {"errors"},
+    "config": {"errors", "names"},
     "trivial": {"errors"},
-    "variants": {"config"},
-    "presets": {"config", "variants"},
-    "flag_texts": set(),
-    "flags": {"errors", "names", "config", "variants", "presets", "flag_texts"},
-    "condition_files": {"errors", "config", "variants", "presets", "flag_texts", "flags"},
     "data": {"errors", "names", "files", "config", "randomness", "geometry", "batch"},
     "models": {"errors", "files", "config", "randomness", "geometry", "batch", "trivial"},
     "evaluation": {"errors", "names", "files", "config", "randomness", "geometry", "trivial"},
     "training": {"errors", "files", "config", "randomness", "batch", "data", "models"},
     "tracking": {"errors", "files", "journal"},
     "jobs": {"errors", "files", "provenance"},
-    "tuning": {
-        *["errors", "files", "randomness", "config", "variants", "presets", "flag_texts", "flags"],
-        *["condition_files", "evaluation"],
-    },
+    "tuning": {"errors", "files", "randomness", "config", "evaluation"},
     "serving": {
         *["errors", "files", "config", "data", "models", "evaluation", "training", "experiments", "geometry"],
         "tracking",
@@ -95,26 +83,6 @@ def test_heavy_packages_are_imported_in_their_place_only(package: str) -> None:
     }
     allowed = {Path(place) for place in ONLY_HERE[package]}
     assert all(user in allowed or set(user.parents) & allowed for user in users), users
-
-
-def test_mlproject_is_what_the_entry_points_say() -> None:
-    assert (ROOT / "MLproject").read_text() == project_file.render(), "run `make mlproject`"
-
-
-def test_mlproject_never_quotes_a_parameter() -> None:
-    for block in yaml.safe_load((ROOT / "MLproject").read_text())["entry_points"].values():
-        assert "'" not in block["command"]
-        assert '"' not in block["command"]
-        for name in block["parameters"]:
-            assert f"{{{name}}}" in block["command"]
-
-
-def test_mlproject_calls_a_number_only_what_takes_nothing_else() -> None:
-    numbers = {key.flag: isinstance(key.kind, Real | Whole) for key in KEYS} | {"seeds": False}
-    for block in yaml.safe_load((ROOT / "MLproject").read_text())["entry_points"].values():
-        for name, parameter in block["parameters"].items():
-            if name in numbers and parameter["type"] != "string":
-                assert numbers[name], name
 
 
 def test_conda_installs_what_pyproject_asks_for() -> None:

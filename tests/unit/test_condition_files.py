@@ -3,31 +3,36 @@
 import json
 import os
 import re
-import runpy
-from collections.abc import Iterator
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
+import jsonschema
 import pytest
 import yaml
 
-from dinomaly_hd.condition_files import FAMILIES, KEYS, Condition, read_conditions, read_plain, schema_text
-from dinomaly_hd.condition_files.keys import TRAINED, keys_of, needs_of
-from dinomaly_hd.condition_files.reading import MAX_BYTES
-from dinomaly_hd.config import PARTS, flatten
+from dinomaly_hd.config import RunConfig, flatten
+from dinomaly_hd.config.conditions_file import (
+    ALIASES,
+    Condition,
+    keys_of,
+    read_conditions,
+    schema_text,
+)
+from dinomaly_hd.config.parameters import any_of
+from dinomaly_hd.config.plain_file import MAX_BYTES, read_plain
+from dinomaly_hd.config.presets import FAMILIES
+from dinomaly_hd.config.resolve import resolve_model
+from dinomaly_hd.config.variants import ABLATION, VARIANTS
 from dinomaly_hd.errors import ConfigError
-from dinomaly_hd.flag_texts import HELP
-from dinomaly_hd.flags import resolve_family
-from dinomaly_hd.presets import FAMILIES as MODELS
-from dinomaly_hd.presets import preset_run
-from dinomaly_hd.variants import ABLATION, VARIANTS
 
 SHIPPED = Path(__file__).resolve().parents[2] / "conditions"
 FILES = ("single_domain.json", "multi_domain.json", "ablation.yaml")
 VIT = "encoder=dinov2reg_vit_base_14 target_layers=2,3,4,5,6,7,8,9"
 
 # spec/protocols.md, "Conditions files", row by row; first what all rows of a file share.
-SINGLE = "image_size=224 crop=none val_split_ratio=0.1 seed=42"
+SINGLE = "image_size=224 crop=none val_split_ratio=0.1 seed=42 domains=A"
 TRAIN = "learning_rate=0.0001 batch_size=16 early_stopping_patience=10"
 SINGLE_TABLE = {
     "draem_baseline": f"draem {TRAIN}",
@@ -68,7 +73,7 @@ SINGLE_TABLE = {
         )
     },
 }
-MULTI = "crop=none seed=42"
+MULTI = "crop=none seed=42 domains=A,B,C,D train_domains=A"
 SETTINGS = ("baseline", "high_lr", "large_batch", "optimized")
 RATES, PATIENCE = ("0.0001", "0.0005", "0.0002", "0.0003"), (10, 8, 12, 15)
 DRAEM = ("adamw 0.0", "adamw 0.0001", "adam 0.0001", "adamw 1e-05")
@@ -115,12 +120,17 @@ MULTI_TABLE = {
 
 def of_row(row: str, shared: str) -> tuple[str, dict[str, str]]:
     family, *words = f"{row} {shared}".split()
-    epochs = {"max_epochs": "50"} if family in TRAINED else {}
+    epochs = {} if family == "patchcore" else {"max_epochs": "50"}
     return family, {**epochs, **dict(word.split("=") for word in words)}
 
 
 def shipped(name: str) -> tuple[Condition, ...]:
     return read_conditions(SHIPPED / name)
+
+
+def run_of(condition: Condition, *, preset: str) -> RunConfig:
+    values = {**condition.values, "preset": preset}
+    return resolve_model(values.pop("variant", condition.model_type), values)
 
 
 @pytest.mark.parametrize(
@@ -147,7 +157,7 @@ def test_the_ablation_reproduces_its_configs() -> None:
     assert list(conditions) == list(ABLATION)
     for name, condition in conditions.items():
         assert condition.source_domain is None
-        run = resolve_family(condition.model_type, {**condition.values, "preset": "full"})
+        run = run_of(condition, preset="full")
         assert run.model == ABLATION[name]()
         assert flatten(run)["class_token"] == "remove"
         assert run.data.domain_names == ("A", "B", "C", "D")
@@ -156,8 +166,7 @@ def test_the_ablation_reproduces_its_configs() -> None:
 @pytest.mark.parametrize("file", FILES)
 def test_every_shipped_value_reaches_its_run(file: str) -> None:
     for condition in shipped(file):
-        assert set(condition.values) <= {*HELP, "variant"}
-        run = flatten(resolve_family(condition.model_type, {**condition.values, "preset": "quick"}))
+        run = flatten(run_of(condition, preset="quick"))
         for name, text in condition.values.items():
             found = str(run[name]).lower()
             assert found == text.lower() or float(found) == float(text), (condition.name, name)
@@ -187,7 +196,7 @@ TRANSLATED: list[tuple[str, dict[str, Any], dict[str, str]]] = [
     ("draem", {"image_size": [64, 96]}, {"image_size": "64x96", "crop": "none"}),
     ("dinomaly", {"image_size": "448", "crop": 392}, {"image_size": "448", "crop": "392"}),
     ("dinomaly", {"crop": 392, "image_size": "448"}, {"image_size": "448", "crop": "392"}),
-    ("draem", {"max_steps": 100}, {"max_steps": "100", "max_epochs": "0"}),
+    ("draem", {"max_steps": 100}, {"max_steps": "100"}),
     ("draem", {"gradient_clip_val": 0.5}, {"gradient_clip": "0.5"}),
     ("draem", {"anomaly_source_path": None}, {}),
     ("draem_sevnet", {"anomaly_source_path": None}, {}),
@@ -196,8 +205,8 @@ TRANSLATED: list[tuple[str, dict[str, Any], dict[str, str]]] = [
     ("dinomaly", {"remove_class_token": True}, {"class_token": "remove"}),
     ("dinomaly", {"remove_class_token": False}, {"class_token": "keep"}),
     ("dinomaly", {"target_layers": "auto"}, {"target_layers": "auto"}),
-    ("dinomaly", {"variant": "horizontal", "use_topk": True, "q_percent": 1}, {"variant": "horizontal_topk"}),
-    ("dinomaly", {"variant": "horizontal", "use_topk": False}, {"variant": "horizontal"}),
+    ("dinomaly", {"variant": "horizontal", "use_topk": True, "q_percent": 1}, {"use_topk": "true"}),
+    ("dinomaly", {"variant": "horizontal", "use_topk": False}, {"use_topk": "false"}),
     ("dinomaly", {"variant": "scale", "scale_weights": [0.35, 0.65]}, {"scale_weights": "0.35,0.65"}),
     ("dinomaly", {"variant": "row_mask", "row_radius": 3}, {"row_radius": "3"}),
     ("dinomaly", {"variant": "decoder_dropout", "decoder_blocks": "4-7"}, {"decoder_blocks": "4-7"}),
@@ -217,6 +226,7 @@ def test_the_authors_keys_become_flags(
     family: str, config: dict[str, Any], flags: dict[str, str], tmp_path: Path
 ) -> None:
     found = values(tmp_path, family, **config)
+    assert found.pop("domains") == "A"
     assert flags.items() <= found.items()
     if "variant" not in config:
         assert found == flags
@@ -224,7 +234,11 @@ def test_the_authors_keys_become_flags(
 
 def test_domains_lose_their_prefix(tmp_path: Path) -> None:
     config = {"model_type": "draem", "source_domain": "B", "target_domains": ["domain_A", "C"]}
-    assert read(tmp_path, document(config))[0][3:5] == ("B", ("A", "C"))
+    assert read(tmp_path, document(config))[0][3:] == (
+        "B",
+        ("A", "C"),
+        {"domains": "A,B,C", "train_domains": "B"},
+    )
     config = {"model_type": "dinomaly", "domains": "domain_A,B"}
     found = read(tmp_path, document(config))[0]
     assert (found.source_domain, found.values) == (None, {"domains": "A,B"})
@@ -254,158 +268,169 @@ def test_a_misspelt_key_is_refused_with_the_nearest(
 
 
 INERT: list[tuple[str, dict[str, Any], str]] = [
-    (
-        "patchcore",
-        {"learning_rate": 0.1},
-        "learning_rate=0.1: does nothing for patchcore, only for draem and",
-    ),
+    ("patchcore", {"learning_rate": 0.1}, "learning_rate=0.1: does nothing for patchcore, only for dinomaly"),
     ("patchcore", {"max_epochs": 1}, "max_epochs=1: does nothing for patchcore"),
     ("patchcore", {"early_stopping_patience": 9}, "early_stopping_patience=9: does nothing for patchcore"),
     ("patchcore", {"encoder_name": "resnet18"}, "does nothing for patchcore, only for dinomaly"),
     ("draem", {"encoder_name": "x"}, "does nothing for draem, only for dinomaly"),
     ("draem", {"layers": [2]}, "layers=[2]: does nothing for draem, only for patchcore"),
     ("draem", {"severity_weight": 1}, "does nothing for draem, only for draem_sevnet"),
-    ("draem", {"patch_count": 2}, "patch_count=2: does nothing with fault_source=perlin, only with patch"),
     ("draem", {"variant": "gem"}, "variant='gem': does nothing for draem, only for dinomaly"),
-    (
-        "draem_sevnet",
-        {"fault_source": "band", "patch_count": 2},
-        "nothing with fault_source=band, only with p",
-    ),
-    ("draem_sevnet", {"anomaly_source_path": "/t"}, "does nothing with fault_source=patch, only with perlin"),
-    (
-        "draem_sevnet",
-        {"severity_head_spatial_size": 4},
-        "with severity_head_pooling_type=gap, only with spati",
-    ),
-    ("draem_sevnet", {"severity_weight_for_combination": 0.1}, "with score_combination=simple_average"),
     (
         "dinomaly",
         {"backbone": "resnet18"},
         "backbone='resnet18': does nothing for dinomaly, only for patchcore",
     ),
-    ("dinomaly", {"q_percent": 2}, "q_percent=2: does nothing with variant=baseline, only with topk or "),
-    (
-        "dinomaly",
-        {"variant": "horizontal", "q_percent": 2},
-        "with variant=horizontal, only with topk or horiz",
-    ),
-    ("dinomaly", {"variant": "horizontal", "bottleneck_dropout": 0.1}, "nothing with variant=horizontal"),
-    ("dinomaly", {"variant": "horizontal", "disable_segment": True, "row_p": 0.1}, "disable_segment=true"),
-    ("dinomaly", {"variant": "gem", "use_topk": True}, "use_topk=true: does nothing with variant=gem"),
-    ("dinomaly", {"variant": "horizontal_topk", "use_topk": False}, "use_topk=false: does nothing with"),
     ("trivial", {"image_size": 224}, "image_size=224: does nothing for trivial"),
     ("trivial", {"batch_size": 8}, "batch_size=8: does nothing for trivial"),
 ]
+"""Keys that a family has no use for, whatever else is said."""
+AS_SET: list[tuple[str, dict[str, Any], str]] = [
+    (
+        "draem",
+        {"patch_count": 2},
+        "patch_count does not apply to draem as it is set, only to draem with fault",
+    ),
+    (
+        "draem_sevnet",
+        {"fault_source": "band", "patch_count": 2},
+        "patch_count does not apply to draem_sevnet",
+    ),
+    ("draem_sevnet", {"anomaly_source_path": "/t"}, "only to draem, draem_sevnet with fault_source=perlin;"),
+    ("draem_sevnet", {"severity_head_spatial_size": 4}, "with severity_head_pooling_type=spatial_aware;"),
+    ("draem_sevnet", {"severity_weight_for_combination": 0.1}, "with score_combination=weighted_average;"),
+    ("dinomaly", {"q_percent": 2}, "q_percent does not apply to dinomaly as it is set, only to topk, "),
+    (
+        "dinomaly",
+        {"variant": "horizontal", "q_percent": 2},
+        "apply to horizontal as it is set, only to topk, h",
+    ),
+    (
+        "dinomaly",
+        {"variant": "horizontal", "bottleneck_dropout": 0.1},
+        "not apply to horizontal as it is set",
+    ),
+    ("dinomaly", {"variant": "horizontal", "disable_segment": True, "row_p": 0.1}, "disable_segment=true"),
+    (
+        "dinomaly",
+        {"variant": "gem", "use_topk": True},
+        "use_topk does not apply to gem as it is set, only to hor",
+    ),
+    (
+        "dinomaly",
+        {"variant": "horizontal_topk", "use_topk": False},
+        "use_topk does not apply to horizontal_topk",
+    ),
+]
+"""Keys that do nothing beside others, which the schema does not hold."""
 
 
-@pytest.mark.parametrize(("family", "config", "message"), INERT)
+@pytest.mark.parametrize(("family", "config", "message"), [*INERT, *AS_SET])
 def test_a_key_that_does_nothing_is_refused(
     family: str, config: dict[str, Any], message: str, tmp_path: Path
 ) -> None:
     content = document({**BASE[family], **config})
     refused(tmp_path, content, message)
-    # What use_topk makes of "horizontal" the schema does not follow.
-    assert accepts(content) == (config.keys() == {"variant", "q_percent"})
+    assert accepts(content) == ((family, config, message) in AS_SET)
 
 
+NO_NUMBER = "input should be a valid integer"
 WRONG: list[tuple[str, dict[str, Any], str]] = [
-    ("draem", {"batch_size": "many"}, "batch_size='many': expected a whole number from 1 to"),
-    ("draem", {"batch_size": "16"}, "batch_size='16': expected a whole number from 1 to 2147483647, without"),
-    ("draem", {"batch_size": True}, "batch_size=True: expected a whole number"),
-    ("draem", {"batch_size": 1.5}, "batch_size=1.5: expected a whole number"),
-    ("draem", {"batch_size": 0}, "batch_size=0: expected a whole number"),
-    ("draem", {"batch_size": None}, "batch_size=None: expected a whole number"),
-    ("draem", {"batch_size": 10**400}, "expected a whole number"),
-    ("draem", {"learning_rate": 0}, "learning_rate=0: expected a number, above 0"),
-    ("draem", {"learning_rate": "fast"}, "learning_rate='fast': expected a number"),
-    ("draem", {"learning_rate": 10**400}, "expected a number, above 0 and at most 1e+09"),
-    ("draem", {"val_split_ratio": 1}, "val_split_ratio=1: expected a number, 0 or more and below 1"),
-    ("draem", {"seed": -1}, "seed=-1: expected a whole number from 0"),
-    ("draem", {"optimizer": "adamm"}, "expected adam or adamw or stable_adamw. Did you mean 'adam"),
-    ("draem", {"optimizer": ["adam"]}, "optimizer=['adam']: expected adam or adamw or stable_adamw"),
-    ("draem", {"image_size": "big"}, "image_size='big': expected pixels from 1 to 4096 such as 224"),
-    ("draem", {"image_size": [224]}, "expected pixels"),
-    ("draem", {"image_size": 10**9}, "expected pixels"),
-    ("draem", {"data_root": ""}, "data_root='': expected text"),
-    ("draem", {"data_root": "a\nb"}, "data_root='a\\nb': expected text"),
-    ("draem", {"max_epochs": 1, "max_steps": 2}, "max_epochs=1 and max_steps=2 exclude each other; keep one"),
+    ("draem", {"batch_size": "many"}, f"batch_size='many': {NO_NUMBER}; write it without quotes"),
+    ("draem", {"batch_size": "16"}, f"batch_size='16': {NO_NUMBER}; write it without quotes"),
+    ("draem", {"batch_size": True}, f"batch_size=True: {NO_NUMBER}"),
+    ("draem", {"batch_size": 1.5}, f"batch_size=1.5: {NO_NUMBER}"),
+    ("draem", {"batch_size": 0}, "batch_size=0: input should be greater than or equal to 1"),
+    ("draem", {"batch_size": None}, f"batch_size=None: {NO_NUMBER}"),
+    ("draem", {"batch_size": 10**400}, "input should be less than or equal to 2147483647"),
+    ("draem", {"learning_rate": 0}, "learning_rate=0: input should be greater than 0"),
+    ("draem", {"learning_rate": "fast"}, "learning_rate='fast': input should be a valid number"),
+    ("draem", {"learning_rate": "0.1"}, "input should be a valid number; write it without quotes"),
+    ("draem", {"learning_rate": 10**400}, "0000: input should be a valid number"),
+    ("draem", {"val_split_ratio": 1}, "val_split_ratio=1: input should be less than 1"),
+    ("draem", {"seed": -1}, "seed=-1: input should be greater than or equal to 0"),
+    ("draem", {"optimizer": "adamm"}, "should be 'stable_adamw', 'adamw' or 'adam'. Did you mean 'adam'?"),
+    (
+        "draem",
+        {"optimizer": ["adam"]},
+        "optimizer=['adam']: input should be 'stable_adamw', 'adamw' or 'adam'",
+    ),
+    (
+        "draem",
+        {"image_size": "big"},
+        "image_size='big': 'big' is not a size: write pixels up to 4096 such as",
+    ),
+    ("draem", {"image_size": [224]}, "image_size=[224]: input should be a valid string"),
+    ("draem", {"image_size": 10**9}, "is not a size"),
+    ("draem", {"data_root": ""}, "data_root='': string should have at least 1 character"),
+    ("draem", {"data_root": "a\nb"}, "data_root='a\\nb': holds control or invisible characters"),
+    ("draem", {"max_epochs": 1, "max_steps": 2}, "max_epochs and max_steps exclude each other; keep one"),
     ("draem", {"gradient_clip": 1, "gradient_clip_val": 1}, "exclude each other"),
     ("dinomaly", {"encoder": "a", "encoder_name": "b"}, "exclude each other"),
     ("dinomaly", {"class_token": "keep", "remove_class_token": True}, "exclude each other"),
     ("draem", {"domains": ["A"]}, "exclude each other"),
-    ("draem", {"target_domains": []}, "target_domains=[]: expected one or more names such as ['domain_A']"),
-    ("draem", {"target_domains": ["B", 3]}, "target_domains=['B', 3]: expected text such as 'domain_A'"),
+    ("draem", {"target_domains": []}, "target_domains=[]: value should have at least 1 item"),
+    ("draem", {"target_domains": ["B", 3]}, "target_domains=3: input should be a valid string"),
     (
         "draem",
         {"target_domains": ["A"]},
         "target_domains=['A']: A is the source_domain, which is tested anyhow",
     ),
     ("draem", {"target_domains": ["B", "domain_B"]}, "a domain is given twice"),
-    ("draem", {"target_domains": ["../x"]}, "target_domains=['../x']: expected text such as 'domain_A'"),
-    ("draem", {"source_domain": None}, "source_domain=None: expected text such as 'domain_A'"),
-    ("draem", {"model_type": "dream"}, "model_type='dream': expected draem or dinomaly or patchcore or"),
-    ("draem", {"model_type": "dinomali"}, "Did you mean 'dinomaly'?"),
+    ("draem", {"target_domains": ["../x"]}, "target_domains='../x': string should match"),
+    ("draem", {"source_domain": None}, "source_domain=None: input should be a valid string"),
+    ("draem", {"model_type": "dream"}, "model_type='dream': unknown. Did you mean 'draem'?"),
     ("dinomaly", {"variant": "horizonal"}, "Did you mean 'horizontal'?"),
-    (
-        "dinomaly",
-        {"target_layers": []},
-        "target_layers=[]: expected auto, or: expected ascending whole numbers",
-    ),
-    ("dinomaly", {"target_layers": [3, 2]}, "expected ascending"),
-    ("dinomaly", {"remove_class_token": "yes"}, "expected true or false, without quotes"),
-    ("dinomaly", {"decoder_depth": 7}, "decoder_depth=7: expected a whole even number"),
-    (
-        "patchcore",
-        {"layers": ["block2"]},
-        "expected ascending whole numbers of 0 or more such as [2, 3] or ['la",
-    ),
-    ("patchcore", {"layers": []}, "layers=[]: expected auto"),
-    (
-        "patchcore",
-        {"context": [0, 2]},
-        "context=[0, 2]: expected 0, or: expected ascending whole numbers of 1",
-    ),
-    ("patchcore", {"coreset_sampling_ratio": 0}, "expected a number, above 0 and at most 1"),
+    ("dinomaly", {"target_layers": []}, "target_layers=[]: '' names no layers: write auto, or ascending"),
+    ("dinomaly", {"target_layers": [3, 2]}, "'3,2' names no layers"),
+    ("dinomaly", {"remove_class_token": "yes"}, "input should be a valid boolean; write it without quotes"),
+    ("dinomaly", {"decoder_depth": 7}, "decoder_depth=7: input should be a multiple of 2"),
+    ("dinomaly", {"decoder_depth": 102}, "decoder_depth=102: input should be less than or equal to 100"),
+    ("patchcore", {"layers": ["block2"]}, "layers=['block2']: 'block2' names no layers"),
+    ("patchcore", {"context": [0, 2]}, "context=[0, 2]: '0,2': write half-widths of 1 or more"),
+    ("patchcore", {"coreset_sampling_ratio": 0}, "input should be greater than 0"),
+    ("draem_sevnet", {"patch_width_range": [80, 20]}, "'80-20' is no range: write LOW-HIGH above 0"),
+    ("draem_sevnet", {"patch_width_range": [20]}, "patch_width_range=[20]: input should be a valid string"),
+    ("draem_sevnet", {"patch_width_range": [20, 30.5]}, "write whole pixels such as 20-80"),
     (
         "draem_sevnet",
-        {"patch_width_range": [80, 20]},
-        "expected [low, high] above 0, low first, such as [20, 80]",
+        {"severity_head_pooling_type": "spatial_aware", "severity_head_spatial_size": 257},
+        "to 256",
     ),
-    ("draem_sevnet", {"patch_width_range": [20]}, "expected [low, high]"),
-    ("draem_sevnet", {"patch_width_range": []}, "expected [low, high]"),
-    ("draem_sevnet", {"patch_ratio_range": "0.3"}, "expected [low, high]"),
 ]
-LOOSE = ("target_domains=['A']", "a domain is given twice", "ascending", "low first", "../x")
-"""Rules on the order or the relation of values, which the schema does not hold."""
+LOOSE = r"exclude|: A is|given twice|no layers|write (LOW|half|whole|pix)|\[2|visible|no range|a size|000: "
+"""Rules on the relation of values or inside of texts, which the schema does not hold."""
 
 
 @pytest.mark.parametrize(("family", "config", "message"), WRONG)
 def test_a_wrong_value_is_refused(family: str, config: dict[str, Any], message: str, tmp_path: Path) -> None:
     content = document({**BASE[family], **config})
     refused(tmp_path, content, message)
-    if not any(word in message for word in LOOSE):
+    if not re.search(LOOSE, message):
         assert not accepts(content)
 
 
 STRUCTURE: list[tuple[Any, str]] = [
-    ([], "the file: expected {experiment_conditions"),
-    ({}, "experiment_conditions=None: expected a list of one or more conditions"),
-    ({"experiment_conditions": []}, "experiment_conditions=[]: expected a list"),
+    ([], "the file: expected keys and values, got []"),
+    ({}, "experiment_conditions is missing; write it"),
+    ({"experiment_conditions": []}, "experiment_conditions=[]: list should have at least 1 item"),
     ({"experiment_condition": []}, "unknown key. Did you mean 'experiment_conditions'?"),
     ({**document(BASE["draem"]), "version": 1}, "version=1: unknown key"),
     (
         {"experiment_conditions": ["a"]},
-        "condition 1: expected {name, description, config}, got 'a'",
+        "condition 1: experiment_conditions: expected keys and values, got 'a'",
     ),
     (document(BASE["draem"], descripton="x"), "descripton='x': unknown key. Did you mean 'description'?"),
-    (document(BASE["draem"], description=3), "description=3: expected text"),
+    (document(BASE["draem"], description=3), "description=3: input should be a valid string"),
     ({"experiment_conditions": [{"name": "one"}]}, "condition one: config is missing"),
-    ({"experiment_conditions": [{"name": "one", "config": [1]}]}, "config: expected {model_type"),
+    (
+        {"experiment_conditions": [{"name": "one", "config": [1]}]},
+        "config: expected keys and values, got [1]",
+    ),
     (document({"source_domain": "A"}), "model_type is missing"),
     (document({"model_type": "draem"}), "source_domain is missing; write the domain to train on"),
     *(
-        (document(BASE["draem"], name=name), "expected 1 to 100 letters")
+        (document(BASE["draem"], name=name), "condition 1: name=")
         for name in ("", "../x", "a/b", "a\\b", ".hidden", "a b", "a\n", "x" * 101, None, 3, "a:b")
     ),
 ]
@@ -414,7 +439,8 @@ STRUCTURE: list[tuple[Any, str]] = [
 @pytest.mark.parametrize(("content", "message"), STRUCTURE)
 def test_a_wrong_structure_is_refused(content: Any, message: str, tmp_path: Path) -> None:
     refused(tmp_path, content, message)
-    assert not accepts(content)
+    if "a\\n" not in json.dumps(content):  # a line end that Python's $ does not see
+        assert not accepts(content)
 
 
 def test_two_conditions_of_one_name_are_refused(tmp_path: Path) -> None:
@@ -455,7 +481,7 @@ HOSTILE: list[tuple[str, bytes, str]] = [
     ("c.json", b'{"a": 1e999}', "a=inf: unknown key"),
     ("c.json", b'{"' + b"a" * 100_000 + b'": 1}', "unknown key"),
     ("c.json", b"", "no valid JSON"),
-    ("c.yaml", b"", "the file: expected"),
+    ("c.yaml", b"", "the file: expected keys and values, got None"),
     ("c.json", b"\xff\xfe", "not UTF-8 at byte 0; save it as UTF-8"),
     ("c.json", b" " * (MAX_BYTES + 1), "split it into several conditions files"),
     ("c.jsn", b"{}", "end in .json, .yaml or .yml. Did you mean '.json'?"),
@@ -501,42 +527,27 @@ def test_a_byte_order_mark_and_korean_are_read(tmp_path: Path) -> None:
     assert read_conditions(path)[0].description == "기본 설정"
 
 
-def every_name(family: str) -> Iterator[str]:
-    """Yield every value that a family's runs can have, with each part and variant."""
-    yield from flatten(preset_run("full", MODELS[family]()))
-    for variant in VARIANTS.values() if family == "dinomaly" else ():
-        yield from flatten(variant())
-    chosen = flatten(MODELS[family]())
-    for name, kinds in PARTS.items():
-        for kind in kinds.values() if name in chosen else ():
-            yield from kind.model_fields
-
-
 @pytest.mark.parametrize("family", FAMILIES)
-def test_the_keys_of_a_family_are_the_values_of_its_runs(family: str) -> None:
-    names = set(every_name(family)) & {*HELP, "variant"}
-    flags = {key.flag for key in keys_of(family).values() if key.flag}
-    assert flags <= names
-    # What follows from the other keys, or says nothing where there is no encoder or one variant.
-    left = names - flags - {"train_domains"}
-    if family not in ("dinomaly", "patchcore"):
-        left -= {"encoder", "encoder_weights"}
-    if family == "trivial":
-        left -= {"gpu", "cache"}
-    assert left <= ({"variant"} if family != "dinomaly" else set())
-    assert set(needs_of(family)) <= set(keys_of(family))
+def test_the_keys_of_a_family_are_the_values_of_its_runs_and_the_authors_names(family: str) -> None:
+    values = any_of(VARIANTS if family == "dinomaly" else (family,))
+    own = {"model_type", "source_domain", "target_domains", *(("variant",) if family == "dinomaly" else ())}
+    assert set(keys_of(family).model_fields) == {*values, *own, *ALIASES[family]} - {
+        "preset",
+        "train_domains",
+    }
 
 
-def test_the_schema_file_is_that_of_the_keys(capsys: pytest.CaptureFixture[str]) -> None:
-    runpy.run_module("dinomaly_hd.condition_files", run_name="__main__")
-    assert capsys.readouterr().out == schema_text()
-    assert (SHIPPED / "schema.json").read_text() == schema_text(), (
-        "write it anew: python -m dinomaly_hd.condition_files > conditions/schema.json"
+def test_the_schema_file_is_that_of_the_fields() -> None:
+    command = [sys.executable, "-m", "dinomaly_hd.config.conditions_file"]
+    written = subprocess.run(command, capture_output=True, text=True, check=True).stdout
+    assert written == schema_text() == (SHIPPED / "schema.json").read_text(), (
+        "write it anew: python -m dinomaly_hd.config.conditions_file > conditions/schema.json"
     )
     schema = json.loads(schema_text())
+    jsonschema.Draft202012Validator.check_schema(schema)
     for family in FAMILIES:
         described = schema["$defs"][family]["properties"]
-        assert set(described) == {key.name for key in KEYS if family in key.families}
+        assert set(described) == set(keys_of(family).model_fields)
         assert all(entry["description"] and len(entry) > 1 for entry in described.values())
 
 
@@ -551,71 +562,8 @@ def test_the_schema_accepts_what_is_read(family: str, config: dict[str, Any], fl
     assert accepts(document({**BASE[family], **config}))
 
 
+SCHEMA = jsonschema.Draft202012Validator(json.loads((SHIPPED / "schema.json").read_text()))
+
+
 def accepts(content: Any) -> bool:
-    schema = json.loads((SHIPPED / "schema.json").read_text())
-    return valid(content, schema, schema["$defs"])
-
-
-TYPES: dict[str, tuple[type, ...]] = {
-    "object": (dict,),
-    "array": (list,),
-    "string": (str,),
-    "integer": (int,),
-    "number": (int, float),
-    "boolean": (bool,),
-    "null": (type(None),),
-}
-
-
-def valid(value: Any, schema: Any, defs: dict[str, Any]) -> bool:
-    """Judge a value by the part of draft 2020-12 that the schema uses; any other keyword is an error."""
-    if isinstance(schema, bool):
-        return schema
-    return all(
-        holds(keyword, rule, value, schema, defs)
-        for keyword, rule in schema.items()
-        if keyword not in ("$schema", "$defs", "title", "description", "then")
-    )
-
-
-def holds(keyword: str, rule: Any, value: Any, schema: dict[str, Any], defs: dict[str, Any]) -> bool:
-    number = isinstance(value, int | float) and not isinstance(value, bool)
-    kinds: dict[str, Any] = {
-        "type": lambda: isinstance(value, TYPES[rule]) and (rule == "boolean" or not isinstance(value, bool)),
-        "enum": lambda: any(same(value, other) for other in rule),
-        "const": lambda: same(value, rule),
-        "$ref": lambda: valid(value, defs[rule.removeprefix("#/$defs/")], defs),
-        "allOf": lambda: all(valid(value, each, defs) for each in rule),
-        "anyOf": lambda: any(valid(value, each, defs) for each in rule),
-        "not": lambda: not valid(value, rule, defs),
-        "if": lambda: not valid(value, rule, defs) or valid(value, schema["then"], defs),
-        "minimum": lambda: not number or value >= rule,
-        "maximum": lambda: not number or value <= rule,
-        "exclusiveMinimum": lambda: not number or value > rule,
-        "exclusiveMaximum": lambda: not number or value < rule,
-        "multipleOf": lambda: not number or value % rule == 0,
-        "pattern": lambda: not isinstance(value, str) or bool(re.search(rule.replace("$", r"\Z"), value)),
-        "minLength": lambda: not isinstance(value, str) or len(value) >= rule,
-        "maxLength": lambda: not isinstance(value, str) or len(value) <= rule,
-        "minItems": lambda: not isinstance(value, list) or len(value) >= rule,
-        "maxItems": lambda: not isinstance(value, list) or len(value) <= rule,
-        "uniqueItems": lambda: not isinstance(value, list) or len(set(map(str, value))) == len(value),
-        "items": lambda: not isinstance(value, list) or all(valid(item, rule, defs) for item in value),
-        "required": lambda: not isinstance(value, dict) or set(rule) <= set(value),
-        "properties": lambda: (
-            not isinstance(value, dict)
-            or all(valid(value[name], each, defs) for name, each in rule.items() if name in value)
-        ),
-        "additionalProperties": lambda: (
-            not isinstance(value, dict) or set(value) <= set(schema["properties"])
-        ),
-        "dependentSchemas": lambda: (
-            not isinstance(value, dict)
-            or all(valid(value, each, defs) for name, each in rule.items() if name in value)
-        ),
-    }
-    return bool(kinds[keyword]())
-
-
-def same(one: Any, other: Any) -> bool:
-    return type(one) is type(other) and bool(one == other)
+    return bool(SCHEMA.is_valid(content))

@@ -1,39 +1,95 @@
 """Configs are frozen, refuse what they do not know, and come back from JSON unchanged."""
 
-import subprocess
-import sys
+from typing import Annotated
 
 import pytest
 
 from dinomaly_hd.config import (
     AFTER_TRAINING,
     NO_ENCODER,
-    PARTS,
     WITHOUT_EFFECT,
+    FocalLoss,
+    Probability,
     RunConfig,
+    Search,
     blocks_of,
+    described,
+    doc,
     flatten,
     from_json,
     weights_of,
     with_values,
 )
+from dinomaly_hd.config import parameters as catalogue
+from dinomaly_hd.config.conditions_file import file_model, keys_of, schema_text
+from dinomaly_hd.config.parameters import help_of, search_ranges, with_every_part
+from dinomaly_hd.config.presets import MODELS, PRESETS, preset_run
+from dinomaly_hd.config.resolve import resolve_model
+from dinomaly_hd.config.variants import ABLATION, VARIANTS, baseline, change
 from dinomaly_hd.errors import ConfigError
-from dinomaly_hd.flag_texts import HELP, OPTIONS
-from dinomaly_hd.flags import parse, resolve
-from dinomaly_hd.presets import FAMILIES, PRESETS, preset_run
-from dinomaly_hd.variants import ABLATION, VARIANTS
+from entry_points.common import training
 
-MODELS = {**VARIANTS, **{name: model for name, model in FAMILIES.items() if name != "dinomaly"}}
 EVERY = [(name, preset) for name in MODELS for preset in PRESETS]
 STRUCTURAL = {
-    *("preset", "model_type", "variant", "trained_by"),
+    *("model_type", "variant", "trained_by"),
     *("bottleneck", "attention", "loss", "distance", "auxiliary"),
 }
 """Values that variant and preset decide."""
+CHOICES = {"fault_source", "severity_head_pooling_type", "score_combination"}
+"""Values that choose a part."""
 
 
 def made(variant: str, preset: str) -> RunConfig:
     return preset_run(preset, MODELS[variant]())  # type: ignore[arg-type]
+
+
+def test_one_name_has_one_rule_and_a_description() -> None:
+    models = [model for name in MODELS for model in (MODELS[name](), *dict(with_every_part(name)).values())]
+    rules: dict[str, tuple[object, ...]] = {}
+    for model in models:
+        run = preset_run("full", model)
+        none = {"encoder", "encoder_weights"} if run.encoder.encoder == NO_ENCODER else set()
+        assert set(flatten(run)) - STRUCTURAL - none == set(described(run))
+        for name, field in described(run).items():
+            rule = (field.annotation, *map(repr, field.metadata))
+            assert rules.setdefault(name, rule) == rule, name
+
+
+def test_a_parameter_that_is_said_once_is_in_help_schema_and_search_space(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    class Loud(FocalLoss):
+        loudness: Annotated[Probability, Search(0.1, 0.4), doc("how loud it is")] = 0.5
+
+    for table in (MODELS, VARIANTS):
+        monkeypatch.setitem(table, "loud", lambda: change(baseline(), variant="loud", loss=Loud()))
+    made_of_fields = (catalogue.parameters, catalogue.every_parameter, keys_of, file_model)
+    for function in made_of_fields:
+        function.cache_clear()
+    try:
+        assert help_of(training("loud", "")[0].parameters()["loudness"]) == "how loud it is: from 0 to 1"
+        assert '"loudness": { "description": "how loud it is", "maximum": 1, "minimum": 0,' in schema_text()
+        assert search_ranges()["loudness"] == (float, Search(0.1, 0.4))
+        run = resolve_model("loud", {"preset": "quick", "loudness": ".25"})
+        assert flatten(run)["loudness"] == 0.25
+        with pytest.raises(ConfigError, match="loudness='2': input should be less than or equal to 1"):
+            resolve_model("loud", {"preset": "quick", "loudness": "2"})
+        with pytest.raises(ConfigError, match="loudness does not apply to focal as it is set, only to loud;"):
+            resolve_model("focal", {"preset": "quick", "loudness": "1"})
+    finally:
+        monkeypatch.undo()
+        for function in made_of_fields:
+            function.cache_clear()
+
+
+def test_what_is_searched_lies_within_its_rule() -> None:
+    ranges = search_ranges()
+    assert ranges["q_percent"] == (float, Search(0.5, 20, log=True))
+    for name, (kind, search) in ranges.items():
+        assert kind in (bool, int, float)
+        variants = [one for one in VARIANTS if name in flatten(made(one, "full"))]
+        for end in (search.low, search.high):
+            assert flatten(with_values(made(variants[0], "full"), {name: end}))[name] == end
 
 
 @pytest.mark.parametrize(("variant", "preset"), EVERY)
@@ -43,16 +99,11 @@ def test_json_and_back(variant: str, preset: str) -> None:
     assert from_json(run.to_json()).digest() == run.digest()
 
 
-@pytest.mark.parametrize(("variant", "preset"), EVERY)
-def test_every_flag_has_help_and_names_one_value(variant: str, preset: str) -> None:
-    assert set(flatten(made(variant, preset))) - STRUCTURAL <= set(HELP)
-
-
 @pytest.mark.parametrize("variant", MODELS)
 def test_the_digest_covers_every_value_that_can_change_a_result(variant: str) -> None:
     run = made(variant, "quick")
     for name, value in flatten(run).items():
-        if name in STRUCTURAL or name in PARTS or (value == NO_ENCODER and name.startswith("encoder")):
+        if name in {*STRUCTURAL, *CHOICES, "preset"} or (value == NO_ENCODER and name.startswith("encoder")):
             continue
         opposite = {"class_token": "keep" if value == "remove" else "remove"}
         changed = with_values(run, {name: {**CHANGED, **opposite}.get(name, other(value))})
@@ -146,39 +197,21 @@ def test_unknown_keys_in_json_are_refused() -> None:
         from_json(text)
 
 
-def test_flags_in_both_spellings() -> None:
-    accepted = {"row_p": "", "seed": ""}
-    for words in (["--row-p", ".2"], ["--row_p", ".2"], ["--row_p=.2"]):
-        assert parse("x", words, accepted=accepted, doc="") == {"row_p": ".2"}
-    with pytest.raises(ConfigError, match="Did you mean 'row_p'"):
-        parse("x", ["--row-pp", ".2"], accepted=accepted, doc="")
-
-
 def test_auto_leaves_the_value_to_the_preset() -> None:
-    assert resolve("horizontal", {"preset": "quick", "max_steps": "auto"}) == made("horizontal", "quick")
+    assert resolve_model("horizontal", {"preset": "quick", "max_steps": "auto"}) == made(
+        "horizontal", "quick"
+    )
 
 
 def test_a_value_of_another_variant_is_refused() -> None:
     with pytest.raises(ConfigError, match="row_p does not apply to topk"):
-        resolve("topk", {"preset": "quick", "row_p": ".3"})
+        resolve_model("topk", {"preset": "quick", "row_p": ".3"})
 
 
 def test_use_topk_makes_another_variant() -> None:
-    run = resolve("horizontal", {"preset": "quick", "use_topk": "true", "q_percent": "5"})
+    run = resolve_model("horizontal", {"preset": "quick", "use_topk": "true", "q_percent": "5"})
     assert run.model.variant == "horizontal_topk"
     assert flatten(run)["q_percent"] == 5
-
-
-def test_options_do_not_hide_config_values() -> None:
-    assert not set(OPTIONS) & set(HELP)
-
-
-def test_help_needs_neither_torch_nor_mlflow() -> None:
-    code = (
-        "import sys; from dinomaly_hd.flags import *; accepted_by(['horizontal'], switches={});"
-        "sys.exit(any(name in sys.modules for name in ('torch', 'mlflow', 'timm', 'lightning')))"
-    )
-    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
 
 
 PART_VALUES = [
@@ -220,7 +253,25 @@ def test_blocks_and_weights_are_read() -> None:
 
 @pytest.mark.parametrize("size", ["64", "64x64", "64X64", "064"])
 def test_one_size_has_one_digest(size: str) -> None:
-    assert (
-        resolve("horizontal", {"image_size": size}).digest()
-        == resolve("horizontal", {"image_size": "64"}).digest()
-    )
+    run = made("horizontal", "quick")
+    assert with_values(run, {"image_size": size}).digest() == with_values(run, {"image_size": "64"}).digest()
+
+
+@pytest.mark.parametrize(
+    ("model", "name", "value"),
+    [
+        ("baseline", "decoder_depth", "102"),
+        ("baseline", "image_size", "4097"),
+        ("baseline", "target_layers", "2,10000"),
+        ("decoder_dropout", "decoder_blocks", "0-99999999999"),
+        ("draem", "width", "17"),
+        ("baseline", "batch_size", "2147483648"),
+        ("baseline", "data_root", "x" * 1001),
+        ("baseline", "data_root", "a\nb"),
+        ("baseline", "gpu", "1000"),
+    ],
+)
+def test_what_no_machine_holds_is_refused(model: str, name: str, value: str) -> None:
+    with pytest.raises(ConfigError, match=f"^{name}=") as raised:
+        with_values(made(model, "quick"), {name: value})
+    assert len(str(raised.value)) < 400

@@ -10,6 +10,8 @@ from torch import Tensor
 
 from dinomaly_hd.batch import Batch
 from dinomaly_hd.config import BandClassifier, TrainingConfig, with_values
+from dinomaly_hd.config.presets import quick_dinomaly
+from dinomaly_hd.config.variants import VARIANTS
 from dinomaly_hd.models.build import build_detector
 from dinomaly_hd.models.dinomaly import auxiliary
 from dinomaly_hd.models.dinomaly.decoder import initialise
@@ -17,10 +19,8 @@ from dinomaly_hd.models.dinomaly.detector import Dinomaly
 from dinomaly_hd.models.draem.faults import horizontal_bands
 from dinomaly_hd.models.fast import pieces
 from dinomaly_hd.models.weights import Weights
-from dinomaly_hd.presets import quick_dinomaly
 from dinomaly_hd.training.optim import warm_cosine
 from dinomaly_hd.training.task import DetectorTask
-from dinomaly_hd.variants import VARIANTS
 
 
 @cache
@@ -70,18 +70,12 @@ def test_noise_is_a_function_of_the_step(variant: str) -> None:
     assert losses[0] == losses[1] != losses[2]
 
 
-class Silent:
-    def metrics(self, values: Any, *, step: int) -> None: ...
-
-    def sync(self) -> None: ...
-
-
 def rates(interval: str, *, steps: list[int], per_epoch: int = 63) -> list[float]:
     task = DetectorTask(
         detector("baseline"),
         training=TrainingConfig.model_validate({"lr_schedule_interval": interval}),
         steps_per_epoch=per_epoch,
-        reporter=Silent(),
+        log=lambda *_: None,
         name_files=str,
         position=0,
     )

@@ -1,34 +1,85 @@
-"""Every entry point answers --help, refuses strangers, and a run's command repeats it."""
+"""Every entry point answers --help, says in MLproject what it takes, and a run's command repeats it."""
 
+import importlib
 import shlex
 import subprocess
 import sys
-import time
 from pathlib import Path
+from typing import Any
 
 import pytest
+import yaml
 
+from dinomaly_hd.config import text_of
+from dinomaly_hd.config.command import MARKER, Command
+from dinomaly_hd.config.resolve import resolve_model
 from dinomaly_hd.data.feature_files import FeaturePlace
 from dinomaly_hd.errors import ConfigError
-from dinomaly_hd.flags import accepted_by, parse, resolve
 from dinomaly_hd.training.guards import SignalGuard
-from entry_points import horizontal, project_file
-from entry_points.common import context_of, exit_code, prepare, variants_of
+from entry_points import horizontal
+from entry_points.__main__ import NAMES
+from entry_points.common import context_of, feature_place, launch
 
 ROOT = Path(__file__).resolve().parents[2]
+PROJECT = yaml.safe_load((ROOT / "MLproject").read_text())["entry_points"]
+MOST_DECLARED, LONGEST_PROJECT = 8, 320
 
 
-@pytest.mark.parametrize("name", project_file.NAMES)
-def test_help_lists_every_parameter_of_mlproject(name: str) -> None:
-    began = time.monotonic()
-    command = [sys.executable, "-m", f"entry_points.{name}", "--help"]
-    result = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
-    assert result.returncode == 0
-    assert time.monotonic() - began < 10
-    block = project_file.render().split(f"\n  {name}:\n")[1].split("    command:")[0]
-    parameters = [line.split(":")[0].strip() for line in block.splitlines()[1:] if line.strip()]
-    assert parameters
-    assert all(f"--{parameter} " in result.stdout for parameter in parameters)
+def command_of(name: str) -> Command[Any]:
+    command: Command[Any] = importlib.import_module(f"entry_points.{name}").COMMAND
+    return command
+
+
+@pytest.mark.parametrize("name", [*NAMES, "job", "tune_worker"])
+def test_help_lists_every_parameter_without_heavy_imports(name: str) -> None:
+    code = (
+        f"import sys, runpy; sys.argv = ['{name}', '--help']\n"
+        f"try: runpy.run_module('entry_points.{name}', run_name='__main__')\n"
+        "except SystemExit as end: print({'torch', 'mlflow', 'timm', 'lightning'} & {*sys.modules}, end.code)"
+    )
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
+    assert done.stdout.endswith("set() 0\n")
+    assert all(f"--{parameter} " in done.stdout for parameter in command_of(name).parameters())
+
+
+def test_the_project_is_short_and_has_every_entry_point() -> None:
+    assert tuple(PROJECT) == NAMES
+    assert len((ROOT / "MLproject").read_text().splitlines()) <= LONGEST_PROJECT
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_what_the_project_declares_is_what_the_entry_point_takes(name: str) -> None:
+    fields, declared = command_of(name).parameters(), PROJECT[name]["parameters"]
+    assert 0 < len(declared) <= MOST_DECLARED
+    words = [f"--{parameter}={{{parameter}}}" for parameter in declared]  # quotes would undo MLflow's own
+    assert PROJECT[name]["command"].split() == ["python", "-m", f"entry_points.{name}", *words, MARKER]
+    for parameter, said in declared.items():
+        field = fields[parameter]
+        if field.is_required():
+            assert "default" not in said
+            continue
+        assert str(said["default"]) == text_of(field.default)
+        assert said["default"] != "auto", "mlflow run would log it as the value"
+        number = field.annotation if field.annotation in (int, float) else str
+        assert said["type"] == {int: "int", float: "float", str: "string"}[number]
+    given = [f"--{parameter}={said.get('default', 'x')}" for parameter, said in declared.items()]
+    asked = command_of(name).parse([*given, MARKER])
+    assert asked.given == {parameter: "x" for parameter in declared if fields[parameter].is_required()}
+
+
+def test_no_declared_default_is_one_that_a_preset_decides() -> None:
+    for name in NAMES[:12]:
+        for preset in ("full", "quick"):
+            run = resolve_model(name, {"preset": preset})
+            flat = {"use_topk": False, "mode": "multiclass", **dict(_flat(run))}
+            for parameter, said in PROJECT[name]["parameters"].items():
+                assert str(said["default"]) == text_of(flat[parameter]), (name, parameter)
+
+
+def _flat(run: Any) -> Any:
+    from dinomaly_hd.config import flatten
+
+    return flatten(run).items()
 
 
 @pytest.mark.parametrize(
@@ -38,21 +89,22 @@ def test_help_lists_every_parameter_of_mlproject(name: str) -> None:
         ["--seed", "7", "--row-p", ".3", "--max_steps", "auto"],
         ["--use_topk", "true", "--q_percent", "1", "--preset", "full"],
         ["--data_root", "/my maps/o'clock", "--domains", "C"],
+        ["--seed=42", "--row_p=0.2", MARKER, "--q_percent", "1", "--use_topk", "true"],
     ],
 )
 def test_the_command_of_a_run_repeats_it(flags: list[str]) -> None:
-    run, context, _ = prepare("horizontal", flags, SignalGuard(), doc="", switches=horizontal.SWITCHES)
-    words = shlex.split(context.command)
+    asked = horizontal.COMMAND.parse(flags)
+    run = resolve_model("horizontal", asked.values)
+    words = shlex.split(context_of(asked, SignalGuard(), seed=run.seed).command)
     assert words[:3] == ["python", "-m", "entry_points.horizontal"]
-    accepted = accepted_by(variants_of("horizontal", horizontal.SWITCHES), switches=horizontal.SWITCHES)
-    assert resolve("horizontal", parse("horizontal", words[3:], accepted=accepted, doc="")) == run
+    assert resolve_model("horizontal", horizontal.COMMAND.parse(words[3:]).values) == run
 
 
 def test_a_missing_package_is_said_in_one_line(capsys: pytest.CaptureFixture[str]) -> None:
     def main(*_: object) -> None:
         raise ModuleNotFoundError("No module named 'torch'", name="torch")
 
-    assert exit_code(main, []) == 70
+    assert launch(main, []) == 70
     error = capsys.readouterr().err
     assert error.count("\n") == 1
     assert "torch is not installed" in error
@@ -61,8 +113,7 @@ def test_a_missing_package_is_said_in_one_line(capsys: pytest.CaptureFixture[str
 
 def test_where_encoded_images_are_kept_and_how_many(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def place(**flags: str) -> FeaturePlace | None:
-        with SignalGuard() as guard:
-            return context_of(flags, guard, entry_point="horizontal", command="").feature_place
+        return feature_place(horizontal.COMMAND.parse([f"--{n}={t}" for n, t in flags.items()]).options)
 
     assert place(feature_dir=str(tmp_path), feature_gb="2.5") == FeaturePlace(tmp_path, 2.5)
     assert place(feature_gb="0") is None
@@ -70,9 +121,6 @@ def test_where_encoded_images_are_kept_and_how_many(tmp_path: Path, monkeypatch:
     assert place() == FeaturePlace(tmp_path / "other", None)
     monkeypatch.delenv("DINOMALY_HD_FEATURES")
     assert place() == FeaturePlace(ROOT / ".features", None)
-
-
-@pytest.mark.parametrize("budget", ["much", "-1", "nan", "inf"])
-def test_a_budget_that_is_no_size_is_refused(budget: str) -> None:
-    with SignalGuard() as guard, pytest.raises(ConfigError, match=f"feature_gb='{budget}': expected GiB"):
-        context_of({"feature_gb": budget}, guard, entry_point="horizontal", command="")
+    for budget in ("much", "-1", "nan", "inf"):
+        with pytest.raises(ConfigError, match=f"feature_gb='{budget}': "):
+            place(feature_gb=budget)

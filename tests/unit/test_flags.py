@@ -1,15 +1,20 @@
-"""Config texts of comparisons: letters and variants, changes behind colons, every mistake named."""
+"""Flags and config texts: every name known, every mistake named, and a start's command repeats it."""
 
 import shlex
+from collections.abc import Sequence
+from typing import Annotated
 
 import pytest
 
-from dinomaly_hd.config import SegmentBottleneck, TopKLoss, flatten
+from dinomaly_hd.config import Frozen, SegmentBottleneck, TopKLoss, doc, flatten
+from dinomaly_hd.config.command import MARKER, Asked, Command, Numbers
+from dinomaly_hd.config.parameters import parameters
+from dinomaly_hd.config.resolve import config_names, resolve_config
+from dinomaly_hd.config.variants import ABLATION, CONFIG_SETS, VARIANTS
 from dinomaly_hd.errors import ConfigError
-from dinomaly_hd.flags import config_names, parse, resolve_config, whole_numbers
 from dinomaly_hd.training.guards import SignalGuard
-from dinomaly_hd.variants import ABLATION, CONFIG_SETS, VARIANTS
-from entry_points import ablation, comparisons
+from entry_points import ablation
+from entry_points.common import context_of, member_of
 
 VALUES = {"preset": "quick"}
 # spec/variants.md, Ablation: element dropout; row_p, seg_len, seg_drop_p or no segments; q in percent or none
@@ -27,6 +32,10 @@ TABLE = {
 }
 
 
+def test_the_table_has_every_config() -> None:
+    assert list(TABLE) == list(ABLATION)
+
+
 @pytest.mark.parametrize("letter", ABLATION)
 def test_the_ablation_is_the_table(letter: str) -> None:
     model = resolve_config(letter, VALUES).model
@@ -39,17 +48,12 @@ def test_the_ablation_is_the_table(letter: str) -> None:
     else:
         assert (flatten(bottleneck)["bottleneck_dropout"], segments) == (element, None)
     assert (loss.q_percent if isinstance(loss, TopKLoss) else None) == q
-    assert model.class_token == "remove"
     assert flatten(model)["q_warmup"] == 200 if q else True
 
 
-def test_the_table_has_every_config() -> None:
-    assert list(TABLE) == list(ABLATION)
-
-
-@pytest.mark.parametrize("variant", VARIANTS)
-def test_every_variant_is_a_config(variant: str) -> None:
-    assert resolve_config(variant, VALUES).model.class_token == "remove"
+@pytest.mark.parametrize("name", [*ABLATION, *VARIANTS])
+def test_every_config_and_variant_is_compared_without_class_tokens(name: str) -> None:
+    assert resolve_config(name, VALUES).model.class_token == "remove"
 
 
 def test_changes_win_over_common_values() -> None:
@@ -66,8 +70,10 @@ def test_changes_win_over_common_values() -> None:
         ("F:q_percnt=1", "Did you mean 'q_percent'"),
         ("F:q_percent", "'q_percent' is not name=value"),
         ("F:q_percent=200", "q_percent='200'"),
+        ("F:q_percent=1:q_percent=2", "config 'F:q_percent=1:q_percent=2': q_percent is given twice"),
         ("A0:seg_len=2", "seg_len does not apply to A0"),
         ("F:seed=1", "seed is the same for all members"),
+        ("F:preset=full", "preset is the same for all members"),
         ("F:data_root=/x", "data_root is the same for all members"),
         ("F:class_token=keep", "class_token is the same for all members"),
     ],
@@ -88,59 +94,106 @@ def test_sets_stand_for_their_configs() -> None:
             config_names(text)
 
 
-def test_numbers_are_read_in_their_order() -> None:
-    assert whole_numbers("seeds", "43, 42") == (43, 42)
+# ---- flags ----
+
+
+class Options(Frozen):
+    share: Annotated[float, doc("a share")] = 0.5
+    seeds: Annotated[Numbers, doc("some seeds")] = (42,)
+    run_name: Annotated[str, doc("its name")] = "auto"
+
+
+def parse(*words: str) -> Asked[Options]:
+    """Read words as an entry point does that takes what horizontal has, too."""
+    return Command("x", "", Options, runs=lambda: parameters("horizontal"), instead={"sead": "seeds"}).parse(
+        words
+    )
+
+
+@pytest.mark.parametrize(
+    "words",
+    [["--row-p", ".3"], ["--row_p", ".3"], ["--row_p=.3"], ["--row-p=.3"], [MARKER, "--row_p", ".3"]],
+)
+def test_flags_in_all_spellings(words: Sequence[str]) -> None:
+    assert parse(*words).values == {"row_p": ".3"}
+
+
+def test_a_switch_needs_no_value_and_auto_leaves_the_value_to_the_preset() -> None:
+    assert parse("--disable_segment", "--max_steps=auto").values == {"disable_segment": "true"}
+
+
+def test_options_are_checked_by_their_fields() -> None:
+    options = parse("--share", "1", "--seeds", "43, 42").options
+    assert (options.share, options.seeds) == (1, (43, 42))
     for text in ("", "42,42", "-1", "4.2"):
-        with pytest.raises(ConfigError, match="seeds="):
-            whole_numbers("seeds", text)
+        with pytest.raises(ConfigError, match=r"seeds=.*expected whole numbers, each once"):
+            parse(f"--seeds={text}")
+    with pytest.raises(ConfigError, match="share='half': input should be a valid number"):
+        parse("--share=half")
 
 
-@pytest.mark.parametrize("value", ["a\0b", "a\nb", "\x1b[2J", "\u202eb"])
-def test_a_value_with_a_hidden_character_is_refused(value: str) -> None:
-    with pytest.raises(ConfigError, match=r"run_name=.*control or invisible") as raised:
-        parse("horizontal", [f"--run_name={value}"], accepted={"run_name": "its name"}, doc="")
-    assert str(raised.value).isprintable()
+def test_what_mlproject_declares_counts_where_it_was_changed() -> None:
+    declared = ["--row_p=0.2", "--seg_len=4", "--share=0.5", MARKER]
+    asked = parse(*declared, "--elem_p", "0")
+    assert asked.given == {"seg_len": "4", "elem_p": "0"}
+    assert asked.command(seed=7) == "python -m entry_points.x --seg_len=4 --elem_p=0 --seed=7"
+
+
+@pytest.mark.parametrize("value", ["--data_root=/etc", "-x", "-1e-3", "--row_p", "-P", "--help", "", "a=b"])
+def test_whatever_stands_behind_a_name_behind_the_marker_is_its_value(value: str) -> None:
+    assert parse(MARKER, "--disable_segment", value, "--row_p", ".3").given == {
+        "disable_segment": value,
+        "row_p": ".3",
+    }
 
 
 @pytest.mark.parametrize(
     ("words", "reason"),
     [
         (["--row_p", ".2", "--row-p=.3"], "row_p: given twice; give it once"),
+        (["--row_p", ".2", MARKER, "--row_p", ".3"], "row_p: given twice; give it once"),
         (["-row_p", ".2"], "unexpected word '-row_p'; write --name value"),
+        (["--row-pp", ".2"], "unknown flag --row_pp. Did you mean 'row_p'?"),
         (["-row_pp=.2"], "unknown flag --row_pp. Did you mean 'row_p'?"),
         (["--row_p", ".2", "-5"], "unexpected word '-5'"),
+        (["--sead=1"], "sead: x has no such flag; give seeds"),
+        (["--gem_p=1"], "gem_p does not apply to x as it is set, only to gem; leave it out"),
+        ([MARKER, "--row_p"], "unexpected word '--row_p' behind -P"),
+        ([MARKER, "row_p", ".2"], "unexpected word 'row_p' behind -P"),
+        ([MARKER, "--row_p", "--"], "unexpected word '--row_p=--'"),
+        (["--row_p=--"], "unexpected word '--row_p=--'"),
+        ([MARKER, "--row_p=.2", ".3"], "unexpected word '--row_p=.2' behind -P"),
+        ([MARKER, "--a b\n", "1"], "unknown flag --'a b\\n'."),
     ],
 )
-def test_a_flag_is_given_once_and_with_two_dashes(words: list[str], reason: str) -> None:
+def test_a_flag_is_known_and_given_once_with_two_dashes(words: list[str], reason: str) -> None:
     with pytest.raises(ConfigError) as raised:
-        parse("horizontal", words, accepted={"row_p": "a share"}, doc="")
+        parse(*words)
     assert str(raised.value).startswith(reason)
 
 
-def test_a_change_is_given_once() -> None:
-    with pytest.raises(ConfigError, match="config 'F:q_percent=1:q_percent=2': q_percent is given twice"):
-        resolve_config("F:q_percent=1:q_percent=2", {})
+@pytest.mark.parametrize("value", ["a\0b", "a\nb", "\x1b[2J", "\u202eb"])
+@pytest.mark.parametrize("marker", [[], [MARKER]])
+def test_a_value_with_a_hidden_character_is_refused(value: str, marker: list[str]) -> None:
+    with pytest.raises(ConfigError, match=r"run_name=.*control or invisible") as raised:
+        parse(*marker, "--run_name", value)
+    assert str(raised.value).isprintable()
 
 
 def test_the_command_of_a_comparison_repeats_it() -> None:
-    flags = ["--configs", "A0,F:q_percent=1", "--seeds", "1,2", "--preset", "quick", "--max_steps", "9"]
-    switches = ablation.SWITCHES
-    build, seeds, context, chosen, _ = comparisons.prepare_variants(
-        "ablation", flags, SignalGuard(), doc="", switches=switches
-    )
-    words = shlex.split(context.command)
-    again = comparisons.prepare_variants("ablation", words[3:], SignalGuard(), doc="", switches=switches)
-    assert (again.seeds, again.switches) == (seeds, chosen)
-    assert again.build("F", 1, {}) == build("F", 1, {})
-    assert build("F", 1, {}).evaluation.maps_per_group == 2
-    assert build("F", 1, {"max_steps": "3"}).training.max_steps == 3
+    asked = ablation.COMMAND.parse(["--configs", "A0,F:q_percent=1", "--seeds", "1,2", "--max_steps", "9"])
+    words = shlex.split(context_of(asked, SignalGuard()).command)
+    again = ablation.COMMAND.parse(words[3:])
+    assert again.options == asked.options
+    run = member_of(again, "F", 1)
+    assert run.digest() == member_of(asked, "F", 1).digest()
+    assert (run.evaluation.maps_per_group, run.training.max_steps) == (2, 9)
+    assert member_of(asked, "F", 1, max_steps="3").training.max_steps == 3
 
 
-def test_what_members_differ_in_is_no_flag_of_the_whole() -> None:
-    for name in ("seed", "class_token", "stop_step", "start_from"):
-        with pytest.raises(
-            ConfigError, match=f"{name} does not apply|seed: ablation has no such flag; give seeds"
-        ):
-            comparisons.prepare_variants(
-                "ablation", [f"--{name}", "1"], SignalGuard(), doc="", switches=ablation.SWITCHES
-            )
+@pytest.mark.parametrize("name", ["seed", "class_token", "stop_step", "start_from"])
+def test_what_members_differ_in_is_no_flag_of_the_whole(name: str) -> None:
+    with pytest.raises(
+        ConfigError, match=f"{name} does not apply|seed: ablation has no such flag; give seeds"
+    ):
+        ablation.COMMAND.parse([f"--{name}", "1"])

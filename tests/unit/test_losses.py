@@ -21,14 +21,14 @@ from dinomaly_hd.config import (
     WeightedDistance,
     with_values,
 )
+from dinomaly_hd.config.presets import quick_dinomaly
+from dinomaly_hd.config.variants import VARIANTS
 from dinomaly_hd.models.build import LOSSES, build_detector
 from dinomaly_hd.models.dinomaly import losses, score
 from dinomaly_hd.models.dinomaly.distance import GemPooling, MeanPooling, WeightedPooling
 from dinomaly_hd.models.dinomaly.losses import AdaptiveMining, ReconstructionLoss, angular_power_entropy
 from dinomaly_hd.models.weights import Weights
-from dinomaly_hd.presets import quick_dinomaly
 from dinomaly_hd.training.task import DetectorTask
-from dinomaly_hd.variants import VARIANTS
 
 IMAGES, ROWS, COLUMNS, WIDTH = 4, 3, 5, 4
 TOKENS = ROWS * COLUMNS
@@ -409,21 +409,17 @@ def scaled(weights: str = "learned") -> Any:
 
 
 class Record:
-    """A reporter that keeps the last metrics."""
+    """A log that keeps the last metrics."""
 
-    def metrics(self, values: Any, *, step: int) -> None:
+    def __call__(self, values: Any, step: int) -> None:
         del step
         self.last = dict(values)
-
-    def sync(self) -> None: ...
 
 
 def test_theta_alone_has_ten_times_the_scheduled_rate() -> None:
     record, model = Record(), scaled()
     training = quick_dinomaly(VARIANTS["scale"]()).training
-    task = DetectorTask(
-        model, training=training, steps_per_epoch=1, reporter=record, name_files=str, position=50
-    )
+    task = DetectorTask(model, training=training, steps_per_epoch=1, log=record, name_files=str, position=50)
     task.optimizers = lambda: task.optimizer  # type: ignore[method-assign]
     task.manual_backward = lambda loss: loss.backward()  # type: ignore[method-assign]
     encoded = torch.randn(2, 2, 64, 192, generator=generator(5))

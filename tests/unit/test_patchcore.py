@@ -228,6 +228,7 @@ from torch import nn
 from dinomaly_hd.config import PatchCoreConfig
 from dinomaly_hd.models.patchcore.detector import PatchCore
 from dinomaly_hd.models.patchcore.features import PatchFeatures
+from dinomaly_hd.models.patch_features import ConvPatchFeatures
 from dinomaly_hd.models.preprocessing import Preprocessing
 from dinomaly_hd.provenance import peak_memory_mib
 

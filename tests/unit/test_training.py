@@ -13,16 +13,16 @@ from torch.utils.data import Dataset
 
 from dinomaly_hd.batch import Batch
 from dinomaly_hd.config import RunConfig, with_values
+from dinomaly_hd.config.presets import quick_dinomaly
+from dinomaly_hd.config.variants import baseline
 from dinomaly_hd.errors import CheckpointError, Interrupted, NonFiniteError, OutputError
 from dinomaly_hd.models.detector import Detector, Loss, ParameterGroup, Prediction
-from dinomaly_hd.presets import quick_dinomaly
 from dinomaly_hd.training import checkpoint as checkpoints
 from dinomaly_hd.training import loop
 from dinomaly_hd.training.checkpoint import Checkpoint
 from dinomaly_hd.training.guards import SignalGuard
 from dinomaly_hd.training.optim import OPTIMIZERS, StableAdamW
 from dinomaly_hd.training.task import DetectorTask
-from dinomaly_hd.variants import baseline
 
 STEPS = 12
 DATA = torch.randn(10, 6, generator=torch.Generator().manual_seed(1))

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from dinomaly_hd.flags import resolve_model
+from dinomaly_hd.config.resolve import resolve_model
 from dinomaly_hd.models.build import build_detector
 from dinomaly_hd.models.detector import Detector
 from dinomaly_hd.models.weights import locate

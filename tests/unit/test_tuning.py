@@ -14,10 +14,11 @@ import pytest
 import yaml
 from optuna.distributions import CategoricalDistribution, IntDistribution
 
-from dinomaly_hd.condition_files import read_conditions
-from dinomaly_hd.config import RunConfig, flatten
+from dinomaly_hd.config import RunConfig, flatten, text_of
+from dinomaly_hd.config.conditions_file import read_conditions
+from dinomaly_hd.config.resolve import resolve_config, resolve_model
+from dinomaly_hd.config.variants import ABLATION
 from dinomaly_hd.errors import ConfigError, DataError, Interrupted, NonFiniteError, Pruned, TrackingError
-from dinomaly_hd.flags import resolve, resolve_config, resolve_model, text_of
 from dinomaly_hd.models.build import check_model
 from dinomaly_hd.tuning import study as studies
 from dinomaly_hd.tuning.methods import SAMPLERS, Pruning, make_sampler, p_threshold
@@ -27,7 +28,6 @@ from dinomaly_hd.tuning.space import AUTHORS, DIMENSIONS, TOPK, Space, make_spac
 from dinomaly_hd.tuning.storage import VARIABLE, address_of, connect, exclusive
 from dinomaly_hd.tuning.study import Counts, Joined, Plan, chain_of, check_name, counts_of, join
 from dinomaly_hd.tuning.worker import Attempt, work
-from dinomaly_hd.variants import ABLATION
 
 NAMES = tuple(DIMENSIONS)
 SETTINGS = {"max_steps": 400, "space": "row_p"}
@@ -183,13 +183,13 @@ def test_a_setting_is_one_command_and_one_condition(text: str, tmp_path: Path) -
         text, {"preset": "quick", "seed": "43", "simulate_size": "tiny", "learning_rate": "0.001"}
     )
     recipe = recipe_of(run, spelt=("elem_p",))
-    assert resolve(recipe.entry_point, recipe.flags) == run
+    assert resolve_model(recipe.entry_point, recipe.flags) == run
     words = shlex.split(recipe.command((43,)))
     assert words[:5] == ["mlflow", "run", ".", "-e", recipe.entry_point]
     assert words[-2:] == ["--env-manager", "local"]
     told = dict(word.split("=", 1) for word in words[6:-2:2])
     assert set(words[5:-2:2]) == {"-P"}
-    assert resolve(recipe.entry_point, told) == run
+    assert resolve_model(recipe.entry_point, told) == run
     assert "-P seeds=1,2" in recipe.command((1, 2))
 
     path = tmp_path / "best.yaml"

@@ -3,7 +3,7 @@
 from collections.abc import Callable
 from typing import Any
 
-from dinomaly_hd.config import (
+from dinomaly_hd.config.dinomaly import (
     AdaptiveLoss,
     BandClassifier,
     DinomalyConfig,

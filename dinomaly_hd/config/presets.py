@@ -3,23 +3,25 @@
 from collections.abc import Callable
 from typing import Any, Literal
 
-from dinomaly_hd.config import (
-    DataConfig,
-    DinomalyConfig,
+from dinomaly_hd.config.dinomaly import DinomalyConfig
+from dinomaly_hd.config.families import (
     DraemConfig,
+    ModelConfig,
+    PatchCoreConfig,
+    SevNetConfig,
+    TrivialConfig,
+)
+from dinomaly_hd.config.run import (
+    DataConfig,
     EncoderConfig,
     EvaluationConfig,
     ImageInput,
-    ModelConfig,
     NoTraining,
-    PatchCoreConfig,
     RawInput,
     RunConfig,
-    SevNetConfig,
     TrainingConfig,
-    TrivialConfig,
 )
-from dinomaly_hd.variants import baseline
+from dinomaly_hd.config.variants import VARIANTS, baseline
 
 FAMILIES: dict[str, Callable[[], ModelConfig]] = {
     "dinomaly": baseline,
@@ -30,9 +32,10 @@ FAMILIES: dict[str, Callable[[], ModelConfig]] = {
 }
 """Model families by ``model_type``, each at its defaults."""
 
-QUICK_DATA = DataConfig(simulate_size="quick")
+MODELS: dict[str, Callable[[], ModelConfig]] = {**VARIANTS, **FAMILIES}
+"""Whatever has a name: every variant, and every family."""
+
 QUICK_ENCODER = EncoderConfig(encoder="efficientnet_lite0", image_size="248x96", crop="none")
-QUICK_EVALUATION = EvaluationConfig(eval_batch_size=8)
 DRAEM_TRAINING = TrainingConfig(
     optimizer="adam",
     learning_rate=1e-4,
@@ -51,6 +54,27 @@ def full_dinomaly(model: DinomalyConfig) -> RunConfig:
     return RunConfig(preset="full", model=model)
 
 
+def full_patchcore(model: PatchCoreConfig) -> RunConfig:
+    """A wide ResNet-50 at 224 px, as published."""
+    encoder = EncoderConfig(encoder="wide_resnet50_2", image_size="224", crop="none")
+    return RunConfig(preset="full", model=model, encoder=encoder, training=NoTraining())
+
+
+def full_draem(model: DraemConfig | SevNetConfig) -> RunConfig:
+    """Full width at 224 px."""
+    return RunConfig(preset="full", model=model, encoder=ImageInput(), training=DRAEM_TRAINING)
+
+
+def full_trivial(model: TrivialConfig) -> RunConfig:
+    """Nothing to set."""
+    return RunConfig(preset="full", model=model, encoder=RawInput(), training=NoTraining())
+
+
+def quick(run: RunConfig, **parts: Any) -> RunConfig:
+    """Return a run on the small simulated set, with other parts."""
+    return run.model_copy(update={"preset": "quick", "data": DataConfig(simulate_size="quick"), **parts})
+
+
 def quick_dinomaly(model: DinomalyConfig) -> RunConfig:
     """The embedded encoder on simulated maps: a whole run in minutes on two CPU cores.
 
@@ -58,37 +82,17 @@ def quick_dinomaly(model: DinomalyConfig) -> RunConfig:
     spread over rows. Sizes were compared on held-out normals with synthetic bands (`benchmarks/quality.py
     choose`), never on test data.
     """
-    return RunConfig(
-        preset="quick",
-        model=model.model_copy(update={"decoder_depth": 2}),
+    return quick(
+        full_dinomaly(model.model_copy(update={"decoder_depth": 2})),
         encoder=QUICK_ENCODER,
-        data=QUICK_DATA,
         training=TrainingConfig(max_steps=400, batch_size=8, checkpoint_interval=50),
-        evaluation=QUICK_EVALUATION,
+        evaluation=EvaluationConfig(eval_batch_size=8),
     )
-
-
-def full_patchcore(model: PatchCoreConfig) -> RunConfig:
-    """A wide ResNet-50 at 224 px, as published."""
-    encoder = EncoderConfig(encoder="wide_resnet50_2", image_size="224", crop="none")
-    return RunConfig(preset="full", model=model, encoder=encoder, training=NoTraining())
 
 
 def quick_patchcore(model: PatchCoreConfig) -> RunConfig:
     """The embedded encoder at the size that Dinomaly gets."""
-    return RunConfig(
-        preset="quick",
-        model=model,
-        encoder=QUICK_ENCODER,
-        data=QUICK_DATA,
-        training=NoTraining(),
-        evaluation=QUICK_EVALUATION,
-    )
-
-
-def full_draem(model: DraemConfig | SevNetConfig) -> RunConfig:
-    """Full width at 224 px."""
-    return RunConfig(preset="full", model=model, encoder=ImageInput(), training=DRAEM_TRAINING)
+    return quick(full_patchcore(model), encoder=QUICK_ENCODER, evaluation=EvaluationConfig(eval_batch_size=8))
 
 
 def quick_draem(model: DraemConfig | SevNetConfig) -> RunConfig:
@@ -98,34 +102,19 @@ def quick_draem(model: DraemConfig | SevNetConfig) -> RunConfig:
     against 76.6 to 88.0 at a sixteenth, where many images share one score because the last features are all
     zero. So narrow a network takes a larger rate than the published one. No test data were used.
     """
-    return RunConfig(
-        preset="quick",
-        model=model.model_copy(update={"width": 0.125}),
+    length = {"max_epochs": 0, "max_steps": 400, "batch_size": 8, "learning_rate": 1e-3}
+    looks = {"checkpoint_interval": 50, "val_check_interval": 40, "early_stopping_patience": 5}
+    return quick(
+        full_draem(model.model_copy(update={"width": 0.125})),
         encoder=ImageInput(image_size="64x96"),
-        data=QUICK_DATA,
-        training=DRAEM_TRAINING.model_copy(
-            update={
-                "max_epochs": 0,
-                "max_steps": 400,
-                "batch_size": 8,
-                "learning_rate": 1e-3,
-                "checkpoint_interval": 50,
-                "val_check_interval": 40,
-                "early_stopping_patience": 5,
-            }
-        ),
-        evaluation=QUICK_EVALUATION,
+        training=DRAEM_TRAINING.model_copy(update={**length, **looks}),
+        evaluation=EvaluationConfig(eval_batch_size=8),
     )
-
-
-def full_trivial(model: TrivialConfig) -> RunConfig:
-    """Nothing to set."""
-    return RunConfig(preset="full", model=model, encoder=RawInput(), training=NoTraining())
 
 
 def quick_trivial(model: TrivialConfig) -> RunConfig:
     """The small simulated set."""
-    return full_trivial(model).model_copy(update={"preset": "quick", "data": QUICK_DATA})
+    return quick(full_trivial(model))
 
 
 PRESETS: dict[Literal["full", "quick"], dict[str, Callable[[Any], RunConfig]]] = {

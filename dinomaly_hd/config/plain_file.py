@@ -3,23 +3,17 @@
 import json
 import os
 import re
-import reprlib
 import stat
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NoReturn
 
 import yaml
 
 from dinomaly_hd.errors import ConfigError, nearest
+from dinomaly_hd.names import shown
 
 MAX_BYTES = 128 * 1024
-_SHORT = reprlib.Repr()
-_SHORT.maxlevel, _SHORT.maxstring, _SHORT.maxlist, _SHORT.maxdict, _SHORT.maxother = 2, 60, 6, 3, 60
-
-
-def shown(value: Any) -> str:
-    """Return a value for a message: one line, cut where it is long."""
-    return _SHORT.repr(value)
 
 
 def read_plain(path: Path) -> Any:
@@ -31,7 +25,10 @@ def read_plain(path: Path) -> Any:
     Raises:
         ConfigError: The file cannot be read, is no such file, or gives a key twice.
     """
-    readers = {".json": _from_json, ".yaml": _from_yaml, ".yml": _from_yaml}
+    readers: dict[str, Callable[[str], Any]] = {
+        ".json": json.JSONDecoder(object_pairs_hook=_unique, parse_constant=_no_constant).decode,
+        **dict.fromkeys((".yaml", ".yml"), _from_yaml),
+    }
     suffix = path.suffix.lower()
     if suffix not in readers:
         raise ConfigError(f"{path}: conditions files end in .json, .yaml or .yml.{nearest(suffix, readers)}")
@@ -65,10 +62,6 @@ def _text(path: Path) -> str:
         return data.decode("utf-8-sig")
     except UnicodeDecodeError as error:
         raise ConfigError(f"{path}: not UTF-8 at byte {error.start}; save it as UTF-8") from None
-
-
-def _from_json(text: str) -> Any:
-    return json.loads(text, object_pairs_hook=_unique, parse_constant=_no_constant)
 
 
 def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:

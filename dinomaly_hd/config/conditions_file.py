@@ -1,0 +1,273 @@
+"""Conditions files: many experiments in one file, in the authors' own keys (spec/protocols.md).
+
+A family's keys are one flat model made from the fields of its configs: it checks what stands in a file, and
+is its schema: ``python -m dinomaly_hd.config.conditions_file > conditions/schema.json``, for editors.
+"""
+
+import json
+import re
+import sys
+from collections.abc import Iterable, Sequence
+from functools import cache
+from pathlib import Path
+from typing import Annotated, Any, Literal, NamedTuple, Union
+
+from pydantic import (
+    AfterValidator,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    ValidationError,
+    create_model,
+)
+from pydantic.json_schema import GenerateJsonSchema
+
+from dinomaly_hd.config.base import LONGEST_TEXT, Frozen, reason_of_fault, text_of
+from dinomaly_hd.config.dinomaly import Segments
+from dinomaly_hd.config.parameters import any_of
+from dinomaly_hd.config.plain_file import read_plain
+from dinomaly_hd.config.presets import FAMILIES
+from dinomaly_hd.config.resolve import resolve_model
+from dinomaly_hd.config.texts import NO_CROP, names_in
+from dinomaly_hd.config.variants import VARIANTS
+from dinomaly_hd.errors import ConfigError, nearest
+from dinomaly_hd.names import has_hidden, shown
+
+NAME = r"^[A-Za-z0-9][A-Za-z0-9_.-]{0,99}$"
+DOMAIN_PREFIX = "domain_"
+DRAFT = "https://json-schema.org/draft/2020-12/schema"
+CLIP = {"gradient_clip_val": "gradient_clip"}
+ALIASES = {
+    "draem": CLIP,
+    "dinomaly": {**CLIP, "encoder_name": "encoder", "remove_class_token": "class_token"},
+    "patchcore": {"backbone": "encoder", "batch_size": "eval_batch_size"},
+    "draem_sevnet": CLIP,
+    "trivial": {},
+}
+"""The authors' names of values, by family."""
+TOKENS = {True: "remove", False: "keep"}
+"""What ``remove_class_token`` says."""
+IN_CONFIG = 3
+"""Steps of an error's place that lead to a condition's config; the next is its family."""
+WAYS = (("domains", "source_domain"), ("domains", "target_domains"), ("max_epochs", "max_steps"))
+"""Keys that are two ways to say one thing."""
+
+
+class Condition(NamedTuple):
+    """One experiment of a conditions file.
+
+    Attributes:
+        name: Safe as a folder's name, unique in its file whatever the case.
+        source_domain: The domain trained on ("A" of "domain_A"); None: all of the domains are.
+        target_domains: Domains that are only tested; empty for a single domain.
+        values: Of its run, as text; ``variant`` among them where one is named.
+    """
+
+    name: str
+    description: str
+    model_type: str
+    source_domain: str | None
+    target_domains: tuple[str, ...]
+    values: dict[str, str]
+
+
+def without_prefix(name: str) -> str:
+    """Return the short name of a domain: "A" of "domain_A"."""
+    return name.removeprefix(DOMAIN_PREFIX) or name
+
+
+def _one_line(text: str) -> str:
+    line = " ".join(text.split())
+    if has_hidden(line):
+        raise ValueError("holds control or invisible characters; take them out")
+    return line
+
+
+Domain = Annotated[str, Field(pattern=r"^[^.,/\\\s][^,/\\]*$", max_length=64), AfterValidator(without_prefix)]
+Domains = Annotated[
+    list[Domain],
+    BeforeValidator(
+        lambda value: list(names_in(value)) if isinstance(value, str) else value,
+        json_schema_input_type=str | list[Domain],
+    ),
+    Field(min_length=1),
+]
+
+
+class Keys(Frozen):
+    """What the conditions of every family have; numbers and switches stand without quotes."""
+
+    model_config = ConfigDict(
+        strict=True,
+        json_schema_extra={"anyOf": [{"required": [key]} for key in ("source_domain", "domains")]},
+    )
+
+    model_type: str = Field(description="model family")
+    source_domain: Domain = Field("", description="domain that is trained on, and tested")
+    target_domains: Domains = Field([], description="domains that are tested only; absent: single domain")
+    domains: Domains = Field([], description="one model of all these, instead of source_domain")
+
+
+@cache
+def keys_of(family: str) -> type[Keys]:
+    """Return what a condition of a family may say, each key with the rule of the value that it sets."""
+    variants = tuple(VARIANTS) if family == "dinomaly" else (family,)
+    fields = any_of(variants, without=("preset", "domains", "train_domains"))
+    fields |= {alias: fields[name] for alias, name in ALIASES[family].items()}
+    keys: dict[str, Any] = {
+        name: (field.rebuild_annotation(), Field(None, description=field.description))
+        for name, field in fields.items()
+    }
+    keys["model_type"] = (Literal[family], Field(description="model family"))
+    if family == "dinomaly":
+        keys["variant"] = (Literal[variants], Field("baseline", description="Dinomaly variant"))
+        keys["remove_class_token"] = (bool, keys["class_token"][1])
+    if "anomaly_source_path" in keys:  # null leaves the default
+        annotation, field = keys["anomaly_source_path"]
+        keys["anomaly_source_path"] = (annotation | None, field)
+    return create_model(family, __base__=Keys, **keys)
+
+
+@cache
+def file_model() -> type[Frozen]:
+    """Return what a file may hold."""
+    families: Any = Union[tuple(map(keys_of, FAMILIES))]  # noqa: UP007
+    config: Any = Annotated[families, Field(discriminator="model_type")]
+    entry: Any = create_model(
+        "condition",
+        __base__=Frozen,
+        name=(Annotated[str, Field(strict=True, pattern=NAME)], ...),
+        description=(
+            Annotated[str, Field(strict=True, max_length=LONGEST_TEXT), AfterValidator(_one_line)],
+            "",
+        ),
+        config=(config, ...),
+    )
+    return create_model(
+        "Dinomaly-HD conditions file",
+        __base__=Frozen,
+        schema_file=(str, Field("", alias="$schema")),
+        experiment_conditions=(Annotated[list[entry], Field(min_length=1)], ...),
+    )
+
+
+def read_conditions(path: Path) -> tuple[Condition, ...]:
+    """Read a conditions file, JSON or YAML.
+
+    Raises:
+        ConfigError: One line with the file, the condition, the key, its value, the rule and the way out.
+    """
+    content = read_plain(path)
+    try:
+        file: Any = file_model().model_validate(content)
+    except ValidationError as error:
+        faults = error.errors()
+        unknown = [
+            fault for fault in faults if fault["type"] == "extra_forbidden"
+        ]  # says more than what it lacks
+        raise ConfigError(f"{path}: {_fault(content, (unknown or faults)[0])}") from None
+    conditions: dict[str, Condition] = {}
+    for entry in file.experiment_conditions:
+        place = f"{path}: condition {entry.name}"
+        if entry.name.casefold() in conditions:
+            raise ConfigError(
+                f"{place}: the name is given twice (upper and lower case count alike); choose another"
+            )
+        try:
+            conditions[entry.name.casefold()] = _condition(entry)
+        except ConfigError as error:
+            raise ConfigError(f"{place}: {error}") from None
+    return tuple(conditions.values())
+
+
+def _condition(entry: Any) -> Condition:
+    """Return a condition whose keys fit each other and its model."""
+    given = entry.config.model_dump(exclude_unset=True, exclude={"model_type"})
+    family, aliases = entry.config.model_type, ALIASES[entry.config.model_type]
+    for one, other in (*WAYS, *aliases.items()):
+        if one in given and other in given:
+            raise ConfigError(f"{one} and {other} exclude each other; keep one")
+    source, targets = given.pop("source_domain", None), tuple(given.pop("target_domains", ()))
+    domains = given.pop("domains", None) or [source, *targets]
+    if domains == [None]:
+        raise ConfigError("source_domain is missing; write the domain to train on, or domains for several")
+    if source in targets:
+        raise ConfigError(
+            f"target_domains={list(targets)}: {source} is the source_domain, which is tested anyhow"
+        )
+    if len(set(domains)) < len(domains):
+        raise ConfigError(f"domains={domains}: a domain is given twice; keep one")
+    if given.get("disable_segment"):
+        for name in given.keys() & Segments.model_fields:
+            raise ConfigError(f"{name}={given[name]}: does nothing with disable_segment=true; leave it out")
+    if "remove_class_token" in given:
+        given["remove_class_token"] = TOKENS[given["remove_class_token"]]
+    values = {aliases.get(name, name): text_of(value) for name, value in given.items() if value is not None}
+    if "image_size" in values:
+        values.setdefault("crop", NO_CROP)
+    values["domains"] = ",".join(sorted(domains) if targets else domains)
+    if targets:
+        values["train_domains"] = source
+    of_run = {name: text for name, text in values.items() if name != "variant"}
+    resolve_model(values.get("variant", family), {**of_run, "preset": "full"})  # refuses what does nothing
+    return Condition(entry.name, entry.description, family, source, targets, values)
+
+
+def _fault(content: Any, detail: Any) -> str:
+    """Return an error of pydantic's as one line: the condition, the key, its value, the rule, the way out."""
+    loc, kind, value = detail["loc"], detail["type"], detail["input"]
+    key = next((step for step in reversed(loc) if isinstance(step, str)), "the file")
+    place = ""
+    if len(loc) > 1:
+        entry = content["experiment_conditions"][loc[1]]
+        name = entry.get("name") if isinstance(entry, dict) else None
+        named = isinstance(name, str) and re.fullmatch(NAME, name)
+        place = f"condition {name if named else loc[1] + 1}: "
+    if kind == "missing":
+        return f"{place}{key} is missing; write it"
+    if kind == "union_tag_not_found":
+        return f"{place}model_type is missing; write one of {', '.join(FAMILIES)}"
+    if kind == "union_tag_invalid":
+        tag = str(value["model_type"])
+        return f"{place}model_type={shown(tag)}: unknown.{nearest(tag[:LONGEST_TEXT], FAMILIES)}"
+    if kind == "extra_forbidden":
+        return f"{place}{shown(key)[1:-1]}={shown(value)}: {_unknown(key, loc)}"
+    if kind in ("model_type", "model_attributes_type", "dict_type"):
+        return f"{place}{key}: expected keys and values, got {shown(value)}"
+    quotes = "; write it without quotes" if isinstance(value, str) and kind.endswith("_type") else ""
+    return f"{place}{key}={shown(value)}: {reason_of_fault(detail)}{quotes}"
+
+
+def _unknown(key: str, loc: Sequence[Any]) -> str:
+    """Return why a key is refused: no family has it, or this one has no use for it."""
+    if len(loc) <= IN_CONFIG:
+        known: Iterable[str] = (
+            ("name", "description", "config") if len(loc) > 1 else ("experiment_conditions",)
+        )
+        return f"unknown key.{nearest(key[:LONGEST_TEXT], known)}"
+    takers = [family for family in FAMILIES if key in keys_of(family).model_fields]
+    if takers:
+        return f"does nothing for {loc[IN_CONFIG]}, only for {' and '.join(takers)}; leave it out"
+    every = {name for family in FAMILIES for name in keys_of(family).model_fields}
+    return f"unknown key.{nearest(key[:LONGEST_TEXT], every)}"
+
+
+class _WithoutDefaults(GenerateJsonSchema):
+    """Leaves out what presets decide, and titles that repeat names."""
+
+    def default_schema(self, schema: Any) -> Any:
+        return self.generate_inner(schema["schema"])
+
+    def field_title_should_be_set(self, _schema: Any) -> bool:
+        return False
+
+
+def schema_text() -> str:
+    """Return the JSON Schema of conditions files, as the text of ``conditions/schema.json``."""
+    schema = file_model().model_json_schema(schema_generator=_WithoutDefaults)
+    text = json.dumps({"$schema": DRAFT, **schema}, indent=1, ensure_ascii=False) + "\n"
+    return re.sub(r"[{\[][^{}\[\]]*[}\]]", lambda inner: " ".join(inner[0].split()), text)
+
+
+if __name__ == "__main__":
+    sys.stdout.write(schema_text())
