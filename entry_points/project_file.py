@@ -20,8 +20,8 @@ NO_NUMBERS = ("precision", "map_size", "row_radius", "seeds")
 """Flags with a number as default that take other texts, too: bf16, 64x32, full, 42,43."""
 HEAD = """\
 # Written by `make mlproject` from the entry points' flags; a test compares. `auto`: the preset decides.
+# The environment: python_env.yaml, which `make setup` writes and which names .venv; without it, conda.yaml.
 name: dinomaly-hd
-conda_env: conda.yaml
 entry_points:
 """
 
