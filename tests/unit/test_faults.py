@@ -1,7 +1,6 @@
 """Synthetic faults: additive, never clipped, exact masks, a function of the generator alone."""
 
 import re
-import time
 from collections.abc import Callable
 
 import pytest
@@ -20,6 +19,7 @@ from dinomaly_hd.models.faults import (
 )
 from dinomaly_hd.models.patches import NUMBERS, place_patches
 from dinomaly_hd.models.textures import FolderSource, OtherImages, Sources, Textures
+from tests.work import functions_called
 
 IMAGES = torch.rand(400, 31, 95, generator=Generator().manual_seed(1)) + 0.5
 SOURCES: dict[str, Sources] = {
@@ -314,17 +314,5 @@ def thousand_BHW() -> Tensor:
 
 
 @pytest.mark.parametrize("kind", sorted(set(KINDS) - {"tall patches", "tall band"}))
-def test_a_thousand_images_take_less_than_two_seconds_of_one_core(kind: str, thousand_BHW: Tensor) -> None:
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    try:
-        assert any(seconds(kind, thousand_BHW) < 2 for _ in range(2))
-    finally:
-        torch.set_num_threads(threads)
-
-
-def seconds(kind: str, images_BHW: Tensor) -> float:
-    """Return the processor time of a fault in every image; other programs hardly move it."""
-    start = time.process_time()
-    drawn(kind, images_BHW, probability=1)
-    return time.process_time() - start
+def test_a_thousand_images_take_few_calls_an_image(kind: str, thousand_BHW: Tensor) -> None:
+    assert functions_called(lambda: drawn(kind, thousand_BHW, probability=1)) < 20 * len(thousand_BHW)

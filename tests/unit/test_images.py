@@ -2,7 +2,6 @@
 
 import os
 import struct
-import time
 import tracemalloc
 import zlib
 from collections.abc import Callable
@@ -16,6 +15,7 @@ from PIL import Image
 
 from dinomaly_hd.data.images import decode_image, read_header, read_image
 from dinomaly_hd.errors import ImageError
+from tests.work import functions_called
 
 MAP = np.random.default_rng(0).random((31, 95), dtype=np.float32) * 3
 
@@ -270,23 +270,22 @@ BOMBS: dict[str, tuple[str, Callable[[], bytes], str]] = {
 
 
 @pytest.mark.parametrize("case", BOMBS)
-def test_bombs_are_refused_in_50_ms_and_64_mb(tmp_path: Path, case: str) -> None:
+def test_bombs_are_refused_with_little_work_and_in_64_mb(tmp_path: Path, case: str) -> None:
     name, write, reason = BOMBS[case]
     path = tmp_path / name
     path.write_bytes(write())
-    seconds = []
-    for _ in range(3):
-        start = time.perf_counter()
+
+    def refused() -> None:
         with pytest.raises(ImageError, match=reason):
             read_image(path)
-        seconds.append(time.perf_counter() - start)
+
+    calls = functions_called(refused)
     tracemalloc.start()
-    with pytest.raises(ImageError):
-        read_image(path)
+    refused()
     peak = tracemalloc.get_traced_memory()[1]
     tracemalloc.stop()
-    print(f"{case}: {min(seconds) * 1e3:.1f} ms, {peak / 1e6:.1f} MB")
-    assert min(seconds) < 0.05
+    print(f"{case}: {calls} calls, {peak / 1e6:.1f} MB")
+    assert calls < 20_000
     assert peak < 64e6
 
 
@@ -354,7 +353,6 @@ def fuzz(count: int) -> tuple[int, int]:
         data = mutated(data, draw)
         if name == "a.png" and draw.random() < 0.7:
             data = with_right_checksums(data)
-        start = time.perf_counter()
         try:
             image = decode_image(data, name=name).image
         except ImageError as error:
@@ -363,7 +361,6 @@ def fuzz(count: int) -> tuple[int, int]:
             assert image.dtype == np.float32
             assert np.isfinite(image).all()
             images += 1
-        assert time.perf_counter() - start < 1
     return count, images
 
 
