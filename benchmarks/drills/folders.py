@@ -30,7 +30,7 @@ MOST_COMBINED = 7
 MANY = 150
 MOST_WEIGHTS = 100
 """What is made to see whether settings fit together; the smallest model has a million."""
-LONGEST_S, LONGEST_TRY_S = 120, 60.0
+LONGEST_S, LONGEST_TRY_S = 900, 600.0
 FLAGS = {"preset": "quick", "seed": "42", "gpu": "cpu", "maps_per_group": "0", "result_dir": "results"}
 
 

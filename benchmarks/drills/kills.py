@@ -21,7 +21,7 @@ RUNS, MOST_KILLS, SIGNALLED = 50, 3, 20
 LAST_STEP = runs.STEPS - 10
 """The last step that a moment waits for: what comes later must not be over when it is looked for."""
 KILLED = "KILLED"
-LONGEST_END_S = 60.0
+LONGEST_END_S = 600.0
 DELAYS_S = {"start": 1.5, "step": 0.2, "validate": 0.01, "save": 0.0, "score": 0.5, "draw": 1.0, "end": 0.02}
 """The places where a process is hit, and the longest delay there."""
 SAID = {"score": b"test images", "draw": b"drawing plots"}

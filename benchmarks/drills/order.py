@@ -17,7 +17,7 @@ from dinomaly_hd.data.hdmap import load_manifest
 from dinomaly_hd.data.tree import FOLDERS
 from entry_points.common import ROOT
 
-LONGEST_S = 300
+LONGEST_S = 900
 SEED = 17
 NAMES = ("\u0131\u011f.tiff", "\u0130I.tiff", "\u00e9 b.tiff")
 """Of some files: letters that Turkish sorts and capitalises otherwise, and that other encodings read so."""

@@ -23,8 +23,8 @@ from dinomaly_hd.tuning.storage import address_of
 from dinomaly_hd.tuning.study import Joined, Terms, join
 from dinomaly_hd.tuning.worker import Attempt, work
 
-HEARTBEAT_S, TRIAL_S = 1, 0.5
-BUDGET_S = 240
+HEARTBEAT_S, TRIAL_S = 3, 0.5
+BUDGET_S = 900
 
 
 def _build(text: str) -> RunConfig:
