@@ -9,6 +9,8 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
+from dinomaly_hd.files import publish_json
+
 ROOT = Path(__file__).resolve().parent.parent
 RESULTS = ROOT / "benchmarks" / "results"
 
@@ -18,7 +20,7 @@ Result = TypeVar("Result")
 def flags(
     doc: str | None, *, first: str = "", among: Sequence[str] | None = None, **defaults: Any
 ) -> tuple[Namespace, list[str]]:
-    """Return a benchmark's flags, each with a default of its type (False: a switch), and the rest of the words.
+    """Return a benchmark's flags, each with a default of its type (False: a switch), and the other words.
 
     ``first`` names a positional word: one of those ``among``, or else any or none.
     """
@@ -49,20 +51,15 @@ def numbers(text: str | None) -> list[int]:
 def record(name: str, content: Mapping[str, Any], *, show: bool = True) -> None:
     """Write benchmarks/results/{name}.json, and print it."""
     RESULTS.mkdir(exist_ok=True)
-    text = json.dumps(content, indent=2)
-    (RESULTS / f"{name}.json").write_text(text + "\n")
+    publish_json(RESULTS / f"{name}.json", content)
     if show:
-        print(f"{text}\nwritten: {name}.json")
+        print(f"{json.dumps(content, indent=2)}\nwritten: {name}.json")
 
 
 def entry_point(name: str, values: Mapping[str, object]) -> list[str]:
     """Return the command of an entry point."""
-    return [
-        sys.executable,
-        "-m",
-        f"entry_points.{name}",
-        *(f"--{key}={value}" for key, value in values.items()),
-    ]
+    words = [f"--{key}={value}" for key, value in values.items()]
+    return [sys.executable, "-m", f"entry_points.{name}", *words]
 
 
 def surroundings(folder: Path, **more: str) -> dict[str, str]:

@@ -5,7 +5,7 @@
 Follows `python -m entry_points.horizontal` on tiny simulated data, without MLflow's thread, until
 `training_loss` returns. Prints the files in the order in which a function of theirs is first entered, with
 how many of each; how often execution enters a function of another file than the last one's; and our own
-frames over the loss, from the process's start. What imports run does not count. Ends with 1 beyond the limits.
+frames over the loss, from the process's start. What imports run does not count. Ends with 1 beyond limits.
 """
 
 import contextlib
