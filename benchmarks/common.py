@@ -44,7 +44,6 @@ def given(doc: str | None, **options: Any) -> Namespace:
 
 
 def numbers(text: str | None) -> list[int]:
-    """Return comma-separated whole numbers."""
     return [int(number) for number in (text or "").split(",") if number]
 
 
@@ -57,7 +56,6 @@ def record(name: str, content: Mapping[str, Any], *, show: bool = True) -> None:
 
 
 def entry_point(name: str, values: Mapping[str, object]) -> list[str]:
-    """Return the command of an entry point."""
     words = [f"--{key}={value}" for key, value in values.items()]
     return [sys.executable, "-m", f"entry_points.{name}", *words]
 

@@ -43,7 +43,6 @@ def best_seconds(work: Callable[[int], object], *, repetitions: int = REPETITION
 
 
 def attentions(side: int) -> dict[str, Callable[[Tensor, Tensor, Tensor], Tensor]]:
-    """Return the attentions compared on a square grid."""
     grid = (side, side)
     return {
         "plain": lambda q, k, v: linear_attention(q, k, v).value_BhNd,

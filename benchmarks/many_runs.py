@@ -39,7 +39,6 @@ class Place(NamedTuple):
     address: str
 
     def states(self) -> list[dict[str, Any]]:
-        """Return the run.json of every member."""
         found = (self.folder / "results").glob("suite/*/*/*/run.json")
         return [json.loads(path.read_text()) for path in found]
 
@@ -64,7 +63,6 @@ def conditions(count: int) -> list[dict[str, Any]]:
 
 
 def start(place: Place) -> "subprocess.Popen[bytes]":
-    """Start the suite, or start it again."""
     told = {
         **SETTINGS,
         "conditions_file": place.folder / "conditions.json",
@@ -148,7 +146,6 @@ def lose_a_node(folder: Path, *, members: int) -> tuple[Place, dict[Path, int]]:
 
 
 def verdict(place: Place, *, members: int) -> dict[str, Any]:
-    """Return what became of the members, in their folders and in MLflow."""
     from mlflow import MlflowClient
 
     client = MlflowClient(tracking_uri=f"sqlite:///{place.folder / 'mlflow.db'}")
@@ -172,7 +169,6 @@ def verdict(place: Place, *, members: int) -> dict[str, Any]:
 
 
 def measured(told: Any, folder: Path) -> dict[str, Any]:
-    """Run one benchmark and return its figures."""
     members = told.conditions * len(SEEDS)
     entries = {"experiment_conditions": conditions(told.conditions)}
     (folder / "conditions.json").write_text(json.dumps(entries))

@@ -49,14 +49,11 @@ Score = Callable[[Tensor], Tensor]
 
 
 class Setup(NamedTuple):
-    """Data of one comparison."""
-
     manifest: Manifest
     store: ImageStore
     split: Split
 
     def images(self, positions: np.ndarray[Any, np.dtype[np.int64]]) -> Tensor:
-        """Return maps (N, H, W)."""
         return torch.from_numpy(np.stack([self.store[int(i)] for i in positions]))
 
 
@@ -110,7 +107,6 @@ def trained(run: RunConfig, setup: Setup) -> tuple[Dinomaly, Tensor]:
 
 
 def in_batches(score: Score, images: Tensor) -> np.ndarray[Any, np.dtype[np.float64]]:
-    """Return scores, a few images at a time."""
     return torch.cat([score(part) for part in images.split(8)]).double().numpy()
 
 
@@ -162,12 +158,10 @@ def nearest_neighbour(detector: Dinomaly, encoded: Tensor) -> Score:
 
 
 def model_score(detector: Dinomaly) -> Score:
-    """Return the detector's own score."""
     return lambda images: detector.score(detector.encode(images)).score_B
 
 
 def choose(seed: int) -> Iterator[tuple[str, Callable[[], dict[str, float]]]]:
-    """Compare the candidates on synthetic bands."""
     base = with_values(quick_dinomaly(horizontal()), {"seed": seed})
     setup = set_up(base, ratio=0.3)
 

@@ -32,7 +32,6 @@ SHOWN_FAILURES = 5
 
 
 def tried(drill: Drill, *, full: bool) -> dict[str, Any]:
-    """Return a drill's row of the table."""
     with tempfile.TemporaryDirectory(prefix="drill-") as folder:
         seconds, tally = timed(lambda: drill.run(Path(folder), full))
     return {
@@ -47,7 +46,6 @@ def tried(drill: Drill, *, full: bool) -> dict[str, Any]:
 
 
 def table(rows: dict[str, dict[str, Any]]) -> str:
-    """Return the rows as Markdown."""
     lines = ["| # | promise | held | beside | date |", "|---:|---|---:|---|---|"]
     for number in sorted(rows, key=int):
         row = rows[number]

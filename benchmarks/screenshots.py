@@ -112,7 +112,6 @@ def look(pages: Pages, shown: Shown) -> Iterator[str]:
 
 
 def look_at_study(pages: Pages, shown: Shown) -> Iterator[str]:
-    """Open a study's pages and yield the names of their pictures."""
     pages.open(run_page(shown.experiment, shown.parent))
     pages.press("button", "Show more")
     pages.reads("Found and known settings")

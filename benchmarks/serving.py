@@ -90,7 +90,6 @@ def _request(path: Path, number: int, params: Mapping[str, Any]) -> Request:
 
 
 def check(answer: Answer, case: Case, *, shape: tuple[int, int]) -> Checked:
-    """Compare an answer with what the run says."""
     if answer.status != 200:
         return Checked(answer.seconds, float("inf"), False)
     (row,) = answer.rows()
@@ -124,7 +123,6 @@ def refusals(client: Client, *, shape: tuple[int, int]) -> dict[str, Any]:
 
 
 def measure(folder: Path, *, model: str, requests: int, clients: int) -> dict[str, Any]:
-    """Serve the run's model, ask, and return the figures."""
     card = read_card(folder / MODEL)
     asked = list(cases(folder, card, count=requests))
     with tempfile.TemporaryDirectory() as temporary:
@@ -158,7 +156,6 @@ def measure(folder: Path, *, model: str, requests: int, clients: int) -> dict[st
 
 
 def is_good(result: Mapping[str, Any]) -> bool:
-    """Tell whether every answer was right."""
     return bool(
         result["max_difference"] <= TOLERANCE
         and result["wrong_answers"] == 0

@@ -73,7 +73,6 @@ class Soak:
         return start(self.results, uri=self.uri, seed=str(number), **FLAGS)
 
     def synchronise(self) -> int:
-        """Send what is missing, and return the exit code."""
         command = entry_point("sync", {"result_dir": self.results})
         environment = {**os.environ, "MLFLOW_TRACKING_URI": self.uri}
         return subprocess.run(command, cwd=ROOT, env=environment, timeout=LONGEST_S).returncode
@@ -133,7 +132,6 @@ def checked(soak: Soak) -> dict[str, Any]:
 
 
 def soaked(runs: int, *, seed: int, folder: Path) -> dict[str, Any]:
-    """Do the runs and return what is left, lost or grown."""
     soak, samples = Soak(folder, seed=seed), []
     began, outcomes = time.monotonic(), []
     with ThreadPoolExecutor(PARALLEL) as pool:

@@ -55,12 +55,9 @@ FRESH_SEEDS = "43,44,45"
 
 
 class Server(NamedTuple):
-    """A running PostgreSQL server."""
-
     port: int
 
     def url(self, database: str, *, password: str = PASSWORD) -> str:
-        """Return a database's address."""
         return f"postgresql://{USER}:{password.replace(' ', '%20')}@127.0.0.1:{self.port}/{database}"
 
 
@@ -108,7 +105,6 @@ def running_server(folder: Path) -> Iterator[Server]:
 
 
 def make_database(server: Server, name: str) -> str:
-    """Make an empty database and return its address."""
     import psycopg2
 
     connection = psycopg2.connect(server.url("postgres"))

@@ -31,8 +31,6 @@ class Reached(BaseException):
 
 
 class Trace:
-    """What was entered so far."""
-
     def __init__(self) -> None:
         self.files: dict[str, int] = {}  # own file -> functions of it that were entered first here
         self.functions: set[Any] = set()
@@ -74,7 +72,6 @@ def stack(frame: FrameType | None) -> list[FrameType]:
 
 
 def traced() -> Trace:
-    """Follow `horizontal` until its first loss."""
     from dinomaly_hd.data.simulator import simulate
 
     trace = Trace()

@@ -38,14 +38,12 @@ Pixels = npt.NDArray[Any]
 
 
 def tiff(image: Pixels, **options: Any) -> bytes:
-    """Return an image as tifffile writes it."""
     stream = BytesIO()
     tifffile.imwrite(stream, image, **options)
     return stream.getvalue()
 
 
 def png(image: Image.Image, **options: Any) -> bytes:
-    """Return an image as Pillow writes it."""
     stream = BytesIO()
     image.save(stream, "PNG", **options)
     return stream.getvalue()
@@ -152,13 +150,11 @@ def _edit_tag(data: bytearray, at: int, draw: random.Random) -> None:
 
 
 def _misplace(data: bytearray, at: int, draw: random.Random) -> None:
-    """Let the pixels lie in the header, in the tags, behind the end."""
     del at
     data[:] = _moved(bytes(data), draw.choice((0, 4, 7, 8, max(len(data) - 4, 0), len(data), 2**32 - 1)))
 
 
 def _poison(data: bytearray, at: int, draw: random.Random) -> None:
-    """Put a number that is not finite where pixels are."""
     del at
     value = draw.choice((np.nan, np.inf, -np.inf))
     where = len(data) - 4 * draw.randint(1, MAP.size)
@@ -190,7 +186,6 @@ class Damaged(NamedTuple):
 
 
 def _damaged(count: int) -> list[Damaged]:
-    """Return ``count`` files: every form as it is, then each in turn with damages."""
     draw, known = random.Random(SEED), forms()
     files = [Damaged(name, form.data, form.taken) for name, form in known.items()]
     while len(files) < count:
@@ -224,7 +219,6 @@ def _warm(folder: Path) -> None:
 
 
 def _unsound(came: Came, path: Path, taken: bool | None) -> str | None:
-    """Return what was wrong about what came of a damaged TIFF."""
     if came.fault:
         return came.fault
     if (too_much := _too_much(came)) is not None:
@@ -237,7 +231,6 @@ def _unsound(came: Came, path: Path, taken: bool | None) -> str | None:
 
 
 def _too_much(came: Came) -> str | None:
-    """Return what was too much about the work of a reading, None where nothing was."""
     sound = came.calls <= MOST_CALLS and came.bytes_read <= MOST_READ and came.mib <= MOST_MIB
     return None if sound else f"{came.calls} calls, {came.bytes_read} bytes read, {came.mib:.0f} MiB"
 
@@ -287,7 +280,6 @@ def _tiff_of_one_strip(side: int, *, rows: int) -> bytes:
 
 
 def _endless_tiff() -> bytes:
-    """Return a TIFF whose hundred pages end in a loop."""
     offsets = [8 + 6 * page for page in range(102)]
     following = [*offsets[1:], offsets[-2]]
     return b"II*\0" + struct.pack("<I", 8) + b"".join(struct.pack("<HI", 0, offset) for offset in following)
@@ -437,7 +429,6 @@ def _extension(kind: str) -> str:
 
 
 def _refused(read: Callable[[], object], name: str) -> str | None:
-    """Return what was wrong about how a set with an odd file was refused."""
     try:
         read()
     except (LayoutError, ImageError) as error:
@@ -448,7 +439,6 @@ def _refused(read: Callable[[], object], name: str) -> str | None:
 
 
 def _set(root: Path, *, kind: str, odd: str, data: bytes) -> str | None:
-    """Return what was wrong about the refusal of an odd file at set-up, or of the set without it."""
     _write_set(root, kind)
     try:
         _load(root)

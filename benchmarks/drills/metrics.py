@@ -45,8 +45,6 @@ Labels = NDArray[np.int64]
 
 
 class Scored(NamedTuple):
-    """Scores and labels of both classes."""
-
     score: Floats
     label: Labels
 
@@ -100,7 +98,6 @@ def theirs(score: Floats, label: Labels) -> dict[str, float]:
 
 
 def ours(score: Floats, label: Labels) -> dict[str, float]:
-    """Return the figures of this project under the same names."""
     curve = metrics.roc_curve(score, label)
     at = partial(metrics.confusion_at, score, label)
     calls, best = at(threshold=float(np.median(score))), at(threshold=youden(score, label).value)
@@ -120,7 +117,6 @@ def ours(score: Floats, label: Labels) -> dict[str, float]:
 
 
 def _differs(number: int) -> tuple[float, str | None]:
-    """Return the largest difference of a set's figures, and which ones are too far."""
     score, label = random_set(number)
     expected, found = theirs(score, label), ours(score, label)
     expected["pixels"] = expected["AUROC"]
@@ -148,7 +144,6 @@ def score_table() -> pd.DataFrame:
 
 
 def evaluated(table: pd.DataFrame) -> dict[str, Any]:
-    """Evaluate a score table as a run does."""
     normal = normal_quantile(np.linspace(-1, 1, 100), held_out=True)
     thresholds = {str(domain): normal for domain in table["domain"].unique()}
     return evaluate(table, normal_thresholds=thresholds, seed=SEED, draws=20)
@@ -236,7 +231,6 @@ def no_numbers(folder: Path, tally: Tally) -> None:
 
 
 def _of_one_class(folder: Path, label: int) -> str | None:
-    """Return what is wrong in the results of a domain of which only good or only fault images were scored."""
     table = score_table()
     table = table[(table["domain"] == "domain_B") | (table["label"] == label)]
     results = evaluated(table)
@@ -255,7 +249,6 @@ def _of_one_class(folder: Path, label: int) -> str | None:
 
 
 def one_class(folder: Path, tally: Tally) -> None:
-    """Measure what needs two classes where there is one."""
     for label, name in enumerate(("good", "fault")):
         own = folder / name
         own.mkdir()

@@ -122,7 +122,6 @@ class _Ended(NamedTuple):
 
 
 def _train(folder: Path, *, policy: str, poison: Poison | None, until: int) -> _Ended:
-    """Go on with the training of a folder until so many steps are done."""
     resume = checkpoints.newest(folder).checkpoint
     inputs = poison.step - (resume.step if resume else 0) if poison and poison.kind == "input" else None
     detector, heard, error = _Scale(poison), _Heard(), None
@@ -153,7 +152,6 @@ def _train(folder: Path, *, policy: str, poison: Poison | None, until: int) -> _
 
 
 def _changed(state: dict[str, Tensor], before: dict[str, Tensor]) -> str | None:
-    """Return what the poisoned step changed; it is to change no bit."""
     changed = [name for name in before if not torch.equal(state[name], before[name])]
     return f"the poisoned step changed {', '.join(changed)}" if changed else None
 

@@ -1,14 +1,11 @@
 """Drill 13: workers of a study that are killed in the midst of their trials."""
 
-import contextlib
 import multiprocessing
-import os
 import random
 import signal
 import time
 import warnings
 from collections.abc import Callable, Sequence
-from multiprocessing.process import BaseProcess
 from pathlib import Path
 
 from optuna.trial import TrialState
@@ -18,7 +15,7 @@ from dinomaly_hd.config import RunConfig
 from dinomaly_hd.flags import resolve_config
 from dinomaly_hd.tuning.methods import Pruning
 from dinomaly_hd.tuning.queue import chain_of
-from dinomaly_hd.tuning.space import make_space
+from dinomaly_hd.tuning.space import Space, make_space
 from dinomaly_hd.tuning.storage import address_of
 from dinomaly_hd.tuning.study import Joined, Terms, join
 from dinomaly_hd.tuning.worker import Attempt, work
@@ -27,13 +24,16 @@ HEARTBEAT_S, TRIAL_S = 3, 0.5
 BUDGET_S = 900
 
 
-def _build(text: str) -> RunConfig:
-    return resolve_config(text, {"preset": "quick", "seed": "42"})
+def _space() -> Space:
+    def build(text: str) -> RunConfig:
+        return resolve_config(text, {"preset": "quick", "seed": "42"})
+
+    return make_space(("row_p",), base="F", build=build, check=lambda _: None)
 
 
 def joined(folder: Path, *, trials: int) -> Joined:
     """Make or join a study of one value in a SQLite file of ``folder``."""
-    space = make_space(("row_p",), base="F", build=_build, check=lambda _: None)
+    space = _space()
     return join(
         "killed",
         address_of(f"sqlite:///{folder / 'optuna.db'}", root=folder),
@@ -54,7 +54,7 @@ def run_trials(folder: Path, evaluate: Callable[[Attempt], Sequence[float]], *, 
         work(
             joined(folder, trials=trials),
             trials=trials,
-            space=make_space(("row_p",), base="F", build=_build, check=lambda _: None),
+            space=_space(),
             sampler="random",
             seed=13,
             evaluate=evaluate,
@@ -63,13 +63,11 @@ def run_trials(folder: Path, evaluate: Callable[[Attempt], Sequence[float]], *, 
         )
 
 
-def row_p(attempt: Attempt) -> list[float]:
-    """Return the searched value as the objective, after a while."""
-    time.sleep(TRIAL_S)
-    return [float(attempt.point["row_p"])]
-
-
 def _worker(folder: Path, trials: int) -> None:
+    def row_p(attempt: Attempt) -> list[float]:
+        time.sleep(TRIAL_S)
+        return [float(attempt.point["row_p"])]
+
     run_trials(folder, row_p, trials=trials)
 
 
@@ -80,9 +78,7 @@ def killed_workers(folder: Path, full: bool) -> Tally:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         study = joined(folder, trials=trials).study
-    workers: list[BaseProcess] = [
-        context.Process(target=_worker, args=(folder, trials)) for _ in range(count)
-    ]
+    workers = [context.Process(target=_worker, args=(folder, trials)) for _ in range(count)]
     for worker in workers:
         worker.start()
     end = time.monotonic() + BUDGET_S
@@ -91,8 +87,7 @@ def killed_workers(folder: Path, full: bool) -> Tally:
     doomed = moments.sample(workers, count // 2)
     for worker in doomed:
         time.sleep(moments.uniform(0, 2 * TRIAL_S / count))
-        with contextlib.suppress(ProcessLookupError):
-            os.kill(worker.pid or 0, signal.SIGKILL)
+        worker.kill()
     for worker in workers:
         worker.join(timeout=max(0.0, end - time.monotonic()))
     tally, killed = Tally(), sum(worker.exitcode == -signal.SIGKILL for worker in doomed)

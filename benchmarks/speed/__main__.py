@@ -45,14 +45,12 @@ class Worker:
         self._answer()
 
     def call(self) -> None:
-        """Let it do one call, and note its seconds."""
         assert self.process.stdin is not None
         self.process.stdin.write("go\n")
         self.process.stdin.flush()
         self.seconds.append(self._answer()["seconds"])
 
     def end(self) -> dict[str, Any]:
-        """Return what it says at its end."""
         assert self.process.stdin is not None
         self.process.stdin.close()
         found = self._answer()
@@ -127,7 +125,6 @@ def _summary(name: str, found: dict[str, dict[str, Any]], *, batch: int, rate: f
 
 
 def table(found: dict[str, Any]) -> str:
-    """Return the figures as Markdown."""
     lines = [HEAD]
     for task, subjects in found["tasks"].items():
         for name, row in subjects.items():

@@ -63,7 +63,6 @@ def grown(case: Case, *, sides: list[int], factors: list[int], rounds: int) -> d
 
 
 def draw(found: dict[str, dict[int, float]]) -> None:
-    """Draw time per unit against the size, relative to the smallest."""
     figure = Figure(figsize=(7, 4), layout="constrained")
     axes = figure.subplots()
     for name, by_size in found.items():

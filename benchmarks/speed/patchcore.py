@@ -82,7 +82,6 @@ def their_coreset(points_Nd: Tensor, *, size: int, start: int) -> list[int]:
 
 
 def compare(count: int, *, rounds: int, their_centres: int) -> dict[str, Any]:
-    """Return times of both, their ratios, and whether they find the same."""
     with tempfile.TemporaryDirectory() as name, torch.no_grad():
         weights = Path(name) / "resnet18.pth"
         torch.manual_seed(0)

@@ -37,7 +37,6 @@ MEASURED = "time/"
 
 
 def started(name: str, values: dict[str, str], *, folder: Path) -> float:
-    """Run an entry point and return its wall time."""
     command = entry_point(name, {**values, "result_dir": folder / "results"})
     quiet = {"cwd": ROOT, "env": surroundings(folder), "stdout": subprocess.DEVNULL}
     return timed(lambda: subprocess.run(command, check=True, **quiet))[0]
@@ -56,7 +55,6 @@ def whole(values: dict[str, str], folder: Path) -> dict[str, Any]:
 
 
 def scores_of(run: Path) -> dict[str, float]:
-    """Return a run's image scores by path."""
     tables = [csv.DictReader(path.read_text().splitlines()) for path in sorted(run.glob("scores/*.csv"))]
     return {row["path"]: float(row["score"]) for table in tables for row in table}
 

@@ -37,13 +37,11 @@ class Case(NamedTuple):
     precision: str = "32"
 
     def run(self) -> RunConfig:
-        """Return our configuration: the published baseline."""
         given = {"encoder": self.encoder, "encoder_weights": self.weights, "precision": self.precision}
         sides = {"image_size": str(self.image), "crop": str(self.crop)}
         return with_values(full_dinomaly(baseline()), {**given, **sides})
 
     def maps(self, count: int) -> Tensor:
-        """Return the same maps for every subject."""
         return torch.rand(count, *MAP, generator=torch.Generator().manual_seed(count)).to(self.device)
 
 
