@@ -15,7 +15,7 @@ export RAY_USAGE_STATS_ENABLED ?= 0
 run: export MLFLOW_TRACKING_URI := $(MLFLOW_TRACKING_URI)
 run: export MLFLOW_EXPERIMENT_NAME ?= dinomaly-hd
 run: setup  ## train and evaluate on the simulated maps, in MLflow
-	@$(BIN)/python -m dinomaly_hd.tracking.project_environment
+	@$(BIN)/python -m dinomaly_hd.runs.project_environment
 	PATH="$(CURDIR)/$(BIN):$$PATH" mlflow run . -e horizontal -P seed=42
 
 test: check  ## everything that CI runs
@@ -38,7 +38,7 @@ $(STAMP): requirements.lock pyproject.toml
 	test -x $(BIN)/uv || $(BIN)/python -m pip install --quiet uv==$(UV_VERSION)
 	VIRTUAL_ENV=$(VENV) $(BIN)/uv pip sync --compile-bytecode --require-hashes requirements.lock
 	VIRTUAL_ENV=$(VENV) $(BIN)/uv pip install --no-deps --no-build-isolation --editable .
-	$(BIN)/python -m dinomaly_hd.tracking.project_environment
+	$(BIN)/python -m dinomaly_hd.runs.project_environment
 	touch $(STAMP)
 
 ui:  ## MLflow's pages, on this machine only

@@ -16,7 +16,7 @@ from torch import Tensor
 from benchmarks.common import given, record, timed
 from dinomaly_hd.batch import Batch
 from dinomaly_hd.config import RunConfig, with_values
-from dinomaly_hd.experiments.examine import predict
+from dinomaly_hd.experiments.score import predict
 from dinomaly_hd.models.build import build_detector
 from dinomaly_hd.models.weights import locate
 from dinomaly_hd.presets import full_dinomaly

@@ -6,10 +6,8 @@
 Prints tables and writes benchmarks/results/quality_{choose,reference}.json.
 """
 
-import tempfile
 from collections.abc import Callable, Iterator, Mapping
 from functools import partial
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -24,7 +22,7 @@ from dinomaly_hd.data.hdmap import Manifest, load_manifest
 from dinomaly_hd.data.splits import Split, hold_out
 from dinomaly_hd.data.store import ImageStore
 from dinomaly_hd.evaluation.metrics import auroc
-from dinomaly_hd.experiments.data_root import resolve_root
+from dinomaly_hd.experiments.checks import resolve_root
 from dinomaly_hd.models import scoring
 from dinomaly_hd.models.build import build_detector
 from dinomaly_hd.models.dinomaly import Dinomaly
@@ -32,8 +30,8 @@ from dinomaly_hd.models.distance import MeanPooling
 from dinomaly_hd.models.faults import horizontal_bands
 from dinomaly_hd.models.weights import locate
 from dinomaly_hd.presets import quick_dinomaly
-from dinomaly_hd.training.fit import TrainingData, train
 from dinomaly_hd.training.guards import SignalGuard
+from dinomaly_hd.training.loop import Hooks, TrainingData, train
 from dinomaly_hd.variants import horizontal
 
 COPIES = 4
@@ -55,14 +53,6 @@ class Setup(NamedTuple):
 
     def images(self, positions: np.ndarray[Any, np.dtype[np.int64]]) -> Tensor:
         return torch.from_numpy(np.stack([self.store[int(i)] for i in positions]))
-
-
-class Silent:
-    """A reporter for whom no metric matters."""
-
-    def metrics(self, values: Mapping[str, float], *, step: int) -> None: ...
-
-    def sync(self) -> None: ...
 
 
 def set_up(run: RunConfig, *, ratio: float) -> Setup:
@@ -89,20 +79,10 @@ def trained(run: RunConfig, setup: Setup) -> tuple[Dinomaly, Tensor]:
     cache.use("")
     cache.add(digests(setup.manifest, positions), encoded)
     dataset = TrainingSet(setup.store, positions, cache=cache)
-    data = TrainingData(dataset, len(positions), 0, str, None)
-    with tempfile.TemporaryDirectory() as folder, SignalGuard() as guard:
-        train(
-            detector,
-            run=run,
-            data=data,
-            resume=None,
-            data_digest=setup.manifest.digest,
-            encoder_digest="",
-            folder=Path(folder),
-            reporter=Silent(),
-            guard=guard,
-            progress=lambda *_: None,
-        )
+    data = TrainingData(dataset, len(positions), 0, "", "", str, None)
+    with SignalGuard() as guard:
+        hooks = Hooks(lambda *_: None, lambda _: None, guard, lambda *_: None)
+        train(detector, run=run, data=data, hooks=hooks, resume=None)
     return detector.eval(), encoded
 
 

@@ -17,8 +17,7 @@ from typing import Any, NamedTuple
 import PIL.Image
 
 from benchmarks.common import ROOT, given
-from dinomaly_hd.tracking import artifact_page, charts_page, compare_page, these_runs
-from dinomaly_hd.tracking.pages import run_page
+from dinomaly_hd.runs.pages import artifact_page, charts_page, compare_page, run_page, these_runs
 from tests.browser.chromium import Pages, browsing, missing
 
 IMAGES = ROOT / "docs" / "images"

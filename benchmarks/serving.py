@@ -25,10 +25,10 @@ import pandas as pd
 from benchmarks.common import ROOT, entry_point, given, record, timed
 from dinomaly_hd import provenance
 from dinomaly_hd.data.images import read_image
-from dinomaly_hd.experiments.exported import Card, read_card
-from dinomaly_hd.experiments.run_folder import FINISHED, MODEL, find_run, read_state
 from dinomaly_hd.files import read_json
-from dinomaly_hd.tracking import default_uri
+from dinomaly_hd.runs.folder import FINISHED, MODEL, find_run, read_state
+from dinomaly_hd.runs.store import default_uri
+from dinomaly_hd.serving.exported import Card, read_card
 from tests.contract.scoring_server import Answer, Client, Request, as_files, as_json, malformed, serving
 
 TOLERANCE = 1e-6

@@ -31,8 +31,8 @@ from benchmarks.common import ROOT, entry_point, given, record
 from benchmarks.drills.runs import launcher, start
 from benchmarks.drills.tracking import free_port, server
 from dinomaly_hd.files import TEMPORARY_PREFIX
-from dinomaly_hd.journal import Journal
-from dinomaly_hd.tracking.store import client_for
+from dinomaly_hd.runs.journal import Journal
+from dinomaly_hd.runs.store import client_for
 
 PARALLEL, RESTART_EVERY, KILLED_SHARE, KILLED_AFTER_S = 2, 20, 0.25, (0.5, 12.0)
 LONGEST_S = 600

@@ -30,12 +30,10 @@ import psutil
 from mlflow import MlflowClient
 
 from benchmarks.common import ROOT, entry_point, given, record, surroundings, timed
-from dinomaly_hd.experiments.study_plan import FOLDER
 from dinomaly_hd.experiments.trial import RUN_ID, WORKER
-from dinomaly_hd.tuning.queue import FAILED, chain_of
-from dinomaly_hd.tuning.report import CONFIG
+from dinomaly_hd.tuning.results import COMPLETE, CONFIG, best_of, rows_of
 from dinomaly_hd.tuning.storage import address_of, connect
-from dinomaly_hd.tuning.trials import COMPLETE, best_of, rows_of
+from dinomaly_hd.tuning.study import FAILED, FOLDER, chain_of
 
 SERVER_USER, USER, PASSWORD = "postgres", "studies", "only for this run"
 TINY = {

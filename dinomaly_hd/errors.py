@@ -8,6 +8,8 @@ import difflib
 from collections.abc import Iterable
 from typing import ClassVar
 
+LONGEST_LIST, LONGEST_REASON = 60, 200
+
 
 class DinomalyHDError(Exception):
     """Base of all errors raised on purpose; ``exit_code`` is what the entry point returns."""
@@ -95,9 +97,6 @@ class Interrupted(DinomalyHDError):
 
 class Pruned(DinomalyHDError):
     """A study gave up a run that could not become its best; what it did so far is on disk."""
-
-
-LONGEST_LIST, LONGEST_REASON = 60, 200
 
 
 def reason_of(error: BaseException) -> str:

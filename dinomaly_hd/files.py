@@ -8,7 +8,6 @@ import uuid
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from datetime import UTC, datetime
-from itertools import count
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -38,32 +37,37 @@ def file_digest(path: Path) -> str:
 def publish(path: Path, write: Callable[[BinaryIO], object], *, durable: bool = True) -> None:
     """Write a file through ``write(stream)`` so that it is either the old one or the whole new one.
 
-    The temporary file lies in the same folder (never in TMPDIR), is flushed to disk and then renamed. What
-    can be made again need not be flushed (``durable=False``): after a power failure such a file may be torn.
+    What can be made again need not be flushed (``durable=False``): a power failure may tear such a file.
 
     Raises:
         OutputError: The folder is read-only, the disk is full, or the path is not a folder's.
     """
-    temporary: Path | None = None
+    # In the same folder, never in TMPDIR: a rename is atomic within one file system only.
+    temporary = path.parent / f"{TEMPORARY_PREFIX}{uuid.uuid4().hex}"
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        temporary = path.parent / f"{TEMPORARY_PREFIX}{uuid.uuid4().hex}"
-        with temporary.open("xb") as stream:
-            write(stream)
-            if durable:
-                stream.flush()
-                os.fsync(stream.fileno())
-        os.replace(temporary, path)
+        try:
+            with temporary.open("xb") as stream:
+                write(stream)
+                if durable:
+                    stream.flush()
+                    os.fsync(stream.fileno())
+            os.replace(temporary, path)
+        except BaseException:
+            temporary.unlink(missing_ok=True)
+            raise
         if durable:
             _sync_folder(path.parent)
     except (OSError, RuntimeError) as error:  # torch.save turns a full disk into a RuntimeError
-        if temporary is not None:
-            temporary.unlink(missing_ok=True)
         raise OutputError(f"cannot write {path}: {error}") from error
-    except BaseException:
-        if temporary is not None:
-            temporary.unlink(missing_ok=True)
-        raise
+
+
+def _sync_folder(folder: Path) -> None:
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
 
 
 def publish_text(path: Path, text: str) -> None:
@@ -76,23 +80,31 @@ def publish_json(path: Path, value: Any) -> None:
     publish_text(path, json.dumps(_nan_to_null(value), indent=2, ensure_ascii=False) + "\n")
 
 
+def _nan_to_null(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {key: _nan_to_null(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_nan_to_null(item) for item in value]
+    return None if isinstance(value, float) and value != value else value
+
+
 def make_dated_folder(parent: Path, *, suffix: str = "") -> Path:
     """Make and return ``{parent}/{YYYYMMDD_HHMMSS}{suffix}`` (UTC), numbered if this second has one.
 
     Raises:
         OutputError: It cannot be made.
     """
-    stem = f"{datetime.now(UTC):%Y%m%d_%H%M%S}{suffix}"
-    for number in count(1):
-        path = parent / (stem if number == 1 else f"{stem}_{number}")
+    path = first = parent / f"{datetime.now(UTC):%Y%m%d_%H%M%S}{suffix}"
+    number = 1
+    while True:
         try:
             path.mkdir(parents=True)
+            return path
         except FileExistsError:
-            continue
+            number += 1
+            path = first.with_name(f"{first.name}_{number}")
         except OSError as error:
             raise OutputError(f"cannot write {path}: {error}; choose another folder") from error
-        return path
-    raise AssertionError("unreachable: numbers do not end")
 
 
 def sweep(folder: Path) -> None:
@@ -103,11 +115,7 @@ def sweep(folder: Path) -> None:
 
 @contextmanager
 def locked(path: Path, *, timeout_s: float) -> Iterator[None]:
-    """Hold an exclusive lock file; freed by the system when the process dies.
-
-    Raises:
-        OutputError: The lock was not free within ``timeout_s`` or the folder is read-only.
-    """
+    """Hold an exclusive lock file, or raise OutputError; the system frees it when the process dies."""
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         lock = filelock.FileLock(path, timeout=timeout_s)
@@ -123,44 +131,23 @@ def locked(path: Path, *, timeout_s: float) -> Iterator[None]:
 
 
 def acquire(lock: filelock.BaseFileLock, *, wait_s: float, tick: Callable[[], None]) -> bool:
-    """Take the lock and return whether another process had it.
+    """Take a lock made with ``timeout=0`` and return whether another process had it.
 
-    Args:
-        lock: Made with ``timeout=0``.
-        wait_s: How long another process may keep it.
-        tick: Called while waiting; may raise.
+    ``tick`` is called while waiting and may raise.
 
     Raises:
-        filelock.Timeout: Another process keeps it.
+        filelock.Timeout: Another process keeps it longer than ``wait_s``.
         OSError: The folder is read-only.
     """
-    began = time.monotonic()
-    for attempt in count():
+    deadline = time.monotonic() + wait_s
+    waited = False
+    while True:
         try:
             lock.acquire()
+            return waited
         except filelock.Timeout:
-            if time.monotonic() - began >= wait_s:
+            if time.monotonic() >= deadline:
                 raise
-            tick()
-            time.sleep(LOCK_POLL_S)
-        else:
-            return attempt > 0
-    raise AssertionError("unreachable: attempts do not end")
-
-
-def _sync_folder(folder: Path) -> None:
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
-
-
-def _nan_to_null(value: Any) -> Any:
-    if isinstance(value, float) and value != value:
-        return None
-    if isinstance(value, dict):
-        return {key: _nan_to_null(item) for key, item in value.items()}
-    if isinstance(value, list | tuple):
-        return [_nan_to_null(item) for item in value]
-    return value
+        waited = True
+        tick()
+        time.sleep(LOCK_POLL_S)

@@ -30,7 +30,7 @@ def main(argv: Sequence[str], guard: "SignalGuard") -> None:
     )
     configs = config_names(switches["configs"])
     slots = slots_of(switches, number=number_of_slots(switches["slots"]))
-    from dinomaly_hd.experiments.ablation import run_ablation
+    from dinomaly_hd.experiments.protocols import run_ablation
 
     run_ablation(configs, seeds, context, build=lambda config, seed: build(config, seed, {}), slots=slots)
 

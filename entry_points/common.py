@@ -16,7 +16,7 @@ from dinomaly_hd.flag_texts import AUTO, Option
 if TYPE_CHECKING:
     from dinomaly_hd.config import RunConfig
     from dinomaly_hd.data.feature_files import FeaturePlace
-    from dinomaly_hd.experiments.context import Context
+    from dinomaly_hd.runs.context import Context
     from dinomaly_hd.training.guards import SignalGuard
 
 Main = Callable[[Sequence[str], "SignalGuard"], None]
@@ -153,8 +153,8 @@ def context_of(
     values: Mapping[str, str], guard: "SignalGuard", *, entry_point: str, command: str
 ) -> "Context":
     """Return where results go and what is said about the run."""
-    from dinomaly_hd.experiments.context import Context
     from dinomaly_hd.flag_texts import OPTIONS
+    from dinomaly_hd.runs.context import Context
 
     option = {name: values.get(name, own.default) for name, own in OPTIONS.items()}
     return Context(
@@ -199,7 +199,7 @@ def variant_main(variant: str, *, doc: str | None, switches: Mapping[str, Option
 
         run, context, chosen = prepare(variant, argv, guard, doc=doc, switches=switches)
         seeds = (run.seed,) if chosen["seeds"] == AUTO else whole_numbers("seeds", chosen["seeds"])
-        from dinomaly_hd.experiments.multiclass import run_mode
+        from dinomaly_hd.experiments.protocols import run_mode
 
         run_mode(run, context, mode=chosen["mode"], seeds=seeds)
 

@@ -9,7 +9,7 @@ from entry_points.common import context_of, repeating_command
 
 if TYPE_CHECKING:
     from dinomaly_hd.config import RunConfig
-    from dinomaly_hd.experiments.context import Context
+    from dinomaly_hd.runs.context import Context
     from dinomaly_hd.training.guards import SignalGuard
 
 PER_MEMBER = ("seed", "class_token", "stop_step", "start_from", "train_domains")

@@ -33,24 +33,17 @@ def main(argv: Sequence[str], guard: "SignalGuard") -> None:
     told = {name: values[name] for name in OF_RUN if values[name] != AUTO}
     run = resolve("baseline", told)
     place = feature_place(values["feature_dir"], values["feature_gb"])
-    from dinomaly_hd.errors import UnfitError
-    from dinomaly_hd.experiments.doctor import BAD, Patient, examine
+    from dinomaly_hd.experiments.doctor import examine
 
-    patient = Patient(
+    examine(
+        run,
         root=ROOT,
         result_dir=Path(values["result_dir"]),
         feature_dir=None if place is None else place.folder,
         experiment=values["experiment"],
-        data=run.data,
-        encoder=run.encoder.encoder,
-        encoder_weights=run.encoder.encoder_weights,
+        say=say,
+        tick=guard.check,
     )
-    problems = []
-    for finding in examine(patient, tick=guard.check):
-        say(finding.line())
-        problems += [finding] if finding.state == BAD else []
-    if problems:
-        raise UnfitError(f"{len(problems)} of the lines above need mending", code=problems[0].exit_code)
 
 
 if __name__ == "__main__":

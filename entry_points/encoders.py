@@ -33,7 +33,7 @@ def main(argv: Sequence[str], guard: "SignalGuard") -> None:
     encoders = [SIZES.get(name, name) for name in names_in(switches["encoders"])]
     if not encoders or len(set(encoders)) < len(encoders):
         raise ConfigError(f"encoders={switches['encoders']!r}: expected one or more, each once")
-    from dinomaly_hd.experiments.settings import run_encoders
+    from dinomaly_hd.experiments.protocols import run_encoders
 
     run_encoders(
         encoders,

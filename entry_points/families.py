@@ -13,8 +13,8 @@ from entry_points.comparisons import MEMBERS, Build, prepare
 
 if TYPE_CHECKING:
     from dinomaly_hd.condition_files import Condition
-    from dinomaly_hd.experiments.context import Context
-    from dinomaly_hd.experiments.domains import Trial
+    from dinomaly_hd.experiments.protocols import Trial
+    from dinomaly_hd.runs.context import Context
     from dinomaly_hd.training.guards import SignalGuard
 
 DEFAULT_SEED, DEFAULT_DOMAINS = 42, "A,B,C,D"
@@ -223,6 +223,6 @@ def _short(text: str, every: Sequence[str]) -> tuple[str, ...]:
 def _trial(
     build: Build, label: str, model: str, source: str, seed: int, values: Mapping[str, str]
 ) -> "Trial":
-    from dinomaly_hd.experiments.domains import Trial
+    from dinomaly_hd.experiments.protocols import Trial
 
     return Trial(label, source, build(model, seed, values))

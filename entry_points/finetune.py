@@ -26,14 +26,13 @@ def main(argv: Sequence[str], guard: "SignalGuard") -> None:
     build, seeds, context, switches, _ = prepare_variants(
         "finetune", argv, guard, doc=__doc__, switches=SWITCHES
     )
-    from dinomaly_hd.experiments.finetune import Tuning, run_finetune
+    from dinomaly_hd.experiments.protocols import run_finetune
 
     run_finetune(
         [build(switches["config"], seed, {}) for seed in seeds],
         context,
-        tuning=Tuning.parse(
-            steps=switches["finetune_steps"], learning_rate=switches["finetune_learning_rate"]
-        ),
+        steps=switches["finetune_steps"],
+        learning_rate=switches["finetune_learning_rate"],
         domains=None if switches["finetune_domains"] == ALL else names_in(switches["finetune_domains"]),
     )
 

@@ -19,7 +19,7 @@ def main(argv: Sequence[str], guard: "SignalGuard") -> None:
     """Run the job."""
     die_with_parent()
     config = parse_options("job", argv, options=FLAGS, doc=__doc__)["config"]
-    from dinomaly_hd.experiments.member_job import run_job
+    from dinomaly_hd.experiments.as_jobs import run_job
 
     run_job(Path(config), guard=guard, say=say)
 

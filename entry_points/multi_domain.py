@@ -15,7 +15,7 @@ SWITCHES = {**families.SWITCHES, **families.TARGETS}
 def main(argv: Sequence[str], guard: "SignalGuard") -> None:
     """Run the experiment."""
     trials, context = families.prepare_trials("multi_domain", argv, guard, doc=__doc__, switches=SWITCHES)
-    from dinomaly_hd.experiments.domains import run_multi_domain
+    from dinomaly_hd.experiments.protocols import run_multi_domain
 
     run_multi_domain(trials, context)
 

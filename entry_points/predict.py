@@ -35,21 +35,19 @@ def main(argv: Sequence[str], guard: "SignalGuard") -> None:
     values = parse_options("predict", argv, options=FLAGS, doc=__doc__)
     if not values["maps"].isdecimal():
         raise ConfigError(f"maps={values['maps']!r}: expected a whole number, 0 or more")
-    from dinomaly_hd.experiments.prediction import Request, predict
+    from dinomaly_hd.experiments.predict import predict
 
     predict(
-        Request(
-            run=values["run"],
-            source=Path(values["input"]),
-            domain=None if values["domain"] == AUTO else values["domain"],
-            output=None if values["output"] == AUTO else Path(values["output"]),
-            maps=int(values["maps"]),
-            gpu=values["gpu"],
-            result_dir=Path(values["result_dir"]),
-            root=ROOT,
-            say=say,
-            tick=guard.check,
-        )
+        values["run"],
+        Path(values["input"]),
+        domain=None if values["domain"] == AUTO else values["domain"],
+        output=None if values["output"] == AUTO else Path(values["output"]),
+        maps=int(values["maps"]),
+        gpu=values["gpu"],
+        result_dir=Path(values["result_dir"]),
+        root=ROOT,
+        say=say,
+        tick=guard.check,
     )
 
 

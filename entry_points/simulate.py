@@ -26,7 +26,7 @@ def main(argv: Sequence[str], guard: "SignalGuard") -> None:
     """Write the folder and say where it is."""
     from dinomaly_hd.config import DataConfig, with_values
     from dinomaly_hd.data.simulator import simulate
-    from dinomaly_hd.experiments.data_root import simulated_root
+    from dinomaly_hd.experiments.checks import simulated_root
     from dinomaly_hd.flags import parse_options
 
     values = parse_options("simulate", argv, options=FLAGS, doc=__doc__)

@@ -15,7 +15,7 @@ SWITCHES = families.SWITCHES
 def main(argv: Sequence[str], guard: "SignalGuard") -> None:
     """Run the experiment."""
     trials, context = families.prepare_trials("single_domain", argv, guard, doc=__doc__, switches=SWITCHES)
-    from dinomaly_hd.experiments.domains import run_single_domain
+    from dinomaly_hd.experiments.protocols import run_single_domain
 
     run_single_domain(trials, context)
 

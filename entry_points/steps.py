@@ -31,7 +31,7 @@ def main(argv: Sequence[str], guard: "SignalGuard") -> None:
     steps = sorted(whole_numbers("steps", switches["steps"]))
     if steps[0] == 0:
         raise ConfigError("steps: 0 is no training; expected 1 or more")
-    from dinomaly_hd.experiments.settings import run_steps
+    from dinomaly_hd.experiments.protocols import run_steps
 
     last = str(steps[-1])
     run_steps(

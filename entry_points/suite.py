@@ -43,7 +43,7 @@ def main(argv: Sequence[str], guard: "SignalGuard") -> None:
     conditions = families.chosen_conditions(flags.switches)
     trials = families.trials_of(conditions, flags, domains=families.domains_of)
     from dinomaly_hd.experiments.comparison import member
-    from dinomaly_hd.experiments.suite import run_suite
+    from dinomaly_hd.experiments.protocols import run_suite
 
     run_suite([member(trial.model, trial.run) for trial in trials], flags.context, slots=slots)
 

@@ -19,7 +19,7 @@ def main(argv: Sequence[str], guard: "SignalGuard") -> None:
 
     values = parse_options("sync", argv, options=FLAGS, doc=__doc__)
     from dinomaly_hd.errors import TrackingError
-    from dinomaly_hd.experiments.upkeep import synchronise
+    from dinomaly_hd.runs.sync import synchronise
 
     done = synchronise(Path(values["result_dir"]), root=ROOT, say=say, tick=guard.check)
     say(

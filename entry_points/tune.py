@@ -21,9 +21,9 @@ from entry_points.slots import ENGINE, slots_of
 
 if TYPE_CHECKING:
     from dinomaly_hd.config import RunConfig
-    from dinomaly_hd.experiments.context import Context
-    from dinomaly_hd.experiments.study_plan import Plan
+    from dinomaly_hd.runs.context import Context
     from dinomaly_hd.training.guards import SignalGuard
+    from dinomaly_hd.tuning.study import Plan
 
 OWN = {"maps_per_group": "0", "synthetic_copies": "8"}
 """Defaults that differ from a single run's, beside val_check_interval, which the pruner sets."""
@@ -87,10 +87,10 @@ def prepare_study(argv: Sequence[str], guard: "SignalGuard") -> Prepared:
         instead={"seed": "seeds", "configs": "config", "resume": "study"},
     )
     chosen = flags.switches
-    from dinomaly_hd.experiments.study_plan import SYNTHETIC, Plan
     from dinomaly_hd.models.build import check_model
     from dinomaly_hd.tuning.space import make_space
     from dinomaly_hd.tuning.storage import address_of
+    from dinomaly_hd.tuning.study import SYNTHETIC, Plan
 
     address = address_of(chosen["storage"], root=ROOT)
     if address.has_password and chosen["storage"] != AUTO and "MLFLOW_RUN_ID" in os.environ:
@@ -132,16 +132,14 @@ def prepare_study(argv: Sequence[str], guard: "SignalGuard") -> Prepared:
 def main(argv: Sequence[str], guard: "SignalGuard") -> None:
     """Run the study's trials and report on them."""
     plan, context, switches, given = prepare_study(argv, guard)
-    from dinomaly_hd.experiments.study import Launch, run_study
+    from dinomaly_hd.experiments.study import run_study
 
     flags = {name: text for name, text in given.items() if name not in ("storage", "workers", "engine")}
     run_study(
         plan,
         context,
-        launch=Launch(
-            slots=slots_of(switches, number=_whole("workers", switches["workers"])),
-            content={"flags": {**flags, **_absolute(context)}},
-        ),
+        slots=slots_of(switches, number=_whole("workers", switches["workers"])),
+        flags={**flags, **_absolute(context)},
     )
 
 

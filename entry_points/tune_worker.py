@@ -1,5 +1,6 @@
 """A worker of a study, started by `tune` with a job's file."""
 
+import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -24,13 +25,13 @@ def main(argv: Sequence[str], guard: "SignalGuard") -> None:
     die_with_parent()
     path = Path(parse_options("tune_worker", argv, options=FLAGS, doc=__doc__)["config"])
     content = read_job(path, code_digest=provenance.code_digest())
-    try:
-        storage = Path(content["storage_file"]).read_text()
-    except OSError as error:
-        raise ConfigError(f"{path}: the study's storage is not known: {error}; start `tune` again") from error
-    flags = [f"--{name}={text}" for name, text in content["flags"].items()]
-    plan, context, _, _ = prepare_study([*flags, f"--storage={storage}"], guard)
     from dinomaly_hd.experiments.study import run_worker
+    from dinomaly_hd.tuning.storage import VARIABLE
+
+    if VARIABLE not in os.environ:  # `tune` sets it, since the address may hold a password
+        raise ConfigError(f"{path}: the study's storage is not known: no {VARIABLE}; start `tune` again")
+    flags = [f"--{name}={text}" for name, text in content["flags"].items()]
+    plan, context, _, _ = prepare_study(flags, guard)
 
     run_worker(plan, context, folder=path.parent)
 

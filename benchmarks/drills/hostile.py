@@ -22,7 +22,7 @@ from benchmarks.drills.tally import Drill, Tally
 from dinomaly_hd.data.tree import FOLDERS, survey
 from dinomaly_hd.evaluation import page
 from dinomaly_hd.names import FORMULA_STARTS, has_hidden
-from dinomaly_hd.tracking.store import client_for
+from dinomaly_hd.runs.store import client_for
 from entry_points import project_file
 from entry_points.common import ROOT, exit_code
 

@@ -23,7 +23,7 @@ from dinomaly_hd.data.folder import load_folder
 from dinomaly_hd.data.hdmap import load_manifest
 from dinomaly_hd.data.tree import FOLDERS
 from dinomaly_hd.errors import DataError, ImageError, LayoutError
-from dinomaly_hd.experiments.request_images import encode_files, read_input
+from dinomaly_hd.serving.images import encode_files, read_input
 
 SEED = 6
 SHAPE = (31, 95)

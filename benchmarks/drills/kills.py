@@ -13,8 +13,8 @@ from typing import NamedTuple
 from benchmarks.drills import runs
 from benchmarks.drills.tally import Drill, Tally
 from dinomaly_hd.errors import CheckpointError
-from dinomaly_hd.experiments.run_folder import CHECKPOINTS, read_state
-from dinomaly_hd.tracking.store import client_for
+from dinomaly_hd.runs.folder import CHECKPOINTS, read_state
+from dinomaly_hd.runs.store import client_for
 from dinomaly_hd.training import checkpoint as checkpoints
 
 RUNS, MOST_KILLS, SIGNALLED = 50, 3, 20

@@ -18,7 +18,7 @@ from benchmarks.drills import runs
 from benchmarks.drills.studies import joined, run_trials
 from benchmarks.drills.tally import Drill, Tally
 from dinomaly_hd.models.dinomaly import Dinomaly
-from dinomaly_hd.training.memory import named_when_exhausted, way_out
+from dinomaly_hd.training.guards import named_when_exhausted, way_out
 from dinomaly_hd.tuning.worker import Attempt
 from entry_points import horizontal
 from entry_points.common import exit_code
@@ -91,7 +91,8 @@ def _in_a_study(folder: Path, refusal: str) -> str | None:
     def evaluate(attempt: Attempt) -> list[float]:
         seen.append(attempt.number)
         if len(seen) == 1:
-            named_when_exhausted(lambda: refuse(refusal), device=torch.device("cpu"), hint=way_out(BATCH))
+            with named_when_exhausted(torch.device("cpu"), hint=way_out(BATCH)):
+                refuse(refusal)
         return [float(attempt.point["row_p"])]
 
     run_trials(folder, evaluate, trials=3)

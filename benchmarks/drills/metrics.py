@@ -17,18 +17,18 @@ from torch import Tensor
 from benchmarks.drills.hostile import add_domain
 from benchmarks.drills.tally import Drill, Tally
 from dinomaly_hd.batch import Batch
-from dinomaly_hd.config import EvaluationConfig
 from dinomaly_hd.data.hdmap import load_manifest
 from dinomaly_hd.data.store import ImageStore
 from dinomaly_hd.errors import NonFiniteError
 from dinomaly_hd.evaluation import metrics
 from dinomaly_hd.evaluation.results import evaluate
 from dinomaly_hd.evaluation.thresholds import f1, normal_quantile, youden
-from dinomaly_hd.experiments.examine import Examiner
-from dinomaly_hd.experiments.run_folder import read_results
+from dinomaly_hd.experiments.score import Scorer
 from dinomaly_hd.files import publish_json
-from dinomaly_hd.geometry import Box
 from dinomaly_hd.models.detector import Detector, Loss, Prediction
+from dinomaly_hd.presets import quick_dinomaly
+from dinomaly_hd.runs.folder import read_results
+from dinomaly_hd.variants import baseline
 
 SEED = 10
 SETS, FAST_SETS = 1000, 100
@@ -174,18 +174,14 @@ def _scored_by(folder: Path, value: float) -> Callable[[], object]:
     """Return what scores a folder of images with a model that gives ``value`` for the brightest of them."""
     add_domain(folder, "domain_A")
     manifest = load_manifest(folder, domains=["A"], conditions="none")
-    height, width = manifest.shape
-    examiner = Examiner(
-        _Broken(value),
-        ImageStore(manifest, keep_bytes=0),
-        evaluation=EvaluationConfig(),
-        box=Box(0, height, 0, width),
+    scorer = Scorer(
+        *(_Broken(value), ImageStore(manifest, keep_bytes=0)),
+        run=quick_dinomaly(baseline()),
         device=torch.device("cpu"),
-        num_workers=0,
-        bf16=False,
+        features=None,
         tick=lambda: None,
     )
-    return partial(examiner.examine, manifest.indices(split="test"))
+    return partial(scorer.examine, manifest.indices(split="test"))
 
 
 def _refused(measure: Callable[[], object], named: str) -> str | None:

@@ -26,10 +26,10 @@ from dinomaly_hd.condition_files import read_conditions
 from dinomaly_hd.config import WITHOUT_EFFECT, Frozen, RunConfig, flatten, from_json
 from dinomaly_hd.data.feature_files import CHECK_BYTES, SUFFIX, FeatureFiles, FeaturePlace
 from dinomaly_hd.errors import CheckpointError, ConfigError, DinomalyHDError, EncoderError
-from dinomaly_hd.experiments.exported import CARD, WEIGHTS, read_card, read_weights
-from dinomaly_hd.experiments.run_folder import RESULTS, STATE, read_results, read_state
 from dinomaly_hd.models import weights
 from dinomaly_hd.presets import FAMILIES, preset_run
+from dinomaly_hd.runs.folder import RESULTS, STATE, read_results, read_state
+from dinomaly_hd.serving.exported import CARD, WEIGHTS, read_card, read_weights
 from dinomaly_hd.training.checkpoint import SCHEMA_VERSION, Checkpoint, check_belongs, load, newest, save
 from dinomaly_hd.variants import VARIANTS
 

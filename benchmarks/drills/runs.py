@@ -17,9 +17,9 @@ import pandas as pd
 import torch
 from safetensors.torch import load_file
 
-from dinomaly_hd.experiments.run_folder import CHECKPOINTS, FINISHED, RESULTS, all_runs, read_state
 from dinomaly_hd.files import TEMPORARY_PREFIX
-from dinomaly_hd.journal import Journal
+from dinomaly_hd.runs.folder import CHECKPOINTS, FINISHED, RESULTS, all_runs, read_state
+from dinomaly_hd.runs.journal import Journal
 from entry_points import horizontal
 from entry_points.common import QUIET, launch
 

@@ -13,54 +13,43 @@ from optuna.trial import TrialState
 from benchmarks.drills.tally import Drill, Tally
 from dinomaly_hd.config import RunConfig
 from dinomaly_hd.flags import resolve_config
-from dinomaly_hd.tuning.methods import Pruning
-from dinomaly_hd.tuning.queue import chain_of
-from dinomaly_hd.tuning.space import Space, make_space
+from dinomaly_hd.tuning.space import make_space
 from dinomaly_hd.tuning.storage import address_of
-from dinomaly_hd.tuning.study import Joined, Terms, join
+from dinomaly_hd.tuning.study import SYNTHETIC, Joined, Plan, chain_of, join
 from dinomaly_hd.tuning.worker import Attempt, work
 
 HEARTBEAT_S, TRIAL_S = 3, 0.5
 BUDGET_S = 900
 
 
-def _space() -> Space:
-    def build(text: str) -> RunConfig:
-        return resolve_config(text, {"preset": "quick", "seed": "42"})
-
-    return make_space(("row_p",), base="F", build=build, check=lambda _: None)
+def _build(text: str) -> RunConfig:
+    return resolve_config(text, {"preset": "quick", "seed": "42"})
 
 
 def joined(folder: Path, *, trials: int) -> Joined:
     """Make or join a study of one value in a SQLite file of ``folder``."""
-    space = _space()
-    return join(
-        "killed",
-        address_of(f"sqlite:///{folder / 'optuna.db'}", root=folder),
+    plan = Plan(
+        study="killed",
+        address=address_of(f"sqlite:///{folder / 'optuna.db'}", root=folder),
         trials=trials,
-        objectives=1,
-        pruning=Pruning("none", seeds=1, objectives=1, steps=4, watched=True),
-        terms=Terms("drill", {"space": "row_p"}),
-        references={name: space.native(point) for name, point in space.references().items()},
-        parent=lambda known: known or "run-1",
+        config="F",
+        space=make_space(("row_p",), base="F", build=_build, check=lambda _: None),
+        objective=SYNTHETIC,
+        metrics=("mean/auroc",),
+        seeds=(13,),
+        sampler="random",
+        pruner="none",
         heartbeat_s=HEARTBEAT_S,
+        build=lambda text, _: _build(text),
     )
+    return join(plan, code="drill", settings={"space": "row_p"}, parent=lambda known: known or "run-1")
 
 
 def run_trials(folder: Path, evaluate: Callable[[Attempt], Sequence[float]], *, trials: int) -> None:
     """Work at the study until it is over, without Optuna's remarks."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        work(
-            joined(folder, trials=trials),
-            trials=trials,
-            space=_space(),
-            sampler="random",
-            seed=13,
-            evaluate=evaluate,
-            tick=lambda: None,
-            on_count=lambda _: None,
-        )
+        work(joined(folder, trials=trials), evaluate=evaluate, tick=lambda: None, on_count=lambda _: None)
 
 
 def _worker(folder: Path, trials: int) -> None:

@@ -14,9 +14,9 @@ from pathlib import Path
 
 from benchmarks.common import timed
 from benchmarks.drills.tally import Drill, Tally
-from dinomaly_hd.journal import Journal
-from dinomaly_hd.tracking import Tracker, prepare_store, sync_run
-from dinomaly_hd.tracking.store import client_for
+from dinomaly_hd.runs.mirror import mirror
+from dinomaly_hd.runs.store import client_for, prepare_store
+from dinomaly_hd.runs.tracker import Tracker
 
 EXPERIMENT = "drills"
 POINTS, POINT_S = 60, 0.05
@@ -67,7 +67,7 @@ def _wait_until_healthy(url: str, process: "subprocess.Popen[bytes]") -> None:
 def _tracker(folder: Path, uri: str) -> Tracker:
     """Return a run whose folder lies in the root."""
     where = {"uri": uri, "experiment": EXPERIMENT, "run_name": folder.name, "root": folder.parent}
-    run = Tracker(Journal(folder / "journal.jsonl"), **where, tags={}, system_metrics=False)
+    run = Tracker(folder, **where, tags={}, system_metrics=False)
     run.start(timeout_s=START_S)
     return run
 
@@ -105,8 +105,7 @@ def outages(folder: Path, full: bool) -> Tally:
 
 
 def _whole_after_sync(folder: Path, uri: str) -> str | None:
-    journal = folder / "journal.jsonl"
-    first, second = (sync_run(Journal(journal), uri=uri, root=folder.parent) for _ in range(2))
+    first, second = (mirror(folder, uri=uri, root=folder.parent) for _ in range(2))
     client = client_for(uri)
     history = [(p.step, p.value) for p in client.get_metric_history(first.run_id, "train/loss")]
     if history != [(step, step / 7) for step in range(POINTS)]:

@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.common import ROOT, entry_point, flags, record, surroundings, timed
-from dinomaly_hd.journal import Journal
+from dinomaly_hd.runs.journal import Journal
 from dinomaly_hd.variants import ABLATION
 
 WHOLE = {

@@ -14,8 +14,8 @@ from dinomaly_hd.experiments.members import (
     joined,
     relabelled,
 )
-from dinomaly_hd.experiments.run_folder import FINISHED
 from dinomaly_hd.experiments.shelf import TRAINING, Found, Shelf
+from dinomaly_hd.runs.folder import FINISHED
 
 COMES_WITH = {"encoder": ("encoder_digest",)}
 """Settings that cannot but differ where the one they are named under does."""

@@ -1,27 +1,32 @@
 """Run the members of a comparison, one after another or as jobs, and report on them, under one parent."""
 
+import hashlib
+import json
 import re
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import replace
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import NamedTuple
 
-from dinomaly_hd.config import RunConfig
+from dinomaly_hd.config import RunConfig, flatten
+from dinomaly_hd.data.features import FeatureCache
 from dinomaly_hd.errors import CheckpointError, ComparisonError, ConfigError, NonFiniteError
 from dinomaly_hd.evaluation.comparison_members import MemberRun
-from dinomaly_hd.experiments.context import Context
 from dinomaly_hd.experiments.members import Joined, read_member
-from dinomaly_hd.experiments.parent import Parent, parent_run
 from dinomaly_hd.experiments.reporting import Question, Report, flat_means, write_report
-from dinomaly_hd.experiments.training_run import Outcome, execute
+from dinomaly_hd.experiments.run import Outcome, execute
+from dinomaly_hd.experiments.work import short_domains
 from dinomaly_hd.models.build import check_model
+from dinomaly_hd.runs.context import Context
+from dinomaly_hd.runs.folder import open_folder
+from dinomaly_hd.runs.open import tracked
+from dinomaly_hd.runs.pages import members_line
+from dinomaly_hd.runs.tracker import Tracker
 
 ENDS_A_MEMBER_ONLY = (NonFiniteError, CheckpointError)
-Gather = Callable[[list[MemberRun]], Joined]
-Then = Callable[["dict[Member, Outcome]"], "list[Member]"]
-RunMembers = Callable[["Sequence[Member]", Context, Parent], "Ran"]
-Places = Callable[["Sequence[Member]"], "Mapping[Member, str]"]
 ONE_REPORT = ""
+REPORT = "report.html"
 
 
 class Member(NamedTuple):
@@ -59,25 +64,57 @@ class Done(NamedTuple):
         return self.reports.get(ONE_REPORT)
 
 
+@dataclass(frozen=True)
+class Parent:
+    """A comparison at work: its folder, its run in MLflow, and the encoder outputs that members share."""
+
+    folder: Path
+    tracker: Tracker
+    context: Context
+    features: FeatureCache = field(default_factory=FeatureCache)
+
+    def member(self, one: Member) -> Context:
+        """Return the surroundings of a member: a subfolder here, a child run in MLflow."""
+        return replace(
+            self.context,
+            folder=self.folder / one.place,
+            parent_run_id=self.tracker.run_id,
+            run_name=None,
+            resume="auto",
+            tags={**self.context.tags, "config": one.label, "sweep": self.folder.name},
+            features=self.features,
+        )
+
+
+RunMembers = Callable[[Sequence[Member], Context, Parent], Ran]
+
+
+class Protocol(NamedTuple):
+    """What a comparison asks and how.
+
+    Attributes:
+        kind: Its name: folder, tag in MLflow.
+        question: What the report answers.
+        gather: May make one run of several, and says why others are left out; None takes each for itself.
+        then: Makes further members of those that are finished.
+        detail: What ``then`` makes, as part of what tells this comparison from others.
+        run_members: How members are run; None: one after another in this process.
+        places: In which subfolder each is reported on, "" for the comparison's own; members of different
+            places cannot be compared. None: all together.
+    """
+
+    kind: str
+    question: Question
+    gather: Callable[[list[MemberRun]], Joined] | None = None
+    then: Callable[[dict[Member, Outcome]], list[Member]] | None = None
+    detail: str = ""
+    run_members: RunMembers | None = None
+    places: Mapping[Member, str] | None = None
+
+
 def member(label: str, run: RunConfig) -> Member:
     """Return a member whose folder is named by label and seed."""
     return Member(label, run, f"{re.sub(r'[^A-Za-z0-9._=,-]', '_', label)}_seed{run.seed}")
-
-
-def no_more(outcomes: Mapping[Member, Outcome]) -> list[Member]:
-    """Return no further members."""
-    del outcomes
-    return []
-
-
-def as_they_are(members: list[MemberRun]) -> Joined:
-    """Return every finished run for itself."""
-    return Joined(members, {})
-
-
-def together(members: Sequence[Member]) -> dict[Member, str]:
-    """Return one place for the report on all members."""
-    return dict.fromkeys(members, ONE_REPORT)
 
 
 def check_members(members: Sequence[Member]) -> None:
@@ -97,24 +134,8 @@ def check_members(members: Sequence[Member]) -> None:
             raise ConfigError(f"{one.title} and {other.title}: both would lie in {one.place}; rename one")
 
 
-def run_comparison(
-    members: Sequence[Member],
-    context: Context,
-    *,
-    kind: str,
-    question: Question,
-    gather: Gather = as_they_are,
-    then: Then = no_more,
-    run_members: RunMembers | None = None,
-    places: Places = together,
-    detail: str = "",
-) -> Done:
+def run_comparison(members: Sequence[Member], context: Context, protocol: Protocol) -> Done:
     """Run all members, then write and log the report on them.
-
-    ``gather`` may make one run of several; ``then`` makes further members of those that are finished, and
-    ``detail`` names what it makes, as part of what tells this comparison from others. ``run_members`` is how
-    they are run (None: ``one_after_another``), and ``places`` says in which subfolder each is reported on;
-    members of different places cannot be compared.
 
     What members share is done once: encoder outputs, and a training of which another is the continuation or
     which differs only in what comes after it. A member that is finished already, in this comparison or
@@ -124,23 +145,22 @@ def run_comparison(
         DinomalyHDError: What would end every member (bad data, no encoder weights, a full disk).
         ComparisonError: Some members failed; the report is written all the same and names them.
     """
-    run_members = run_members or one_after_another
+    run_members = protocol.run_members or one_after_another
     check_members(members)
-    first = {one.place: one.run for one in members}
-    with parent_run(first, context, kind=kind, detail=detail) as parent:
-        ran = run_members(members, context, parent)
-        more = then(ran.outcomes)
+    with _parent(members, context, protocol) as parent:
+        outcomes, failed = run_members(members, context, parent)
+        more = protocol.then(outcomes) if protocol.then else []
         if more:
             check_members([*members, *more])
             later = run_members(more, context, parent)
-            ran = Ran({**ran.outcomes, **later.outcomes}, {**ran.failed, **later.failed})
-        reports = _reports(ran, context, parent, question=question, gather=gather, places=places)
-        if ran.failed:
-            lines = [f"{one.title}: {reason}" for one, reason in ran.failed.items()]
+            outcomes, failed = {**outcomes, **later.outcomes}, {**failed, **later.failed}
+        reports = _reports(Ran(outcomes, failed), parent, protocol)
+        if failed:
+            lines = [f"{one.title}: {reason}" for one, reason in failed.items()]
             raise ComparisonError(
-                f"{len(lines)} of {len(lines) + len(ran.outcomes)} members failed: {'; '.join(lines)}"
+                f"{len(lines)} of {len(lines) + len(outcomes)} members failed: {'; '.join(lines)}"
             )
-    return Done(ran.outcomes, reports)
+    return Done(outcomes, reports)
 
 
 def one_after_another(members: Sequence[Member], context: Context, parent: Parent) -> Ran:
@@ -150,67 +170,104 @@ def one_after_another(members: Sequence[Member], context: Context, parent: Paren
     for number, one in enumerate(members, start=1):
         context.say(f"\n== {number}/{len(members)}: {one.label}, seed {one.run.seed}")
         siblings = [outcome.folder for other, outcome in outcomes.items() if other.run.seed == one.run.seed]
-        own = replace(parent.member(one.place, config=one.label), donors=tuple(siblings))
         try:
-            outcomes[one] = execute(one.run, own)
+            outcomes[one] = execute(one.run, replace(parent.member(one), donors=tuple(siblings)))
         except ENDS_A_MEMBER_ONLY as error:
             failed[one] = str(error)
             context.say(f"{type(error).__name__}: {error}")
     return Ran(outcomes, failed)
 
 
-def _reports(
-    ran: Ran, context: Context, parent: Parent, *, question: Question, gather: Gather, places: Places
-) -> dict[str, Report]:
+@contextmanager
+def _parent(members: Sequence[Member], context: Context, protocol: Protocol) -> Iterator[Parent]:
+    """Open a comparison's folder and MLflow run, or go on with an unfinished one of the same runs.
+
+    Raises:
+        DinomalyHDError: What a member raised, once the parent is closed as FAILED or KILLED.
+    """
+    first, kind = members[0].run, protocol.kind
+    identity = [
+        (one.place, one.run.digest(), one.run.data.data_root, one.run.training.start_from) for one in members
+    ]
+    text = json.dumps([kind, protocol.detail, identity])
+    config_hash = hashlib.sha256(text.encode()).hexdigest()[:16]
+    seeds = "-".join(dict.fromkeys(str(one.run.seed) for one in members))
+    with open_folder(
+        context.result_dir / kind,
+        variant=first.model.variant,
+        seed=first.seed,
+        config_hash=config_hash,
+        resume=context.resume,
+        of_members=True,
+    ) as folder:
+        name = f"{kind}-{short_domains(first.data.domain_names)}-s{seeds}"
+        tags = {
+            "variant": first.model.variant,
+            "kind": kind,
+            "sweep": folder.path.name,
+            "config_hash": config_hash,
+        }
+        with tracked(folder, context, name=name, tags=tags) as tracker:
+            flats = [flatten(one.run) for one in members]
+            alike = {n: v for n, v in flats[0].items() if all(n in own and own[n] == v for own in flats)}
+            tracker.params(alike)
+            yield Parent(folder.path, tracker, context)
+
+
+def _reports(ran: Ran, parent: Parent, protocol: Protocol) -> dict[str, Report]:
     """Write and log a report on the finished members of each place."""
     reports: dict[str, Report] = {}
-    place_of = places([*ran.outcomes, *ran.failed])
+    place_of = protocol.places or dict.fromkeys([*ran.outcomes, *ran.failed], ONE_REPORT)
     for place in dict.fromkeys(place_of.values()):
-        done, lacking = gather(
-            [
-                read_member(outcome.folder, label=one.label, name=outcome.mlflow_run_id)
-                for one, outcome in ran.outcomes.items()
-                if place_of[one] == place
-            ]
-        )
+        done = [
+            read_member(outcome.folder, label=one.label, name=outcome.mlflow_run_id)
+            for one, outcome in ran.outcomes.items()
+            if place_of[one] == place
+        ]
         failed = {one.title: reason for one, reason in ran.failed.items() if place_of[one] == place}
+        if protocol.gather is not None:
+            done, lacking = protocol.gather(done)
+            failed |= lacking
         if done:
-            reports[place] = _report(
-                done, context, parent, place=place, question=question, failed={**failed, **lacking}
-            )
+            reports[place] = _report(done, failed, parent, place=place, question=protocol.question)
     if reports:
-        parent.note(
-            "\n\n".join(report.markdown for report in reports.values()),
-            runs=[outcome.mlflow_run_id for outcome in ran.outcomes.values()],
-        )
+        runs = [outcome.mlflow_run_id for outcome in ran.outcomes.values() if outcome.mlflow_run_id]
+        told = "\n\n".join(report.markdown for report in reports.values())
+        parent.tracker.note(f"{_links(parent, runs)}{told}")
     return reports
 
 
 def _report(
-    members: Sequence[MemberRun],
-    context: Context,
-    parent: Parent,
-    *,
-    place: str,
-    question: Question,
-    failed: dict[str, str],
+    members: Sequence[MemberRun], failed: dict[str, str], parent: Parent, *, place: str, question: Question
 ) -> Report:
+    context, folder = parent.context, parent.folder / place
     if place:
-        question = question._replace(title=f"{question.title}: {Path(place).name.replace('_', ' ')}")
+        question = question._replace(title=f"{question.title}: {folder.name.replace('_', ' ')}")
     context.say(f"\n== report on {len(members)} runs")
     report = write_report(
-        members,
-        parent.folder / place,
-        question=question,
-        command=context.command,
-        failed=failed,
-        tick=context.guard.check,
+        members, folder, question=question, command=context.command, failed=failed, tick=context.guard.check
     )
     for path in report.files:
-        folder = path.parent.relative_to(parent.folder)
-        parent.artifact(path, folder=None if str(folder) == "." else str(folder))
-    parent.metrics(flat_means(report.comparison))
-    for line in report.markdown.splitlines():
+        below = path.parent.relative_to(parent.folder)
+        parent.tracker.artifact(path, folder=None if below == Path() else below.as_posix())
+    parent.tracker.metrics(flat_means(report.comparison), step=0)
+    for line in [*report.markdown.splitlines(), f"report: {folder / REPORT}"]:
         context.say(line)
-    context.say(f"report: {parent.folder / place / 'report.html'}")
     return report
+
+
+def _links(parent: Parent, runs: Sequence[str]) -> str:
+    """Return links to what MLflow says of the members, which may be other comparisons' runs."""
+    tracker = parent.tracker
+    if tracker.experiment_id is None or tracker.run_id is None:
+        return ""
+    return members_line(
+        tracker.experiment_id,
+        tracker.run_id,
+        runs,
+        what="runs",
+        sweep=parent.folder.name,
+        kind="train",
+        # a suite has one in each of its subfolders instead
+        report=REPORT if (parent.folder / REPORT).is_file() else None,
+    )

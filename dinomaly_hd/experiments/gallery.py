@@ -9,7 +9,6 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from dinomaly_hd.data.hdmap import Manifest
 from dinomaly_hd.evaluation.pictures import MapPicture, picture_title, select_by_rank
 from dinomaly_hd.evaluation.plots import (
     Pixels,
@@ -21,7 +20,7 @@ from dinomaly_hd.evaluation.plots import (
 )
 from dinomaly_hd.evaluation.results import domain_names
 from dinomaly_hd.evaluation.thresholds import Threshold
-from dinomaly_hd.experiments.examine import Examiner, read_mask
+from dinomaly_hd.experiments.score import Scorer, read_mask
 from dinomaly_hd.files import publish
 
 History = Mapping[str, list[tuple[int, float]]]
@@ -84,19 +83,18 @@ def draw_maps(
     folders: Mapping[str, Path],
     table: pd.DataFrame,
     *,
-    examiner: Examiner,
-    manifest: Manifest,
+    scorer: Scorer,
     limits: Mapping[str, float],
     input_limits: Mapping[str, float],
     thresholds: Mapping[str, float],
     count: int,
     save: SavePicture,
-    tick: Callable[[], None],
 ) -> None:
     """Write three-panel pictures ``{label}_{rank}_{nn}_{stem}.png`` into each domain's folder.
 
     Per domain and label the ``count`` highest, nearest the threshold and lowest; one colour scale a domain.
     """
+    manifest = scorer.store.manifest
     chosen = select_by_rank(table, thresholds=thresholds, count=count) if count else table.iloc[:0]
     position_of = {record.path: position for position, record in enumerate(manifest.records)}
     for domain, rows in chosen.groupby("domain", sort=False):
@@ -104,7 +102,7 @@ def draw_maps(
             input_shape=manifest.shape,
             limit=limits[str(domain)],
             input_limit=input_limits[str(domain)],
-            box=examiner.box,
+            box=scorer.box,
         )
         positions = np.array([position_of[path] for path in rows["path"]], dtype=np.int64)
         order = rows.groupby(["label", "rank"]).cumcount() + 1
@@ -115,9 +113,9 @@ def draw_maps(
             )
         ]
         drawn = 0
-        for batch, images_BHW, prediction in examiner.batches(positions):
+        for batch, images_BHW, prediction in scorer.batches(positions):
             for i, position in enumerate(batch):
-                tick()
+                scorer.tick()
                 record, score = manifest.records[int(position)], float(prediction.score_B[i])
                 title = picture_title(
                     path=record.path,
@@ -126,7 +124,7 @@ def draw_maps(
                     score=score,
                     threshold=thresholds.get(str(domain), float("nan")),
                 )
-                mask = read_mask(manifest, int(position))
+                mask = read_mask(manifest, int(position)) if record.label else None
                 pixels_HW3 = picture.draw(
                     images_BHW[i].numpy(), prediction.map_BHW[i].numpy(), title=title, mask_HW=mask
                 )

@@ -10,7 +10,7 @@ import pandas as pd
 from dinomaly_hd.config import ALL_DOMAINS, names_in
 from dinomaly_hd.errors import ConfigError, DataError, nearest
 from dinomaly_hd.evaluation.comparison_members import MemberRun, leaves
-from dinomaly_hd.experiments.run_folder import RESULTS, read_results
+from dinomaly_hd.runs.folder import RESULTS, read_results
 from dinomaly_hd.trivial import PREFIX, TRIVIAL
 
 SCORES = "scores"

@@ -10,10 +10,12 @@ from dinomaly_hd import provenance
 from dinomaly_hd.errors import OutputError, TrackingError
 from dinomaly_hd.experiments.collect import Asked, Collected, collect
 from dinomaly_hd.experiments.reporting import Question, Report, flat_means, write_report
-from dinomaly_hd.experiments.run_folder import FINISHED, RunFolder
 from dinomaly_hd.experiments.shelf import Shelf
 from dinomaly_hd.files import make_dated_folder
-from dinomaly_hd.tracking import LoggedReport, ReportRun, RunStore, add_report, default_uri, log_report
+from dinomaly_hd.runs.folder import FINISHED, RunFolder
+from dinomaly_hd.runs.reports import LoggedReport, ReportRun, add_report, log_report
+from dinomaly_hd.runs.search import RunStore
+from dinomaly_hd.runs.store import default_uri
 
 KIND = "report"
 QUESTION = (

@@ -10,9 +10,9 @@ from dinomaly_hd.errors import ConfigError, TrackingError
 from dinomaly_hd.evaluation.comparison_members import MemberRun
 from dinomaly_hd.experiments.members import SCORES, SINGLE, read_member
 from dinomaly_hd.experiments.reporting import SUMMARY
-from dinomaly_hd.experiments.run_folder import FINISHED, RESULTS, STATE, all_runs, read_state
 from dinomaly_hd.files import read_json
-from dinomaly_hd.tracking import RUN_ID, RunStore, StoredRun, recorded
+from dinomaly_hd.runs.folder import FINISHED, RESULTS, STATE, all_runs, read_state
+from dinomaly_hd.runs.search import RUN_ID, RunStore, StoredRun, recorded
 
 TRAINING = "train"
 

@@ -1,118 +1,194 @@
-"""Writes what a study found to its folder and to its MLflow run."""
+"""Writes what a study found, and beside which known settings, to its folder and to its MLflow run."""
 
-import csv
-import io
+import html
+from collections import Counter
 from collections.abc import Mapping, Sequence
+from typing import Any
 
-from dinomaly_hd.experiments.context import Context
-from dinomaly_hd.experiments.study_plan import TEST as BY_TEST
-from dinomaly_hd.experiments.study_plan import Plan, beside
+import pandas as pd
+
+from dinomaly_hd.config import RunConfig
+from dinomaly_hd.evaluation import page as html_page
+from dinomaly_hd.evaluation.report import Picture
+from dinomaly_hd.experiments.study_plan import beside
 from dinomaly_hd.experiments.trial import RUN_ID
 from dinomaly_hd.files import publish, publish_text
-from dinomaly_hd.tracking import Tracker, members_line
-from dinomaly_hd.tuning.dimensions import TOPK
-from dinomaly_hd.tuning.methods import importances
-from dinomaly_hd.tuning.plots import study_pictures
+from dinomaly_hd.flags import text_of
+from dinomaly_hd.runs.context import Context
+from dinomaly_hd.runs.pages import members_line
+from dinomaly_hd.runs.tracker import Tracker
 from dinomaly_hd.tuning.recipe import condition_of, conditions_text, recipe_of
-from dinomaly_hd.tuning.report import CONFIG, TEST, Story, study_html, study_markdown
-from dinomaly_hd.tuning.study import Joined
-from dinomaly_hd.tuning.trials import COMPLETE, Row, best_of, rows_of
+from dinomaly_hd.tuning.results import (
+    BY_SEED,
+    COMPLETE,
+    CONFIG,
+    TEST,
+    Row,
+    best_of,
+    rows_of,
+    study_pictures,
+)
+from dinomaly_hd.tuning.space import TOPK
+from dinomaly_hd.tuning.study import FAILED, SYNTHETIC, Joined, Plan
+from dinomaly_hd.tuning.study import TEST as BY_TEST
 
 REPORT, BEST, TRIALS = "report", "best.yaml", "trials.csv"
+CAVEATS = {
+    SYNTHETIC: "The best of many trials looks better on the figure that chose it than it is: only runs with "
+    "other seeds tell what it is worth. Test figures stand beside the objective and were not used.",
+    BY_TEST: "The objective is measured on test images (objective=test): what is found fits these images, "
+    "and its figures are optimistic.",
+}
 
 
-def report_study(plan: Plan, context: Context, joined: Joined, page: Tracker) -> None:
-    """Write report.html, report.md, best.yaml, trials.csv and plots/, log them, and print the report.
-
-    Raises:
-        OutputError: A file cannot be written.
-    """
-    folder = plan.folder(context.result_dir)
+def report_study(joined: Joined, context: Context, page: Tracker) -> None:
+    """Write report.html, report.md, best.yaml, trials.csv and plots/, log them, and print the report."""
+    plan, folder = joined.plan, joined.plan.folder(context.result_dir)
     rows = rows_of(joined.study)
     best = best_of(rows)
-    commands = {row.number: _command(plan, row) for row in best}
-    story = _story(plan, context, rows, commands)
-    pictures = study_pictures(
-        rows, names=story.names, objectives=plan.keys, importances=importances(joined.study)
-    )
-    files = [folder / f"{REPORT}.html", folder / f"{REPORT}.md", folder / TRIALS]
-    markdown = study_markdown(rows, story=story)
-    publish_text(files[0], study_html(rows, story=story, pictures=pictures))
-    publish_text(files[1], markdown)
-    publish_text(files[2], _csv(plan, rows, story))
+    runs = {row.number: plan.build(row.notes[CONFIG], plan.seeds[0]) for row in best}
+    commands = [recipe_of(runs[row.number], spelt=tuple(row.params)).command(plan.seeds) for row in best]
+    facts = _facts(plan, context, rows)
+    known = [row for row in rows if row.setting and row.state == COMPLETE and row not in best]
+    tables = {
+        "Found and known settings, %": _table(plan, [*best, *known], best),
+        "All trials; figures in %, - where a value does nothing": _table(plan, rows, best),
+    }
+    pictures = study_pictures(joined.study, names=tuple(plan.space.dimensions), objectives=plan.keys)
+    markdown = _markdown(plan, facts, commands, tables)
+    texts = {
+        f"{REPORT}.html": _html(plan, facts, commands, tables, pictures),
+        f"{REPORT}.md": markdown,
+        TRIALS: _trials(plan, rows).to_csv(index=False),
+    }
     if best:
-        files.append(folder / BEST)
-        publish_text(files[-1], _conditions(plan, best, commands))
-    for path in files:
-        page.artifact(path)
+        head = [f"The best of study {plan.study}.", *commands]
+        texts[BEST] = conditions_text(
+            [_condition(plan, row, runs[row.number], best) for row in best], comment=head
+        )
+    for name, text in texts.items():
+        publish_text(folder / name, text)
+        page.artifact(folder / name)
     for name, picture in pictures.items():
         path = folder / "plots" / f"{name}.png"
         publish(path, lambda stream, png=picture.png: stream.write(png))  # type: ignore[misc]
         page.artifact(path, folder="plots")
-    _log_best(plan, rows, best, page)
+    so_far = float("-inf")
+    for row in rows:
+        so_far = max(so_far, row.values[0]) if row.state == COMPLETE else so_far
+        if so_far > float("-inf"):
+            page.metrics({f"best/{plan.keys[0]}": so_far}, step=row.number)
+    if best:
+        page.tags({"best_trial": str(best[0].number), "best_config": str(best[0].notes[CONFIG])})
     page.note(f"{_links(plan, rows, page)}{markdown}")
-    for line in markdown.splitlines():
+    for line in (*markdown.splitlines(), f"report: {folder / REPORT}.html"):
         context.say(line)
-    context.say(f"report: {files[0]}")
 
 
-def _story(plan: Plan, context: Context, rows: Sequence[Row], commands: Mapping[int, str]) -> Story:
-    states = [row.state for row in rows]
-    counted = [f"{states.count(state)} {state}" for state in dict.fromkeys(sorted(states))]
-    facts = {
+def _facts(plan: Plan, context: Context, rows: Sequence[Row]) -> dict[str, str]:
+    states = Counter(row.state for row in rows)
+    return {
         "command": context.command,
         "storage": plan.address.shown,
-        "trials": ", ".join(counted) or "none",
+        "trials": ", ".join(f"{states[state]} {state}" for state in sorted(states)) or "none",
         "config searched around": plan.config,
         "objective": ", ".join(plan.keys),
         "seeds of a trial": ", ".join(map(str, plan.seeds)),
         "suggested by": plan.sampler,
         "given up": plan.pruning.text,
     }
-    return Story(
-        title=f"Study {plan.study}",
-        facts=facts,
-        objectives=plan.keys,
-        test=beside(plan),
-        seeds=plan.seeds,
-        by_test=plan.objective == BY_TEST,
-        commands=commands,
-        names=tuple(plan.space.dimensions),
+
+
+def _condition(plan: Plan, row: Row, run: RunConfig, best: Sequence[Row]) -> dict[str, Any]:
+    """Return one of the best trials as a condition; with one seed its numbers are the trial's."""
+    figures = ", ".join(f"{key} {value:.4f}" for key, value in zip(plan.keys, row.values, strict=True))
+    return condition_of(
+        run,
+        name=f"{plan.study}_best" if len(best) == 1 else f"{plan.study}_trial_{row.number:04d}",
+        description=f"trial {row.number} of study {plan.study}: {figures}",
+        spelt=[name for name in row.params if name != TOPK],
     )
 
 
-def _command(plan: Plan, row: Row) -> str:
-    run = plan.build(row.notes[CONFIG], plan.seeds[0])
-    return recipe_of(run, spelt=tuple(row.params)).command(plan.seeds)
-
-
-def _conditions(plan: Plan, best: Sequence[Row], commands: Mapping[int, str]) -> str:
-    """Return the best trials as a conditions file; with one seed a condition's numbers are the trial's."""
-    conditions = [
-        condition_of(
-            plan.build(row.notes[CONFIG], plan.seeds[0]),
-            name=f"{plan.study}_best" if len(best) == 1 else f"{plan.study}_trial_{row.number:04d}",
-            description=f"trial {row.number} of study {plan.study}: "
-            + ", ".join(f"{key} {value:.4f}" for key, value in zip(plan.keys, row.values, strict=True)),
-            spelt=[name for name in row.params if name != TOPK],
-        )
-        for row in best
+def _trials(plan: Plan, rows: Sequence[Row]) -> pd.DataFrame:
+    """Return what trials.csv holds: a row a trial, figures 0..1."""
+    body = [
+        {"trial": row.number, "state": row.state, "setting": row.setting}
+        | dict(zip(plan.keys, row.values, strict=False))
+        | row.params
+        | {f"test {name}": value for name, value in row.notes.get(TEST, {}).items()}
+        for row in rows
     ]
-    return conditions_text(conditions, comment=[f"The best of study {plan.study}.", *commands.values()])
+    test = [f"test {name}" for name in beside(plan)]
+    columns = ["trial", "state", "setting", *plan.keys, *plan.space.dimensions, *test]
+    return pd.DataFrame(body, columns=columns, dtype=object)
 
 
-def _csv(plan: Plan, rows: Sequence[Row], story: Story) -> str:
-    stream = io.StringIO()
-    writer = csv.writer(stream, lineterminator="\n")
-    writer.writerow(
-        ["trial", "state", "setting", *plan.keys, *story.names, *(f"test {n}" for n in story.test)]
-    )
+def _table(plan: Plan, rows: Sequence[Row], best: Sequence[Row]) -> pd.DataFrame:
+    """Return trials as texts: objective, its seeds one by one, test figures, and what was searched."""
+    seeds = {str(seed): f"seed {seed}" for seed in plan.seeds if len(plan.seeds) > 1}
+    test = {name: f"{name} (test, not used)" for name in beside(plan)}
+    body = []
     for row in rows:
-        values = [*row.values, *[""] * (len(plan.keys) - len(row.values))]
-        params = [row.params.get(name, "") for name in story.names]
-        test = [row.notes.get(TEST, {}).get(name, "") for name in story.test]
-        writer.writerow([row.number, row.state, row.setting, *values, *params, *test])
-    return stream.getvalue()
+        name = f"{'best: ' if row in best else ''}{row.number}{f' ({row.setting})' if row.setting else ''}"
+        by_seed = row.notes.get(BY_SEED, {})
+        figures = dict(zip(plan.keys, row.values, strict=False))
+        figures |= {test[key]: value for key, value in row.notes.get(TEST, {}).items()}
+        body.append(
+            {"trial": name, "state": row.notes.get(FAILED, row.state)}
+            | {key: _percent(value) for key, value in figures.items()}
+            | {head: " / ".join(map(_percent, by_seed.get(seed, []))) for seed, head in seeds.items()}
+            | {
+                key: f"{value:.3g}" if isinstance(value, float) else text_of(value)
+                for key, value in row.params.items()
+            }
+        )
+    columns = ["trial", "state", *plan.keys, *seeds.values(), *test.values(), *plan.space.dimensions]
+    return pd.DataFrame(body, columns=columns).fillna("-")
+
+
+def _percent(value: float) -> str:
+    return f"{100 * value:.2f}"
+
+
+def _html(
+    plan: Plan,
+    facts: Mapping[str, str],
+    commands: Sequence[str],
+    tables: Mapping[str, pd.DataFrame],
+    pictures: Mapping[str, Picture],
+) -> str:
+    parts = [
+        html_page.facts(facts),
+        html_page.paragraph(CAVEATS[plan.objective]),
+        html_page.heading("The best again"),
+    ]
+    parts += [f"<p><code>{html.escape(command)}</code></p>" for command in commands]
+    parts += [
+        html_page.table(caption, list(table.columns), table.to_numpy().tolist())
+        for caption, table in tables.items()
+    ]
+    parts += [html_page.figure(picture.caption, picture.png) for picture in pictures.values()]
+    return html_page.page(f"Study {plan.study}", parts)
+
+
+def _markdown(
+    plan: Plan, facts: Mapping[str, str], commands: Sequence[str], tables: Mapping[str, pd.DataFrame]
+) -> str:
+    lines = [f"# Study {plan.study}", "", *(f"* {name}: `{text}`" for name, text in facts.items())]
+    lines += [
+        "",
+        CAVEATS[plan.objective],
+        "",
+        "**The best again**",
+        "",
+        *(f"    {command}" for command in commands),
+    ]
+    for caption, table in tables.items():
+        rows = [list(table.columns), ["---"] * len(table.columns), *table.to_numpy().tolist()]
+        lines += ["", f"**{caption}**", ""]
+        lines += [f"| {' | '.join(cell.replace('|', chr(92) + '|') for cell in row)} |" for row in rows]
+    return "\n".join(lines) + "\n"
 
 
 def _links(plan: Plan, rows: Sequence[Row], page: Tracker) -> str:
@@ -127,15 +203,3 @@ def _links(plan: Plan, rows: Sequence[Row], page: Tracker) -> str:
         kind="trial",
         report=f"{REPORT}.html",
     )
-
-
-def _log_best(plan: Plan, rows: Sequence[Row], best: Sequence[Row], page: Tracker) -> None:
-    """Log the best value so far by trial, and which config it is in the end."""
-    so_far = float("-inf")
-    for row in rows:
-        if row.state == COMPLETE and row.values[0] > so_far:
-            so_far = row.values[0]
-        if so_far > float("-inf"):
-            page.metrics({f"best/{plan.keys[0]}": so_far}, step=row.number)
-    if best:
-        page.tags({"best_trial": str(best[0].number), "best_config": str(best[0].notes[CONFIG])})

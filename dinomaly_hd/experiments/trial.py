@@ -1,21 +1,71 @@
 """One trial of a study: a point of the space run with every seed, below an MLflow run of its own."""
 
+import hashlib
+import json
 import os
 import socket
 from collections import defaultdict
-from collections.abc import Callable, Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import ClassVar
 
 from dinomaly_hd.data.features import FeatureCache
-from dinomaly_hd.experiments.context import Context
-from dinomaly_hd.experiments.study_page import LOCK_WAIT_S, study_page
-from dinomaly_hd.experiments.study_plan import Plan, beside, figures_of, means_of
-from dinomaly_hd.experiments.training_run import execute
-from dinomaly_hd.tuning.report import BY_SEED, CONFIG, TEST
+from dinomaly_hd.errors import ConfigError, DinomalyHDError
+from dinomaly_hd.experiments.run import execute
+from dinomaly_hd.experiments.study_plan import beside, figures_of, means_of
+from dinomaly_hd.runs.context import Context
+from dinomaly_hd.runs.folder import open_folder
+from dinomaly_hd.runs.open import tracked
+from dinomaly_hd.runs.tracker import Tracker
+from dinomaly_hd.tuning.results import BY_SEED, CONFIG, TEST
+from dinomaly_hd.tuning.study import Plan
 from dinomaly_hd.tuning.worker import Attempt
 
+LOCK_WAIT_S = 120.0  # a trial whose worker is taken for dead may still be stopping somewhere
 RUN_ID, WORKER = "mlflow_run_id", "worker"
 """Names of what a trial notes for its retries, beside what the report reads."""
+
+
+class Busy(DinomalyHDError):
+    """Another process works in this folder."""
+
+    exit_code: ClassVar[int] = 75
+
+
+@contextmanager
+def study_page(
+    folder: Path, context: Context, *, name: str, tags: Mapping[str, str], resumed: str | None, wait_s: float
+) -> Iterator[Tracker]:
+    """Lock the folder of a study or a trial (``tags["kind"]``) and copy it to an MLflow run named ``name``.
+
+    The run is the ``resumed`` one of an earlier start, if there was one, maybe on another machine.
+    Raises Busy where another process works in the folder for more than ``wait_s``.
+    """
+    kind = tags["kind"]
+    identity = hashlib.sha256(json.dumps([kind, folder.name]).encode()).hexdigest()[:16]
+    with ExitStack() as stack:
+        try:
+            opened = stack.enter_context(
+                open_folder(
+                    folder.parent,
+                    variant=kind,
+                    seed=0,
+                    config_hash=identity,
+                    resume="auto",
+                    folder=folder,
+                    of_members=True,
+                    wait_s=wait_s,
+                    tick=context.guard.check,
+                )
+            )
+        except ConfigError as error:
+            raise Busy(f"{folder}: another process is at work in it; wait for it or stop it") from error
+        if opened.finished:
+            opened.set_state(status="RUNNING")
+        own = {**tags, "config_hash": identity}
+        yield stack.enter_context(tracked(opened, context, name=name, tags=own, resumed=resumed))
 
 
 @dataclass(kw_only=True)
@@ -32,72 +82,57 @@ class Runner:
     features: defaultdict[int, FeatureCache] = field(default_factory=lambda: defaultdict(FeatureCache))
 
     def __call__(self, attempt: Attempt) -> list[float]:
-        """Run a trial and return its objectives.
-
-        Raises:
-            Pruned: It was given up.
-            DinomalyHDError: Whatever ended one of its runs.
-        """
+        """Run a trial and return its objectives."""
         plan = self.plan
-        config = plan.space.config(attempt.point)
-        name = f"trial_{attempt.number:04d}"
+        config, name = plan.space.config(attempt.point), f"trial_{attempt.number:04d}"
+        folder = plan.folder(self.context.result_dir) / name
         shown = ", ".join(f"{key}={text}" for key, text in attempt.point.items())
         self.context.say(f"\n== {name}{f' ({attempt.setting})' if attempt.setting else ''}: {shown}")
-        attempt.remember(CONFIG, config)
-        attempt.remember(WORKER, f"{socket.gethostname()} {os.getpid()}")
+        attempt.trial.set_user_attr(CONFIG, config)
+        attempt.trial.set_user_attr(WORKER, f"{socket.gethostname()} {os.getpid()}")
         tags = {"config": config, "sweep": plan.study, "trial": str(attempt.number)}
         tags |= {"setting": attempt.setting} if attempt.setting else {}
         own = replace(self.context, parent_run_id=self.parent, tags={**self.context.tags, **tags})
         with study_page(
-            plan.folder(self.context.result_dir) / name,
+            folder,
             own,
-            kind="trial",
             name=f"{plan.study}-{name}",
-            tags={"variant": config.partition(":")[0], **tags},
-            resumed=attempt.remembered(RUN_ID),
+            tags={"kind": "trial", "variant": config.partition(":")[0], **tags},
+            resumed=attempt.trial.user_attrs.get(RUN_ID),
             wait_s=LOCK_WAIT_S,
         ) as page:
             if page.run_id is not None:
-                attempt.remember(RUN_ID, page.run_id)
+                attempt.trial.set_user_attr(RUN_ID, page.run_id)
             page.params(attempt.point)
-            figures = self._run_seeds(attempt, config, own, page.run_id)
+            own = replace(own, parent_run_id=page.run_id)
+            figures = {
+                seed: self._run_seed(attempt, config, replace(own, folder=folder / f"seed{seed}"), seed=seed)
+                for seed in plan.seeds
+            }
             means = means_of(list(figures.values()), needed=plan.keys)
-            attempt.remember(
-                BY_SEED, {str(seed): [one[key] for key in plan.keys] for seed, one in figures.items()}
-            )
-            attempt.remember(TEST, {name: means[name] for name in beside(plan) if name in means})
+            by_seed = {str(seed): [one[key] for key in plan.keys] for seed, one in figures.items()}
+            attempt.trial.set_user_attr(BY_SEED, by_seed)
+            attempt.trial.set_user_attr(TEST, {name: means[name] for name in beside(plan) if name in means})
             page.metrics(means, step=0)
             page.note(f"**{name}** of {plan.study}, seeds {', '.join(map(str, plan.seeds))}: `{config}`")
         return [means[key] for key in plan.keys]
 
-    def _run_seeds(
-        self, attempt: Attempt, config: str, context: Context, run_id: str | None
-    ) -> dict[int, dict[str, float]]:
-        plan, figures = self.plan, {}
-        folder = plan.folder(context.result_dir) / f"trial_{attempt.number:04d}"
-        for number, seed in enumerate(plan.seeds):
-            own = replace(
-                context,
-                folder=folder / f"seed{seed}",
-                parent_run_id=run_id,
-                run_name=None,
-                resume="auto",
-                features=self.features[seed],
-                lock_wait_s=LOCK_WAIT_S,
-                observe=self._watch(attempt),
-            )
-            figures[seed] = figures_of(execute(plan.build(config, seed), own).results)
-            if plan.pruning.by == "seeds":
-                attempt.report(figures[seed].get(plan.keys[0], float("nan")), step=number)
-        return figures
-
-    def _watch(self, attempt: Attempt) -> Callable[[Mapping[str, float], int], None] | None:
-        if self.plan.pruning.by != "steps":
-            return None
-        key = self.plan.keys[0]
+    def _run_seed(self, attempt: Attempt, config: str, context: Context, *, seed: int) -> dict[str, float]:
+        plan, key, by = self.plan, self.plan.keys[0], self.plan.pruning.by
 
         def observe(metrics: Mapping[str, float], step: int) -> None:
             if key in metrics:
                 attempt.report(metrics[key], step=step)
 
-        return observe
+        own = replace(
+            context,
+            run_name=None,
+            resume="auto",
+            features=self.features[seed],
+            lock_wait_s=LOCK_WAIT_S,
+            observe=observe if by == "steps" else None,
+        )
+        figures = figures_of(execute(plan.build(config, seed), own).results)
+        if by == "seeds":
+            attempt.report(figures.get(key, float("nan")), step=plan.seeds.index(seed))
+        return figures

@@ -1,57 +1,27 @@
 """Run many jobs on an engine: those that fail are started again, and none outlives this process."""
 
 import time
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Callable, Mapping, Sequence
-from typing import Literal, Protocol
+from concurrent.futures import FIRST_COMPLETED, Future, wait
+from contextlib import closing
 
-from dinomaly_hd.errors import ConfigError, nearest
-from dinomaly_hd.files import publish_json
-from dinomaly_hd.jobs.job import JOB_FILE, PROGRESS, Ended, Job, Slots, read_progress
+from dinomaly_hd.errors import ConfigError, nearest, reason_of
+from dinomaly_hd.files import publish_json, read_json
+from dinomaly_hd.jobs.job import JOB_FILE, PROGRESS, Ended, Exit, Job, Slots
 from dinomaly_hd.jobs.local import LocalEngine
-from dinomaly_hd.jobs.process import Exit
 from dinomaly_hd.jobs.ray_engine import RayEngine, check_ray
-from dinomaly_hd.jobs.table import Board, Row
+from dinomaly_hd.jobs.table import Row, board
 
 LOCAL, RAY = "local", "ray"
-EMBEDDED = ""
-ONE_SLOT = Slots(LOCAL, 1, EMBEDDED)
-POLL_S = 0.2
-PROGRESS_S = 1.0
-FINAL_CODES = (64, 65)
-"""Exit codes of wrong settings and bad data: the same start would fail in the same way."""
-
-
-class Engine(Protocol):
-    """Where jobs run."""
-
-    def room(self) -> int:
-        """Return how many more jobs may be started now."""
-
-    def start(self, job: Job) -> None:
-        """Start a job whose folder is ready."""
-
-    def ended(self) -> Mapping[str, Exit]:
-        """Return the jobs that ended since the last call, by name."""
-
-    def stop(self) -> None:
-        """End all jobs, which save what they have, and return when they have ended."""
-
-    def close(self) -> None:
-        """Give back what the engine holds."""
-
-
-def _local(slots: int | None, address: str) -> Engine:
-    del address
-    return LocalEngine(slots=slots)
-
-
-def _ray(slots: int | None, address: str) -> Engine:
-    return RayEngine(slots=slots, address=address)
-
-
-ENGINES: Mapping[str, Callable[[int | None, str], Engine]] = {LOCAL: _local, RAY: _ray}
-"""What makes an engine of slots (None: as many as it has) and a cluster's address ("": a Ray of its own)."""
+ONE_SLOT = Slots(LOCAL, 1, "")
+ENGINES: Mapping[str, Callable[[Slots], LocalEngine | RayEngine]] = {
+    LOCAL: lambda slots: LocalEngine(slots=slots.number),
+    RAY: lambda slots: RayEngine(slots=slots.number, address=slots.address),
+}
+POLL_S, PROGRESS_S = 0.2, 1.0
+FINAL_CODES = (64, 65)  # of wrong settings and bad data: the same start would fail in the same way
+LOST = -1000
 
 
 def check_engine(slots: Slots) -> None:
@@ -64,10 +34,9 @@ def check_engine(slots: Slots) -> None:
         raise ConfigError(f"engine={slots.engine!r}: unknown.{nearest(slots.engine, ENGINES)}")
     if slots.engine == RAY:
         check_ray(slots.address)
-    elif slots.address != EMBEDDED:
-        raise ConfigError(
-            f"ray_address={slots.address}: does nothing with engine={slots.engine}; leave it out"
-        )
+    elif slots.address:
+        does_nothing = f"does nothing with engine={slots.engine}; leave it out"
+        raise ConfigError(f"ray_address={slots.address}: {does_nothing}")
 
 
 def run_jobs(
@@ -84,82 +53,60 @@ def run_jobs(
     Args:
         jobs: In the order of their starts.
         slots: Where, and how many at once.
-        tick: Called several times a second; what it raises stops all jobs.
-        say: Prints a line.
+        tick: Called several times a second; what it raises stops all jobs, each with what it saved.
+        say: Prints a line, where there is no terminal for a live table.
         on_ended: Called for every job that has ended for good.
         reused: Names that the table shows as done before.
 
     Raises:
         ConfigError: Unknown engine, or it cannot be had.
         OutputError: A job's folder cannot be written.
-        Interrupted: What ``tick`` raised; all jobs have ended, each with what it saved.
     """
     check_engine(slots)
     assert len({job.name for job in jobs} | set(reused)) == len(jobs) + len(reused), "names are unique"
+    rows = [Row(name, "reused") for name in reused] + [Row(job.name, "waiting") for job in jobs]
     if not jobs:
         return {}
-    place = ENGINES[slots.engine](slots.number, slots.address)
-    try:
-        rows = [Row(name, "reused") for name in reused] + [Row(job.name, "waiting") for job in jobs]
-        with Board(rows, say=say) as board:
-            return _Work(jobs, place, board, on_ended).run(tick)
-    except BaseException:
-        place.stop()
-        raise
-    finally:
-        place.close()
+    with closing(ENGINES[slots.engine](slots)) as engine, board(rows, say=say) as show:
+        return _run(deque(jobs), engine, tick=tick, show=show, on_ended=on_ended)
 
 
-class _Work:
-    """Jobs that wait, run and have ended."""
+def _run(
+    waiting: deque[Job],
+    engine: LocalEngine | RayEngine,
+    *,
+    tick: Callable[[], None],
+    show: Callable[[Row], None],
+    on_ended: Callable[[Job, Ended], None],
+) -> dict[str, Ended]:
+    running, results = dict[Future[Exit], Job](), dict[str, Ended]()
+    starts, next_look = Counter[str](), 0.0
+    while waiting or running:
+        tick()
+        while waiting and len(running) < engine.places():
+            job = waiting.popleft()
+            publish_json(job.folder / JOB_FILE, dict(job.content))
+            (job.folder / PROGRESS).unlink(missing_ok=True)
+            running[engine.start(job)] = job
+            starts[job.name] += 1
+            show(Row(job.name, "running"))
+        for future in wait(running, timeout=POLL_S, return_when=FIRST_COMPLETED).done:
+            job = running.pop(future)
+            name, (code, reason) = job.name, _exit_of(future)
+            if code != 0 and code not in FINAL_CODES and starts[name] < job.attempts:
+                waiting.append(job)
+                show(Row(name, "waiting", note=f"start {starts[name]} failed: {reason}"))
+                continue
+            results[name] = Ended("FAILED" if code else "FINISHED", reason, starts[name])
+            show(Row(name, "failed" if code else "finished", note=reason))
+            on_ended(job, results[name])
+        if time.monotonic() >= next_look:
+            next_look = time.monotonic() + PROGRESS_S
+            for job in running.values():
+                show(Row(job.name, "running", read_json(job.folder / PROGRESS)))
+    return results
 
-    def __init__(
-        self,
-        jobs: Sequence[Job],
-        engine: Engine,
-        board: Board,
-        on_ended: Callable[[Job, Ended], None],
-    ) -> None:
-        self.waiting, self.running = deque(jobs), dict[str, Job]()
-        self.starts = dict.fromkeys((job.name for job in jobs), 0)
-        self.results: dict[str, Ended] = {}
-        self.engine, self.board, self.on_ended = engine, board, on_ended
-        self.next_look = 0.0
 
-    def run(self, tick: Callable[[], None]) -> dict[str, Ended]:
-        while self.waiting or self.running:
-            tick()
-            while self.waiting and self.engine.room() > 0:
-                self._start(self.waiting.popleft())
-            for name, exit_ in self.engine.ended().items():
-                self._handle(self.running.pop(name), exit_)
-            self._show_progress()
-            if self.running:
-                time.sleep(POLL_S)
-        return self.results
-
-    def _start(self, job: Job) -> None:
-        publish_json(job.folder / JOB_FILE, dict(job.content))
-        (job.folder / PROGRESS).unlink(missing_ok=True)
-        self.starts[job.name] += 1
-        self.engine.start(job)
-        self.running[job.name] = job
-        self.board.show(Row(job.name, "running"))
-
-    def _handle(self, job: Job, exit_: Exit) -> None:
-        starts = self.starts[job.name]
-        if exit_.code != 0 and exit_.code not in FINAL_CODES and starts < job.attempts:
-            self.waiting.append(job)
-            self.board.show(Row(job.name, "waiting", note=f"start {starts} failed: {exit_.reason}"))
-            return
-        status: Literal["FINISHED", "FAILED"] = "FINISHED" if exit_.code == 0 else "FAILED"
-        ended = Ended(status, exit_.reason, starts)
-        self.results[job.name] = ended
-        self.board.show(Row(job.name, "finished" if exit_.code == 0 else "failed", note=exit_.reason))
-        self.on_ended(job, ended)
-
-    def _show_progress(self) -> None:
-        if time.monotonic() >= self.next_look:
-            self.next_look = time.monotonic() + PROGRESS_S
-            for job in self.running.values():
-                self.board.show(Row(job.name, "running", read_progress(job.folder)))
+def _exit_of(future: Future[Exit]) -> Exit:
+    error = future.exception()  # it could not be started, or Ray lost it too often
+    return future.result() if error is None else Exit(LOST, reason_of(error))

@@ -1,95 +1,60 @@
 """What a person sees of many jobs: a live table on a terminal, else a line for every change."""
 
-import sys
 from collections import Counter
-from collections.abc import Callable, Sequence
-from types import TracebackType
-from typing import Literal, NamedTuple
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from typing import Any, Literal, NamedTuple
 
-from rich.console import Console, Group
-from rich.live import Live
-from rich.table import Table
-from rich.text import Text
+from rich.console import Console
+from rich.progress import Progress, TextColumn
 
-from dinomaly_hd.jobs.job import Progress
-
-State = Literal["waiting", "running", "finished", "failed", "reused"]
-ORDER: dict[State, str] = {
-    "running": "cyan",
-    "failed": "red",
-    "waiting": "dim",
-    "finished": "green",
-    "reused": "green",
-}
-"""States from the most to the least wanted where not all rows fit on the screen, and their colours."""
-LINES_AROUND = 6
+State = Literal["running", "failed", "waiting", "finished", "reused"]
+STATES: tuple[State, ...] = ("running", "failed", "waiting", "finished", "reused")
+HIDDEN = ("waiting", "finished", "reused")  # counted in the live table, since not all rows fit on a screen
 
 
 class Row(NamedTuple):
-    """One job: its state, how far it is, and one line on what went wrong."""
+    """One job: its state, the content of its progress.json, and one line on what went wrong."""
 
     name: str
     state: State
-    progress: Progress | None = None
+    progress: Mapping[str, Any] = {}
     note: str = ""
 
 
-class Board:
-    """Shows the rows of all jobs; use as a context manager.
+@contextmanager
+def board(
+    rows: Sequence[Row], *, say: Callable[[str], None], console: Console | None = None
+) -> Iterator[Callable[[Row], None]]:
+    """Show all jobs and yield what replaces the row of a name; ``say`` prints a line without a terminal."""
+    shown = {row.name: row for row in rows}
+    console = console or Console()
+    columns = [TextColumn(f"{{task.{part}}}", markup=False) for part in ("description", "fields[text]")]
+    with Progress(*columns, console=console, disable=not console.is_terminal) as table:
+        total = table.add_task(counts(rows), text="")
+        tasks = {row.name: table.add_task(row.name, text="", visible=False) for row in rows}
+        if not console.is_terminal:
+            say(counts(rows))
 
-    Args:
-        rows: All jobs in their order.
-        say: Prints a line, where the output is no terminal.
-    """
+        def show(row: Row) -> None:
+            before, shown[row.name] = shown[row.name], row
+            text = f"{row.state}{f': {row.note}' if row.note else ''}{_how_far(row.progress)}"
+            table.update(tasks[row.name], text=text, visible=row.state not in HIDDEN)
+            table.update(total, description=counts(list(shown.values())))
+            if not console.is_terminal and (before.state, before.note) != (row.state, row.note):
+                say(f"{row.name}: {text} ({counts(list(shown.values()))})")
 
-    def __init__(self, rows: Sequence[Row], *, say: Callable[[str], None]) -> None:
-        self._rows = {row.name: row for row in rows}
-        self._say = say
-        self._live = Live(refresh_per_second=2, transient=False) if sys.stdout.isatty() else None
-
-    def __enter__(self) -> "Board":
-        if self._live is not None:
-            self._live.start()
-            self._live.update(render(list(self._rows.values()), console=self._live.console))
-        else:
-            self._say(counts(list(self._rows.values())))
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, value: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        if self._live is not None:
-            self._live.stop()
-
-    def show(self, row: Row) -> None:
-        """Replace the row of this name."""
-        before, self._rows[row.name] = self._rows[row.name], row
-        if self._live is not None:
-            self._live.update(render(list(self._rows.values()), console=self._live.console))
-        elif (before.state, before.note) != (row.state, row.note):
-            note = f": {row.note}" if row.note else ""
-            self._say(f"{row.name}: {row.state}{note} ({counts(list(self._rows.values()))})")
+        yield show
 
 
 def counts(rows: Sequence[Row]) -> str:
-    """Return how many jobs are in each state, such as "waiting 3, running 2"."""
+    """Return how many jobs are in each state, such as "running 2, waiting 3"."""
     number = Counter(row.state for row in rows)
-    return ", ".join(f"{state} {number[state]}" for state in ORDER if number[state])
+    return ", ".join(f"{state} {number[state]}" for state in STATES if number[state])
 
 
-def render(rows: Sequence[Row], *, console: Console) -> Group:
-    """Return the table, cut to the screen's height; the jobs at work come first."""
-    ranks = list(ORDER)
-    ordered = sorted(rows, key=lambda row: ranks.index(row.state))
-    shown = ordered[: max(1, console.height - LINES_AROUND)]
-    table = Table("member", "state", "step", "time left", "", box=None, pad_edge=False)
-    for row in shown:
-        step, left = ("", "") if row.progress is None else _progress(row.progress)
-        table.add_row(Text(row.name), Text(row.state, style=ORDER[row.state]), step, left, Text(row.note))
-    hidden = f" ({len(rows) - len(shown)} not shown)" if len(shown) < len(rows) else ""
-    return Group(table, Text(counts(rows) + hidden))
-
-
-def _progress(progress: Progress) -> tuple[str, str]:
-    minutes, seconds = divmod(round(progress.seconds_left), 60)
-    return f"{progress.step}/{progress.steps}", f"{minutes}:{seconds:02d}"
+def _how_far(progress: Mapping[str, Any]) -> str:
+    if not progress.get("steps"):
+        return ""
+    minutes, seconds = divmod(round(progress.get("seconds_left") or 0), 60)
+    return f" {progress.get('step')}/{progress['steps']}, {minutes}:{seconds:02d} left"

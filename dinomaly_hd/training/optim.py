@@ -21,11 +21,6 @@ def warm_cosine(
     return final + 0.5 * (base - final) * (1 + math.cos(math.pi * progress))
 
 
-def make_optimizer(name: str, groups: Iterable[Any], *, lr: float, weight_decay: float) -> Optimizer:
-    """Return the optimizer ``name``, one of ``OPTIMIZERS``."""
-    return OPTIMIZERS[name](groups, lr=lr, weight_decay=weight_decay)
-
-
 class StableAdamW(Optimizer):
     """AdamW whose step shrinks where the gradient outruns its own second moment (update clipping).
 

@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Callable, Mapping
-from typing import Any, Protocol
+from typing import Any
 
 import lightning
 import torch
@@ -14,17 +14,10 @@ from dinomaly_hd.batch import Batch
 from dinomaly_hd.config import TrainingConfig
 from dinomaly_hd.errors import NonFiniteError
 from dinomaly_hd.models.detector import Detector, encode_in_groups
-from dinomaly_hd.training.optim import make_optimizer, warm_cosine
+from dinomaly_hd.training.optim import OPTIMIZERS, warm_cosine
 
-
-class Reporter(Protocol):
-    """Who hears of metrics; training knows nothing else of tracking."""
-
-    def metrics(self, values: Mapping[str, float], *, step: int) -> None:
-        """Record metrics of a step."""
-
-    def sync(self) -> None:
-        """Put what was recorded on the disk: a checkpoint that relies on it follows."""
+Log = Callable[[Mapping[str, float], int], None]
+"""Gets metrics and their step; training knows nothing else of journals and MLflow."""
 
 
 class DetectorTask(lightning.LightningModule):
@@ -34,7 +27,7 @@ class DetectorTask(lightning.LightningModule):
         detector: What is trained.
         training: Rates, clipping, policies.
         steps_per_epoch: Only for ``lr_schedule_interval=epoch``.
-        reporter: Gets the metrics of every step.
+        log: Gets the metrics of every step.
         name_files: Returns the files of a step, for error messages.
         position: First step.
     """
@@ -45,20 +38,19 @@ class DetectorTask(lightning.LightningModule):
         *,
         training: TrainingConfig,
         steps_per_epoch: int,
-        reporter: Reporter,
+        log: Log,
         name_files: Callable[[int], str],
         position: int,
     ) -> None:
         super().__init__()
         self.automatic_optimization = False
         self.detector, self.training_config = detector, training
-        self.steps_per_epoch, self.reporter, self.name_files = steps_per_epoch, reporter, name_files
+        self.steps_per_epoch, self.log_step, self.name_files = steps_per_epoch, log, name_files
         self.position = position
         self.nonfinite = 0
         groups = detector.parameter_groups()
         self.trained = [parameter for group in groups for parameter in group.parameters]
-        self.optimizer = make_optimizer(
-            training.optimizer,
+        self.optimizer = OPTIMIZERS[training.optimizer](
             [{"params": group.parameters, "rate_factor": group.rate_factor} for group in groups],
             lr=training.learning_rate,
             weight_decay=training.weight_decay,
@@ -96,6 +88,7 @@ class DetectorTask(lightning.LightningModule):
             self.manual_backward(loss.total)
         norm = torch.nn.utils.clip_grad_norm_(self.trained, self.training_config.gradient_clip or math.inf)
         values = {"loss": loss.total.detach(), "grad_norm": norm, **loss.parts}
+        # One transfer from the device instead of one a value.
         numbers = dict(zip(values, torch.stack([v.float() for v in values.values()]).tolist(), strict=True))
         if math.isfinite(numbers["loss"]) and math.isfinite(numbers["grad_norm"]):
             optimizer.step()
@@ -104,9 +97,7 @@ class DetectorTask(lightning.LightningModule):
             for kept, before in statistics:
                 kept.copy_(before)
         report = {f"train/{name}": value for name, value in numbers.items()}
-        self.reporter.metrics(
-            {**report, "train/lr": rate, "train/nonfinite": self.nonfinite}, step=self.position
-        )
+        self.log_step({**report, "train/lr": rate, "train/nonfinite": self.nonfinite}, self.position)
         self.position += 1
 
     def _running_statistics(self) -> list[tuple[Tensor, Tensor]]:

@@ -14,11 +14,9 @@ from dinomaly_hd.flags import resolve, text_of
 from dinomaly_hd.presets import PRESETS
 from dinomaly_hd.variants import WITH_TOPK
 
-SPELT = ("class_token", "domains")
-OF_A_STUDY = ("maps_per_group",)
-"""What a study draws less of than a run by itself; it changes no number."""
-NOT_OF_A_CONDITION = ("gpu", "num_workers")
-"""Flags that belong to a machine, not to an experiment."""
+SPELT = ("class_token", "domains", "seed")
+OF_A_STUDY = ("maps_per_group",)  # what a study draws less of than a run by itself; it changes no number
+NOT_OF_A_CONDITION = ("gpu", "num_workers")  # flags that belong to a machine, not to an experiment
 
 
 class Recipe(NamedTuple):
@@ -29,27 +27,22 @@ class Recipe(NamedTuple):
 
     def command(self, seeds: Sequence[int]) -> str:
         """Return the exact ``mlflow run`` command of the run with these seeds."""
-        flags = {name: text for name, text in self.flags.items() if name != "seed"}
         seeded = {"seed": str(seeds[0])} if len(seeds) == 1 else {"seeds": ",".join(map(str, seeds))}
-        words = [word for name, text in {**flags, **seeded}.items() for word in ("-P", f"{name}={text}")]
+        flags = {name: text for name, text in self.flags.items() if name != "seed"} | seeded
+        words = [word for name, text in flags.items() for word in ("-P", f"{name}={text}")]
         return shlex.join(["mlflow", "run", ".", "-e", self.entry_point, *words, "--env-manager", "local"])
 
 
 def recipe_of(run: RunConfig, *, spelt: Collection[str]) -> Recipe:
     """Return entry point and flags of a run: those that differ from the defaults, and ``spelt`` ones."""
-    variant = run.model.variant
-    entry_point, switch = variant, {}
-    for plain, other in WITH_TOPK.items():
-        if variant == other:
-            entry_point, switch = plain, {"use_topk": "true"}
-    start = {"preset": run.preset, **switch}
-    usual = flatten(resolve(entry_point, start))
+    plain = next((plain for plain, other in WITH_TOPK.items() if other == run.model.variant), None)
+    entry_point = plain or run.model.variant
+    start = {"preset": run.preset, **({"use_topk": "true"} if plain else {})}
+    usual, told = flatten(resolve(entry_point, start)), {*spelt, *SPELT}
     flags = {
         name: text_of(value)
         for name, value in flatten(run).items()
-        if name in HELP
-        and name not in OF_A_STUDY
-        and (value != usual.get(name) or name in (*spelt, *SPELT, "seed"))
+        if name in HELP and name not in OF_A_STUDY and (value != usual.get(name) or name in told)
     }
     found = Recipe(entry_point, {**start, **flags})
     assert resolve(entry_point, found.flags).digest() == run.digest(), "the flags say the whole run"
@@ -63,19 +56,16 @@ def condition_of(run: RunConfig, *, name: str, description: str, spelt: Collecti
     """
     flats = [flatten(resolve(run.model.variant, {"preset": preset})) for preset in PRESETS]
     by_preset = [key for key in flats[0] if flats[0][key] != flats[1].get(key) and key != "preset"]
-    flags = dict(recipe_of(run, spelt=(*spelt, *by_preset, "seed")).flags)
-    keys = keys_of("dinomaly")
+    flags = dict(recipe_of(run, spelt=(*spelt, *by_preset)).flags)
     config: dict[str, Any] = {
         "model_type": "dinomaly",
         "domains": list(names_in(flags.pop("domains"))),
-        "variant": run.model.variant,
+        "variant": run.model.variant,  # it says use_topk
     }
-    for flag, text in flags.items():
-        if flag in keys and flag not in NOT_OF_A_CONDITION:
-            config[flag] = _plain(text)
-    config.pop("use_topk", None)  # the variant says it
-    if config.get("max_epochs") == 0:
-        del config["max_epochs"]
+    left_out = {*NOT_OF_A_CONDITION, "use_topk", *(["max_epochs"] if flags.get("max_epochs") == "0" else [])}
+    config |= {
+        flag: _plain(flags[flag]) for flag in flags if flag in keys_of("dinomaly") and flag not in left_out
+    }
     return {"name": name, "description": description, "config": config}
 
 

@@ -2,20 +2,59 @@
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING
+from typing import Any
+
+from annotated_types import Ge, Le
+from optuna import Trial
+from optuna.distributions import CategoricalDistribution, FloatDistribution, IntDistribution
 
 from dinomaly_hd.condition_files.keys import USED_WITH
-from dinomaly_hd.config import RunConfig, flatten
+from dinomaly_hd.config import DinomalyConfig, RunConfig, SegmentBottleneck, TopKLoss, flatten
 from dinomaly_hd.errors import ConfigError, nearest
-from dinomaly_hd.flags import text_of
-from dinomaly_hd.tuning.dimensions import DIMENSIONS, REFERENCES, TOPK, Dimension, Native, Point, Whole
+from dinomaly_hd.flags import resolve_config, text_of
 from dinomaly_hd.variants import WITH_TOPK
 
-if TYPE_CHECKING:
-    from optuna import Trial
-
+Native = bool | int | float
+Point = Mapping[str, str]
+"""Values by name as flags' text, without those that would do nothing."""
 Build = Callable[[str], RunConfig]
 """Makes the run of a config's text, such as "F:q_percent=1"."""
+Distribution = CategoricalDistribution | FloatDistribution | IntDistribution
+
+TOPK = "use_topk"
+SEARCHED: dict[str, dict[str, Any]] = {
+    TOPK: {},
+    "disable_segment": {},
+    "row_p": {"low": 0.1, "high": 0.5},
+    "seg_len": {"high": 6},
+    "seg_drop_p": {"low": 0.4},
+    "elem_p": {"high": 0.3},
+    "q_percent": {"low": 0.5, "high": 20.0, "log": True},
+    "tail_context": {"high": 2},
+    "row_context": {"high": 2},
+}
+"""Every name that can be searched, and where its range is narrower than its field's rule; switches first,
+since what else is suggested hangs on them. Fractions are in hundredths, or by their logarithm (``log``)."""
+# A0's plain bottleneck is one whose segments are off, at element dropout .2 (spec/variants.md, Ablation).
+AUTHORS = {"F": "F", "G": "G", "A0": "horizontal:disable_segment=true:elem_p=0.2"}
+FIELDS = {**DinomalyConfig.model_fields, **SegmentBottleneck.model_fields, **TopKLoss.model_fields}
+
+
+def _distribution(name: str, own: Mapping[str, Any]) -> Distribution:
+    kind = FIELDS[name].annotation if name in FIELDS else bool  # use_topk chooses a variant, and is no field
+    if kind is bool:
+        return CategoricalDistribution([False, True])
+    rules: dict[str, Any] = {}
+    for rule in FIELDS[name].metadata:
+        rules |= (
+            {"low": rule.ge} if isinstance(rule, Ge) else {"high": rule.le} if isinstance(rule, Le) else {}
+        )
+    if kind is int:
+        return IntDistribution(**{**rules, **own})
+    return FloatDistribution(**{**rules, "step": None if own.get("log") else 0.01, **own})
+
+
+DIMENSIONS: dict[str, Distribution] = {name: _distribution(name, own) for name, own in SEARCHED.items()}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -33,15 +72,23 @@ class Space:
     base: str
     variant: str
     fixed: Point
-    dimensions: Mapping[str, Dimension]
+    dimensions: Mapping[str, Distribution]
     build: Build
 
-    def suggest(self, trial: "Trial") -> dict[str, str]:
-        """Ask Optuna for a point."""
+    def suggest(self, trial: Trial) -> dict[str, str]:
+        """Ask Optuna for a point; values on a logarithmic scale have three digits."""
         point: dict[str, str] = {}
         for name, dimension in self.dimensions.items():
-            if name == TOPK or self._does_something(name, point):
-                point[name] = dimension.suggest(trial, name)
+            if name != TOPK and not _applies(name, flatten(self.build(self.config(point)).model)):
+                continue
+            match dimension:
+                case CategoricalDistribution():
+                    point[name] = text_of(trial.suggest_categorical(name, dimension.choices))
+                case IntDistribution():
+                    point[name] = str(trial.suggest_int(name, dimension.low, dimension.high))
+                case FloatDistribution(low=low, high=high, step=step, log=log):
+                    value = trial.suggest_float(name, low, high, step=step, log=log)
+                    point[name] = f"{value:.3g}" if log else f"{value:.10g}"
         return point
 
     def config(self, point: Point) -> str:
@@ -49,74 +96,40 @@ class Space:
 
         What would do nothing is left out, so that two texts of one meaning are one run.
         """
-        variant = self._variant(point)
+        variant = self.variant
+        if TOPK in point:
+            plain = _without_topk(variant)
+            variant = WITH_TOPK.get(plain, plain) if point[TOPK] == "true" else plain
         known = flatten(self.build(variant).model)
         changes = {name: text for name, text in {**self.fixed, **point}.items() if name in known}
-        flat = {**known, **changes}
-        parts = [f"{name}={text}" for name, text in changes.items() if _applies(name, flat)]
+        parts = [f"{name}={text}" for name, text in changes.items() if _applies(name, {**known, **changes})]
         return ":".join([variant, *parts])
 
-    def references(self) -> dict[str, Point]:
-        """Return the base and the authors' settings that lie in the space, as points by name."""
-        known: dict[str, Point] = {
-            name: self._own(point) for name, point in REFERENCES.items() if self._holds(point)
-        }
-        base = self._base_point()
-        inside = all(self.dimensions[name].holds(text) for name, text in base.items())
-        return known if base in known.values() or not inside else {self.base: base, **known}
+    def references(self) -> dict[str, dict[str, Native]]:
+        """Return the base and the authors' settings that lie in the space, as Optuna's values by name."""
+        known: dict[str, dict[str, Native]] = {}
+        for name, text in AUTHORS.items():
+            # Their own values, whatever flags are common to the study's runs.
+            whole = _values_of(resolve_config(text, {"preset": "full"}))
+            own = {key: whole[key] for key in self.dimensions if key in whole}
+            config = self.config({key: text_of(value) for key, value in own.items()})
+            if self._holds(own) and _values_of(self.build(config)) == whole:
+                known[name] = own
+        values = _values_of(self.build(self.base))
+        base = {name: values[name] for name in self.dimensions if name in values}
+        return known if base in known.values() or not self._holds(base) else {self.base: base, **known}
 
-    def native(self, point: Point) -> dict[str, Native]:
-        """Return a point as Optuna's values; what is not searched is left out."""
-        return {
-            name: dimension.native(point[name])
-            for name, dimension in self.dimensions.items()
-            if name in point
-        }
-
-    def _own(self, point: Point) -> dict[str, str]:
-        return {
-            name: text_of(dimension.native(point[name]))
-            for name, dimension in self.dimensions.items()
-            if name in point
-        }
-
-    def _base_point(self) -> dict[str, str]:
-        flat = flatten(self.build(self.base).model)
-        point = {name: text_of(flat[name]) for name in self.dimensions if _applies(name, flat)}
-        topk = {TOPK: text_of(self.variant in WITH_TOPK.values())} if TOPK in self.dimensions else {}
-        return {**topk, **point}
-
-    def _holds(self, point: Point) -> bool:
-        own = self._own(point)
-        if not all(self.dimensions[name].holds(text) for name, text in own.items()):
-            return False
-        if TOPK in point and TOPK not in own and self._variant(point) != self.variant:
-            return False
-        flat = flatten(self.build(self.config(own)).model)
-        others = {name: text for name, text in point.items() if name not in own and name != TOPK}
+    def _holds(self, values: Mapping[str, Native]) -> bool:
         return all(
-            name in flat and DIMENSIONS[name].native(text) == flat[name] for name, text in others.items()
+            isinstance(one, CategoricalDistribution) or one.low <= values.get(name, one.low) <= one.high
+            for name, one in self.dimensions.items()
         )
-
-    def _variant(self, point: Point) -> str:
-        if TOPK not in point:
-            return self.variant
-        plain = _without_topk(self.variant)
-        return WITH_TOPK.get(plain, plain) if point[TOPK] == "true" else plain
-
-    def _does_something(self, name: str, point: Point) -> bool:
-        flat = flatten(self.build(self.config(point)).model)
-        return _applies(name, flat)
 
 
 def make_space(names: Sequence[str], *, base: str, build: Build, check: Callable[[RunConfig], None]) -> Space:
-    """Return the space of some names around a base config.
+    """Return the space of some of ``DIMENSIONS`` around a base config.
 
-    Args:
-        names: Of ``DIMENSIONS``.
-        base: A config's text, such as "F" or "decoder_dropout:decoder_heads=1".
-        build: Makes the run of a config's text.
-        check: Refuses a run whose settings do not fit each other; segments are no longer than it allows.
+    ``check`` refuses a run whose settings do not fit each other: segments are no longer than it allows.
 
     Raises:
         ConfigError: An unknown name, a name twice, or one that changes nothing in the base.
@@ -128,14 +141,13 @@ def make_space(names: Sequence[str], *, base: str, build: Build, check: Callable
         raise ConfigError(f"space={','.join(names)!r}: expected one or more names, each once")
     run = build(base)
     check(run)
-    model, variant = flatten(run.model), run.model.variant
-    usual = flatten(build(variant).model)
-    fixed = {name: text_of(value) for name, value in model.items() if name in usual and value != usual[name]}
-    fixed = {name: text for name, text in fixed.items() if name not in (*names, "variant")}
+    variant = run.model.variant
+    usual, skipped = flatten(build(variant).model), {*names, "variant"}
+    changed = {name: value for name, value in flatten(run.model).items() if value != usual.get(name, value)}
     space = Space(
         base=base,
         variant=variant,
-        fixed=fixed,
+        fixed={name: text_of(value) for name, value in changed.items() if name not in skipped},
         dimensions={name: dimension for name, dimension in DIMENSIONS.items() if name in names},
         build=build,
     )
@@ -143,7 +155,7 @@ def make_space(names: Sequence[str], *, base: str, build: Build, check: Callable
     for name in names:
         if name not in reachable:
             raise ConfigError(f"space={name}: changes nothing in config={base}.{nearest(name, reachable)}")
-    return _with_fitting_segments(space, check)
+    return _with_fitting_segments(space, check) if "seg_len" in names else space
 
 
 def _can_matter(space: Space, name: str) -> bool:
@@ -156,28 +168,31 @@ def _can_matter(space: Space, name: str) -> bool:
     return any(_applies(name, flatten(space.build(space.config(point)).model)) for point in tried)
 
 
+def _values_of(run: RunConfig) -> dict[str, Native]:
+    """Return all of a run that could be searched."""
+    flat = flatten(run.model)
+    values = {name: flat[name] for name in DIMENSIONS if _applies(name, flat)}
+    return {TOPK: flat["variant"] in WITH_TOPK.values(), **values}
+
+
 def _applies(name: str, flat: Mapping[str, object]) -> bool:
-    if name not in flat:
-        return False
     other, allowed = USED_WITH.get(name, ("", ()))
-    return other not in flat or text_of(flat[other]) in allowed
+    return name in flat and (other not in flat or text_of(flat[other]) in allowed)
 
 
 def _with_fitting_segments(space: Space, check: Callable[[RunConfig], None]) -> Space:
     """Return the space with segments no longer than the token grid is wide."""
-    lengths = space.dimensions.get("seg_len")
-    if not isinstance(lengths, Whole):
-        return space
+    lengths = DIMENSIONS["seg_len"]
+    assert isinstance(lengths, IntDistribution)
+    high = lengths.high
     point = {"disable_segment": "false"} if "disable_segment" in space.dimensions else {}
-    for high in range(lengths.high, lengths.low, -1):
+    while high > lengths.low:
         try:
             check(space.build(space.config({**point, "seg_len": str(high)})))
+            break
         except ConfigError:
-            continue
-        break
-    else:
-        high = lengths.low
-    return replace(space, dimensions={**space.dimensions, "seg_len": Whole(lengths.low, high)})
+            high -= 1
+    return replace(space, dimensions={**space.dimensions, "seg_len": IntDistribution(lengths.low, high)})
 
 
 def _without_topk(variant: str) -> str:

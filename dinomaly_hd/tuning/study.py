@@ -1,112 +1,225 @@
-"""A study as all its workers know it: made once, joined by whoever has the same code and settings."""
+"""A study as all its workers know it, and its queue: none of its trials is lost when a worker dies.
+
+A trial is one link of a chain: where its worker died it ends as FAIL, and its retry goes on in the same
+folder and MLflow run. Optuna's own way (``heartbeat_stale_trial_callback``) has two holes: a worker that dies
+between writing FAIL and queueing the retry loses it, and a trial whose worker died before its first heartbeat
+is taken for alive for ever. So nothing is done at the FAIL, and whoever holds the study puts it right.
+"""
 
 import re
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import optuna
-from optuna import Study
+import sqlalchemy
+from optuna.storages import RetryHeartbeatStaleTrialCallback
 from optuna.study import StudyDirection
+from optuna.trial import FrozenTrial, TrialState
 
+from dinomaly_hd.config import RunConfig, flatten
 from dinomaly_hd.errors import ConfigError
-from dinomaly_hd.tuning.dimensions import Native
 from dinomaly_hd.tuning.methods import Pruning, make_sampler
-from dinomaly_hd.tuning.queue import fill
-from dinomaly_hd.tuning.storage import Address, Storage, clear_outage, connect, exclusive
+from dinomaly_hd.tuning.space import Space
+from dinomaly_hd.tuning.storage import Address, Storage, clear_outage, connect, exclusive, quiet
 
+SYNTHETIC, TEST = "synthetic", "test"
+FOLDER = "tune"
 NAME = r"[A-Za-z0-9][A-Za-z0-9_.-]{0,79}"
 CODE, SETTINGS, PARENT = "code", "settings", "mlflow_parent"
 SHOWN_DIFFERENCES = 3
+# What is noted on a trial: which known setting it is, and why it is not tried again.
+SETTING, FAILED = "setting", "failed"
+MOST_RETRIES = 30
+VALID = (TrialState.COMPLETE, TrialState.PRUNED)
 
 
-class Terms(NamedTuple):
-    """What all workers of a study must have alike: the code, and every setting by name."""
+@dataclass(frozen=True, kw_only=True)
+class Plan:
+    """A study as its flags ask for it; the help of `tune` says what each is.
 
-    code: str
-    settings: Mapping[str, Any]
+    Attributes:
+        config: Text of the config that is searched around.
+        metrics: One or two figures that are maximised, such as "domain_C/tpr_at_fpr_1".
+        build: Makes the run of a config's text and a seed.
+    """
+
+    study: str
+    address: Address
+    trials: int
+    config: str
+    space: Space
+    objective: str
+    metrics: tuple[str, ...]
+    seeds: tuple[int, ...]
+    sampler: str
+    pruner: str
+    heartbeat_s: int
+    build: Callable[[str, int], RunConfig]
+
+    @property
+    def base(self) -> RunConfig:
+        """The run that is searched around, with the first seed."""
+        return self.build(self.config, self.seeds[0])
+
+    @property
+    def pruning(self) -> Pruning:
+        """When a trial is given up."""
+        training = flatten(self.base)
+        return Pruning(
+            self.pruner,
+            seeds=len(self.seeds),
+            objectives=len(self.metrics),
+            steps=int(training["max_steps"]),
+            watched=self.objective == SYNTHETIC and training["val_check_interval"] > 0,
+        )
+
+    @property
+    def keys(self) -> tuple[str, ...]:
+        """The objectives' names in MLflow."""
+        return tuple(f"{SYNTHETIC}/{name}" if self.objective == SYNTHETIC else name for name in self.metrics)
+
+    def folder(self, result_dir: Path) -> Path:
+        """Return where the study's trials lie."""
+        return result_dir / FOLDER / self.study
 
 
 class Joined(NamedTuple):
     """A study with its database; ``parent`` is its MLflow run, None where MLflow did not answer."""
 
-    study: Study
+    plan: Plan
+    study: optuna.Study
     storage: Storage
-    address: Address
     parent: str | None
 
 
-def check_name(name: str) -> None:
-    """Refuse a name that cannot be a folder's.
+class Counts(NamedTuple):
+    """A study's trials: finished ones, those in the queue and at work, and chains that ended in a failure.
 
-    Raises:
-        ConfigError: Says what is allowed.
+    What is to be tried again counts as in the queue before it is.
     """
+
+    valid: int
+    waiting: int
+    running: int
+    failed: int
+
+
+def check_name(name: str) -> None:
+    """Refuse a name that cannot be a folder's."""
     if not re.fullmatch(NAME, name):
         raise ConfigError(f"study={name!r}: expected 1 to 80 letters, digits, _ . -; a letter or digit first")
 
 
 def join(
-    name: str,
-    address: Address,
-    *,
-    terms: Terms,
-    trials: int,
-    objectives: int,
-    references: Mapping[str, Mapping[str, Native]],
-    pruning: Pruning,
-    heartbeat_s: int,
-    parent: Callable[[str | None], str | None],
+    plan: Plan, *, code: str, settings: Mapping[str, Any], parent: Callable[[str | None], str | None]
 ) -> Joined:
     """Make a study, or join the one of this name; only one process at a time does so.
 
-    Args:
-        name: Of the study.
-        address: Where it lies.
-        terms: Compared with those it was made on.
-        trials: What its queue is filled up to.
-        objectives: How many figures are maximised.
-        references: Known settings, which stand first in the queue.
-        pruning: When a trial is given up.
-        heartbeat_s: Between two heartbeats.
-        parent: Called with the study's MLflow run, None for a new study; returns the one it is to have.
-
-    Raises:
-        ConfigError: Its code or settings are others, or the database cannot be used.
-        TrackingError: The database does not answer.
+    ``code`` and ``settings`` are compared with those it was made on. ``parent`` is called with the study's
+    MLflow run, None for a new study, and returns the one it is to have.
     """
-    with exclusive(address), clear_outage(address):
-        storage = connect(address, heartbeat_s=heartbeat_s)
-        if name not in optuna.get_all_study_names(storage):
-            storage.create_new_study([StudyDirection.MAXIMIZE] * objectives, name)
+    with exclusive(plan.address), clear_outage(plan.address):
+        storage = connect(plan.address, heartbeat_s=plan.heartbeat_s)
+        if plan.study not in optuna.get_all_study_names(storage):
+            storage.create_new_study([StudyDirection.MAXIMIZE] * len(plan.metrics), plan.study)
         study = optuna.load_study(
-            study_name=name,
+            study_name=plan.study,
             storage=storage,
             sampler=make_sampler("random", seed=0),
-            pruner=pruning.pruner,
+            pruner=plan.pruning.pruner,
         )
         known = study.user_attrs
-        _check(name, terms, known)
-        for key, value in ((CODE, terms.code), (SETTINGS, dict(terms.settings))):
+        _check(plan.study, known, code=code, settings=settings)
+        for key, value in ((CODE, code), (SETTINGS, dict(settings))):
             if key not in known:
                 study.set_user_attr(key, value)
         run_id = parent(known.get(PARENT))
         if run_id is not None and run_id != known.get(PARENT):
             study.set_user_attr(PARENT, run_id)
-        fill(study, trials=trials, references=references)
-    return Joined(study, storage, address, run_id)
+        fill(study, trials=plan.trials, references=plan.space.references())
+    return Joined(plan, study, storage, run_id)
 
 
-def _check(name: str, terms: Terms, known: Mapping[str, Any]) -> None:
-    code = known.get(CODE, terms.code)
-    if code != terms.code:
+def _check(name: str, known: Mapping[str, Any], *, code: str, settings: Mapping[str, Any]) -> None:
+    if known.get(CODE, code) != code:
         raise ConfigError(
-            f"study {name}: its trials were run by code {code}, here it is {terms.code}; use the same "
+            f"study {name}: its trials were run by code {known[CODE]}, here it is {code}; use the same "
             "version on every machine, or another study"
         )
-    theirs = known.get(SETTINGS, terms.settings)
-    ours = terms.settings
-    different = [key for key in sorted({*theirs, *ours}) if theirs.get(key) != ours.get(key)]
+    theirs = known.get(SETTINGS, settings)
+    different = [key for key in sorted({*theirs, *settings}) if theirs.get(key) != settings.get(key)]
     if different:
-        shown = [f"{key}={theirs.get(key)} (here {ours.get(key)})" for key in different[:SHOWN_DIFFERENCES]]
+        shown = [
+            f"{key}={theirs.get(key)} (here {settings.get(key)})" for key in different[:SHOWN_DIFFERENCES]
+        ]
         more = f" and {len(different) - len(shown)} more" if len(different) > len(shown) else ""
         raise ConfigError(f"study {name} has {', '.join(shown)}{more}; give the same, or another study")
+
+
+def chain_of(trial: FrozenTrial) -> int:
+    """Return the number of the first trial of a chain of retries: it names folder and MLflow run."""
+    return int(trial.system_attrs.get("failed_trial", trial.number))
+
+
+def counts_of(study: optuna.Study) -> Counts:
+    """Count a study's trials."""
+    trials = study.get_trials(deepcopy=False)
+    states, final = [trial.state for trial in trials], len(failures(trials))
+    return Counts(
+        valid=sum(state in VALID for state in states),
+        waiting=states.count(TrialState.WAITING) + len(_ends(trials)) - final,
+        running=states.count(TrialState.RUNNING),
+        failed=final,
+    )
+
+
+def failures(trials: list[FrozenTrial]) -> list[FrozenTrial]:
+    """Return the failed trials that are not tried again."""
+    return [trial for trial in _ends(trials) if _is_final(trial)]
+
+
+def fill(study: optuna.Study, *, trials: int, references: Mapping[str, Mapping[str, Any]]) -> None:
+    """Put known settings, then free trials into the queue until the study has ``trials``; call it alone.
+
+    What is there already counts, so that a later start with more trials adds only the difference, and one
+    that died half-way is made up for.
+    """
+    known = {trial.user_attrs.get(SETTING) for trial in study.get_trials(deepcopy=False)}
+    counts = counts_of(study)
+    room = trials - counts.valid - counts.waiting - counts.running
+    for setting, values in references.items():
+        if setting not in known and room > 0:
+            study.enqueue_trial(dict(values), user_attrs={SETTING: setting})
+            room -= 1
+    if counts.failed <= max(3, trials // 4):  # so many failed trials are replaced
+        for _ in range(room):
+            study.enqueue_trial({})
+
+
+def mend(study: optuna.Study, storage: Storage) -> None:
+    """Fail what dead workers left behind, and queue the retries that are missing; call it alone."""
+    running = [one._trial_id for one in study.get_trials(deepcopy=False, states=(TrialState.RUNNING,))]
+    query = sqlalchemy.text("SELECT trial_id FROM trial_heartbeats WHERE trial_id IN :ids")
+    with storage.engine.connect() as connection:
+        ids: sqlalchemy.BindParameter[int] = sqlalchemy.bindparam("ids", running, expanding=True)
+        beating = set(connection.scalars(query.bindparams(ids)))
+    for trial_id in set(running) - beating:
+        storage.record_heartbeat(trial_id)  # without a first one, Optuna would never miss the next
+    with quiet():
+        optuna.storages.fail_stale_trials(study)
+        retry = RetryHeartbeatStaleTrialCallback(inherit_intermediate_values=True)
+        for trial in _ends(study.get_trials()):
+            if not _is_final(trial):
+                retry(study, trial)
+
+
+def _ends(trials: list[FrozenTrial]) -> list[FrozenTrial]:
+    """Return the FAIL trials that no retry follows."""
+    followed = {number for trial in trials for number in trial.system_attrs.get("retry_history", [])}
+    return [trial for trial in trials if trial.state == TrialState.FAIL and trial.number not in followed]
+
+
+def _is_final(trial: FrozenTrial) -> bool:
+    return FAILED in trial.user_attrs or len(trial.system_attrs.get("retry_history", [])) >= MOST_RETRIES

@@ -1,52 +1,38 @@
 """A worker: takes trials from a study's queue until the study is over, whatever happens to other workers."""
 
 import time
-import warnings
 from collections.abc import Callable, Sequence
-from typing import Any
+from contextlib import ExitStack
 
 import optuna
 from optuna import Trial
-from optuna.exceptions import ExperimentalWarning, OptunaError
+from optuna.exceptions import OptunaError
 from sqlalchemy.exc import SQLAlchemyError
 
 from dinomaly_hd.errors import CheckpointError, DinomalyHDError, NonFiniteError, OutOfMemory, Pruned
 from dinomaly_hd.randomness import derive
 from dinomaly_hd.tuning.methods import make_sampler
-from dinomaly_hd.tuning.queue import (
-    FAILED,
-    QUEUED,
-    SETTING,
-    SURPLUS,
-    Counts,
-    Keeper,
-    chain_of,
-    counts_of,
-    fill,
-)
 from dinomaly_hd.tuning.space import Space
-from dinomaly_hd.tuning.storage import clear_outage, exclusive
-from dinomaly_hd.tuning.study import Joined
+from dinomaly_hd.tuning.storage import clear_outage, exclusive, quiet
+from dinomaly_hd.tuning.study import FAILED, SETTING, Counts, Joined, chain_of, counts_of, fill, mend
 
 ENDS_A_TRIAL_ONLY = (NonFiniteError, CheckpointError)
 LONGEST_PAUSE_S = 5.0
 
 
 class Attempt:
-    """One start of a trial.
+    """One start of a trial, whose ``number`` is that of the first start: it names folder and MLflow run.
 
-    Attributes:
-        number: Names the trial's folder and MLflow run: that of the first start.
-        point: Searched values as flags' text.
-        setting: Name of the known setting that it is, None for a suggested point.
+    ``point`` holds the searched values as flags' text, ``setting`` the name of the known setting that it is,
+    None for a suggested point. What is noted on ``trial`` is there for later starts and for the report.
     """
 
     def __init__(self, trial: Trial, *, space: Space) -> None:
-        record = trial.study._storage.get_trial(trial._trial_id)
+        record = trial.storage.get_trial(trial._trial_id)
         self.number = chain_of(record)
-        self.setting: str | None = trial.user_attrs.get(SETTING)
+        self.setting: str | None = record.user_attrs.get(SETTING)
         self.point = space.suggest(trial)
-        self._trial, self._reported = trial, set(record.intermediate_values)
+        self.trial, self._reported = trial, set(record.intermediate_values)
 
     def report(self, value: float, *, step: int) -> None:
         """Say how good it is so far; a retry's reports at the steps of its first start count once.
@@ -56,116 +42,77 @@ class Attempt:
         """
         if step not in self._reported:
             self._reported.add(step)
-            self._trial.report(value, step)
-        if self.setting is None and self._trial.should_prune():
+            self.trial.report(value, step)
+        if self.setting is None and self.trial.should_prune():
             raise Pruned(f"trial {self.number} is given up at {value:.4g} after {step}")
-
-    def remembered(self, name: str) -> Any:
-        """Return what this or an earlier start of the trial has noted, None if nothing."""
-        return self._trial.user_attrs.get(name)
-
-    def remember(self, name: str, value: Any) -> None:
-        """Note something for later starts and for the report."""
-        self._trial.set_user_attr(name, value)
 
 
 Evaluate = Callable[[Attempt], Sequence[float]]
 
 
-class Surplus(Exception):
-    """Two workers saw one waiting trial: the slower one made another that nobody asked for."""
-
-
 def work(
-    joined: Joined,
-    *,
-    trials: int,
-    space: Space,
-    sampler: str,
-    seed: int,
-    evaluate: Evaluate,
-    tick: Callable[[], None],
-    on_count: Callable[[Counts], None],
+    joined: Joined, *, evaluate: Evaluate, tick: Callable[[], None], on_count: Callable[[Counts], None]
 ) -> Counts:
-    """Run trials until ``trials`` are finished, and return what became of all.
+    """Run trials until the study's number is finished or given up, and return what became of all.
 
-    Args:
-        joined: The study.
-        trials: Finished or given up.
-        space: What is suggested from.
-        sampler: Name of what suggests.
-        seed: Suggestions are a function of it, the trial's number and what is known by then.
-        evaluate: Runs a trial and returns its objectives.
-        tick: Called while waiting for others; may raise.
-        on_count: Called with every count.
+    ``evaluate`` runs a trial and returns its objectives; ``tick`` is called while waiting for others, and may
+    raise; ``on_count`` is called with every count.
 
     Raises:
         DinomalyHDError: What ended a trial and would end others; that trial goes back to the queue.
         TrackingError: The database failed.
     """
-    keeper = Keeper(joined.study, joined.storage)
-    assert joined.storage.heartbeat_interval is not None, "studies have heartbeats"
-    pause_s = min(LONGEST_PAUSE_S, float(joined.storage.heartbeat_interval))
+    plan, study = joined.plan, joined.study
     while True:
         tick()
-        with exclusive(joined.address), clear_outage(joined.address):
-            keeper.mend()
-            fill(joined.study, trials=trials, references={})
-            counts = counts_of(joined.study)
-        on_count(counts)
-        if counts.valid >= trials or not (counts.waiting or counts.running):
-            return counts
-        if counts.waiting:
-            with clear_outage(joined.address):
-                _take(joined, space=space, sampler=sampler, seed=seed, evaluate=evaluate)
-        else:
-            _pause(pause_s, tick)
+        with clear_outage(plan.address), ExitStack() as held:
+            held.enter_context(exclusive(plan.address))
+            mend(study, joined.storage)
+            fill(study, trials=plan.trials, references={})
+            counts = counts_of(study)
+            on_count(counts)
+            if counts.valid >= plan.trials or not (counts.waiting or counts.running):
+                return counts
+            if counts.waiting:
+                _take(joined, evaluate, taken=held.close)
+                continue
+        end = time.monotonic() + min(LONGEST_PAUSE_S, plan.heartbeat_s)
+        while time.monotonic() < end:
+            tick()
+            time.sleep(0.2)
 
 
-def _take(joined: Joined, *, space: Space, sampler: str, seed: int, evaluate: Evaluate) -> None:
-    """Run one trial of the queue.
+def _take(joined: Joined, evaluate: Evaluate, *, taken: Callable[[], None]) -> None:
+    """Run one trial of the queue, and let go of the study once it is taken.
 
     A worker that others took for dead has no say any more: its trial's retry has the same folder.
     """
-    study = joined.study
+    plan, study = joined.plan, joined.study
     overtaken = False
 
     def objective(trial: Trial) -> Sequence[float]:
         nonlocal overtaken
-        if QUEUED not in trial.user_attrs:
-            trial.set_user_attr(SURPLUS, "another worker was faster")
-            raise Surplus
-        study.sampler = make_sampler(sampler, seed=derive(seed, "trial", trial.number) % 2**32)
+        taken()  # before, two workers that saw one waiting trial would make a second one
+        # A suggestion is a function of the seed, the trial's number and what is known by then.
+        seed = derive(plan.seeds[0], "trial", trial.number) % 2**32
+        study.sampler = make_sampler(plan.sampler, seed=seed)
         try:
-            return _evaluated(trial, space, evaluate)
+            return evaluate(Attempt(trial, space=plan.space))
+        except (Pruned, OutOfMemory) as error:  # a point that does not fit is given up, not tried again
+            raise optuna.TrialPruned(str(error)) from error
+        except (OptunaError, SQLAlchemyError):
+            raise
+        except Exception as error:
+            # What would fail again wherever it is tried is noted.
+            if isinstance(error, ENDS_A_TRIAL_ONLY) or not isinstance(error, DinomalyHDError):
+                trial.set_user_attr(FAILED, str(error) or type(error).__name__)
+            raise
         finally:
             overtaken = joined.storage.get_trial(trial._trial_id).state.is_finished()
 
     try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore", ExperimentalWarning)
-            study.optimize(objective, n_trials=1, catch=(Surplus, *ENDS_A_TRIAL_ONLY))
+        with quiet():
+            study.optimize(objective, n_trials=1, catch=ENDS_A_TRIAL_ONLY)
     except Exception:
         if not overtaken:
             raise
-
-
-def _evaluated(trial: Trial, space: Space, evaluate: Evaluate) -> Sequence[float]:
-    """Evaluate a trial; what would fail again wherever it is tried is noted."""
-    try:
-        return evaluate(Attempt(trial, space=space))
-    except (Pruned, OutOfMemory) as error:  # a point that does not fit is given up, not tried again
-        raise optuna.TrialPruned(str(error)) from error
-    except (OptunaError, SQLAlchemyError):
-        raise
-    except Exception as error:
-        if isinstance(error, ENDS_A_TRIAL_ONLY) or not isinstance(error, DinomalyHDError):
-            trial.set_user_attr(FAILED, str(error) or type(error).__name__)
-        raise
-
-
-def _pause(seconds: float, tick: Callable[[], None]) -> None:
-    end = time.monotonic() + seconds
-    while time.monotonic() < end:
-        tick()
-        time.sleep(min(0.2, seconds))

@@ -53,7 +53,7 @@ class Pages:
         driver.execute_script(NO_ASSISTANT)
 
     def open(self, page: str) -> None:
-        """Open a page of `dinomaly_hd.tracking.pages`, from a blank one, since only the hash differs."""
+        """Open a page of `dinomaly_hd.runs.pages`, from a blank one, since only the hash differs."""
         self.driver.get("about:blank")
         self.driver.get(f"{self.base}/{page}")
 

@@ -56,7 +56,7 @@ def recorded(tmp_path_factory: pytest.TempPathFactory) -> Recorded:
     """Compare three tiny runs of two steps, each with other values of the parameters compared."""
     from mlflow import MlflowClient
 
-    from dinomaly_hd.experiments.ablation import run_ablation
+    from dinomaly_hd.experiments.protocols import run_ablation
     from dinomaly_hd.flags import resolve_config
 
     root = tmp_path_factory.mktemp("pages")
@@ -95,7 +95,7 @@ def pages(browser: "Pages", request: pytest.FixtureRequest) -> "Iterator[Pages]"
 
 
 def test_the_run_table_lists_the_runs_by_label(pages: "Pages", recorded: Recorded) -> None:
-    from dinomaly_hd.tracking import charts_page
+    from dinomaly_hd.runs.pages import charts_page
 
     table = charts_page(recorded.experiment).replace("compareRunsMode=CHART", "compareRunsMode=TABLE")
     pages.open(table)
@@ -103,7 +103,7 @@ def test_the_run_table_lists_the_runs_by_label(pages: "Pages", recorded: Recorde
 
 
 def test_bars_stand_for_configs_and_none_for_the_parent(pages: "Pages", recorded: Recorded) -> None:
-    from dinomaly_hd.tracking import charts_page
+    from dinomaly_hd.runs.pages import charts_page
 
     pages.open(charts_page(recorded.experiment))
     pages.group_by("config")
@@ -113,14 +113,14 @@ def test_bars_stand_for_configs_and_none_for_the_parent(pages: "Pages", recorded
 
 
 def test_parameters_are_compared_on_parallel_coordinates(pages: "Pages", recorded: Recorded) -> None:
-    from dinomaly_hd.tracking import compare_page
+    from dinomaly_hd.runs.pages import compare_page
 
     pages.open(compare_page(recorded.experiment, list(recorded.members)))
     assert pages.compare_parameters(COMPARED, metric="domain_C/auroc") == [*COMPARED, "domain_C/auroc"]
 
 
 def test_an_anomaly_map_is_seen_on_the_page_of_its_run(pages: "Pages", recorded: Recorded) -> None:
-    from dinomaly_hd.tracking.pages import run_page
+    from dinomaly_hd.runs.pages import run_page
 
     pages.open(run_page(recorded.experiment, next(iter(recorded.members))))
     pages.press("button", "Show more")
@@ -131,7 +131,7 @@ def test_an_anomaly_map_is_seen_on_the_page_of_its_run(pages: "Pages", recorded:
 
 
 def test_the_image_grid_shows_the_maps_of_each_domain(pages: "Pages", recorded: Recorded) -> None:
-    from dinomaly_hd.tracking.pages import run_page
+    from dinomaly_hd.runs.pages import run_page
 
     page = run_page(recorded.experiment, next(iter(recorded.members)))
     pages.open(page.replace("?", "/model-metrics?"))
@@ -141,7 +141,7 @@ def test_the_image_grid_shows_the_maps_of_each_domain(pages: "Pages", recorded: 
 
 
 def test_the_report_of_a_comparison_opens_among_its_artifacts(pages: "Pages", recorded: Recorded) -> None:
-    from dinomaly_hd.tracking import artifact_page
+    from dinomaly_hd.runs.pages import artifact_page
 
     pages.open(artifact_page(recorded.experiment, recorded.parent, "report.html"))
     frame = pages.first("iframe")
@@ -158,7 +158,7 @@ def test_the_report_of_a_comparison_opens_among_its_artifacts(pages: "Pages", re
 def test_all_tables_of_a_comparison_are_tables_in_its_description(pages: "Pages", recorded: Recorded) -> None:
     from mlflow import MlflowClient
 
-    from dinomaly_hd.tracking.pages import run_page
+    from dinomaly_hd.runs.pages import run_page
 
     note = MlflowClient(tracking_uri=recorded.uri).get_run(recorded.parent).data.tags["mlflow.note.content"]
     pages.open(run_page(recorded.experiment, recorded.parent))

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, NamedTuple
 import pytest
 
 if TYPE_CHECKING:
-    from dinomaly_hd.experiments.context import Context
+    from dinomaly_hd.runs.context import Context
 
 SETTINGS = {
     "preset": "quick",
@@ -57,7 +57,7 @@ def tiny_settings() -> dict[str, str]:
 def project(root: Path) -> "Iterator[Context]":
     """Yield what runs in an empty project share, with an MLflow store of its own."""
     # Here, so that contract tests without a run need no torch.
-    from dinomaly_hd.experiments.context import Context
+    from dinomaly_hd.runs.context import Context
     from dinomaly_hd.training.guards import SignalGuard
 
     with pytest.MonkeyPatch.context() as patch, warnings.catch_warnings():
@@ -79,7 +79,7 @@ def project(root: Path) -> "Iterator[Context]":
 @pytest.fixture(scope="session")
 def tiny_run(tmp_path_factory: pytest.TempPathFactory) -> TinyRun:
     """Train two steps of `horizontal` on simulated maps, evaluate them and record them in an own store."""
-    from dinomaly_hd.experiments.training_run import execute
+    from dinomaly_hd.experiments.run import execute
     from dinomaly_hd.flags import resolve
 
     root = tmp_path_factory.mktemp("project")

@@ -7,11 +7,12 @@ import pytest
 import torch
 from torch import Tensor
 
-from dinomaly_hd.experiments import evaluation_run, run_record, training_run
-from dinomaly_hd.experiments.learning import batches
-from dinomaly_hd.experiments.session import Session
+from dinomaly_hd.experiments import evaluate, run
+from dinomaly_hd.experiments.score import Scorer
+from dinomaly_hd.experiments.work import Work
 from dinomaly_hd.models.detector import Detector
-from dinomaly_hd.training.fit import Trained, trained_state
+from dinomaly_hd.runs.mirror import SENDERS
+from dinomaly_hd.training.loop import Trained, trained_state
 
 BASE = {
     "preset": "quick",
@@ -42,7 +43,7 @@ class Seen(NamedTuple):
     ``weights`` are those that would be exported; ``history`` holds each logged series.
     """
 
-    session: Session
+    work: Work
     detector: Detector
     trained: Trained
     weights: dict[str, Tensor]
@@ -54,27 +55,25 @@ def evaluate_four_images(monkeypatch: pytest.MonkeyPatch) -> list[Seen]:
     """Put a light stand-in for the evaluation and return the list that it fills, one entry a run."""
     seen: list[Seen] = []
 
-    def light(
-        session: Session, detector: Detector, memory: Any, *, trained: Trained, timing: Any
-    ) -> dict[str, Any]:
-        del memory, timing
-        positions = session.manifest.indices(split="test")[:4]
-        score_4 = torch.cat(
-            [detector.eval().score(detector.encode(images)).score_B for images in batches(session, positions)]
-        )
+    def light(work: Work, scorer: Scorer, trained: Trained) -> dict[str, Any]:
+        positions = work.ready.manifest.indices(split="test")[:4]
+        detector = scorer.detector.eval()
+        images = scorer.images(positions)
+        score_4 = torch.cat([detector.score(detector.encode(one)).score_B for one in images])
         assert torch.isfinite(score_4).all()
-        history = session.journal.history()
-        seen.append(Seen(session, detector, trained, trained_state(detector), score_4, history))
+        history = work.tracker.journal.history()
+        seen.append(Seen(work, detector, trained, trained_state(detector), score_4, history))
         return {}
 
-    monkeypatch.setattr(training_run, "evaluate_run", light)
+    monkeypatch.setattr(run, "evaluate", light)
+    monkeypatch.setattr(run, "record", lambda *_: {})
     return seen
 
 
 def without_pictures(monkeypatch: pytest.MonkeyPatch) -> None:
     """Leave out plots and the model's copy for MLflow, which are most of a tiny run's time."""
-    monkeypatch.setattr(evaluation_run.gallery, "draw_plots", lambda *_, **__: None)
-    monkeypatch.setattr(run_record, "log_model", lambda *_, **__: None)
+    monkeypatch.setattr(evaluate.gallery, "draw_plots", lambda *_, **__: None)
+    monkeypatch.setitem(SENDERS, "model", lambda *_, **__: None)
 
 
 def assert_same_weights(ours: Mapping[str, Tensor], theirs: Mapping[str, Tensor]) -> None:

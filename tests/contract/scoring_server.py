@@ -11,6 +11,7 @@ import struct
 import subprocess
 import sys
 import time
+import urllib.request
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -114,14 +115,11 @@ def serving(model_uri: str, *, tracking_uri: str, log: Path, timeout_s: float = 
 
 
 def _is_up(port: int) -> bool:
-    connection = http.client.HTTPConnection(HOST, port, timeout=60.0)
     try:
-        connection.request("GET", "/ping")
-        return connection.getresponse().status == 200
+        urllib.request.urlopen(f"http://{HOST}:{port}/ping", timeout=60.0).close()
     except (OSError, http.client.HTTPException):
         return False
-    finally:
-        connection.close()
+    return True
 
 
 def _stop(process: "subprocess.Popen[bytes]") -> None:
@@ -196,52 +194,51 @@ def malformed(shape: tuple[int, int]) -> dict[str, Refused]:
     """Return by name what a server of a float32 model must refuse, whatever it was trained on."""
     height, width = shape
     good = np.full((1, height, width), 0.25, np.float32)
+    image, maps, column = good[0], good.tolist(), "expected one column 'image'"
 
-    def changed(value: Any) -> Request:
-        image = good.astype(object)
-        image[0, 1, 2] = value
-        return as_json({"inputs": image.tolist()})
+    def holding(value: Any) -> Request:
+        changed = good.astype(object)
+        changed[0, 1, 2] = value
+        return as_json({"inputs": changed.tolist()})
 
-    column = "expected one column 'image'"
-    return {
-        "no JSON": Refused(Request(b"score this"), "valid JSON"),
-        "empty body": Refused(Request(b""), "valid JSON"),
-        "a list": Refused(as_json({}, x=1)._replace(body=b"[1, 2]"), "Received a list"),
-        "wrong key": Refused(as_json({"pictures": good.tolist()}), "exactly one of the input fields"),
-        "wrong column": Refused(as_json({"inputs": {"picture": ["AAAA"]}}), f"columns picture: {column}"),
-        "domain as a column": Refused(
+    requests: dict[str, tuple[Request, str]] = {
+        "no JSON": (Request(b"score this"), "valid JSON"),
+        "empty body": (Request(b""), "valid JSON"),
+        "a list": (Request(b"[1, 2]"), "Received a list"),
+        "wrong key": (as_json({"pictures": maps}), "exactly one of the input fields"),
+        "wrong column": (as_json({"inputs": {"picture": ["AAAA"]}}), f"columns picture: {column}"),
+        "domain as a column": (
             as_json({"dataframe_records": [{"image": "AAAA", "domain": "C"}]}),
             f"columns image, domain: {column}",
         ),
-        "wrong shape": Refused(
+        "wrong shape": (
             as_json({"inputs": good[:, :, :-5].tolist()}),
             rf"shape \(1, {height}, {width - 5}\), expected \(images, {height}, {width}\)",
         ),
-        "one map without its axis": Refused(
-            as_json({"instances": good[0].tolist()}), rf"shape \({height}, {width}\), expected"
+        "one map without its axis": (
+            as_json({"instances": image.tolist()}),
+            rf"shape \({height}, {width}\), expected",
         ),
-        "rows of different lengths": Refused(
-            as_json({"inputs": [[[1.0, 2.0], [3.0]]]}), "inhomogeneous|lengths"
-        ),
-        "no images": Refused(as_json({"inputs": []}), r"shape \(0,\), expected"),
-        "no files": Refused(as_files(), "column 'image': no images"),
-        "NaN": Refused(changed(float("nan")), "image 0 holds NaN or infinite"),
-        "beyond float32": Refused(changed(1e39), "image 0 holds NaN or infinite"),
-        "null": Refused(changed(None), "holds null"),
-        "text": Refused(changed("warm"), "holds text, expected numbers"),
-        "broken base64": Refused(as_json({"inputs": {"image": ["not base64!"]}}), "image 0: not base64"),
-        "number for a file": Refused(as_json({"inputs": {"image": [3]}}), "image 0: not base64"),
-        "no image file": Refused(as_files(b"GIF89a"), "image 0.tiff: not a classic TIFF"),
-        "truncated TIFF": Refused(as_files(tiff(good[0])[:-100]), r"image 0\.tiff: "),
-        "other shape": Refused(as_files(tiff(good[0, :, :-5])), f"{height} x {width - 5} float32 TIFF, but"),
-        "other number type": Refused(as_files(tiff(good[0].astype(np.float64))), "float64 TIFF, expected"),
-        "other file type": Refused(as_files(png(np.ones(shape, np.uint8))), "8-bit PNG, but the model"),
-        "huge header": Refused(as_files(huge_tiff()), "60000 x 60000 pixels, expected"),
-        "second of two is bad": Refused(as_files(tiff(good[0]), b""), r"image 1\.tiff: "),
-        "unknown domain": Refused(
-            as_json({"inputs": good.tolist()}, domain="Z"), "domain='Z': the model has"
-        ),
-        "domain is a number": Refused(as_json({"inputs": good.tolist()}, domain=3), "domain"),
-        "params is a list": Refused(Request(b'{"inputs": [[[0.5]]], "params": [1]}'), "must be a dictionary"),
-        "wrong content type": Refused(Request(tiff(good[0]), "image/tiff"), "image/tiff", status=415),
+        "rows of different lengths": (as_json({"inputs": [[[1.0, 2.0], [3.0]]]}), "inhomogeneous|lengths"),
+        "no images": (as_json({"inputs": []}), r"shape \(0,\), expected"),
+        "no files": (as_files(), "column 'image': no images"),
+        "NaN": (holding(float("nan")), "image 0 holds NaN or infinite"),
+        "beyond float32": (holding(1e39), "image 0 holds NaN or infinite"),
+        "null": (holding(None), "holds null"),
+        "text": (holding("warm"), "holds text, expected numbers"),
+        "broken base64": (as_json({"inputs": {"image": ["not base64!"]}}), "image 0: not base64"),
+        "number for a file": (as_json({"inputs": {"image": [3]}}), "image 0: not base64"),
+        "path for a file": (as_json({"inputs": {"image": ["/etc/hosts"]}}), "image 0: not base64"),
+        "no image file": (as_files(b"GIF89a"), "image 0.tiff: not a classic TIFF"),
+        "truncated TIFF": (as_files(tiff(image)[:-100]), r"image 0\.tiff: "),
+        "other shape": (as_files(tiff(image[:, :-5])), f"{height} x {width - 5} float32 TIFF, but"),
+        "other number type": (as_files(tiff(image.astype(np.float64))), "float64 TIFF, expected"),
+        "other file type": (as_files(png(np.ones(shape, np.uint8))), "8-bit PNG, but the model"),
+        "huge header": (as_files(huge_tiff()), "60000 x 60000 pixels, expected"),
+        "second of two is bad": (as_files(tiff(image), b""), r"image 1\.tiff: "),
+        "unknown domain": (as_json({"inputs": maps}, domain="Z"), "domain='Z': the model has"),
+        "domain is a number": (as_json({"inputs": maps}, domain=3), "domain"),
+        "params is a list": (Request(b'{"inputs": [[[0.5]]], "params": [1]}'), "must be a dictionary"),
     }
+    refused = {name: Refused(request, names) for name, (request, names) in requests.items()}
+    return refused | {"wrong content type": Refused(Request(tiff(image), "image/tiff"), "image/tiff", 415)}

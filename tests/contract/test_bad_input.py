@@ -16,8 +16,8 @@ import tifffile
 import torch
 
 from dinomaly_hd.experiments import training_run
-from dinomaly_hd.experiments.run_folder import read_state
-from dinomaly_hd.tracking import Tracker
+from dinomaly_hd.runs.folder import read_state
+from dinomaly_hd.runs.tracker import Tracker
 from entry_points import common, horizontal, topk
 from entry_points.common import exit_code
 from tests.work import returned

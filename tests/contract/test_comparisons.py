@@ -3,7 +3,6 @@
 import json
 from dataclasses import replace
 from pathlib import Path
-from types import ModuleType
 from typing import Any, NamedTuple
 
 import pandas as pd
@@ -12,18 +11,14 @@ import torch
 
 from dinomaly_hd.config import RunConfig, flatten, with_values
 from dinomaly_hd.errors import CheckpointError, ComparisonError, ConfigError, NonFiniteError
-from dinomaly_hd.experiments import ablation as ablations
-from dinomaly_hd.experiments import comparison, settings
-from dinomaly_hd.experiments import finetune as tuning
-from dinomaly_hd.experiments.ablation import run_ablation
-from dinomaly_hd.experiments.context import Context
-from dinomaly_hd.experiments.finetune import OWN, Tuning, run_finetune
-from dinomaly_hd.experiments.run_folder import STATE, find_run
-from dinomaly_hd.experiments.settings import run_encoders, run_steps
-from dinomaly_hd.experiments.training_run import Outcome, execute
+from dinomaly_hd.experiments import comparison, protocols
+from dinomaly_hd.experiments.protocols import OWN, run_ablation, run_encoders, run_finetune, run_steps
+from dinomaly_hd.experiments.run import Outcome, execute
 from dinomaly_hd.files import publish_json
 from dinomaly_hd.flags import resolve_config
 from dinomaly_hd.jobs import Slots
+from dinomaly_hd.runs.context import Context
+from dinomaly_hd.runs.folder import STATE, find_run
 from dinomaly_hd.training.guards import SignalGuard
 from entry_points import ablation, encoders, finetune, steps
 
@@ -181,7 +176,8 @@ def test_finetuning_starts_from_the_unified_model_and_sees_one_domain(context: C
     done = run_finetune(
         [build("A0", 42)],
         replace(context, say=lines.append),
-        tuning=Tuning(steps=1, learning_rate=1e-30),
+        steps="1",
+        learning_rate="1e-30",
         domains=None,
     )
     folders = {member.label: outcome.folder for member, outcome in done.outcomes.items()}
@@ -198,9 +194,11 @@ def test_finetuning_starts_from_the_unified_model_and_sees_one_domain(context: C
     ("steps", "rate", "message"),
     [("0", "0.1", "finetune_steps='0'"), ("10", "fast", "'fast': expected a number"), ("10", "0", "above 0")],
 )
-def test_a_finetuning_without_length_or_rate_is_refused(steps: str, rate: str, message: str) -> None:
+def test_a_finetuning_without_length_or_rate_is_refused(
+    context: Context, steps: str, rate: str, message: str
+) -> None:
     with pytest.raises(ConfigError, match=message):
-        Tuning.parse(steps=steps, learning_rate=rate)
+        run_finetune([build("A0", 42)], context, steps=steps, learning_rate=rate, domains=None)
 
 
 def test_a_name_that_several_runs_have_is_refused_with_their_paths(tmp_path: Path) -> None:
@@ -211,15 +209,15 @@ def test_a_name_that_several_runs_have_is_refused_with_their_paths(tmp_path: Pat
     assert find_run(tmp_path, "second") == tmp_path / "second" / "A0_seed42"
 
 
-def called(monkeypatch: pytest.MonkeyPatch, module: ModuleType, name: str) -> list[Call]:
+def called(monkeypatch: pytest.MonkeyPatch, name: str) -> list[Call]:
     """Keep what an entry point would run."""
     calls: list[Call] = []
-    monkeypatch.setattr(module, name, lambda *args, **named: calls.append(Call(args, named)))
+    monkeypatch.setattr(protocols, name, lambda *args, **named: calls.append(Call(args, named)))
     return calls
 
 
 def test_ablation_asks_for_what_the_flags_say(monkeypatch: pytest.MonkeyPatch) -> None:
-    calls = called(monkeypatch, ablations, "run_ablation")
+    calls = called(monkeypatch, "run_ablation")
     ablation.main(["--configs", "A0,F", "--seeds", "1,2"], SignalGuard())
     ablation.main(["--slots", "3"], SignalGuard())
     ablation.main(["--slots", "auto"], SignalGuard())
@@ -230,7 +228,7 @@ def test_ablation_asks_for_what_the_flags_say(monkeypatch: pytest.MonkeyPatch) -
 
 
 def test_encoders_asks_for_what_the_flags_say(monkeypatch: pytest.MonkeyPatch) -> None:
-    calls = called(monkeypatch, settings, "run_encoders")
+    calls = called(monkeypatch, "run_encoders")
     flags = ["--encoders", "small,resnet18", "--seeds", "42,43", "--config", "C", "--batch_size", "4"]
     encoders.main(flags, SignalGuard())
     ((names, seeds, context), named) = calls[0]
@@ -243,7 +241,7 @@ def test_encoders_asks_for_what_the_flags_say(monkeypatch: pytest.MonkeyPatch) -
 
 
 def test_steps_asks_for_points_of_one_training(monkeypatch: pytest.MonkeyPatch) -> None:
-    calls = called(monkeypatch, settings, "run_steps")
+    calls = called(monkeypatch, "run_steps")
     steps.main(["--steps", "30,10,20"], SignalGuard())
     ((points, seeds, _), named) = calls[0]
     assert (points, seeds) == ([10, 20, 30], (42,))
@@ -252,13 +250,13 @@ def test_steps_asks_for_points_of_one_training(monkeypatch: pytest.MonkeyPatch) 
 
 
 def test_finetune_asks_for_what_the_flags_say(monkeypatch: pytest.MonkeyPatch) -> None:
-    calls = called(monkeypatch, tuning, "run_finetune")
+    calls = called(monkeypatch, "run_finetune")
     flags = ["--finetune_domains", "A,C", "--finetune_steps", "7", "--finetune_learning_rate", "0.5"]
     finetune.main([*flags, "--seeds", "1,2", "--config", "A0"], SignalGuard())
     finetune.main([], SignalGuard())
     ((runs, _), named), (_, unspecific) = calls
     assert ([run.seed for run in runs], named["domains"]) == ([1, 2], ("A", "C"))
-    assert named["tuning"] == Tuning(steps=7, learning_rate=0.5)
+    assert (named["steps"], named["learning_rate"]) == ("7", "0.5")
     assert unspecific["domains"] is None, "all of them"
 
 
@@ -289,5 +287,5 @@ def test_fine_tuning_on_wrong_domains_is_refused(
     context: Context, domains: tuple[str, ...], message: str
 ) -> None:
     with pytest.raises(ConfigError, match=f"finetune_domains: .*{message}"):
-        run_finetune([build("A0", 42)], context, tuning=Tuning(steps=1, learning_rate=1e-4), domains=domains)
+        run_finetune([build("A0", 42)], context, steps="1", learning_rate="1e-4", domains=domains)
     assert not context.result_dir.exists()

@@ -12,12 +12,12 @@ import pytest
 
 from dinomaly_hd.config import RunConfig, flatten
 from dinomaly_hd.errors import ComparisonError, ConfigError, LayoutError, NonFiniteError
-from dinomaly_hd.experiments import comparison, domains
-from dinomaly_hd.experiments.context import Context
-from dinomaly_hd.experiments.domains import Trial, run_multi_domain, run_single_domain
-from dinomaly_hd.experiments.examine import Examined, Examiner, Positions
-from dinomaly_hd.experiments.training_run import Outcome, execute
+from dinomaly_hd.experiments import comparison, protocols
+from dinomaly_hd.experiments.protocols import Trial, run_multi_domain, run_single_domain
+from dinomaly_hd.experiments.run import Outcome, execute
+from dinomaly_hd.experiments.score import Examined, Positions, Scorer
 from dinomaly_hd.flags import resolve_model
+from dinomaly_hd.runs.context import Context
 from dinomaly_hd.training.guards import SignalGuard
 from entry_points import multi_domain, single_domain
 
@@ -49,16 +49,16 @@ def own(place: Context, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Cont
 
 def fail_on(monkeypatch: pytest.MonkeyPatch, domain: str, *, splits: tuple[str, ...] = ("test",)) -> None:
     """Make every image of a domain, in some splits, unscorable."""
-    examine = Examiner.examine
+    examine = Scorer.examine
 
-    def refuse(self: Examiner, positions: Positions) -> Examined:
+    def refuse(self: Scorer, positions: Positions) -> Examined:
         records = [self.store.manifest.records[int(i)] for i in positions]
         bad = [one.path for one in records if one.domain == domain and one.split in splits]
         if bad:
             raise NonFiniteError(f"{bad[0]}: the model's score is NaN or infinite")
         return examine(self, positions)
 
-    monkeypatch.setattr(Examiner, "examine", refuse)
+    monkeypatch.setattr(Scorer, "examine", refuse)
 
 
 @pytest.mark.parametrize("splits", [("test",), ("train", "test")], ids=["test", "normals too"])
@@ -225,7 +225,7 @@ def asked(monkeypatch: pytest.MonkeyPatch) -> list[Trial]:
     """Return the list that the entry points fill instead of running."""
     kept: list[Trial] = []
     for name in ("run_single_domain", "run_multi_domain"):
-        monkeypatch.setattr(domains, name, lambda trials, _: kept.extend(trials))
+        monkeypatch.setattr(protocols, name, lambda trials, _: kept.extend(trials))
     return kept
 
 

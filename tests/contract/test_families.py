@@ -16,14 +16,15 @@ from safetensors.torch import load_file
 from dinomaly_hd.data.images import read_image
 from dinomaly_hd.data.simulator import simulate
 from dinomaly_hd.errors import ConfigError, Interrupted
-from dinomaly_hd.experiments import learning, training_run
-from dinomaly_hd.experiments.context import Context
-from dinomaly_hd.experiments.domains import Trial, run_single_domain
-from dinomaly_hd.experiments.examine import score
-from dinomaly_hd.experiments.exported import load_model
-from dinomaly_hd.experiments.training_run import Outcome, execute
+from dinomaly_hd.experiments import prepare
+from dinomaly_hd.experiments import run as runs
+from dinomaly_hd.experiments.protocols import Trial, run_single_domain
+from dinomaly_hd.experiments.run import Outcome, execute
+from dinomaly_hd.experiments.score import score
 from dinomaly_hd.flags import resolve_model
 from dinomaly_hd.models.patchcore import PatchCore
+from dinomaly_hd.runs.context import Context
+from dinomaly_hd.serving.exported import read_model
 from dinomaly_hd.training.guards import SignalGuard
 from dinomaly_hd.trivial import PREFIX, TRIVIAL
 
@@ -121,7 +122,7 @@ def test_an_exported_model_gives_the_runs_own_scores(model: str, finished: Finis
     table = pd.read_csv(folder / "scores" / "domain_B.csv")
     root = place.root / "data" / "simulated_tiny_seed0"
     images = np.stack([read_image(root / path) for path in table["path"]])
-    detector = load_model(folder / "model").detector
+    detector = read_model(folder / "model").load()
     found = score(detector, detector.encode(torch.from_numpy(images)), bf16=False)
     np.testing.assert_allclose(found.score_B.numpy(), table["score"].to_numpy(), rtol=1e-5)
     assert found.map_BHW.shape == (len(table), 32, 32)
@@ -192,12 +193,12 @@ def test_an_interrupted_training_goes_on_to_the_same_bits(
 
 def test_a_filled_memory_bank_is_not_filled_again(own: Context, monkeypatch: pytest.MonkeyPatch) -> None:
     seen = evaluate_four_images(monkeypatch)
-    light = training_run.evaluate_run
+    light = runs.evaluate
 
     def interrupt(*_: Any, **__: Any) -> None:
         raise Interrupted(15)
 
-    monkeypatch.setattr(training_run, "evaluate_run", interrupt)
+    monkeypatch.setattr(runs, "evaluate", interrupt)
     with pytest.raises(Interrupted):
         execute(build("patchcore"), own)
     (checkpoint,) = own.result_dir.rglob("step_*.pt")
@@ -208,7 +209,7 @@ def test_a_filled_memory_bank_is_not_filled_again(own: Context, monkeypatch: pyt
         raise AssertionError("the bank was there already")
 
     monkeypatch.setattr(PatchCore, "fit_bank", refuse)
-    monkeypatch.setattr(training_run, "evaluate_run", light)
+    monkeypatch.setattr(runs, "evaluate", light)
     execute(build("patchcore"), own)
     assert torch.equal(seen[0].weights["bank"], kept)
     assert len(kept) > 1
@@ -238,7 +239,7 @@ def test_early_stopping_sees_no_test_image(
     execute(build("draem", **EARLY), own)
     execute(build("draem", **EARLY, data_root=str(other_test_images)), own)
     first, second = seen
-    assert first.session.manifest.digest != second.session.manifest.digest
+    assert first.work.ready.manifest.digest != second.work.ready.manifest.digest
     assert_same_weights(first.weights, second.weights)
     assert first.trained.tested_step == second.trained.tested_step
     assert first.trained.best_value == second.trained.best_value
@@ -257,8 +258,8 @@ def test_the_older_rule_chooses_by_the_test_images_and_is_marked(
     chosen, marked = {}, {}
     for rule in ("held_out", "source_test"):
         loss, auroc = iter([0.1, 0.2, 0.3]), iter([0.6, 0.9, 0.7])
-        monkeypatch.setattr(learning, "_loss", lambda *_, loss=loss, **__: next(loss))
-        monkeypatch.setattr(learning, "_test_auroc", lambda *_, auroc=auroc, **__: next(auroc))
+        monkeypatch.setattr(prepare, "held_out_loss", lambda *_, loss=loss, **__: next(loss))
+        monkeypatch.setattr(prepare, "image_auroc", lambda *_, auroc=auroc, **__: next(auroc))
         outcome = execute(build("draem", **values, validate_on=rule), own)
         results = outcome.results
         chosen[rule] = (results["steps"], results["tested_step"], results["best_val"])
@@ -274,7 +275,7 @@ def test_the_older_rule_chooses_by_the_test_images_and_is_marked(
 def test_patience_ends_a_training(own: Context, monkeypatch: pytest.MonkeyPatch) -> None:
     seen = evaluate_four_images(monkeypatch)
     loss = iter([0.5, 0.4, 0.4, float("nan"), 0.1])
-    monkeypatch.setattr(learning, "_loss", lambda *_, **__: next(loss))
+    monkeypatch.setattr(prepare, "held_out_loss", lambda *_, **__: next(loss))
     values = {"max_steps": "6", "val_check_interval": "1", "early_stopping_patience": "2"}
     execute(build("draem", **values, train_domains="all", domains="A"), own)
     trained = seen[0].trained
@@ -320,7 +321,7 @@ def test_a_folder_of_textures_is_needed_to_train_and_not_to_score(
     assert any(not torch.equal(weights[0][name], weights[1][name]) for name in weights[0])
 
     shutil.rmtree(folder)
-    detector = load_model(second.folder / "model").detector
+    detector = read_model(second.folder / "model").load()
     assert torch.isfinite(detector.score(detector.encode(torch.rand(2, 31, 95))).score_B).all()
     with pytest.raises(ConfigError, match=f"anomaly_source_path={folder}: no such folder; give one"):
         execute(build("draem", **values), own)

@@ -4,13 +4,12 @@ from dataclasses import replace
 
 import pytest
 
-from dinomaly_hd.experiments import run_record
-from dinomaly_hd.experiments.context import Context
-from dinomaly_hd.experiments.run_folder import IN_MLFLOW, RunFolder, read_state
-from dinomaly_hd.experiments.training_run import Outcome, execute
+from dinomaly_hd.experiments.run import Outcome, execute
 from dinomaly_hd.flags import resolve_model
-from dinomaly_hd.tracking import default_uri
-from dinomaly_hd.tracking.store import client_for
+from dinomaly_hd.runs.context import Context
+from dinomaly_hd.runs.folder import IN_MLFLOW, RunFolder, read_state
+from dinomaly_hd.runs.mirror import SENDERS
+from dinomaly_hd.runs.store import client_for, default_uri
 
 from .light_runs import SMALL
 
@@ -18,9 +17,14 @@ from .light_runs import SMALL
 @pytest.fixture
 def killed(context: Context, monkeypatch: pytest.MonkeyPatch) -> tuple[Outcome, Context]:
     """Return a member that is finished in its folder, and whose MLflow run lacks model and end."""
-    monkeypatch.setattr(run_record, "log_model", lambda *_, **__: None)
+
+    def dies(*_: object, **__: object) -> None:
+        raise ValueError("the process dies here")
+
     own = replace(context, folder=context.result_dir / "suite" / "member")
-    outcome = execute(resolve_model("trivial", SMALL["trivial"]), own)
+    with monkeypatch.context() as patch:
+        patch.setitem(SENDERS, "model", dies)
+        outcome = execute(resolve_model("trivial", SMALL["trivial"]), own)
     assert outcome.mlflow_run_id is not None
     client_for(default_uri(context.root)).set_terminated(outcome.mlflow_run_id, "KILLED")
     RunFolder(outcome.folder, resumed=True).set_state(**{IN_MLFLOW: False})

@@ -11,17 +11,18 @@ import torch
 from numpy.typing import NDArray
 from PIL import Image
 
+from dinomaly_hd.config import with_values
 from dinomaly_hd.data.feature_files import FeaturePlace
 from dinomaly_hd.data.hdmap import load_manifest
 from dinomaly_hd.data.store import ImageStore
-from dinomaly_hd.experiments.context import Context
-from dinomaly_hd.experiments.examine import Examiner
-from dinomaly_hd.experiments.exported import load_model
-from dinomaly_hd.experiments.training_run import Outcome, execute
+from dinomaly_hd.experiments.run import Outcome, execute
+from dinomaly_hd.experiments.score import Scorer
 from dinomaly_hd.flags import resolve
-from dinomaly_hd.journal import Journal
 from dinomaly_hd.models.build_encoder import preprocessing_of
 from dinomaly_hd.models.dinomaly import Dinomaly
+from dinomaly_hd.runs.context import Context
+from dinomaly_hd.runs.journal import Journal
+from dinomaly_hd.serving.exported import read_model
 from dinomaly_hd.training.checkpoint import newest
 from dinomaly_hd.training.guards import SignalGuard
 
@@ -141,22 +142,21 @@ def test_values_above_one_reach_the_encoder_unclipped(tmp_path: Path) -> None:
 def test_a_domain_scores_alone_what_it_scores_among_others(train: Any, tmp_path: Path) -> None:
     root = write_maps(tmp_path / "maps")
     outcome = train(root)
-    model = load_model(outcome.folder / "model")
+    model = read_model(outcome.folder / "model")
+    detector = model.load()
 
     def scored(domains: list[str]) -> dict[str, float]:
         manifest = load_manifest(root, domains=domains, conditions="none")
-        examiner = Examiner(
-            model.detector,
+        scorer = Scorer(
+            detector,
             ImageStore(manifest, keep_bytes=0),
-            evaluation=model.card.run.evaluation.model_copy(update={"eval_batch_size": 3}),
-            box=preprocessing_of(model.card.run.encoder).visible(manifest.shape),
+            run=with_values(model.card.run, {"eval_batch_size": 3}),
             device=torch.device("cpu"),
-            num_workers=0,
-            bf16=False,
+            features=None,
             tick=lambda: None,
         )
         test = manifest.indices(split="test")
-        values = examiner.examine(test).score_N
+        values = scorer.examine(test).score_N
         return {manifest.records[i].path: float(value) for i, value in zip(test, values, strict=True)}
 
     alone, among = scored(["C"]), scored(["A", "C"])
@@ -175,7 +175,7 @@ def test_the_full_preset_runs_with_its_own_grid(train: Any, tmp_path: Path) -> N
         domains="C",
         batch_size="2",
     )
-    model = load_model(outcome.folder / "model").detector
+    model = read_model(outcome.folder / "model").load()
     assert isinstance(model, Dinomaly)
     assert model.encoder.grid == (28, 28)
     assert np.isfinite(losses(outcome)).all()

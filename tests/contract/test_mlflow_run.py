@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from dinomaly_hd.tracking import project_environment
-from dinomaly_hd.tracking.store import client_for, load_mlflow
+from dinomaly_hd.runs import project_environment
+from dinomaly_hd.runs.store import client_for, load_mlflow
 from tests.contract.conftest import SETTINGS
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -48,7 +48,7 @@ def mlflow_run(*words: str, cwd: Path) -> "subprocess.CompletedProcess[str]":
 @pytest.mark.slow
 def test_the_literal_command_runs_after_make_setup(clone: Path) -> None:
     assert environment_of(clone) == "conda_env"
-    subprocess.run(["python", "-m", "dinomaly_hd.tracking.project_environment"], cwd=clone, check=True)
+    subprocess.run(["python", "-m", "dinomaly_hd.runs.project_environment"], cwd=clone, check=True)
     assert environment_of(clone) == "python_env"
     words = [word for item in SETTINGS.items() if item[0] != "seed" for word in ("-P", "=".join(item))]
     done = mlflow_run(*words, cwd=clone)

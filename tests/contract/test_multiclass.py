@@ -7,10 +7,10 @@ import pytest
 
 from dinomaly_hd.config import RunConfig, with_values
 from dinomaly_hd.errors import ConfigError, Interrupted
-from dinomaly_hd.experiments.context import Context
-from dinomaly_hd.experiments.multiclass import run_mode
-from dinomaly_hd.experiments.run_folder import read_state
+from dinomaly_hd.experiments.protocols import run_mode
 from dinomaly_hd.flags import resolve
+from dinomaly_hd.runs.context import Context
+from dinomaly_hd.runs.folder import read_state
 from dinomaly_hd.training.guards import SignalGuard
 
 MEMBERS = ["multiclass_unified", "singleclass_A", "singleclass_B"]

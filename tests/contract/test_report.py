@@ -16,17 +16,16 @@ from typing import Any, NamedTuple
 import numpy as np
 import pandas as pd
 import pytest
+from dinomaly_hd.tracking.outbox import OUTBOX_NAME, Outbox
 
 from dinomaly_hd.errors import ConfigError, DataError, OutputError, TrackingError
 from dinomaly_hd.evaluation.results import evaluate
 from dinomaly_hd.experiments import reporting
 from dinomaly_hd.experiments.collect import Asked
 from dinomaly_hd.experiments.report_run import ReportRequest, report
-from dinomaly_hd.experiments.run_folder import read_state
 from dinomaly_hd.files import publish_json
-from dinomaly_hd.tracking import prepare_store
-from dinomaly_hd.tracking.outbox import OUTBOX_NAME, Outbox
-from dinomaly_hd.tracking.store import client_for
+from dinomaly_hd.runs.folder import read_state
+from dinomaly_hd.runs.store import client_for, prepare_store
 from entry_points.common import exit_code
 from entry_points.report import main
 

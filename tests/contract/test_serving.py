@@ -1,7 +1,6 @@
 """What the logged MLflow model promises: the run's own scores, of arrays or files, decisions by domain."""
 
 import base64
-import io
 import json
 import re
 import shutil
@@ -13,33 +12,28 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pandas as pd
 import pytest
-from PIL import Image
+from mlflow.exceptions import MlflowException
 
 from dinomaly_hd.data.images import read_image
-from dinomaly_hd.errors import ConfigError, ImageError
-from dinomaly_hd.experiments.context import Context
-from dinomaly_hd.experiments.evaluation_run import gallery
-from dinomaly_hd.experiments.exported import load_model
-from dinomaly_hd.experiments.prediction import Request, predict
-from dinomaly_hd.experiments.request_images import input_example, read_input
-from dinomaly_hd.experiments.training_run import execute
+from dinomaly_hd.errors import ImageError
+from dinomaly_hd.experiments.evaluate import gallery
+from dinomaly_hd.experiments.predict import predict
+from dinomaly_hd.experiments.run import execute
 from dinomaly_hd.flags import resolve_model
-from dinomaly_hd.serving import ScoringModel, ServedModel, log_model
-from dinomaly_hd.tracking.store import client_for
+from dinomaly_hd.runs.context import Context
+from dinomaly_hd.runs.store import client_for
+from dinomaly_hd.serving import _load_pyfunc
+from dinomaly_hd.serving.images import encode_files, input_example, read_input
+from dinomaly_hd.serving.in_mlflow import log_model
+from dinomaly_hd.serving.served import ServedModel
 
 from .light_runs import SMALL
-from .scoring_server import Answer, Client, as_files, as_json, malformed, register, serving, tiff
+from .scoring_server import Client, Request, as_files, as_json, malformed, png, register, serving
 
 if TYPE_CHECKING:
     from conftest import TinyRun
 
 DOMAIN = "domain_C"
-
-
-@pytest.fixture(scope="module")
-def loaded(tiny_run: "TinyRun") -> Any:
-    """The model as a user gets it from MLflow."""
-    return load_from_mlflow(tiny_run.run_id, tiny_run.uri)
 
 
 def load_from_mlflow(run_id: str, uri: str) -> Any:
@@ -56,8 +50,9 @@ def load_from_mlflow(run_id: str, uri: str) -> Any:
 
 
 @pytest.fixture(scope="module")
-def scorer(tiny_run: "TinyRun") -> ScoringModel:
-    return ScoringModel(load_model(tiny_run.folder / "model"))
+def loaded(tiny_run: "TinyRun") -> Any:
+    """The model as a user gets it from MLflow."""
+    return load_from_mlflow(tiny_run.run_id, tiny_run.uri)
 
 
 @pytest.fixture(scope="module")
@@ -67,23 +62,25 @@ def own(tiny_run: "TinyRun") -> pd.DataFrame:
 
 
 @pytest.fixture(scope="module")
+def threshold(tiny_run: "TinyRun") -> float:
+    """The run's own, of this domain."""
+    card = json.loads((tiny_run.folder / "model" / "model.json").read_text())
+    return float(card["thresholds"][DOMAIN])
+
+
+@pytest.fixture(scope="module")
 def images_BHW(tiny_run: "TinyRun", own: pd.DataFrame) -> np.ndarray:
     return np.stack([read_image(tiny_run.data / path) for path in own["path"]])
-
-
-def encoded(*files: bytes) -> pd.DataFrame:
-    return pd.DataFrame({"image": [base64.b64encode(file).decode() for file in files]})
 
 
 # ---- through MLflow ----
 
 
 def test_arrays_and_files_get_the_runs_own_scores_and_decisions(
-    tiny_run: "TinyRun", loaded: Any, own: pd.DataFrame, images_BHW: np.ndarray
+    tiny_run: "TinyRun", loaded: Any, own: pd.DataFrame, threshold: float, images_BHW: np.ndarray
 ) -> None:
-    threshold = json.loads((tiny_run.folder / "model" / "model.json").read_text())["thresholds"][DOMAIN]
-    files = encoded(*((tiny_run.data / path).read_bytes() for path in own["path"]))
-    for given in (images_BHW, images_BHW.tolist(), files):
+    files = encode_files([(tiny_run.data / path).read_bytes() for path in own["path"]])
+    for given in (images_BHW, images_BHW.tolist(), files, pd.DataFrame(files)):
         answer = loaded.predict(given, params={"domain": "C"})
         np.testing.assert_allclose(answer["score"], own["score"], rtol=0, atol=1e-6)
         assert (answer["threshold"] == threshold).all()
@@ -91,19 +88,13 @@ def test_arrays_and_files_get_the_runs_own_scores_and_decisions(
         assert list(answer.columns) == ["score", "threshold", "fault"]
 
 
-def test_maps_come_at_the_inputs_pixels_when_asked_for(loaded: Any, images_BHW: np.ndarray) -> None:
-    answer = loaded.predict(images_BHW[:2], params={"return_map": True})
-    map_BHW = np.array(answer["map"].tolist(), dtype=float)
-    assert map_BHW.shape == (2, *images_BHW.shape[1:])
-    assert (map_BHW >= 0).all()
-    assert map_BHW[0].std() > 0
-
-
 def test_the_logged_model_says_what_it_takes_gives_and_needs(tiny_run: "TinyRun", loaded: Any) -> None:
     signature = loaded.metadata.signature
     assert signature.outputs.input_names() == ["score", "threshold", "fault", "map"]
     assert [param.name for param in signature.params] == ["domain", "return_map"]
+    assert loaded.metadata.flavors["python_function"]["loader_module"] == "dinomaly_hd.serving"
     client = client_for(tiny_run.uri)
+    log_model(client, tiny_run.run_id, folder=tiny_run.folder / "model")  # again: no second one
     (output,) = client.get_run(tiny_run.run_id).outputs.model_outputs
     model = client.get_logged_model(output.model_id)
     assert (model.name, str(model.status), model.source_run_id) == ("model", "READY", tiny_run.run_id)
@@ -113,31 +104,6 @@ def test_the_logged_model_says_what_it_takes_gives_and_needs(tiny_run: "TinyRun"
     assert any(line.startswith("torch==") and "+" not in line for line in needs)
     example = json.loads((files / "input_example.json").read_text())
     assert len(loaded.predict(example)) == 1
-
-
-def test_logging_it_again_makes_no_second_model(tiny_run: "TinyRun") -> None:
-    client = client_for(tiny_run.uri)
-    log_model(client, tiny_run.run_id, folder=tiny_run.folder / "model")
-    assert len(client.get_run(tiny_run.run_id).outputs.model_outputs) == 1
-
-
-def test_the_answer_of_a_server_is_json(loaded: Any, images_BHW: np.ndarray) -> None:
-    from mlflow.pyfunc.scoring_server import invocations
-
-    request = {
-        "dataframe_split": {"columns": ["image"], "data": encoded(tiff(images_BHW[0])).to_numpy().tolist()},
-        "params": {"domain": DOMAIN, "return_map": True},
-    }
-    answer = invocations(json.dumps(request), "application/json", loaded, None)
-    assert answer.status == 200
-    (row,) = json.loads(answer.response)["predictions"]
-    assert isinstance(row["fault"], bool)
-    assert len(row["map"]) == 31
-    both = encoded(tiff(images_BHW[0]), tiff(images_BHW[1])).to_dict("list")
-    for given in ({"instances": images_BHW[:2].tolist()}, {"inputs": both}):
-        answer = invocations(json.dumps(given), "application/json", loaded, None)
-        scores = [row["score"] for row in json.loads(answer.response)["predictions"]]
-        np.testing.assert_allclose(scores, loaded.predict(images_BHW[:2])["score"], rtol=0, atol=1e-6)
 
 
 @pytest.mark.parametrize("family", [name for name in SMALL if name != "dinomaly"])
@@ -158,7 +124,7 @@ def test_a_finished_run_of_every_family_is_a_model_that_scores_and_decides_as_th
     (last,) = sorted((outcome.folder / "checkpoints").glob("*.pt"))[-1:]
     place = {"output": context.root / "out", "result_dir": context.result_dir, "root": context.root}
     settings = {"domain": None, "maps": 0, "gpu": "cpu", "say": context.say, "tick": lambda: None}
-    table = predict(Request(run=str(last), source=data / "domain_B" / "test", **place, **settings)).table
+    table = pd.read_csv(predict(str(last), data / "domain_B" / "test", **place, **settings) / "scores.csv")
     np.testing.assert_allclose(table["score"], own.sort_values("path")["score"], rtol=0, atol=1e-6)
     assert set(table["decision"]) <= {"fault", "good"}
 
@@ -166,13 +132,24 @@ def test_a_finished_run_of_every_family_is_a_model_that_scores_and_decides_as_th
 # ---- a server ----
 
 
+def single_request(image_HW: np.ndarray, path: Path, number: int) -> Request:
+    """Return a request with one image in one of the four forms that MLflow knows."""
+    file = path.read_bytes()
+    split = {"columns": ["image"], "data": [encode_files([file])["image"]]}
+    forms = (
+        as_files(file, domain=DOMAIN),
+        as_json({"inputs": image_HW[None].tolist()}, domain="C", return_map=True),
+        as_json({"dataframe_split": split}, domain=DOMAIN, return_map=True),
+        as_json({"instances": image_HW[None].tolist()}, domain="C"),
+    )
+    return forms[number % 4]
+
+
 def test_a_registered_model_is_served_and_lives_on_through_malformed_requests(
-    tiny_run: "TinyRun", own: pd.DataFrame, images_BHW: np.ndarray, tmp_path: Path
+    tiny_run: "TinyRun", own: pd.DataFrame, threshold: float, images_BHW: np.ndarray, tmp_path: Path
 ) -> None:
     register(tiny_run.uri, tiny_run.run_id, name="served", alias="champion")
-    threshold = json.loads((tiny_run.folder / "model" / "model.json").read_text())["thresholds"][DOMAIN]
-    shape = images_BHW.shape[1:]
-    log = tmp_path / "server.log"
+    shape, log = images_BHW.shape[1:], tmp_path / "server.log"
     with (
         serving("models:/served@champion", tracking_uri=tiny_run.uri, log=log) as port,
         closing(Client(port)) as client,
@@ -180,36 +157,30 @@ def test_a_registered_model_is_served_and_lives_on_through_malformed_requests(
 
         def check_scores() -> None:
             for i, (path, score) in enumerate(zip(own["path"], own["score"], strict=True)):
-                array = as_json({"inputs": images_BHW[i : i + 1].tolist()}, domain="C", return_map=True)
-                file = as_files((tiny_run.data / path).read_bytes(), domain=DOMAIN)
-                (row,) = client.ask(array if i % 2 else file).rows()
+                (row,) = client.ask(single_request(images_BHW[i], tiny_run.data / path, i)).rows()
                 assert abs(row["score"] - score) <= 1e-6
                 assert (row["threshold"], row["fault"]) == (threshold, row["score"] >= threshold)
-                assert not i % 2 or np.shape(row["map"]) == shape
+                assert "map" not in row or np.shape(row["map"]) == shape
 
         check_scores()
         answers = {name: client.ask(one.request) for name, one in malformed(shape).items()}
         check_scores()
     for name, refused in malformed(shape).items():
-        assert_refused(name, answers[name], refused.names, status=refused.status)
-
-
-def assert_refused(name: str, answer: Answer, names: str, *, status: int) -> None:
-    assert answer.status == status, f"{name}: {answer.body}"
-    assert re.search(names, answer.message()), f"{name}: {answer.body}"
-    assert "Traceback" not in answer.body, name
+        answer = answers[name]
+        assert answer.status == refused.status, f"{name}: {answer.body}"
+        assert re.search(refused.names, answer.message()), f"{name}: {answer.body}"
+        assert "Traceback" not in answer.body, name
 
 
 def test_a_failure_that_is_not_the_requests_is_500_with_the_traceback_in_the_log_only(
     loaded: Any, images_BHW: np.ndarray, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    from mlflow.exceptions import MlflowException
     from mlflow.pyfunc.scoring_server import invocations
 
     def fail(*_: Any) -> None:
         raise RuntimeError("no memory left\nat all")
 
-    monkeypatch.setattr(ScoringModel, "_score", fail)
+    monkeypatch.setattr(ServedModel, "_score", fail)
     request = as_json({"inputs": images_BHW[:1].tolist()})
     with pytest.raises(MlflowException) as failed:
         invocations(request.body, request.content_type, loaded, None)
@@ -221,42 +192,49 @@ def test_a_failure_that_is_not_the_requests_is_500_with_the_traceback_in_the_log
     assert "no memory left" in caplog.text
 
 
-def test_a_refusal_names_one_line_and_not_the_whole_request(
-    scorer: ScoringModel, images_BHW: np.ndarray
-) -> None:
-    from mlflow.exceptions import MlflowException
+# ---- decisions and refusals ----
 
+
+@pytest.fixture
+def served(tiny_run: "TinyRun") -> ServedModel:
+    """The model as MLflow loads it."""
+    return _load_pyfunc(str(tiny_run.folder / "model"))
+
+
+def test_without_a_domain_several_thresholds_decide_nothing_and_an_unknown_one_is_one_line(
+    served: ServedModel, images_BHW: np.ndarray
+) -> None:
+    answer = served.predict(images_BHW[:1])
+    assert np.isfinite(answer["score"]).all()
+    assert answer[["threshold", "fault"]].isna().all(axis=None)
     with pytest.raises(MlflowException) as refused:
-        ServedModel(scorer).predict(images_BHW, {"domain": "E"})
+        served.predict(images_BHW, {"domain": "E"})
     refused.value.message = "Failed to predict data ...: as MLflow's server puts it"
     answer = json.loads(refused.value.serialize_as_json())
     assert answer["error_code"] == "BAD_REQUEST"
     assert answer["message"].startswith("domain='E': the model has no threshold for it.")
 
 
-# ---- decisions and refusals ----
+def test_a_score_that_is_no_number_is_refused(served: ServedModel, images_BHW: np.ndarray) -> None:
+    images_BHW = np.stack([images_BHW[0], np.full((31, 95), 3e38)])
+    with pytest.raises(MlflowException, match="image 1: the score is NaN or infinite"):
+        served.predict(images_BHW)
 
 
-def test_without_a_domain_several_thresholds_decide_nothing(
-    scorer: ScoringModel, images_BHW: np.ndarray
+def test_a_map_comes_at_the_inputs_pixels_and_is_empty_where_a_crop_hid_them(
+    served: ServedModel, images_BHW: np.ndarray
 ) -> None:
-    answer = scorer.predict(images_BHW[:1])
-    assert np.isfinite(answer["score"]).all()
-    assert answer[["threshold", "fault"]].isna().all(axis=None)
-    with pytest.raises(ConfigError, match="domain='E'"):
-        scorer.predict(images_BHW[:1], params={"domain": "E"})
+    def drawn() -> np.ndarray:
+        return np.array(served.predict(images_BHW[:1], params={"return_map": True})["map"][0], dtype=float)
 
-
-def test_a_crop_leaves_the_hidden_pixels_of_a_map_empty(tiny_run: "TinyRun", images_BHW: np.ndarray) -> None:
-    exported = load_model(tiny_run.folder / "model")
-    model = ScoringModel(exported)
-    whole = np.array(model.predict(images_BHW[:1], params={"return_map": True})["map"][0], dtype=float)
-    assert not np.isnan(whole).any()
-    model.box = model.box._replace(top=5.0, bottom=26.0)
-    cut = np.array(model.predict(images_BHW[:1], params={"return_map": True})["map"][0], dtype=float)
-    assert np.isnan(cut[:5]).all()
-    assert np.isnan(cut[26:]).all()
-    assert not np.isnan(cut[5:26]).any()
+    map_HW = drawn()
+    assert map_HW.shape == images_BHW.shape[1:]
+    assert (map_HW >= 0).all()
+    assert map_HW.std() > 0
+    served.box = served.box._replace(top=5.0, bottom=26.0)
+    map_HW = drawn()
+    assert list(np.isnan(map_HW).all(axis=1)) == [not 5 <= row < 26 for row in range(31)]
+    assert not np.isnan(map_HW[5:26]).any()
 
 
 def test_random_encoder_weights_come_back_by_their_seed(
@@ -266,34 +244,24 @@ def test_random_encoder_weights_come_back_by_their_seed(
     card = json.loads((tmp_path / "model" / "model.json").read_text())
     card["config"]["encoder"]["encoder_weights"] = card["encoder_digest"] = "random"
     (tmp_path / "model" / "model.json").write_text(json.dumps(card))
-    first, second = (ScoringModel(load_model(tmp_path / "model")).predict(images_BHW[:2]) for _ in range(2))
+    first, second = (ServedModel(tmp_path / "model").predict(images_BHW[:2]) for _ in range(2))
     np.testing.assert_array_equal(first["score"], second["score"])
 
 
-@pytest.mark.parametrize(
+@pytest.mark.parametrize(  # beside what ``malformed`` tries over a connection
     ("given", "line"),
     [
-        (np.zeros((2, 31, 90)), r"shape \(2, 31, 90\), expected \(images, 31, 95\)"),
-        (np.zeros((31, 95)), "shape"),
         (np.zeros((0, 31, 95)), "shape"),
         (np.full((1, 31, 95), np.nan), "image 0 holds NaN"),
-        (np.full((1, 31, 95), 1e39), "image 0 holds NaN or infinite"),
-        ([["a", "b"]], "holds text, expected numbers"),
         ([[True, False]], "holds bool, expected numbers"),
-        ([[1.0, None]], "holds null"),
         ([[10**400]], "a number beyond 64 bits"),
         ([[1.0, 2.0], [3.0]], r"different lengths, expected \(images, 31, 95\)"),
         ("gear", "holds text"),
-        ([], "shape"),
-        (pd.DataFrame({"picture": ["x"]}), "columns picture: expected one column 'image'"),
-        ([{"image": "AAAA", "domain": "C"}], "columns image, domain: expected one column"),
         (pd.DataFrame({"image": []}), "column 'image': no images"),
+        ([{"image": "AAAA", "domain": "C"}], "columns image, domain: expected one column"),
         ({}, "columns none: expected one column"),
         ({"image": [["AAAA"]]}, "image 0: not base64 text"),
-        (pd.DataFrame({"image": ["not base64!"]}), "image 0: not base64"),
-        (pd.DataFrame({"image": [3]}), "image 0: not base64"),
-        (encoded(b"GIF89a"), "image 0.tiff: not a classic TIFF"),
-        (encoded(tiff(np.zeros((31, 90), np.float32))), "31 x 90 float32 TIFF, but the model was trained on"),
+        ({"image": base64.b64encode(b"/etc/passwd").decode()}, "image 0.tiff: not a classic TIFF"),
     ],
 )
 def test_an_input_that_cannot_be_scored_is_one_line(given: Any, line: str) -> None:
@@ -310,14 +278,13 @@ def test_numbers_beyond_what_a_png_can_hold_are_refused(value: float) -> None:
 
 @pytest.mark.parametrize("dtype", ["float32", "uint8", "uint16"])
 def test_the_example_is_an_image_the_model_takes(dtype: str) -> None:
-    example = input_example(shape=(31, 95), dtype=dtype)
-    image = read_input(example, shape=(31, 95), dtype=dtype)
+    image = read_input(input_example(shape=(31, 95), dtype=dtype), shape=(31, 95), dtype=dtype)
     assert image.shape == (1, 31, 95)
     assert image.dtype == np.float32
 
 
 def test_a_png_file_is_scaled_as_the_reader_does() -> None:
-    stream = io.BytesIO()
-    Image.fromarray(np.full((31, 95), 51, np.uint8)).save(stream, format="PNG")
-    image = read_input(encoded(stream.getvalue()), shape=(31, 95), dtype="uint8")
-    np.testing.assert_allclose(image, 0.2, rtol=1e-6)
+    file = png(np.full((31, 95), 51, np.uint8))
+    np.testing.assert_allclose(
+        read_input(encode_files([file]), shape=(31, 95), dtype="uint8"), 0.2, rtol=1e-6
+    )

@@ -17,10 +17,9 @@ from torch.optim import Optimizer
 
 from dinomaly_hd.condition_files import Condition, read_conditions
 from dinomaly_hd.config import TrainingConfig, flatten, layers_of, range_of
-from dinomaly_hd.experiments.context import Context
-from dinomaly_hd.experiments.training_run import execute
+from dinomaly_hd.experiments.run import execute
 from dinomaly_hd.flags import resolve_model
-from dinomaly_hd.training import task
+from dinomaly_hd.runs.context import Context
 from dinomaly_hd.training.optim import OPTIMIZERS
 
 from .conftest import project
@@ -42,6 +41,7 @@ SMALLER = {
     "patchcore": {"image_size": "64", "encoder_weights": "random"},
 }
 FLAGS = {"encoder_name": "encoder", "backbone": "encoder"}
+KINDS = dict(OPTIMIZERS)
 NO_VALUES = ("model_type", "source_domain", "target_domains")
 
 
@@ -87,7 +87,7 @@ def assert_values(flat: Mapping[str, Any], config: Mapping[str, Any], *, family:
 
 
 def assert_trained(seen: Seen, made: list[Optimizer]) -> None:
-    training = seen.session.run.training
+    training = seen.work.run.training
     assert isinstance(training, TrainingConfig)
     assert seen.trained.last_step == 2
     losses = [value for _, value in seen.history["train/loss"]]
@@ -96,17 +96,17 @@ def assert_trained(seen: Seen, made: list[Optimizer]) -> None:
     assert len(seen.history["val/loss"]) == 2 // training.val_check_interval
     assert seen.trained.tested_step in ((1, 2) if seen.trained.best_value is not None else (2,))
     (optimizer,) = made
-    assert type(optimizer) is OPTIMIZERS[training.optimizer]
+    assert type(optimizer) is KINDS[training.optimizer]
     assert {group["weight_decay"] for group in optimizer.param_groups} == {training.weight_decay}
     assert optimizer.defaults["lr"] == training.learning_rate
 
 
 def assert_filled(seen: Seen) -> None:
-    flat = flatten(seen.session.run)
+    flat = flatten(seen.work.run)
     bank = seen.weights["bank"]
-    image = torch.from_numpy(seen.session.store[int(seen.session.split.train[0])])
+    image = torch.from_numpy(seen.work.store[int(seen.work.ready.split.train[0])])
     rows, columns = seen.detector.encode(image[None]).shape[2:]
-    tokens = len(seen.session.split.train) * rows * columns
+    tokens = len(seen.work.ready.split.train) * rows * columns
     assert len(bank) == max(1, round(flat["coreset_sampling_ratio"] * tokens))
     assert torch.isfinite(bank).all()
 
@@ -122,22 +122,24 @@ def test_a_shipped_condition_runs_with_its_own_values(
     _, config = EVERY[name]
     seen = evaluate_four_images(monkeypatch)
     made: list[Optimizer] = []
-    make = task.make_optimizer
+    for optimizer, make in KINDS.items():
 
-    def keep(*args: Any, **named: Any) -> Optimizer:
-        made.append(make(*args, **named))
-        return made[-1]
+        def keep(*args: Any, make: Any = make, **named: Any) -> Optimizer:
+            made.append(make(*args, **named))
+            return made[-1]
 
-    monkeypatch.setattr(task, "make_optimizer", keep)
+        monkeypatch.setitem(OPTIMIZERS, optimizer, keep)
     one = conditions[name]
     run_small(one, replace(place, result_dir=tmp_path))
     (done,) = seen
-    flat = flatten(done.session.run)
+    flat = flatten(done.work.run)
     assert_values(flat, config, family=one.model_type)
     assert (flat["domains"], flat["train_domains"]) == (
         ("A,B,C,D", "A") if one.target_domains else ("A", "all")
     )
-    assert {done.session.manifest.records[int(i)].domain for i in done.session.split.train} == {"domain_A"}
+    assert {done.work.ready.manifest.records[int(i)].domain for i in done.work.ready.split.train} == {
+        "domain_A"
+    }
     if one.model_type == "patchcore":
         assert_filled(done)
     else:

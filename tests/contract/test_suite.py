@@ -17,17 +17,16 @@ from dinomaly_hd.data import hdmap
 from dinomaly_hd.data.feature_files import FeaturePlace
 from dinomaly_hd.data.simulator import simulate
 from dinomaly_hd.errors import ComparisonError, ConfigError, DataError, Interrupted
-from dinomaly_hd.experiments import data_root
+from dinomaly_hd.experiments import checks
+from dinomaly_hd.experiments.as_jobs import Checked, context_from_plain, context_to_plain
 from dinomaly_hd.experiments.comparison import Member, member
-from dinomaly_hd.experiments.context import Context
-from dinomaly_hd.experiments.member_job import context_from_plain, context_to_plain
-from dinomaly_hd.experiments.members_as_jobs import Checked
-from dinomaly_hd.experiments.run_folder import open_run
-from dinomaly_hd.experiments.suite import report_places, run_suite
-from dinomaly_hd.experiments.training_run import execute
+from dinomaly_hd.experiments.protocols import report_places, run_suite
+from dinomaly_hd.experiments.run import execute
 from dinomaly_hd.files import locked
 from dinomaly_hd.flags import resolve_model
 from dinomaly_hd.jobs import Slots
+from dinomaly_hd.runs.context import Context
+from dinomaly_hd.runs.folder import open_run
 from dinomaly_hd.training.guards import SignalGuard
 from entry_points import suite
 
@@ -67,7 +66,7 @@ def test_members_of_two_sets_of_domains_are_run_reported_and_used_again(
     read: list[Path] = []
     load = hdmap.load_manifest
     monkeypatch.setattr(
-        data_root, "load_manifest", lambda root, **named: read.append(root) or load(root, **named)
+        checks, "load_manifest", lambda root, **named: read.append(root) or load(root, **named)
     )
     lines: list[str] = []
     told = replace(context, say=lines.append)

@@ -11,11 +11,11 @@ import tifffile
 
 from dinomaly_hd.data.hdmap import load_manifest
 from dinomaly_hd.errors import ConfigError, Pruned
-from dinomaly_hd.experiments.context import Context
-from dinomaly_hd.experiments.run_folder import all_runs, read_state
-from dinomaly_hd.experiments.training_run import Outcome, execute
+from dinomaly_hd.experiments.run import Outcome, execute
 from dinomaly_hd.flags import resolve_model
-from dinomaly_hd.tracking import RunStore
+from dinomaly_hd.runs.context import Context
+from dinomaly_hd.runs.folder import all_runs, read_state
+from dinomaly_hd.runs.search import RunStore
 
 from .light_runs import SMALL, without_pictures
 

@@ -15,12 +15,14 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import PIL.Image
 import pytest
 
 from dinomaly_hd.errors import TrackingError
-from dinomaly_hd.journal import Journal
-from dinomaly_hd.tracking import Tracker, close_stale_runs, default_uri, prepare_store, sync_run
-from dinomaly_hd.tracking.store import client_for, process_tags
+from dinomaly_hd.runs.journal import Journal
+from dinomaly_hd.runs.mirror import mirror
+from dinomaly_hd.runs.store import client_for, close_stale_runs, default_uri, prepare_store, process_tag
+from dinomaly_hd.runs.tracker import Tracker
 from tests.work import PATIENCE_S, returned
 
 EXPERIMENT = "contract"
@@ -63,7 +65,13 @@ def tracker(folder: Path, uri: str, **changes: Any) -> Tracker:
         "root": folder.parent,
         "system_metrics": False,
     }
-    return Tracker(Journal(folder / "journal.jsonl"), **(settings | changes))
+    return Tracker(folder, **(settings | changes))
+
+
+def picture(folder: Path) -> Path:
+    path = folder / "map.png"
+    PIL.Image.fromarray(np.zeros((8, 6, 3), np.uint8)).save(path)
+    return path
 
 
 def points(uri: str, run_id: str, key: str) -> list[tuple[int, float]]:
@@ -99,17 +107,15 @@ def test_a_run_holds_what_was_logged(uri: str, folder: Path) -> None:
     for step in range(1500):
         run.metrics({"train/loss": 1 / (step + 1), "train/lr": 1e-3}, step=step)
     run.metrics({"domain_C/auroc": float("nan"), "odd (name)": 1.0}, step=1500)
-    run.params({"learning_rate": 0.001, "long": "x" * 9000} | {f"cfg/{i}": i for i in range(150)})
+    run.params({"learning_rate": 0.001, "long": "x" * 9000} | {f"value{i}": i for i in range(150)})
     run.tags({"kind": "baseline"})
     run.note("# repeat me")
     run.text("diff", file="provenance/git.diff")
     run.artifact(folder / "results.json")
     run.artifacts(folder / "plots", folder="plots")
-    run.image(np.zeros((8, 6, 3), np.uint8), key="maps/domain_C", step=3)
-    run.image(folder / "tracking_images" / "maps~domain_C-3.png", key="maps/domain_C", step=4)
+    for step in (3, 4):
+        run.image(picture(folder), key="maps/domain_C", step=step)
     run.dataset("domain_C", digest="d" * 64, count=12, source="data/domain_C", context="training")
-    called: list[str] = []
-    run.call(lambda client, of: called.append(client.get_run(of).data.tags["kind"]))
     assert run.close("FINISHED", timeout_s=PATIENCE_S)
 
     client = client_for(uri)
@@ -122,7 +128,7 @@ def test_a_run_holds_what_was_logged(uri: str, folder: Path) -> None:
     assert len(found.data.params["long"]) == 6000
     assert len(found.data.params) == 152
     assert found.data.tags["mlflow.note.content"] == "# repeat me"
-    assert found.data.tags.keys() >= {"variant", "kind", "host", "pid", "pid_started", "heartbeat"}
+    assert found.data.tags.keys() >= {"variant", "kind", "process", "run_key"}
     artifacts = folder.parent / "mlartifacts" / run_id / "artifacts"
     assert sorted(path.name for path in artifacts.iterdir()) == [
         "images",
@@ -133,7 +139,6 @@ def test_a_run_holds_what_was_logged(uri: str, folder: Path) -> None:
     assert len(list((artifacts / "images").glob("maps~domain_C+step+*.png"))) == 2
     (dataset,) = found.inputs.dataset_inputs
     assert (dataset.dataset.digest, dataset.dataset.profile) == ("d" * 36, '{"num_rows": 12}')
-    assert called == ["baseline"]
 
 
 def test_the_links_open_the_training_pages(uri: str, folder: Path) -> None:
@@ -148,7 +153,6 @@ def test_the_links_open_the_training_pages(uri: str, folder: Path) -> None:
     charts = str(run.experiment_url())
     assert charts.startswith(f"{base}/{number}/runs?workflowType=machine_learning&compareRunsMode=CHART")
     assert "tags.kind = 'train'" in urllib.parse.unquote(charts), "parents are no runs to chart"
-    assert str(run.url("http://server:1/")).startswith("http://server:1/#/experiments/")
     run.close("FINISHED", timeout_s=PATIENCE_S)
 
 
@@ -167,7 +171,10 @@ def test_the_pages_that_the_links_name_exist_in_this_mlflow() -> None:
         assert name in text
 
 
-def test_a_child_hides_under_its_parent(uri: str, folder: Path) -> None:
+def test_a_child_hides_under_its_parent_in_the_experiment_that_mlflow_run_chose(
+    uri: str, folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("MLFLOW_RUN_ID", client_for(uri).create_run("0").info.run_id)
     parent = tracker(folder, uri)
     parent_id = parent.start(timeout_s=PATIENCE_S)
     (folder / "member").mkdir()
@@ -177,6 +184,7 @@ def test_a_child_hides_under_its_parent(uri: str, folder: Path) -> None:
     assert parent.close("FINISHED", timeout_s=PATIENCE_S)
     found = client_for(uri).get_run(str(child_id))
     assert found.data.tags["mlflow.parentRunId"] == parent_id
+    assert found.info.experiment_id == "0" == parent.experiment_id
     assert found.info.status == "FAILED"
 
 
@@ -204,7 +212,9 @@ def test_nothing_global_is_left_behind(uri: str, folder: Path) -> None:
 
 
 def test_importing_the_package_does_not_import_mlflow() -> None:
-    program = "import sys, dinomaly_hd.tracking; sys.exit('mlflow' in sys.modules or 'torch' in sys.modules)"
+    program = (
+        "import sys, dinomaly_hd.runs.tracker; sys.exit('mlflow' in sys.modules or 'torch' in sys.modules)"
+    )
     assert subprocess.run([sys.executable, "-c", program], check=False).returncode == 0
 
 
@@ -249,7 +259,7 @@ def test_a_resumed_run_goes_on_without_doubles(uri: str, folder: Path) -> None:
     run_id = first.start(timeout_s=PATIENCE_S)
     for step in range(50):
         first.metrics({"train/loss": step / 3}, step=step)
-    first.image(np.zeros((4, 4), np.uint8), key="maps", step=1)
+    first.image(picture(folder), key="maps", step=1)
     assert first.close("KILLED", timeout_s=PATIENCE_S)
 
     Journal(folder / "journal.jsonl").truncate_after(30)
@@ -258,7 +268,7 @@ def test_a_resumed_run_goes_on_without_doubles(uri: str, folder: Path) -> None:
     assert client_for(uri).get_run(str(run_id)).info.status == "RUNNING"
     for step in range(31, 80):
         second.metrics({"train/loss": step / 3}, step=step)
-    second.image(np.zeros((4, 4), np.uint8), key="maps", step=1)
+    second.image(picture(folder), key="maps", step=1)
     assert second.close("FINISHED", timeout_s=PATIENCE_S)
     assert points(uri, str(run_id), "train/loss") == [(step, step / 3) for step in range(80)]
     images = folder.parent / "mlartifacts" / str(run_id) / "artifacts" / "images"
@@ -321,14 +331,14 @@ def test_a_dead_server_is_not_waited_for_and_a_later_sync_completes_the_run(
         for step in range(200):
             run.metrics({"train/loss": step / 7}, step=step)
         run.params({"seed": 42})
-        run.image(np.zeros((4, 4), np.uint8), key="maps", step=1)
+        run.image(picture(folder), key="maps", step=1)
         assert not returned(lambda: run.close("FINISHED", timeout_s=FOR_EVER_S))
     assert len(Journal(folder / "journal.jsonl").history()["train/loss"]) == 200
     assert "lacks part of this run" in caplog.text
 
-    report = sync_run(Journal(folder / "journal.jsonl"), uri=uri, root=folder.parent)
+    report = mirror(folder, uri=uri, root=folder.parent)
     assert (report.points, report.operations, report.refused) == (200, 2, 0)
-    again = sync_run(Journal(folder / "journal.jsonl"), uri=uri, root=folder.parent)
+    again = mirror(folder, uri=uri, root=folder.parent)
     assert again == report._replace(points=0, operations=0)
     found = client_for(uri).get_run(report.run_id)
     assert (found.info.status, found.data.params) == ("FINISHED", {"seed": "42"})
@@ -345,7 +355,7 @@ def outage(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
         raise MlflowException("API request failed with exception: connection refused")
 
     with monkeypatch.context() as patch:
-        for name in ("log_batch", "get_run", "set_terminated", "set_tag"):
+        for name in ("log_batch", "get_run", "set_terminated"):
             patch.setattr(MlflowClient, name, fail)
         yield
 
@@ -353,8 +363,8 @@ def outage(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
 def test_an_outage_in_the_midst_is_told_once_and_made_up_for(
     uri: str, folder: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    monkeypatch.setattr("dinomaly_hd.tracking.worker.FLUSH_S", 0.05)
-    monkeypatch.setattr("dinomaly_hd.tracking.worker.LONGEST_PAUSE_S", 0.1)
+    monkeypatch.setattr("dinomaly_hd.runs.tracker.FLUSH_S", 0.05)
+    monkeypatch.setattr("dinomaly_hd.runs.tracker.LONGEST_PAUSE_S", 0.1)
     run = tracker(folder, uri)
     run_id = run.start(timeout_s=PATIENCE_S)
     run.metrics({"loss": 0.0}, step=0)
@@ -379,25 +389,23 @@ def test_what_the_store_refuses_does_not_stop_the_rest(
     (folder / "gone.txt").touch()
     run.artifact(folder / "gone.txt")
     (folder / "gone.txt").unlink()
-    run.call(lambda _client, _run_id: 1 / 0)
     run.tags({"kind": "later"})
     assert not run.close("FINISHED", timeout_s=PATIENCE_S)
     found = client_for(uri).get_run(str(run_id))
     assert (found.info.status, found.data.tags["kind"]) == ("FINISHED", "later")
     assert "does not take artifact gone.txt" in caplog.text
-    assert "does not take call: division by zero" in caplog.text
     (folder / "gone.txt").touch()
-    assert sync_run(Journal(folder / "journal.jsonl"), uri=uri, root=folder.parent)[1:] == (0, 1, 0)
+    assert mirror(folder, uri=uri, root=folder.parent)[1:] == (0, 1, 0)
 
 
 KILLED = """
 import os, pathlib, sys
-from dinomaly_hd.journal import Journal
-from dinomaly_hd.tracking import Tracker
+from dinomaly_hd.runs.journal import Journal
+from dinomaly_hd.runs.tracker import Tracker
 
 folder = pathlib.Path(sys.argv[1])
 settings = {"experiment": "contract", "run_name": "r", "tags": {}, "system_metrics": False}
-run = Tracker(Journal(folder / "journal.jsonl"), uri=sys.argv[2], root=folder.parent, **settings)
+run = Tracker(folder, uri=sys.argv[2], root=folder.parent, **settings)
 run.start(timeout_s=600)
 run.params({"seed": 42})
 for step in range(500):
@@ -409,7 +417,7 @@ os.kill(os.getpid(), 9)
 def test_a_killed_process_leaves_all_for_a_sync(uri: str, folder: Path) -> None:
     ended = subprocess.run([sys.executable, "-c", KILLED, str(folder), uri], check=False)
     assert ended.returncode == -9
-    report = sync_run(Journal(folder / "journal.jsonl"), uri=uri, root=folder.parent)
+    report = mirror(folder, uri=uri, root=folder.parent)
     assert points(uri, report.run_id, "loss") == [(step, step / 9) for step in range(500)]
     client = client_for(uri)
     assert client.get_run(report.run_id).data.params == {"seed": "42"}
@@ -419,7 +427,7 @@ def test_a_killed_process_leaves_all_for_a_sync(uri: str, folder: Path) -> None:
 
 def test_a_folder_that_was_never_tracked_is_named(uri: str, folder: Path) -> None:
     with pytest.raises(TrackingError, match=r"no tracking\.jsonl"):
-        sync_run(Journal(folder / "journal.jsonl"), uri=uri, root=folder.parent)
+        mirror(folder, uri=uri, root=folder.parent)
 
 
 # ---- the store ----
@@ -427,20 +435,21 @@ def test_a_folder_that_was_never_tracked_is_named(uri: str, folder: Path) -> Non
 
 def test_runs_left_behind_are_closed_and_no_others(uri: str) -> None:
     client = client_for(uri)
-    mine = process_tags()
+    host, pid, started, namespace, now = process_tag()["process"].split(" ")
     dead = subprocess.Popen([sys.executable, "-c", ""])
     dead.wait()
     old = "2020-01-01T00:00:00+00:00"
     runs = {
-        "alive": mine,
-        "dead": mine | {"pid": str(dead.pid)},
-        "pid reused": mine | {"pid_started": "1000.00"},
-        "other host": mine | {"host": "elsewhere", "pid": str(dead.pid)},
-        "other container": mine | {"pid_namespace": "other", "pid": str(dead.pid)},
-        "other container, silent": mine | {"pid_namespace": "other", "heartbeat": old},
-        "not ours": {"host": mine["host"]},
+        "alive": (host, pid, started, namespace, now),
+        "dead": (host, dead.pid, started, namespace, now),
+        "pid reused": (host, pid, "1000.00", namespace, now),
+        "other host": ("elsewhere", dead.pid, started, namespace, now),
+        "other container": (host, dead.pid, started, "other", now),
+        "other container, silent": (host, dead.pid, started, "other", old),
+        "not ours": (host, "x"),
     }
-    ids = {client.create_run("0", tags=tags).info.run_id: name for name, tags in runs.items()}
+    tags = {name: {"process": " ".join(map(str, parts))} for name, parts in runs.items()}
+    ids = {client.create_run("0", tags=own).info.run_id: name for name, own in tags.items()}
     closed = {ids[run_id] for run_id in close_stale_runs(client, "0")}
     assert closed == {"dead", "pid reused", "other container, silent"}
     killed = {ids[run.info.run_id] for run in client.search_runs(["0"]) if run.info.status == "KILLED"}
@@ -450,9 +459,8 @@ def test_runs_left_behind_are_closed_and_no_others(uri: str) -> None:
 # Eight processes that share one import of MLflow (8 s of CPU each, otherwise), but nothing of the database.
 STARTERS = """
 import os, pathlib, sys
-from dinomaly_hd.journal import Journal
-from dinomaly_hd.tracking import Tracker
-from dinomaly_hd.tracking.store import load_mlflow
+from dinomaly_hd.runs.tracker import Tracker
+from dinomaly_hd.runs.store import load_mlflow
 
 root, uri = pathlib.Path(sys.argv[1]), sys.argv[2]
 settings = {"experiment": "contract", "tags": {}, "system_metrics": False}
@@ -461,8 +469,7 @@ children = []
 for number in range(8):
     child = os.fork()
     if child == 0:
-        journal = Journal(root / f"run{number}" / "journal.jsonl")
-        run = Tracker(journal, uri=uri, root=root, run_name=f"run{number}", **settings)
+        run = Tracker(root / f"run{number}", uri=uri, root=root, run_name=f"run{number}", **settings)
         started = run.start(timeout_s=600)
         for step in range(30):
             run.metrics({"loss": step / 9}, step=step)

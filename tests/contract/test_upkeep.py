@@ -7,13 +7,13 @@ from pathlib import Path
 import filelock
 import pytest
 
-from dinomaly_hd.experiments.context import Context
-from dinomaly_hd.experiments.run_folder import IN_MLFLOW, LOCK, RunFolder, read_state
-from dinomaly_hd.experiments.training_run import Outcome, execute
-from dinomaly_hd.experiments.upkeep import Upkeep, lacking, synchronise
+from dinomaly_hd.experiments.run import Outcome, execute
 from dinomaly_hd.flags import resolve_model
-from dinomaly_hd.tracking import Tracker, default_uri
-from dinomaly_hd.tracking.store import client_for
+from dinomaly_hd.runs.context import Context
+from dinomaly_hd.runs.folder import IN_MLFLOW, LOCK, RunFolder, read_state
+from dinomaly_hd.runs.store import client_for, default_uri
+from dinomaly_hd.runs.sync import Synchronised, lacking, synchronise
+from dinomaly_hd.runs.tracker import Tracker
 from entry_points import doctor
 from entry_points.common import exit_code
 
@@ -30,7 +30,7 @@ def run_without_server(context: Context, monkeypatch: pytest.MonkeyPatch, *, nam
         return execute(resolve_model("trivial", SMALL["trivial"]), own)
 
 
-def sync(context: Context) -> tuple[Upkeep, list[str]]:
+def sync(context: Context) -> tuple[Synchronised, list[str]]:
     lines: list[str] = []
     done = synchronise(context.result_dir, root=context.root, say=lines.append, tick=lambda: None)
     return done, lines
@@ -50,7 +50,7 @@ def test_a_run_of_an_outage_is_completed_once(context: Context, monkeypatch: pyt
     assert {"mean/auroc", "mean/tpr_at_fpr_1"} <= run.data.metrics.keys()
     assert run.outputs is not None
     assert len(run.outputs.model_outputs) == 1
-    assert sync(context)[0] == Upkeep(0, 0, 0, 0, 0, 0)
+    assert sync(context)[0] == Synchronised(0, 0, 0, 0, 0, 0)
 
 
 def test_a_server_that_is_slow_at_the_start_is_known_at_the_end(

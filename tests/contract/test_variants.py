@@ -1,6 +1,6 @@
 """Every variant, from the table: it starts like the baseline, learns, resumes exactly, and does what it says.
 
-Each is trained by ``training.fit.train`` on simulated maps, from encoder features of random weights.
+Each is trained by ``training.loop.train`` on simulated maps, from encoder features of random weights.
 """
 
 import copy
@@ -35,7 +35,7 @@ from dinomaly_hd.models.dinomaly import Dinomaly
 from dinomaly_hd.models.weights import Weights
 from dinomaly_hd.presets import quick_dinomaly
 from dinomaly_hd.training import checkpoint as checkpoints
-from dinomaly_hd.training import fit
+from dinomaly_hd.training import loop
 from dinomaly_hd.training.guards import SignalGuard
 from dinomaly_hd.variants import ABLATION, VARIANTS
 
@@ -64,16 +64,14 @@ EVERY: dict[str, Callable[[], DinomalyConfig]] = {
 
 
 class Record:
-    """A reporter that remembers the metrics by step."""
+    """A log that remembers the metrics by step."""
 
     def __init__(self) -> None:
         self.steps: dict[int, dict[str, float]] = {}
 
-    def metrics(self, values: Mapping[str, float], *, step: int) -> None:
+    def __call__(self, values: Mapping[str, float], step: int) -> None:
         assert step not in self.steps
         self.steps[step] = dict(values)
-
-    def sync(self) -> None: ...
 
     def series(self, name: str) -> list[float]:
         return [values[f"train/{name}"] for _, values in sorted(self.steps.items())]
@@ -115,7 +113,7 @@ def maps(tmp_path_factory: pytest.TempPathFactory) -> Maps:
     return Maps(store, hold_out(manifest, ratio=0, seed=0).train, FeatureCache())
 
 
-def training_data(detector: Dinomaly, maps: Maps) -> fit.TrainingData:
+def training_data(detector: Dinomaly, maps: Maps) -> loop.TrainingData:
     """Encode once, as a run does, where the variant leaves its images as they are."""
     cache = None if detector.alters_images else maps.cache
     names = digests(maps.store.manifest, maps.train)
@@ -123,7 +121,7 @@ def training_data(detector: Dinomaly, maps: Maps) -> fit.TrainingData:
         cache.use("the encoder of all variants")
         cache.add(names, torch.cat([detector.encode(images) for images in maps.batches()]))
     dataset = TrainingSet(maps.store, maps.train, cache=cache)
-    return fit.TrainingData(dataset, len(dataset), 0, str, None)
+    return loop.TrainingData(dataset, len(dataset), 0, "data", "encoder", str, None)
 
 
 def train(run: RunConfig, maps: Maps, folder: Path, *, until: int | None = None) -> "Trained":
@@ -133,7 +131,7 @@ def train(run: RunConfig, maps: Maps, folder: Path, *, until: int | None = None)
         detector.fit_encoder(maps.batches())
         detector.fit_loss(maps.batches())
     else:
-        fit.load_trained_state(detector, resume.weights)
+        loop.load_trained_state(detector, resume.weights)
     with SignalGuard() as guard:
 
         def progress(done: int, total: int) -> None:
@@ -141,18 +139,8 @@ def train(run: RunConfig, maps: Maps, folder: Path, *, until: int | None = None)
             if done == until:
                 guard.received = 15
 
-        fit.train(
-            detector,
-            run=run,
-            data=training_data(detector, maps),
-            resume=resume,
-            data_digest="data",
-            encoder_digest="encoder",
-            folder=folder,
-            reporter=record,
-            guard=guard,
-            progress=progress,
-        )
+        hooks = loop.Hooks(record, lambda state: checkpoints.save(folder, state), guard, progress)
+        loop.train(detector, run=run, data=training_data(detector, maps), hooks=hooks, resume=resume)
     return Trained(detector, record, run)
 
 

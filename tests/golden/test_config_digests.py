@@ -1,7 +1,8 @@
 """What decides a run's numbers, of every variant, family, ablation config and shipped condition, by digest.
 
 A digest moves with any value, name or default of a resolved config, so that a change of the code around
-configs shows here what it changed in them. Where that is meant: ``python -m tests.golden.test_config_digests``.
+configs shows here what it changed in them. Where that is meant:
+``python -m tests.golden.test_config_digests``.
 """
 
 import json

@@ -3,6 +3,7 @@
 import io
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -14,9 +15,10 @@ import pytest
 from rich.console import Console
 
 from dinomaly_hd.errors import ConfigError, Interrupted
+from dinomaly_hd.files import read_json
 from dinomaly_hd.jobs import Ended, Job, Slots, check_engine, local, read_job, run_jobs, write_progress
-from dinomaly_hd.jobs.job import LOG, Progress, read_progress
-from dinomaly_hd.jobs.table import Row, counts, render
+from dinomaly_hd.jobs.job import LOG, PROGRESS
+from dinomaly_hd.jobs.table import Row, board
 
 WORKER = """
 import json, os, signal, sys, time
@@ -188,12 +190,9 @@ except Interrupted:
 
 
 def test_progress_is_written_at_most_once_a_second(tmp_path: Path) -> None:
-    assert read_progress(tmp_path) is None
-    write_progress(tmp_path, step=1, steps=9, seconds_left=8.0)
-    write_progress(tmp_path, step=2, steps=9, seconds_left=7.0)
-    assert read_progress(tmp_path) == Progress(1, 9, 8.0)
-    write_progress(tmp_path, step=9, steps=9, seconds_left=0.0)
-    assert read_progress(tmp_path) == Progress(9, 9, 0.0)
+    for step, seen in ((1, 1), (2, 1), (9, 9)):
+        write_progress(tmp_path, step=step, steps=9, seconds_left=9.0 - step)
+        assert read_json(tmp_path / PROGRESS) == {"step": seen, "steps": 9, "seconds_left": 9.0 - seen}
 
 
 def test_other_code_refuses_a_job(tmp_path: Path) -> None:
@@ -232,25 +231,25 @@ def test_without_ray_the_way_to_it_is_said(monkeypatch: pytest.MonkeyPatch) -> N
 
 def test_slots_are_gpus_where_there_are_some(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(local, "_devices", lambda: ["2", "5"])
-    assert local.LocalEngine(slots=None).room() == 2
+    assert local.LocalEngine(slots=None).places() == 2
     told = [token["CUDA_VISIBLE_DEVICES"] for token in local._tokens(3, ["2", "5"])]
     assert told == ["2", "5", "2"]
     monkeypatch.setattr(local, "_devices", list)
-    assert local.LocalEngine(slots=None).room() == 2, "one for two of four cores"
+    assert local.LocalEngine(slots=None).places() == 2, "one for two of four cores"
 
 
-def test_the_table_shows_first_what_is_at_work() -> None:
+def test_the_table_shows_what_is_at_work_or_failed_and_counts_the_rest() -> None:
     rows = [Row(f"done{number}", "finished") for number in range(40)]
-    rows += [Row("busy", "running", Progress(30, 100, 65.0)), Row("bad", "failed", note="DataError: torn")]
-    text = io.StringIO()
-    console = Console(file=text, width=80, height=20)
-    console.print(render(rows, console=console))
-    lines = text.getvalue().splitlines()
-    assert len(lines) < 20
-    assert lines[1].split() == ["busy", "running", "30/100", "1:05"]
-    assert "DataError: torn" in lines[2]
-    assert lines[-1] == "running 1, failed 1, finished 40 (28 not shown)"
-    assert counts(rows) == "running 1, failed 1, finished 40"
+    rows += [Row(name, "waiting") for name in ("busy", "bad[/]")]
+    console = Console(file=io.StringIO(), force_terminal=True, width=80, height=20, color_system=None)
+    with board(rows, say=pytest.fail, console=console) as show:
+        show(Row("busy", "running", {"step": 30, "steps": 100, "seconds_left": 65.0}))
+        show(Row("bad[/]", "failed", note="DataError: torn"))
+    text = console.file.getvalue()  # type: ignore[attr-defined]
+    assert "running 1, failed 1, finished 40" in text
+    assert re.search(r"busy +running 30/100, 1:05 left", text)
+    assert re.search(r"bad\[/\] +failed: DataError: torn", text)
+    assert "done" not in text
 
 
 def worker_environment() -> dict[str, str]:

@@ -7,34 +7,35 @@ import signal
 import struct
 import subprocess
 import sys
+from contextlib import closing
 from pathlib import Path
 
 import pytest
 
 from dinomaly_hd.errors import CheckpointError, OutputError
-from dinomaly_hd.journal import Journal
+from dinomaly_hd.runs.journal import Journal
 
 AWKWARD = [0.1, 1 / 3, 1e-310, -0.0, 2.0**60 + 1, 5e-324, math.pi * 1e200]
 
 
 def train(path: Path, *, steps: range) -> None:
-    with Journal(path) as journal:
+    with closing(Journal(path)) as journal:
         for step in steps:
             journal.log({"train/loss": math.sin(step) / 3, "train/lr": 1e-3 * 0.97**step}, step=step)
 
 
 def test_values_come_back_bit_by_bit(tmp_path: Path) -> None:
-    with Journal(tmp_path / "journal.jsonl") as journal:
+    with closing(Journal(tmp_path / "journal.jsonl")) as journal:
         journal.log({f"m{i}": value for i, value in enumerate(AWKWARD)}, step=7)
-        (entry,) = journal.read()
+        (entry,) = journal.tail()[0]
     assert entry.step == 7
     assert [struct.pack("d", v) for v in entry.metrics.values()] == [struct.pack("d", v) for v in AWKWARD]
 
 
 def test_nan_and_infinities_are_kept_in_valid_json(tmp_path: Path) -> None:
-    with Journal(tmp_path / "journal.jsonl") as journal:
+    with closing(Journal(tmp_path / "journal.jsonl")) as journal:
         journal.log({"a": math.nan, "b": math.inf, "c": -math.inf}, step=1)
-        (entry,) = journal.read()
+        (entry,) = journal.tail()[0]
     assert math.isnan(entry.metrics["a"])
     assert (entry.metrics["b"], entry.metrics["c"]) == (math.inf, -math.inf)
 
@@ -61,7 +62,7 @@ def test_final_figures_are_forgotten_with_what_follows_the_checkpoint(tmp_path: 
     path = tmp_path / "journal.jsonl"
     train(path, steps=range(10))
     whole = Journal(path).history()
-    with Journal(path) as journal:
+    with closing(Journal(path)) as journal:
         journal.log({"mean/auroc": 0.5}, step=0)
         journal.truncate_after(9)
     assert Journal(path).history() == whole
@@ -71,7 +72,7 @@ def test_a_validation_that_is_made_again_is_forgotten(tmp_path: Path) -> None:
     path = tmp_path / "journal.jsonl"
     train(path, steps=range(10))
     whole = Journal(path).history()
-    with Journal(path) as journal:
+    with closing(Journal(path)) as journal:
         journal.log({"val/loss": 0.5}, step=9)
         for _ in range(2):
             journal.keep_first_of(9)
@@ -85,9 +86,9 @@ def test_a_line_torn_anywhere_is_cut_off_before_the_next_one(tmp_path: Path) -> 
     for length in range(second_ends, len(data)):
         torn = tmp_path / f"{length}.jsonl"
         torn.write_bytes(data[:length])
-        assert [entry.step for entry in Journal(torn).read()] == [0, 1]
+        assert [entry.step for entry in Journal(torn).tail()[0]] == [0, 1]
         train(torn, steps=range(2, 4))
-        assert [entry.step for entry in Journal(torn).read()] == [0, 1, 2, 3]
+        assert [entry.step for entry in Journal(torn).tail()[0]] == [0, 1, 2, 3]
 
 
 def test_damage_before_the_end_is_an_error_that_names_the_file(tmp_path: Path) -> None:
@@ -95,12 +96,12 @@ def test_damage_before_the_end_is_an_error_that_names_the_file(tmp_path: Path) -
     train(path, steps=range(2))
     path.write_bytes(b"\x00\x00\n" + path.read_bytes())
     with pytest.raises(CheckpointError, match=r"journal\.jsonl: damaged line"):
-        list(Journal(path).read())
+        Journal(path).tail()
 
 
 def test_a_killed_process_has_left_every_line_it_logged(tmp_path: Path) -> None:
     program = (
-        "import sys, pathlib; from dinomaly_hd.journal import Journal\n"
+        "import sys, pathlib; from dinomaly_hd.runs.journal import Journal\n"
         "journal = Journal(pathlib.Path(sys.argv[1]))\n"
         "for step in range(10**9):\n"
         "    journal.log({'loss': step / 7}, step=step); print(step, flush=True)\n"

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from dinomaly_hd.errors import OutOfMemory
-from dinomaly_hd.training.memory import named_when_exhausted, way_out
+from dinomaly_hd.training.guards import named_when_exhausted, way_out
 
 TOO_MUCH = 2**60
 
@@ -21,7 +21,8 @@ def allocate() -> None:
 
 
 def guarded(work: Callable[[], None], *, batch_size: int | None = 4) -> None:
-    named_when_exhausted(work, device=torch.device("cpu"), hint=way_out(batch_size))
+    with named_when_exhausted(torch.device("cpu"), hint=way_out(batch_size)):
+        work()
 
 
 def test_a_refusal_of_the_host_names_the_next_batch_size() -> None:
@@ -67,5 +68,4 @@ def test_what_the_failed_work_held_is_free_while_the_error_lives() -> None:
 
     with pytest.raises(OutOfMemory) as caught:
         guarded(work)
-    assert caught.value.__context__ is None
-    assert refs[0]() is None
+    assert refs[0]() is None, caught.value

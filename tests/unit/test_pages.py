@@ -5,7 +5,7 @@ from urllib.parse import parse_qs, unquote
 
 import pytest
 
-from dinomaly_hd.tracking.pages import (
+from dinomaly_hd.runs.pages import (
     MOST_LINKED,
     NOTE_LENGTH,
     artifact_picture,

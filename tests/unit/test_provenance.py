@@ -21,15 +21,13 @@ def repository(tmp_path: Path) -> Path:
     return tmp_path
 
 
-def test_outside_a_repository_there_is_nothing_to_say(tmp_path: Path) -> None:
-    assert provenance.git_facts(tmp_path) == {}
-    assert provenance.git_diff(tmp_path) == ""
-
-
-def test_without_git_there_is_nothing_to_say(repository: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_outside_a_repository_and_without_git_there_is_nothing_to_say(
+    repository: Path, tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    outside = tmp_path_factory.mktemp("outside")
+    assert (provenance.git_facts(outside), provenance.git_diff(outside)) == ({}, "")
     monkeypatch.setenv("PATH", "/nowhere")
-    assert provenance.git_facts(repository) == {}
-    assert provenance.git_diff(repository) == ""
+    assert (provenance.git_facts(repository), provenance.git_diff(repository)) == ({}, "")
 
 
 def test_a_repository_without_a_commit_is_dirty_and_shows_what_is_staged(repository: Path) -> None:

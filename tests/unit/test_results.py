@@ -12,8 +12,8 @@ from dinomaly_hd.evaluation import metrics
 from dinomaly_hd.evaluation.results import PixelScores, check_table, evaluate
 from dinomaly_hd.evaluation.summary import flat_metrics, summary_lines
 from dinomaly_hd.evaluation.thresholds import Threshold, normal_quantile
-from dinomaly_hd.experiments.run_folder import read_results
 from dinomaly_hd.files import publish_json
+from dinomaly_hd.runs.folder import read_results
 
 DOMAINS = ("domain_D", "domain_A", "domain_C")  # not sorted: the order of appearance must survive
 COUNT = 40

@@ -17,10 +17,10 @@ from dinomaly_hd.errors import CheckpointError, Interrupted, NonFiniteError, Out
 from dinomaly_hd.models.detector import Detector, Loss, ParameterGroup, Prediction
 from dinomaly_hd.presets import quick_dinomaly
 from dinomaly_hd.training import checkpoint as checkpoints
-from dinomaly_hd.training import fit
+from dinomaly_hd.training import loop
 from dinomaly_hd.training.checkpoint import Checkpoint
 from dinomaly_hd.training.guards import SignalGuard
-from dinomaly_hd.training.optim import StableAdamW
+from dinomaly_hd.training.optim import OPTIMIZERS, StableAdamW
 from dinomaly_hd.training.task import DetectorTask
 from dinomaly_hd.variants import baseline
 
@@ -70,16 +70,13 @@ class Samples(Dataset[Batch]):
 
 
 class Record:
-    """A reporter that remembers."""
+    """A log that remembers."""
 
     def __init__(self) -> None:
         self.points: list[tuple[int, dict[str, float]]] = []
 
-    def metrics(self, values: Mapping[str, float], *, step: int) -> None:
+    def __call__(self, values: Mapping[str, float], step: int) -> None:
         self.points.append((step, dict(values)))
-
-    def sync(self) -> None:
-        pass
 
     def series(self, name: str) -> list[float]:
         return [values[name] for _, values in self.points if name in values]
@@ -97,7 +94,7 @@ def train(
     *,
     until: int | None = None,
     encoded: bool = True,
-    validate: Callable[[], fit.Validation] | None = None,
+    validate: Callable[[], loop.Validation] | None = None,
 ) -> Record:
     record = Record()
     found = checkpoints.newest(folder).checkpoint
@@ -108,20 +105,17 @@ def train(
             if done == until:
                 guard.received = 15
 
-        fit.train(
-            detector,
-            run=run,
-            data=fit.TrainingData(
-                Samples(encoded=encoded), len(DATA), 0, lambda step: f"files of {step}", validate
-            ),
-            resume=found,
+        data = loop.TrainingData(
+            dataset=Samples(encoded=encoded),
+            size=len(DATA),
+            num_workers=0,
             data_digest="data",
             encoder_digest="encoder",
-            folder=folder,
-            reporter=record,
-            guard=guard,
-            progress=progress,
+            name_files=lambda step: f"files of {step}",
+            validate=validate,
         )
+        hooks = loop.Hooks(record, lambda state: checkpoints.save(folder, state), guard, progress)
+        loop.train(detector, run=run, data=data, hooks=hooks, resume=found)
     return record
 
 
@@ -163,7 +157,7 @@ def test_validation_is_reported_with_the_step_that_it_follows(tmp_path: Path) ->
         Line(),
         config(val_check_interval=5),
         tmp_path,
-        validate=lambda: fit.Validation(0.5, {"val/loss": 0.5}),
+        validate=lambda: loop.Validation(0.5, {"val/loss": 0.5}),
     )
     assert [(step, values) for step, values in record.points if "val/loss" in values] == [
         (4, {"val/loss": 0.5}),
@@ -186,7 +180,7 @@ class Grouped(Line):
 def test_a_group_has_its_factor_on_the_scheduled_rate() -> None:
     run = config()
     task = DetectorTask(
-        Grouped(), training=run.training, steps_per_epoch=1, reporter=Record(), name_files=str, position=3
+        Grouped(), training=run.training, steps_per_epoch=1, log=Record(), name_files=str, position=3
     )
     rate = task.learning_rate(3)
     task.optimizers = lambda: task.optimizer  # type: ignore[method-assign]
@@ -266,7 +260,7 @@ class Jump(torch.optim.SGD):
 def test_weights_that_became_infinite_are_never_saved(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("dinomaly_hd.training.task.make_optimizer", lambda *given, **_: Jump(given[1], 1))
+    monkeypatch.setitem(OPTIMIZERS, "stable_adamw", lambda groups, **_: Jump(groups, 1))
     with pytest.raises(NonFiniteError, match=r"step \d+: .*linear\.weight became NaN or infinite"):
         train(Line(), config(max_steps=1, checkpoint_interval=1), tmp_path)
     assert not list(tmp_path.glob("step_*"))
@@ -287,7 +281,7 @@ def test_a_checkpoint_with_malformed_fields_is_named(tmp_path: Path, change: dic
 
 def test_a_checkpoint_of_other_shapes_is_one_error() -> None:
     with pytest.raises(CheckpointError, match="does not fit the model"):
-        fit.load_trained_state(Line(), {"linear.weight": torch.zeros(2, 2)})
+        loop.load_trained_state(Line(), {"linear.weight": torch.zeros(2, 2)})
 
 
 def test_a_zip_whose_pickle_ends_early_is_named(tmp_path: Path) -> None:
@@ -389,13 +383,13 @@ def test_a_poisoned_checkpoint_runs_no_code(tmp_path: Path) -> None:
     assert not trace.exists()
 
 
-def losing(values: Sequence[float]) -> Callable[[], fit.Validation]:
+def losing(values: Sequence[float]) -> Callable[[], loop.Validation]:
     """Validate to given values, one after another."""
     left = iter(values)
 
-    def validate() -> fit.Validation:
+    def validate() -> loop.Validation:
         value = next(left)
-        return fit.Validation(value, {"val/loss": value})
+        return loop.Validation(value, {"val/loss": value})
 
     return validate
 
@@ -433,11 +427,11 @@ def test_an_interrupted_patience_ends_where_it_would_have(tmp_path: Path) -> Non
 def test_a_validation_that_a_signal_breaks_off_is_made_up_for(tmp_path: Path, broken_off: int) -> None:
     values = [3.0, 1.0, 2.0, 0.9, 1.5, 0.7]
 
-    def ending() -> fit.Validation:
+    def ending() -> loop.Validation:
         if not before:
             raise Interrupted(15)
         value = before.pop(0)
-        return fit.Validation(value, {"val/loss": value})
+        return loop.Validation(value, {"val/loss": value})
 
     run = config(**{**PATIENT, "checkpoint_interval": 100})
     whole, resumed = Line(), Line()

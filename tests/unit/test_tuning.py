@@ -1,34 +1,36 @@
 """Studies without training: what is searched, where it lies, and a queue that no dead worker can spoil."""
 
 import shlex
+import threading
+import warnings
 from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import optuna
 import pytest
 import yaml
+from optuna.distributions import CategoricalDistribution, IntDistribution
 
 from dinomaly_hd.condition_files import read_conditions
 from dinomaly_hd.config import RunConfig, flatten
 from dinomaly_hd.errors import ConfigError, DataError, Interrupted, NonFiniteError, Pruned, TrackingError
-from dinomaly_hd.flags import resolve, resolve_config, resolve_model
+from dinomaly_hd.flags import resolve, resolve_config, resolve_model, text_of
 from dinomaly_hd.models.build import check_model
-from dinomaly_hd.tuning import queue
-from dinomaly_hd.tuning.dimensions import DIMENSIONS, REFERENCES, TOPK
-from dinomaly_hd.tuning.methods import PRUNERS, SAMPLERS, Pruning, make_sampler, p_threshold
-from dinomaly_hd.tuning.queue import Counts, chain_of, counts_of
+from dinomaly_hd.tuning import study as studies
+from dinomaly_hd.tuning.methods import SAMPLERS, Pruning, make_sampler, p_threshold
 from dinomaly_hd.tuning.recipe import condition_of, conditions_text, recipe_of
-from dinomaly_hd.tuning.space import Space, make_space
+from dinomaly_hd.tuning.results import best_of, rows_of
+from dinomaly_hd.tuning.space import AUTHORS, DIMENSIONS, TOPK, Space, make_space
 from dinomaly_hd.tuning.storage import VARIABLE, address_of, connect, exclusive
-from dinomaly_hd.tuning.study import Joined, Terms, check_name, join
-from dinomaly_hd.tuning.trials import best_of, rows_of
+from dinomaly_hd.tuning.study import Counts, Joined, Plan, chain_of, check_name, counts_of, join
 from dinomaly_hd.tuning.worker import Attempt, work
 from dinomaly_hd.variants import ABLATION
 
 NAMES = tuple(DIMENSIONS)
-TERMS = Terms("code-1", {"max_steps": 400, "space": "row_p"})
-NEVER = Pruning("none", seeds=1, objectives=1, steps=4, watched=True)
+SETTINGS = {"max_steps": 400, "space": "row_p"}
 Evaluate = Callable[[Attempt], Sequence[float]]
 
 
@@ -88,10 +90,11 @@ def test_a_file_that_is_no_database_and_a_dead_server_are_said_in_one_line(tmp_p
 # What is searched.
 
 
-@pytest.mark.parametrize("name", REFERENCES)
+@pytest.mark.parametrize("name", AUTHORS)
 def test_the_authors_settings_are_points_of_the_space(name: str) -> None:
     space = space_of(*NAMES)
-    ours, theirs = flatten(build(space.config(REFERENCES[name])).model), flatten(build(name).model)
+    point = {key: text_of(value) for key, value in space.references()[name].items()}
+    ours, theirs = flatten(build(space.config(point)).model), flatten(build(name).model)
     if name == "A0":  # the same MLP with the same element dropout under another name
         theirs |= {
             "bottleneck": "segment",
@@ -101,13 +104,13 @@ def test_the_authors_settings_are_points_of_the_space(name: str) -> None:
         theirs |= {key: ours[key] for key in ("row_p", "seg_len", "seg_drop_p")} | {"disable_segment": True}
     assert ours == theirs
     assert name in ABLATION
-    assert set(space.references()) == {"F", "G", "A0"}
+    assert list(space.references()) == ["F", "G", "A0"]
 
 
 def test_only_settings_that_lie_in_the_space_are_queued() -> None:
     assert set(space_of("row_p", "seg_len", "seg_drop_p", "elem_p", "q_percent").references()) == {"F", "G"}
-    assert set(space_of("row_p").references()) == {"F"}
-    assert space_of("q_percent", base="A").references() == {"A": {"q_percent": "2.0"}}
+    assert space_of("row_p").references() == {"F": {"row_p": 0.2}}
+    assert space_of("q_percent", base="A").references() == {"A": {"q_percent": 2.0}}
     assert list(space_of("row_p", base="F:seg_len=4").references()) == ["F:seg_len=4"]
     assert space_of("q_percent", base="K100").references() == {}, "100 % lies outside the range"
 
@@ -122,18 +125,15 @@ def test_a_value_is_suggested_only_where_it_does_something() -> None:
         segments = {"row_p", "seg_len", "seg_drop_p"} & set(point)
         assert len(segments) == (3 if point["disable_segment"] == "false" else 0)
         flat = flatten(build(space.config(point)).model)
-        assert all(
-            flat[name] == space.dimensions[name].native(text) for name, text in point.items() if name != TOPK
-        )
+        assert all(flat[name] == yaml.safe_load(text) for name, text in point.items() if name != TOPK)
     assert len(seen) == 4
 
 
 @pytest.mark.parametrize("name", NAMES)
 def test_every_name_changes_the_run(name: str) -> None:
-    space = space_of(name)
-    dimension = space.dimensions[name]
-    ends = {TOPK: ("true", "false"), "disable_segment": ("true", "false")}.get(name)
-    low, high = ends or (str(dimension.low), str(dimension.high))  # type: ignore[attr-defined]
+    space, range_ = space_of(name), DIMENSIONS[name]
+    switch = isinstance(range_, CategoricalDistribution)
+    low, high = ("true", "false") if switch else (str(range_.low), str(range_.high))
     one, other = (build(space.config({name: text})) for text in (low, high))
     assert one.digest() != other.digest()
 
@@ -169,7 +169,7 @@ def test_segments_are_no_longer_than_the_token_grid_is_wide() -> None:
         return resolve_config(text, {"preset": "quick", "seed": "42", "image_size": "32"})
 
     space = make_space(("seg_len", "disable_segment"), base="F", build=narrow, check=check_model)
-    assert space.dimensions["seg_len"] == (1, 4)
+    assert space.dimensions["seg_len"] == IntDistribution(1, 4)
 
 
 # A found setting again.
@@ -207,33 +207,30 @@ def test_a_setting_is_one_command_and_one_condition(text: str, tmp_path: Path) -
 
 
 def joined(
-    tmp_path: Path, *, trials: int, objectives: int = 1, pruning: Pruning = NEVER, **more: Any
+    tmp_path: Path, *, trials: int, code: str = "code-1", settings: dict[str, Any] = SETTINGS, **changed: Any
 ) -> Joined:
-    space = space_of("row_p")
-    options: dict[str, Any] = {
-        "terms": TERMS,
-        "references": {name: space.native(point) for name, point in space.references().items()},
-        "parent": lambda known: known or "run-1",
-        "heartbeat_s": 1,
-        **more,
-    }
-    address = address_of(f"sqlite:///{tmp_path / 'optuna.db'}", root=tmp_path)
-    return join("s", address, trials=trials, objectives=objectives, pruning=pruning, **options)
+    plan = Plan(
+        study="s",
+        address=address_of(f"sqlite:///{tmp_path / 'optuna.db'}", root=tmp_path),
+        trials=trials,
+        config="F",
+        space=space_of("row_p"),
+        objective="synthetic",
+        metrics=("mean/auroc",),
+        seeds=(1,),
+        sampler="random",
+        pruner="none",
+        heartbeat_s=1,
+        build=lambda text, _: build(text),
+    )
+    plan = replace(plan, **changed)
+    return join(plan, code=code, settings=settings, parent=lambda known: known or "run-1")
 
 
 def run_trials(
-    study: Joined, evaluate: Evaluate, *, trials: int, on_count: Callable[[Counts], None] = lambda _: None
+    study: Joined, evaluate: Evaluate, *, on_count: Callable[[Counts], None] = lambda _: None
 ) -> Counts:
-    return work(
-        study,
-        trials=trials,
-        space=space_of("row_p"),
-        sampler="random",
-        seed=1,
-        evaluate=evaluate,
-        tick=lambda: None,
-        on_count=on_count,
-    )
+    return work(study, evaluate=evaluate, tick=lambda: None, on_count=on_count)
 
 
 def row_p(attempt: Attempt) -> list[float]:
@@ -249,12 +246,12 @@ def test_a_queue_holds_known_settings_first_and_is_topped_up(tmp_path: Path) -> 
         settings.append(attempt.setting)
         return row_p(attempt)
 
-    assert run_trials(study, note, trials=3) == Counts(3, 0, 0, 0)
+    assert run_trials(study, note) == Counts(3, 0, 0, 0)
     assert settings == ["F", None, None]
     again = joined(tmp_path, trials=5)
     assert again.parent == "run-1"
     assert counts_of(again.study) == Counts(3, 2, 0, 0)
-    run_trials(again, row_p, trials=5)
+    run_trials(again, row_p)
     rows = rows_of(again.study)
     assert [row.number for row in rows] == [0, 1, 2, 3, 4]
     assert best_of(rows)[0].values[0] == pytest.approx(max(row.params["row_p"] for row in rows))
@@ -266,7 +263,7 @@ def test_suggestions_follow_from_seed_and_number(tmp_path: Path) -> None:
     for name in ("one", "two"):
         (tmp_path / name).mkdir()
         study = joined(tmp_path / name, trials=4)
-        run_trials(study, row_p, trials=4)
+        run_trials(study, row_p)
         found.append([row.params for row in rows_of(study.study)])
     assert found[0] == found[1]
 
@@ -274,32 +271,31 @@ def test_suggestions_follow_from_seed_and_number(tmp_path: Path) -> None:
 def test_a_study_of_other_code_or_settings_is_not_joined(tmp_path: Path) -> None:
     joined(tmp_path, trials=1)
     with pytest.raises(ConfigError, match="run by code code-1, here it is code-2"):
-        joined(tmp_path, trials=1, terms=Terms("code-2", TERMS.settings))
+        joined(tmp_path, trials=1, code="code-2")
     with pytest.raises(ConfigError, match=r"has max_steps=400 \(here 10\); give the same, or another study"):
-        joined(tmp_path, trials=1, terms=Terms("code-1", {**TERMS.settings, "max_steps": 10}))
+        joined(tmp_path, trials=1, settings={**SETTINGS, "max_steps": 10})
     with pytest.raises(ConfigError, match="study='a b': expected 1 to 80 letters"):
         check_name("a b")
 
 
 def test_what_a_stopped_worker_began_is_taken_up_again_under_its_number(tmp_path: Path) -> None:
-    study = joined(tmp_path, trials=2)
-
     def stopped(attempt: Attempt) -> list[float]:
-        attempt.remember("mlflow_run_id", "run-of-trial-0")
+        attempt.trial.set_user_attr("mlflow_run_id", "run-of-trial-0")
         attempt.report(0.5, step=0)
         raise Interrupted(15)
 
+    study, seen = joined(tmp_path, trials=2), []
     for _ in range(2):
         with pytest.raises(Interrupted):
-            run_trials(study, stopped, trials=2)
-    seen = []
+            run_trials(study, stopped)
 
     def goes_on(attempt: Attempt) -> list[float]:
-        seen.append((attempt.number, attempt.setting, attempt.point, attempt.remembered("mlflow_run_id")))
+        noted = attempt.trial.user_attrs.get("mlflow_run_id")
+        seen.append((attempt.number, attempt.setting, attempt.point, noted))
         attempt.report(0.5, step=0)  # said before: no warning, no second value
         return row_p(attempt)
 
-    assert run_trials(joined(tmp_path, trials=2), goes_on, trials=2).valid == 2
+    assert run_trials(joined(tmp_path, trials=2), goes_on).valid == 2
     assert seen[0][:2] != seen[1][:2]
     assert (0, "F", {"row_p": "0.2"}, "run-of-trial-0") in seen
     states = [trial.state.name for trial in study.study.get_trials()]
@@ -313,7 +309,7 @@ def test_a_worker_that_dies_between_failing_a_trial_and_queueing_its_retry_loses
     study = joined(tmp_path, trials=2)
     dead = study.study.ask()
     study.study.tell(dead, state=optuna.trial.TrialState.FAIL)  # and then the worker was gone
-    assert run_trials(study, row_p, trials=2).valid == 2
+    assert run_trials(study, row_p).valid == 2
     chains = [chain_of(t) for t in study.study.get_trials() if t.state.name == "COMPLETE"]
     assert sorted(chains) == [0, 1]
 
@@ -325,9 +321,10 @@ def test_a_trial_of_a_killed_worker_is_tried_again(tmp_path: Path, beats: bool) 
     left = study.study.ask()
     if beats:
         study.storage.record_heartbeat(left._trial_id)
-    assert run_trials(study, row_p, trials=1) == Counts(1, 0, 0, 0)
+    told: list[Counts] = []
+    assert run_trials(study, row_p, on_count=told.append) == Counts(1, 0, 0, 0)
+    assert told[:2] == [Counts(0, 0, 1, 0)] * 2, "alive for three heartbeats"
     first, retry = study.study.get_trials()
-    assert (retry.datetime_start - first.datetime_start).total_seconds() > 2, "alive for three heartbeats"
     assert (first.state.name, retry.state.name, chain_of(retry)) == ("FAIL", "COMPLETE", first.number)
 
 
@@ -339,60 +336,41 @@ def test_a_diverged_trial_is_not_tried_again_but_replaced(tmp_path: Path) -> Non
             raise NonFiniteError("step 3: loss nan")
         return row_p(attempt)
 
-    assert run_trials(study, diverges_once, trials=3) == Counts(valid=3, waiting=0, running=0, failed=1)
+    assert run_trials(study, diverges_once) == Counts(valid=3, waiting=0, running=0, failed=1)
     failed = next(row for row in rows_of(study.study) if row.state == "failed")
     assert failed.notes["failed"] == "step 3: loss nan"
 
 
-def test_a_study_in_which_all_diverge_ends(tmp_path: Path) -> None:
-    def diverges(_: Attempt) -> list[float]:
-        raise NonFiniteError("loss nan")
-
-    counts = run_trials(joined(tmp_path, trials=2), diverges, trials=2)
-    assert counts.valid == 0
-    assert 4 <= counts.failed <= 6
-
-
-def test_bad_data_end_the_worker_and_leave_the_trial_to_others(tmp_path: Path) -> None:
+@pytest.mark.parametrize(("starts", "ended"), [(1, Counts(1, 0, 0, 0)), (3, Counts(1, 0, 0, 1))])
+def test_a_trial_that_ends_its_worker_is_left_to_others_and_given_up_after_many(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, starts: int, ended: Counts
+) -> None:
+    monkeypatch.setattr(studies, "MOST_RETRIES", 2)
     study = joined(tmp_path, trials=1)
 
     def unreadable(_: Attempt) -> list[float]:
         raise DataError("no such folder here")
 
-    with pytest.raises(DataError):
-        run_trials(study, unreadable, trials=1)
-    assert run_trials(study, row_p, trials=1) == Counts(1, 0, 0, 0)
+    for _ in range(starts):
+        with pytest.raises(DataError):
+            run_trials(study, unreadable)
+    assert run_trials(study, row_p) == ended
 
 
-def test_a_trial_that_kills_every_worker_is_given_up(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(queue, "MOST_RETRIES", 2)
-    study = joined(tmp_path, trials=1)
+def test_two_workers_that_see_one_waiting_trial_run_it_once(tmp_path: Path) -> None:
+    studies_of_two = [joined(tmp_path, trials=3) for _ in range(2)]
+    barrier = threading.Barrier(2, timeout=60)
 
-    def kills(attempt: Attempt) -> list[float]:
-        if attempt.number == 0:
-            raise Interrupted(9)
+    def together(attempt: Attempt) -> list[float]:
+        if attempt.number < 2:
+            barrier.wait()  # both are at work, and look for the last one at the same moment
         return row_p(attempt)
 
-    for _ in range(3):
-        with pytest.raises(Interrupted):
-            run_trials(study, kills, trials=1)
-    assert run_trials(study, kills, trials=1) == Counts(1, 0, 0, 1)
-
-
-def test_a_trial_that_two_workers_saw_is_run_by_one(tmp_path: Path) -> None:
-    study = joined(tmp_path, trials=1)
-    ran: list[int] = []
-
-    def slow(counts: Counts) -> None:  # another worker takes the last trial behind this one's back
-        if counts.waiting and not ran:
-            other = study.study._pop_waiting_trial_id()
-            assert other is not None
-            ran.append(0)
-            study.storage.set_trial_state_values(other, optuna.trial.TrialState.COMPLETE, [0.5])
-
-    assert run_trials(study, row_p, trials=1, on_count=slow) == Counts(1, 0, 0, 0)
-    surplus = study.study.get_trials()[-1]
-    assert (surplus.state.name, surplus.user_attrs["surplus"]) == ("FAIL", "another worker was faster")
+    with ThreadPoolExecutor(2) as pool, warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # their filters are not kept by thread
+        ended = list(pool.map(lambda study: run_trials(study, together), studies_of_two))
+    assert ended == [Counts(3, 0, 0, 0)] * 2
+    assert len(studies_of_two[0].study.get_trials()) == 3
 
 
 def test_a_worker_that_others_took_for_dead_has_no_say(tmp_path: Path) -> None:
@@ -402,11 +380,11 @@ def test_a_worker_that_others_took_for_dead_has_no_say(tmp_path: Path) -> None:
     def overtaken(attempt: Attempt) -> list[float]:
         starts.append(attempt.number)
         if len(starts) == 1:
-            number = attempt._trial._trial_id
+            number = attempt.trial._trial_id
             study.storage.set_trial_state_values(number, state=optuna.trial.TrialState.FAIL)
         return row_p(attempt)
 
-    assert run_trials(study, overtaken, trials=1) == Counts(1, 0, 0, 0)
+    assert run_trials(study, overtaken) == Counts(1, 0, 0, 0)
     assert starts == [0, 0]
 
 
@@ -422,14 +400,6 @@ def test_every_sampler_suggests_with_one_and_two_objectives(name: str) -> None:
             trial = study.ask()
             assert space.config(space.suggest(trial))
             study.tell(trial, [number / 10] * objectives)
-
-
-def test_unknown_ways_are_refused_with_the_nearest() -> None:
-    with pytest.raises(ConfigError, match=r"sampler='tpf': unknown. Did you mean 'tpe'"):
-        make_sampler("tpf", seed=0)
-    with pytest.raises(ConfigError, match=r"pruner='nonne': unknown. Did you mean 'none'"):
-        Pruning("nonne", seeds=1, objectives=1, steps=4, watched=True)
-    assert PRUNERS == ("auto", "none")
 
 
 @pytest.mark.parametrize(
@@ -448,8 +418,7 @@ def test_what_trials_are_given_up_by(seeds: int, objectives: int, watched: bool,
 
 @pytest.mark.parametrize("seeds", [3, 5])
 def test_seeds_that_are_all_worse_end_a_trial_before_the_last(tmp_path: Path, seeds: int) -> None:
-    pruning = Pruning("auto", seeds=seeds, objectives=1, steps=4, watched=True)
-    study = joined(tmp_path, trials=3, pruning=pruning)
+    study = joined(tmp_path, trials=3, pruner="auto", seeds=tuple(range(seeds)))
     reported: dict[int, int] = {}
 
     def evaluate(attempt: Attempt) -> list[float]:
@@ -460,7 +429,7 @@ def test_seeds_that_are_all_worse_end_a_trial_before_the_last(tmp_path: Path, se
             attempt.report(values[-1], step=seed)
         return [sum(values) / seeds]
 
-    run_trials(study, evaluate, trials=3)
+    run_trials(study, evaluate)
     states = {row.number: row.state for row in rows_of(study.study)}
     assert states == {0: "complete", 1: "pruned", 2: "complete"}
     assert reported[1] == seeds - 1
@@ -468,12 +437,12 @@ def test_seeds_that_are_all_worse_end_a_trial_before_the_last(tmp_path: Path, se
 
 
 def test_known_settings_are_never_given_up(tmp_path: Path) -> None:
-    pruning = Pruning("auto", seeds=1, objectives=1, steps=4, watched=True)
-    study = joined(tmp_path, trials=8, pruning=pruning)
-    again = joined(
-        tmp_path, trials=9, pruning=pruning, references={"F": {"row_p": 0.2}, "late": {"row_p": 0.3}}
-    )
-    del study
+    def watched(text: str, seed: int) -> RunConfig:
+        return resolve_config(text, {"max_steps": "4", "val_check_interval": "1", "seed": str(seed)})
+
+    joined(tmp_path, trials=8, pruner="auto", build=watched)
+    late = space_of("row_p", base="F:row_p=0.3")
+    again = joined(tmp_path, trials=9, pruner="auto", build=watched, space=late)
     pruned: list[str | None] = []
 
     def evaluate(attempt: Attempt) -> list[float]:
@@ -485,14 +454,14 @@ def test_known_settings_are_never_given_up(tmp_path: Path) -> None:
             raise
         return [value]
 
-    run_trials(again, evaluate, trials=9)
+    run_trials(again, evaluate)
     states = {row.setting: row.state for row in rows_of(again.study)}
-    assert states["late"] == "complete"
+    assert states["F:row_p=0.3"] == "complete"
     assert pruned == [None, None]
 
 
 def test_of_two_objectives_the_front_is_the_best(tmp_path: Path) -> None:
-    study = joined(tmp_path, trials=3, objectives=2)
+    study = joined(tmp_path, trials=3, metrics=("mean/auroc", "domain_C/auroc"))
     values = {0: [0.5, 0.5], 1: [0.9, 0.1], 2: [0.4, 0.4]}
-    run_trials(study, lambda attempt: values[attempt.number], trials=3)
+    run_trials(study, lambda attempt: values[attempt.number])
     assert [row.number for row in best_of(rows_of(study.study))] == [0, 1]

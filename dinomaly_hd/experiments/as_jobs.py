@@ -1,0 +1,167 @@
+"""Members of a comparison as jobs: several at once, each run once, whatever is killed and started again."""
+
+import json
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from dinomaly_hd import provenance
+from dinomaly_hd.config import RunConfig, from_json
+from dinomaly_hd.data.feature_files import FeaturePlace
+from dinomaly_hd.errors import CheckpointError, ConfigError, DataError, EncoderError
+from dinomaly_hd.experiments.checks import check
+from dinomaly_hd.experiments.comparison import Member, Parent, Ran, check_members
+from dinomaly_hd.experiments.run import Outcome, execute
+from dinomaly_hd.experiments.work import short_domains
+from dinomaly_hd.jobs import Ended, Job, Slots, check_engine, read_job, run_jobs, write_progress
+from dinomaly_hd.jobs.job import LOG
+from dinomaly_hd.runs.context import Context
+from dinomaly_hd.runs.folder import finished_runs, read_results, read_state
+from dinomaly_hd.runs.sync import complete_finished
+from dinomaly_hd.training.guards import SignalGuard
+
+REFUSALS = (ConfigError, DataError, EncoderError, CheckpointError)
+MODULE = "entry_points.job"
+LOCK_WAIT_S = 120.0
+"""A member's last process may still be saving, on this machine or on one that was lost."""
+PLAIN = ("experiment", "command", "entry_point", "run_name", "resume", "parent_run_id", "tags")
+PATHS = ("root", "result_dir", "folder")
+
+
+class Checked(NamedTuple):
+    """What is known of a member once its data were read.
+
+    Attributes:
+        config_hash: Its identity as a run.
+        data: What it is tested on and learns from; members of one ``data`` can be compared.
+        place: The domains, as a report's folder is named by them.
+    """
+
+    config_hash: str
+    data: tuple[str, ...]
+    place: str
+
+
+def check_for_jobs(members: Sequence[Member], context: Context, *, slots: Slots) -> dict[Member, Checked]:
+    """Check everything before the first job starts, each data set once.
+
+    Raises:
+        ConfigError: An engine that cannot be had, settings that do not fit, or two members in one place.
+        DinomalyHDError: Data or weights that cannot be used.
+    """
+    check_engine(slots)
+    check_members(members)
+    reading, checked = replace(context, manifests={}), {}
+    for one in members:
+        try:
+            ready = check(one.run, reading)
+        except REFUSALS as error:
+            raise type(error)(f"{one.label}: {error}") from error
+        trained = one.run.data.train_domain_names
+        others = tuple(name for name in one.run.data.domain_names if name not in trained)
+        place = short_domains(trained) + (f"_to_{short_domains(others)}" if others else "")
+        checked[one] = Checked(ready.config_hash, (ready.manifest.digest, *trained), place)
+    context.say(f"{len(members)} members, checked")
+    return checked
+
+
+def run_as_jobs(
+    members: Sequence[Member],
+    context: Context,
+    parent: Parent,
+    *,
+    checked: Mapping[Member, Checked],
+    slots: Slots,
+) -> Ran:
+    """Run members that were checked as jobs; members of equal settings are one run.
+
+    Finished members, of this comparison or of any other run here, are not run again; interrupted ones go on;
+    one that fails is started once more and then named, and does not stop the others.
+    """
+    code = provenance.code_digest()
+    before = finished_runs(context.result_dir, code=code)
+    reused = [one for one in members if checked[one].config_hash in before]
+    rest = {checked[one].config_hash: one for one in reversed(members) if one not in reused}
+    jobs = [
+        member_job(one.place, one.run, parent.member(one))
+        for one in members
+        if rest.get(checked[one].config_hash) is one
+    ]
+    context.say(f"{len(reused)} finished before, {len(jobs)} to run")
+
+    def tell(job: Job, how: Ended) -> None:
+        if how.status == "FAILED":
+            log = job.folder / LOG
+            context.say(f"{job.name}: failed after {how.starts} starts: {how.reason} (log: {log})")
+
+    ended = run_jobs(
+        jobs,
+        slots,
+        tick=context.guard.check,
+        say=context.say,
+        on_ended=tell,
+        reused=[one.place for one in reused],
+    )
+    after = {**before, **finished_runs(context.result_dir, code=code)}
+    outcomes: dict[Member, Outcome] = {}
+    failed: dict[Member, str] = {}
+    for one in members:
+        folder = after.get(checked[one].config_hash)
+        if folder is None:
+            job = rest[checked[one].config_hash].place
+            failed[one] = ended[job].reason or "it left no results"
+            continue
+        if folder.is_relative_to(parent.folder):
+            complete_finished(folder, root=context.root, say=context.say)
+        outcomes[one] = Outcome(folder, read_results(folder) or {}, read_state(folder).get("mlflow_run_id"))
+    return Ran(outcomes, failed)
+
+
+def member_job(name: str, run: RunConfig, context: Context) -> Job:
+    """Return the job that executes a member's run; its log lies in the run's folder."""
+    assert context.folder is not None, "a member has its place"
+    content = {
+        "code_digest": provenance.code_digest(),
+        "run": json.loads(run.to_json()),
+        "context": context_to_plain(context),
+    }
+    return Job(name, MODULE, context.folder, content)
+
+
+def run_job(path: Path, *, guard: SignalGuard, say: Callable[[str], None]) -> Outcome:
+    """Execute the run of a ``job.json``.
+
+    Raises:
+        ConfigError: There is no such file, or other code wrote it.
+        DinomalyHDError: As ``execute``.
+    """
+    content = read_job(path, code_digest=provenance.code_digest())
+    context = context_from_plain(content["context"], guard=guard, say=say)
+    context = replace(context, lock_wait_s=LOCK_WAIT_S, on_progress=partial(_progress, path.parent))
+    return execute(from_json(json.dumps(content["run"])), context)
+
+
+def context_to_plain(context: Context) -> dict[str, Any]:
+    """Return what JSON can hold of a context; another working directory finds the same paths."""
+    paths = {name: getattr(context, name) for name in PATHS}
+    place = context.feature_place
+    return {
+        **{name: getattr(context, name) for name in PLAIN},
+        **{name: path and str(path.absolute()) for name, path in paths.items()},
+        "feature_place": place and {"folder": str(place.folder.absolute()), "budget_gb": place.budget_gb},
+    }
+
+
+def context_from_plain(content: dict[str, Any], *, guard: SignalGuard, say: Callable[[str], None]) -> Context:
+    """Return the context of which ``context_to_plain`` was made, for this process."""
+    values: dict[str, Any] = {name: content[name] for name in PLAIN}
+    values |= {name: content[name] and Path(content[name]) for name in PATHS}
+    place = content["feature_place"]
+    features = place and FeaturePlace(Path(place["folder"]), place["budget_gb"])
+    return Context(guard=guard, say=say, feature_place=features, **values)
+
+
+def _progress(folder: Path, done: int, total: int, seconds_left: float) -> None:
+    write_progress(folder, step=done, steps=total, seconds_left=seconds_left)

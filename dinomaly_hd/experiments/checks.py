@@ -1,0 +1,227 @@
+"""Everything that can be wrong with flags, weights and data is found here, before a model is loaded."""
+
+import math
+import os
+from collections.abc import Callable
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+
+from dinomaly_hd.config import (
+    AFTER_TRAINING,
+    ALL_DOMAINS,
+    HELD_OUT,
+    NO_ENCODER,
+    NO_START,
+    SIMULATED,
+    SOURCE_TEST,
+    DataConfig,
+    EncoderConfig,
+    ImageInput,
+    RunConfig,
+    TrainingConfig,
+    flatten,
+    with_values,
+)
+from dinomaly_hd.data.hdmap import Manifest, load_manifest
+from dinomaly_hd.data.images import printable
+from dinomaly_hd.data.simulator import simulate
+from dinomaly_hd.data.splits import Split, hold_out
+from dinomaly_hd.data.texture_folder import TextureStack, read_textures
+from dinomaly_hd.data.tree import PREFIX as DOMAIN_PREFIX
+from dinomaly_hd.errors import CheckpointError, ConfigError, LayoutError
+from dinomaly_hd.files import file_digest
+from dinomaly_hd.models.build import check_model
+from dinomaly_hd.models.build_encoder import check_weights, preprocessing_of
+from dinomaly_hd.models.build_families import texture_folder
+from dinomaly_hd.models.weights import Weights, locate
+from dinomaly_hd.runs.context import Context
+from dinomaly_hd.runs.folder import MODEL, find_run
+from dinomaly_hd.serving.exported import WEIGHTS, read_card
+from dinomaly_hd.training.loop import resolve_device
+
+Positions = npt.NDArray[np.int64]
+SHAPES = (
+    "model_type", "bottleneck", "attention", "loss", "distance", "auxiliary", "class_token", "decoder_depth",
+    "scale_weights", "target_layers", "encoder", "image_size", "crop", "width", "severity_head_mode",
+    "severity_head_pooling_type", "severity_head_hidden_dim", "severity_head_spatial_size",
+    "severity_head_use_spatial_attention",
+)  # fmt: skip
+"""What a model and the one it starts from must have in common."""
+
+
+class Start(NamedTuple):
+    """Weights that a training begins with: the model's folder and the digest of its weights."""
+
+    folder: Path
+    digest: str
+
+
+class Ready(NamedTuple):
+    """A checked run before any model exists.
+
+    ``config_hash`` names what decides the run's numbers: resolved config and seed, data, encoder weights, and
+    the weights it starts from; ``training_hash`` leaves out what training does not see.
+    """
+
+    run: RunConfig
+    weights: Weights
+    manifest: Manifest
+    split: Split
+    start: Start | None
+    textures: TextureStack | None
+    config_hash: str
+    training_hash: str
+
+    @property
+    def chooses_by_test(self) -> bool:
+        """Whether test labels choose the weights, as only ``validate_on=source_test`` asks for."""
+        training = self.run.training
+        return isinstance(training, TrainingConfig) and training.validate_on == SOURCE_TEST
+
+    @property
+    def trained_domains(self) -> set[str]:
+        """The folder names of the domains trained on."""
+        return {self.manifest.records[int(i)].domain for i in self.split.train}
+
+    def trained_on(self, positions: Positions) -> Positions:
+        """Return those of the positions whose domains are trained on."""
+        records, domains = self.manifest.records, self.trained_domains
+        return np.array([i for i in positions if records[int(i)].domain in domains], dtype=np.int64)
+
+
+def check(run: RunConfig, context: Context) -> Ready:
+    """Check a run's settings against each other, find the encoder's weights, then read and check the data.
+
+    The run that is returned has its number of steps, also where epochs were given.
+
+    Raises:
+        ConfigError: Settings that do not fit together or the machine, or no run to start from.
+        CheckpointError: The run to start from has another architecture or encoder.
+        EncoderError: The weights cannot be had; no data were read.
+        DataError: The data cannot be used.
+    """
+    check_model(run)
+    resolve_device(run.training.gpu)
+    if run.training.cache == "files" and context.feature_place is None and run.encoder.encoder != NO_ENCODER:
+        raise ConfigError("cache=files: feature_gb=0 keeps no files; give it room, or use cache=auto")
+    weights = locate(run.encoder.encoder, run.encoder.encoder_weights)
+    if isinstance(run.encoder, EncoderConfig):
+        check_weights(run.encoder, weights=weights)
+    start = _start(run, context, encoder_digest=weights.digest)
+    manifest = _manifest(run.data, context)
+    names, known = run.data.train_domain_names, manifest.domains
+    split = hold_out(
+        manifest,
+        ratio=run.data.val_split_ratio,
+        seed=run.seed,
+        train_domains=None
+        if run.data.train_domains == ALL_DOMAINS
+        else [name if name in known else f"{DOMAIN_PREFIX}{name}" for name in names],
+    )
+    if run.evaluation.synthetic_copies and not len(split.held_out):
+        raise ConfigError(
+            f"synthetic_copies={run.evaluation.synthetic_copies} needs held-out normals, and "
+            "val_split_ratio=0 holds out none; give val_split_ratio=.1, or synthetic_copies=0"
+        )
+    run = _with_steps(run, split)
+    folder, textures = texture_folder(run), None
+    if folder is not None and isinstance(run.encoder, ImageInput):
+        size = preprocessing_of(run.encoder).input_size
+        textures = read_textures(folder, size=size, tick=context.guard.check)
+    inputs = [manifest.digest, weights.digest]
+    inputs += [one.digest for one in (start, textures) if one is not None]
+    hashes = [
+        "-".join([digest, *(text[:8] for text in inputs)])
+        for digest in (run.digest(), run.digest(without=AFTER_TRAINING))
+    ]
+    return Ready(run, weights, manifest, split, start, textures, *hashes)
+
+
+def _manifest(data: DataConfig, context: Context) -> Manifest:
+    """Read and check all images of the data set that the settings name, and say what is odd about it."""
+    kept = {} if context.manifests is None else context.manifests
+    shown = " ".join(
+        [data.data_root, data.simulate_size, str(data.simulate_seed), data.conditions, data.domains]
+    )
+    if shown not in kept:
+        tick, say = context.guard.check, context.say
+        place = resolve_root(data, root=context.root, say=say, tick=tick)
+        kept[shown] = load_manifest(place, domains=data.domain_names, conditions=data.conditions, tick=tick)
+        for warning in kept[shown].warnings:
+            say(f"warning: {warning}")
+    return kept[shown]
+
+
+def simulated_root(data: DataConfig, *, root: Path) -> Path:
+    """Return where a simulation lies: ``data/simulated_{size}_seed{n}`` in the project."""
+    return root / "data" / f"simulated_{data.simulate_size}_seed{data.simulate_seed}"
+
+
+def resolve_root(
+    data: DataConfig, *, root: Path, say: Callable[[str], None], tick: Callable[[], None]
+) -> Path:
+    """Return the data root; ``data_root=simulated`` is written where it is not there yet.
+
+    Raises:
+        OutputError: The simulation cannot be written.
+        LayoutError: There is no such folder, or something else lies where the simulation belongs.
+    """
+    if data.data_root != SIMULATED:
+        given = Path(data.data_root).expanduser()
+        if not os.path.isdir(given):  # False too for what is too long for a path
+            what = "not a folder" if os.path.exists(given) else "no such folder"
+            raise LayoutError(
+                f"data_root={printable(data.data_root)}: {what}; give the one that holds the domain folders "
+                f"(domain_A/train/good ...), or {SIMULATED}"
+            )
+        return given
+    target = simulated_root(data, root=root)
+    say(f"simulated data: {target}")
+    return simulate(target, size=data.simulate_size, seed=data.simulate_seed, tick=tick)
+
+
+def _with_steps(run: RunConfig, split: Split) -> RunConfig:
+    """Return the run with what it leaves to the number of training images: steps and validations.
+
+    Images are drawn without a break between epochs, so the last step of an epoch may hold some of the next.
+    """
+    training = run.training
+    if not isinstance(training, TrainingConfig):
+        return run
+    epoch_steps = len(split.train) / training.batch_size
+    values: dict[str, int] = {}
+    if training.max_epochs:
+        values["max_steps"] = math.ceil(training.max_epochs * epoch_steps)
+    if training.early_stopping_patience and not training.val_check_interval:
+        values["val_check_interval"] = math.ceil(epoch_steps)
+    if training.early_stopping_patience and training.validate_on == HELD_OUT and not len(split.held_out):
+        raise ConfigError(
+            "early_stopping_patience needs held-out normals, and val_split_ratio=0 holds out none; "
+            "give val_split_ratio=.1, or early_stopping_patience=0"
+        )
+    if training.validate_on == SOURCE_TEST and not training.early_stopping_patience:
+        raise ConfigError(
+            f"validate_on={SOURCE_TEST} chooses nothing while early_stopping_patience=0; give a patience"
+        )
+    return with_values(run, values) if values else run
+
+
+def _start(run: RunConfig, context: Context, *, encoder_digest: str) -> Start | None:
+    """Return the weights that ``start_from`` names, once they are known to fit."""
+    if run.training.start_from == NO_START:
+        return None
+    folder = find_run(context.result_dir, run.training.start_from) / MODEL
+    card = read_card(folder)
+    theirs, ours = flatten(card.run), flatten(run)
+    changes = [name for name in SHAPES if theirs.get(name) != ours.get(name)]
+    if card.encoder_digest != encoder_digest:
+        changes.append("the encoder's weights")
+    if changes:
+        raise CheckpointError(
+            f"start_from={run.training.start_from}: that model differs in {', '.join(changes)}; "
+            "give the same settings"
+        )
+    return Start(folder, file_digest(folder / WEIGHTS))

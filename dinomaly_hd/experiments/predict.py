@@ -1,0 +1,164 @@
+"""Score any folder of images with a finished run: a table of scores and decisions, and the highest maps."""
+
+import os
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+import pandas as pd
+
+from dinomaly_hd.config import TrainingConfig, with_values
+from dinomaly_hd.data.folder import load_folder
+from dinomaly_hd.data.hdmap import Manifest
+from dinomaly_hd.data.store import ImageStore
+from dinomaly_hd.errors import ConfigError, OutputError
+from dinomaly_hd.evaluation.pictures import MapPicture, map_limit
+from dinomaly_hd.experiments.gallery import pictures_saved
+from dinomaly_hd.experiments.score import Scorer, stack
+from dinomaly_hd.files import make_dated_folder, publish_text
+from dinomaly_hd.names import as_cell
+from dinomaly_hd.serving.exported import Model
+from dinomaly_hd.serving.find import open_model
+from dinomaly_hd.training.guards import named_when_exhausted
+from dinomaly_hd.training.loop import resolve_device
+
+KEPT_IMAGES_BYTES = 2 * 1024**3
+HIGHEST_SAID = 5
+COLOURS = " · colours up to 99.5 % of the scored maps"
+LONGEST_NAME = 60  # characters: 240 bytes at most, below every file system's limit
+
+
+def predict(
+    name: str,
+    images: Path,
+    *,
+    domain: str | None,
+    output: Path | None,
+    maps: int,
+    gpu: str,
+    result_dir: Path,
+    root: Path,
+    say: Callable[[str], None],
+    tick: Callable[[], None],
+) -> Path:
+    """Score one image, or all below a folder, with the model that ``name`` names (see ``open_model``).
+
+    Everything the user gave is checked before the model is loaded; ``tick`` is called for each image.
+
+    Args:
+        domain: Whose threshold decides; None: the domain folder in each image's path, or the only domain.
+        output: Empty or new folder, which is returned; None for ``{result_dir}/predict/{UTC time}``.
+        maps: How many of the highest-scoring images get an anomaly map.
+        root: The project, for MLflow's database.
+
+    Raises:
+        ConfigError: No such run or domain, or a bad number.
+        ImageError: An image cannot be used with this model.
+        CheckpointError: The run holds no readable model, or the checkpoint cannot be used.
+        OutOfMemory: The device has no memory left.
+        OutputError: The output folder holds something, or cannot be written.
+        TrackingError: The run is not here and MLflow does not have it either.
+    """
+    if maps < 0:
+        raise ConfigError(f"maps={maps}: expected 0 or more")
+    device = resolve_device(with_values(TrainingConfig(), {"gpu": gpu}).gpu)
+    if output is not None and os.path.exists(output) and (not output.is_dir() or any(output.iterdir())):
+        # Maps of an earlier prediction would mix with these.
+        raise OutputError(f"output={output}: already there; give a new or an empty folder")
+    with open_model(name, result_dir=result_dir, root=root, say=say, tick=tick) as model:
+        card = model.card
+        if domain is not None and model.undecided:
+            why = f"no threshold to decide by: {model.undecided}"
+            raise ConfigError(f"domain={domain!r}: {why}; leave domain out to get scores")
+        chosen = None if domain is None else card.domain(domain)
+        manifest = load_folder(images, shape=card.shape, dtype=card.dtype, tick=tick)
+        say(f"scoring {len(manifest.records)} images of {images}")
+        detector = model.load()
+    scorer = Scorer(  # what scored the run's own test images
+        detector.to(device),
+        ImageStore(manifest, keep_bytes=KEPT_IMAGES_BYTES),
+        run=with_values(card.run, {"num_workers": 0}),
+        device=device,
+        features=None,
+        tick=tick,
+    )
+    hint = "try gpu=cpu" if device.type == "cuda" else "score fewer images at a time"
+    with named_when_exhausted(device, hint=hint):
+        examined = scorer.examine(np.arange(len(manifest.records)))
+    table = _table(manifest, examined.score_N, thresholds=card.thresholds, chosen=chosen)
+    output = output or make_dated_folder(result_dir / "predict")
+    publish_text(output / "scores.csv", table.to_csv(index=False, float_format="%.17g"))
+    highest = table.sort_values(["score", "path"], ascending=[False, True]).head(maps)
+    if maps:
+        _draw(output / "anomaly_maps", highest, scorer=scorer, limit=map_limit(examined.map_Nhw))
+    for line in _summary(table, model, drawn=len(highest), output=output):
+        say(line)
+    return output
+
+
+def _table(
+    manifest: Manifest,
+    score_N: npt.NDArray[np.float64],
+    *,
+    thresholds: Mapping[str, float],
+    chosen: str | None,
+) -> pd.DataFrame:
+    """Return path, domain, score, threshold and decision, empty where no domain is known."""
+    only = next(iter(thresholds)) if len(thresholds) == 1 else ""
+
+    def domain_of(path: Path) -> str:
+        folders = reversed(path.resolve().parts[:-1])  # the innermost one decides
+        return next((folder for folder in folders if folder in thresholds), only)
+
+    paths = [as_cell(record.path) for record in manifest.records]
+    domains = [chosen or domain_of(manifest.path(i)) for i in range(len(paths))]
+    table = pd.DataFrame({"path": paths, "domain": domains, "score": score_N})
+    table["threshold"] = table["domain"].map(thresholds).astype(float)  # NaN where unknown
+    sides = np.where(table["score"] >= table["threshold"], "fault", "good")
+    return table.assign(decision=np.where(table["threshold"].isna(), "", sides))
+
+
+def _draw(folder: Path, rows: pd.DataFrame, *, scorer: Scorer, limit: float) -> None:
+    """Write ``{rank}_{path}.png`` of a table's rows in their order, all on one colour scale."""
+    positions = rows.index.to_numpy(np.int64)
+    picture = MapPicture(
+        input_shape=scorer.store.manifest.shape,
+        limit=limit,
+        input_limit=map_limit(stack(scorer.store, positions)),
+        box=scorer.box,
+    )
+    drawn = 0
+    with pictures_saved() as save:
+        for _, images_BHW, prediction in scorer.batches(positions):
+            for image_HW, map_HW in zip(images_BHW, prediction.map_BHW, strict=True):
+                scorer.tick()
+                row = rows.iloc[drawn]
+                drawn += 1
+                side = f", {row['decision']} at threshold {row['threshold']:.4g}" if row["decision"] else ""
+                title = f"{row['path']}\nscore {row['score']:.4g}{side}{COLOURS}"
+                # The end of a path tells images apart.
+                flat = str(Path(row["path"]).with_suffix("")).replace("/", "_")[-LONGEST_NAME:]
+                drawing_HW3 = picture.draw(image_HW.numpy(), map_HW.numpy(), title=title)
+                save(folder / f"{drawn:03d}_{flat}.png", drawing_HW3)
+
+
+def _summary(table: pd.DataFrame, model: Model, *, drawn: int, output: Path) -> Iterator[str]:
+    counts = table["decision"].value_counts()
+    faults, goods, undecided = (int(counts.get(name, 0)) for name in ("fault", "good", ""))
+    yield f"{len(table)} images: {faults} fault, {goods} good, {undecided} undecided"
+    if model.undecided:
+        yield f"undecided: {model.undecided}"
+    elif undecided:
+        known = model.card.thresholds
+        yield (
+            f"undecided: no domain given, none of the model's in the path, and it knows {len(known)} "
+            f"({', '.join(known)}); choose one with --domain"
+        )
+    yield "highest scores:"
+    for _, row in table.nlargest(HIGHEST_SAID, "score").iterrows():
+        yield f"  {row['score']:.4g}  {row['decision'] or '-':5}  {row['path']}"
+    yield f"scores:       {output / 'scores.csv'}"
+    if drawn:
+        yield f"anomaly maps: {output / 'anomaly_maps'}, the {drawn} highest; colours reach up to the 99.5 %"
+        yield "              quantile of the maps scored here, so they compare within this prediction only"

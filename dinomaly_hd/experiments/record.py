@@ -1,0 +1,215 @@
+"""What a finished run leaves beside its scores: results.json, the page, and what MLflow is told of it."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from dinomaly_hd import provenance
+from dinomaly_hd.config import flatten
+from dinomaly_hd.evaluation.report import Picture, report_html, results_markdown
+from dinomaly_hd.evaluation.summary import flat_metrics, summary_lines
+from dinomaly_hd.evaluation.synthetic import flat_synthetic, synthetic_lines
+from dinomaly_hd.evaluation.transfer import flat_transfer, transfer_lines
+from dinomaly_hd.experiments.work import Work, label_of, run_name
+from dinomaly_hd.files import publish_json, publish_text
+from dinomaly_hd.names import as_markdown
+from dinomaly_hd.runs.folder import CHECKPOINTS, MODEL, RESULTS, SCORES
+from dinomaly_hd.runs.pages import artifact_picture
+from dinomaly_hd.training.loop import Trained
+
+RESULTS_SCHEMA = 1
+LONGEST_HISTORY = 1000
+MAPS_IN_REPORT = 3
+FIGURES_STEP = 0  # MLflow draws bars, run beside run, of metrics at step 0, and a dot over the step of others
+
+
+def describe(work: Work) -> None:
+    """Record what the run is, in its folder and in MLflow, before it begins."""
+    ready, context, tracker = work.ready, work.context, work.tracker
+    settings = work.folder / "experiment_settings.json"
+    publish_json(
+        settings,
+        {
+            "command": context.command,
+            "entry_point": context.entry_point,
+            "config": json.loads(work.run.to_json()),
+            "config_hash": ready.config_hash,
+            "data_root": str(ready.manifest.root),
+            "data_digest": ready.manifest.digest,
+            "condition_rule": ready.manifest.condition_rule,
+            "encoder_digest": ready.weights.digest,
+        },
+    )
+    records = ready.manifest.records
+    context.say(f"data: {ready.manifest.root}, {len(records)} images; {ready.manifest.condition_rule}")
+    context.say(f"run folder: {work.folder}")
+    if ready.chooses_by_test:
+        context.say("warning: validate_on=source_test: test labels choose, figures are optimistic")
+    tracker.params(_shown_params(work))
+    tracker.artifact(settings)
+    diff = provenance.git_diff(context.root)
+    if diff:
+        tracker.text(diff, file="uncommitted.diff")
+    for split, use in (("train", "training"), ("test", "evaluation")):
+        tracker.dataset(
+            f"{ready.manifest.root.name}-{split}",
+            digest=ready.manifest.digest,
+            count=len(ready.manifest.indices(split=split)),
+            source=str(ready.manifest.root),
+            context=use,
+        )
+    _note(work, "")
+
+
+def _shown_params(work: Work) -> dict[str, Any]:
+    """Return every value of the run once, as it was resolved here."""
+    kept = "files" if work.feature_place is not None else "memory"
+    flat = flatten(work.run)
+    resolved = {
+        "gpu": str(work.device),
+        "encoder_weights": work.ready.weights.source,
+        "conditions": work.ready.manifest.condition_rule,
+        "cache": kept if flat["cache"] == "auto" else flat["cache"],
+    }
+    return {**flat, **{name: value for name, value in resolved.items() if name in flat}}
+
+
+def _note(work: Work, results: str) -> None:
+    """Set the description that the run's page shows; ``results`` is Markdown."""
+    domains = as_markdown(", ".join(work.ready.manifest.domains))
+    work.tracker.note(
+        f"**{work.run.model.variant}** on {domains}, seed {work.run.seed}\n\n"
+        f"{results}Repeat it: `{work.context.command}`\n\n"
+        f"Run folder: `{work.folder}`\n\nConditions: {work.ready.manifest.condition_rule}"
+    )
+
+
+def record(work: Work, trained: Trained, found: dict[str, Any]) -> dict[str, Any]:
+    """Write ``results.json`` and ``report.html``, tell MLflow and the user, and return the results."""
+    history = {"training_history": thinned(work.tracker.journal.history())}
+    results = {**_head(work, trained), **found, **history}
+    publish_json(work.folder / RESULTS, results)
+    lines = {
+        name: tell(results[name])
+        for name, tell in (("transfer", transfer_lines), ("synthetic", synthetic_lines))
+        if name in results
+    }
+    _write_page(work, results, lines)
+    _track(work, results)
+    said = [summary_lines(results), *lines.values()]
+    for line in (line for part in said for line in ["", *part]):
+        work.context.say(line)
+    work.context.say("")
+    return results
+
+
+def _head(work: Work, trained: Trained) -> dict[str, Any]:
+    """Return what ``results.json`` says of the run beside its figures."""
+    run, manifest = work.run, work.ready.manifest
+    return {
+        "schema_version": RESULTS_SCHEMA,
+        "experiment_type": work.context.entry_point,
+        "variant": run.model.variant,
+        "parameters": flatten(run.model),
+        "domains": list(manifest.domains),
+        "model_type": run.model.model_type,
+        "encoder": run.encoder.encoder,
+        "encoder_digest": work.ready.weights.digest,
+        "max_steps": run.training.max_steps,
+        "steps": trained.last_step,
+        "tested_step": trained.tested_step,
+        "best_val": trained.best_value,
+        "batch_size": flatten(run.training).get("batch_size"),
+        "seed": run.seed,
+        "config": json.loads(run.to_json()),
+        "config_hash": work.ready.config_hash,
+        "data_digest": manifest.digest,
+        "condition_rule": manifest.condition_rule,
+        "counts": manifest.counts(),
+        "held_out": len(work.ready.split.held_out),
+        "timing": work.timing,
+        "peak_memory_mib": provenance.peak_memory_mib(),
+        "label": work.context.tags.get("config", run.model.variant),
+        "code_digest": provenance.code_digest(),
+        **provenance.git_facts(work.context.root),
+        "versions": provenance.package_versions(),
+        "machine": provenance.machine_facts(),
+    }
+
+
+def thinned(history: dict[str, list[tuple[int, float]]]) -> dict[str, Any]:
+    """Return each series as steps and values, at most ``LONGEST_HISTORY`` evenly spread points."""
+    thinned: dict[str, Any] = {}
+    for name, points in history.items():
+        kept = points[:: max(1, -(-len(points) // LONGEST_HISTORY))]
+        thinned[name] = {"step": [step for step, _ in kept], "value": [value for _, value in kept]}
+    return thinned
+
+
+def _write_page(work: Work, results: dict[str, Any], lines: dict[str, list[str]]) -> None:
+    """Write ``report.html``: tables, ROC curves, histograms, training, and each domain's highest faults."""
+    run, manifest = work.run, work.ready.manifest
+    pictures = [
+        Picture(path.stem, path.read_bytes()) for path in sorted((work.folder / "plots").glob("*.png"))
+    ]
+    for domain in manifest.domains:
+        shown = _faults_to_browse(work, domain)[:MAPS_IN_REPORT]
+        pictures += [Picture(f"{domain}: {path.stem}", path.read_bytes()) for path in shown]
+    facts = {
+        "command": work.context.command,
+        "variant": run.model.variant,
+        "seed": str(run.seed),
+        "preset": run.preset,
+        "encoder": run.encoder.encoder,
+        "steps": str(results["steps"]),
+        "data": f"{manifest.root}, digest {manifest.digest[:16]}",
+        "conditions": manifest.condition_rule,
+        "config hash": work.ready.config_hash,
+        **{name: "; ".join(line.strip() for line in part) for name, part in lines.items()},
+    }
+    title = run_name(run, label=label_of(work.context))
+    publish_text(
+        work.folder / "report.html", report_html(title, facts=facts, result=results, pictures=pictures)
+    )
+
+
+def _track(work: Work, results: dict[str, Any]) -> None:
+    """Give MLflow its copy: figures, files, the model, and the pictures to browse."""
+    tracker, folder = work.tracker, work.folder
+    tracker.metrics(flat_metrics(results), step=FIGURES_STEP)
+    if "transfer" in results:
+        tracker.metrics(flat_transfer(results["transfer"]), step=FIGURES_STEP)
+    if "synthetic" in results:
+        tracker.metrics(flat_synthetic(results["synthetic"]), step=results["steps"])
+    tracker.metrics({f"time/{name}": value for name, value in work.timing.items()}, step=FIGURES_STEP)
+    for name in (RESULTS, "report.html"):
+        tracker.artifact(folder / name)
+    for name in (SCORES, "plots", "anomaly_maps", MODEL):
+        if (folder / name).is_dir():
+            tracker.artifacts(folder / name, folder=name)
+    tracker.model(folder / MODEL)
+    tracker.artifact(max((folder / CHECKPOINTS).glob("step_*.pt")), folder=CHECKPOINTS)
+    for domain in work.ready.manifest.domains:
+        for step, path in enumerate(_faults_to_browse(work, domain)):
+            tracker.image(path, key=f"maps/{domain}", step=step)
+    _note(work, f"{results_markdown(results)}\n{_picture(work, results)}")
+
+
+def _picture(work: Work, results: dict[str, Any]) -> str:
+    """Return the Markdown of the highest fault where AUROC is lowest.
+
+    MLflow's image grid shows it too, but below all parameters and 256 pixels wide.
+    """
+    run_id, domains = work.tracker.run_id, results["per_domain_metrics"]
+    shown = [(domain, path) for domain in domains for path in _faults_to_browse(work, domain)[:1]]
+    if run_id is None or not shown:
+        return ""
+    _, hardest = min(shown, key=lambda pair: np.nan_to_num(domains[pair[0]]["auroc"], nan=1.0))
+    path = hardest.relative_to(work.folder).as_posix()
+    return f"{artifact_picture(run_id, path, text=as_markdown(path))}\n\n"
+
+
+def _faults_to_browse(work: Work, domain: str) -> list[Path]:
+    return sorted(work.maps_folder(domain).glob("fault_highest_*.png"))

@@ -1,0 +1,228 @@
+"""Read, encode and score images of a data set with one detector."""
+
+# B batch, N images, H W pixels of a map, h w rows and columns of the input
+
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+import pandas as pd
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from dinomaly_hd import trivial
+from dinomaly_hd.config import RunConfig
+from dinomaly_hd.data.features import FeatureCache, digests, image_batches
+from dinomaly_hd.data.hdmap import Manifest, ground_truth_path
+from dinomaly_hd.data.images import read_image
+from dinomaly_hd.data.store import ImageStore
+from dinomaly_hd.data.tree import NORMALS
+from dinomaly_hd.errors import NonFiniteError
+from dinomaly_hd.evaluation import metrics
+from dinomaly_hd.evaluation.results import PixelScores
+from dinomaly_hd.files import publish_text
+from dinomaly_hd.geometry import Box
+from dinomaly_hd.models.build_encoder import visible_box
+from dinomaly_hd.models.detector import Detector, Prediction, encode_in_groups
+
+Positions = npt.NDArray[np.int64]
+
+
+class Batch(NamedTuple):
+    """Images at some positions of a manifest, with their maps and scores."""
+
+    positions: Positions
+    images_BHW: Tensor
+    prediction: Prediction
+
+
+class Examined(NamedTuple):
+    """Raw scores of images, and their maps sampled at the input's pixels that the encoder sees (N, h, w)."""
+
+    score_N: npt.NDArray[np.float64]
+    map_Nhw: npt.NDArray[np.float32]
+
+
+class Scorer:
+    """What a run does with images: each is read, encoded and scored alone as far as results go.
+
+    Args:
+        detector: On ``device``.
+        store: Images of a manifest.
+        run: Batch size, readers, precision.
+        device: Where the detector is.
+        features: Keeps encoder outputs; None keeps nothing.
+        tick: Called before each batch, and while another process encodes the same images; may raise.
+    """
+
+    def __init__(
+        self,
+        detector: Detector,
+        store: ImageStore,
+        *,
+        run: RunConfig,
+        device: torch.device,
+        features: FeatureCache | None,
+        tick: Callable[[], None],
+    ) -> None:
+        self.detector, self.store, self.run, self.device = detector, store, run, device
+        self.features, self.tick = features, tick
+        self.box = visible_box(run.encoder, shape=store.manifest.shape)
+        """The part of the input that the encoder sees."""
+
+    def images(self, positions: Positions, *, size: int | None = None) -> Iterator[Tensor]:
+        """Yield maps (B, H, W), ``size`` at once, by default as many as in the evaluation."""
+        size = size or self.run.evaluation.eval_batch_size
+        workers = self.run.data.num_workers
+        return image_batches(self.store, positions, batch_size=size, num_workers=workers, tick=self.tick)
+
+    def encode(self, images_BHW: Tensor, names: Sequence[str]) -> Tensor:
+        """Return encoder outputs (B, ...) on the device: kept ones of these names, else new ones."""
+
+        def make() -> Tensor:
+            return encode_in_groups(self.detector, images_BHW.to(self.device))
+
+        if self.features is None:
+            return make()
+        return self.features.encode(names, make, tick=self.tick).to(self.device)
+
+    def encoded(self, positions: Positions, *, size: int | None = None) -> Iterator[Tensor]:
+        """Yield images' encoder outputs, ``size`` at once."""
+        size = size or self.run.evaluation.eval_batch_size
+        for number, images_BHW in enumerate(self.images(positions, size=size)):
+            chosen = positions[number * size : (number + 1) * size]
+            yield self.encode(images_BHW, digests(self.store.manifest, chosen))
+
+    def batches(self, positions: Positions) -> Iterator[Batch]:
+        """Yield images with maps and scores on the CPU, batch by batch."""
+        size = self.run.evaluation.eval_batch_size
+        for number, images_BHW in enumerate(self.images(positions)):
+            chosen = positions[number * size : (number + 1) * size]
+            encoded = self.encode(images_BHW, digests(self.store.manifest, chosen))
+            yield Batch(chosen, images_BHW, score(self.detector, encoded, bf16=self.run.bf16))
+
+    def examine(self, positions: Positions) -> Examined:
+        """Score images.
+
+        Raises:
+            NonFiniteError: A score is NaN or infinite; names the file.
+        """
+        scores, maps = [], []
+        for chosen, images_BHW, prediction in self.batches(positions):
+            finite = torch.isfinite(prediction.score_B)
+            if not bool(finite.all()):
+                bad = self.store.manifest.records[int(chosen[int(torch.argmin(finite.int()))])].path
+                raise NonFiniteError(f"{bad}: the model's score is NaN or infinite; lower learning_rate")
+            shape = tuple(images_BHW.shape[1:])
+            scores.append(prediction.score_B.numpy())
+            maps.append(sample_at_pixels(prediction.map_BHW, box=self.box, shape=shape).numpy())
+        if not scores:
+            return Examined(np.empty(0), np.empty((0, 0, 0), np.float32))
+        return Examined(np.concatenate(scores), np.concatenate(maps))
+
+
+def predict(detector: Detector, images_BHW: Tensor, *, device: torch.device, bf16: bool) -> Prediction:
+    """Return maps and scores of images on the CPU."""
+    return score(detector, detector.encode(images_BHW.to(device)), bf16=bf16)
+
+
+def score(detector: Detector, encoded: Tensor, *, bf16: bool) -> Prediction:
+    """Return maps (float32) and scores (float64) on the CPU; the one way in which images are scored."""
+    with torch.no_grad(), torch.autocast(encoded.device.type, dtype=torch.bfloat16, enabled=bf16):
+        prediction = detector.score(encoded)
+    return Prediction(prediction.map_BHW.float().cpu(), prediction.score_B.double().cpu())
+
+
+def visible_pixels(box: Box, *, shape: tuple[int, ...]) -> tuple[slice, slice]:
+    """Return the rows and columns whose centres lie inside the box."""
+    rows, columns = np.arange(shape[0]) + 0.5, np.arange(shape[1]) + 0.5
+    inside_rows = np.flatnonzero((rows > box.top) & (rows < box.bottom))
+    inside_columns = np.flatnonzero((columns > box.left) & (columns < box.right))
+    return (
+        slice(int(inside_rows[0]), int(inside_rows[-1]) + 1),
+        slice(int(inside_columns[0]), int(inside_columns[-1]) + 1),
+    )
+
+
+def sample_at_pixels(map_BHW: Tensor, *, box: Box, shape: tuple[int, ...]) -> Tensor:
+    """Read maps at the centres of the visible input pixels, bilinear, (B, h, w)."""
+    rows, columns = visible_pixels(box, shape=shape)
+    y = (torch.arange(rows.start, rows.stop) + 0.5 - box.top) / (box.bottom - box.top)
+    x = (torch.arange(columns.start, columns.stop) + 0.5 - box.left) / (box.right - box.left)
+    grid = torch.stack(torch.meshgrid(x, y, indexing="xy"), dim=-1).mul(2).sub(1).to(map_BHW.dtype)
+    sampled = F.grid_sample(
+        map_BHW.unsqueeze(1),
+        grid.expand(len(map_BHW), -1, -1, -1),
+        mode="bilinear",
+        padding_mode="border",
+        align_corners=False,
+    )
+    return sampled.squeeze(1)
+
+
+def score_table(
+    store: ImageStore, positions: Positions, *, score_N: npt.NDArray[np.float64], train: Positions
+) -> pd.DataFrame:
+    """Return one row per image: path, domain, label, condition, score and the trivial scores.
+
+    The row filter is fitted on the training images ``train`` of each domain.
+    """
+    records = store.manifest.records
+    table = pd.DataFrame(
+        [(r.path, r.domain, r.label, r.condition) for r in (records[int(i)] for i in positions)],
+        columns=["path", "domain", "label", "condition"],
+    )
+    table["score"] = score_N
+    columns: dict[str, npt.NDArray[np.float64]] = {}
+    domains = np.array([record.domain for record in records])
+    for domain in dict.fromkeys(table["domain"]):
+        rows = np.flatnonzero((table["domain"] == domain).to_numpy())
+        images = stack(store, positions[rows])
+        normals = train[domains[train] == domain]
+        own = trivial.trivial_scores(images)
+        if len(normals) > 1:
+            own[trivial.ROW_FILTER] = trivial.RowFilter.fit(stack(store, normals)).score(images)
+        for name, values in own.items():
+            columns.setdefault(name, np.full(len(table), np.nan))[rows] = values
+    return table.assign(**{name: values for name, values in columns.items() if not np.isnan(values).any()})
+
+
+def stack(store: ImageStore, positions: Positions) -> npt.NDArray[np.float32]:
+    """Return images as one array (N, H, W)."""
+    return np.stack([store[int(i)] for i in positions])
+
+
+def pixel_scores(
+    manifest: Manifest, positions: Positions, *, map_Nhw: npt.NDArray[np.float32], box: Box
+) -> dict[str, PixelScores]:
+    """Return pixel AUROC and AUPRO of every domain whose faults all have ground-truth masks."""
+    rows, columns = visible_pixels(box, shape=manifest.shape)
+    scores = {}
+    for domain in manifest.domains:
+        own = [n for n, i in enumerate(positions) if manifest.records[int(i)].domain == domain]
+        masks = [read_mask(manifest, int(positions[n])) for n in own]
+        if own and not any(mask is None for mask in masks):
+            masks_Nhw = np.stack([mask[rows, columns] for mask in masks if mask is not None])
+            maps = map_Nhw[own]
+            scores[domain] = PixelScores(metrics.pixel_auroc(maps, masks_Nhw), metrics.aupro(maps, masks_Nhw))
+    return scores
+
+
+def read_mask(manifest: Manifest, position: int) -> npt.NDArray[np.bool_] | None:
+    """Return the defect mask of a test image: empty for good ones, None where a fault has none."""
+    if manifest.records[position].label == 0:
+        return np.zeros(manifest.shape, dtype=np.bool_)
+    path = ground_truth_path(manifest.root, manifest.records[position].path)
+    mask = None if path is None else read_image(path) > 0
+    return mask if mask is not None and mask.shape == manifest.shape else None
+
+
+def write_scores(folder: Path, table: pd.DataFrame, *, normals: pd.DataFrame) -> None:
+    """Write ``{domain}.csv`` of the test images and ``{domain}_normals.csv`` of the normals."""
+    for rows, ending in ((table, ""), (normals, NORMALS)):
+        for domain, own in rows.groupby("domain", sort=False):
+            text = own.drop(columns="domain").to_csv(index=False, float_format="%.17g")
+            publish_text(folder / f"{domain}{ending}.csv", text)

@@ -1,0 +1,117 @@
+"""What an MLflow server calls: images in; scores, decisions and anomaly maps out. Imports mlflow."""
+
+# B batch, H W pixels of the input
+
+import json
+import logging
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import pandas as pd
+import torch
+from mlflow.exceptions import MlflowException
+from mlflow.models import ModelSignature
+from mlflow.protos.databricks_pb2 import BAD_REQUEST, INTERNAL_ERROR
+from mlflow.types import ColSpec, DataType, ParamSchema, ParamSpec, Schema
+from mlflow.types.schema import AnyType
+
+from dinomaly_hd.errors import ConfigError, DataError, NonFiniteError
+from dinomaly_hd.experiments.score import predict, sample_at_pixels, visible_pixels
+from dinomaly_hd.models.build_encoder import visible_box
+from dinomaly_hd.serving.exported import read_model
+from dinomaly_hd.serving.images import Images, read_input
+from dinomaly_hd.training.loop import resolve_device
+
+SIGNATURE = ModelSignature(  # inputs stay open: no MLflow schema can say "array or table"
+    outputs=Schema(
+        [
+            ColSpec(DataType.double, "score"),
+            ColSpec(DataType.double, "threshold", required=False),
+            ColSpec(DataType.boolean, "fault", required=False),
+            ColSpec(AnyType(), "map", required=False),  # type: ignore[no-untyped-call]
+        ]
+    ),
+    params=ParamSchema(
+        [ParamSpec("domain", DataType.string, ""), ParamSpec("return_map", DataType.boolean, False)]
+    ),
+)
+_logger = logging.getLogger(__name__)
+
+
+class Refusal(MlflowException):
+    """One line and nothing else: the server would put the whole request before it, and a traceback behind."""
+
+    def __init__(self, line: str, *, error_code: int = BAD_REQUEST) -> None:
+        super().__init__(line, error_code=error_code)
+        self.line = line
+
+    def serialize_as_json(self) -> str:
+        """Return the answer's body; the name is MLflow's."""
+        return json.dumps({"error_code": self.error_code, "message": self.line})
+
+
+class ServedModel:
+    """Scores as the run's own evaluation did, on a GPU where there is one."""
+
+    def __init__(self, folder: Path) -> None:
+        model = read_model(folder)
+        self.card, self.device = model.card, resolve_device("auto")
+        self.detector = model.load().to(self.device)
+        self.box = visible_box(self.card.run.encoder, shape=self.card.shape)
+
+    def predict(self, model_input: Any, params: Mapping[str, Any] | None = None) -> pd.DataFrame:
+        """Return score, threshold, fault (score >= threshold) and map for each image.
+
+        Args:
+            model_input: Array or nested list (B, H, W) in the reader's units (TIFF values as they are, PNG
+                0..1), or a table or a mapping of columns, whose column ``image``
+                holds TIFF or PNG files as base64 text.
+            params: ``domain``: whose threshold decides, "" for a model that knows one; without any, threshold
+                and fault are empty. ``return_map``: the map read at the input's pixels, None where a crop hid
+                the pixel.
+
+        Raises:
+            Refusal: With status 400, the input cannot be scored; with status 500 and a traceback in this
+                process's log, scoring failed.
+        """
+        params = params or {}
+        try:
+            known, domain = self.card.thresholds, str(params.get("domain") or "")
+            chosen = (self.card.domain(domain),) if domain else tuple(known)
+            threshold = known[chosen[0]] if len(chosen) == 1 else None
+            images_BHW = read_input(model_input, shape=self.card.shape, dtype=self.card.dtype)
+            score_B, map_BHW = self._score(images_BHW)
+        except (ConfigError, DataError, NonFiniteError) as error:
+            raise Refusal(str(error)) from error
+        except Exception as error:
+            _logger.exception("scoring failed")
+            line = f"scoring failed ({type(error).__name__}); the server's log says more"
+            raise Refusal(line, error_code=INTERNAL_ERROR) from error
+        table = pd.DataFrame({"score": score_B})
+        table["threshold"] = np.nan if threshold is None else threshold
+        table["fault"] = None if threshold is None else score_B >= threshold
+        if params.get("return_map"):
+            cells_BHW = map_BHW.astype(object)
+            cells_BHW[np.isnan(map_BHW)] = None  # JSON has no NaN
+            table["map"] = pd.Series(cells_BHW.tolist())
+        return table
+
+    def _score(self, images_BHW: Images) -> tuple[npt.NDArray[np.float64], Images]:
+        """Return scores and maps at the input's pixels, NaN where the model does not see."""
+        shape, size = self.card.shape, self.card.run.evaluation.eval_batch_size
+        map_BHW = np.full(images_BHW.shape, np.nan, np.float32)
+        score_B = np.empty(len(images_BHW))
+        for start in range(0, len(images_BHW), size):
+            batch = slice(start, start + size)
+            images = torch.from_numpy(images_BHW[batch])
+            prediction = predict(self.detector, images, device=self.device, bf16=self.card.run.bf16)
+            score_B[batch] = prediction.score_B.numpy()
+            seen = sample_at_pixels(prediction.map_BHW, box=self.box, shape=shape)
+            map_BHW[batch, *visible_pixels(self.box, shape=shape)] = seen.numpy()
+        if not np.isfinite(score_B).all():
+            number = int(np.argmin(np.isfinite(score_B)))
+            raise NonFiniteError(f"image {number}: the score is NaN or infinite")
+        return score_B, map_BHW

@@ -1,0 +1,276 @@
+"""One training from start or from its newest checkpoint to its last step."""
+
+import logging
+import signal
+import time
+import warnings
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any, NamedTuple
+
+import lightning
+import torch
+from lightning.pytorch.utilities.exceptions import SIGTERMException
+from torch import Tensor
+from torch.utils.data import Dataset
+
+from dinomaly_hd.batch import Batch
+from dinomaly_hd.config import RunConfig, TrainingConfig
+from dinomaly_hd.data.module import StepDataModule
+from dinomaly_hd.errors import LONGEST_REASON, CheckpointError, ConfigError, Interrupted
+from dinomaly_hd.models.detector import Detector
+from dinomaly_hd.training.checkpoint import Checkpoint
+from dinomaly_hd.training.early_stopping import EarlyStopping
+from dinomaly_hd.training.guards import SignalGuard
+from dinomaly_hd.training.task import DetectorTask, Log
+
+ENCODER, FROZEN = "encoder.", "encoder.model."
+NOTICES = (
+    ".*is available but not used.*",
+    ".*in eval mode at the start of training.*",
+    ".*does not have many workers.*",
+    ".*LeafSpec.*is deprecated.*",
+    ".*litlogger.*",
+)
+
+
+class Validation(NamedTuple):
+    """What early stopping watches, lower is better, and everything worth logging."""
+
+    watched: float
+    metrics: dict[str, float]
+
+
+class TrainingData(NamedTuple):
+    """What is trained on, how many samples (``size``), how many processes read them, and how to name them.
+
+    ``validate`` examines the detector as it is, None where there is nothing to examine it on. By the digests
+    of data and encoder weights a checkpoint is known.
+    """
+
+    dataset: Dataset[Batch]
+    size: int
+    num_workers: int
+    data_digest: str
+    encoder_digest: str
+    name_files: Callable[[int], str]
+    validate: Callable[[], Validation] | None
+
+
+class Hooks(NamedTuple):
+    """Who is told and asked during a training."""
+
+    log: Log
+    save: Callable[[Checkpoint], object]
+    guard: SignalGuard
+    progress: Callable[[int, int], None]
+
+
+class Trained(NamedTuple):
+    """Steps done by this process and their wall time; where training stood at its end.
+
+    ``tested_step`` is the step whose weights the detector has: the best validation's where early stopping
+    watched (``best_value``, else None), else the last.
+    """
+
+    steps: int
+    seconds: float
+    last_step: int
+    tested_step: int
+    best_value: float | None
+
+
+def resolve_device(gpu: str) -> torch.device:
+    """Return the device of ``gpu`` = auto, cpu or an index.
+
+    Raises:
+        ConfigError: The index is not there.
+    """
+    if gpu == "cpu" or (gpu == "auto" and not torch.cuda.is_available()):
+        return torch.device("cpu")
+    index = 0 if gpu == "auto" else int(gpu)
+    if index >= torch.cuda.device_count():
+        raise ConfigError(
+            f"gpu={gpu}: this machine has {torch.cuda.device_count()} CUDA devices; use gpu=cpu"
+        )
+    return torch.device("cuda", index)
+
+
+def trained_state(detector: Detector) -> dict[str, Tensor]:
+    """Return copies of all tensors but the frozen network's own weights."""
+    state = detector.state_dict()
+    return {
+        name: value.detach().cpu().clone() for name, value in state.items() if not name.startswith(FROZEN)
+    }
+
+
+def encoder_state(detector: Detector) -> dict[str, Tensor]:
+    """Return copies of what the encoder took from training images."""
+    return {name: value for name, value in trained_state(detector).items() if name.startswith(ENCODER)}
+
+
+def load_trained_state(detector: Detector, weights: dict[str, Tensor]) -> None:
+    """Put back what ``trained_state`` returned."""
+    try:
+        missing, unexpected = detector.load_state_dict(weights, strict=False)
+    except RuntimeError as error:  # other shapes
+        reason = " ".join(str(error).split())[:LONGEST_REASON]
+        raise CheckpointError(f"the checkpoint does not fit the model: {reason}") from error
+    wrong = [*unexpected, *(name for name in missing if not name.startswith(FROZEN))]
+    if wrong:
+        raise CheckpointError(f"the checkpoint does not fit the model: {', '.join(wrong[:5])}")
+
+
+class _Keeper(lightning.Callback):
+    """After each step: validate and save when due, or save when asked by a signal."""
+
+    def __init__(
+        self,
+        task: DetectorTask,
+        stopping: EarlyStopping,
+        *,
+        validate: Callable[[], Validation] | None,
+        save: Callable[[], None],
+        hooks: Hooks,
+    ) -> None:
+        self.task, self.stopping, self.examine, self.save = task, stopping, validate, save
+        self.guard, self.progress = hooks.guard, hooks.progress
+
+    def on_train_batch_end(
+        self, trainer: Any, pl_module: Any, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        del pl_module, outputs, batch, batch_idx
+        config = self.task.training_config
+        done, last = self.task.position, config.last_step
+        if self.examine and config.val_check_interval and done % config.val_check_interval == 0:
+            self.stopping.due = True
+            self.validate()
+        self.progress(done, last)
+        # Looked at once: a signal that comes while a checkpoint is written waits for the next step's.
+        asked_to_stop = self.guard.received is not None
+        trainer.should_stop = self.stopping.exhausted
+        if asked_to_stop or done == last or done % config.checkpoint_interval == 0 or trainer.should_stop:
+            self.save()
+        if asked_to_stop:
+            self.guard.check()
+
+    def validate(self) -> None:
+        """Examine the detector; a signal that breaks it off leaves a checkpoint that makes up for it."""
+        task = self.task
+        assert self.examine is not None
+        try:
+            found = self.examine()
+        except Interrupted:
+            self.save()
+            raise
+        task.log_step(found.metrics, task.position - 1)
+        self.stopping.observe(found.watched, step=task.position, weights=lambda: trained_state(task.detector))
+        self.stopping.due = False
+
+
+def train(
+    detector: Detector,
+    *,
+    run: RunConfig,
+    data: TrainingData,
+    hooks: Hooks,
+    resume: Checkpoint | None,
+) -> Trained:
+    """Train to the run's last step, or until patience ends, and save a checkpoint of it.
+
+    Where early stopping watches, the detector then has the weights of the best validation.
+
+    Raises:
+        NonFiniteError: Loss or gradient became NaN or infinite (policy ``on_nonfinite=stop``).
+        Interrupted: A signal came; a checkpoint of the last finished step is saved.
+        OutputError: A checkpoint could not be written.
+    """
+    config = run.training
+    assert isinstance(config, TrainingConfig), f"{run.model.model_type} is not trained by steps"
+    start = resume.step if resume else 0
+    task = DetectorTask(
+        detector,
+        training=config,
+        steps_per_epoch=max(1, data.size // config.batch_size),
+        log=hooks.log,
+        name_files=data.name_files,
+        position=start,
+    )
+    stopping = EarlyStopping(config.early_stopping_patience)
+    if resume:
+        load_trained_state(detector, resume.weights)
+        task.optimizer.load_state_dict(resume.optimizer)
+        task.nonfinite = resume.nonfinite
+        stopping.load(resume.patience)
+
+    def save_now() -> None:
+        state = Checkpoint(
+            step=task.position,
+            config=run.to_json(),
+            data_digest=data.data_digest,
+            encoder_digest=data.encoder_digest,
+            nonfinite=task.nonfinite,
+            weights=trained_state(detector),
+            optimizer=task.optimizer.state_dict(),
+            patience=stopping.state(),
+        )
+        hooks.save(state)
+
+    began = time.monotonic()
+    keeper = _Keeper(task, stopping, validate=data.validate, save=save_now, hooks=hooks)
+    if stopping.due:
+        keeper.validate()
+    if start < config.last_step and not stopping.exhausted:
+        detector.train()
+        batches = StepDataModule(
+            data.dataset,
+            count=data.size,
+            batch_size=config.batch_size,
+            seed=run.seed,
+            start=start,
+            stop=config.last_step,
+            num_workers=data.num_workers,
+        )
+        try:
+            with _quiet_lightning():
+                _trainer(config, steps=config.last_step - start, keeper=keeper).fit(task, batches)
+        except SIGTERMException:  # the signal came between our check and Lightning's
+            save_now()
+            raise Interrupted(hooks.guard.received or signal.SIGTERM) from None
+    seconds, tested, best = time.monotonic() - began, task.position, None
+    if stopping.best_weights:
+        load_trained_state(detector, stopping.best_weights)
+        tested, best = stopping.best_step, stopping.best_value
+    return Trained(task.position - start, seconds, task.position, tested, best)
+
+
+def _trainer(config: TrainingConfig, *, steps: int, keeper: lightning.Callback) -> lightning.Trainer:
+    device = resolve_device(config.gpu)
+    return lightning.Trainer(
+        accelerator="cpu" if device.type == "cpu" else "gpu",
+        devices=1 if device.type == "cpu" else [device.index],
+        precision="32-true" if config.precision == "32" else "bf16-mixed",
+        max_steps=steps,
+        max_epochs=1,
+        callbacks=[keeper],
+        logger=False,
+        enable_checkpointing=False,
+        enable_progress_bar=False,
+        enable_model_summary=False,
+        use_distributed_sampler=False,
+    )
+
+
+@contextmanager
+def _quiet_lightning() -> Iterator[None]:
+    """Keep Lightning's notices off the user's screen: the encoder is meant to be in evaluation mode."""
+    logger = logging.getLogger("lightning.pytorch")
+    level = logger.level
+    logger.setLevel(logging.WARNING)
+    try:
+        with warnings.catch_warnings():
+            for message in NOTICES:
+                warnings.filterwarnings("ignore", message=message)
+            yield
+    finally:
+        logger.setLevel(level)
