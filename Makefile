@@ -5,8 +5,6 @@ VENV := .venv
 BIN := $(VENV)/bin
 UV_VERSION := 0.13.9
 STAMP := $(VENV)/.installed
-# `mlflow run --env-manager local` starts the `python` that it finds first.
-ACTIVATED := PATH="$(CURDIR)/$(BIN):$$PATH"
 MLFLOW_TRACKING_URI ?= sqlite:///mlflow.db
 
 export MLFLOW_DISABLE_TELEMETRY ?= true
@@ -14,8 +12,11 @@ export RAY_USAGE_STATS_ENABLED ?= 0
 
 .PHONY: run test check audit setup ui lock clean
 
+run: export MLFLOW_TRACKING_URI := $(MLFLOW_TRACKING_URI)
+run: export MLFLOW_EXPERIMENT_NAME ?= dinomaly-hd
 run: setup  ## train and evaluate on the simulated maps, in MLflow
-	$(ACTIVATED) MLFLOW_TRACKING_URI=$(MLFLOW_TRACKING_URI) mlflow run . -e horizontal -P seed=42 --env-manager local --experiment-name dinomaly-hd
+	@$(BIN)/python -m dinomaly_hd.runs.project_environment
+	PATH="$(CURDIR)/$(BIN):$$PATH" mlflow run . -e horizontal -P seed=42
 
 test: check  ## everything that CI runs
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder --durations=30 --durations-min=5 tests
@@ -37,6 +38,7 @@ $(STAMP): requirements.lock pyproject.toml
 	test -x $(BIN)/uv || $(BIN)/python -m pip install --quiet uv==$(UV_VERSION)
 	VIRTUAL_ENV=$(VENV) $(BIN)/uv pip sync --compile-bytecode --require-hashes requirements.lock
 	VIRTUAL_ENV=$(VENV) $(BIN)/uv pip install --no-deps --no-build-isolation --editable .
+	$(BIN)/python -m dinomaly_hd.runs.project_environment
 	touch $(STAMP)
 
 ui:  ## MLflow's pages, on this machine only
@@ -49,4 +51,4 @@ lock:  ## write requirements.lock anew
 	  --no-emit-index-url pyproject.toml --output-file requirements.lock
 
 clean:
-	rm -rf $(VENV) build *.egg-info
+	rm -rf $(VENV) build *.egg-info python_env.yaml

@@ -75,7 +75,6 @@ def _pin(line: str) -> Pin:
 
 
 def lock_faults(pins: Sequence[Pin]) -> Iterator[str]:
-    """Yield what is wrong about the lock itself."""
     for pin in pins:
         for fault in pin.faults:
             yield f"requirements.lock: {pin.name} {pin.version}: {fault}"
@@ -100,7 +99,6 @@ def environment_faults(pins: Sequence[Pin], installed: Mapping[str, str]) -> Ite
 
 
 def installed_packages() -> dict[str, str]:
-    """Return the packages of this environment."""
     return {canonicalize_name(each.name): each.version for each in importlib.metadata.distributions()}
 
 
@@ -144,7 +142,6 @@ def read_answer(answer: Mapping[str, Any]) -> Known:
 
 
 def main() -> None:
-    """Print what was found; 1 where something is wrong."""
     pins = read_lock(LOCK.read_text())
     faults = [*lock_faults(pins), *environment_faults(pins, installed_packages())]
     print(f"{len(pins)} packages in requirements.lock: pins, hashes, sources, refused versions, environment:")

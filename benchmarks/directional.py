@@ -9,20 +9,18 @@ Row-blind attention: seconds, time and operations per token at 784, 3136 and 125
 rows and columns) of ViT-B's 12 heads of 64, beside plain linear attention. Linear means a time per token
 that does not grow with the tokens. Segment dropout: 16 x 784 x 768 tokens, forward and backward, as a share
 of one training step of the full preset's bottleneck and decoder (ViT-B width, 8 blocks), encoder not counted.
-Prints tables and writes benchmarks/results/directional.json. One thread on a CPU, so that figures compare.
+Writes benchmarks/results/directional.json. One thread on a CPU, so that figures compare.
 """
 
-import argparse
-import json
-import time
 from collections.abc import Callable
-from pathlib import Path
-from typing import NamedTuple
+from functools import partial
+from typing import Any
 
 import torch
 from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 
+from benchmarks.common import given, record, timed
 from dinomaly_hd.batch import Batch
 from dinomaly_hd.config import HardMiningLoss, Segments
 from dinomaly_hd.models.detector import Noise
@@ -33,35 +31,18 @@ from dinomaly_hd.models.dinomaly.distance import MeanPooling
 from dinomaly_hd.models.dinomaly.losses import HardMining
 from dinomaly_hd.training.optim import StableAdamW
 
-RESULT = Path(__file__).parent / "results" / "directional.json"
 SIDES = (28, 56, 112)
 HEADS, HEAD_WIDTH, WIDTH = 12, 64, 768
 BATCH, GRID, DEPTH = 16, (28, 28), 8
 REPETITIONS = 9
 
 
-class Timing(NamedTuple):
-    """Seconds of one attention at a number of tokens."""
-
-    attention: str
-    tokens: int
-    seconds: float
-    microseconds_per_token: float
-    operations_per_token: float
-
-
-def best_seconds(work: Callable[[int], object], *, repetitions: int) -> float:
+def best_seconds(work: Callable[[int], object], *, repetitions: int = REPETITIONS) -> float:
     """Return the shortest wall time of ``work(step)``."""
-    times = []
-    for step in range(repetitions):
-        began = time.perf_counter()
-        work(step)
-        times.append(time.perf_counter() - began)
-    return min(times)
+    return min(timed(partial(work, step))[0] for step in range(repetitions))
 
 
 def attentions(side: int) -> dict[str, Callable[[Tensor, Tensor, Tensor], Tensor]]:
-    """Return the attentions compared on a square grid."""
     grid = (side, side)
     return {
         "plain": lambda q, k, v: linear_attention(q, k, v).value_BhNd,
@@ -70,28 +51,29 @@ def attentions(side: int) -> dict[str, Callable[[Tensor, Tensor, Tensor], Tensor
     }
 
 
-def time_attention() -> list[Timing]:
+def time_attention() -> list[dict[str, Any]]:
     """Time each attention, forward only, one image."""
-    rows = []
+    rows: list[dict[str, Any]] = []
     for side in SIDES:
         generator = torch.Generator().manual_seed(side)
         shape = (1, HEADS, side * side, HEAD_WIDTH)
         parts = [torch.randn(shape, generator=generator) for _ in range(3)]
         for name, attend in attentions(side).items():
             with torch.no_grad():
-                seconds = best_seconds(lambda _, f=attend, p=parts: f(*p), repetitions=REPETITIONS)  # type: ignore[misc]
+                seconds = best_seconds(lambda _, attend=attend, parts=parts: attend(*parts))
                 with FlopCounterMode(display=False) as counter:
                     attend(*parts)
-            per_token = 1e6 * seconds / side**2
-            rows.append(Timing(name, side**2, seconds, per_token, counter.get_total_flops() / side**2))
+            row = {"attention": name, "tokens": side**2, "seconds": seconds}
+            row["microseconds_per_token"] = 1e6 * seconds / side**2
+            rows.append({**row, "operations_per_token": counter.get_total_flops() / side**2})
     return rows
 
 
-def growth(rows: list[Timing]) -> dict[str, float]:
+def growth(rows: list[dict[str, Any]]) -> dict[str, float]:
     """Return per attention the time per token at the most tokens over that at the fewest; 1 is linear."""
     by_name: dict[str, list[float]] = {}
     for row in rows:
-        by_name.setdefault(row.attention, []).append(row.microseconds_per_token)
+        by_name.setdefault(row["attention"], []).append(row["microseconds_per_token"])
     return {name: per_token[-1] / per_token[0] for name, per_token in by_name.items()}
 
 
@@ -108,11 +90,10 @@ def time_segments() -> float:
     def work(step: int) -> None:
         dropout(x_BND, noise=noise(step)).tokens_BND.backward(gradient_BND)
 
-    return best_seconds(work, repetitions=REPETITIONS)
+    return best_seconds(work)
 
 
 def noise(step: int) -> Noise:
-    """Return the noise of a step."""
     return Noise(0, step=step, device=torch.device("cpu"))
 
 
@@ -140,37 +121,20 @@ def time_training_step(*, repetitions: int) -> float:
 
 
 def main() -> None:
-    """Measure, print and write."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("--steps", type=int, default=1, help="training steps that are timed")
-    arguments = parser.parse_args()
+    steps = given(__doc__, steps=1).steps  # training steps that are timed
     torch.set_num_threads(1)
     rows = time_attention()
-    for row in rows:
-        per_token = (
-            f"{row.microseconds_per_token:7.2f} us, {row.operations_per_token:9.0f} operations per token"
-        )
-        print(f"{row.attention:22}{row.tokens:6} tokens {row.seconds:8.4f} s {per_token}")
-    grown = growth(rows)
-    for name, factor in grown.items():
-        print(f"{name:22}time per token, {SIDES[-1] ** 2} over {SIDES[0] ** 2} tokens: {factor:.2f}")
-    segments = time_segments()
-    print(f"segment dropout {segments:.4f} s", flush=True)
-    step = time_training_step(repetitions=arguments.steps)
-    print(f"training step {step:.1f} s; segment dropout is {100 * segments / step:.2f} % of it")
+    segments, step = time_segments(), time_training_step(repetitions=steps)
     result = {
         "torch": torch.__version__,
         "threads": 1,
-        "attention": [row._asdict() for row in rows],
-        "time_per_token_growth": grown,
+        "attention": rows,
+        "time_per_token_growth": growth(rows),
         "segment_dropout_s": segments,
         "training_step_s": step,
         "segment_dropout_share": segments / step,
     }
-    RESULT.parent.mkdir(exist_ok=True)
-    RESULT.write_text(json.dumps(result, indent=2) + "\n")
+    record("directional", result)
 
 
 if __name__ == "__main__":

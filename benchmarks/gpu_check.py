@@ -6,16 +6,14 @@
 Weights are random (their values change no time); results go to benchmarks/results/gpu_check.json.
 """
 
-import argparse
-import json
-import time
 from collections.abc import Callable
-from pathlib import Path
+from statistics import median_high
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from benchmarks.common import given, record, timed
 from dinomaly_hd.batch import Batch
 from dinomaly_hd.config import RunConfig, with_values
 from dinomaly_hd.config.presets import full_dinomaly
@@ -25,35 +23,26 @@ from dinomaly_hd.models.build import build_detector
 from dinomaly_hd.models.weights import locate
 from dinomaly_hd.training.optim import StableAdamW
 
-RESULT = Path(__file__).parent / "results" / "gpu_check.json"
 AGREEMENT = {"32": 1e-4, "bf16": 0.05}
 """Largest relative difference of scores to the CPU's in float32."""
 
 
-def synchronise(device: torch.device) -> None:
-    """Wait until the device has done all it was given."""
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
-
-
 def median_seconds(work: Callable[[int], object], *, steps: int, device: torch.device) -> float:
     """Return the median wall time of ``work(step)`` after one call that is not counted."""
-    work(0)
-    times = []
-    for step in range(1, steps + 1):
-        synchronise(device)
-        began = time.perf_counter()
+
+    def done(step: int) -> None:
         work(step)
-        synchronise(device)
-        times.append(time.perf_counter() - began)
-    return sorted(times)[len(times) // 2]
+        if device.type == "cuda":
+            torch.cuda.synchronize(device)
+
+    done(0)
+    return median_high(timed(lambda step=step: done(step))[0] for step in range(1, steps + 1))
 
 
 def measure(run: RunConfig, *, batch: int, steps: int, device: torch.device) -> dict[str, float]:
     """Return rates and peak memory of encoding, a step from encoded images, a whole step, and scoring."""
-    detector = build_detector(run, weights=locate(run.encoder.encoder, run.encoder.encoder_weights)).to(
-        device
-    )
+    weights = locate(run.encoder.encoder, run.encoder.encoder_weights)
+    detector = build_detector(run, weights=weights).to(device)
     images = torch.rand(batch, 31, 95, generator=torch.Generator().manual_seed(1)).to(device)
     domain = torch.zeros(batch, dtype=torch.int64, device=device)
     trained = [parameter for parameter in detector.parameters() if parameter.requires_grad]
@@ -67,14 +56,13 @@ def measure(run: RunConfig, *, batch: int, steps: int, device: torch.device) -> 
 
     with torch.autocast(device.type, dtype=torch.bfloat16, enabled=run.bf16):
         encoded = detector.encode(images)
-        seconds = {
-            "encode": median_seconds(lambda _: detector.encode(images), steps=steps, device=device),
-            "step_from_cache": median_seconds(lambda s: step_on(encoded, s), steps=steps, device=device),
-            "step": median_seconds(lambda s: step_on(detector.encode(images), s), steps=steps, device=device),
-            "score": median_seconds(
-                lambda _: detector.score(detector.encode(images)), steps=steps, device=device
-            ),
+        works: dict[str, Callable[[int], object]] = {
+            "encode": lambda _: detector.encode(images),
+            "step_from_cache": lambda step: step_on(encoded, step),
+            "step": lambda step: step_on(detector.encode(images), step),
+            "score": lambda _: detector.score(detector.encode(images)),
         }
+        seconds = {name: median_seconds(work, steps=steps, device=device) for name, work in works.items()}
     rates = {f"{name}_images_per_s": batch / value for name, value in seconds.items()}
     memory = torch.cuda.max_memory_allocated(device) / 2**30 if device.type == "cuda" else float("nan")
     return {**rates, "peak_memory_gib": memory}
@@ -94,34 +82,23 @@ def agreement(base: RunConfig, run: RunConfig, *, device: torch.device) -> float
 
 
 def main() -> None:
-    """Measure and write the result."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("--device", default="cuda")
-    parser.add_argument("--encoder", default="dinov2reg_vit_base_14")
-    parser.add_argument("--batch", type=int, default=16)
-    parser.add_argument("--steps", type=int, default=20)
-    arguments = parser.parse_args()
-    device = torch.device(arguments.device)
-    base = with_values(
-        full_dinomaly(horizontal()), {"encoder": arguments.encoder, "encoder_weights": "random"}
-    )
+    told = given(__doc__, device="cuda", encoder="dinov2reg_vit_base_14", batch=16, steps=20)
+    device = torch.device(told.device)
+    encoder = {"encoder": told.encoder, "encoder_weights": "random"}
+    base = with_values(full_dinomaly(horizontal()), encoder)
     result: dict[str, Any] = {
         "device": torch.cuda.get_device_name(device) if device.type == "cuda" else "cpu",
         "torch": torch.__version__,
-        "encoder": arguments.encoder,
-        "batch": arguments.batch,
+        "encoder": told.encoder,
+        "batch": told.batch,
     }
-    for precision in ("32", "bf16"):
+    for precision in AGREEMENT:
         run = with_values(base, {"precision": precision})
         result[precision] = {
-            **measure(run, batch=arguments.batch, steps=arguments.steps, device=device),
+            **measure(run, batch=told.batch, steps=told.steps, device=device),
             "relative_difference_to_cpu": agreement(base, run, device=device),
         }
-    RESULT.parent.mkdir(exist_ok=True)
-    RESULT.write_text(json.dumps(result, indent=2) + "\n")
-    print(json.dumps(result, indent=2))
+    record("gpu_check", result)
     for precision, most in AGREEMENT.items():
         found = result[precision]["relative_difference_to_cpu"]
         assert found < most, f"scores of precision={precision} differ by {found:.1e} from the CPU's"

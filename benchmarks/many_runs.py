@@ -4,40 +4,31 @@
 
 32 tiny conditions x 2 seeds on two slots. ``local`` and ``ray``: the suite is killed by SIGKILL at five
 random moments and started again each time, then left to finish. ``cluster``: two Ray nodes on this machine,
-of which one is killed midway. Prints a table and writes benchmarks/results/many_runs_{engine}.json: members
+of which one is killed midway. Writes benchmarks/results/many_runs_{engine}.json: members
 finished, run twice (two MLflow runs or two folders of one configuration), lost, MLflow runs by status, and
 wall seconds.
-``--conditions``, ``--kills`` and ``--seed`` make it smaller or other.
+``--conditions``, ``--kills`` and ``--seed`` (of the random moments) make it smaller or other.
 """
 
-import argparse
 import json
-import os
 import random
 import signal
 import subprocess
-import sys
 import tempfile
 import time
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
 
-ROOT = Path(__file__).resolve().parent.parent
-RESULTS = Path(__file__).parent / "results"
+from benchmarks.common import ROOT, entry_point, given, record, surroundings, timed
+
 SEEDS = (42, 43)
 EXPERIMENT = "many-runs"
 SHORTEST_S, LONGEST_S = 20.0, 120.0
 """How long a suite works before it is killed."""
-SETTINGS = {
-    "preset": "quick",
-    "simulate_size": "tiny",
-    "map_size": "32",
-    "maps_per_group": "0",
-    "gpu": "cpu",
-}
+SETTINGS = {"preset": "quick", "simulate_size": "tiny", "map_size": "32", "maps_per_group": "0", "gpu": "cpu"}
 
 
 class Place(NamedTuple):
@@ -47,10 +38,13 @@ class Place(NamedTuple):
     engine: str
     address: str
 
-    @property
-    def uri(self) -> str:
-        """Its MLflow store."""
-        return f"sqlite:///{self.folder / 'mlflow.db'}"
+    def states(self) -> list[dict[str, Any]]:
+        found = (self.folder / "results").glob("suite/*/*/*/run.json")
+        return [json.loads(path.read_text()) for path in found]
+
+    def counted(self) -> str:
+        count = Counter(state["status"] for state in self.states())
+        return ", ".join(f"{status} {number}" for status, number in sorted(count.items()))
 
 
 def conditions(count: int) -> list[dict[str, Any]]:
@@ -68,34 +62,22 @@ def conditions(count: int) -> list[dict[str, Any]]:
     return entries
 
 
-def start(place: Place) -> subprocess.Popen[bytes]:
-    """Start the suite, or start it again."""
-    flags = {
+def start(place: Place) -> "subprocess.Popen[bytes]":
+    told = {
         **SETTINGS,
-        "conditions_file": str(place.folder / "conditions.json"),
+        "conditions_file": place.folder / "conditions.json",
         "seeds": ",".join(map(str, SEEDS)),
-        "slots": "2",
+        "slots": 2,
         "engine": place.engine,
         "experiment": EXPERIMENT,
-        "result_dir": str(place.folder / "results"),
+        "result_dir": place.folder / "results",
         **({"ray_address": place.address} if place.address else {}),
     }
-    command = [
-        sys.executable,
-        "-m",
-        "entry_points.suite",
-        *(f"--{name}={value}" for name, value in flags.items()),
-    ]
-    environment = {**os.environ, "MLFLOW_TRACKING_URI": place.uri, "RAY_USAGE_STATS_ENABLED": "0"}
+    around = surroundings(place.folder, RAY_USAGE_STATS_ENABLED="0")
     with (place.folder / "suite.txt").open("ab") as log:
         return subprocess.Popen(
-            command, cwd=ROOT, env=environment, stdout=log, stderr=log, start_new_session=True
+            entry_point("suite", told), cwd=ROOT, env=around, stdout=log, stderr=log, start_new_session=True
         )
-
-
-def states(place: Place) -> list[dict[str, Any]]:
-    """Return the run.json of every member."""
-    return [json.loads(path.read_text()) for path in (place.folder / "results").glob("suite/*/*/*/run.json")]
 
 
 def written(place: Place) -> dict[Path, int]:
@@ -129,9 +111,9 @@ def kill_and_restart(place: Place, *, kills: int, chance: random.Random) -> Kill
             suite.send_signal(signal.SIGKILL)
             suite.wait()
         finished = {**written(place), **finished}
-        print(f"killed after {moments[-1]} s: {_counted(place)}", flush=True)
+        print(f"killed after {moments[-1]} s: {place.counted()}", flush=True)
     code = start(place).wait()
-    print(f"the last suite left with {code}: {_counted(place)}", flush=True)
+    print(f"the last suite left with {code}: {place.counted()}", flush=True)
     return Killed(moments, finished)
 
 
@@ -154,81 +136,64 @@ def lose_a_node(folder: Path, *, members: int) -> tuple[Place, dict[Path, int]]:
     with two_nodes() as (address, cluster, node):
         place = Place(folder, "ray", address)
         suite = start(place)
-        while suite.poll() is None and _finished(place) < members // 2:
+        while suite.poll() is None and len(written(place)) < members // 2:
             time.sleep(1)
         then = written(place)
         cluster.remove_node(node, allow_graceful=False)
-        print(f"node killed: {_counted(place)}", flush=True)
-        print(f"the suite left with {suite.wait()}: {_counted(place)}", flush=True)
+        print(f"node killed: {place.counted()}", flush=True)
+        print(f"the suite left with {suite.wait()}: {place.counted()}", flush=True)
     return place, then
 
 
 def verdict(place: Place, *, members: int) -> dict[str, Any]:
-    """Return what became of the members, in their folders and in MLflow."""
     from mlflow import MlflowClient
 
-    client = MlflowClient(tracking_uri=place.uri)
+    client = MlflowClient(tracking_uri=f"sqlite:///{place.folder / 'mlflow.db'}")
     experiment = client.get_experiment_by_name(EXPERIMENT)
     assert experiment is not None
     runs = client.search_runs([experiment.experiment_id], max_results=5000)
     children = [run for run in runs if run.data.tags.get("kind") == "train"]
+    parents = [run for run in runs if run.data.tags.get("kind") == "suite"]
     of_member = Counter(run.data.tags["config_hash"] for run in children)
-    folders = Counter(state["config_hash"] for state in states(place))
-    finished = {state["config_hash"] for state in states(place) if state.get("status") == "FINISHED"}
+    states = place.states()
+    folders = Counter(state["config_hash"] for state in states)
+    finished = {state["config_hash"] for state in states if state.get("status") == "FINISHED"}
     return {
         "members": members,
         "finished": len(finished),
         "run_twice": sum(max(of_member[one], folders[one]) > 1 for one in folders | of_member),
         "lost": members - len(finished),
         "mlflow_runs_by_status": dict(Counter(run.info.status for run in children)),
-        "mlflow_parents_by_status": dict(
-            Counter(run.info.status for run in runs if run.data.tags.get("kind") == "suite")
-        ),
+        "mlflow_parents_by_status": dict(Counter(run.info.status for run in parents)),
     }
 
 
-def main(argv: Sequence[str] | None = None) -> None:
-    """Run one benchmark and write its figures."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("engine", choices=("local", "ray", "cluster"))
-    parser.add_argument("--conditions", type=int, default=32)
-    parser.add_argument("--kills", type=int, default=5)
-    parser.add_argument("--seed", type=int, default=0, help="of the random moments")
-    told = parser.parse_args(argv)
+def measured(told: Any, folder: Path) -> dict[str, Any]:
     members = told.conditions * len(SEEDS)
-    began = time.monotonic()
-    with tempfile.TemporaryDirectory(prefix="many_runs_") as temporary:
-        place = Place(Path(temporary), told.engine, "")
-        entries = {"experiment_conditions": conditions(told.conditions)}
-        (place.folder / "conditions.json").write_text(json.dumps(entries))
-        if told.engine == "cluster":
-            place, then = lose_a_node(place.folder, members=members)
-            story: dict[str, Any] = {"finished_when_the_node_was_killed": len(then)}
-        else:
-            moments, then = kill_and_restart(place, kills=told.kills, chance=random.Random(told.seed))
-            story = {"suite_killed_after_s": moments, "finished_when_it_was_killed_last": len(then)}
-        now = written(place)
-        story["finished_then_and_run_again"] = sum(now.get(path) != time_ns for path, time_ns in then.items())
-        result = {**verdict(place, members=members), **story, "wall_s": round(time.monotonic() - began)}
-        if result["finished"] < members:
-            print((place.folder / "suite.txt").read_text()[-4000:])
-    for name, value in result.items():
-        print(f"{name:36} {value}")
-    RESULTS.mkdir(exist_ok=True)
+    entries = {"experiment_conditions": conditions(told.conditions)}
+    (folder / "conditions.json").write_text(json.dumps(entries))
+    place = Place(folder, told.engine, "")
+    if told.engine == "cluster":
+        place, then = lose_a_node(folder, members=members)
+        story: dict[str, Any] = {"finished_when_the_node_was_killed": len(then)}
+    else:
+        moments, then = kill_and_restart(place, kills=told.kills, chance=random.Random(told.seed))
+        story = {"suite_killed_after_s": moments, "finished_when_it_was_killed_last": len(then)}
+    now = written(place)
+    story["finished_then_and_run_again"] = sum(now.get(path) != time_ns for path, time_ns in then.items())
+    result = {**verdict(place, members=members), **story}
+    if result["finished"] < members:
+        print((folder / "suite.txt").read_text()[-4000:])
+    return result
+
+
+def main() -> None:
+    engines = ("local", "ray", "cluster")
+    told = given(__doc__, first="engine", among=engines, conditions=32, kills=5, seed=0)
+    with tempfile.TemporaryDirectory(prefix="many_runs_") as folder:
+        seconds, result = timed(lambda: measured(told, Path(folder)))
     small = "" if (told.conditions, told.kills) == (32, 5) else f"_{told.conditions}"
-    (RESULTS / f"many_runs_{told.engine}{small}.json").write_text(json.dumps(result, indent=2) + "\n")
-
-
-def _finished(place: Place) -> int:
-    return sum(state.get("status") == "FINISHED" for state in states(place))
-
-
-def _counted(place: Place) -> str:
-    return ", ".join(
-        f"{status} {n}" for status, n in sorted(Counter(s["status"] for s in states(place)).items())
-    )
+    record(f"many_runs_{told.engine}{small}", {**result, "wall_s": round(seconds)})
 
 
 if __name__ == "__main__":

@@ -6,12 +6,8 @@
 Prints tables and writes benchmarks/results/quality_{choose,reference}.json.
 """
 
-import argparse
-import json
-import tempfile
-import time
 from collections.abc import Callable, Iterator, Mapping
-from pathlib import Path
+from functools import partial
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -19,6 +15,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from benchmarks.common import ROOT, given, record, timed
 from dinomaly_hd.config import RunConfig, with_values
 from dinomaly_hd.config.presets import quick_dinomaly
 from dinomaly_hd.config.variants import horizontal
@@ -35,10 +32,8 @@ from dinomaly_hd.models.dinomaly.distance import MeanPooling
 from dinomaly_hd.models.draem.faults import horizontal_bands
 from dinomaly_hd.models.weights import locate
 from dinomaly_hd.training.guards import SignalGuard
-from dinomaly_hd.training.loop import TrainingData, train
+from dinomaly_hd.training.loop import Hooks, TrainingData, train
 
-ROOT = Path(__file__).resolve().parent.parent
-RESULTS = Path(__file__).parent / "results"
 COPIES = 4
 BANK_TOKENS = 20_000
 CANDIDATES: dict[str, dict[str, Any]] = {
@@ -52,33 +47,12 @@ Score = Callable[[Tensor], Tensor]
 
 
 class Setup(NamedTuple):
-    """Data of one comparison."""
-
     manifest: Manifest
     store: ImageStore
     split: Split
 
     def images(self, positions: np.ndarray[Any, np.dtype[np.int64]]) -> Tensor:
-        """Return maps (N, H, W)."""
         return torch.from_numpy(np.stack([self.store[int(i)] for i in positions]))
-
-
-class Row(NamedTuple):
-    """One line of a table: AUROC by domain (and domain/cold), wall seconds."""
-
-    name: str
-    auroc: dict[str, float]
-    seconds: float
-
-
-class Silent:
-    """A reporter for whom no metric matters."""
-
-    def metrics(self, values: Mapping[str, float], *, step: int) -> None:
-        """Forget the metrics."""
-
-    def sync(self) -> None:
-        """Nothing to sync."""
 
 
 def set_up(run: RunConfig, *, ratio: float) -> Setup:
@@ -105,25 +79,14 @@ def trained(run: RunConfig, setup: Setup) -> tuple[Dinomaly, Tensor]:
     cache.use("")
     cache.add(digests(setup.manifest, positions), encoded)
     dataset = TrainingSet(setup.store, positions, cache=cache)
-    data = TrainingData(dataset, len(positions), 0, str, None)
-    with tempfile.TemporaryDirectory() as folder, SignalGuard() as guard:
-        train(
-            detector,
-            run=run,
-            data=data,
-            resume=None,
-            data_digest=setup.manifest.digest,
-            encoder_digest="",
-            folder=Path(folder),
-            reporter=Silent(),
-            guard=guard,
-            progress=lambda *_: None,
-        )
+    data = TrainingData(dataset, len(positions), 0, "", "", str, None)
+    with SignalGuard() as guard:
+        hooks = Hooks(lambda *_: None, lambda _: None, guard, lambda *_: None)
+        train(detector, run=run, data=data, hooks=hooks, resume=None)
     return detector.eval(), encoded
 
 
 def in_batches(score: Score, images: Tensor) -> np.ndarray[Any, np.dtype[np.float64]]:
-    """Return scores, a few images at a time."""
     return torch.cat([score(part) for part in images.split(8)]).double().numpy()
 
 
@@ -175,62 +138,50 @@ def nearest_neighbour(detector: Dinomaly, encoded: Tensor) -> Score:
 
 
 def model_score(detector: Dinomaly) -> Score:
-    """Return the detector's own score."""
     return lambda images: detector.score(detector.encode(images)).score_B
 
 
-def line(row: Row) -> str:
-    """Return one row of a table."""
-    numbers = "  ".join(f"{key.removeprefix('domain_')} {value:.3f}" for key, value in row.auroc.items())
-    mean = np.mean([value for key, value in row.auroc.items() if "/" not in key])
-    return f"{row.name:40} mean {mean:.3f}   {numbers}   {row.seconds:.0f} s"
-
-
-def choose(seed: int) -> Iterator[Row]:
-    """Compare the candidates on synthetic bands."""
+def choose(seed: int) -> Iterator[tuple[str, Callable[[], dict[str, float]]]]:
     base = with_values(quick_dinomaly(horizontal()), {"seed": seed})
     setup = set_up(base, ratio=0.3)
-    for name, values in CANDIDATES.items():
-        began = time.monotonic()
+
+    def found(values: Mapping[str, Any]) -> dict[str, float]:
         detector, _ = trained(with_values(base, values), setup)
-        found = synthetic_auroc(model_score(detector), setup, seed=seed)
-        yield Row(name, found, time.monotonic() - began)
+        return synthetic_auroc(model_score(detector), setup, seed=seed)
+
+    for name, values in CANDIDATES.items():
+        yield name, partial(found, values)
 
 
-def reference(seed: int) -> Iterator[Row]:
+def reference(seed: int) -> Iterator[tuple[str, Callable[[], dict[str, float]]]]:
     """Say on test what the chosen preset, a ten times longer run, and nearest neighbours reach."""
     base = with_values(quick_dinomaly(horizontal()), {"seed": seed})
     setup = set_up(base, ratio=base.data.val_split_ratio)
+    last: list[tuple[Dinomaly, Tensor]] = []
+
+    def found(run: RunConfig) -> dict[str, float]:
+        last[:] = [trained(run, setup)]
+        return test_auroc(model_score(last[0][0]), setup)
+
     for factor in (1, 10):
-        began = time.monotonic()
         run = with_values(base, {"max_steps": factor * base.training.max_steps})
-        detector, encoded = trained(run, setup)
-        yield Row(
-            f"{run.training.max_steps} steps",
-            test_auroc(model_score(detector), setup),
-            time.monotonic() - began,
-        )
+        yield f"{run.training.max_steps} steps", partial(found, run)
         if factor == 1:
-            began = time.monotonic()
-            found = test_auroc(nearest_neighbour(detector, encoded), setup)
-            yield Row("nearest neighbour, same features", found, time.monotonic() - began)
+            yield "nearest neighbour, same features", lambda: test_auroc(nearest_neighbour(*last[0]), setup)
 
 
 def main() -> None:
-    """Run one of the two tables."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("table", choices=("choose", "reference"))
-    parser.add_argument("--seed", type=int, default=42)
-    arguments = parser.parse_args()
-    RESULTS.mkdir(exist_ok=True)
+    tables = {"choose": choose, "reference": reference}
+    told = given(__doc__, first="table", among=list(tables), seed=42)
     rows = []
-    for row in {"choose": choose, "reference": reference}[arguments.table](arguments.seed):
-        print(line(row), flush=True)
-        rows.append(row._asdict())
-        content = {"seed": arguments.seed, "torch": torch.__version__, "rows": rows}
-        (RESULTS / f"quality_{arguments.table}.json").write_text(json.dumps(content, indent=2) + "\n")
+    for name, measure in tables[told.table](told.seed):
+        seconds, auroc = timed(measure)  # by domain, and domain/cold
+        numbers = "  ".join(f"{key.removeprefix('domain_')} {value:.3f}" for key, value in auroc.items())
+        mean = np.mean([value for key, value in auroc.items() if "/" not in key])
+        print(f"{name:40} mean {mean:.3f}   {numbers}   {seconds:.0f} s", flush=True)
+        rows.append({"name": name, "auroc": auroc, "seconds": seconds})
+        content = {"seed": told.seed, "torch": torch.__version__, "rows": rows}
+        record(f"quality_{told.table}", content, show=False)
 
 
 if __name__ == "__main__":

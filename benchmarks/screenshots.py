@@ -7,7 +7,6 @@ Needs Chromium and chromedriver on the PATH; shows the newest finished ablation 
 and the newest finished study.
 """
 
-import argparse
 import sys
 import tempfile
 from collections.abc import Iterator
@@ -17,10 +16,11 @@ from typing import Any, NamedTuple
 
 import PIL.Image
 
+from benchmarks.common import ROOT, given
 from dinomaly_hd.runs.pages import artifact_page, charts_page, compare_page, run_page, these_runs
 from tests.browser.chromium import Pages, browsing, missing
 
-IMAGES = Path(__file__).parents[1] / "docs" / "images"
+IMAGES = ROOT / "docs" / "images"
 COMPARED = ("row_p", "seg_len", "seg_drop_p")
 OF_STUDIES, OBJECTIVE = ("elem_p", "q_percent", "row_context"), "synthetic/domain_C/tpr_at_fpr_1"
 COLOURS = 256
@@ -111,7 +111,6 @@ def look(pages: Pages, shown: Shown) -> Iterator[str]:
 
 
 def look_at_study(pages: Pages, shown: Shown) -> Iterator[str]:
-    """Open a study's pages and yield the names of their pictures."""
     pages.open(run_page(shown.experiment, shown.parent))
     pages.press("button", "Show more")
     pages.reads("Found and known settings")
@@ -124,15 +123,8 @@ def look_at_study(pages: Pages, shown: Shown) -> Iterator[str]:
 
 
 def main() -> None:
-    """Take all pictures; written as palette PNG, a third of the size."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("url", help="address of `mlflow ui`")
-    parser.add_argument("--experiment", default="dinomaly-hd")
-    parser.add_argument("--parent", help="MLflow run of the comparison")
-    parser.add_argument("--only", choices=("comparison", "study"), help="take these pictures only")
-    asked = parser.parse_args()
+    # experiment: MLflow's; parent: run of the comparison; only: comparison or study
+    asked = given(__doc__, first="url", experiment="dinomaly-hd", parent="", only="")
     if (lacking := missing()) is not None:
         sys.exit(lacking)
     searched = study(asked.url, experiment=asked.experiment)

@@ -3,18 +3,16 @@
     python -m benchmarks.serving            # trains one with the quick preset first
     python -m benchmarks.serving RUN        # run folder, its name, or its MLflow run id
 
-Every answer is compared with the run's own score and threshold. Prints the figures and writes
-benchmarks/results/serving.json; exits with 1 if an answer was wrong.
+Every answer is compared with the run's own score and threshold. Writes
+benchmarks/results/serving.json (--output NAME: another); exits with 1 if an answer was wrong.
 """
 
-import argparse
 import base64
 import os
 import re
 import subprocess
 import sys
 import tempfile
-import time
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
@@ -24,19 +22,18 @@ from typing import Any, NamedTuple
 import numpy as np
 import pandas as pd
 
+from benchmarks.common import ROOT, entry_point, given, record, timed
 from dinomaly_hd import provenance
 from dinomaly_hd.data.images import read_image
-from dinomaly_hd.files import publish_json, read_json
+from dinomaly_hd.files import read_json
 from dinomaly_hd.runs.folder import FINISHED, MODEL, find_run, read_state
 from dinomaly_hd.runs.store import default_uri
 from dinomaly_hd.serving.exported import Card, read_card
 from tests.contract.scoring_server import Answer, Client, Request, as_files, as_json, malformed, serving
 
-ROOT = Path(__file__).resolve().parent.parent
-RESULT = Path(__file__).parent / "results" / "serving.json"
 TOLERANCE = 1e-6
 MAP_EVERY = 50  # requests, of which one asks for the map
-QUICK = ("-m", "entry_points.horizontal", "--preset=quick", "--seed=42")
+QUICK = {"preset": "quick", "seed": 42}
 
 
 class Case(NamedTuple):
@@ -59,7 +56,7 @@ class Checked(NamedTuple):
 def finished_run(result_dir: Path, run: str | None) -> Path:
     """Return the run's folder; without a run, train one with the quick preset."""
     if run is None:
-        subprocess.run([sys.executable, *QUICK, f"--result_dir={result_dir}"], cwd=ROOT, check=True)
+        subprocess.run(entry_point("horizontal", {**QUICK, "result_dir": result_dir}), cwd=ROOT, check=True)
         run = str(max((result_dir / "horizontal").iterdir()))
     folder = find_run(result_dir, run)
     if read_state(folder).get("status") != FINISHED:
@@ -70,17 +67,15 @@ def finished_run(result_dir: Path, run: str | None) -> Path:
 def cases(folder: Path, card: Card, *, count: int) -> Iterator[Case]:
     """Yield requests over a run's test images, spread evenly: arrays and TIFF files in three forms each."""
     root = Path(read_json(folder / "experiment_settings.json")["data_root"])
-    tables = [
-        pd.read_csv(folder / "scores" / f"{domain}.csv").assign(domain=domain) for domain in card.thresholds
-    ]
-    table = pd.concat(tables, ignore_index=True)
+    tables = {domain: pd.read_csv(folder / "scores" / f"{domain}.csv") for domain in card.thresholds}
+    table = pd.concat([one.assign(domain=domain) for domain, one in tables.items()], ignore_index=True)
     for i, position in enumerate(np.linspace(0, len(table) - 1, count).round().astype(int)):
         row = table.iloc[int(position)]
         path, domain = root / str(row["path"]), str(row["domain"])
-        params = {"domain": domain, **({"return_map": True} if i % MAP_EVERY == 0 else {})}
-        yield Case(
-            _request(path, i, params), float(row["score"]), card.thresholds[domain], "return_map" in params
-        )
+        with_map = i % MAP_EVERY == 0
+        params = {"domain": domain, **({"return_map": True} if with_map else {})}
+        request = _request(path, i, params)
+        yield Case(request, float(row["score"]), card.thresholds[domain], with_map)
 
 
 def _request(path: Path, number: int, params: Mapping[str, Any]) -> Request:
@@ -95,7 +90,6 @@ def _request(path: Path, number: int, params: Mapping[str, Any]) -> Request:
 
 
 def check(answer: Answer, case: Case, *, shape: tuple[int, int]) -> Checked:
-    """Compare an answer with what the run says."""
     if answer.status != 200:
         return Checked(answer.seconds, float("inf"), False)
     (row,) = answer.rows()
@@ -129,21 +123,21 @@ def refusals(client: Client, *, shape: tuple[int, int]) -> dict[str, Any]:
 
 
 def measure(folder: Path, *, model: str, requests: int, clients: int) -> dict[str, Any]:
-    """Serve the run's model, ask, and return the figures."""
     card = read_card(folder / MODEL)
     asked = list(cases(folder, card, count=requests))
     with tempfile.TemporaryDirectory() as temporary:
-        log, began = Path(temporary) / "server.log", time.monotonic()
-        with serving(model, tracking_uri=default_uri(ROOT), log=log) as port:
-            start_s = time.monotonic() - began
+        up = serving(model, tracking_uri=default_uri(ROOT), log=Path(temporary) / "server.log")
+        start_s, port = timed(up.__enter__)
+        try:
             print(f"{model} is up after {start_s:.0f} s", flush=True)
-            began = time.monotonic()
-            answers = ask_all(port, asked, clients=clients, shape=card.shape)
-            wall_s = time.monotonic() - began
+            wall_s, answers = timed(lambda: ask_all(port, asked, clients=clients, shape=card.shape))
             with closing(Client(port)) as client:
                 refused = refusals(client, shape=card.shape)
                 again = check(client.ask(asked[0].request), asked[0], shape=card.shape)
+        finally:
+            up.__exit__(None, None, None)
     milliseconds = 1000 * np.array([answer.seconds for answer in answers])
+    latency = {f"p{share}": float(np.percentile(milliseconds, share)) for share in (50, 95)}
     return {
         "run": folder.name,
         "model_type": card.run.model.model_type,
@@ -151,10 +145,7 @@ def measure(folder: Path, *, model: str, requests: int, clients: int) -> dict[st
         "clients": clients,
         "start_s": start_s,
         "requests_per_s": len(answers) / wall_s,
-        "latency_ms": {
-            **{f"p{share}": float(np.percentile(milliseconds, share)) for share in (50, 95)},
-            "max": float(milliseconds.max()),
-        },
+        "latency_ms": {**latency, "max": float(milliseconds.max())},
         "max_difference": max(answer.difference for answer in answers),
         "wrong_answers": sum(not answer.right for answer in answers),
         "alive_after_refusals": again.right and again.difference <= TOLERANCE,
@@ -165,7 +156,6 @@ def measure(folder: Path, *, model: str, requests: int, clients: int) -> dict[st
 
 
 def is_good(result: Mapping[str, Any]) -> bool:
-    """Tell whether every answer was right."""
     return bool(
         result["max_difference"] <= TOLERANCE
         and result["wrong_answers"] == 0
@@ -175,31 +165,23 @@ def is_good(result: Mapping[str, Any]) -> bool:
 
 
 def main() -> None:
-    """Measure, print and write."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    # model: what is served, by default runs:/ID/model of the run; clients: connections at once
+    told = given(
+        __doc__,
+        first="run",
+        model="",
+        requests=1000,
+        clients=1,
+        result_dir=ROOT / "results",
+        output="serving",
     )
-    parser.add_argument("run", nargs="?", metavar="RUN")
-    parser.add_argument("--model", help="what is served; by default runs:/ID/model of the run")
-    parser.add_argument("--requests", type=int, default=1000)
-    parser.add_argument("--clients", type=int, default=1, help="connections at once")
-    parser.add_argument("--result_dir", type=Path, default=ROOT / "results")
-    parser.add_argument("--output", type=Path, default=RESULT)
-    arguments = parser.parse_args()
-    folder = finished_run(arguments.result_dir, arguments.run)
+    folder = finished_run(told.result_dir, told.run)
     run_id = read_state(folder).get("mlflow_run_id")
-    if run_id is None and arguments.model is None:
+    if run_id is None and not told.model:
         sys.exit(f"{folder}: the run is not in MLflow; give --model")
-    model = arguments.model or f"runs:/{run_id}/model"
-    result = measure(folder, model=model, requests=arguments.requests, clients=arguments.clients)
-    for name, one in result["malformed"].items():
-        line = one["message"].splitlines()[0][:80]
-        print(f"{name:28}{one['status']} {'' if one['right'] else 'WRONG '}{line}")
-    spread = "  ".join(f"{name} {value:.1f}" for name, value in result["latency_ms"].items())
-    print(f"{result['requests']} requests, {result['requests_per_s']:.1f}/s; ms: {spread}")
-    print(f"largest difference to the run's scores: {result['max_difference']:.2g}")
-    print(f"wrong answers: {result['wrong_answers']}; alive afterwards: {result['alive_after_refusals']}")
-    publish_json(arguments.output, result)
+    model = told.model or f"runs:/{run_id}/model"
+    result = measure(folder, model=model, requests=told.requests, clients=told.clients)
+    record(told.output, result)
     sys.exit(0 if is_good(result) else 1)
 
 

@@ -10,7 +10,6 @@ exactly once, no process and no temporary file may be left, and the server's mem
 have grown. Writes benchmarks/results/soak.json.
 """
 
-import argparse
 import json
 import os
 import random
@@ -28,14 +27,13 @@ from typing import Any
 
 import psutil
 
+from benchmarks.common import ROOT, entry_point, given, record
 from benchmarks.drills.runs import launcher, start
 from benchmarks.drills.tracking import free_port, server
-from dinomaly_hd.files import TEMPORARY_PREFIX, publish_json
+from dinomaly_hd.files import TEMPORARY_PREFIX
 from dinomaly_hd.runs.journal import Journal
 from dinomaly_hd.runs.store import client_for
 
-ROOT = Path(__file__).resolve().parent.parent
-RESULTS = Path(__file__).parent / "results"
 PARALLEL, RESTART_EVERY, KILLED_SHARE, KILLED_AFTER_S = 2, 20, 0.25, (0.5, 12.0)
 LONGEST_S = 600
 MARK = "DINOMALY_HD_SOAK"
@@ -49,15 +47,10 @@ class Soak:
 
     def __init__(self, folder: Path, *, seed: int) -> None:
         self.folder, self.port, self.seed = folder, free_port(), seed
-        self.results = folder / "results"
+        self.results, self.uri = folder / "results", f"http://127.0.0.1:{self.port}"
         os.environ[MARK] = str(os.getpid())
         launcher()
         self.helpers = {process.pid for process in marked()}
-
-    @property
-    def uri(self) -> str:
-        """Address of the server."""
-        return f"http://127.0.0.1:{self.port}"
 
     def run(self, number: int) -> dict[str, Any]:
         """Do one run, killed once where the dice say so, and return how it ended."""
@@ -80,8 +73,7 @@ class Soak:
         return start(self.results, uri=self.uri, seed=str(number), **FLAGS)
 
     def synchronise(self) -> int:
-        """Send what is missing, and return the exit code."""
-        command = [sys.executable, "-m", "entry_points.sync", f"--result_dir={self.results}"]
+        command = entry_point("sync", {"result_dir": self.results})
         environment = {**os.environ, "MLFLOW_TRACKING_URI": self.uri}
         return subprocess.run(command, cwd=ROOT, env=environment, timeout=LONGEST_S).returncode
 
@@ -135,17 +127,11 @@ def checked(soak: Soak) -> dict[str, Any]:
             points += len(values)
             missing += sum(step not in there for step, _ in values)
             doubled += sum(count > 1 for count in there.values())
-    return {
-        "folders": len(folders),
-        "status": dict(status),
-        "points": points,
-        "points_missing": missing,
-        "points_doubled": doubled,
-    }
+    counted = {"points": points, "points_missing": missing, "points_doubled": doubled}
+    return {"folders": len(folders), "status": dict(status), **counted}
 
 
 def soaked(runs: int, *, seed: int, folder: Path) -> dict[str, Any]:
-    """Do the runs and return what is left, lost or grown."""
     soak, samples = Soak(folder, seed=seed), []
     began, outcomes = time.monotonic(), []
     with ThreadPoolExecutor(PARALLEL) as pool:
@@ -158,6 +144,7 @@ def soaked(runs: int, *, seed: int, folder: Path) -> dict[str, Any]:
     with server(folder, soak.port):
         synced = soak.synchronise()
         found = checked(soak)
+    tenth = max(1, runs // 10)
     return {
         "runs": runs,
         "seconds": round(time.monotonic() - began),
@@ -171,22 +158,16 @@ def soaked(runs: int, *, seed: int, folder: Path) -> dict[str, Any]:
         "server": samples,
         "seconds_of_first_and_last_tenth": [
             round(sum(one["seconds"] for one in part) / len(part), 1)
-            for part in (outcomes[: max(1, runs // 10)], outcomes[-max(1, runs // 10) :])
+            for part in (outcomes[:tenth], outcomes[-tenth:])
         ],
     }
 
 
 def main() -> None:
-    """Soak and write the result."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("--runs", type=int, default=200)
-    parser.add_argument("--seed", type=int, default=0)
-    given = parser.parse_args()
+    told = given(__doc__, runs=200, seed=0)
     with tempfile.TemporaryDirectory(prefix="soak-") as folder:
-        result = soaked(given.runs, seed=given.seed, folder=Path(folder))
-    publish_json(RESULTS / "soak.json", result)
+        result = soaked(told.runs, seed=told.seed, folder=Path(folder))
+    record("soak", result, show=False)
     print(json.dumps({**result, "server": result["server"][-1:]}, indent=2))
     lost = result["points_missing"] or result["points_doubled"] or result["processes_left"]
     sys.exit(1 if lost or result["temporary_files_left"] or set(result["exit_codes"]) != {"0"} else 0)

@@ -9,7 +9,6 @@ a few steps on tiny maps in a temporary folder. `quick` runs as a user would sta
 on two CPU cores; what it found is judged on test images with seeds that the search has not seen.
 """
 
-import argparse
 import contextlib
 import json
 import os
@@ -22,7 +21,7 @@ import sys
 import tempfile
 import time
 from collections import Counter, defaultdict
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -30,36 +29,33 @@ import optuna
 import psutil
 from mlflow import MlflowClient
 
+from benchmarks.common import ROOT, entry_point, given, record, surroundings, timed
 from dinomaly_hd.experiments.trial import RUN_ID, WORKER
 from dinomaly_hd.tuning.results import COMPLETE, CONFIG, best_of, rows_of
 from dinomaly_hd.tuning.storage import address_of, connect
 from dinomaly_hd.tuning.study import FAILED, FOLDER, chain_of
 
-ROOT = Path(__file__).resolve().parent.parent
-RESULTS = Path(__file__).parent / "results"
 SERVER_USER, USER, PASSWORD = "postgres", "studies", "only for this run"
 TINY = {
     "preset": "quick",
     "simulate_size": "tiny",
     "image_size": "32x48",
     "domains": "B,C",
-    "decoder_depth": "2",
-    "max_steps": "6",
-    "batch_size": "4",
+    "decoder_depth": 2,
+    "max_steps": 6,
+    "batch_size": 4,
     "gpu": "cpu",
-    "heartbeat_s": "2",
+    "heartbeat_s": 2,
+    "experiment": "studies",
 }
 FRESH_SEEDS = "43,44,45"
 """Not the search's own."""
 
 
 class Server(NamedTuple):
-    """A running PostgreSQL server."""
-
     port: int
 
     def url(self, database: str, *, password: str = PASSWORD) -> str:
-        """Return a database's address."""
         return f"postgresql://{USER}:{password.replace(' ', '%20')}@127.0.0.1:{self.port}/{database}"
 
 
@@ -107,7 +103,6 @@ def running_server(folder: Path) -> Iterator[Server]:
 
 
 def make_database(server: Server, name: str) -> str:
-    """Make an empty database and return its address."""
     import psycopg2
 
     connection = psycopg2.connect(server.url("postgres"))
@@ -121,20 +116,10 @@ def make_database(server: Server, name: str) -> str:
 @contextlib.contextmanager
 def tuning(folder: Path, storage: str, **flags: str) -> "Iterator[subprocess.Popen[bytes]]":
     """Start `tune` on tiny maps, its output in a log, and stop it where this program ends before it."""
-    values = {**TINY, "result_dir": str(folder / "results"), "experiment": "studies", **flags}
-    environment = {
-        **os.environ,
-        "DINOMALY_HD_STORAGE": storage,
-        "MLFLOW_TRACKING_URI": f"sqlite:///{folder / 'mlflow.db'}",
-    }
-    command = [
-        sys.executable,
-        "-m",
-        "entry_points.tune",
-        *(f"--{name}={text}" for name, text in values.items()),
-    ]
+    command = entry_point("tune", {**TINY, "result_dir": folder / "results", **flags})
+    around = surroundings(folder, DINOMALY_HD_STORAGE=storage)
     with (folder / f"log_{time.monotonic_ns()}.txt").open("wb") as log:
-        process = subprocess.Popen(command, cwd=ROOT, env=environment, stdout=log, stderr=subprocess.STDOUT)
+        process = subprocess.Popen(command, cwd=ROOT, env=around, stdout=log, stderr=subprocess.STDOUT)
     try:
         yield process
     finally:
@@ -144,7 +129,6 @@ def tuning(folder: Path, storage: str, **flags: str) -> "Iterator[subprocess.Pop
 
 
 def study_of(storage: str, name: str) -> optuna.Study | None:
-    """Return a study, None where it is not made yet."""
     try:
         return optuna.load_study(study_name=name, storage=connect(address_of(storage, root=ROOT)))
     except KeyError:
@@ -170,20 +154,25 @@ def kill_workers(process: "subprocess.Popen[bytes]", storage: str, *, kills: int
     return hit
 
 
+def ended(folder: Path, codes: list[int], storage: str, name: str) -> list[optuna.trial.FrozenTrial]:
+    """Return a study's trials; where a process failed, show what it said."""
+    if any(codes):
+        print("\n".join(path.read_text()[-2000:] for path in folder.rglob("log_*.txt")))
+    study = study_of(storage, name)
+    assert study is not None, "tune made it"
+    return study.get_trials()
+
+
 def killed_study(folder: Path, storage: str, *, trials: int, workers: int, kills: int) -> dict[str, Any]:
     """Run a study whose workers are killed, and count what is there in the end."""
-    began = time.monotonic()
     flags = {"study": "killed", "trials": str(trials), "workers": str(workers)}
     with tuning(folder, storage, **flags) as process:
         hit = kill_workers(process, storage, kills=kills, seed=0)
         code = process.wait()
-    if code:
-        print("\n".join(path.read_text()[-2000:] for path in folder.rglob("log*.txt")))
-    study = study_of(storage, "killed")
-    assert study is not None, "tune made it"
-    states = Counter(trial.state.name for trial in study.get_trials())
+    trials_done = ended(folder, [code], storage, "killed")
+    states = Counter(trial.state.name for trial in trials_done)
     chains = defaultdict(set)
-    for trial in study.get_trials():
+    for trial in trials_done:
         if RUN_ID in trial.user_attrs:
             chains[chain_of(trial)].add(trial.user_attrs[RUN_ID])
     client = MlflowClient(tracking_uri=f"sqlite:///{folder / 'mlflow.db'}")
@@ -192,17 +181,12 @@ def killed_study(folder: Path, storage: str, *, trials: int, workers: int, kills
     runs = client.search_runs([experiment.experiment_id], "tags.kind = 'trial'", max_results=10_000)
     return {
         "exit_code": code,
-        "seconds": round(time.monotonic() - began),
         "workers": workers,
         "killed": hit,
         "states": dict(states),
-        "failed_for_good": {
-            trial.number: trial.user_attrs[FAILED]
-            for trial in study.get_trials()
-            if FAILED in trial.user_attrs
-        },
+        "failed_for_good": {t.number: t.user_attrs[FAILED] for t in trials_done if FAILED in t.user_attrs},
         "valid": states["COMPLETE"] + states["PRUNED"],
-        "retries": sum(chain_of(trial) != trial.number for trial in study.get_trials()),
+        "retries": sum(chain_of(trial) != trial.number for trial in trials_done),
         "chains": len(chains),
         "chains_with_several_mlflow_runs": sum(len(ids) > 1 for ids in chains.values()),
         "mlflow_trial_runs": len(runs),
@@ -219,20 +203,15 @@ def fresh_start(folder: Path, storage: str) -> dict[str, Any]:
         flags = {"study": "fresh", "trials": "4"}
         processes = [stack.enter_context(tuning(place, storage, **flags)) for place in places]
         codes = [process.wait() for process in processes]
-    if any(codes):
-        print("\n".join(path.read_text()[-2000:] for path in folder.glob("*/log_*.txt")))
-    study = study_of(storage, "fresh")
-    assert study is not None, "both made it or joined"
-    hosts = {trial.user_attrs.get(WORKER) for trial in study.get_trials()} - {None}
+    trials = ended(folder, codes, storage, "fresh")
     return {
         "exit_codes": codes,
-        "states": dict(Counter(trial.state.name for trial in study.get_trials())),
-        "workers_that_ran_trials": len(hosts),
+        "states": dict(Counter(trial.state.name for trial in trials)),
+        "workers_that_ran_trials": len({trial.user_attrs.get(WORKER) for trial in trials} - {None}),
     }
 
 
 def run_postgresql(*, trials: int, workers: int, kills: int) -> dict[str, Any]:
-    """Both scenes on one server."""
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         folder.chmod(0o755)  # the server's user comes through
@@ -242,19 +221,22 @@ def run_postgresql(*, trials: int, workers: int, kills: int) -> dict[str, Any]:
             print(json.dumps(fresh), flush=True)
             scene = folder / "killed"
             scene.mkdir()
-            killed = killed_study(
-                scene, make_database(server, "killed"), trials=trials, workers=workers, kills=kills
+            storage = make_database(server, "killed")
+            seconds, killed = timed(
+                lambda: killed_study(scene, storage, trials=trials, workers=workers, kills=kills)
             )
-    return {"fresh": fresh, "killed": killed}
+    return {"fresh": fresh, "killed": {**killed, "seconds": round(seconds)}}
 
 
 def run_quick(*, trials: int, workers: int, result_dir: str) -> dict[str, Any]:
     """Search as a user would, then compare what was found with F on test images."""
     study = f"quick_{time.strftime('%Y%m%d_%H%M%S')}"
-    common = ["--preset=quick", f"--result_dir={result_dir}"]
-    began = time.monotonic()
-    _python("entry_points.tune", f"--study={study}", f"--trials={trials}", f"--workers={workers}", *common)
-    seconds = time.monotonic() - began
+    common = {"preset": "quick", "result_dir": result_dir}
+
+    def run(name: str, **more: object) -> None:
+        subprocess.run(entry_point(name, {**more, **common}), cwd=ROOT, check=True)
+
+    seconds, _ = timed(lambda: run("tune", study=study, trials=trials, workers=workers))
     made = study_of("auto", study)
     assert made is not None, "tune made it"
     rows = rows_of(made)
@@ -263,7 +245,7 @@ def run_quick(*, trials: int, workers: int, result_dir: str) -> dict[str, Any]:
     shown = best if not best.setting else max(suggested, key=lambda row: row.values)
     known = {row.setting: row.values[0] for row in rows if row.setting and row.values}
     config = str(shown.notes[CONFIG])
-    _python("entry_points.ablation", f"--configs=F,{config}", f"--seeds={FRESH_SEEDS}", *common)
+    run("ablation", configs=f"F,{config}", seeds=FRESH_SEEDS)
     summaries = Path(result_dir).glob("ablation/**/final_summary.json")
     summary = json.loads(max(summaries, key=lambda path: path.stat().st_mtime).read_text())
     return {
@@ -280,30 +262,22 @@ def run_quick(*, trials: int, workers: int, result_dir: str) -> dict[str, Any]:
     }
 
 
-def _python(module: str, *arguments: str) -> None:
-    subprocess.run([sys.executable, "-m", module, *arguments], cwd=ROOT, check=True)
-
-
-def main(arguments: Sequence[str] | None = None) -> None:
-    """Run one of them and write its result."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+def main() -> None:
+    told = given(
+        __doc__,
+        first="what",
+        among=("postgresql", "quick"),
+        trials=0,
+        workers=0,
+        kills=5,
+        result_dir="results",
     )
-    parser.add_argument("what", choices=("postgresql", "quick"))
-    parser.add_argument("--trials", type=int, help="40, or 20 of quick")
-    parser.add_argument("--workers", type=int, help="4, or 2 of quick")
-    parser.add_argument("--kills", type=int, default=5)
-    parser.add_argument("--result_dir", default="results", help="of quick")
-    given = parser.parse_args(arguments)
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))  # so that the server is stopped
-    if given.what == "postgresql":
-        result = run_postgresql(trials=given.trials or 40, workers=given.workers or 4, kills=given.kills)
+    if told.what == "postgresql":
+        result = run_postgresql(trials=told.trials or 40, workers=told.workers or 4, kills=told.kills)
     else:
-        result = run_quick(trials=given.trials or 20, workers=given.workers or 2, result_dir=given.result_dir)
-    path = RESULTS / f"studies_{given.what}.json"
-    path.write_text(json.dumps(result, indent=2) + "\n")
-    print(json.dumps(result, indent=2))
-    print(f"written: {path}")
+        result = run_quick(trials=told.trials or 20, workers=told.workers or 2, result_dir=told.result_dir)
+    record(f"studies_{told.what}", result)
 
 
 if __name__ == "__main__":

@@ -91,16 +91,13 @@ class Sandbox(NamedTuple):
 
     @property
     def work(self) -> Path:
-        """Where the run starts."""
         return self.root / "a" / "b" / "c" / "work"
 
     @property
     def maps(self) -> Path:
-        """A data root."""
         return self.root / "maps"
 
     def allowed(self) -> tuple[Path, ...]:
-        """Return where the run may write."""
         return self.work / "results", self.root / "store", self.root / "home" / ".cache"
 
     def written_elsewhere(self, before: set[Path]) -> list[str]:
@@ -121,7 +118,6 @@ class Ended(NamedTuple):
 
 @contextlib.contextmanager
 def _inside(box: Sandbox) -> Iterator[None]:
-    """Be in the sandbox, with its own home and MLflow store."""
     surroundings = {
         "MLFLOW_TRACKING_URI": f"sqlite:///{box.root / 'store' / 'mlflow.db'}",
         "DINOMALY_HD_FEATURES": str(box.root / "store" / "features"),
@@ -149,7 +145,6 @@ def start(box: Sandbox, module: str, **flags: str) -> Ended:
 
 
 def make_sandbox(folder: Path) -> Sandbox:
-    """Return an empty sandbox with a data root of one domain."""
     box = Sandbox(folder)
     for place in (box.work, folder / "store", folder / "home"):
         place.mkdir(parents=True)
@@ -158,7 +153,6 @@ def make_sandbox(folder: Path) -> Sandbox:
 
 
 def add_domain(root: Path, name: str) -> None:
-    """Write a few small maps of a domain."""
     draw = np.random.default_rng(SEED)
     for split, label, _ in FOLDERS:
         place = root / name / split / label
@@ -256,7 +250,6 @@ def _understood(name: str, added: dict[str, str], named: dict[str, str]) -> str 
 
 
 def refused_values(box: Sandbox, tally: Tally, *, full: bool) -> None:
-    """Give payloads to parameters that cannot take them: one line, a known exit code, nothing written."""
     draw = random.Random(SEED)
     texts = payloads(box.root)
     for module, name in FREE_TEXT:
@@ -290,7 +283,6 @@ def _is_refused(ended: Ended) -> str | None:
 
 
 def taken_values(box: Sandbox, tally: Tally) -> None:
-    """Give payloads to what may be called anything: a run and an experiment."""
     for text in payloads(box.root):
         flags = {"source_domain": "A", "data_root": str(box.maps), "run_name": text, "experiment": text}
         ended = start(box, "single_domain", **TRIVIAL, **flags)
@@ -349,7 +341,6 @@ def names(box: Sandbox, tally: Tally, *, full: bool) -> None:
 
 
 def _predicted(box: Sandbox, images: Path) -> str | None:
-    """Score the images with the finished run and return what was let through."""
     (run,) = (path.parent for path in box.work.glob("results/**/results.json"))
     flags = {"run": str(run), "input": str(images), "result_dir": "results", "gpu": "cpu", "maps": "1"}
     ended = start(box, "predict", **flags)
@@ -359,7 +350,6 @@ def _predicted(box: Sandbox, images: Path) -> str | None:
 
 
 def _add_if_refused(box: Sandbox, name: str) -> bool:
-    """Make a domain and return whether the walk over the folders refuses it."""
     add_domain(box.maps, name)
     asked = [part.strip() for part in name.split(",")]
     return bool(survey(box.maps, domains=asked).faults) or name != name.strip()
@@ -431,7 +421,6 @@ def pages(tally: Tally) -> None:
 
 
 def _formulas(path: Path) -> list[str]:
-    """Return cells that a spreadsheet would calculate."""
     with path.open(newline="") as stream:
         cells = [cell for row in csv.reader(stream) for cell in row]
     return [cell for cell in cells if cell.startswith(FORMULA_STARTS) and not _is_number(cell)]

@@ -21,7 +21,7 @@ RUNS, MOST_KILLS, SIGNALLED = 50, 3, 20
 LAST_STEP = runs.STEPS - 10
 """The last step that a moment waits for: what comes later must not be over when it is looked for."""
 KILLED = "KILLED"
-LONGEST_END_S = 60.0
+LONGEST_END_S = 600.0
 DELAYS_S = {"start": 1.5, "step": 0.2, "validate": 0.01, "save": 0.0, "score": 0.5, "draw": 1.0, "end": 0.02}
 """The places where a process is hit, and the longest delay there."""
 SAID = {"score": b"test images", "draw": b"drawing plots"}
@@ -91,7 +91,6 @@ def _hit(folder: Path, moment: Moment, number: signal.Signals, **changes: str) -
 
 
 def _kill(folder: Path, moment: Moment) -> str | None:
-    """Kill a run and return what was wrong about that, or about what is left."""
     process = _hit(folder, moment, signal.SIGKILL)
     if process.exitcode != -signal.SIGKILL:
         return f"came too late: exit code {process.exitcode}"
@@ -104,39 +103,28 @@ def _kill(folder: Path, moment: Moment) -> str | None:
     return None
 
 
-def _killed_run(folder: Path, moments: Sequence[Moment]) -> tuple[list[str | None], int]:
-    """Kill a run at each moment, let it finish, and return each kill's fault and how many hit a save."""
-    faults, in_saves = [], 0
-    for moment in moments:
-        faults.append(_kill(folder, moment))
-        in_saves += runs.saving(folder)
-    try:
-        end = runs.difference(runs.finish(folder), runs.reference(folder.parent.parent))
-    except RuntimeError as error:
-        end = str(error)
-    return [fault or end for fault in faults], in_saves
-
-
 def killed_runs(folder: Path, full: bool) -> Tally:
     """Kill runs one to three times each; each is to end like one that nothing disturbed, bit by bit."""
     draws, tally, in_saves = random.Random(1), Tally(), 0
-    plans = (
-        [draws.choices(list(DELAYS_S), k=draws.randint(1, MOST_KILLS)) for _ in range(RUNS)]
-        if full
-        else [FAST_KILLS]
-    )
+    plans = [FAST_KILLS]
+    if full:
+        plans = [draws.choices(list(DELAYS_S), k=draws.randint(1, MOST_KILLS)) for _ in range(RUNS)]
     for number, places in enumerate(plans):
-        moments = _moments(places, draws)
-        faults, hits = _killed_run(folder / f"run{number}", moments)
-        in_saves += hits
+        moments, faults, own = _moments(places, draws), [], folder / f"run{number}"
+        for moment in moments:
+            faults.append(_kill(own, moment))
+            in_saves += runs.saving(own)
+        try:
+            end = runs.difference(runs.finish(own), runs.reference(folder.parent))
+        except RuntimeError as error:
+            end = str(error)
         for moment, fault in zip(moments, faults, strict=True):
-            tally.add(f"run {number}, killed at {moment}", fault)
+            tally.add(f"run {number}, killed at {moment}", fault or end)
     tally.note = f"kills of {len(plans)} runs, {in_saves} inside a save"
     return tally
 
 
 def _end(folder: Path, moment: Moment, number: signal.Signals) -> str | None:
-    """Ask a run to end, and return what was wrong about its end."""
     process = _hit(folder, moment, number, **RARELY_SAVED)
     if process.exitcode not in (128 + number, -number):  # the same to a shell: -number before Python is up
         return f"exit code {process.exitcode}"

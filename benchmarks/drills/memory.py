@@ -6,7 +6,7 @@ import json
 import warnings
 import weakref
 from collections.abc import Callable
-from itertools import product
+from itertools import count, product
 from pathlib import Path
 from typing import Any, NamedTuple
 from unittest import mock
@@ -14,6 +14,7 @@ from unittest import mock
 import torch
 from optuna.trial import TrialState
 
+from benchmarks.drills import runs
 from benchmarks.drills.studies import joined, run_trials
 from benchmarks.drills.tally import Drill, Tally
 from dinomaly_hd.models.dinomaly.detector import Dinomaly
@@ -25,18 +26,7 @@ from entry_points.common import launch
 TOO_MUCH = 2**60
 TRY_AGAIN = 75
 BATCH = 6
-FLAGS = {
-    "seed": "42",
-    "preset": "quick",
-    "simulate_size": "tiny",
-    "image_size": "64",
-    "decoder_depth": "2",
-    "batch_size": str(BATCH),
-    "max_steps": "6",
-    "maps_per_group": "0",
-    "gpu": "cpu",
-    "feature_gb": "0",
-}
+FLAGS = {**runs.FLAGS, "batch_size": BATCH, "max_steps": 6, "feature_gb": 0}
 
 
 class Held:
@@ -56,28 +46,24 @@ CASES = [Case(place, call, refusal) for call, place, refusal in product((0, 1, 2
 
 
 def refuse(refusal: str) -> None:
-    """Run out of memory."""
     if refusal == "host":
         torch.empty(TOO_MUCH)
     raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB. GPU 0 has a total capacity")
 
 
 def _run(folder: Path, case: Case) -> str | None:
-    """Start a run that runs out of memory, and return what was wrong about its end."""
     held: list[weakref.ref[Held]] = []
     original: Callable[..., Any] = getattr(Dinomaly, case.place)
-    calls = 0
+    calls = count()
 
     def failing(self: Dinomaly, *given: Any, **options: Any) -> Any:
-        nonlocal calls
-        calls += 1
-        if calls == case.call + 1:
+        if next(calls) == case.call:
             something = Held()
             held.append(weakref.ref(something))
             refuse(case.refusal)
         return original(self, *given, **options)
 
-    flags = {**FLAGS, "result_dir": str(folder / "results")}
+    flags = {**FLAGS, "result_dir": folder / "results"}
     errors = io.StringIO()
     uri = {"MLFLOW_TRACKING_URI": f"sqlite:///{folder.parent / 'mlflow.db'}"}
     with (
@@ -100,7 +86,6 @@ def _run(folder: Path, case: Case) -> str | None:
 
 
 def _in_a_study(folder: Path, refusal: str) -> str | None:
-    """Let the first trial of a study run out of memory, and return what was wrong about the study's end."""
     seen: list[int] = []
 
     def evaluate(attempt: Attempt) -> list[float]:
@@ -123,14 +108,14 @@ def _in_a_study(folder: Path, refusal: str) -> str | None:
 def exhausted(folder: Path, full: bool) -> Tally:
     """Run out of memory while encoding, training and scoring, and in a study."""
     tally = Tally()
-    for number, case in enumerate(CASES if full else [CASES[0], CASES[3], CASES[4]]):
-        own = folder / f"run{number}"
-        own.mkdir()
-        tally.add(f"{case.place}, call {case.call}, {case.refusal}", _run(own, case))
+    for case in CASES if full else [CASES[0], CASES[3], CASES[4]]:
+        name = f"{case.place}, call {case.call}, {case.refusal}"
+        (folder / name).mkdir()
+        tally.add(name, _run(folder / name, case))
     for refusal in ("host", "gpu") if full else ("gpu",):
-        own = folder / f"study_{refusal}"
-        own.mkdir()
-        tally.add(f"a study, {refusal}", _in_a_study(own, refusal))
+        name = f"a study, {refusal}"
+        (folder / name).mkdir()
+        tally.add(name, _in_a_study(folder / name, refusal))
     return tally
 
 

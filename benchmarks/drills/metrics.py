@@ -17,15 +17,16 @@ from torch import Tensor
 from benchmarks.drills.hostile import add_domain
 from benchmarks.drills.tally import Drill, Tally
 from dinomaly_hd.batch import Batch
-from dinomaly_hd.config import EvaluationConfig
+from dinomaly_hd.config.presets import quick_dinomaly
+from dinomaly_hd.config.variants import baseline
 from dinomaly_hd.data.hdmap import load_manifest
 from dinomaly_hd.data.store import ImageStore
 from dinomaly_hd.errors import NonFiniteError
 from dinomaly_hd.evaluation import metrics
 from dinomaly_hd.evaluation.metrics import f1, normal_quantile, youden
 from dinomaly_hd.evaluation.results import evaluate
+from dinomaly_hd.experiments.score import Scorer
 from dinomaly_hd.files import publish_json
-from dinomaly_hd.geometry import Box
 from dinomaly_hd.models.detector import Detector, Loss, Prediction
 from dinomaly_hd.runs.folder import read_results
 
@@ -44,8 +45,6 @@ Labels = NDArray[np.int64]
 
 
 class Scored(NamedTuple):
-    """Scores and labels of both classes."""
-
     score: Floats
     label: Labels
 
@@ -99,7 +98,6 @@ def theirs(score: Floats, label: Labels) -> dict[str, float]:
 
 
 def ours(score: Floats, label: Labels) -> dict[str, float]:
-    """Return the figures of this project under the same names."""
     curve = metrics.roc_curve(score, label)
     at = partial(metrics.confusion_at, score, label)
     calls, best = at(threshold=float(np.median(score))), at(threshold=youden(score, label).value)
@@ -119,7 +117,6 @@ def ours(score: Floats, label: Labels) -> dict[str, float]:
 
 
 def _differs(number: int) -> tuple[float, str | None]:
-    """Return the largest difference of a set's figures, and which ones are too far."""
     score, label = random_set(number)
     expected, found = theirs(score, label), ours(score, label)
     expected["pixels"] = expected["AUROC"]
@@ -147,7 +144,6 @@ def score_table() -> pd.DataFrame:
 
 
 def evaluated(table: pd.DataFrame) -> dict[str, Any]:
-    """Evaluate a score table as a run does."""
     normal = normal_quantile(np.linspace(-1, 1, 100), held_out=True)
     thresholds = {str(domain): normal for domain in table["domain"].unique()}
     return evaluate(table, normal_thresholds=thresholds, seed=SEED, draws=20)
@@ -178,18 +174,14 @@ def _scored_by(folder: Path, value: float) -> Callable[[], object]:
     """Return what scores a folder of images with a model that gives ``value`` for the brightest of them."""
     add_domain(folder, "domain_A")
     manifest = load_manifest(folder, domains=["A"], conditions="none")
-    height, width = manifest.shape
-    examiner = Examiner(
-        _Broken(value),
-        ImageStore(manifest, keep_bytes=0),
-        evaluation=EvaluationConfig(),
-        box=Box(0, height, 0, width),
+    scorer = Scorer(
+        *(_Broken(value), ImageStore(manifest, keep_bytes=0)),
+        run=quick_dinomaly(baseline()),
         device=torch.device("cpu"),
-        num_workers=0,
-        bf16=False,
+        features=None,
         tick=lambda: None,
     )
-    return partial(examiner.examine, manifest.indices(split="test"))
+    return partial(scorer.examine, manifest.indices(split="test"))
 
 
 def _refused(measure: Callable[[], object], named: str) -> str | None:
@@ -235,7 +227,6 @@ def no_numbers(folder: Path, tally: Tally) -> None:
 
 
 def _of_one_class(folder: Path, label: int) -> str | None:
-    """Return what is wrong in the results of a domain of which only good or only fault images were scored."""
     table = score_table()
     table = table[(table["domain"] == "domain_B") | (table["label"] == label)]
     results = evaluated(table)
@@ -254,7 +245,6 @@ def _of_one_class(folder: Path, label: int) -> str | None:
 
 
 def one_class(folder: Path, tally: Tally) -> None:
-    """Measure what needs two classes where there is one."""
     for label, name in enumerate(("good", "fault")):
         own = folder / name
         own.mkdir()

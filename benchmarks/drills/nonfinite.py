@@ -5,6 +5,7 @@ import re
 import shutil
 import signal
 from collections.abc import Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -20,6 +21,7 @@ from dinomaly_hd.config.variants import baseline
 from dinomaly_hd.errors import Interrupted, NonFiniteError
 from dinomaly_hd.models.detector import Detector, Loss, Prediction
 from dinomaly_hd.training import checkpoint as checkpoints
+from dinomaly_hd.training import loop
 from dinomaly_hd.training.checkpoint import Checkpoint
 from dinomaly_hd.training.guards import SignalGuard
 
@@ -81,34 +83,14 @@ class _Rows(Dataset[Batch]):
         return Batch(rows, torch.zeros(len(rows), dtype=torch.int64), rows)
 
 
-class _Heard:
-    """A reporter that remembers how many steps were skipped."""
-
-    skipped = 0.0
-
-    def metrics(self, values: Mapping[str, float], *, step: int) -> None:
-        del step
-        self.skipped = values["train/nonfinite"]
-
-    def sync(self) -> None:
-        pass
-
-
 def _files(step: int) -> str:
     return f"files of step {step}"
 
 
 def _config(policy: str) -> RunConfig:
-    values = {
-        "max_steps": 2 * max(STEPS),
-        "batch_size": BATCH,
-        "warmup_steps": 0,
-        "checkpoint_interval": 500,
-        "val_check_interval": 0,
-        "on_nonfinite": policy,
-        "gpu": "cpu",
-    }
-    return with_values(quick_dinomaly(baseline()), values)
+    steps = {"max_steps": 2 * max(STEPS), "warmup_steps": 0, "checkpoint_interval": 500}
+    more = {"batch_size": BATCH, "val_check_interval": 0, "on_nonfinite": policy, "gpu": "cpu"}
+    return with_values(quick_dinomaly(baseline()), {**steps, **more})
 
 
 class _Ended(NamedTuple):
@@ -121,44 +103,34 @@ class _Ended(NamedTuple):
 
 
 def _train(folder: Path, *, policy: str, poison: Poison | None, until: int) -> _Ended:
-    """Go on with the training of a folder until so many steps are done."""
     resume = checkpoints.newest(folder).checkpoint
     inputs = poison.step - (resume.step if resume else 0) if poison and poison.kind == "input" else None
-    detector, heard, error = _Scale(poison), _Heard(), None
+    detector, error, skipped = _Scale(poison), None, [0.0]
+    data = loop.TrainingData(_Rows(inputs), IMAGES, 0, "data", "encoder", _files, None)
     with SignalGuard() as guard:
 
-        def progress(done: int, total: int) -> None:
-            del total
+        def progress(done: int, _total: int) -> None:
             if done == until:
                 guard.received = signal.SIGTERM
 
+        def log(values: Mapping[str, float], _step: int) -> None:
+            skipped.append(values["train/nonfinite"])
+
+        hooks = loop.Hooks(log, partial(checkpoints.save, folder), guard, progress)
         try:
-            fit.train(
-                detector,
-                run=_config(policy),
-                data=fit.TrainingData(_Rows(inputs), IMAGES, 0, _files, None),
-                resume=resume,
-                data_digest="data",
-                encoder_digest="encoder",
-                folder=folder,
-                reporter=heard,
-                guard=guard,
-                progress=progress,
-            )
+            loop.train(detector, run=_config(policy), data=data, hooks=hooks, resume=resume)
         except Exception as ended:  # which one is what the drill looks at
             error = ended
-    state = fit.trained_state(detector)
-    return _Ended(state, checkpoints.newest(folder).checkpoint, heard.skipped, error)
+    state = loop.trained_state(detector)
+    return _Ended(state, checkpoints.newest(folder).checkpoint, skipped[-1], error)
 
 
 def _changed(state: dict[str, Tensor], before: dict[str, Tensor]) -> str | None:
-    """Return what the poisoned step changed; it is to change no bit."""
     changed = [name for name in before if not torch.equal(state[name], before[name])]
     return f"the poisoned step changed {', '.join(changed)}" if changed else None
 
 
 def _stopped(ended: _Ended, healthy: dict[str, Tensor], poison: Poison) -> str | None:
-    """Return what was wrong about a training that was to stop before the poison reached its weights."""
     if not isinstance(ended.error, NonFiniteError):
         return f"ended with {ended.error!r}"
     figures = r"loss \S+, gradient norm (nan|inf), lr \S*[1-9]\S*;"
@@ -172,7 +144,6 @@ def _stopped(ended: _Ended, healthy: dict[str, Tensor], poison: Poison) -> str |
 
 
 def _skipped(ended: _Ended, healthy: dict[str, Tensor], poison: Poison) -> str | None:
-    """Return what was wrong about a training that was to leave the poisoned step out."""
     if not isinstance(ended.error, Interrupted) or ended.checkpoint is None:
         return f"skipping ended with {ended.error!r}"
     kept = ended.checkpoint
@@ -190,18 +161,17 @@ def poisoned_steps(folder: Path, full: bool) -> Tally:
     tally = Tally()
     for step in STEPS:
         lead, whole = folder / f"lead{step}", folder / f"healthy{step}"
+        lead.mkdir()
         if step > LEAD:
             _train(lead, policy="stop", poison=None, until=step - LEAD)
-        else:
-            lead.mkdir()
         shutil.copytree(lead, whole)
         healthy = _train(whole, policy="stop", poison=None, until=step).state
-        for kind in KINDS:
-            poison, own = Poison(kind, step), folder / f"{kind}{step}"
-            shutil.copytree(lead, own / "stop")
-            shutil.copytree(lead, own / "skip")
-            stopped = _train(own / "stop", policy="stop", poison=poison, until=step + 1)
-            skipped = _train(own / "skip", policy="skip", poison=poison, until=step + 1)
-            fault = _stopped(stopped, healthy, poison) or _skipped(skipped, healthy, poison)
-            tally.add(f"{kind} at step {step}", fault)
+        for poison in (Poison(kind, step) for kind in KINDS):
+            ended = {}
+            for policy in ("stop", "skip"):
+                own = folder / f"{poison.kind}{step}" / policy
+                shutil.copytree(lead, own)
+                ended[policy] = _train(own, policy=policy, poison=poison, until=step + 1)
+            fault = _stopped(ended["stop"], healthy, poison) or _skipped(ended["skip"], healthy, poison)
+            tally.add(f"{poison.kind} at step {step}", fault)
     return tally

@@ -12,6 +12,7 @@ import warnings
 import zipfile
 import zlib
 from collections.abc import Callable, Iterator, Mapping
+from functools import partial
 from itertools import permutations
 from pathlib import Path
 from typing import Any, Literal, NamedTuple, get_args, get_origin
@@ -35,7 +36,7 @@ from dinomaly_hd.training.checkpoint import SCHEMA_VERSION, Checkpoint, check_be
 SEED = 14
 CHANGES_FAST = 38
 KEY = "0" * 64
-PICKLE_TO_READ = 2
+STEP, PTH = "step_00000001.pt", "weights.pth"
 MAGIC = (0x1950A86A20F9469CFC6C, 1001, {"protocol_version": 1001, "little_endian": True, "type_sizes": {}})
 """What PyTorch's formats before version 1.6 begin with, a pickle each."""
 
@@ -59,20 +60,8 @@ def codes(marker: Path) -> dict[str, Code]:
     }
 
 
-class Poison(NamedTuple):
-    """A file that carries code.
-
-    Attributes:
-        write: Writes it into an empty folder.
-        read: Reads it as a run does.
-        refused: How it must be refused; None where what it carries beside is ignored.
-        explode: What a careless reader would do, which shows that the code is live; None where none would.
-    """
-
-    write: Callable[[Path, Code], object]
-    read: Callable[[Path], object]
-    refused: type[DinomalyHDError] | None
-    explode: Callable[[Path], object] | None
+def _pickled(code: object) -> bytes:
+    return pickle.dumps(code, protocol=2)
 
 
 def _checkpoint(**changes: Any) -> dict[str, Any]:
@@ -81,74 +70,53 @@ def _checkpoint(**changes: Any) -> dict[str, Any]:
     return {"schema": SCHEMA_VERSION, **good._asdict(), **changes}
 
 
-def _in_checkpoint(**places: Callable[[Code], object]) -> Callable[[Path, Code], object]:
-    def write(folder: Path, code: Code) -> None:
-        content = _checkpoint(**{name: place(code) for name, place in places.items()})
-        torch.save(content, folder / "step_00000001.pt")
-
-    return write
-
-
-def _only_code(folder: Path, code: Code) -> None:
-    torch.save(code, folder / "step_00000001.pt")
-
-
-def _second_pickle(folder: Path, code: Code) -> None:
-    path = folder / "step_00000001.pt"
-    torch.save(_checkpoint(), path)
-    with zipfile.ZipFile(path, "a") as archive:
-        archive.writestr("archive/evil.pkl", pickle.dumps(code, protocol=PICKLE_TO_READ))
-
-
-def _torchscript(folder: Path, code: Code) -> None:
-    with zipfile.ZipFile(folder / "step_00000001.pt", "w") as archive:
+def _torchscript(code: Code) -> bytes:
+    stream = io.BytesIO()
+    with zipfile.ZipFile(stream, "w") as archive:
         for name in ("data.pkl", "constants.pkl"):
-            archive.writestr(f"archive/{name}", pickle.dumps(code, protocol=PICKLE_TO_READ))
+            archive.writestr(f"archive/{name}", _pickled(code))
         archive.writestr("archive/code/__torch__.py", "import os")
         archive.writestr("archive/version", "3\n")
+    return stream.getvalue()
 
 
-def _old_format(name: str) -> Callable[[Path, Code], object]:
-    def write(folder: Path, code: Code) -> None:
-        parts = [*MAGIC, code, []]
-        pickles = [pickle.dumps(part, protocol=PICKLE_TO_READ) for part in parts]
-        (folder / name).write_bytes(b"".join(pickles))
-
-    return write
+def _second_pickle(code: Code) -> bytes:
+    stream = io.BytesIO(_saved(_checkpoint()))
+    with zipfile.ZipFile(stream, "a") as archive:
+        archive.writestr("archive/evil.pkl", _pickled(code))
+    return stream.getvalue()
 
 
-def _tar_format(name: str) -> Callable[[Path, Code], object]:
-    def write(folder: Path, code: Code) -> None:
-        data = pickle.dumps(code, protocol=PICKLE_TO_READ)
-        with tarfile.open(folder / name, "w") as archive:
-            for member in ("storages", "tensors", "pickle"):
-                entry = tarfile.TarInfo(member)
-                entry.size = len(data)
-                archive.addfile(entry, io.BytesIO(data))
-
-    return write
+def _saved(content: object) -> bytes:
+    stream = io.BytesIO()
+    torch.save(content, stream)
+    return stream.getvalue()
 
 
-def _pickle(name: str) -> Callable[[Path, Code], object]:
-    return lambda folder, code: (folder / name).write_bytes(pickle.dumps(code, protocol=PICKLE_TO_READ))
+def _objects(code: Code) -> bytes:
+    stream = io.BytesIO()
+    np.save(stream, np.array([code], dtype=object), allow_pickle=True)
+    return stream.getvalue()
 
 
-def _weights(folder: Path, code: Code) -> None:
-    torch.save({"state_dict": {"patch_embed.proj.weight": torch.zeros(2), "x": code}}, folder / "weights.pth")
+def _old_format(code: Code) -> bytes:
+    return b"".join(_pickled(part) for part in (*MAGIC, code, []))
 
 
-def _objects(folder: Path, code: Code) -> None:
-    with (folder / "weights.pth").open("wb") as stream:
-        np.save(stream, np.array([code], dtype=object), allow_pickle=True)
+def _tar_format(code: Code) -> bytes:
+    stream, data = io.BytesIO(), _pickled(code)
+    with tarfile.open(fileobj=stream, mode="w") as archive:
+        for member in ("storages", "tensors", "pickle"):
+            entry = tarfile.TarInfo(member)
+            entry.size = len(data)
+            archive.addfile(entry, io.BytesIO(data))
+    return stream.getvalue()
 
 
-def _header(folder: Path, code: Code) -> None:
-    header = pickle.dumps(code, protocol=PICKLE_TO_READ)
-    (folder / WEIGHTS).write_bytes(struct.pack("<Q", len(header)) + header)
-
-
-def _endless_header(folder: Path, code: Code) -> None:
-    (folder / WEIGHTS).write_bytes(struct.pack("<Q", 2**62) + pickle.dumps(code, protocol=PICKLE_TO_READ))
+def _header(code: Code, *, size: int | None = None) -> bytes:
+    """Return a safetensors file whose header is a pickle."""
+    header = _pickled(code)
+    return struct.pack("<Q", len(header) if size is None else size) + header
 
 
 def _tagged(code: Code) -> dict[str, Any]:
@@ -163,132 +131,129 @@ def _tagged(code: Code) -> dict[str, Any]:
     }
 
 
-def _card(folder: Path, code: Code) -> None:
+def _card(code: Code) -> bytes:
     config = json.loads(preset_run("quick", VARIANTS["horizontal"]()).to_json())
     config["model"]["model_type"] = _tagged(code)["_target_"]
     card = {"schema": 1, "config": {**config, **_tagged(code)}, "shape": [31, 95], "dtype": "float32"}
     more = {"thresholds": {}, "data_digest": "", "encoder_digest": "", "module": "os"}
-    (folder / CARD).write_text(json.dumps({**card, **more}))
+    return json.dumps({**card, **more}).encode()
 
 
-def _run_folder(folder: Path, code: Code) -> None:
-    for name in (STATE, RESULTS):
-        (folder / name).write_text(json.dumps({"status": "FINISHED", "config": _tagged(code)}))
+def _state(code: Code) -> bytes:
+    return json.dumps({"status": "FINISHED", "config": _tagged(code)}).encode()
 
 
-def _yaml(folder: Path, code: Code) -> None:
-    call = yaml.dump(code)
-    (folder / "conditions.yaml").write_text(f"experiment_conditions: {call}")
-
-
-def _features(folder: Path, code: Code) -> None:
+def _features(folder: Path) -> Path:
+    """Keep encoded images and return their file, to be overwritten."""
     FeatureFiles(FeaturePlace(folder, 1.0), KEY).put(KEY, {"tokens": torch.zeros(2)})
-    (path,) = folder.rglob(f"*{SUFFIX}")
-    body = pickle.dumps(code, protocol=PICKLE_TO_READ)
-    path.write_bytes(body + zlib.crc32(body).to_bytes(CHECK_BYTES, "big"))
+    return next(folder.rglob(f"*{SUFFIX}"))
+
+
+def _with_checksum(code: Code) -> bytes:
+    body = _pickled(code)
+    return body + zlib.crc32(body).to_bytes(CHECK_BYTES, "big")
 
 
 def _no_features(folder: Path) -> None:
-    kept = FeatureFiles(FeaturePlace(folder, 1.0), KEY).get(KEY)
-    if kept is not None:
+    if FeatureFiles(FeaturePlace(folder, 1.0), KEY).get(KEY) is not None:
         raise AssertionError("the file was taken for encoded images")
-
-
-def _load_any(folder: Path) -> object:
-    (path,) = (path for path in folder.rglob("*") if path.is_file() and path.suffix != ".lock")
-    return torch.load(path, weights_only=False)
-
-
-def _unpickle(name: str, *, skip: int = 0) -> Callable[[Path], object]:
-    return lambda folder: pickle.loads((folder / name).read_bytes()[skip:])  # noqa: S301
-
-
-def _last_pickle(folder: Path) -> None:
-    with zipfile.ZipFile(folder / "step_00000001.pt") as archive:
-        pickle.loads(archive.read(archive.namelist()[-1]))  # noqa: S301
-
-
-def _first_pickle(folder: Path) -> None:
-    with zipfile.ZipFile(folder / "step_00000001.pt") as archive:
-        pickle.loads(archive.read(archive.namelist()[0]))  # noqa: S301
 
 
 def _step(folder: Path) -> object:
     found = newest(folder)
     if found.checkpoint is None and len(found.unreadable) != 1:
         raise AssertionError(f"the unreadable checkpoint is not named: {found.unreadable}")
-    return load(folder / "step_00000001.pt")
+    return load(folder / STEP)
 
 
 def _pth(folder: Path) -> object:
-    return weights.read_state(folder / "weights.pth")
+    return weights.read_state(folder / PTH)
+
+
+def _load(path: Path) -> object:
+    return torch.load(path, weights_only=False)
+
+
+def _member(path: Path, number: int) -> object:
+    with zipfile.ZipFile(path) as archive:
+        return pickle.loads(archive.read(archive.namelist()[number]))  # noqa: S301
+
+
+class Poison(NamedTuple):
+    """A file that carries code.
+
+    Its name or what makes it, its bytes; what reads it as a run does, and how that must refuse it (None: what
+    it carries beside is ignored). ``explode`` is what a careless reader would do with the file, which shows
+    that the code is live; None where none would.
+    """
+
+    name: str | Callable[[Path], Path]
+    data: Callable[[Code], bytes]
+    read: Callable[[Path], object] = _step
+    refused: type[DinomalyHDError] | None = CheckpointError
+    explode: Callable[[Path], object] | None = _load
+
+
+def _in_checkpoint(**places: Callable[[Code], object]) -> Poison:
+    return Poison(
+        STEP, lambda code: _saved(_checkpoint(**{name: place(code) for name, place in places.items()}))
+    )
+
+
+def _unpickle(path: Path, *, skip: int = 0) -> object:
+    return pickle.loads(path.read_bytes()[skip:])  # noqa: S301
+
+
+_unpickle_rest = partial(_unpickle, skip=8)
 
 
 POISONS: dict[str, Poison] = {
-    "a checkpoint that is code": Poison(_only_code, _step, CheckpointError, _load_any),
-    "in the optimizer's state": Poison(
-        _in_checkpoint(optimizer=lambda code: {"state": {0: {"exp_avg": code}}}),
-        *(_step, CheckpointError, _load_any),
+    "a checkpoint that is code": Poison(STEP, _saved),
+    "in the optimizer's state": _in_checkpoint(optimizer=lambda code: {"state": {0: {"exp_avg": code}}}),
+    "in place of the config": _in_checkpoint(config=lambda code: code),
+    "among the weights": _in_checkpoint(weights=lambda code: {"w": torch.zeros(1), "x": code}),
+    "a second pickle in the checkpoint": Poison(
+        STEP, _second_pickle, refused=None, explode=lambda path: _member(path, -1)
     ),
-    "in place of the config": Poison(
-        _in_checkpoint(config=lambda code: code), _step, CheckpointError, _load_any
+    "a TorchScript archive": Poison(STEP, _torchscript, explode=lambda path: _member(path, 0)),
+    "a checkpoint of PyTorch before 1.6": Poison(STEP, _old_format),
+    "a checkpoint as tar": Poison(STEP, _tar_format),
+    "a bare pickle": Poison(STEP, _pickled, explode=_unpickle),
+    "encoder weights": Poison(
+        PTH, lambda code: _saved({"state_dict": {"a.weight": torch.zeros(2), "x": code}}), _pth, EncoderError
     ),
-    "among the weights": Poison(
-        _in_checkpoint(weights=lambda code: {"w": torch.zeros(1), "x": code}),
-        *(_step, CheckpointError, _load_any),
-    ),
-    "a second pickle in the checkpoint": Poison(_second_pickle, _step, None, _last_pickle),
-    "a TorchScript archive": Poison(_torchscript, _step, CheckpointError, _first_pickle),
-    "a checkpoint of PyTorch before 1.6": Poison(
-        _old_format("step_00000001.pt"), _step, CheckpointError, _load_any
-    ),
-    "a checkpoint as tar": Poison(_tar_format("step_00000001.pt"), _step, CheckpointError, _load_any),
-    "a bare pickle": Poison(
-        _pickle("step_00000001.pt"), _step, CheckpointError, _unpickle("step_00000001.pt")
-    ),
-    "encoder weights": Poison(_weights, _pth, EncoderError, _load_any),
-    "encoder weights of PyTorch before 1.6": Poison(
-        _old_format("weights.pth"), _pth, EncoderError, _load_any
-    ),
-    "encoder weights as tar": Poison(_tar_format("weights.pth"), _pth, EncoderError, _load_any),
+    "encoder weights of PyTorch before 1.6": Poison(PTH, _old_format, _pth, EncoderError),
+    "encoder weights as tar": Poison(PTH, _tar_format, _pth, EncoderError),
     "encoder weights as numpy objects": Poison(
-        _objects,
-        *(_pth, EncoderError, lambda folder: np.load(folder / "weights.pth", allow_pickle=True)),
+        *(PTH, _objects, _pth, EncoderError, lambda path: np.load(path, allow_pickle=True))
     ),
-    "a model's weights": Poison(_pickle(WEIGHTS), read_weights, CheckpointError, _unpickle(WEIGHTS)),
-    "a model's weights, behind a length": Poison(
-        _header, read_weights, CheckpointError, _unpickle(WEIGHTS, skip=8)
-    ),
+    "a model's weights": Poison(WEIGHTS, _pickled, read_weights, explode=_unpickle),
+    "a model's weights, behind a length": Poison(WEIGHTS, _header, read_weights, explode=_unpickle_rest),
     "a model's weights, 4 EiB of header": Poison(
-        _endless_header, read_weights, CheckpointError, _unpickle(WEIGHTS, skip=8)
+        WEIGHTS, lambda code: _header(code, size=2**62), read_weights, explode=_unpickle_rest
     ),
     "encoder weights as safetensors": Poison(
-        _header,
-        lambda folder: weights.read_state(folder / WEIGHTS),
-        *(EncoderError, _unpickle(WEIGHTS, skip=8)),
+        *(WEIGHTS, _header, lambda at: weights.read_state(at / WEIGHTS), EncoderError, _unpickle_rest)
     ),
-    "a model's card": Poison(_card, read_card, CheckpointError, None),
-    "a run folder's files": Poison(
-        _run_folder, lambda folder: (read_state(folder), read_results(folder)), None, None
-    ),
+    "a model's card": Poison(CARD, _card, read_card, explode=None),
+    "a run folder's state": Poison(STATE, _state, read_state, None, None),
+    "a run folder's results": Poison(RESULTS, _state, read_results, None, None),
     "a conditions file": Poison(
-        _yaml,
-        lambda folder: read_conditions(folder / "conditions.yaml"),
-        ConfigError,
-        lambda folder: yaml.unsafe_load((folder / "conditions.yaml").read_text()),
+        "conditions.yaml",
+        lambda code: f"experiment_conditions: {yaml.dump(code)}".encode(),
+        *(
+            lambda folder: read_conditions(folder / "conditions.yaml"),
+            ConfigError,
+            lambda path: yaml.unsafe_load(path.read_text()),
+        ),
     ),
-    "encoded images": Poison(
-        _features,
-        _no_features,
-        None,
-        lambda folder: pickle.loads(next(folder.rglob(f"*{SUFFIX}")).read_bytes()),  # noqa: S301
-    ),
+    "encoded images": Poison(_features, _with_checksum, _no_features, None, _unpickle),
 }
 
 
 def _stays_inert(folder: Path, poison: Poison, code: Code, marker: Path) -> str | None:
-    """Return what was wrong about reading a poisoned file."""
-    poison.write(folder, code)
+    path = folder / poison.name if isinstance(poison.name, str) else poison.name(folder)
+    path.write_bytes(poison.data(code))
     refusal: DinomalyHDError | None = None
     try:
         poison.read(folder)
@@ -302,25 +267,15 @@ def _stays_inert(folder: Path, poison: Poison, code: Code, marker: Path) -> str 
         return f"not refused by {poison.refused.__name__}: {refusal!r}"
     if refusal is not None and "\n" in str(refusal):
         return f"more than one line: {refusal}"
-    return _is_live(folder, poison, marker)
-
-
-def _is_live(folder: Path, poison: Poison, marker: Path) -> str | None:
-    """Return that a careless reader would not have run the code either, so that nothing was tried."""
     if poison.explode is None:
         return None
-    if poison.write is _features:
-        poison.write(folder, next(iter(codes(marker).values())))
+    reason = ""
+    path.write_bytes(poison.data(code))
     try:
-        poison.explode(folder)
+        poison.explode(path)
     except Exception as error:  # the file is no model: what matters is whether the code ran
         reason = f": {error}"
-    else:
-        reason = ""
-    if not marker.exists():
-        return f"the drill's code is not live{reason}"
-    marker.unlink()
-    return None
+    return None if marker.exists() else f"the drill's code is not live{reason}"
 
 
 def changed_runs(run: RunConfig) -> Iterator[tuple[str, RunConfig]]:
@@ -387,11 +342,7 @@ def _changes() -> list[Change]:
 
 
 def _is_told(folder: Path, change: Change, *, data: str, encoder: str) -> str | None:
-    """Save a checkpoint, find it in another run, and return what was wrong about the refusal."""
-    digests = {"data_digest": "data", "encoder_digest": "encoder"}
-    own = Checkpoint(
-        1, change.theirs.to_json(), **digests, nonfinite=0, weights={}, optimizer={}, patience={}
-    )
+    own = Checkpoint(1, change.theirs.to_json(), "data", "encoder", 0, {}, {}, {})
     found = load(save(folder, own))
     ours, theirs = flatten(change.ours), flatten(change.theirs)
     expected = {
@@ -409,8 +360,8 @@ def _is_told(folder: Path, change: Change, *, data: str, encoder: str) -> str | 
     return f"taken for its own in spite of {sorted(expected)}" if expected else None
 
 
-def poisoned(folder: Path, full: bool) -> Tally:
-    """Read files that carry live code."""
+def poisoned_and_foreign(folder: Path, full: bool) -> Tally:
+    """Read files that carry live code, and checkpoints of other configs, data and encoders."""
     tally, marker = Tally(), folder / "the-code-ran"
     for number, (what, poison) in enumerate(POISONS.items()):
         for name, code in list(codes(marker).items())[: None if full else 1]:
@@ -420,12 +371,7 @@ def poisoned(folder: Path, full: bool) -> Tally:
                 warnings.simplefilter("ignore")  # PyTorch warns of what it is about to refuse
                 tally.add(f"{what}, {name}", _stays_inert(own, poison, code, marker))
             marker.unlink(missing_ok=True)
-    return tally
-
-
-def foreign(folder: Path, full: bool, tally: Tally) -> None:
-    """Find checkpoints of other configs, data and encoders."""
-    changes = _changes()
+    inert, changes = tally.tried, _changes()
     if not full:
         without = [change for change in changes if change.what.rpartition(", ")[2] not in WITHOUT_EFFECT]
         changes = random.Random(SEED).sample(without, CHANGES_FAST)
@@ -434,15 +380,6 @@ def foreign(folder: Path, full: bool, tally: Tally) -> None:
     same = changes[0]._replace(ours=changes[0].theirs)
     tally.add("other data", _is_told(folder, same, data="others", encoder="encoder"))
     tally.add("other encoder", _is_told(folder, same, data="data", encoder="others"))
-
-
-def poisoned_and_foreign(folder: Path, full: bool) -> Tally:
-    """Read files that carry live code, and checkpoints of other configs, data and encoders."""
-    tally = poisoned(folder, full)
-    inert = tally.tried
-    own = folder / "foreign"
-    own.mkdir()
-    foreign(own, full, tally)
     tally.note = f"{inert} poisoned files, {tally.tried - inert} checkpoints of other runs"
     return tally
 

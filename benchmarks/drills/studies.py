@@ -1,14 +1,11 @@
 """Drill 13: workers of a study that are killed in the midst of their trials."""
 
-import contextlib
 import multiprocessing
-import os
 import random
 import signal
 import time
 import warnings
 from collections.abc import Callable, Sequence
-from multiprocessing.process import BaseProcess
 from pathlib import Path
 
 from optuna.trial import TrialState
@@ -21,8 +18,8 @@ from dinomaly_hd.tuning.storage import address_of
 from dinomaly_hd.tuning.study import SYNTHETIC, Joined, Plan, chain_of, join
 from dinomaly_hd.tuning.worker import Attempt, work
 
-HEARTBEAT_S, TRIAL_S = 1, 0.5
-BUDGET_S = 240
+HEARTBEAT_S, TRIAL_S = 3, 0.5
+BUDGET_S = 900
 
 
 def _build(text: str) -> RunConfig:
@@ -55,13 +52,11 @@ def run_trials(folder: Path, evaluate: Callable[[Attempt], Sequence[float]], *, 
         work(joined(folder, trials=trials), evaluate=evaluate, tick=lambda: None, on_count=lambda _: None)
 
 
-def row_p(attempt: Attempt) -> list[float]:
-    """Return the searched value as the objective, after a while."""
-    time.sleep(TRIAL_S)
-    return [float(attempt.point["row_p"])]
-
-
 def _worker(folder: Path, trials: int) -> None:
+    def row_p(attempt: Attempt) -> list[float]:
+        time.sleep(TRIAL_S)
+        return [float(attempt.point["row_p"])]
+
     run_trials(folder, row_p, trials=trials)
 
 
@@ -72,9 +67,7 @@ def killed_workers(folder: Path, full: bool) -> Tally:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         study = joined(folder, trials=trials).study
-    workers: list[BaseProcess] = [
-        context.Process(target=_worker, args=(folder, trials)) for _ in range(count)
-    ]
+    workers = [context.Process(target=_worker, args=(folder, trials)) for _ in range(count)]
     for worker in workers:
         worker.start()
     end = time.monotonic() + BUDGET_S
@@ -83,8 +76,7 @@ def killed_workers(folder: Path, full: bool) -> Tally:
     doomed = moments.sample(workers, count // 2)
     for worker in doomed:
         time.sleep(moments.uniform(0, 2 * TRIAL_S / count))
-        with contextlib.suppress(ProcessLookupError):
-            os.kill(worker.pid or 0, signal.SIGKILL)
+        worker.kill()
     for worker in workers:
         worker.join(timeout=max(0.0, end - time.monotonic()))
     tally, killed = Tally(), sum(worker.exitcode == -signal.SIGKILL for worker in doomed)

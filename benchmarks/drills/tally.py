@@ -8,10 +8,7 @@ from typing import NamedTuple
 
 @dataclass
 class Tally:
-    """How many tries of a drill held: ``held`` of ``tried``; ``failures`` says what the others did.
-
-    ``note`` is a figure beside the count, e.g. the largest time.
-    """
+    """How many tries of a drill held; ``failures`` says what the others did, ``note`` a figure beside it."""
 
     tried: int = 0
     failures: list[str] = field(default_factory=list)
@@ -19,7 +16,6 @@ class Tally:
 
     @property
     def held(self) -> int:
-        """Number of tries that held."""
         return self.tried - len(self.failures)
 
     def add(self, what: str, reason: str | None) -> None:
@@ -30,13 +26,7 @@ class Tally:
 
 
 class Drill(NamedTuple):
-    """One promise and what tries it.
-
-    Attributes:
-        number: Row of the table of promises.
-        promise: In a few words.
-        run: Takes an empty folder and whether to run at full size.
-    """
+    """A promise's number, its words, and what tries it in an empty folder, at full size or fast."""
 
     number: int
     promise: str

@@ -23,13 +23,25 @@ TRIED_FAST = 25
 CONFIG_CODE = 64
 LETTERS = "abcdefghijklmnopqrstuvwxyz_"
 READER = "single_domain"
+SLIPS: dict[str, Callable[[str, int], str]] = {
+    "two neighbours exchanged": lambda name, at: name[: at - 1] + name[at] + name[at - 1] + name[at + 1 :],
+    "a letter left out": lambda name, at: name[:at] + name[at + 1 :],
+    "a letter typed twice": lambda name, at: name[:at] + name[at] + name[at:],
+    "the next letter": lambda name, at: name[:at] + _next(name[at]) + name[at + 1 :],
+}
+
+
+def _next(letter: str) -> str:
+    return LETTERS[(LETTERS.find(letter) + 1) % len(LETTERS)]
 
 
 class Typo(NamedTuple):
-    """A name as it was typed, and what was meant."""
+    """A name as typed for an entry point or a model family, what was meant, and what is known there."""
 
+    where: str
     typed: str
     meant: str
+    known: Sequence[str]
 
 
 class Unstarted(SignalGuard):
@@ -39,37 +51,16 @@ class Unstarted(SignalGuard):
         raise Interrupted(2)
 
 
-def swapped(name: str, place: int) -> str:
-    """Exchange two neighbours."""
-    return name[: place - 1] + name[place] + name[place - 1] + name[place + 1 :]
-
-
-def dropped(name: str, place: int) -> str:
-    """Leave a letter out."""
-    return name[:place] + name[place + 1 :]
-
-
-def doubled(name: str, place: int) -> str:
-    """Type a letter twice."""
-    return name[:place] + name[place] + name[place:]
-
-
-def replaced(name: str, place: int) -> str:
-    """Type the next letter of the alphabet."""
-    return name[:place] + LETTERS[(LETTERS.find(name[place]) + 1) % len(LETTERS)] + name[place + 1 :]
-
-
-SLIPS: tuple[Callable[[str, int], str], ...] = (swapped, dropped, doubled, replaced)
-
-
-def typos(names: Iterable[str], *, known: Iterable[str], draw: random.Random) -> Iterator[Typo]:
-    """Yield one typo of each kind for each name, unless it happens to be a known name."""
-    taken = set(known)
+def typos(
+    where: str, names: Iterable[str], known: Sequence[str], *, taken: Iterable[str], draw: random.Random
+) -> Iterator[Typo]:
+    """Yield one typo of each kind for each name, unless it happens to be a name that is taken."""
+    taken = set(taken)
     for name in names:
-        for slip in SLIPS:
+        for slip in SLIPS.values():
             typed = slip(name, draw.randrange(1, len(name)))
             if typed not in taken:
-                yield Typo(typed, name)
+                yield Typo(where, typed, name, known)
 
 
 def distance(one: str, other: str) -> int:
@@ -86,7 +77,7 @@ def distance(one: str, other: str) -> int:
     return rows[-1][-1]
 
 
-def refusal(module: str, argv: Sequence[str], typo: Typo, *, known: Iterable[str]) -> str | None:
+def refusal(module: str, argv: Sequence[str], typo: Typo) -> str | None:
     """Start an entry point and return what was wrong about how it refused the typo.
 
     The name that it offers must be what was meant, or one that is no farther from what was typed.
@@ -101,59 +92,55 @@ def refusal(module: str, argv: Sequence[str], typo: Typo, *, known: Iterable[str
     if said.count("\n") != 1 or typo.typed not in said:
         return f"not one line with what was typed: {said!r}"
     near = distance(typo.typed, typo.meant)
-    offered = [name for name in known if f"Did you mean {name!r}?" in said]
+    offered = [name for name in typo.known if f"Did you mean {name!r}?" in said]
     if not any(distance(typo.typed, name) <= near for name in offered):
         return f"{typo.meant} was meant: {said.strip()}"
     return None
 
 
-def _flags(draw: random.Random) -> Iterator[tuple[str, Typo, Sequence[str]]]:
-    """Yield every entry point with typos of its flags, and what it knows."""
-    for module in NAMES:
-        known = list(importlib.import_module(f"entry_points.{module}").COMMAND.parameters())
-        for typo in typos(known, known={*known, *every_parameter()}, draw=draw):
-            yield module, typo, known
-
-
-def _keys(draw: random.Random) -> Iterator[tuple[str, Typo, Sequence[str]]]:
-    """Yield every model family with typos of its keys, and every key there is."""
-    known = sorted({name for family in FAMILIES for name in keys_of(family).model_fields})
-    for family in FAMILIES:
-        for typo in typos(keys_of(family).model_fields, known=known, draw=draw):
-            yield family, typo, known
-
-
 def _spellings(typed: str) -> Iterator[list[str]]:
-    """Yield the ways to write a flag, whatever its value is."""
     for name in dict.fromkeys((typed, typed.replace("_", "-"))):
         yield from ([f"--{name}=1"], [f"--{name}", "1"])
 
 
-def _of_flag(module: str, typo: Typo, known: Sequence[str], *, full: bool) -> str | None:
+def _of_flag(typo: Typo, *, full: bool) -> str | None:
     for argv in list(_spellings(typo.typed))[: None if full else 1]:
-        reason = refusal(module, argv, typo, known=known)
+        reason = refusal(typo.where, argv, typo)
         if reason is not None:
             return f"{' '.join(argv)}: {reason}"
     return None
 
 
-def _of_key(folder: Path, family: str, typo: Typo, known: Sequence[str]) -> str | None:
-    config = {"model_type": family, "source_domain": "domain_A", typo.typed: 1}
+def _of_key(folder: Path, typo: Typo) -> str | None:
+    config = {"model_type": typo.where, "source_domain": "domain_A", typo.typed: 1}
     path = folder / "conditions.json"
     path.write_text(json.dumps({"experiment_conditions": [{"name": "one", "config": config}]}))
-    return refusal(READER, [f"--conditions_file={path}"], typo, known=known)
+    return refusal(READER, [f"--conditions_file={path}"], typo)
 
 
 def mistyped(folder: Path, full: bool) -> Tally:
     """Mistype flags of all entry points and keys: letters swapped, dropped, doubled, wrong."""
     tally, draw = Tally(), random.Random(SEED)
-    flags, keys = list(_flags(draw)), list(_keys(draw))
+    commands = {module: importlib.import_module(f"entry_points.{module}").COMMAND for module in NAMES}
+    own = {module: list(command.parameters()) for module, command in commands.items()}
+    keys_by_family = {family: list(keys_of(family).model_fields) for family in FAMILIES}
+    every = sorted({name for names in keys_by_family.values() for name in names})
+    flags = [
+        typo
+        for module, known in own.items()
+        for typo in typos(module, known, known, taken=(*known, *every_parameter()), draw=draw)
+    ]
+    keys = [
+        typo
+        for family, names in keys_by_family.items()
+        for typo in typos(family, names, every, taken=every, draw=draw)
+    ]
     if not full:
         flags, keys = draw.sample(flags, TRIED_FAST), draw.sample(keys, TRIED_FAST)
-    for module, typo, known in flags:
-        tally.add(f"{module} --{typo.typed}", _of_flag(module, typo, known, full=full))
-    for family, typo, known in keys:
-        tally.add(f"{family}, key {typo.typed}", _of_key(folder, family, typo, known))
+    for typo in flags:
+        tally.add(f"{typo.where} --{typo.typed}", _of_flag(typo, full=full))
+    for typo in keys:
+        tally.add(f"{typo.where}, key {typo.typed}", _of_key(folder, typo))
     tally.note = f"{len(flags)} flags, {len(keys)} keys"
     return tally
 

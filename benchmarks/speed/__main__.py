@@ -2,7 +2,7 @@
 
     python -m benchmarks.speed                       # beside anomalib, where it is installed
     python -m benchmarks.speed --original DIRECTORY  # beside the original too: a checkout of its repository
-    python -m benchmarks.speed --device cuda --encoder dinov2reg_vit_base_14 --train_batch 16
+    python -m benchmarks.speed --device cuda --encoder dinov2reg_vit_base_14 --train_batch 16 --precision bf16
 
 Every subject gets the same random weights and the same maps, and is a process of its own. All live at once
 and do one step each by turns, so that what disturbs the machine disturbs all; ratios are medians over the
@@ -11,28 +11,26 @@ that takes its turns among them. anomalib: pip install 'anomalib>=2.7'; the orig
 github.com/guojiajeremy/Dinomaly and what it imports. Writes benchmarks/results/speed_{device}.json.
 """
 
-import argparse
 import importlib.util
 import json
 import platform
 import subprocess
 import sys
 import tempfile
-from dataclasses import asdict
 from importlib.metadata import version
-from pathlib import Path
 from statistics import median
 from typing import Any
 
 import torch
 
+from benchmarks.common import ROOT, given, record
 from benchmarks.speed.measure import MATRIX, SCORE, TRAIN
 from benchmarks.speed.subjects import Case, write_weights
 from dinomaly_hd.jobs.local import usable_cores
 
-ROOT = Path(__file__).resolve().parent.parent.parent
-RESULTS = ROOT / "benchmarks" / "results"
 OURS, CACHED = "ours", "ours from cache"
+HEAD = "| task | subject | images/s | GFLOP an image | share of the limit | peak GiB | faster than |\n"
+HEAD += "|---|---|---:|---:|---:|---:|---|"
 
 
 class Worker:
@@ -42,20 +40,17 @@ class Worker:
         command = [sys.executable, "-m", "benchmarks.speed.measure", json.dumps(told)]
         self.name = f"{told['task']} {told['subject']}"
         self.seconds: list[float] = []
-        self.process = subprocess.Popen(
-            command, cwd=ROOT, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
-        )
+        pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE}
+        self.process = subprocess.Popen(command, cwd=ROOT, text=True, **pipes)
         self._answer()
 
     def call(self) -> None:
-        """Let it do one call, and note its seconds."""
         assert self.process.stdin is not None
         self.process.stdin.write("go\n")
         self.process.stdin.flush()
         self.seconds.append(self._answer()["seconds"])
 
     def end(self) -> dict[str, Any]:
-        """Return what it says at its end."""
         assert self.process.stdin is not None
         self.process.stdin.close()
         found = self._answer()
@@ -91,11 +86,12 @@ def series(
         task: by_turns(subjects, {**base, "task": task, "batch": batch}, rounds=rounds)
         for task, batch in batches.items()
     }
+    rates = {task: _rate(found[MATRIX]) for task, found in runs.items()}
     scores = {name: runs[SCORE][name]["scores"] for name in subjects}
     return {
-        "matrix_gflops": {task: _rate(found[MATRIX]) / 1e9 for task, found in runs.items()},
+        "matrix_gflops": {task: rate / 1e9 for task, rate in rates.items()},
         "tasks": {
-            task: {name: _summary(name, found, batch=batches[task]) for name in subjects}
+            task: {name: _summary(name, found, batch=batches[task], rate=rates[task]) for name in subjects}
             for task, found in runs.items()
         },
         "largest_score_difference_to_ours": {
@@ -110,7 +106,7 @@ def _rate(matrix: dict[str, Any]) -> float:
     return float(matrix["operations"] / min(matrix["seconds"]))
 
 
-def _summary(name: str, found: dict[str, dict[str, Any]], *, batch: int) -> dict[str, Any]:
+def _summary(name: str, found: dict[str, dict[str, Any]], *, batch: int, rate: float) -> dict[str, Any]:
     own = found[name]
     peers = {other: found[other] for other in found if not other.startswith(OURS) and other != MATRIX}
     seconds = median(own["seconds"])
@@ -119,7 +115,7 @@ def _summary(name: str, found: dict[str, dict[str, Any]], *, batch: int) -> dict
         "images_per_s_by_round": [batch / each for each in own["seconds"]],
         "peak_gib": own["peak_gib"],
         "gflop_per_image": own["operations"] / batch / 1e9,
-        "share_of_limit": own["operations"] / _rate(found[MATRIX]) / seconds,
+        "share_of_limit": own["operations"] / rate / seconds,
         "times_faster_than": {
             peer: median(theirs / mine for mine, theirs in zip(own["seconds"], other["seconds"], strict=True))
             for peer, other in peers.items()
@@ -129,16 +125,11 @@ def _summary(name: str, found: dict[str, dict[str, Any]], *, batch: int) -> dict
 
 
 def table(found: dict[str, Any]) -> str:
-    """Return the figures as Markdown."""
-    lines = [
-        "| task | subject | images/s | GFLOP an image | share of the limit | peak GiB | faster than |",
-        "|---|---|---:|---:|---:|---:|---|",
-    ]
+    lines = [HEAD]
     for task, subjects in found["tasks"].items():
         for name, row in subjects.items():
-            faster = ", ".join(
-                f"{peer} x {value:.2f}" for peer, value in row["times_faster_than"].items() if peer != name
-            )
+            times = {peer: value for peer, value in row["times_faster_than"].items() if peer != name}
+            faster = ", ".join(f"{peer} x {value:.2f}" for peer, value in times.items())
             lines.append(
                 f"| {task} | {name} | {row['images_per_s']:.2f} | {row['gflop_per_image']:.0f} | "
                 f"{row['share_of_limit']:.0%} | {row['peak_gib']:.2f} | {faster} |"
@@ -147,53 +138,40 @@ def table(found: dict[str, Any]) -> str:
 
 
 def main() -> None:
-    """Measure and write the result."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    told = given(
+        __doc__,
+        device="cpu",
+        precision="32",
+        encoder="dinov2reg_vit_small_14",
+        image=448,
+        crop=392,
+        train_batch=4,
+        score_batch=8,
+        rounds=12,
+        original="",
+        threads=usable_cores(),
     )
-    parser.add_argument("--device", default="cpu")
-    parser.add_argument("--precision", default="32", choices=("32", "bf16"))
-    parser.add_argument("--encoder", default="dinov2reg_vit_small_14")
-    parser.add_argument("--image", type=int, default=448)
-    parser.add_argument("--crop", type=int, default=392)
-    parser.add_argument("--train_batch", type=int, default=4)
-    parser.add_argument("--score_batch", type=int, default=8)
-    parser.add_argument("--rounds", type=int, default=12)
-    parser.add_argument("--original", type=Path, help="checkout of the original Dinomaly")
-    parser.add_argument("--threads", type=int, default=usable_cores())
-    given = parser.parse_args()
     subjects = [OURS, CACHED]
-    if importlib.util.find_spec("anomalib"):
-        subjects.append("anomalib")
-    if given.original:
-        subjects.append("original")
+    subjects += ["anomalib"] if importlib.util.find_spec("anomalib") else []
+    subjects += ["original"] if told.original else []
     with tempfile.TemporaryDirectory() as folder:
-        weights = Path(folder) / "encoder.pth"
-        write_weights(given.encoder, weights)
-        case = Case(given.encoder, weights, given.image, given.crop, given.device, given.precision)
-        base = {
-            "case": {**asdict(case), "weights": str(weights)},
-            "threads": given.threads,
-            "original": str(given.original),
-        }
-        found = series(
-            subjects, base, batches={TRAIN: given.train_batch, SCORE: given.score_batch}, rounds=given.rounds
-        )
+        weights = write_weights(told.encoder, folder)
+        case = Case(told.encoder, weights, told.image, told.crop, told.device, told.precision)
+        base = {"case": case, "threads": told.threads, "original": told.original}
+        batches = {TRAIN: told.train_batch, SCORE: told.score_batch}
+        found = series(subjects, base, batches=batches, rounds=told.rounds)
+    on_cpu = f"{platform.processor() or platform.machine()}, {told.threads} threads"
     result = {
-        "machine": f"{platform.processor() or platform.machine()}, {given.threads} threads"
-        if given.device == "cpu"
-        else torch.cuda.get_device_name(given.device),
+        "machine": on_cpu if told.device == "cpu" else torch.cuda.get_device_name(told.device),
         "torch": torch.__version__,
         "anomalib": version("anomalib") if "anomalib" in subjects else None,
-        **vars(given),
-        "original": given.original is not None,
+        **vars(told),
+        "original": bool(told.original),
         **found,
     }
-    path = RESULTS / f"speed_{given.device.partition(':')[0]}.json"
-    path.write_text(json.dumps(result, indent=2) + "\n")
+    record(f"speed_{told.device.partition(':')[0]}", result, show=False)
     print(table(found))
     print(f"largest difference of scores to ours: {found['largest_score_difference_to_ours']}")
-    print(f"written: {path}")
 
 
 if __name__ == "__main__":

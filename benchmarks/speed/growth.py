@@ -7,21 +7,16 @@ over a factor of 8; with the tokens, linearly but for the encoder's attention. W
 benchmarks/results/speed_growth.json and speed_growth.png.
 """
 
-import argparse
-import json
 import tempfile
-import time
 from collections.abc import Callable
-from dataclasses import replace
 from functools import partial
-from pathlib import Path
 from statistics import median
 from typing import Any
 
 import torch
 from matplotlib.figure import Figure
 
-from benchmarks.speed.__main__ import RESULTS
+from benchmarks.common import RESULTS, given, numbers, record, timed
 from benchmarks.speed.subjects import Case, Subject, ours, write_weights
 
 PATCH = 14
@@ -32,20 +27,16 @@ def by_turns(works: dict[int, Callable[[], Any]], *, rounds: int) -> dict[int, f
     times: dict[int, list[float]] = {size: [] for size in works}
     for _ in range(rounds):
         for size, work in works.items():
-            began = time.perf_counter()
-            work()
-            times[size].append(time.perf_counter() - began)
+            times[size].append(timed(work)[0])
     return {size: median(taken) for size, taken in times.items()}
 
 
 def scored(subject: Subject, case: Case, *, images: int, batch: int) -> None:
-    """Score images batch by batch."""
     for _ in range(images // batch):
         subject.score(case.maps(batch))
 
 
 def trained(subject: Subject, case: Case, *, steps: int, batch: int) -> None:
-    """Train for some steps."""
     for step in range(steps):
         subject.train(case.maps(batch), step)
 
@@ -58,7 +49,7 @@ def grown(case: Case, *, sides: list[int], factors: list[int], rounds: int) -> d
     images = {8 * n: partial(scored, subject, case, images=8 * n, batch=8) for n in factors}
     steps = {2 * n: partial(trained, subject, case, steps=2 * n, batch=4) for n in factors}
     batches = {n: partial(trained, subject, case, steps=1, batch=n) for n in factors}
-    sized = {(side // PATCH) ** 2: replace(case, image=side, crop=side) for side in sides}
+    sized = {(side // PATCH) ** 2: case._replace(image=side, crop=side) for side in sides}
     tokens = {
         count: partial(scored, ours(own, cached=False), own, images=8, batch=4)
         for count, own in sized.items()
@@ -71,46 +62,35 @@ def grown(case: Case, *, sides: list[int], factors: list[int], rounds: int) -> d
     }
 
 
-def draw(found: dict[str, dict[int, float]], path: Path) -> None:
-    """Draw time per unit against the size, relative to the smallest."""
+def draw(found: dict[str, dict[int, float]]) -> None:
     figure = Figure(figsize=(7, 4), layout="constrained")
     axes = figure.subplots()
     for name, by_size in found.items():
-        sizes = list(by_size)
-        each = list(by_size.values())
+        sizes, each = list(by_size), list(by_size.values())
         if name in ("images", "steps"):
             each = [value / size for value, size in zip(each, sizes, strict=True)]
         axes.plot([size / sizes[0] for size in sizes], [value / each[0] for value in each], "o-", label=name)
     axes.set(xscale="log", yscale="log", xlabel="size, relative", ylabel="seconds an image or step, relative")
     axes.grid(alpha=0.3, which="both")
     axes.legend()
-    figure.savefig(path, dpi=110)
+    figure.savefig(RESULTS / "speed_growth.png", dpi=110)
 
 
 def main() -> None:
-    """Measure and write the result."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    told = given(
+        __doc__,
+        encoder="dinov2reg_vit_small_14",
+        crop=196,  # of all but the growth with tokens
+        sides="98,196,392",
+        factors="1,2,4,8",
+        rounds=3,
     )
-    parser.add_argument("--encoder", default="dinov2reg_vit_small_14")
-    parser.add_argument("--crop", type=int, default=196, help="of all but the growth with tokens")
-    parser.add_argument("--sides", default="98,196,392", help="for the growth with tokens, pixels")
-    parser.add_argument("--factors", default="1,2,4,8")
-    parser.add_argument("--rounds", type=int, default=3)
-    given = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
-        weights = Path(folder) / "encoder.pth"
-        write_weights(given.encoder, weights)
-        found = grown(
-            Case(given.encoder, weights, given.crop, given.crop),
-            sides=[int(side) for side in given.sides.split(",")],
-            factors=[int(factor) for factor in given.factors.split(",")],
-            rounds=given.rounds,
-        )
-    result = {**vars(given), "threads": torch.get_num_threads(), **found}
-    (RESULTS / "speed_growth.json").write_text(json.dumps(result, indent=2) + "\n")
-    draw(found, RESULTS / "speed_growth.png")
-    print(json.dumps(result, indent=2))
+        case = Case(told.encoder, write_weights(told.encoder, folder), told.crop, told.crop)
+        sides, factors = numbers(told.sides), numbers(told.factors)
+        found = grown(case, sides=sides, factors=factors, rounds=told.rounds)
+    record("speed_growth", {**vars(told), "threads": torch.get_num_threads(), **found})
+    draw(found)
 
 
 if __name__ == "__main__":

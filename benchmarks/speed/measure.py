@@ -9,7 +9,6 @@ seconds; at the end of the input, the peak memory, the scores and the counted op
 import json
 import resource
 import sys
-import time
 from collections.abc import Callable
 from itertools import chain
 from math import prod
@@ -19,22 +18,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from benchmarks.common import timed
 from benchmarks.speed.peers import anomalib, original
-from benchmarks.speed.subjects import Case, Subject, ours
+from benchmarks.speed.subjects import Case, ours
 from dinomaly_hd.models.fast.products import linear
 
 SIDE = 2048
 TRAIN, SCORE, MATRIX = "train", "score", "matrix"
-
-
-def subject_of(told: dict[str, Any], case: Case) -> Subject:
-    """Return the subject that ``told`` names."""
-    return {
-        "ours": lambda: ours(case, cached=False),
-        "ours from cache": lambda: ours(case, cached=True),
-        "anomalib": lambda: anomalib(case),
-        "original": lambda: original(case, Path(told["original"])),
-    }[told["subject"]]()
 
 
 def work_of(told: dict[str, Any], case: Case) -> Callable[[int], Tensor]:
@@ -43,7 +33,12 @@ def work_of(told: dict[str, Any], case: Case) -> Callable[[int], Tensor]:
         dtype = torch.bfloat16 if case.precision == "bf16" else torch.float32
         left, right = (torch.rand(SIDE, SIDE, device=case.device, dtype=dtype) for _ in range(2))
         return lambda _: linear(left, right)  # by the kernel that ours takes
-    subject = subject_of(told, case)
+    subject = {
+        "ours": lambda: ours(case, cached=False),
+        "ours from cache": lambda: ours(case, cached=True),
+        "anomalib": lambda: anomalib(case),
+        "original": lambda: original(case, Path(told["original"])),
+    }[told["subject"]]()
     given = subject.prepare(case.maps(told["batch"]))
     if told["task"] == TRAIN:
         return lambda number: subject.train(given, number)
@@ -63,35 +58,24 @@ def operations_of(work: Callable[[int], Tensor]) -> int:
     return counter.get_total_flops()
 
 
-def seconds_of(work: Callable[[int], Tensor], number: int, *, device: str) -> float:
-    """Return the wall time of a call."""
-    began = time.perf_counter()
-    work(number)
-    if device.startswith("cuda"):
-        torch.cuda.synchronize()
-    return time.perf_counter() - began
-
-
-def peak_gib(device: str) -> float:
-    """Return the peak memory: of the GPU where there is one, else of this process."""
-    if device.startswith("cuda"):
-        return torch.cuda.max_memory_allocated() / 2**30
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
-
-
 def main() -> None:
-    """Do what the argument and the input say."""
     told = json.loads(sys.argv[1])
     torch.set_num_threads(told["threads"])
-    case = Case(**{**told["case"], "weights": Path(told["case"]["weights"])})
-    work = work_of(told, case)
+    case = Case(*told["case"])
+    on_gpu, work = case.device.startswith("cuda"), work_of(told, case)
+
+    def call(number: int) -> None:
+        work(number)
+        if on_gpu:
+            torch.cuda.synchronize()
+
     for number, _ in enumerate(chain(["first"], sys.stdin)):
-        print(json.dumps({"seconds": seconds_of(work, number, device=case.device)}), flush=True)
-    end: dict[str, Any] = {"peak_gib": peak_gib(case.device)}
+        print(json.dumps({"seconds": timed(lambda number=number: call(number))[0]}), flush=True)
+    of_process = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
+    end: dict[str, Any] = {"peak_gib": torch.cuda.max_memory_allocated() / 2**30 if on_gpu else of_process}
     if told["task"] == SCORE:
         end["scores"] = work(0).float().cpu().tolist()
-    end["operations"] = operations_of(work)
-    print(json.dumps(end), flush=True)
+    print(json.dumps({**end, "operations": operations_of(work)}), flush=True)
 
 
 if __name__ == "__main__":

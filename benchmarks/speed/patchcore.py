@@ -10,11 +10,7 @@ many alone, and its time for all is reckoned from theirs, each of which costs th
 benchmarks/results/speed_patchcore_{images}.json.
 """
 
-import argparse
-import json
 import tempfile
-import time
-from collections.abc import Callable
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -26,7 +22,7 @@ from anomalib.models.components import KCenterGreedy
 from anomalib.models.image.patchcore.torch_model import PatchcoreModel
 from torch import Tensor
 
-from benchmarks.speed.__main__ import RESULTS
+from benchmarks.common import given, record, timed
 from dinomaly_hd.config import PatchCoreConfig, with_values
 from dinomaly_hd.config.presets import full_patchcore
 from dinomaly_hd.data.hdmap import load_manifest
@@ -53,15 +49,7 @@ def maps(count: int, folder: Path) -> Tensor:
     raise AssertionError("every seed has maps")
 
 
-def timed(work: Callable[[], Any]) -> tuple[float, Any]:
-    """Return the wall time of a call, and what it returned."""
-    began = time.perf_counter()
-    result = work()
-    return time.perf_counter() - began, result
-
-
 def theirs_of(weights: Path) -> PatchcoreModel:
-    """Return anomalib's model with the weights of a file."""
     model = PatchcoreModel(("layer2", "layer3"), "resnet18", pre_trained=False, num_neighbors=NEIGHBOURS)
     model.feature_extractor.feature_extractor.load_state_dict(
         torch.load(weights, weights_only=True), strict=False
@@ -70,7 +58,6 @@ def theirs_of(weights: Path) -> PatchcoreModel:
 
 
 def ours_of(weights: Path) -> PatchCore:
-    """Return our model with the weights of a file."""
     values = {
         "encoder": "resnet18",
         "encoder_weights": str(weights),
@@ -94,8 +81,7 @@ def their_coreset(points_Nd: Tensor, *, size: int, start: int) -> list[int]:
     return chosen
 
 
-def compare(count: int, *, rounds: int, their_centres: int | None) -> dict[str, Any]:
-    """Return times of both, their ratios, and whether they find the same."""
+def compare(count: int, *, rounds: int, their_centres: int) -> dict[str, Any]:
     with tempfile.TemporaryDirectory() as name, torch.no_grad():
         weights = Path(name) / "resnet18.pth"
         torch.manual_seed(0)
@@ -150,20 +136,9 @@ def compare(count: int, *, rounds: int, their_centres: int | None) -> dict[str, 
 
 
 def main() -> None:
-    """Measure and write the result."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("--images", type=int, default=50)
-    parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("--their_centres", type=int)
-    given = parser.parse_args()
-    found = compare(given.images, rounds=given.rounds, their_centres=given.their_centres)
-    result = {"threads": torch.get_num_threads(), **found}
-    path = RESULTS / f"speed_patchcore_{given.images}.json"
-    path.write_text(json.dumps(result, indent=2) + "\n")
-    print(json.dumps(result, indent=2))
-    print(f"written: {path}")
+    told = given(__doc__, images=50, rounds=5, their_centres=0)
+    found = compare(told.images, rounds=told.rounds, their_centres=told.their_centres)
+    record(f"speed_patchcore_{told.images}", {"threads": torch.get_num_threads(), **found})
 
 
 if __name__ == "__main__":

@@ -3,12 +3,11 @@
 Both get pre-processed maps (392 x 392, three channels); our times include that.
 """
 
-import importlib
 import sys
 from collections.abc import Callable
 from functools import partial
+from importlib import import_module
 from pathlib import Path
-from types import ModuleType
 from typing import Any, cast
 
 import torch
@@ -67,8 +66,8 @@ def original(case: Case, checkout: Path) -> Subject:
         ImportError: The checkout lacks a module, or the environment what it imports.
     """
     sys.path.insert(0, str(checkout))
-    uad, layers = _theirs("models.uad"), _theirs("models.vision_transformer")
-    functions = _theirs("utils")
+    uad, layers = import_module("models.uad"), import_module("models.vision_transformer")
+    functions = import_module("utils")
     detector = detector_of(case)
     encoder = _original_encoder(case)
     width = encoder.embed_dim
@@ -93,7 +92,7 @@ def original(case: Case, checkout: Path) -> Subject:
         fuse_layer_decoder=GROUPS,
     ).to(case.device)
     trained = [*bottleneck.parameters(), *decoder.parameters()]
-    optimizer = _theirs("optimizers").StableAdamW(
+    optimizer = import_module("optimizers").StableAdamW(
         [{"params": trained}], lr=RATE, betas=(0.9, 0.999), weight_decay=1e-4, amsgrad=True, eps=1e-10
     )
     blur = functions.get_gaussian_kernel(kernel_size=KERNEL, sigma=SIGMA).to(case.device)
@@ -118,15 +117,11 @@ def original(case: Case, checkout: Path) -> Subject:
     return Subject(detector.preprocessing, train, score)
 
 
-def _theirs(module: str) -> ModuleType:
-    return importlib.import_module(module)
-
-
 def _original_encoder(case: Case) -> Any:
     """Return the original's encoder with timm's weights, where the class token holds its position."""
     _, size, patch = case.encoder.rsplit("_", 2)
     weights = torch.load(case.weights, weights_only=True)
-    build = getattr(_theirs("dinov2.models.vision_transformer"), f"vit_{size}")
+    build = getattr(import_module("dinov2.models.vision_transformer"), f"vit_{size}")
     registers = weights.pop("reg_token", None)
     encoder = build(
         patch_size=int(patch),

@@ -1,7 +1,6 @@
 """What is timed: our detector here, others in ``peers``, all with the same weights and maps of 31 x 95."""
 
 from collections.abc import Callable
-from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -23,39 +22,26 @@ MAP = (31, 95)
 CLIP, RATE = 0.1, 2e-3
 
 
-@dataclass(frozen=True)
-class Case:
+class Case(NamedTuple):
     """What all subjects have alike.
 
-    Attributes:
-        encoder: One of timm's ViTs, by its name or our alias.
-        weights: File of its weights; ``write_weights`` makes one.
-        image: Side of the resized image, pixels.
-        crop: Side of what the encoder sees.
-        device: Where it runs.
-        precision: Of ours: "32" or "bf16".
+    One of timm's ViTs, by its name or our alias, and the file of its weights; the sides of the resized image
+    and of what the encoder sees of it, pixels; where it runs; and our precision, "32" or "bf16".
     """
 
     encoder: str
-    weights: Path
+    weights: str
     image: int = 448
     crop: int = 392
     device: str = "cpu"
     precision: str = "32"
 
     def run(self) -> RunConfig:
-        """Return our configuration: the published baseline."""
-        values = {
-            "encoder": self.encoder,
-            "encoder_weights": str(self.weights),
-            "image_size": str(self.image),
-            "crop": str(self.crop),
-            "precision": self.precision,
-        }
-        return with_values(full_dinomaly(baseline()), values)
+        given = {"encoder": self.encoder, "encoder_weights": self.weights, "precision": self.precision}
+        sides = {"image_size": str(self.image), "crop": str(self.crop)}
+        return with_values(full_dinomaly(baseline()), {**given, **sides})
 
     def maps(self, count: int) -> Tensor:
-        """Return the same maps for every subject."""
         return torch.rand(count, *MAP, generator=torch.Generator().manual_seed(count)).to(self.device)
 
 
@@ -63,7 +49,7 @@ class Subject(NamedTuple):
     """Something that trains and scores.
 
     ``prepare`` makes what the other two read; its time does not count. ``train`` does one optimizer step and
-    returns the loss; ``score`` returns image scores (B,). ``model`` is what counting operations looks at.
+    returns the loss; ``score`` returns image scores (B,).
     """
 
     prepare: Callable[[Tensor], Any]
@@ -71,11 +57,12 @@ class Subject(NamedTuple):
     score: Callable[[Any], Tensor]
 
 
-def write_weights(encoder: str, path: Path) -> None:
-    """Write random weights of an encoder, with which every subject starts."""
+def write_weights(encoder: str, folder: str) -> str:
+    """Write random weights of an encoder, with which every subject starts, and return their file."""
+    path = Path(folder) / "encoder.pth"
     torch.manual_seed(0)
-    model = timm.create_model(timm_name(encoder), pretrained=False)
-    torch.save(model.state_dict(), path)
+    torch.save(timm.create_model(timm_name(encoder), pretrained=False).state_dict(), path)
+    return str(path)
 
 
 def ours(case: Case, *, cached: bool) -> Subject:
@@ -101,7 +88,7 @@ def ours(case: Case, *, cached: bool) -> Subject:
         with torch.no_grad(), bf16:
             return detector.score(encoded(given)).score_B
 
-    return Subject(detector.encode if cached else _as_it_is, train, score)
+    return Subject(detector.encode if cached else lambda maps_BHW: maps_BHW, train, score)
 
 
 def detector_of(case: Case) -> Dinomaly:
@@ -111,10 +98,6 @@ def detector_of(case: Case) -> Dinomaly:
     detector = build_detector(run, weights=weights).to(case.device)
     assert isinstance(detector, Dinomaly)
     return detector
-
-
-def _as_it_is(maps_BHW: Tensor) -> Tensor:
-    return maps_BHW
 
 
 def optimise(loss: Tensor, trained: list[nn.Parameter], optimizer: torch.optim.Optimizer) -> None:

@@ -24,7 +24,7 @@ from selenium.webdriver.support.ui import WebDriverWait
 
 BROWSERS = ("chromium", "chromium-browser", "google-chrome")
 WIDTH, HEIGHT = 1280, 800
-PATIENCE_S = 120.0
+PATIENCE_S = 600.0
 POLL_S = 0.3
 # MLflow's assistant opens at the first visit and covers a quarter of the page.
 NO_ASSISTANT = """
@@ -196,11 +196,11 @@ def served(uri: str, *, log: Path) -> Iterator[str]:
     finally:
         with contextlib.suppress(ProcessLookupError):
             os.killpg(server.pid, signal.SIGTERM)
-        server.wait(timeout=30)
+        server.wait(timeout=PATIENCE_S)
 
 
 def _healthy(base: str) -> bool:
     with contextlib.suppress(OSError, urllib.error.URLError):
-        urllib.request.urlopen(f"{base}/health", timeout=5).close()
+        urllib.request.urlopen(f"{base}/health", timeout=60).close()
         return True
     return False

@@ -4,8 +4,8 @@ from pathlib import Path
 
 import pytest
 
-from benchmarks.drills.table import DRILLS
 from benchmarks.drills.tally import Drill
+from benchmarks.reliability import DRILLS
 
 
 @pytest.mark.slow

@@ -23,7 +23,7 @@ from PIL import Image
 
 HOST = "127.0.0.1"
 JSON = "application/json"
-POLL_S, REQUEST_S, STOP_S = 0.25, 120.0, 20.0
+POLL_S, REQUEST_S, STOP_S = 0.25, 600.0, 60.0
 
 
 class Request(NamedTuple):
@@ -84,7 +84,7 @@ class Client:
 
 
 @contextmanager
-def serving(model_uri: str, *, tracking_uri: str, log: Path, timeout_s: float = 240.0) -> Iterator[int]:
+def serving(model_uri: str, *, tracking_uri: str, log: Path, timeout_s: float = 900.0) -> Iterator[int]:
     """Serve a model for as long as needed and yield the port; the server's lines go to ``log``.
 
     Raises:
@@ -116,7 +116,7 @@ def serving(model_uri: str, *, tracking_uri: str, log: Path, timeout_s: float = 
 
 def _is_up(port: int) -> bool:
     try:
-        urllib.request.urlopen(f"http://{HOST}:{port}/ping", timeout=5.0).close()
+        urllib.request.urlopen(f"http://{HOST}:{port}/ping", timeout=60.0).close()
     except (OSError, http.client.HTTPException):
         return False
     return True

@@ -6,7 +6,6 @@ import pickle
 import shutil
 import subprocess
 import sys
-import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -21,6 +20,7 @@ from dinomaly_hd.runs.folder import read_state
 from dinomaly_hd.runs.tracker import Tracker
 from entry_points import common, horizontal, topk
 from entry_points.common import launch
+from tests.work import returned
 
 from .conftest import SETTINGS, TinyRun
 
@@ -173,15 +173,17 @@ def test_unreachable_weights_come_before_missing_data_and_fast(
 ) -> None:
     import huggingface_hub
 
-    def unreachable(*_: object, **__: object) -> None:
+    asked: list[object] = []
+
+    def unreachable(*about: object, **_: object) -> None:
+        asked.append(about)
         raise ConnectionError("no network in tests")
 
     monkeypatch.setenv("HF_HOME", str(tmp_path))
     monkeypatch.setattr(huggingface_hub, "try_to_load_from_cache", lambda *_: None)
     monkeypatch.setattr(huggingface_hub, "get_hf_file_metadata", unreachable)
-    began = time.monotonic()
     line = refused(75, **VIT | {"encoder_weights": "auto"}, data_root=str(tmp_path / "nowhere"))
-    assert time.monotonic() - began < 30
+    assert len(asked) == 1, "one attempt, whose time-out the hub's client keeps"
     assert line.startswith("EncoderError: encoder=dinov2reg_vit_small_14")
     assert "encoder_weights=PATH" in line
     assert "encoder=efficientnet_lite0" in line
@@ -311,7 +313,7 @@ def test_the_process_itself_ends_with_the_code(
         cwd=common.ROOT,
         capture_output=True,
         text=True,
-        timeout=60,
+        timeout=600,
         check=False,
     )
     assert ended.returncode == code
@@ -319,7 +321,7 @@ def test_the_process_itself_ends_with_the_code(
     assert len(ended.stderr.splitlines()) == (1 if code else 0)
 
 
-def test_a_damaged_newest_checkpoint_falls_back_and_a_dead_server_costs_seconds(
+def test_a_damaged_newest_checkpoint_falls_back_and_a_dead_server_is_not_waited_for(
     tiny_run: TinyRun,
     finished: Path,
     capsys: pytest.CaptureFixture[str],
@@ -332,23 +334,21 @@ def test_a_damaged_newest_checkpoint_falls_back_and_a_dead_server_costs_seconds(
     (checkpoints / "step_00000009.pt").write_bytes(newest.read_bytes()[:1000])
     (finished / "tracking.jsonl").unlink()
     monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://127.0.0.1:9")
-    lost: list[float] = []
+    waited: list[str] = []
 
-    def timed(method: Callable[..., Any]) -> Callable[..., Any]:
-        def call(*values: Any, **named: Any) -> Any:
-            began = time.monotonic()
-            try:
-                return method(*values, **named)
-            finally:
-                lost.append(time.monotonic() - began)
+    def for_ever(name: str) -> Callable[..., Any]:
+        method = getattr(Tracker, name)
+
+        def call(*values: Any, **_: float) -> Any:
+            waited.append(name)
+            return returned(lambda: method(*values, timeout_s=1e5))
 
         return call
 
     for name in ("start", "close"):
-        monkeypatch.setattr(Tracker, name, timed(getattr(Tracker, name)))
+        monkeypatch.setattr(Tracker, name, for_ever(name))
     assert launch(horizontal.main, arguments(resumed(tiny_run, finished))) == 0
-    assert len(lost) == 2
-    assert sum(lost) < 10
+    assert waited == ["start", "close"]
     said = capsys.readouterr()
     assert "step_00000009.pt" in said.out
     assert "using the one before" in said.out

@@ -241,7 +241,7 @@ def test_bad_flags_are_refused_in_one_line(flags: list[str], message: str, tmp_p
     assert "\n" not in str(caught.value)
 
 
-def wait_for(happened: Callable[[], bool], *, timeout_s: float = 300.0) -> None:
+def wait_for(happened: Callable[[], bool], *, timeout_s: float = 600.0) -> None:
     deadline = time.monotonic() + timeout_s
     while not happened():
         assert time.monotonic() < deadline, "it did not happen"

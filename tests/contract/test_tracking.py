@@ -29,6 +29,7 @@ from dinomaly_hd.runs.store import (
     process_tag,
 )
 from dinomaly_hd.runs.tracker import Tracker
+from tests.work import PATIENCE_S, returned
 
 EXPERIMENT = "contract"
 
@@ -83,10 +84,13 @@ def points(uri: str, run_id: str, key: str) -> list[tuple[int, float]]:
     return [(point.step, point.value) for point in client_for(uri).get_metric_history(run_id, key)]
 
 
+FOR_EVER_S = 1e5
+
+
 def wait_for(promise: Callable[[], bool]) -> None:
-    deadline = time.monotonic() + 20
+    deadline = time.monotonic() + PATIENCE_S
     while not promise():
-        assert time.monotonic() < deadline, "not within 20 s"
+        assert time.monotonic() < deadline, "it did not happen"
         time.sleep(0.05)
 
 
@@ -104,7 +108,7 @@ def test_a_run_holds_what_was_logged(uri: str, folder: Path) -> None:
     (folder / "plots").mkdir()
     (folder / "plots" / "roc.png").write_bytes(b"png")
     run = tracker(folder, uri)
-    run_id = run.start(timeout_s=30)
+    run_id = run.start(timeout_s=PATIENCE_S)
     assert run_id is not None
     for step in range(1500):
         run.metrics({"train/loss": 1 / (step + 1), "train/lr": 1e-3}, step=step)
@@ -118,7 +122,7 @@ def test_a_run_holds_what_was_logged(uri: str, folder: Path) -> None:
     for step in (3, 4):
         run.image(picture(folder), key="maps/domain_C", step=step)
     run.dataset("domain_C", digest="d" * 64, count=12, source="data/domain_C", context="training")
-    assert run.close("FINISHED", timeout_s=30)
+    assert run.close("FINISHED", timeout_s=PATIENCE_S)
 
     client = client_for(uri)
     found = client.get_run(run_id)
@@ -146,7 +150,7 @@ def test_a_run_holds_what_was_logged(uri: str, folder: Path) -> None:
 def test_the_links_open_the_training_pages(uri: str, folder: Path) -> None:
     run = tracker(folder, uri)
     assert run.url() is None
-    run_id = run.start(timeout_s=30)
+    run_id = run.start(timeout_s=PATIENCE_S)
     experiment = client_for(uri).get_experiment_by_name(EXPERIMENT)
     assert experiment is not None
     number = experiment.experiment_id
@@ -155,7 +159,7 @@ def test_the_links_open_the_training_pages(uri: str, folder: Path) -> None:
     charts = str(run.experiment_url())
     assert charts.startswith(f"{base}/{number}/runs?workflowType=machine_learning&compareRunsMode=CHART")
     assert "tags.kind = 'train'" in urllib.parse.unquote(charts), "parents are no runs to chart"
-    run.close("FINISHED", timeout_s=10)
+    run.close("FINISHED", timeout_s=PATIENCE_S)
 
 
 def test_the_pages_that_the_links_name_exist_in_this_mlflow() -> None:
@@ -178,12 +182,12 @@ def test_a_child_hides_under_its_parent_in_the_experiment_that_mlflow_run_chose(
 ) -> None:
     monkeypatch.setenv("MLFLOW_RUN_ID", client_for(uri).create_run("0").info.run_id)
     parent = tracker(folder, uri)
-    parent_id = parent.start(timeout_s=30)
+    parent_id = parent.start(timeout_s=PATIENCE_S)
     (folder / "member").mkdir()
     child = tracker(folder / "member", uri, root=folder.parent, parent_run_id=parent_id)
-    child_id = child.start(timeout_s=30)
-    assert child.close("FAILED", timeout_s=10)
-    assert parent.close("FINISHED", timeout_s=10)
+    child_id = child.start(timeout_s=PATIENCE_S)
+    assert child.close("FAILED", timeout_s=PATIENCE_S)
+    assert parent.close("FINISHED", timeout_s=PATIENCE_S)
     found = client_for(uri).get_run(str(child_id))
     assert found.data.tags["mlflow.parentRunId"] == parent_id
     assert found.info.experiment_id == "0" == parent.experiment_id
@@ -195,9 +199,9 @@ def test_system_metrics_of_this_machine_are_recorded(
 ) -> None:
     monkeypatch.setenv("MLFLOW_SYSTEM_METRICS_SAMPLING_INTERVAL", "0.1")
     run = tracker(folder, uri, system_metrics=True)
-    run_id = run.start(timeout_s=30)
+    run_id = run.start(timeout_s=PATIENCE_S)
     wait_for(lambda: len(points(uri, str(run_id), "system/cpu_utilization_percentage")) >= 2)
-    assert run.close("FINISHED", timeout_s=10)
+    assert run.close("FINISHED", timeout_s=PATIENCE_S)
     assert "SystemMetricsMonitor" not in {thread.name for thread in threading.enumerate()}
 
 
@@ -206,8 +210,8 @@ def test_nothing_global_is_left_behind(uri: str, folder: Path) -> None:
 
     before = mlflow.get_tracking_uri()
     run = tracker(folder, uri)
-    run.start(timeout_s=30)
-    run.close("FINISHED", timeout_s=10)
+    run.start(timeout_s=PATIENCE_S)
+    run.close("FINISHED", timeout_s=PATIENCE_S)
     assert mlflow.active_run() is None
     assert mlflow.get_tracking_uri() == before
     assert os.environ["MLFLOW_DISABLE_TELEMETRY"] == "true"
@@ -232,9 +236,9 @@ def test_a_run_of_mlflow_run_is_adopted_once_and_keeps_its_parameters(
     monkeypatch.setenv("MLFLOW_RUN_ID", theirs.info.run_id)
     run = tracker(folder, uri)
     assert "MLFLOW_RUN_ID" not in os.environ
-    assert run.start(timeout_s=30) == theirs.info.run_id
+    assert run.start(timeout_s=PATIENCE_S) == theirs.info.run_id
     run.params({"steps": 100, "seed": 42})
-    assert run.close("FINISHED", timeout_s=10)
+    assert run.close("FINISHED", timeout_s=PATIENCE_S)
     found = client.get_run(theirs.info.run_id)
     assert found.data.params == {"steps": "'100'", "seed": "42"}
     assert (found.info.experiment_id, found.info.run_name) == ("0", "topk-ABCD-s42")
@@ -245,33 +249,33 @@ def test_a_name_given_to_mlflow_run_stays(uri: str, folder: Path, monkeypatch: p
     theirs = client_for(uri).create_run("0", run_name="my attempt")
     monkeypatch.setenv("MLFLOW_RUN_ID", theirs.info.run_id)
     run = tracker(folder, uri)
-    run.start(timeout_s=30)
-    run.close("FINISHED", timeout_s=10)
+    run.start(timeout_s=PATIENCE_S)
+    run.close("FINISHED", timeout_s=PATIENCE_S)
     assert client_for(uri).get_run(theirs.info.run_id).info.run_name == "my attempt"
 
 
 def test_an_unknown_run_to_adopt_is_refused(uri: str, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("MLFLOW_RUN_ID", "0" * 32)
     with pytest.raises(TrackingError, match="MLFLOW_RUN_ID=0000"):
-        tracker(folder, uri).start(timeout_s=30)
+        tracker(folder, uri).start(timeout_s=PATIENCE_S)
 
 
 def test_a_resumed_run_goes_on_without_doubles(uri: str, folder: Path) -> None:
     first = tracker(folder, uri)
-    run_id = first.start(timeout_s=30)
+    run_id = first.start(timeout_s=PATIENCE_S)
     for step in range(50):
         first.metrics({"train/loss": step / 3}, step=step)
     first.image(picture(folder), key="maps", step=1)
-    assert first.close("KILLED", timeout_s=10)
+    assert first.close("KILLED", timeout_s=PATIENCE_S)
 
     Journal(folder / "journal.jsonl").truncate_after(30)
     second = tracker(folder, uri)
-    assert second.start(timeout_s=30) == run_id
+    assert second.start(timeout_s=PATIENCE_S) == run_id
     assert client_for(uri).get_run(str(run_id)).info.status == "RUNNING"
     for step in range(31, 80):
         second.metrics({"train/loss": step / 3}, step=step)
     second.image(picture(folder), key="maps", step=1)
-    assert second.close("FINISHED", timeout_s=10)
+    assert second.close("FINISHED", timeout_s=PATIENCE_S)
     assert points(uri, str(run_id), "train/loss") == [(step, step / 3) for step in range(80)]
     images = folder.parent / "mlartifacts" / str(run_id) / "artifacts" / "images"
     assert len(list(images.glob("*.png"))) == 1
@@ -281,15 +285,15 @@ def test_a_new_run_gets_the_whole_history_of_an_old_folder(
     uri: str, folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     first = tracker(folder, uri)
-    old = first.start(timeout_s=30)
+    old = first.start(timeout_s=PATIENCE_S)
     first.metrics({"train/loss": 1.0}, step=1)
     first.params({"seed": 42})
-    assert first.close("KILLED", timeout_s=10)
+    assert first.close("KILLED", timeout_s=PATIENCE_S)
     monkeypatch.setenv("MLFLOW_RUN_ID", client_for(uri).create_run("0").info.run_id)
     second = tracker(folder, uri)
-    new = second.start(timeout_s=30)
+    new = second.start(timeout_s=PATIENCE_S)
     second.metrics({"train/loss": 0.5}, step=2)
-    assert second.close("FINISHED", timeout_s=10)
+    assert second.close("FINISHED", timeout_s=PATIENCE_S)
     assert new != old
     assert points(uri, str(new), "train/loss") == [(1, 1.0), (2, 0.5)]
     assert client_for(uri).get_run(str(new)).data.params == {"seed": "42"}
@@ -299,28 +303,28 @@ def test_a_run_that_was_deleted_is_made_anew(
     uri: str, folder: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     run = tracker(folder, uri, resume_run_id="f" * 32)
-    run_id = run.start(timeout_s=30)
+    run_id = run.start(timeout_s=PATIENCE_S)
     assert run_id not in (None, "f" * 32)
     assert "not there any more" in caplog.text
-    run.close("FINISHED", timeout_s=10)
+    run.close("FINISHED", timeout_s=PATIENCE_S)
 
 
 def test_an_answer_lost_on_create_makes_no_second_run(uri: str, folder: Path) -> None:
     lost = tracker(folder, uri)
-    run_id = lost.start(timeout_s=30)
-    lost.close("KILLED", timeout_s=10)
+    run_id = lost.start(timeout_s=PATIENCE_S)
+    lost.close("KILLED", timeout_s=PATIENCE_S)
     log = folder / "tracking.jsonl"
     log.write_text("".join(line for line in log.read_text().splitlines(True) if "attached" not in line))
     again = tracker(folder, uri)
-    assert again.start(timeout_s=30) == run_id
-    again.close("FINISHED", timeout_s=10)
+    assert again.start(timeout_s=PATIENCE_S) == run_id
+    again.close("FINISHED", timeout_s=PATIENCE_S)
 
 
 # ---- outages ----
 
 
 @pytest.mark.parametrize("server", ["closed port", "accepts and never answers"])
-def test_a_dead_server_costs_less_than_5_s_and_a_later_sync_completes_the_run(
+def test_a_dead_server_is_not_waited_for_and_a_later_sync_completes_the_run(
     server: str, uri: str, folder: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     with contextlib.ExitStack() as stack:
@@ -329,16 +333,12 @@ def test_a_dead_server_costs_less_than_5_s_and_a_later_sync_completes_the_run(
             listener = stack.enter_context(socket.create_server(("127.0.0.1", 0)))
             port = listener.getsockname()[1]
         run = tracker(folder, f"http://127.0.0.1:{port}")
-        client_for("http://127.0.0.1:1")  # the import is not the server's cost
-        start = time.monotonic()
-        assert run.start(timeout_s=1) is None
+        assert returned(lambda: run.start(timeout_s=FOR_EVER_S)) is None
         for step in range(200):
             run.metrics({"train/loss": step / 7}, step=step)
         run.params({"seed": 42})
         run.image(picture(folder), key="maps", step=1)
-        assert not run.close("FINISHED", timeout_s=60)
-        lost = time.monotonic() - start
-    assert lost < 5
+        assert not returned(lambda: run.close("FINISHED", timeout_s=FOR_EVER_S))
     assert len(Journal(folder / "journal.jsonl").history()["train/loss"]) == 200
     assert "lacks part of this run" in caplog.text
 
@@ -372,16 +372,16 @@ def test_an_outage_in_the_midst_is_told_once_and_made_up_for(
     monkeypatch.setattr("dinomaly_hd.runs.tracker.FLUSH_S", 0.05)
     monkeypatch.setattr("dinomaly_hd.runs.tracker.LONGEST_PAUSE_S", 0.1)
     run = tracker(folder, uri)
-    run_id = run.start(timeout_s=30)
+    run_id = run.start(timeout_s=PATIENCE_S)
     run.metrics({"loss": 0.0}, step=0)
     wait_for(lambda: points(uri, str(run_id), "loss") == [(0, 0.0)])
     with outage(monkeypatch):
         for step in range(1, 100):
             run.metrics({"loss": float(step)}, step=step)
             run.params({f"p{step}": step})
-            time.sleep(0.01)
+        wait_for(lambda: any("fails" in record.message for record in caplog.records))
         assert len(points(uri, str(run_id), "loss")) == 1
-    assert run.close("FINISHED", timeout_s=30)
+    assert run.close("FINISHED", timeout_s=PATIENCE_S)
     assert points(uri, str(run_id), "loss") == [(step, float(step)) for step in range(100)]
     assert len(client_for(uri).get_run(str(run_id)).data.params) == 99
     assert sum("fails" in record.message for record in caplog.records) == 1
@@ -391,12 +391,12 @@ def test_what_the_store_refuses_does_not_stop_the_rest(
     uri: str, folder: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     run = tracker(folder, uri)
-    run_id = run.start(timeout_s=30)
+    run_id = run.start(timeout_s=PATIENCE_S)
     (folder / "gone.txt").touch()
     run.artifact(folder / "gone.txt")
     (folder / "gone.txt").unlink()
     run.tags({"kind": "later"})
-    assert not run.close("FINISHED", timeout_s=10)
+    assert not run.close("FINISHED", timeout_s=PATIENCE_S)
     found = client_for(uri).get_run(str(run_id))
     assert (found.info.status, found.data.tags["kind"]) == ("FINISHED", "later")
     assert "does not take artifact gone.txt" in caplog.text
@@ -412,7 +412,7 @@ from dinomaly_hd.runs.tracker import Tracker
 folder = pathlib.Path(sys.argv[1])
 settings = {"experiment": "contract", "run_name": "r", "tags": {}, "system_metrics": False}
 run = Tracker(folder, uri=sys.argv[2], root=folder.parent, **settings)
-run.start(timeout_s=60)
+run.start(timeout_s=600)
 run.params({"seed": 42})
 for step in range(500):
     run.metrics({"loss": step / 9}, step=step)
@@ -477,10 +477,10 @@ for number in range(8):
     child = os.fork()
     if child == 0:
         run = Tracker(root / f"run{number}", uri=uri, root=root, run_name=f"run{number}", **settings)
-        started = run.start(timeout_s=60)
+        started = run.start(timeout_s=600)
         for step in range(30):
             run.metrics({"loss": step / 9}, step=step)
-        os._exit(0 if started and run.close("FINISHED", timeout_s=60) else 1)
+        os._exit(0 if started and run.close("FINISHED", timeout_s=600) else 1)
     children.append(child)
 print([os.waitpid(child, 0)[1] for child in children])
 """
@@ -528,7 +528,7 @@ def test_a_bad_store_or_experiment_is_one_error(uri: str, tmp_path: Path) -> Non
 
 def test_a_bad_experiment_stops_the_start(uri: str, folder: Path) -> None:
     with pytest.raises(TrackingError, match="experiment ''"):
-        tracker(folder, uri, experiment="").start(timeout_s=30)
+        tracker(folder, uri, experiment="").start(timeout_s=PATIENCE_S)
 
 
 def test_a_foreign_folder_sends_nothing_from_outside_of_it(uri: str, folder: Path) -> None:
@@ -538,11 +538,11 @@ def test_a_foreign_folder_sends_nothing_from_outside_of_it(uri: str, folder: Pat
     (folder / "plots").mkdir()
     (folder / "plots" / "link.txt").symlink_to(secret)
     run = tracker(folder, uri)
-    run_id = run.start(timeout_s=30)
+    run_id = run.start(timeout_s=PATIENCE_S)
     for path in (secret, folder / ".." / "secret.txt"):
         run.artifact(path)
     run._add("artifact", path="../secret.txt", folder=None)
     run._add("artifact", path="link.txt", folder=None)
     run.artifacts(folder / "plots", folder="plots")
-    assert not run.close("FINISHED", timeout_s=30), "what was refused is not delivered"
+    assert not run.close("FINISHED", timeout_s=PATIENCE_S), "what was refused is not delivered"
     assert client_for(uri).list_artifacts(str(run_id)) == []

@@ -354,5 +354,5 @@ print(len(calls))
 """
     commands = [[sys.executable, "-c", code, str(tmp_path / f"ready{number}")] for number in range(2)]
     processes = [subprocess.Popen(command, stdout=subprocess.PIPE, text=True) for command in commands]
-    counts = [int(process.communicate(timeout=120)[0]) for process in processes]
+    counts = [int(process.communicate(timeout=600)[0]) for process in processes]
     assert sum(counts) == 3

@@ -180,7 +180,7 @@ except Interrupted:
     Path("ended.json").write_text(json.dumps(ended))
 """
     environment = {**os.environ, "RAY_USAGE_STATS_ENABLED": "0"}
-    subprocess.run([sys.executable, "-c", code], cwd=tmp_path, env=environment, timeout=300, check=True)
+    subprocess.run([sys.executable, "-c", code], cwd=tmp_path, env=environment, timeout=900, check=True)
     assert json.loads((tmp_path / "ended.json").read_text()) == {
         "good": ["FINISHED", "", 1],
         "second_try": ["FINISHED", "", 2],
@@ -256,7 +256,7 @@ def worker_environment() -> dict[str, str]:
     return {**os.environ, "OMP_NUM_THREADS": "1"}
 
 
-def wait_for(happened: Any, *, timeout_s: float = 60.0) -> None:
+def wait_for(happened: Any, *, timeout_s: float = 600.0) -> None:
     deadline = time.monotonic() + timeout_s
     while not happened():
         assert time.monotonic() < deadline, "it did not happen"

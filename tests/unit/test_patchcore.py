@@ -256,7 +256,7 @@ print(peak_memory_mib() - imported)
 def test_memory_is_linear_in_the_tokens() -> None:
     """200 images of 28 x 28 tokens: a distance matrix would need 98 GB, the tokens themselves 241 MB."""
     result = subprocess.run(
-        [sys.executable, "-c", MEMORY_PROBE], capture_output=True, text=True, check=False, timeout=300
+        [sys.executable, "-c", MEMORY_PROBE], capture_output=True, text=True, check=False, timeout=900
     )
     assert result.returncode == 0, result.stderr
     assert float(result.stdout) * 2**20 < 0.85e9

@@ -1,0 +1,112 @@
+"""Whole runs as a user starts them, and an ablation in one go against its configs one by one.
+
+    python -m benchmarks.speed.runs whole        # full preset, 4,000 + 8,000 simulated images, GPU 0
+    python -m benchmarks.speed.runs whole --preset=quick --simulate_size=tiny --max_steps=3 --gpu=cpu
+    python -m benchmarks.speed.runs ablation     # the quick preset, ten configs, about an hour on two cores
+    python -m benchmarks.speed.runs ablation --slots 2 --max_steps=50    # two members at a time
+
+Further flags (--name=value) go to the runs. ``whole``: the second of two runs counts: data are simulated and
+kernels compiled then; each encodes its images itself. ``ablation``: each plain run is a process of its own
+with `cache=off` and no files; half of them run before the ablation and half after it, so that a machine that
+grows slower or faster favours neither. The largest difference of scores is written too: 0 with one number of
+threads. Writes benchmarks/results/speed_{whole,ablation}.json.
+"""
+
+import csv
+import json
+import subprocess
+import tempfile
+from pathlib import Path
+from typing import Any
+
+from benchmarks.common import ROOT, entry_point, flags, record, surroundings, timed
+from dinomaly_hd.config.variants import ABLATION
+from dinomaly_hd.runs.journal import Journal
+
+WHOLE = {
+    "preset": "full",
+    "encoder_weights": "random",
+    "simulate_size": "full",
+    "max_steps": "1000",
+    "gpu": "0",
+    "seed": "42",
+    "feature_gb": "0",
+    "resume": "never",
+}
+MEASURED = "time/"
+
+
+def started(name: str, values: dict[str, str], *, folder: Path) -> float:
+    command = entry_point(name, {**values, "result_dir": folder / "results"})
+    quiet = {"cwd": ROOT, "env": surroundings(folder), "stdout": subprocess.DEVNULL}
+    return timed(lambda: subprocess.run(command, check=True, **quiet))[0]
+
+
+def whole(values: dict[str, str], folder: Path) -> dict[str, Any]:
+    """Do two runs and return the wall time of each and what it measured itself."""
+    found: list[dict[str, float]] = []
+    for _ in range(2):
+        seconds = started("horizontal", {**WHOLE, **values}, folder=folder)
+        journal = max(folder.glob("results/**/journal.jsonl"), key=lambda path: path.stat().st_mtime)
+        history = Journal(journal).history()
+        parts = {name: points[-1][1] for name, points in history.items() if name.startswith(MEASURED)}
+        found.append({"seconds": seconds, **parts})
+    return {"flags": {**WHOLE, **values}, "first": found[0], "second": found[1]}
+
+
+def scores_of(run: Path) -> dict[str, float]:
+    tables = [csv.DictReader(path.read_text().splitlines()) for path in sorted(run.glob("scores/*.csv"))]
+    return {row["path"]: float(row["score"]) for table in tables for row in table}
+
+
+def runs_of(folder: Path) -> dict[str, dict[str, float]]:
+    """Return the scores of the only run of each config, by the hash of its settings."""
+    results = sorted((folder / "results").glob("**/results.json"))
+    return {json.loads(path.read_text())["config_hash"]: scores_of(path.parent) for path in results}
+
+
+def ablation(values: dict[str, str], folder: Path, *, configs: list[str], slots: str) -> dict[str, Any]:
+    """Do the ablation of all configs, and one of each config alone, and compare times and scores."""
+    together, alone = folder / "together", folder / "alone"
+    together.mkdir()
+    alone.mkdir()
+    common = {"seeds": "42", "preset": "quick", "gpu": "cpu", **values}
+
+    def run_alone(some: list[str]) -> dict[str, float]:
+        plain = {**common, "cache": "off", "feature_gb": "0"}
+        return {one: started("ablation", {**plain, "configs": one}, folder=alone) for one in some}
+
+    first = run_alone(configs[: len(configs) // 2])
+    own = {"configs": ",".join(configs), "slots": slots, "feature_dir": str(together / "features")}
+    seconds = started("ablation", {**common, **own}, folder=together)
+    plain = {**first, **run_alone(configs[len(configs) // 2 :])}
+    ours, theirs = runs_of(together), runs_of(alone)
+    assert ours.keys() == theirs.keys(), "both did the same runs"
+    return {
+        "flags": [f"--{name}={value}" for name, value in common.items() if name != "seeds"],
+        "slots": slots,
+        "seconds_together": seconds,
+        "seconds_one_by_one": plain,
+        "times_faster": sum(plain.values()) / seconds,
+        "runs": len(ours),
+        "largest_score_difference": max(
+            abs(ours[run][path] - theirs[run][path]) for run in ours for path in ours[run]
+        ),
+    }
+
+
+def main() -> None:
+    told, rest = flags(
+        __doc__, first="what", among=("whole", "ablation"), configs=",".join(ABLATION), slots="1"
+    )
+    values = dict(word.removeprefix("--").split("=", 1) for word in rest)
+    with tempfile.TemporaryDirectory() as name:
+        if told.what == "whole":
+            result = whole(values, Path(name))
+        else:
+            result = ablation(values, Path(name), configs=told.configs.split(","), slots=told.slots)
+    record(f"speed_{told.what}", result)
+
+
+if __name__ == "__main__":
+    main()
