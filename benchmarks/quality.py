@@ -31,8 +31,8 @@ from dinomaly_hd.models.dinomaly.detector import Dinomaly
 from dinomaly_hd.models.dinomaly.distance import MeanPooling
 from dinomaly_hd.models.draem.faults import horizontal_bands
 from dinomaly_hd.models.weights import locate
-from dinomaly_hd.training.guards import SignalGuard
 from dinomaly_hd.training.loop import Hooks, TrainingData, train
+from dinomaly_hd.training.signals import SignalGuard
 
 COPIES = 4
 BANK_TOKENS = 20_000
