@@ -7,7 +7,7 @@ from typing import Annotated
 from dinomaly_hd.config.base import PositiveCount, doc
 from dinomaly_hd.config.command import OrAuto
 from dinomaly_hd.config.resolve import config_names
-from dinomaly_hd.training.guards import SignalGuard
+from dinomaly_hd.training.signals import SignalGuard
 from entry_points.common import SeedsOptions, comparison, context_of, launch, member_of
 
 

@@ -9,13 +9,13 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, TypeVar
 
-from dinomaly_hd.config.base import Frozen, NonNegative, doc
+from dinomaly_hd.config.base import Frozen, NonNegative, doc, with_values
 from dinomaly_hd.config.command import Asked, Command, Numbers, OrAuto
 from dinomaly_hd.config.parameters import AUTO, all_of, any_of
 from dinomaly_hd.config.resolve import preset_name, resolve_config, resolve_model
 from dinomaly_hd.config.variants import VARIANTS, WITH_TOPK
 from dinomaly_hd.errors import DinomalyHDError, Interrupted
-from dinomaly_hd.training.guards import SignalGuard
+from dinomaly_hd.training.signals import SignalGuard
 from entry_points import ACTIVATE
 
 if TYPE_CHECKING:
@@ -24,7 +24,8 @@ if TYPE_CHECKING:
     from dinomaly_hd.runs.context import Context
 
 Own = TypeVar("Own", bound="SurroundingsOptions")
-Main = Callable[[Sequence[str], SignalGuard], None]
+Main = Callable[[Sequence[str], SignalGuard], Callable[[], object] | None]
+"""Does an entry point's work, or returns it, so that a run does not stand over the reading of flags."""
 
 FEATURES, FEATURES_VARIABLE = ".features", "DINOMALY_HD_FEATURES"
 ROOT = Path(__file__).resolve().parent.parent
@@ -109,7 +110,9 @@ def launch(main: Main, argv: Sequence[str] | None = None) -> int:
         os.environ.setdefault(name, value)
     try:
         with SignalGuard() as guard:
-            main(sys.argv[1:] if argv is None else argv, guard)
+            work = main(sys.argv[1:] if argv is None else argv, guard)
+            if work is not None:
+                work()
     except Interrupted as stop:
         print(f"stopped by signal {stop.signal_number}; the same command goes on from here", file=sys.stderr)
         return 128 + stop.signal_number
@@ -135,14 +138,18 @@ def training(variant: str, doc: str | None) -> tuple[Command[TrainingOptions], M
     return command, partial(train, command)
 
 
-def train(command: Command[TrainingOptions], argv: Sequence[str], guard: SignalGuard) -> None:
-    """Train a variant once on all domains, or as ``mode`` and ``seeds`` say."""
+def train(command: Command[TrainingOptions], argv: Sequence[str], guard: SignalGuard) -> Callable[[], object]:
+    """Return what trains a variant once on all domains, or as ``mode`` and ``seeds`` say."""
     asked = command.parse(argv)
     run = resolve_model(command.name, asked.values)
     context = context_of(asked, guard, seed=run.seed)
+    mode, seeds = asked.options.mode, asked.options.seeds or (run.seed,)
     from dinomaly_hd.experiments.protocols import run_mode
+    from dinomaly_hd.experiments.run import execute
 
-    run_mode(run, context, mode=asked.options.mode, seeds=asked.options.seeds or (run.seed,))
+    if mode == "multiclass" and len(seeds) == 1:
+        return partial(execute, with_values(run, {"seed": seeds[0]}), context)
+    return partial(run_mode, run, context, mode=mode, seeds=seeds)
 
 
 def context_of(asked: "Asked[Any]", guard: SignalGuard, **spelt_out: object) -> "Context":

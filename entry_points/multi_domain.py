@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 
 from dinomaly_hd.config.command import Command
-from dinomaly_hd.training.guards import SignalGuard
+from dinomaly_hd.training.signals import SignalGuard
 from entry_points.common import context_of, launch
 from entry_points.families import INSTEAD, TransferOptions, family_fields, trials_of
 

@@ -15,7 +15,7 @@ from dinomaly_hd.config.resolve import resolve_config
 from dinomaly_hd.config.run import RunConfig
 from dinomaly_hd.config.texts import names_in
 from dinomaly_hd.errors import ConfigError
-from dinomaly_hd.training.guards import SignalGuard
+from dinomaly_hd.training.signals import SignalGuard
 from entry_points.common import (
     ROOT,
     EngineOptions,

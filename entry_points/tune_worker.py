@@ -9,7 +9,7 @@ from dinomaly_hd.config.base import Frozen, doc
 from dinomaly_hd.config.command import Command
 from dinomaly_hd.errors import ConfigError
 from dinomaly_hd.jobs import die_with_parent, read_job
-from dinomaly_hd.training.guards import SignalGuard
+from dinomaly_hd.training.signals import SignalGuard
 from entry_points import tune
 from entry_points.common import launch
 

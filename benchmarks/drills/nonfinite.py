@@ -23,7 +23,7 @@ from dinomaly_hd.models.detector import Detector, Loss, Prediction
 from dinomaly_hd.training import checkpoint as checkpoints
 from dinomaly_hd.training import loop
 from dinomaly_hd.training.checkpoint import Checkpoint
-from dinomaly_hd.training.guards import SignalGuard
+from dinomaly_hd.training.signals import SignalGuard
 
 WIDTH, IMAGES, BATCH = 6, 10, 4
 STEPS, KINDS = (1, 37, 3000), ("loss", "gradient", "input")

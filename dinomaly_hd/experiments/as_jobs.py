@@ -20,7 +20,7 @@ from dinomaly_hd.jobs.job import LOG
 from dinomaly_hd.runs.context import Context
 from dinomaly_hd.runs.folder import finished_runs, read_results, read_state
 from dinomaly_hd.runs.sync import complete_finished
-from dinomaly_hd.training.guards import SignalGuard
+from dinomaly_hd.training.signals import SignalGuard
 
 REFUSALS = (ConfigError, DataError, EncoderError, CheckpointError)
 MODULE = "entry_points.job"

@@ -88,7 +88,7 @@ class Trial(NamedTuple):
     run: RunConfig
 
 
-def run_mode(run: RunConfig, context: Context, *, mode: str, seeds: Sequence[int]) -> Done | None:
+def run_mode(run: RunConfig, context: Context, *, mode: str, seeds: Sequence[int]) -> Done:
     """Run ``multiclass`` (one model), ``singleclass`` (one a domain) or ``compare``, with each seed.
 
     Raises:
@@ -96,9 +96,6 @@ def run_mode(run: RunConfig, context: Context, *, mode: str, seeds: Sequence[int
     """
     if mode not in MODES:
         raise ConfigError(f"mode={mode!r}: unknown.{nearest(mode, MODES)}")
-    if mode == "multiclass" and len(seeds) == 1:
-        execute(with_values(run, {"seed": seeds[0]}), context)
-        return None
     unified, single = MODES[mode]
     if single and run.data.train_domains != ALL_DOMAINS:
         raise ConfigError(

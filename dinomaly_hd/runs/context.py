@@ -8,7 +8,7 @@ from pathlib import Path
 from dinomaly_hd.data.feature_files import FeaturePlace
 from dinomaly_hd.data.features import FeatureCache
 from dinomaly_hd.data.hdmap import Manifest
-from dinomaly_hd.training.guards import SignalGuard
+from dinomaly_hd.training.signals import SignalGuard
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -1,57 +1,19 @@
-"""What protects a run: signals end it between batches, and running out of memory is one named error."""
+"""Running out of memory is one named error, and the memory is free again."""
 
 import gc
-import os
-import signal
 import traceback
 from collections.abc import Iterator
 from contextlib import contextmanager
-from types import FrameType, TracebackType
-from typing import Any
 
 import torch
 
-from dinomaly_hd.errors import Interrupted, OutOfMemory, reason_of
+from dinomaly_hd.errors import OutOfMemory, reason_of
 
-SIGNALS = (signal.SIGINT, signal.SIGTERM)
 REFUSALS = (
     *("DefaultCPUAllocator", "can't allocate memory"),
     *("CUDA error: out of memory", "CUBLAS_STATUS_ALLOC_FAILED", "CUDNN_STATUS_ALLOC_FAILED"),
 )
 """What PyTorch says in a plain RuntimeError when the host, or a library on the GPU, has no memory left."""
-
-
-class SignalGuard:
-    """Turn the first SIGINT or SIGTERM into an ``Interrupted`` at the next ``check``.
-
-    A second signal ends the process at once. Use as a context manager in the main thread.
-    """
-
-    def __init__(self) -> None:
-        self.received: int | None = None
-        self._previous: dict[int, Any] = {}
-
-    def __enter__(self) -> "SignalGuard":
-        self._previous = {number: signal.signal(number, self._handle) for number in SIGNALS}
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, value: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        for number, handler in self._previous.items():
-            signal.signal(number, handler)
-
-    def _handle(self, number: int, frame: FrameType | None) -> None:
-        del frame
-        if self.received is not None:
-            signal.signal(number, signal.SIG_DFL)
-            os.kill(os.getpid(), number)
-        self.received = number
-
-    def check(self) -> None:
-        """Raise ``Interrupted`` if a signal came."""
-        if self.received is not None:
-            raise Interrupted(self.received)
 
 
 @contextmanager

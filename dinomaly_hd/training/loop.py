@@ -21,7 +21,7 @@ from dinomaly_hd.errors import LONGEST_REASON, CheckpointError, ConfigError, Int
 from dinomaly_hd.models.detector import Detector
 from dinomaly_hd.training.checkpoint import Checkpoint
 from dinomaly_hd.training.early_stopping import EarlyStopping
-from dinomaly_hd.training.guards import SignalGuard
+from dinomaly_hd.training.signals import SignalGuard
 from dinomaly_hd.training.task import DetectorTask, Log
 
 ENCODER, FROZEN = "encoder.", "encoder.model."

@@ -58,7 +58,7 @@ def project(root: Path) -> "Iterator[Context]":
     """Yield what runs in an empty project share, with an MLflow store of its own."""
     # Here, so that contract tests without a run need no torch.
     from dinomaly_hd.runs.context import Context
-    from dinomaly_hd.training.guards import SignalGuard
+    from dinomaly_hd.training.signals import SignalGuard
 
     with pytest.MonkeyPatch.context() as patch, warnings.catch_warnings():
         patch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{root / 'mlflow.db'}")

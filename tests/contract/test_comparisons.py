@@ -19,7 +19,7 @@ from dinomaly_hd.files import publish_json
 from dinomaly_hd.jobs import Slots
 from dinomaly_hd.runs.context import Context
 from dinomaly_hd.runs.folder import STATE, find_run
-from dinomaly_hd.training.guards import SignalGuard
+from dinomaly_hd.training.signals import SignalGuard
 from entry_points import ablation, encoders, finetune, steps
 
 from .conftest import SETTINGS

@@ -18,7 +18,7 @@ from dinomaly_hd.experiments.protocols import Trial, run_multi_domain, run_singl
 from dinomaly_hd.experiments.run import Outcome, execute
 from dinomaly_hd.experiments.score import Examined, Positions, Scorer
 from dinomaly_hd.runs.context import Context
-from dinomaly_hd.training.guards import SignalGuard
+from dinomaly_hd.training.signals import SignalGuard
 from entry_points import multi_domain, single_domain
 
 from .conftest import project

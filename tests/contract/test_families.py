@@ -25,7 +25,7 @@ from dinomaly_hd.experiments.score import score
 from dinomaly_hd.models.patchcore.detector import PatchCore
 from dinomaly_hd.runs.context import Context
 from dinomaly_hd.serving.exported import read_model
-from dinomaly_hd.training.guards import SignalGuard
+from dinomaly_hd.training.signals import SignalGuard
 from dinomaly_hd.trivial import PREFIX, TRIVIAL
 
 from .conftest import project

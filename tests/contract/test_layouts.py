@@ -24,7 +24,7 @@ from dinomaly_hd.runs.context import Context
 from dinomaly_hd.runs.journal import Journal
 from dinomaly_hd.serving.exported import read_model
 from dinomaly_hd.training.checkpoint import newest
-from dinomaly_hd.training.guards import SignalGuard
+from dinomaly_hd.training.signals import SignalGuard
 
 from .conftest import SETTINGS, TinyRun
 

@@ -11,7 +11,7 @@ from dinomaly_hd.errors import ConfigError, Interrupted
 from dinomaly_hd.experiments.protocols import run_mode
 from dinomaly_hd.runs.context import Context
 from dinomaly_hd.runs.folder import read_state
-from dinomaly_hd.training.guards import SignalGuard
+from dinomaly_hd.training.signals import SignalGuard
 
 MEMBERS = ["multiclass_unified", "singleclass_A", "singleclass_B"]
 

@@ -27,7 +27,7 @@ from dinomaly_hd.files import locked
 from dinomaly_hd.jobs import Slots
 from dinomaly_hd.runs.context import Context
 from dinomaly_hd.runs.folder import open_folder
-from dinomaly_hd.training.guards import SignalGuard
+from dinomaly_hd.training.signals import SignalGuard
 from entry_points import suite
 
 ROOT = Path(__file__).resolve().parents[2]

@@ -37,7 +37,7 @@ from dinomaly_hd.models.dinomaly.detector import Dinomaly
 from dinomaly_hd.models.weights import Weights
 from dinomaly_hd.training import checkpoint as checkpoints
 from dinomaly_hd.training import loop
-from dinomaly_hd.training.guards import SignalGuard
+from dinomaly_hd.training.signals import SignalGuard
 
 STEPS, BATCH, INTERRUPTED_AT = 20, 4, 12
 ROWS = COLUMNS = 6

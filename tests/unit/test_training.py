@@ -20,8 +20,8 @@ from dinomaly_hd.models.detector import Detector, Loss, ParameterGroup, Predicti
 from dinomaly_hd.training import checkpoint as checkpoints
 from dinomaly_hd.training import loop
 from dinomaly_hd.training.checkpoint import Checkpoint
-from dinomaly_hd.training.guards import SignalGuard
 from dinomaly_hd.training.optim import OPTIMIZERS, StableAdamW
+from dinomaly_hd.training.signals import SignalGuard
 from dinomaly_hd.training.task import DetectorTask
 
 STEPS = 12

@@ -27,8 +27,8 @@ def scale_gradient(x: Tensor, factor: Tensor) -> Tensor:
     """Return ``x`` unchanged, its gradient multiplied by ``factor`` (broadcast)."""
     out = x.view_as(x)
     if out.requires_grad:
-        # A gradient of bf16 stays one; a hook may not change its type.
-        out.register_hook(lambda grad: (grad * factor).to(grad.dtype))  # type: ignore[no-untyped-call]
+        # The factor is float32 where autocast made the gradient bfloat16.
+        out.register_hook(lambda slope: (slope * factor).to(slope.dtype))  # type: ignore[no-untyped-call]
     return out
 
 
