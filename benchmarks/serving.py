@@ -13,6 +13,7 @@ import re
 import subprocess
 import sys
 import tempfile
+import time
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
@@ -126,16 +127,14 @@ def measure(folder: Path, *, model: str, requests: int, clients: int) -> dict[st
     card = read_card(folder / MODEL)
     asked = list(cases(folder, card, count=requests))
     with tempfile.TemporaryDirectory() as temporary:
-        up = serving(model, tracking_uri=default_uri(ROOT), log=Path(temporary) / "server.log")
-        start_s, port = timed(up.__enter__)
-        try:
+        log, began = Path(temporary) / "server.log", time.monotonic()
+        with serving(model, tracking_uri=default_uri(ROOT), log=log) as port:
+            start_s = time.monotonic() - began
             print(f"{model} is up after {start_s:.0f} s", flush=True)
             wall_s, answers = timed(lambda: ask_all(port, asked, clients=clients, shape=card.shape))
             with closing(Client(port)) as client:
                 refused = refusals(client, shape=card.shape)
                 again = check(client.ask(asked[0].request), asked[0], shape=card.shape)
-        finally:
-            up.__exit__(None, None, None)
     milliseconds = 1000 * np.array([answer.seconds for answer in answers])
     latency = {f"p{share}": float(np.percentile(milliseconds, share)) for share in (50, 95)}
     return {
