@@ -61,7 +61,7 @@ def of_test(table: pd.DataFrame) -> dict[str, float]:
 
 
 def scores_of(run: Path) -> pd.DataFrame:
-    tables = sorted((run / "scores").glob("*.csv"))
+    tables = sorted((run / "scores").glob("domain_?.csv"))  # beside those of held-out normals
     return pd.concat([pd.read_csv(path).assign(domain=path.stem) for path in tables])
 
 
