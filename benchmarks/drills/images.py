@@ -1,6 +1,7 @@
 """Drills 6, 7 and 8: damaged images, bombs, and sets of images that do not belong together."""
 
 import logging
+import os
 import random
 import struct
 import zlib
@@ -104,68 +105,44 @@ def forms() -> dict[str, Form]:
 # Promise 6: every file is an image or one ImageError.
 
 
-def _flip(data: bytearray, at: int, draw: random.Random) -> None:
-    data[at] ^= 1 << draw.randrange(8)
+DAMAGES = ["flip", "cut", "insert", "leave-out", "repeat", "number", "tag", "tag", "misplace", "poison"]
 
 
-def _cut(data: bytearray, at: int, draw: random.Random) -> None:
-    del draw
-    del data[at:]
-
-
-def _insert(data: bytearray, at: int, draw: random.Random) -> None:
-    data[at:at] = draw.randbytes(draw.randint(1, 20))
-
-
-def _leave_out(data: bytearray, at: int, draw: random.Random) -> None:
-    del data[at : at + draw.randint(1, 20)]
-
-
-def _repeat(data: bytearray, at: int, draw: random.Random) -> None:
-    size = draw.choice((2, 12, 200))
-    data[at : at + size] = data[max(at - size, 0) : at]
-
-
-def _order(data: bytearray) -> str:
-    return ">" if data.startswith(b"MM") else "<"
-
-
-def _number(data: bytearray, at: int, draw: random.Random) -> None:
-    value = draw.choice((0, 1, 8, 2**16 - 1, 2**31, 2**32 - 1, len(data), len(data) - 1))
-    data[at : at + 4] = struct.pack(f"{_order(data)}I", value)
-
-
-def _edit_tag(data: bytearray, at: int, draw: random.Random) -> None:
-    """Change the type, count or value of a tag, or where the next page is said to lie."""
-    order = _order(data)
-    (first,) = struct.unpack_from(f"{order}I", data, 4) if len(data) >= 8 else (len(data),)
-    if first + 2 > len(data):
-        return _number(data, at, draw)
-    (entries,) = struct.unpack_from(f"{order}H", data, first)
-    entry = first + 2 + 12 * draw.randint(0, min(entries, 40))
-    code = draw.choice(("H", "I"))
-    value = draw.choice((0, 1, 2, 3, 16, 32, 64, first, len(data), 2**31 - 1, 2**32 - 1))
-    where = entry + draw.choice((0, 2, 4, 8, 8, 8))
-    data[where : where + struct.calcsize(code)] = struct.pack(f"{order}{code}", value % 2**16)
+def damage(data: bytearray, kind: str, at: int, draw: random.Random) -> None:
+    """Damage a TIFF at a place, or where the kind says."""
+    order, length = ">" if data.startswith(b"MM") else "<", len(data)
+    if kind == "flip":
+        data[at] ^= 1 << draw.randrange(8)
+    elif kind == "cut":
+        del data[at:]
+    elif kind == "insert":
+        data[at:at] = draw.randbytes(draw.randint(1, 20))
+    elif kind == "leave-out":
+        del data[at : at + draw.randint(1, 20)]
+    elif kind == "repeat":
+        size = draw.choice((2, 12, 200))
+        data[at : at + size] = data[max(at - size, 0) : at]
+    elif kind == "number":
+        value = draw.choice((0, 1, 8, 2**16 - 1, 2**31, 2**32 - 1, length, length - 1))
+        data[at : at + 4] = struct.pack(f"{order}I", value)
+    elif kind == "misplace":  # the pixels in the header, in the tags, behind the end
+        place = draw.choice((0, 4, 7, 8, max(length - 4, 0), length, 2**32 - 1))
+        data[:] = _moved(bytes(data), place)
+    elif kind == "poison":  # a pixel that is not finite
+        value = draw.choice((np.nan, np.inf, -np.inf))
+        where = max(length - 4 * draw.randint(1, MAP.size), 0)
+        data[where : where + 4] = struct.pack(f"{order}f", value)
+    else:  # the type, count or value of a tag, or where the next page is said to lie
+        (first,) = struct.unpack_from(f"{order}I", data, 4) if length >= 8 else (length,)
+        if first + 2 > length:
+            return damage(data, "number", at, draw)
+        (entries,) = struct.unpack_from(f"{order}H", data, first)
+        entry = first + 2 + 12 * draw.randint(0, min(entries, 40))
+        code = draw.choice(("H", "I"))
+        value = draw.choice((0, 1, 2, 3, 16, 32, 64, first, length, 2**31 - 1, 2**32 - 1))
+        where = entry + draw.choice((0, 2, 4, 8, 8, 8))
+        data[where : where + struct.calcsize(code)] = struct.pack(f"{order}{code}", value % 2**16)
     return None
-
-
-def _misplace(data: bytearray, at: int, draw: random.Random) -> None:
-    del at
-    data[:] = _moved(bytes(data), draw.choice((0, 4, 7, 8, max(len(data) - 4, 0), len(data), 2**32 - 1)))
-
-
-def _poison(data: bytearray, at: int, draw: random.Random) -> None:
-    del at
-    value = draw.choice((np.nan, np.inf, -np.inf))
-    where = len(data) - 4 * draw.randint(1, MAP.size)
-    data[max(where, 0) : max(where, 0) + 4] = struct.pack(f"{_order(data)}f", value)
-
-
-DAMAGES: tuple[Callable[[bytearray, int, random.Random], None], ...] = (
-    *(_flip, _cut, _insert, _leave_out, _repeat),
-    *(_number, _edit_tag, _edit_tag, _misplace, _poison),
-)
 
 
 def mutated(data: bytes, draw: random.Random) -> bytes:
@@ -174,7 +151,8 @@ def mutated(data: bytes, draw: random.Random) -> bytes:
     for _ in range(draw.choice((1, 1, 1, 2, 4))):
         reach = len(out) if draw.random() < 0.3 else min(len(out), HEADER_BYTES)
         if reach:
-            draw.choice(DAMAGES)(out, draw.randrange(reach), draw)
+            kind = draw.choice(DAMAGES)
+            damage(out, kind, draw.randrange(reach), draw)
     return bytes(out)
 
 
@@ -302,19 +280,10 @@ def _endless_tiff() -> bytes:
 class Bomb(NamedTuple):
     """A file that is small or hollow, and the reason it is to be refused for."""
 
-    name: str
-    write: Callable[[Path], object]
+    extension: str
+    make: Callable[[], bytes]
     reason: str
-
-
-def _bytes(make: Callable[[], bytes]) -> Callable[[Path], object]:
-    return lambda path: path.write_bytes(make())
-
-
-def _hollow(path: Path) -> None:
-    with path.open("wb") as stream:
-        stream.write(tiff(MAP))
-        stream.truncate(10**10)
+    size: int = 0  # to which it is stretched with a hole
 
 
 def _text_bomb() -> bytes:
@@ -322,21 +291,20 @@ def _text_bomb() -> bytes:
     return _grey_png(HUGE, HUGE, zlib.compress(b""), before=text)
 
 
+EXPECTED = f"{HUGE} x {HUGE} pixels, expected"
+STRIP, TILE = (
+    ((273, PIXELS_AT), (278, 31), (279, 0)),
+    ((322, 2**14), (323, 2**14), (324, PIXELS_AT), (325, 0)),
+)
 BOMBS = (
-    Bomb("tiff", _bytes(lambda: _tiff_of_one_strip(HUGE, rows=15)), f"{HUGE} x {HUGE} pixels, expected"),
-    Bomb("png", _bytes(lambda: _grey_png(HUGE, HUGE, zlib.compress(b"\0"))), f"{HUGE} x {HUGE} pixels, exp"),
-    Bomb("png", _bytes(lambda: _grey_png(*SHAPE, _zeros(8192))), "do not inflate to the 2976 bytes"),
-    Bomb("png", _bytes(_text_bomb), f"{HUGE} x {HUGE} pixels, expected"),
-    Bomb(
-        "tiff", _bytes(lambda: _inflating_tiff((273, PIXELS_AT), (278, 31), (279, 0))), "damaged or cut short"
-    ),
-    Bomb(
-        "tiff",
-        _bytes(lambda: _inflating_tiff((322, 2**14), (323, 2**14), (324, PIXELS_AT), (325, 0))),
-        "decodes",
-    ),
-    Bomb("tiff", _bytes(_endless_tiff), "in a loop"),
-    Bomb("tiff", _hollow, "10000000000 bytes, expected 1 to"),
+    Bomb("tiff", lambda: _tiff_of_one_strip(HUGE, rows=15), EXPECTED),
+    Bomb("png", lambda: _grey_png(HUGE, HUGE, zlib.compress(b"\0")), EXPECTED),
+    Bomb("png", lambda: _grey_png(*SHAPE, _zeros(8192)), "do not inflate to the 2976 bytes"),
+    Bomb("png", _text_bomb, EXPECTED),
+    Bomb("tiff", lambda: _inflating_tiff(*STRIP), "damaged or cut short"),
+    Bomb("tiff", lambda: _inflating_tiff(*TILE), "decodes"),
+    Bomb("tiff", _endless_tiff, "in a loop"),
+    Bomb("tiff", lambda: tiff(MAP), "10000000000 bytes, expected 1 to", size=10**10),
 )
 """Huge sides, GiB in MiB (pixels of both kinds, text), pages without end, 10 GB of nothing."""
 
@@ -349,29 +317,23 @@ def bombs(folder: Path, full: bool) -> Tally:
         own.mkdir()
         _warm(own)
         for time in range(TIMES):
-            bomb.write(own / f"{time}.{bomb.name}")
+            path = own / f"{time}.{bomb.extension}"
+            path.write_bytes(bomb.make())
+            if bomb.size:
+                os.truncate(path, bomb.size)
         came, end = read_apart(own)
-        fault = end or _exploded(came, bomb, most_s=BOMB_S if full else None)
-        tally.add(f"bomb {number} ({bomb.reason})", fault)
+        fault = end or next(
+            (one.fault or one.said or "taken" for one in came if bomb.reason not in one.said), None
+        )
         if came:
-            slowest = max(slowest, _best_s(came))
-            largest, most = max(largest, came[-1].mib), max(most, came[-1].calls)
+            best_s = min(one.seconds for one in came)  # the others are the machine's other work
+            slowest, most = max(slowest, best_s), max(most, came[-1].calls)
+            largest = max(largest, came[-1].mib)
+            fault = fault or _too_much(came[-1])
+            fault = fault or (f"{1e3 * best_s:.0f} ms" if full and best_s > BOMB_S else None)
+        tally.add(f"bomb {number} ({bomb.reason})", fault)
     tally.note = f"slowest {1e3 * slowest:.1f} ms, largest {largest:.1f} MiB, at most {most} calls"
     return tally
-
-
-def _best_s(came: list[Came]) -> float:
-    """Return the time of the best of some tries: the others are the machine's other work."""
-    return min(one.seconds for one in came)
-
-
-def _exploded(came: list[Came], bomb: Bomb, *, most_s: float | None) -> str | None:
-    wrong = [one.fault or one.said or "taken" for one in came if bomb.reason not in one.said]
-    if wrong:
-        return wrong[0]
-    seconds = _best_s(came)
-    slow = f"{1e3 * seconds:.0f} ms" if most_s is not None and seconds > most_s else None
-    return _too_much(came[-1]) or slow
 
 
 # Promise 8: nothing is converted silently.
@@ -387,46 +349,45 @@ def _with(value: float) -> bytes:
     return tiff(image)
 
 
-class Mix(NamedTuple):
-    """A set of images of one kind, and the odd file among them."""
-
-    kind: str
-    make: Callable[[], bytes]
-    extension: str
-
-
 def _animated() -> bytes:
     frames = [Image.fromarray(GREY8), Image.fromarray(GREY8 // 2)]
     return png(frames[0], save_all=True, append_images=frames[1:])
 
 
-MIXES = {
-    "8-bit TIFF": Mix("tiff", lambda: tiff(GREY8), "tiff"),
-    "16-bit TIFF": Mix("tiff", lambda: tiff(GREY16), "tiff"),
-    "int16 TIFF": Mix("tiff", lambda: tiff(GREY16.astype(np.int16)), "tiff"),
-    "float16 TIFF": Mix("tiff", lambda: tiff(MAP.astype(np.float16)), "tiff"),
-    "float64 TIFF": Mix("tiff", lambda: tiff(MAP.astype(np.float64)), "tiff"),
-    "RGB TIFF": Mix("tiff", lambda: tiff(RGB, photometric="rgb"), "tiff"),
-    "inverted TIFF": Mix("tiff", lambda: tiff(MAP, photometric="miniswhite"), "tiff"),
-    "three pages": Mix("tiff", lambda: tiff(np.stack([MAP] * 3), photometric="minisblack"), "tiff"),
-    "NaN": Mix("tiff", lambda: _with(np.nan), "tiff"),
-    "infinite": Mix("tiff", lambda: _with(np.inf), "tiff"),
-    "one row more": Mix("tiff", lambda: tiff(np.vstack([MAP, MAP[:1]])), "tiff"),
-    "turned": Mix("tiff", lambda: tiff(MAP.T.copy()), "tiff"),
-    "8-bit PNG among TIFF": Mix("tiff", lambda: png(Image.fromarray(GREY8)), "png"),
-    "16-bit PNG among TIFF": Mix("tiff", lambda: png(Image.fromarray(GREY16)), "png"),
-    "8-bit PNG among 16-bit": Mix("png16", lambda: png(Image.fromarray(GREY8)), "png"),
-    "16-bit PNG among 8-bit": Mix("png8", lambda: png(Image.fromarray(GREY16)), "png"),
-    "TIFF among PNG": Mix("png16", lambda: tiff(MAP), "tiff"),
-    "RGB PNG": Mix("png8", lambda: _grey("RGB"), "png"),
-    "palette PNG": Mix("png8", lambda: _grey("P"), "png"),
-    "grey and alpha PNG": Mix("png8", lambda: _grey("LA"), "png"),
-    "1-bit PNG": Mix("png8", lambda: _grey("1"), "png"),
-    "transparent PNG": Mix("png8", lambda: png(Image.fromarray(GREY8), transparency=3), "png"),
-    "animated PNG": Mix("png8", _animated, "png"),
-    "PNG called TIFF": Mix("tiff", lambda: png(Image.fromarray(GREY8)), "tiff"),
-}
-"""What is odd -> the set and the odd file."""
+def _mixes() -> dict[str, tuple[str, str, bytes]]:
+    """Return what is odd -> the kind of the set, the odd file's extension and its bytes."""
+    grey8, grey16 = png(Image.fromarray(GREY8)), png(Image.fromarray(GREY16))
+    odd_tiffs = {
+        "8-bit TIFF": tiff(GREY8),
+        "16-bit TIFF": tiff(GREY16),
+        "int16 TIFF": tiff(GREY16.astype(np.int16)),
+        "float16 TIFF": tiff(MAP.astype(np.float16)),
+        "float64 TIFF": tiff(MAP.astype(np.float64)),
+        "RGB TIFF": tiff(RGB, photometric="rgb"),
+        "inverted TIFF": tiff(MAP, photometric="miniswhite"),
+        "three pages": tiff(np.stack([MAP] * 3), photometric="minisblack"),
+        "NaN": _with(np.nan),
+        "infinite": _with(np.inf),
+        "one row more": tiff(np.vstack([MAP, MAP[:1]])),
+        "turned": tiff(MAP.T.copy()),
+        "PNG called TIFF": grey8,
+    }
+    modes = {"RGB": "RGB", "palette": "P", "grey and alpha": "LA", "1-bit": "1"}
+    odd_pngs = {f"{name} PNG": _grey(mode) for name, mode in modes.items()}
+    odd_pngs |= {
+        "transparent PNG": png(Image.fromarray(GREY8), transparency=3),
+        "animated PNG": _animated(),
+        "16-bit PNG among 8-bit": grey16,
+    }
+    return {
+        **{what: ("tiff", "tiff", data) for what, data in odd_tiffs.items()},
+        **{what: ("png8", "png", data) for what, data in odd_pngs.items()},
+        "8-bit PNG among TIFF": ("tiff", "png", grey8),
+        "16-bit PNG among TIFF": ("tiff", "png", grey16),
+        "8-bit PNG among 16-bit": ("png16", "png", grey8),
+        "TIFF among PNG": ("png16", "tiff", tiff(MAP)),
+    }
+
 
 KINDS: Mapping[str, tuple[str, Callable[[], bytes]]] = {
     "tiff": ("float32", lambda: tiff(MAP)),
@@ -491,10 +452,10 @@ def mixes(folder: Path, full: bool) -> Tally:
     """Put one odd file into sets of three kinds, and score files of another kind; both sizes are the same."""
     del full
     tally = Tally()
-    for number, (what, mix) in enumerate(MIXES.items()):
+    for number, (what, (kind, extension, data)) in enumerate(_mixes().items()):
         place = ("train/good", "test/good", "test/fault")[number % 3]
-        odd = f"domain_B/{place}/odd.{mix.extension}"
-        tally.add(what, _set(folder / f"mix{number}", kind=mix.kind, odd=odd, data=mix.make()))
+        odd = f"domain_B/{place}/odd.{extension}"
+        tally.add(what, _set(folder / f"mix{number}", kind=kind, odd=odd, data=data))
     for kind, other in permutations(KINDS, 2):
         for what, fault in _scored(folder / f"{other}_for_{kind}", kind=kind, other=other):
             tally.add(what, fault)

@@ -21,6 +21,7 @@ import numpy as np
 
 from dinomaly_hd.data.images import read_image
 from dinomaly_hd.errors import ImageError
+from tests.work import functions_called
 
 WARM = "warm"
 MOST_BYTES = 2 * 2**30
@@ -32,15 +33,10 @@ MIB = 2**20
 class Came(NamedTuple):
     """What came of one file.
 
-    Attributes:
-        name: File name.
-        image: Digest of the pixels, empty where there is no image.
-        fault: Why the image is none that may come out, or what else than an ImageError was raised.
-        said: The ImageError's message.
-        seconds: Of the call; to be shown only, since other programs lengthen it.
-        calls: Functions that it entered: its work, whatever else the machine does.
-        bytes_read: By system calls.
-        mib: By how much the process had grown at its largest, since the first file.
+    ``image`` is a digest of its pixels, empty where there is none; ``fault`` says why the image is none that
+    may come out, or what else than an ImageError was raised; ``said`` is the ImageError's message. ``calls``
+    and ``bytes_read`` are the functions entered and the bytes read: its work, whatever else the machine does,
+    which lengthens ``seconds``. By ``mib`` the process had grown at its largest, since the first file.
     """
 
     name: str
@@ -67,15 +63,11 @@ def read_apart(folder: Path) -> Read:
         done = subprocess.run(command, capture_output=True, text=True, timeout=LONGEST_S, check=False)
     except subprocess.TimeoutExpired as error:
         lines = bytes(error.stdout or b"").decode().splitlines()
-        return Read(_parsed(lines), f"hangs after {len(lines)} files")
+        return Read([Came(**json.loads(line)) for line in lines], f"hangs after {len(lines)} files")
     lines = done.stdout.splitlines()
     sound = done.returncode == 0 and not done.stderr
     end = f"exit code {done.returncode} after {len(lines)} files {done.stderr[-500:]}"
-    return Read(_parsed(lines), None if sound else end)
-
-
-def _parsed(lines: Sequence[str]) -> list[Came]:
-    return [Came(**json.loads(line)) for line in lines]
+    return Read([Came(**json.loads(line)) for line in lines], None if sound else end)
 
 
 def pixels_digest(image: np.ndarray) -> str:
@@ -94,7 +86,8 @@ def _came(path: Path, *, began_mib: float) -> Came:
         fault = repr(error)
     seconds = time.perf_counter() - began
     calls, bytes_read = _work(path)
-    if image is not None and not _is_sound(image):
+    sound = image is None or (image.dtype == np.float32 and image.ndim == 2 and np.isfinite(image).all())
+    if image is not None and not sound:
         fault = f"an image of {image.dtype}, {image.ndim} axes, or values that are not finite"
     digest = pixels_digest(image) if image is not None and not fault else ""
     return Came(path.name, digest, fault, said, seconds, calls, bytes_read, _largest_mib() - began_mib)
@@ -102,26 +95,17 @@ def _came(path: Path, *, began_mib: float) -> Came:
 
 def _work(path: Path) -> tuple[int, int]:
     """Return how many functions and bytes another reading of a file takes."""
-    count = 0
 
-    def entered(_frame: object, event: str, _argument: object) -> None:
-        nonlocal count
-        count += event in ("call", "c_call")
+    def again() -> None:
+        with contextlib.suppress(Exception):
+            read_image(path)
 
     before = _bytes_read()
-    sys.setprofile(entered)
-    with contextlib.suppress(BaseException):
-        read_image(path)
-    sys.setprofile(None)
-    return count, _bytes_read() - before
+    return functions_called(again), _bytes_read() - before
 
 
 def _bytes_read() -> int:
     return int(Path("/proc/self/io").read_text().split()[1])
-
-
-def _is_sound(image: np.ndarray) -> bool:
-    return image.dtype == np.float32 and image.ndim == 2 and bool(np.isfinite(image).all())
 
 
 def _largest_mib() -> float:

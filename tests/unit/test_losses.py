@@ -453,3 +453,12 @@ def test_no_gradient_reaches_the_encoder(config: Any) -> None:
     found = torch.autograd.grad(total, (encoder, decoder), allow_unused=True)
     assert found[0] is None
     assert found[1].abs().sum() > 0
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_a_scaled_gradient_keeps_its_type(dtype: torch.dtype) -> None:
+    x = torch.ones(3, dtype=dtype, requires_grad=True)
+    losses.scale_gradient(x, torch.tensor([0.0, 0.5, 1.0])).sum().backward()
+    assert x.grad is not None
+    assert x.grad.dtype == dtype
+    assert x.grad.tolist() == [0.0, 0.5, 1.0]
