@@ -136,16 +136,9 @@ def test_an_interrupted_training_goes_on_to_the_same_bits(tmp_path: Path) -> Non
     expected = train(whole, config(), tmp_path / "whole")
     with pytest.raises(Interrupted):
         train(Line(), config(), tmp_path / "parts", until=7)
-    rest = train(resumed, config(), tmp_path / "parts")
+    rest = train(resumed, config(), tmp_path / "parts", encoded=False)  # encoded before or in the step
     assert rest.points == expected.points[7:]
     assert torch.equal(whole.linear.weight, resumed.linear.weight)
-
-
-def test_encoded_before_or_in_the_step_is_the_same_training(tmp_path: Path) -> None:
-    before, within = Line(), Line()
-    expected = train(before, config(), tmp_path / "before")
-    assert train(within, config(), tmp_path / "within", encoded=False).points == expected.points
-    assert torch.equal(before.linear.weight, within.linear.weight)
 
 
 def test_validation_is_reported_with_the_step_that_it_follows_and_changes_nothing(tmp_path: Path) -> None:
@@ -183,14 +176,16 @@ def test_nan_stops_before_it_reaches_the_weights(tmp_path: Path, step: int) -> N
 
 
 def test_skipped_steps_are_counted_also_over_a_resume(tmp_path: Path) -> None:
+    whole, broken, resumed = (Normed(poisoned=(2, 8)) for _ in range(3))
     run = config(on_nonfinite="skip")
-    expected = train(Line(poisoned=(2, 8)), run, tmp_path / "whole").series("train/nonfinite")
+    expected = train(whole, run, tmp_path / "whole").series("train/nonfinite")
     assert expected[-1] == 2
     with pytest.raises(Interrupted):
-        train(Line(poisoned=(2, 8)), run, tmp_path / "parts", until=6)
-    detector = Line(poisoned=(2, 8))
-    assert train(detector, run, tmp_path / "parts").series("train/nonfinite") == expected[6:]
-    assert bool(torch.isfinite(detector.linear.weight).all())
+        train(broken, run, tmp_path / "parts", until=6)
+    assert train(resumed, run, tmp_path / "parts").series("train/nonfinite") == expected[6:]
+    for detector in (whole, resumed):
+        assert all(bool(torch.isfinite(value).all()) for value in detector.state_dict().values())
+        assert int(detector.norm.num_batches_tracked) == STEPS - 2, "no trace in running statistics"
 
 
 class Normed(Line):
@@ -203,13 +198,6 @@ class Normed(Line):
     def training_loss(self, batch: Batch, *, step: int) -> Loss:
         factor = math.nan if step in self.poisoned else 1
         return Loss(self.norm(self.linear(batch.encoded * factor)).square().mean(), {})
-
-
-def test_a_skipped_step_leaves_no_trace_in_running_statistics(tmp_path: Path) -> None:
-    detector = Normed(poisoned=(2, 8))
-    train(detector, config(on_nonfinite="skip"), tmp_path)
-    assert all(bool(torch.isfinite(value.float()).all()) for value in detector.state_dict().values())
-    assert int(detector.norm.num_batches_tracked) == STEPS - 2
 
 
 class Jump(torch.optim.SGD):
@@ -381,14 +369,13 @@ def test_a_validation_that_a_signal_breaks_off_is_made_up_for(tmp_path: Path, br
 @pytest.mark.parametrize("amsgrad", [True, False])
 def test_moments_are_there_before_the_first_step_and_only_a_gradient_moves_them(amsgrad: bool) -> None:
     moved, still = (torch.ones(3, requires_grad=True) for _ in range(2))
-    optimizer = StableAdamW([moved, still], lr=0.1, amsgrad=amsgrad)
+    optimizer, again = (StableAdamW([moved, still], lr=0.1, amsgrad=amsgrad) for _ in range(2))
     names = {"step", "exp_avg", "exp_avg_sq"} | ({"max_exp_avg_sq"} if amsgrad else set())
     assert set(optimizer.state[moved]) == set(optimizer.state[still]) == names
     moved.grad = torch.ones(3)
     optimizer.step()
     assert (optimizer.state[moved]["step"], optimizer.state[still]["step"]) == (1, 0)
     assert torch.equal(still.detach(), torch.ones(3))
-    again = StableAdamW([moved, still], lr=0.1, amsgrad=amsgrad)
     again.load_state_dict(optimizer.state_dict())
     assert torch.equal(again.state[moved]["exp_avg"], optimizer.state[moved]["exp_avg"])
 
