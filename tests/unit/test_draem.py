@@ -128,13 +128,13 @@ def test_any_size_survives_the_poolings(size: tuple[int, int]) -> None:
 
 
 def test_start_is_a_function_of_seed_and_name() -> None:
-    torch.manual_seed(1)
-    first = draem().state_dict()
-    torch.manual_seed(2)
-    again, other = draem().state_dict(), draem(seed=8).state_dict()
-    assert all(torch.equal(first[name], again[name]) for name in first)
+    starts = []
+    for state, seed in ((1, 7), (2, 7), (2, 8)):
+        torch.manual_seed(state)
+        starts.append(draem(seed=seed).state_dict())
+    assert all(torch.equal(value, starts[1][name]) for name, value in starts[0].items())
     name = "discrimination.encoder.stages.4.1.0.weight"
-    assert not torch.equal(first[name], other[name])
+    assert not torch.equal(starts[0][name], starts[2][name])
     layers = dict(draem(width=0.25).named_modules())
     convolution = layers["reconstruction.encoder.stages.3.1.0"]
     norm = layers["reconstruction.encoder.stages.4.1.1"]
@@ -147,19 +147,18 @@ def test_start_is_a_function_of_seed_and_name() -> None:
 
 def plain_ssim(a_HW: Tensor, b_HW: Tensor) -> float:
     """One pixel at a time, float64, mirrored at the border."""
-    offset = torch.arange(11, dtype=torch.float64) - 5
-    line = torch.exp(-(offset**2) / (2 * 1.5**2))
+    line = torch.exp(-((torch.arange(11, dtype=torch.float64) - 5) ** 2) / (2 * 1.5**2))
     window = torch.outer(line, line) / line.sum() ** 2
     a, b = (F.pad(x.double()[None, None], (5,) * 4, mode="reflect")[0, 0] for x in (a_HW, b_HW))
-    values = []
+    total = 0.0
     for row, column in product(range(a_HW.shape[0]), range(a_HW.shape[1])):
         x, y = (image[row : row + 11, column : column + 11] for image in (a, b))
-        mean_x, mean_y = (window * x).sum(), (window * y).sum()
+        mean_x, mean_y = (float((window * values).sum()) for values in (x, y))
         var_x, var_y = (window * (x - mean_x) ** 2).sum(), (window * (y - mean_y) ** 2).sum()
         both = (window * (x - mean_x) * (y - mean_y)).sum()
         similar = (2 * mean_x * mean_y + 0.01**2) * (2 * both + 0.03**2)
-        values.append(similar / ((mean_x**2 + mean_y**2 + 0.01**2) * (var_x + var_y + 0.03**2)))
-    return float(torch.stack(values).mean())
+        total += float(similar / ((mean_x**2 + mean_y**2 + 0.01**2) * (var_x + var_y + 0.03**2)))
+    return total / a_HW.numel()
 
 
 def test_ssim_equals_a_loop_over_pixels() -> None:
@@ -234,22 +233,20 @@ def test_gradient_reaches_every_parameter(make: Make, values: dict[str, Any]) ->
         if isinstance(layer, nn.Sequential) and isinstance(layer[0], nn.Conv2d)
     }
     for name, parameter in model.named_parameters():
-        assert parameter.grad is not None, name
         assert parameter.grad.isfinite().all(), name
         assert name in cancelled or parameter.grad.any(), name
 
 
 @both
 def test_noise_is_a_function_of_seed_and_step(make: Make) -> None:
-    losses = {}
-    for seed, step in product((7, 8), (0, 1)):
+    losses, start = [], make().state_dict()
+    for state, seed, step in ((1, 7, 0), (2, 7, 0), (2, 7, 1), (2, 8, 0), (2, 8, 1)):
+        torch.manual_seed(state)
         model = make(seed=seed)
-        model.load_state_dict(make().state_dict())
-        losses[seed, step] = model.training_loss(batch_of(model), step=step).total.item()
-    model = make()
-    torch.manual_seed(99)
-    assert model.training_loss(batch_of(model), step=0).total.item() == losses[7, 0]
-    assert len(set(losses.values())) == 4
+        model.load_state_dict(start)
+        losses.append(model.training_loss(batch_of(model), step=step).total.item())
+    assert losses[0] == losses[1]
+    assert len(set(losses)) == 4
 
 
 # Inference
