@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING
 
 from dinomaly_hd.config.base import doc
 from dinomaly_hd.config.command import Asked, Names, Numbers, OrAuto
@@ -25,33 +25,25 @@ PER_TRIAL = ("seed", "domains", "train_domains", "stop_step", "start_from", "use
 
 
 class ConditionOptions(RunOptions):
-    conditions_file: Annotated[
-        str, doc("JSON or YAML with conditions, which then say models and domains")
-    ] = NO_FILE
-    condition: Annotated[OrAuto[Names], doc("names of conditions in the file; auto: all of them")] = None
-    seeds: Annotated[
-        OrAuto[Numbers], doc("comma-separated; auto: the condition's, or 42; five: 42,43,44,123,456")
-    ] = None
+    conditions_file: str = doc(NO_FILE, "JSON or YAML with conditions, which then say models and domains")
+    condition: OrAuto[Names] = doc(None, "names of conditions in the file; auto: all of them")
+    seeds: OrAuto[Numbers] = doc(
+        None, "comma-separated; auto: the condition's, or 42; five: 42,43,44,123,456"
+    )
 
 
 class FamilyOptions(ConditionOptions):
-    model_type: Annotated[
-        Names,
-        doc(
-            "dinomaly, patchcore, draem, draem_sevnet, trivial, or a Dinomaly variant; several are compared "
-            "with the first, changes behind colons: patchcore,patchcore:context=2,draem:fault_source=band"
-        ),
-    ] = ("dinomaly",)
-    source_domain: Annotated[Names, doc("the domain trained on; several, or all, are trained one by one")] = (
-        "A",
+    model_type: Names = doc(
+        ("dinomaly",),
+        "dinomaly, patchcore, draem, draem_sevnet, trivial, or a Dinomaly variant; several are compared "
+        "with the first, changes behind colons: patchcore,patchcore:context=2,draem:fault_source=band",
     )
+    source_domain: Names = doc(("A",), "the domain trained on; several, or all, are trained one by one")
 
 
 class TransferOptions(FamilyOptions):
-    domains: Annotated[Names, doc("all domains there are")] = ("A", "B", "C", "D")
-    target_domains: Annotated[str, doc("domains that are tested beside the source; all: the other ones")] = (
-        ALL_DOMAINS
-    )
+    domains: Names = doc(("A", "B", "C", "D"), "all domains there are")
+    target_domains: str = doc(ALL_DOMAINS, "domains that are tested beside the source; all: the other ones")
 
 
 def family_fields() -> Fields:

@@ -1,7 +1,8 @@
 """Run the conditions of a file with all their seeds on this machine's slots or on a Ray cluster."""
 
 from collections.abc import Sequence
-from typing import Annotated
+
+from pydantic import Field
 
 from dinomaly_hd.config.base import PositiveCount, doc
 from dinomaly_hd.config.command import Command, OrAuto
@@ -13,8 +14,8 @@ IN_FILE = ("model_type", "variant", "source_domain", "target_domains", "domains"
 
 
 class Options(ConditionOptions, EngineOptions):
-    conditions_file: str = doc("JSON or YAML with conditions: models, domains, values")
-    slots: Annotated[OrAuto[PositiveCount], doc(SLOTS)] = None
+    conditions_file: str = Field(description="JSON or YAML with conditions: models, domains, values")
+    slots: OrAuto[PositiveCount] = doc(None, SLOTS)
 
 
 COMMAND = Command(

@@ -7,7 +7,7 @@ the same storage (PostgreSQL) joins in.
 
 import os
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING
 
 from dinomaly_hd.config.base import Count, doc
 from dinomaly_hd.config.command import Asked, Numbers
@@ -36,34 +36,27 @@ LOOKS = 10
 
 
 class Options(SurroundingsOptions, EngineOptions):
-    study: Annotated[str, doc("its name: the same name goes on with it")] = "study"
-    storage: Annotated[
-        str,
-        doc(
-            "auto: DINOMALY_HD_STORAGE, else optuna.db beside mlflow.db; sqlite:///FILE; "
-            "postgresql://USER@HOST/NAME"
-        ),
-    ] = "auto"
-    trials: Annotated[Count, doc("finished or given up, after which the study is over")] = 20
-    workers: Annotated[Count, doc("processes that run trials here, one a GPU where there are GPUs")] = 1
-    config: Annotated[
-        str, doc("what is searched around: a config of the ablation or a variant, with changes")
-    ] = "F"
-    space: Annotated[str, doc("what is searched: some of these")] = (
-        "row_p,seg_len,seg_drop_p,elem_p,q_percent,disable_segment,use_topk,tail_context,row_context"
+    study: str = doc("study", "its name: the same name goes on with it")
+    storage: str = doc(
+        "auto",
+        "auto: DINOMALY_HD_STORAGE, else optuna.db beside mlflow.db; sqlite:///FILE; "
+        "postgresql://USER@HOST/NAME",
     )
-    objective: Annotated[str, doc("synthetic: bands on held-out normals; test: test images, marked")] = (
-        "synthetic"
+    trials: Count = doc(20, "finished or given up, after which the study is over")
+    workers: Count = doc(1, "processes that run trials here, one a GPU where there are GPUs")
+    config: str = doc("F", "what is searched around: a config of the ablation or a variant, with changes")
+    space: str = doc(
+        "row_p,seg_len,seg_drop_p,elem_p,q_percent,disable_segment,use_topk,tail_context,row_context",
+        "what is searched: some of these",
     )
-    metrics: Annotated[
-        str, doc("maximised, one or two: DOMAIN or mean / auroc, tpr_at_fpr_1, tpr_at_fpr_5")
-    ] = "domain_C/tpr_at_fpr_1"
-    seeds: Annotated[Numbers, doc("comma-separated; a trial is the mean of them")] = (42,)
-    sampler: Annotated[str, doc("tpe, gp (Gaussian process), random")] = "tpe"
-    pruner: Annotated[str, doc("auto: give up trials by steps, with 3 seeds or more by seeds; none")] = "auto"
-    heartbeat_s: Annotated[
-        Count, doc("seconds between signs of life; after three a trial is tried again")
-    ] = 60
+    objective: str = doc("synthetic", "synthetic: bands on held-out normals; test: test images, marked")
+    metrics: str = doc(
+        "domain_C/tpr_at_fpr_1", "maximised, one or two: DOMAIN or mean / auroc, tpr_at_fpr_1, tpr_at_fpr_5"
+    )
+    seeds: Numbers = doc((42,), "comma-separated; a trial is the mean of them")
+    sampler: str = doc("tpe", "tpe, gp (Gaussian process), random")
+    pruner: str = doc("auto", "auto: give up trials by steps, with 3 seeds or more by seeds; none")
+    heartbeat_s: Count = doc(60, "seconds between signs of life; after three a trial is tried again")
 
 
 COMMAND = comparison("tune", __doc__, Options, configs="config", resume="study")

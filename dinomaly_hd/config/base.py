@@ -1,7 +1,7 @@
 """The base of all configs: frozen, unknown keys refused, every value said once, under its own name.
 
-A value that a user may set is a field with a ``doc``: type, rule, default and help stand in one place, and
-flags, conditions files, their schema and the search space are read from it. Fields without one, such as
+A value that a user may set is a field with a description: type, rule, default and help stand in one place,
+and flags, conditions files, their schema and the search space are read from it. Fields without one, such as
 ``loss``, are set by the variant or the preset.
 """
 
@@ -33,9 +33,13 @@ PositiveCount = Annotated[int, Field(ge=1, le=LARGEST_COUNT)]
 Line = Annotated[str, Field(min_length=1, max_length=LONGEST_TEXT), AfterValidator(_visible)]
 
 
-def doc(text: str) -> Any:
-    """Describe a field, which makes it one that a user may set."""
-    return Field(description=text)
+Default = TypeVar("Default")
+
+
+def doc(default: Default, text: str, **limits: Any) -> Default:
+    """Return a field that a user may set: its default, its help, and what it may be, such as ``ge=0``."""
+    field: Default = Field(default, description=text, **limits)
+    return field
 
 
 class Search(NamedTuple):

@@ -59,7 +59,7 @@ def test_a_parameter_that_is_said_once_is_in_help_schema_and_search_space(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     class Loud(FocalLoss):
-        loudness: Annotated[Probability, Search(0.1, 0.4), doc("how loud it is")] = 0.5
+        loudness: Annotated[Probability, Search(0.1, 0.4)] = doc(0.5, "how loud it is")
 
     for table in (MODELS, VARIANTS):
         monkeypatch.setitem(table, "loud", lambda: change(baseline(), variant="loud", loss=Loud()))

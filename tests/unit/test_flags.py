@@ -2,7 +2,6 @@
 
 import shlex
 from collections.abc import Sequence
-from typing import Annotated
 
 import pytest
 
@@ -98,9 +97,9 @@ def test_sets_stand_for_their_configs() -> None:
 
 
 class Options(Frozen):
-    share: Annotated[float, doc("a share")] = 0.5
-    seeds: Annotated[Numbers, doc("some seeds")] = (42,)
-    run_name: Annotated[str, doc("its name")] = "auto"
+    share: float = doc(0.5, "a share")
+    seeds: Numbers = doc((42,), "some seeds")
+    run_name: str = doc("auto", "its name")
 
 
 def parse(*words: str) -> Asked[Options]:
