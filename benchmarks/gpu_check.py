@@ -16,7 +16,7 @@ from torch import Tensor
 from benchmarks.common import given, record, timed
 from dinomaly_hd.batch import Batch
 from dinomaly_hd.config import RunConfig, with_values
-from dinomaly_hd.config.presets import full_dinomaly
+from dinomaly_hd.config.presets import preset_run
 from dinomaly_hd.config.variants import horizontal
 from dinomaly_hd.experiments.score import predict
 from dinomaly_hd.models.build import build_detector
@@ -85,7 +85,7 @@ def main() -> None:
     told = given(__doc__, device="cuda", encoder="dinov2reg_vit_base_14", batch=16, steps=20)
     device = torch.device(told.device)
     encoder = {"encoder": told.encoder, "encoder_weights": "random"}
-    base = with_values(full_dinomaly(horizontal()), encoder)
+    base = with_values(preset_run("full", horizontal()), encoder)
     result: dict[str, Any] = {
         "device": torch.cuda.get_device_name(device) if device.type == "cuda" else "cpu",
         "torch": torch.__version__,

@@ -17,7 +17,7 @@ from torch import Tensor
 
 from benchmarks.common import ROOT, given, record, timed
 from dinomaly_hd.config import RunConfig, with_values
-from dinomaly_hd.config.presets import quick_dinomaly
+from dinomaly_hd.config.presets import preset_run
 from dinomaly_hd.config.variants import horizontal
 from dinomaly_hd.data.features import FeatureCache, TrainingSet, digests, image_batches
 from dinomaly_hd.data.hdmap import Manifest, load_manifest
@@ -142,7 +142,7 @@ def model_score(detector: Dinomaly) -> Score:
 
 
 def choose(seed: int) -> Iterator[tuple[str, Callable[[], dict[str, float]]]]:
-    base = with_values(quick_dinomaly(horizontal()), {"seed": seed})
+    base = with_values(preset_run("quick", horizontal()), {"seed": seed})
     setup = set_up(base, ratio=0.3)
 
     def found(values: Mapping[str, Any]) -> dict[str, float]:
@@ -155,7 +155,7 @@ def choose(seed: int) -> Iterator[tuple[str, Callable[[], dict[str, float]]]]:
 
 def reference(seed: int) -> Iterator[tuple[str, Callable[[], dict[str, float]]]]:
     """Say on test what the chosen preset, a ten times longer run, and nearest neighbours reach."""
-    base = with_values(quick_dinomaly(horizontal()), {"seed": seed})
+    base = with_values(preset_run("quick", horizontal()), {"seed": seed})
     setup = set_up(base, ratio=base.data.val_split_ratio)
     last: list[tuple[Dinomaly, Tensor]] = []
 

@@ -46,15 +46,11 @@ QUIET = {"MLFLOW_DISABLE_TELEMETRY": "true", "RAY_USAGE_STATS_ENABLED": "0", "HF
 EXPERIMENT = "dinomaly-hd"
 Experiment = Annotated[str, Field(description="MLflow experiment (mlflow run chooses its own)")]
 ResultDir = Annotated[Path, Field(description="folder of all run folders")]
-SLOTS = "runs at once; auto: one a GPU, or one for two cores where there is none"
 
 
-class Options(Frozen):
+class FeatureOptions(Frozen):
     result_dir: ResultDir = Path("results")
     experiment: Experiment = EXPERIMENT
-
-
-class FeatureOptions(Options):
     feature_dir: OrAuto[Path] = doc(
         None, "encoded images that all runs read; auto: DINOMALY_HD_FEATURES, else .features"
     )

@@ -52,11 +52,7 @@ def family_fields() -> Fields:
 
 
 def trials_of(asked: Asked[FamilyOptions]) -> "list[Trial]":
-    """Return the trials that flags ask for: models x sources x seeds, or the conditions of a file.
-
-    Raises:
-        ConfigError: A flag, value or condition is wrong.
-    """
+    """Return the trials that flags ask for: models x sources x seeds, or the conditions of a file."""
     options = asked.options
     if options.conditions_file in (NO_FILE, ""):
         if options.condition is not None:
@@ -118,11 +114,7 @@ def _pair(source: str, text: str, every: Sequence[str]) -> dict[str, str]:
 
 
 def chosen_conditions(options: ConditionOptions) -> list[Condition]:
-    """Return the conditions of ``conditions_file`` that ``condition`` names, in that order.
-
-    Raises:
-        ConfigError: The file is wrong, or holds no such condition.
-    """
+    """Return the conditions of ``conditions_file`` that ``condition`` names, in that order."""
     known = {one.name: one for one in read_conditions(Path(options.conditions_file))}
     for name in options.condition or ():
         if name not in known:

@@ -7,7 +7,7 @@ from pydantic import Field
 from dinomaly_hd.config.base import PositiveCount, doc
 from dinomaly_hd.config.command import Command, OrAuto
 from dinomaly_hd.training.signals import SignalGuard
-from entry_points.common import SLOTS, EngineOptions, context_of, launch
+from entry_points.common import EngineOptions, context_of, launch
 from entry_points.families import ConditionOptions, chosen_conditions, family_fields, trials_of_conditions
 
 IN_FILE = ("model_type", "variant", "source_domain", "target_domains", "domains", "train_domains")
@@ -15,7 +15,9 @@ IN_FILE = ("model_type", "variant", "source_domain", "target_domains", "domains"
 
 class Options(ConditionOptions, EngineOptions):
     conditions_file: str = Field(description="JSON or YAML with conditions: models, domains, values")
-    slots: OrAuto[PositiveCount] = doc(None, SLOTS)
+    slots: OrAuto[PositiveCount] = doc(
+        None, "runs at once; auto: one a GPU, or one for two cores where there is none"
+    )
 
 
 COMMAND = Command(

@@ -16,14 +16,7 @@ from dinomaly_hd.config.run import RunConfig
 from dinomaly_hd.config.texts import names_in
 from dinomaly_hd.errors import ConfigError
 from dinomaly_hd.training.signals import SignalGuard
-from entry_points.common import (
-    ROOT,
-    EngineOptions,
-    SurroundingsOptions,
-    comparison,
-    context_of,
-    launch,
-)
+from entry_points.common import ROOT, EngineOptions, SurroundingsOptions, comparison, context_of, launch
 
 if TYPE_CHECKING:
     from dinomaly_hd.runs.context import Context
@@ -31,6 +24,7 @@ if TYPE_CHECKING:
 
 OF_RUNS = {"maps_per_group": "0", "synthetic_copies": "8"}
 """What a study has differently from a run by itself, beside val_check_interval, which the pruner sets."""
+AS_GIVEN = {"study", "trials", "config", "objective", "seeds", "sampler", "pruner", "heartbeat_s"}
 LOOKS = 10
 """Times that a trial is looked at during its training, to be given up or not."""
 
@@ -63,11 +57,7 @@ COMMAND = comparison("tune", __doc__, Options, configs="config", resume="study")
 
 
 def prepare(asked: Asked[Options], guard: SignalGuard) -> tuple["Plan", "Context"]:
-    """Return the study that flags ask for, and its surroundings.
-
-    Raises:
-        ConfigError: A flag or value is wrong.
-    """
+    """Return the study that flags ask for, and its surroundings."""
     options = asked.options
     from dinomaly_hd.models.build import check_model
     from dinomaly_hd.tuning.space import make_space
@@ -89,24 +79,18 @@ def prepare(asked: Asked[Options], guard: SignalGuard) -> tuple["Plan", "Context
     def build(config: str, seed: int) -> RunConfig:
         return resolve_config(config, {**values, "seed": str(seed)})
 
+    space = make_space(
+        names_in(options.space),
+        base=options.config,
+        build=lambda config: build(config, options.seeds[0]),
+        check=check_model,
+    )
     plan = Plan(
-        study=options.study,
         address=address,
-        trials=options.trials,
-        config=options.config,
-        space=make_space(
-            names_in(options.space),
-            base=options.config,
-            build=lambda config: build(config, options.seeds[0]),
-            check=check_model,
-        ),
-        objective=options.objective,
+        space=space,
         metrics=names_in(options.metrics),
-        seeds=options.seeds,
-        sampler=options.sampler,
-        pruner=options.pruner,
-        heartbeat_s=options.heartbeat_s,
         build=build,
+        **options.model_dump(include=AS_GIVEN),
     )
     storage = None if options.storage == "auto" else address.shown
     return plan, context_of(asked, guard, storage=storage)
