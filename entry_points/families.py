@@ -1,11 +1,12 @@
 """What the entry points of single domains and transfer share: any model family, or a condition of a file."""
 
 from collections.abc import Mapping, Sequence
+from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeVar
 
 from dinomaly_hd.config.base import doc
-from dinomaly_hd.config.command import Asked, Names, Numbers, OrAuto
+from dinomaly_hd.config.command import Asked, Command, Names, Numbers, OrAuto
 from dinomaly_hd.config.conditions_file import Condition, read_conditions, without_prefix
 from dinomaly_hd.config.parameters import Fields, any_of
 from dinomaly_hd.config.presets import MODELS
@@ -13,7 +14,8 @@ from dinomaly_hd.config.resolve import resolve_model
 from dinomaly_hd.config.run import ALL_DOMAINS
 from dinomaly_hd.config.texts import names_in
 from dinomaly_hd.errors import ConfigError, nearest
-from entry_points.common import MEMBERS, RunOptions
+from dinomaly_hd.training.signals import SignalGuard
+from entry_points.common import MEMBERS, Main, RunOptions, context_of
 
 if TYPE_CHECKING:
     from dinomaly_hd.experiments.protocols import Trial
@@ -44,6 +46,27 @@ class FamilyOptions(ConditionOptions):
 class TransferOptions(FamilyOptions):
     domains: Names = doc(("A", "B", "C", "D"), "all domains there are")
     target_domains: str = doc(ALL_DOMAINS, "domains that are tested beside the source; all: the other ones")
+
+
+Family = TypeVar("Family", bound=FamilyOptions)
+
+
+def single_source(
+    name: str, doc: str | None, options: type[Family], **instead: str
+) -> tuple[Command[Family], Main]:
+    """Return command and main function of an entry point that trains any family on single domains."""
+    command = Command(name, doc, options, family_fields, {**INSTEAD, **instead})
+    return command, partial(run_trials, command)
+
+
+def run_trials(command: Command[FamilyOptions], argv: Sequence[str], guard: SignalGuard) -> None:
+    """Run the trials that flags ask for, tested on their own domains or, with targets, on those too."""
+    asked = command.parse(argv)
+    chosen, context = trials_of(asked), context_of(asked, guard)
+    from dinomaly_hd.experiments import protocols
+
+    with_targets = isinstance(asked.options, TransferOptions)
+    (protocols.run_multi_domain if with_targets else protocols.run_single_domain)(chosen, context)
 
 
 def family_fields() -> Fields:

@@ -116,10 +116,7 @@ def file_model() -> type[Frozen]:
         "condition",
         __base__=Frozen,
         name=(Annotated[str, Field(strict=True, pattern=NAME)], ...),
-        description=(
-            Annotated[str, Field(strict=True, max_length=LONGEST_TEXT), ONE_LINE],
-            "",
-        ),
+        description=(Annotated[str, Field(strict=True, max_length=LONGEST_TEXT), ONE_LINE], ""),
         config=(config, ...),
     )
     return create_model(

@@ -98,10 +98,7 @@ SeverityHead = Annotated[
 ]
 Combination = Annotated[
     SimpleAverage | WeightedAverage | Maximum,
-    Field(
-        discriminator="score_combination",
-        description="of probability and severity",
-    ),
+    Field(discriminator="score_combination", description="of probability and severity"),
 ]
 Width = Annotated[
     float, Field(gt=0, le=16, description="factor on the width of both networks, 1 as published")

@@ -3,13 +3,7 @@
 from collections.abc import Callable
 from typing import Any, Literal, get_args
 
-from dinomaly_hd.config.families import (
-    DraemConfig,
-    ModelConfig,
-    PatchCoreConfig,
-    SevNetConfig,
-    TrivialConfig,
-)
+from dinomaly_hd.config.families import DraemConfig, ModelConfig, PatchCoreConfig, SevNetConfig, TrivialConfig
 from dinomaly_hd.config.run import (
     DataConfig,
     EncoderConfig,
