@@ -17,7 +17,7 @@ from torch import Tensor
 from benchmarks.drills.hostile import add_domain
 from benchmarks.drills.tally import Drill, Tally
 from dinomaly_hd.batch import Batch
-from dinomaly_hd.config.presets import quick_dinomaly
+from dinomaly_hd.config.presets import preset_run
 from dinomaly_hd.config.variants import baseline
 from dinomaly_hd.data.hdmap import load_manifest
 from dinomaly_hd.data.store import ImageStore
@@ -176,7 +176,7 @@ def _scored_by(folder: Path, value: float) -> Callable[[], object]:
     manifest = load_manifest(folder, domains=["A"], conditions="none")
     scorer = Scorer(
         *(_Broken(value), ImageStore(manifest, keep_bytes=0)),
-        run=quick_dinomaly(baseline()),
+        run=preset_run("quick", baseline()),
         device=torch.device("cpu"),
         features=None,
         tick=lambda: None,

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from dinomaly_hd.batch import Batch
 from dinomaly_hd.config import BandClassifier, TrainingConfig, with_values
-from dinomaly_hd.config.presets import quick_dinomaly
+from dinomaly_hd.config.presets import preset_run
 from dinomaly_hd.config.variants import VARIANTS
 from dinomaly_hd.models.build import build_detector
 from dinomaly_hd.models.dinomaly import auxiliary
@@ -25,7 +25,7 @@ from dinomaly_hd.training.task import DetectorTask
 @cache
 def detector(variant: str, **values: Any) -> Dinomaly:
     sizes = {"image_size": "64", "decoder_depth": 2, "map_size": "32"}
-    run = with_values(quick_dinomaly(VARIANTS[variant]()), {**sizes, **values})
+    run = with_values(preset_run("quick", VARIANTS[variant]()), {**sizes, **values})
     built = build_detector(run, weights=Weights("random", None, "random"))
     assert isinstance(built, Dinomaly)
     return built

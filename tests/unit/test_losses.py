@@ -21,7 +21,7 @@ from dinomaly_hd.config import (
     WeightedDistance,
     with_values,
 )
-from dinomaly_hd.config.presets import quick_dinomaly
+from dinomaly_hd.config.presets import preset_run
 from dinomaly_hd.config.variants import VARIANTS
 from dinomaly_hd.models.build import LOSSES, build_detector
 from dinomaly_hd.models.dinomaly import losses, score
@@ -372,7 +372,7 @@ def test_poolings_act_in_loss_and_map_alike() -> None:
 
 def scaled(weights: str = "learned") -> Any:
     values = {"image_size": "64", "decoder_depth": 2, "map_size": "32", "scale_weights": weights}
-    run = with_values(quick_dinomaly(VARIANTS["scale"]()), values)
+    run = with_values(preset_run("quick", VARIANTS["scale"]()), values)
     return build_detector(run, weights=Weights("random", None, "random"))
 
 
@@ -380,7 +380,7 @@ def test_theta_alone_has_ten_times_the_scheduled_rate() -> None:
     model, logged = scaled(), {}
     task = DetectorTask(
         model,
-        training=quick_dinomaly(VARIANTS["scale"]()).training,
+        training=preset_run("quick", VARIANTS["scale"]()).training,
         steps_per_epoch=1,
         log=lambda values, _: logged.update(values),
         name_files=str,

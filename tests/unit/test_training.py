@@ -14,7 +14,7 @@ from torch.utils.data import Dataset
 
 from dinomaly_hd.batch import Batch
 from dinomaly_hd.config import RunConfig, with_values
-from dinomaly_hd.config.presets import quick_dinomaly
+from dinomaly_hd.config.presets import preset_run
 from dinomaly_hd.config.variants import baseline
 from dinomaly_hd.errors import CheckpointError, Interrupted, NonFiniteError, OutputError
 from dinomaly_hd.models.detector import Detector, Loss, Prediction
@@ -82,7 +82,7 @@ class Record:
 
 def config(**values: Any) -> RunConfig:
     given = {"max_steps": STEPS, "warmup_steps": 3, "batch_size": 4, "checkpoint_interval": 5, "gpu": "cpu"}
-    return with_values(quick_dinomaly(baseline()), {**given, **values})
+    return with_values(preset_run("quick", baseline()), {**given, **values})
 
 
 def train(
