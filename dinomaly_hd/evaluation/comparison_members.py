@@ -63,6 +63,12 @@ def leaves(config: Mapping[str, Any]) -> dict[str, Any]:
     return flat
 
 
+def listed(names: Sequence[str], *, most: int) -> str:
+    """Return the names with commas, the surplus as a count."""
+    more = f" and {len(names) - most} more" if len(names) > most else ""
+    return ", ".join(names[:most]) + more
+
+
 def check_members(members: Sequence[MemberRun]) -> None:
     """Refuse runs that cannot stand in one comparison: two of one label and seed, or of different data."""
     if not members:
@@ -137,7 +143,7 @@ def settings_of(members: Sequence[MemberRun], *, compared: Sequence[str] = ()) -
         else:
             owners = [m.label if len(per_label[m.label]) == 1 else f"{m.label}/{m.seed}" for m in members]
             with_text = pd.Series(owners).groupby(texts, sort=False).unique()
-            who = "; ".join(f"{text} ({_listed(names)})" for text, names in with_text.items())
+            who = "; ".join(f"{text} ({listed(names, most=SHOWN_RUNS)})" for text, names in with_text.items())
             notes.append(f"{name} differs between runs: {who}")
         notes += [
             f"{name} differs inside {label}: its mean mixes {', '.join(values)}"
@@ -145,11 +151,6 @@ def settings_of(members: Sequence[MemberRun], *, compared: Sequence[str] = ()) -
             if len(values) > 1
         ]
     return Settings(equal, by_label, tuple(notes))
-
-
-def _listed(names: Sequence[str]) -> str:
-    more = f" and {len(names) - SHOWN_RUNS} more" if len(names) > SHOWN_RUNS else ""
-    return ", ".join(names[:SHOWN_RUNS]) + more
 
 
 def _check_own_result(member: MemberRun) -> None:

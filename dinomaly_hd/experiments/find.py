@@ -16,15 +16,14 @@ from dinomaly_hd.experiments.members import (
     BETWEEN_RUNS,
     BY_CONFIG,
     BY_VARIANT,
-    SCORES,
     SINGLE,
-    join_single_domains,
+    join_domains,
     joined,
     read_member,
     relabelled,
 )
 from dinomaly_hd.files import read_json
-from dinomaly_hd.runs.folder import FINISHED, RESULTS, STATE, all_runs, read_state
+from dinomaly_hd.runs.folder import FINISHED, RESULTS, SCORES, STATE, all_runs, read_state
 from dinomaly_hd.runs.search import RUN_ID, RunStore, StoredRun, recorded
 
 SUMMARY = "final_summary.json"
@@ -278,7 +277,7 @@ class _Collection:
 
     def joined(self) -> tuple[list[MemberRun], dict[str, str]]:
         """Join single domains' runs, and forget failures of which a later attempt finished."""
-        members, incomplete = join_single_domains(list(self._members.values()))
+        members, incomplete = join_domains(list(self._members.values()))
         there = {(member.label, str(member.seed)) for member in members}
         failed = {}
         for title, reason in {**incomplete, **self._failed}.items():

@@ -13,9 +13,9 @@ from dinomaly_hd import provenance
 from dinomaly_hd.errors import OutputError, TrackingError
 from dinomaly_hd.evaluation.compare import Comparison, Focus, compare
 from dinomaly_hd.evaluation.comparison_members import MemberRun
+from dinomaly_hd.evaluation.comparison_pages import Story, comparison_csv, comparison_pages
 from dinomaly_hd.evaluation.comparison_plots import comparison_pictures, pairs_pictures
 from dinomaly_hd.evaluation.comparison_tables import transfer_table
-from dinomaly_hd.evaluation.report import Story, comparison_csv, comparison_pages
 from dinomaly_hd.experiments.find import SUMMARY, Asked, Collected, Shelf, collect
 from dinomaly_hd.experiments.members import on_scored_domains
 from dinomaly_hd.files import make_dated_folder, publish, publish_json, publish_text
