@@ -40,13 +40,6 @@ class MemberRun(NamedTuple):
         return f"{self.label}, seed {self.seed} ({self.name})"
 
 
-class SameImages(NamedTuple):
-    """Test images that all runs share (path, domain, label, condition) and each run's scores of them."""
-
-    images: pd.DataFrame
-    scores_MN: FloatArray
-
-
 class Settings(NamedTuple):
     """Settings equal in all runs, compared ones that differ (by label and name), and what differs besides."""
 
@@ -89,11 +82,11 @@ def check_members(members: Sequence[MemberRun]) -> None:
             )
 
 
-def same_images(members: Sequence[MemberRun]) -> SameImages:
-    """Bring all runs' scores into the order of the first run's images, which must be those of all runs.
+def same_images(members: Sequence[MemberRun]) -> tuple[pd.DataFrame, FloatArray]:
+    """Return the first run's images (path, domain, label, condition) and all runs' scores (M, N) of them.
 
-    A run whose scores do not give the AUROC of its own result is refused, too: its folder holds parts of two
-    evaluations.
+    Refused are a run of other images, and one whose scores do not give the AUROC of its own result: its
+    folder holds parts of two evaluations.
     """
     first, facts = members[0], ["domain", "label", "condition"]
     reference, scores = pd.DataFrame(), []
@@ -116,7 +109,7 @@ def same_images(members: Sequence[MemberRun]) -> SameImages:
             for path in reference.index[wanted != found]:
                 raise DataError(f"{different}{path}: {column} {wanted[path]} and {found[path]}")
         scores.append(table["score"].to_numpy(np.float64))
-    return SameImages(reference.reset_index()[["path", *facts]], np.stack(scores))
+    return reference.reset_index()[["path", *facts]], np.stack(scores)
 
 
 def settings_of(members: Sequence[MemberRun], *, compared: Sequence[str] = ()) -> Settings:

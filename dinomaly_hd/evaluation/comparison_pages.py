@@ -137,8 +137,8 @@ def _tests(comparison: Comparison, metric: str) -> dict[str, Any]:
     rows = rows[(rows["domain"] != MEAN) & (rows["seeds"] >= LEAST_SEEDS) & rows["t_p"].notna()]
     found = rows[rows["verdict"].isin((HIGHER, LOWER))]
     findings = [
-        f"{row.label} {row.verdict} on {row.domain} {row.condition} ({points(row.mean_difference)})"
-        for row in found.itertuples()
+        "{label} {verdict} on {domain} {condition} ({})".format(points(row["mean_difference"]), **row)
+        for row in found.to_dict("records")
     ]
     counts = {
         "count": len(rows),

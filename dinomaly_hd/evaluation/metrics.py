@@ -23,13 +23,6 @@ NAN = float("nan")
 NORMAL_QUANTILE = 0.995
 
 
-class RocCurve(NamedTuple):
-    """Vertices of a ROC curve."""
-
-    fpr: FloatArray
-    tpr: FloatArray
-
-
 class BestF1(NamedTuple):
     """The largest F1 over all thresholds and the highest threshold that reaches it."""
 
@@ -123,13 +116,14 @@ def auroc(score: ArrayLike, label: ArrayLike) -> float:
     return _area(good, fault, np.ones(fault.size), limit=1.0)
 
 
-def roc_curve(score: ArrayLike, label: ArrayLike) -> RocCurve:
-    """Vertices of the ROC curve from (0, 0) to (1, 1), one per distinct score; empty with one class only."""
+def roc_curve(score: ArrayLike, label: ArrayLike) -> tuple[FloatArray, FloatArray]:
+    """FPR and TPR at each distinct score, from (0, 0) to (1, 1); empty with one class only."""
     from sklearn import metrics  # half a second, for pictures only
 
     if operating_points(score, label).one_class:
-        return RocCurve(np.empty(0), np.empty(0))
-    return RocCurve(*metrics.roc_curve(label, score, drop_intermediate=False)[:2])
+        return np.empty(0), np.empty(0)
+    fpr, tpr, _ = metrics.roc_curve(label, score, drop_intermediate=False)
+    return fpr, tpr
 
 
 def operating_points(score: ArrayLike, label: ArrayLike) -> OperatingPoints:

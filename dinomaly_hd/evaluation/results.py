@@ -154,6 +154,12 @@ def of_condition(table: pd.DataFrame, condition: str) -> pd.DataFrame:
     return table if condition == ALL else table[table["condition"].astype(str) == condition]
 
 
+def rates(score: FloatArray, label: IntArray) -> dict[str, float]:
+    """The metrics that have an interval: AUROC, and TPR at each FPR of ``FPR_TARGETS``."""
+    at_fpr = {name: metrics.tpr_at_fpr(score, label, max_fpr=fpr) for name, fpr in FPR_TARGETS.items()}
+    return {"auroc": metrics.auroc(score, label)} | at_fpr
+
+
 def score_and_label(rows: pd.DataFrame, column: str = "score") -> tuple[FloatArray, IntArray]:
     """Scores and labels of rows of a score table."""
     return rows[column].to_numpy(dtype=np.float64), rows["label"].to_numpy(dtype=np.int64)
@@ -171,8 +177,7 @@ def _ranked(rows: pd.DataFrame, column: str, name: str, plan: _Plan) -> dict[str
         faults = int(label.sum())
         counts = {"good": label.size - faults, "fault": faults}
         block: Block = {
-            "auroc": metrics.auroc(score, label),
-            **{name: metrics.tpr_at_fpr(score, label, max_fpr=fpr) for name, fpr in FPR_TARGETS.items()},
+            **rates(score, label),
             "average_precision": metrics.average_precision(score, label),
             "f1_max": metrics.f1_max(score, label).value,
             "intervals": _intervals(draws_BR),
