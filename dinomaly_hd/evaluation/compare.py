@@ -152,7 +152,7 @@ def compare(
         settings=settings_of(members, compared=compared),
         values=values,
         means=values.groupby(["label", *PLACE, "metric"], sort=False)["value"]
-        .agg(mean=_mean, std=_std, n="count")
+        .agg(mean=metrics.mean_of_known, std=metrics.std_of_known, n="count")
         .reset_index(),
         differences=_differences(members, cells, values, reference=reference),
         delong=_delong(members, cells, reference=reference),
@@ -221,7 +221,9 @@ def _values(members: Sequence[MemberRun], cells: Cells) -> pd.DataFrame:
             own["average_precision"] = metrics.average_precision(score, cell.label)
             rows += [(member.label, member.seed, *place, metric, own[metric]) for metric in METRICS]
     values = pd.DataFrame(rows, columns=["label", "seed", *PLACE, "metric", "value"])
-    over_domains = values.groupby(["label", "seed", "condition", "metric"], sort=False)["value"].agg(_mean)
+    over_domains = values.groupby(["label", "seed", "condition", "metric"], sort=False)["value"].agg(
+        metrics.mean_of_known
+    )
     mean = over_domains.reset_index().assign(domain=MEAN)
     return pd.concat([values, mean[values.columns]], ignore_index=True)
 
@@ -301,13 +303,3 @@ def _delong(members: Sequence[MemberRun], cells: Cells, *, reference: str) -> pd
 
 def _verdicts(seeds: Iterable[int], difference: Iterable[float], p: Iterable[float]) -> list[str]:
     return [verdict(*row) for row in zip(seeds, difference, p, strict=True)]
-
-
-def _mean(values: pd.Series) -> float:
-    known = values.dropna().to_numpy()
-    return float(known.mean()) if known.size else NAN
-
-
-def _std(values: pd.Series) -> float:
-    known = values.dropna().to_numpy()
-    return float(known.std(ddof=1)) if known.size > 1 else NAN

@@ -81,6 +81,20 @@ def known(figures: Mapping[str, float | None]) -> dict[str, float]:
     return {name: number(value) for name, value in figures.items() if not np.isnan(number(value))}
 
 
+def mean_of_known(values: ArrayLike) -> float:
+    """Mean of what is no NaN, NaN where nothing is."""
+    have = np.asarray(values, dtype=np.float64)
+    have = have[~np.isnan(have)]
+    return float(have.mean()) if have.size else NAN
+
+
+def std_of_known(values: ArrayLike) -> float:
+    """Standard deviation (ddof 1) of what is no NaN; fewer than two values have none."""
+    have = np.asarray(values, dtype=np.float64)
+    have = have[~np.isnan(have)]
+    return float(have.std(ddof=1)) if have.size > 1 else NAN
+
+
 def check_finite(score: ArrayLike, *, names: Sequence[str] | None = None) -> None:
     """Refuse NaN and infinite scores by the first one's entry in ``names``, else its position."""
     values = np.asarray(score)

@@ -259,11 +259,11 @@ class _Collection:
             parts = self._parts(entry, began)
             covered.update(part.name for part in parts)
             members = [member for member in map(self._member, parts) if member is not None]
-            if len(members) == len(parts) == 1:
-                self._keep(members[0]._replace(label=entry["label"]))
-            elif members and len(members) == len(parts):
-                digest = summary.get("data_digest")
-                self._keep(joined(members, label=entry["label"], data_digest=digest))
+            if members and len(members) == len(parts):
+                label, digest = entry["label"], summary.get("data_digest")
+                several = len(parts) > 1
+                whole = joined(members, label=label, data_digest=digest) if several else members[0]
+                self._keep(whole._replace(label=label))
         for run in began:
             if run.name not in covered:
                 self.add(run)
