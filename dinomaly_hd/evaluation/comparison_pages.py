@@ -136,16 +136,14 @@ def _tests(comparison: Comparison, metric: str) -> dict[str, Any]:
     rows = where(comparison.differences, metric=metric)
     rows = rows[(rows["domain"] != MEAN) & (rows["seeds"] >= LEAST_SEEDS) & rows["t_p"].notna()]
     found = rows[rows["verdict"].isin((HIGHER, LOWER))]
-    findings = [
-        "{label} {verdict} on {domain} {condition} ({})".format(points(row["mean_difference"]), **row)
-        for row in found.to_dict("records")
-    ]
+    names = found["label"] + " " + found["verdict"] + " on " + found["domain"] + " " + found["condition"]
+    findings = names + " (" + found["mean_difference"].map(points) + ")"
     counts = {
         "count": len(rows),
         "raw": (rows["t_p"] < SIGNIFICANT).sum(),
         "found": len(found),
         "families": len(rows.groupby(["label", "condition"])),
-        "findings": listed(findings, most=SHOWN_FINDINGS),
+        "findings": listed(list(findings), most=SHOWN_FINDINGS),
         "also": (found["p_holm_labels"] < SIGNIFICANT).sum(),
     }
     return {} if rows.empty else counts
