@@ -136,14 +136,17 @@ def _tests(comparison: Comparison, metric: str) -> dict[str, Any]:
     rows = where(comparison.differences, metric=metric)
     rows = rows[(rows["domain"] != MEAN) & (rows["seeds"] >= LEAST_SEEDS) & rows["t_p"].notna()]
     found = rows[rows["verdict"].isin((HIGHER, LOWER))]
-    names = found["label"] + " " + found["verdict"] + " on " + found["domain"] + " " + found["condition"]
-    findings = names + " (" + found["mean_difference"].map(points) + ")"
+    shown = found[["label", "verdict", "domain", "condition", "mean_difference"]].itertuples(index=False)
+    findings = [
+        f"{label} {verdict} on {domain} {condition} ({points(difference)})"
+        for label, verdict, domain, condition, difference in shown
+    ]
     counts = {
         "count": len(rows),
         "raw": (rows["t_p"] < SIGNIFICANT).sum(),
         "found": len(found),
         "families": len(rows.groupby(["label", "condition"])),
-        "findings": listed(list(findings), most=SHOWN_FINDINGS),
+        "findings": listed(findings, most=SHOWN_FINDINGS),
         "also": (found["p_holm_labels"] < SIGNIFICANT).sum(),
     }
     return {} if rows.empty else counts
