@@ -98,7 +98,7 @@ def theirs(score: Floats, label: Labels) -> dict[str, float]:
 
 
 def ours(score: Floats, label: Labels) -> dict[str, float]:
-    curve = metrics.roc_curve(score, label)
+    fpr, tpr = metrics.roc_curve(score, label)
     at = partial(metrics.confusion_at, score, label)
     calls, best = at(threshold=float(np.median(score))), at(threshold=youden(score, label).value)
     return {
@@ -107,8 +107,8 @@ def ours(score: Floats, label: Labels) -> dict[str, float]:
         "F1": at(threshold=f1(score, label).value).f1,
         "Youden's J": best.tp / (best.tp + best.fn) - best.fp / (best.fp + best.tn),
         **{f"TPR at FPR {limit}": metrics.tpr_at_fpr(score, label, max_fpr=limit) for limit in MAX_FPRS},
-        "area under the vertices": float(np.trapezoid(curve.tpr, curve.fpr)),
-        "vertices": len(curve.fpr),
+        "area under the vertices": float(np.trapezoid(tpr, fpr)),
+        "vertices": len(fpr),
         "precision": calls.precision,
         "recall": calls.recall,
         "F1 of calls": calls.f1,
