@@ -35,7 +35,7 @@ WITHOUT_EFFECT = (
 )
 """Values that change no number of a run: who reads, where it runs, what is kept, how often it is saved.
 
-What a fine-tuning starts from counts by its content, not by its name (``experiments.ready``).
+What a fine-tuning starts from counts by its content, not by its name (``experiments.checks``).
 """
 AFTER_TRAINING = (
     *("row_context", "border", "aux_score_weight", "map_size", "eval_batch_size", "stop_step"),
