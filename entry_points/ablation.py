@@ -2,7 +2,6 @@
 
 from collections.abc import Sequence
 from functools import partial
-from typing import Annotated
 
 from dinomaly_hd.config.base import PositiveCount, doc
 from dinomaly_hd.config.command import OrAuto
@@ -12,17 +11,14 @@ from entry_points.common import SeedsOptions, comparison, context_of, launch, me
 
 
 class Options(SeedsOptions):
-    configs: Annotated[
-        str,
-        doc(
-            "ablation (A0 A B C D E F G F0 K100), directional, variants, or a list such as "
-            "A0,F,F:q_percent=1; all are compared with the first"
-        ),
-    ] = "ablation"
-    slots: Annotated[
-        OrAuto[PositiveCount],
-        doc("runs at once; auto: one a GPU, or one for two cores; 1: one after another, here"),
-    ] = 1
+    configs: str = doc(
+        "ablation",
+        "ablation (A0 A B C D E F G F0 K100), directional, variants, or a list such as "
+        "A0,F,F:q_percent=1; all are compared with the first",
+    )
+    slots: OrAuto[PositiveCount] = doc(
+        1, "runs at once; auto: one a GPU, or one for two cores; 1: one after another, here"
+    )
 
 
 COMMAND = comparison("ablation", __doc__, Options)

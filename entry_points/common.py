@@ -9,6 +9,8 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, TypeVar
 
+from pydantic import Field
+
 from dinomaly_hd.config.base import Frozen, NonNegative, doc, with_values
 from dinomaly_hd.config.command import Asked, Command, Numbers, OrAuto
 from dinomaly_hd.config.parameters import AUTO, all_of, any_of
@@ -42,62 +44,52 @@ QUIET = {"MLFLOW_DISABLE_TELEMETRY": "true", "RAY_USAGE_STATS_ENABLED": "0", "HF
 
 
 EXPERIMENT = "dinomaly-hd"
-Experiment = Annotated[str, doc("MLflow experiment (mlflow run chooses its own)")]
-ResultDir = Annotated[Path, doc("folder of all run folders")]
-SLOTS = "runs at once; auto: one a GPU, or one for two cores where there is none"
+Experiment = Annotated[str, Field(description="MLflow experiment (mlflow run chooses its own)")]
+ResultDir = Annotated[Path, Field(description="folder of all run folders")]
 
 
-class Options(Frozen):
+class FeatureOptions(Frozen):
     result_dir: ResultDir = Path("results")
     experiment: Experiment = EXPERIMENT
-
-
-class FeatureOptions(Options):
-    feature_dir: Annotated[
-        OrAuto[Path], doc("encoded images that all runs read; auto: DINOMALY_HD_FEATURES, else .features")
-    ] = None
-    feature_gb: Annotated[
-        OrAuto[NonNegative], doc("GiB of feature_dir; auto: a quarter of the free disk, 50 at most; 0: none")
-    ] = None
+    feature_dir: OrAuto[Path] = doc(
+        None, "encoded images that all runs read; auto: DINOMALY_HD_FEATURES, else .features"
+    )
+    feature_gb: OrAuto[NonNegative] = doc(
+        None, "GiB of feature_dir; auto: a quarter of the free disk, 50 at most; 0: none"
+    )
 
 
 class SurroundingsOptions(FeatureOptions):
     """What surrounds a run and changes none of its numbers."""
 
-    run_name: Annotated[OrAuto[str], doc("auto: {variant}-{domains}-s{seed}")] = None
-    seeds: Annotated[OrAuto[Numbers], doc("comma-separated, reported on together; auto: the one seed")] = None
+    run_name: OrAuto[str] = doc(None, "auto: {variant}-{domains}-s{seed}")
+    seeds: OrAuto[Numbers] = doc(None, "comma-separated, reported on together; auto: the one seed")
 
 
 class RunOptions(SurroundingsOptions):
-    resume: Annotated[
-        str,
-        doc("auto: go on with an interrupted run of the same configuration; never; or a run id or folder"),
-    ] = AUTO
-
-
-class TrainingOptions(RunOptions):
-    mode: Annotated[
-        str, doc("multiclass (one model), singleclass (one a domain), compare (both, and their differences)")
-    ] = "multiclass"
-
-
-class EngineOptions(Frozen):
-    engine: Annotated[
-        str, doc("local: this machine; ray: also others, with a Ray of its own or a cluster")
-    ] = "local"
-    ray_address: Annotated[OrAuto[str], doc("HOST:PORT of a Ray cluster's head; auto: a Ray of its own")] = (
-        None
+    resume: str = doc(
+        AUTO, "auto: go on with an interrupted run of the same configuration; never; or a run id or folder"
     )
 
 
+class TrainingOptions(RunOptions):
+    mode: str = doc(
+        "multiclass",
+        "multiclass (one model), singleclass (one a domain), compare (both, and their differences)",
+    )
+
+
+class EngineOptions(Frozen):
+    engine: str = doc("local", "local: this machine; ray: also others, with a Ray of its own or a cluster")
+    ray_address: OrAuto[str] = doc(None, "HOST:PORT of a Ray cluster's head; auto: a Ray of its own")
+
+
 class SeedsOptions(RunOptions):
-    seeds: Annotated[Numbers, doc("comma-separated; the final comparison's five: 42,43,44,123,456")] = (42,)
+    seeds: Numbers = doc((42,), "comma-separated; the final comparison's five: 42,43,44,123,456")
 
 
 class ConfigOptions(SeedsOptions):
-    config: Annotated[
-        str, doc("what is trained: a config of the ablation or a variant, e.g. A0 or F:q_percent=1")
-    ] = "D"
+    config: str = doc("D", "what is trained: a config of the ablation or a variant, e.g. A0 or F:q_percent=1")
 
 
 def launch(main: Main, argv: Sequence[str] | None = None) -> int:

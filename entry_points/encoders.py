@@ -1,7 +1,6 @@
 """Train and compare encoders at equal settings: small, base, large, or any list."""
 
 from collections.abc import Sequence
-from typing import Annotated
 
 from dinomaly_hd.config.base import doc
 from dinomaly_hd.config.command import Names
@@ -13,13 +12,11 @@ SIZES = {size: f"dinov2reg_vit_{size}_14" for size in ("small", "base", "large")
 
 
 class Options(ConfigOptions):
-    encoders: Annotated[
-        Names,
-        doc(
-            "small, base, large (DINOv2 with registers), dinov2reg_vit_..., efficientnet_lite0 or any "
-            "timm name; all are compared with the first"
-        ),
-    ] = ("base", "small", "large")
+    encoders: Names = doc(
+        ("base", "small", "large"),
+        "small, base, large (DINOv2 with registers), dinov2reg_vit_..., efficientnet_lite0 or any "
+        "timm name; all are compared with the first",
+    )
 
 
 COMMAND = comparison("encoders", __doc__, Options, "encoder")

@@ -1,11 +1,12 @@
 """What the entry points of single domains and transfer share: any model family, or a condition of a file."""
 
 from collections.abc import Mapping, Sequence
+from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, TypeVar
 
 from dinomaly_hd.config.base import doc
-from dinomaly_hd.config.command import Asked, Names, Numbers, OrAuto
+from dinomaly_hd.config.command import Asked, Command, Names, Numbers, OrAuto
 from dinomaly_hd.config.conditions_file import Condition, read_conditions, without_prefix
 from dinomaly_hd.config.parameters import Fields, any_of
 from dinomaly_hd.config.presets import MODELS
@@ -13,7 +14,8 @@ from dinomaly_hd.config.resolve import resolve_model
 from dinomaly_hd.config.run import ALL_DOMAINS
 from dinomaly_hd.config.texts import names_in
 from dinomaly_hd.errors import ConfigError, nearest
-from entry_points.common import MEMBERS, RunOptions
+from dinomaly_hd.training.signals import SignalGuard
+from entry_points.common import MEMBERS, Main, RunOptions, context_of
 
 if TYPE_CHECKING:
     from dinomaly_hd.experiments.protocols import Trial
@@ -25,33 +27,46 @@ PER_TRIAL = ("seed", "domains", "train_domains", "stop_step", "start_from", "use
 
 
 class ConditionOptions(RunOptions):
-    conditions_file: Annotated[
-        str, doc("JSON or YAML with conditions, which then say models and domains")
-    ] = NO_FILE
-    condition: Annotated[OrAuto[Names], doc("names of conditions in the file; auto: all of them")] = None
-    seeds: Annotated[
-        OrAuto[Numbers], doc("comma-separated; auto: the condition's, or 42; five: 42,43,44,123,456")
-    ] = None
+    conditions_file: str = doc(NO_FILE, "JSON or YAML with conditions, which then say models and domains")
+    condition: OrAuto[Names] = doc(None, "names of conditions in the file; auto: all of them")
+    seeds: OrAuto[Numbers] = doc(
+        None, "comma-separated; auto: the condition's, or 42; five: 42,43,44,123,456"
+    )
 
 
 class FamilyOptions(ConditionOptions):
-    model_type: Annotated[
-        Names,
-        doc(
-            "dinomaly, patchcore, draem, draem_sevnet, trivial, or a Dinomaly variant; several are compared "
-            "with the first, changes behind colons: patchcore,patchcore:context=2,draem:fault_source=band"
-        ),
-    ] = ("dinomaly",)
-    source_domain: Annotated[Names, doc("the domain trained on; several, or all, are trained one by one")] = (
-        "A",
+    model_type: Names = doc(
+        ("dinomaly",),
+        "dinomaly, patchcore, draem, draem_sevnet, trivial, or a Dinomaly variant; several are compared "
+        "with the first, changes behind colons: patchcore,patchcore:context=2,draem:fault_source=band",
     )
+    source_domain: Names = doc(("A",), "the domain trained on; several, or all, are trained one by one")
 
 
 class TransferOptions(FamilyOptions):
-    domains: Annotated[Names, doc("all domains there are")] = ("A", "B", "C", "D")
-    target_domains: Annotated[str, doc("domains that are tested beside the source; all: the other ones")] = (
-        ALL_DOMAINS
-    )
+    domains: Names = doc(("A", "B", "C", "D"), "all domains there are")
+    target_domains: str = doc(ALL_DOMAINS, "domains that are tested beside the source; all: the other ones")
+
+
+Family = TypeVar("Family", bound=FamilyOptions)
+
+
+def single_source(
+    name: str, doc: str | None, options: type[Family], **instead: str
+) -> tuple[Command[Family], Main]:
+    """Return command and main function of an entry point that trains any family on single domains."""
+    command = Command(name, doc, options, family_fields, {**INSTEAD, **instead})
+    return command, partial(run_trials, command)
+
+
+def run_trials(command: Command[FamilyOptions], argv: Sequence[str], guard: SignalGuard) -> None:
+    """Run the trials that flags ask for, tested on their own domains or, with targets, on those too."""
+    asked = command.parse(argv)
+    chosen, context = trials_of(asked), context_of(asked, guard)
+    from dinomaly_hd.experiments import protocols
+
+    with_targets = isinstance(asked.options, TransferOptions)
+    (protocols.run_multi_domain if with_targets else protocols.run_single_domain)(chosen, context)
 
 
 def family_fields() -> Fields:
@@ -60,11 +75,7 @@ def family_fields() -> Fields:
 
 
 def trials_of(asked: Asked[FamilyOptions]) -> "list[Trial]":
-    """Return the trials that flags ask for: models x sources x seeds, or the conditions of a file.
-
-    Raises:
-        ConfigError: A flag, value or condition is wrong.
-    """
+    """Return the trials that flags ask for: models x sources x seeds, or the conditions of a file."""
     options = asked.options
     if options.conditions_file in (NO_FILE, ""):
         if options.condition is not None:
@@ -126,11 +137,7 @@ def _pair(source: str, text: str, every: Sequence[str]) -> dict[str, str]:
 
 
 def chosen_conditions(options: ConditionOptions) -> list[Condition]:
-    """Return the conditions of ``conditions_file`` that ``condition`` names, in that order.
-
-    Raises:
-        ConfigError: The file is wrong, or holds no such condition.
-    """
+    """Return the conditions of ``conditions_file`` that ``condition`` names, in that order."""
     known = {one.name: one for one in read_conditions(Path(options.conditions_file))}
     for name in options.condition or ():
         if name not in known:

@@ -1,9 +1,6 @@
 """Train on all domains, then fine-tune on each: what is gained there, and what is forgotten elsewhere."""
 
 from collections.abc import Sequence
-from typing import Annotated
-
-from pydantic import Field
 
 from dinomaly_hd.config.base import PositiveCount, doc
 from dinomaly_hd.config.run import ALL_DOMAINS
@@ -13,13 +10,13 @@ from entry_points.common import ConfigOptions, comparison, context_of, launch, m
 
 
 class Options(ConfigOptions):
-    finetune_domains: Annotated[
-        str, doc("domains to fine-tune on, one after another from the same start; all")
-    ] = ALL_DOMAINS
-    finetune_steps: Annotated[PositiveCount, doc("optimizer steps of each fine-tuning")] = 200
-    finetune_learning_rate: Annotated[
-        float, Field(gt=0, lt=1), doc("of each fine-tuning, after a tenth of its steps as warm-up")
-    ] = 0.0002
+    finetune_domains: str = doc(
+        ALL_DOMAINS, "domains to fine-tune on, one after another from the same start; all"
+    )
+    finetune_steps: PositiveCount = doc(200, "optimizer steps of each fine-tuning")
+    finetune_learning_rate: float = doc(
+        0.0002, "of each fine-tuning, after a tenth of its steps as warm-up", gt=0, lt=1
+    )
 
 
 COMMAND = comparison("finetune", __doc__, Options)

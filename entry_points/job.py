@@ -4,7 +4,9 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated
 
-from dinomaly_hd.config.base import Frozen, doc
+from pydantic import Field
+
+from dinomaly_hd.config.base import Frozen
 from dinomaly_hd.config.command import Command
 from dinomaly_hd.jobs import die_with_parent
 from dinomaly_hd.training.signals import SignalGuard
@@ -12,7 +14,7 @@ from entry_points.common import launch, say
 
 
 class Options(Frozen):
-    config: Annotated[Path, doc("the job.json of one member of a suite")]
+    config: Annotated[Path, Field(description="the job.json of one member of a suite")]
 
 
 COMMAND = Command("job", __doc__, Options)

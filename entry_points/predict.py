@@ -4,6 +4,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated
 
+from pydantic import Field
+
 from dinomaly_hd.config.base import Count, Frozen, doc
 from dinomaly_hd.config.command import Command, OrAuto
 from dinomaly_hd.training.signals import SignalGuard
@@ -13,21 +15,22 @@ from entry_points.common import ROOT, ResultDir, launch, say
 class Options(Frozen):
     run: Annotated[
         str,
-        doc(
-            "run folder, its name, its MLflow run id, models:/NAME/VERSION, models:/NAME@ALIAS, or a "
-            "run's checkpoint (RUN/checkpoints/step_00000400.pt)"
+        Field(
+            description="run folder, its name, its MLflow run id, models:/NAME/VERSION, models:/NAME@ALIAS, "
+            "or a run's checkpoint (RUN/checkpoints/step_00000400.pt)"
         ),
     ]
-    input: Annotated[Path, doc("folder of .tiff, .tif or .png images, searched recursively, or one image")]
-    domain: Annotated[
-        OrAuto[str],
-        doc("whose threshold decides; auto: the domain folder in a path, or the model's only domain"),
-    ] = None
-    output: Annotated[
-        OrAuto[Path], doc("new folder for scores.csv and anomaly_maps/; auto: {result_dir}/predict/{time}")
-    ] = None
-    maps: Annotated[Count, doc("anomaly maps drawn, of the highest-scoring images")] = 20
-    gpu: Annotated[str, doc("auto, cpu, or the index of a GPU")] = "auto"
+    input: Annotated[
+        Path, Field(description="folder of .tiff, .tif or .png images, searched recursively, or one image")
+    ]
+    domain: OrAuto[str] = doc(
+        None, "whose threshold decides; auto: the domain folder in a path, or the model's only domain"
+    )
+    output: OrAuto[Path] = doc(
+        None, "new folder for scores.csv and anomaly_maps/; auto: {result_dir}/predict/{time}"
+    )
+    maps: Count = doc(20, "anomaly maps drawn, of the highest-scoring images")
+    gpu: str = doc("auto", "auto, cpu, or the index of a GPU")
     result_dir: ResultDir = Path("results")
 
 

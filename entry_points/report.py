@@ -2,7 +2,6 @@
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated
 
 from dinomaly_hd.config.base import Frozen, doc
 from dinomaly_hd.config.command import Command, OrAuto
@@ -14,31 +13,26 @@ NONE = "none"
 
 
 class Options(Frozen):
-    runs: Annotated[
-        str,
-        doc(
-            "comma-separated: run folders, their names, MLflow run ids; a comparison's stands for its members"
-        ),
-    ] = NONE
-    query: Annotated[
-        str, doc("MLflow filter over experiment, such as tags.variant = 'horizontal' and params.seed = '42'")
-    ] = NONE
-    label_by: Annotated[
-        str,
-        doc(
-            "what a run is called: config (as in its comparison, else its variant), variant, or the "
-            "name of a value of its config such as encoder or q_percent"
-        ),
-    ] = "config"
-    reference: Annotated[
-        OrAuto[str], doc("label that the others are compared with; auto: the comparison's, or the first")
-    ] = None
-    title: Annotated[OrAuto[str], doc("heading of the report")] = None
-    question: Annotated[OrAuto[str], doc("what the report is to answer, printed above its tables")] = None
-    output: Annotated[
-        OrAuto[Path],
-        doc("new folder; auto: the comparison's own if runs is just one, else {result_dir}/report/{time}"),
-    ] = None
+    runs: str = doc(
+        NONE,
+        "comma-separated: run folders, their names, MLflow run ids; a comparison's stands for its members",
+    )
+    query: str = doc(
+        NONE, "MLflow filter over experiment, such as tags.variant = 'horizontal' and params.seed = '42'"
+    )
+    label_by: str = doc(
+        "config",
+        "what a run is called: config (as in its comparison, else its variant), variant, or the "
+        "name of a value of its config such as encoder or q_percent",
+    )
+    reference: OrAuto[str] = doc(
+        None, "label that the others are compared with; auto: the comparison's, or the first"
+    )
+    title: OrAuto[str] = doc(None, "heading of the report")
+    question: OrAuto[str] = doc(None, "what the report is to answer, printed above its tables")
+    output: OrAuto[Path] = doc(
+        None, "new folder; auto: the comparison's own if runs is just one, else {result_dir}/report/{time}"
+    )
     result_dir: ResultDir = Path("results")
     experiment: Experiment = EXPERIMENT
 

@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Literal
 
 from dinomaly_hd.config.base import Count, Frozen, Line, doc
 from dinomaly_hd.config.command import Command, OrAuto
@@ -12,17 +12,14 @@ from entry_points.common import ROOT, launch, say
 
 
 class Options(Frozen):
-    simulate_size: Annotated[
-        Literal["tiny", "quick", "full"],
-        doc("images train/good/fault a domain: tiny 8/4/4, quick 100/100/100, full 1000/1000/1000"),
-    ] = "quick"
-    simulate_seed: Annotated[
-        Count, doc("seed of the simulated data; the same seed and size give the same bytes")
-    ] = 0
-    domains: Annotated[Line, doc("comma-separated, of A,B,C,D")] = "A,B,C,D"
-    output: Annotated[
-        OrAuto[Path], doc("folder to write; auto: data/simulated_{size}_seed{n}, where runs look by default")
-    ] = None
+    simulate_size: Literal["tiny", "quick", "full"] = doc(
+        "quick", "images train/good/fault a domain: tiny 8/4/4, quick 100/100/100, full 1000/1000/1000"
+    )
+    simulate_seed: Count = doc(0, "seed of the simulated data; the same seed and size give the same bytes")
+    domains: Line = doc("A,B,C,D", "comma-separated, of A,B,C,D")
+    output: OrAuto[Path] = doc(
+        None, "folder to write; auto: data/simulated_{size}_seed{n}, where runs look by default"
+    )
 
 
 COMMAND = Command("simulate", __doc__, Options)

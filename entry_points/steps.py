@@ -1,7 +1,6 @@
 """Train once and evaluate at several numbers of steps, without training again."""
 
 from collections.abc import Sequence
-from typing import Annotated
 
 from dinomaly_hd.config.base import doc
 from dinomaly_hd.config.command import Numbers
@@ -11,10 +10,10 @@ from entry_points.common import ConfigOptions, comparison, context_of, launch, m
 
 
 class Options(ConfigOptions):
-    steps: Annotated[
-        Numbers,
-        doc("optimizer steps at which it is evaluated; training goes to the largest and has its schedule"),
-    ] = (5000, 10000, 15000)
+    steps: Numbers = doc(
+        (5000, 10000, 15000),
+        "optimizer steps at which it is evaluated; training goes to the largest and has its schedule",
+    )
 
 
 COMMAND = comparison("steps", __doc__, Options, "max_steps")

@@ -1,20 +1,23 @@
 """Run the conditions of a file with all their seeds on this machine's slots or on a Ray cluster."""
 
 from collections.abc import Sequence
-from typing import Annotated
+
+from pydantic import Field
 
 from dinomaly_hd.config.base import PositiveCount, doc
 from dinomaly_hd.config.command import Command, OrAuto
 from dinomaly_hd.training.signals import SignalGuard
-from entry_points.common import SLOTS, EngineOptions, context_of, launch
+from entry_points.common import EngineOptions, context_of, launch
 from entry_points.families import ConditionOptions, chosen_conditions, family_fields, trials_of_conditions
 
 IN_FILE = ("model_type", "variant", "source_domain", "target_domains", "domains", "train_domains")
 
 
 class Options(ConditionOptions, EngineOptions):
-    conditions_file: str = doc("JSON or YAML with conditions: models, domains, values")
-    slots: Annotated[OrAuto[PositiveCount], doc(SLOTS)] = None
+    conditions_file: str = Field(description="JSON or YAML with conditions: models, domains, values")
+    slots: OrAuto[PositiveCount] = doc(
+        None, "runs at once; auto: one a GPU, or one for two cores where there is none"
+    )
 
 
 COMMAND = Command(

@@ -7,7 +7,7 @@ the same storage (PostgreSQL) joins in.
 
 import os
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING
 
 from dinomaly_hd.config.base import Count, doc
 from dinomaly_hd.config.command import Asked, Numbers
@@ -16,14 +16,7 @@ from dinomaly_hd.config.run import RunConfig
 from dinomaly_hd.config.texts import names_in
 from dinomaly_hd.errors import ConfigError
 from dinomaly_hd.training.signals import SignalGuard
-from entry_points.common import (
-    ROOT,
-    EngineOptions,
-    SurroundingsOptions,
-    comparison,
-    context_of,
-    launch,
-)
+from entry_points.common import ROOT, EngineOptions, SurroundingsOptions, comparison, context_of, launch
 
 if TYPE_CHECKING:
     from dinomaly_hd.runs.context import Context
@@ -31,50 +24,40 @@ if TYPE_CHECKING:
 
 OF_RUNS = {"maps_per_group": "0", "synthetic_copies": "8"}
 """What a study has differently from a run by itself, beside val_check_interval, which the pruner sets."""
+AS_GIVEN = {"study", "trials", "config", "objective", "seeds", "sampler", "pruner", "heartbeat_s"}
 LOOKS = 10
 """Times that a trial is looked at during its training, to be given up or not."""
 
 
 class Options(SurroundingsOptions, EngineOptions):
-    study: Annotated[str, doc("its name: the same name goes on with it")] = "study"
-    storage: Annotated[
-        str,
-        doc(
-            "auto: DINOMALY_HD_STORAGE, else optuna.db beside mlflow.db; sqlite:///FILE; "
-            "postgresql://USER@HOST/NAME"
-        ),
-    ] = "auto"
-    trials: Annotated[Count, doc("finished or given up, after which the study is over")] = 20
-    workers: Annotated[Count, doc("processes that run trials here, one a GPU where there are GPUs")] = 1
-    config: Annotated[
-        str, doc("what is searched around: a config of the ablation or a variant, with changes")
-    ] = "F"
-    space: Annotated[str, doc("what is searched: some of these")] = (
-        "row_p,seg_len,seg_drop_p,elem_p,q_percent,disable_segment,use_topk,tail_context,row_context"
+    study: str = doc("study", "its name: the same name goes on with it")
+    storage: str = doc(
+        "auto",
+        "auto: DINOMALY_HD_STORAGE, else optuna.db beside mlflow.db; sqlite:///FILE; "
+        "postgresql://USER@HOST/NAME",
     )
-    objective: Annotated[str, doc("synthetic: bands on held-out normals; test: test images, marked")] = (
-        "synthetic"
+    trials: Count = doc(20, "finished or given up, after which the study is over")
+    workers: Count = doc(1, "processes that run trials here, one a GPU where there are GPUs")
+    config: str = doc("F", "what is searched around: a config of the ablation or a variant, with changes")
+    space: str = doc(
+        "row_p,seg_len,seg_drop_p,elem_p,q_percent,disable_segment,use_topk,tail_context,row_context",
+        "what is searched: some of these",
     )
-    metrics: Annotated[
-        str, doc("maximised, one or two: DOMAIN or mean / auroc, tpr_at_fpr_1, tpr_at_fpr_5")
-    ] = "domain_C/tpr_at_fpr_1"
-    seeds: Annotated[Numbers, doc("comma-separated; a trial is the mean of them")] = (42,)
-    sampler: Annotated[str, doc("tpe, gp (Gaussian process), random")] = "tpe"
-    pruner: Annotated[str, doc("auto: give up trials by steps, with 3 seeds or more by seeds; none")] = "auto"
-    heartbeat_s: Annotated[
-        Count, doc("seconds between signs of life; after three a trial is tried again")
-    ] = 60
+    objective: str = doc("synthetic", "synthetic: bands on held-out normals; test: test images, marked")
+    metrics: str = doc(
+        "domain_C/tpr_at_fpr_1", "maximised, one or two: DOMAIN or mean / auroc, tpr_at_fpr_1, tpr_at_fpr_5"
+    )
+    seeds: Numbers = doc((42,), "comma-separated; a trial is the mean of them")
+    sampler: str = doc("tpe", "tpe, gp (Gaussian process), random")
+    pruner: str = doc("auto", "auto: give up trials by steps, with 3 seeds or more by seeds; none")
+    heartbeat_s: Count = doc(60, "seconds between signs of life; after three a trial is tried again")
 
 
 COMMAND = comparison("tune", __doc__, Options, configs="config", resume="study")
 
 
 def prepare(asked: Asked[Options], guard: SignalGuard) -> tuple["Plan", "Context"]:
-    """Return the study that flags ask for, and its surroundings.
-
-    Raises:
-        ConfigError: A flag or value is wrong.
-    """
+    """Return the study that flags ask for, and its surroundings."""
     options = asked.options
     from dinomaly_hd.models.build import check_model
     from dinomaly_hd.tuning.space import make_space
@@ -96,24 +79,18 @@ def prepare(asked: Asked[Options], guard: SignalGuard) -> tuple["Plan", "Context
     def build(config: str, seed: int) -> RunConfig:
         return resolve_config(config, {**values, "seed": str(seed)})
 
+    space = make_space(
+        names_in(options.space),
+        base=options.config,
+        build=lambda config: build(config, options.seeds[0]),
+        check=check_model,
+    )
     plan = Plan(
-        study=options.study,
         address=address,
-        trials=options.trials,
-        config=options.config,
-        space=make_space(
-            names_in(options.space),
-            base=options.config,
-            build=lambda config: build(config, options.seeds[0]),
-            check=check_model,
-        ),
-        objective=options.objective,
+        space=space,
         metrics=names_in(options.metrics),
-        seeds=options.seeds,
-        sampler=options.sampler,
-        pruner=options.pruner,
-        heartbeat_s=options.heartbeat_s,
         build=build,
+        **options.model_dump(include=AS_GIVEN),
     )
     storage = None if options.storage == "auto" else address.shown
     return plan, context_of(asked, guard, storage=storage)

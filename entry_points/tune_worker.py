@@ -4,8 +4,10 @@ import os
 from collections.abc import Sequence
 from pathlib import Path
 
+from pydantic import Field
+
 from dinomaly_hd import provenance
-from dinomaly_hd.config.base import Frozen, doc
+from dinomaly_hd.config.base import Frozen
 from dinomaly_hd.config.command import Command
 from dinomaly_hd.errors import ConfigError
 from dinomaly_hd.jobs import die_with_parent, read_job
@@ -15,7 +17,7 @@ from entry_points.common import launch
 
 
 class Options(Frozen):
-    config: Path = doc("job.json that `tune` wrote")
+    config: Path = Field(description="job.json that `tune` wrote")
 
 
 COMMAND = Command("tune_worker", __doc__, Options)

@@ -17,7 +17,7 @@ from torch import Tensor
 from benchmarks.drills.hostile import add_domain
 from benchmarks.drills.tally import Drill, Tally
 from dinomaly_hd.batch import Batch
-from dinomaly_hd.config.presets import quick_dinomaly
+from dinomaly_hd.config.presets import preset_run
 from dinomaly_hd.config.variants import baseline
 from dinomaly_hd.data.hdmap import load_manifest
 from dinomaly_hd.data.store import ImageStore
@@ -98,7 +98,7 @@ def theirs(score: Floats, label: Labels) -> dict[str, float]:
 
 
 def ours(score: Floats, label: Labels) -> dict[str, float]:
-    curve = metrics.roc_curve(score, label)
+    fpr, tpr = metrics.roc_curve(score, label)
     at = partial(metrics.confusion_at, score, label)
     calls, best = at(threshold=float(np.median(score))), at(threshold=youden(score, label).value)
     return {
@@ -107,8 +107,8 @@ def ours(score: Floats, label: Labels) -> dict[str, float]:
         "F1": at(threshold=f1(score, label).value).f1,
         "Youden's J": best.tp / (best.tp + best.fn) - best.fp / (best.fp + best.tn),
         **{f"TPR at FPR {limit}": metrics.tpr_at_fpr(score, label, max_fpr=limit) for limit in MAX_FPRS},
-        "area under the vertices": float(np.trapezoid(curve.tpr, curve.fpr)),
-        "vertices": len(curve.fpr),
+        "area under the vertices": float(np.trapezoid(tpr, fpr)),
+        "vertices": len(fpr),
         "precision": calls.precision,
         "recall": calls.recall,
         "F1 of calls": calls.f1,
@@ -176,7 +176,7 @@ def _scored_by(folder: Path, value: float) -> Callable[[], object]:
     manifest = load_manifest(folder, domains=["A"], conditions="none")
     scorer = Scorer(
         *(_Broken(value), ImageStore(manifest, keep_bytes=0)),
-        run=quick_dinomaly(baseline()),
+        run=preset_run("quick", baseline()),
         device=torch.device("cpu"),
         features=None,
         tick=lambda: None,

@@ -16,7 +16,7 @@ from torch.utils.data import Dataset
 from benchmarks.drills.tally import Tally
 from dinomaly_hd.batch import Batch
 from dinomaly_hd.config import RunConfig, with_values
-from dinomaly_hd.config.presets import quick_dinomaly
+from dinomaly_hd.config.presets import preset_run
 from dinomaly_hd.config.variants import baseline
 from dinomaly_hd.errors import Interrupted, NonFiniteError
 from dinomaly_hd.models.detector import Detector, Loss, Prediction
@@ -90,7 +90,7 @@ def _files(step: int) -> str:
 def _config(policy: str) -> RunConfig:
     steps = {"max_steps": 2 * max(STEPS), "warmup_steps": 0, "checkpoint_interval": 500}
     more = {"batch_size": BATCH, "val_check_interval": 0, "on_nonfinite": policy, "gpu": "cpu"}
-    return with_values(quick_dinomaly(baseline()), {**steps, **more})
+    return with_values(preset_run("quick", baseline()), {**steps, **more})
 
 
 class _Ended(NamedTuple):

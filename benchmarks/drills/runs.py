@@ -37,7 +37,7 @@ FLAGS = {
     "maps_per_group": "0",
     "gpu": "cpu",
 }
-PRELOADED = ["entry_points.horizontal", "dinomaly_hd.experiments.multiclass", "mlflow", __name__]
+PRELOADED = ["entry_points.horizontal", "dinomaly_hd.experiments.protocols", "mlflow", __name__]
 POLL_S = 0.002
 LONGEST_WAIT_S = 900.0
 LAST_LINES = 1500

@@ -24,7 +24,7 @@ from torch import Tensor
 
 from benchmarks.common import given, record, timed
 from dinomaly_hd.config import PatchCoreConfig, with_values
-from dinomaly_hd.config.presets import full_patchcore
+from dinomaly_hd.config.presets import preset_run
 from dinomaly_hd.data.hdmap import load_manifest
 from dinomaly_hd.data.simulator import simulate
 from dinomaly_hd.data.store import ImageStore
@@ -66,7 +66,7 @@ def ours_of(weights: Path) -> PatchCore:
         "coreset_sampling_ratio": str(RATIO),
         "num_neighbors": str(NEIGHBOURS),
     }
-    run = with_values(full_patchcore(PatchCoreConfig()), values)
+    run = with_values(preset_run("full", PatchCoreConfig()), values)
     detector = build_detector(run, weights=locate(run.encoder.encoder, run.encoder.encoder_weights))
     assert isinstance(detector, PatchCore)
     return detector.eval()

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from dinomaly_hd.batch import Batch
 from dinomaly_hd.config import RunConfig, with_values
-from dinomaly_hd.config.presets import full_dinomaly
+from dinomaly_hd.config.presets import preset_run
 from dinomaly_hd.config.variants import baseline
 from dinomaly_hd.models.build import build_detector
 from dinomaly_hd.models.dinomaly.detector import Dinomaly
@@ -39,7 +39,7 @@ class Case(NamedTuple):
     def run(self) -> RunConfig:
         given = {"encoder": self.encoder, "encoder_weights": self.weights, "precision": self.precision}
         sides = {"image_size": str(self.image), "crop": str(self.crop)}
-        return with_values(full_dinomaly(baseline()), {**given, **sides})
+        return with_values(preset_run("full", baseline()), {**given, **sides})
 
     def maps(self, count: int) -> Tensor:
         return torch.rand(count, *MAP, generator=torch.Generator().manual_seed(count)).to(self.device)

@@ -1,7 +1,7 @@
 """The base of all configs: frozen, unknown keys refused, every value said once, under its own name.
 
-A value that a user may set is a field with a ``doc``: type, rule, default and help stand in one place, and
-flags, conditions files, their schema and the search space are read from it. Fields without one, such as
+A value that a user may set is a field with a description: type, rule, default and help stand in one place,
+and flags, conditions files, their schema and the search space are read from it. Fields without one, such as
 ``loss``, are set by the variant or the preset.
 """
 
@@ -19,7 +19,8 @@ from dinomaly_hd.names import has_hidden, shown
 LARGEST_COUNT, LONGEST_TEXT = 2**31 - 1, 1000
 
 
-def _visible(text: str) -> str:
+def visible(text: str) -> str:
+    """Return a text in which everything is seen; any other is a ValueError."""
     if has_hidden(text):
         raise ValueError("holds control or invisible characters; take them out")
     return text
@@ -30,12 +31,16 @@ Positive = Annotated[float, Field(gt=0)]
 NonNegative = Annotated[float, Field(ge=0)]
 Count = Annotated[int, Field(ge=0, le=LARGEST_COUNT)]
 PositiveCount = Annotated[int, Field(ge=1, le=LARGEST_COUNT)]
-Line = Annotated[str, Field(min_length=1, max_length=LONGEST_TEXT), AfterValidator(_visible)]
+Line = Annotated[str, Field(min_length=1, max_length=LONGEST_TEXT), AfterValidator(visible)]
 
 
-def doc(text: str) -> Any:
-    """Describe a field, which makes it one that a user may set."""
-    return Field(description=text)
+Default = TypeVar("Default")
+
+
+def doc(default: Default, text: str, **limits: Any) -> Default:
+    """Return a field that a user may set: its default, its help, and what it may be, such as ``ge=0``."""
+    field: Default = Field(default, description=text, **limits)
+    return field
 
 
 class Search(NamedTuple):
@@ -105,11 +110,7 @@ def with_parts(config: Config, values: Mapping[str, Any]) -> Config:
 
 
 def with_values(config: Config, values: Mapping[str, Any]) -> Config:
-    """Return a copy with some values, given by their own names, replaced and checked.
-
-    Raises:
-        ConfigError: A value breaks its rule; one line names parameter, value and rule.
-    """
+    """Return a copy with some values, given by their own names, replaced and checked."""
     changed = {
         name: with_values(value, values) if isinstance(value, Frozen) else values.get(name, value)
         for name, value in config
@@ -124,13 +125,12 @@ def validated(kind: type[Config], content: Any) -> Config:
     try:
         return kind.model_validate_json(content) if isinstance(content, str) else kind.model_validate(content)
     except ValidationError as error:
-        raise ConfigError("; ".join(map(fault_line, error.errors()))) from error
-
-
-def fault_line(detail: Any) -> str:
-    """Return one of pydantic's errors as "name=value: reason"."""
-    place = detail["loc"][-1] if detail["loc"] else "config"
-    return f"{place}={shown(detail.get('input'))}: {reason_of_fault(detail)}"
+        raise ConfigError(
+            "; ".join(
+                f"{(fault['loc'] or ['config'])[-1]}={shown(fault['input'])}: {reason_of_fault(fault)}"
+                for fault in error.errors()
+            )
+        ) from error
 
 
 def reason_of_fault(detail: Any) -> str:

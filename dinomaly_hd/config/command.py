@@ -8,7 +8,7 @@ from typing import Annotated, Any, Generic, NoReturn, TypeVar
 
 from pydantic import BeforeValidator, ValidationError, WrapValidator
 
-from dinomaly_hd.config.base import Frozen, reason_of_fault, text_of, validated
+from dinomaly_hd.config.base import Frozen, reason_of_fault, text_of, validated, visible
 from dinomaly_hd.config.parameters import AUTO, Fields, every_parameter, help_of, not_of
 from dinomaly_hd.config.texts import names_once, numbers_once
 from dinomaly_hd.errors import ConfigError, nearest
@@ -49,18 +49,12 @@ class _Once(argparse.Action):
 
 @dataclass(frozen=True)
 class Asked(Generic[Options]):
-    """What the flags of one start say.
-
-    Attributes:
-        options: The entry point's own.
-        values: Of runs, as text; without those that are left to the preset.
-        given: All flags that were given.
-    """
+    """What the flags of one start say."""
 
     entry_point: str
     options: Options
-    values: dict[str, str]
-    given: dict[str, str]
+    values: dict[str, str]  # of runs, as text; without those that are left to the preset
+    given: dict[str, str]  # all flags that were given
 
     def command(self, **spelt_out: object) -> str:
         """Return the shortest command that repeats the start, with some flags spelt out."""
@@ -72,42 +66,31 @@ class Asked(Generic[Options]):
 
 @dataclass(frozen=True)
 class Command(Generic[Options]):
-    """An entry point: what it is called and takes.
-
-    Attributes:
-        doc: Opens its ``--help``.
-        options: The class of its own options.
-        runs: Returns the values of runs that it takes.
-        instead: Names that other entry points take -> what this one has for them.
-    """
+    """An entry point: what it is called and takes."""
 
     name: str
-    doc: str | None
+    doc: str | None  # opens its --help
     options: type[Options]
-    runs: Callable[[], Fields] = dict
+    runs: Callable[[], Fields] = dict  # the values of runs that it takes
     instead: Mapping[str, str] = field(default_factory=dict)
+    """Names that other entry points take -> what this one has for them."""
 
     def parameters(self) -> Fields:
         """Return everything it takes, by name."""
         return {**self.options.model_fields, **self.runs()}
 
     def parse(self, argv: Sequence[str]) -> Asked[Options]:
-        """Read flags (``--row-p .2`` and ``--row_p=.2`` alike); ``--help`` prints and ends the process.
-
-        Raises:
-            ConfigError: Unknown flag (names the nearest), a flag without value or given twice, an option's
-                value that breaks its rule, a value with control characters, or a stray word.
-        """
+        """Read flags (``--row-p .2`` and ``--row_p=.2`` alike); ``--help`` prints and ends the process."""
         fields = self.parameters()
         found, rest = self._parser(fields).parse_known_args(_joined(argv, fields))
         for word in rest:
             self._refuse(word, fields)
         given = {name: value for name in fields if (value := getattr(found, name, None)) is not None}
         for name, value in given.items():
-            if has_hidden(value):
-                raise ConfigError(
-                    f"{name}={shown(value)}: holds control or invisible characters; take them out"
-                )
+            try:
+                visible(value)
+            except ValueError as error:
+                raise ConfigError(f"{name}={shown(value)}: {error}") from None
         own = {name: given[name] for name in self.options.model_fields if name in given}
         for name, option in self.options.model_fields.items():
             if option.is_required() and not own.get(name):

@@ -12,17 +12,10 @@ from functools import cache
 from pathlib import Path
 from typing import Annotated, Any, Literal, NamedTuple, Union
 
-from pydantic import (
-    AfterValidator,
-    BeforeValidator,
-    ConfigDict,
-    Field,
-    ValidationError,
-    create_model,
-)
+from pydantic import AfterValidator, BeforeValidator, ConfigDict, Field, ValidationError, create_model
 from pydantic.json_schema import GenerateJsonSchema
 
-from dinomaly_hd.config.base import LONGEST_TEXT, Frozen, reason_of_fault, text_of
+from dinomaly_hd.config.base import LONGEST_TEXT, Frozen, reason_of_fault, text_of, visible
 from dinomaly_hd.config.dinomaly import Segments
 from dinomaly_hd.config.parameters import any_of
 from dinomaly_hd.config.plain_file import read_plain
@@ -31,10 +24,10 @@ from dinomaly_hd.config.resolve import resolve_model
 from dinomaly_hd.config.texts import NO_CROP, names_in
 from dinomaly_hd.config.variants import VARIANTS
 from dinomaly_hd.errors import ConfigError, nearest
-from dinomaly_hd.names import has_hidden, shown
+from dinomaly_hd.names import shown
 
+ONE_LINE = AfterValidator(lambda text: visible(" ".join(text.split())))
 NAME = r"^[A-Za-z0-9][A-Za-z0-9_.-]{0,99}$"
-DOMAIN_PREFIX = "domain_"
 DRAFT = "https://json-schema.org/draft/2020-12/schema"
 CLIP = {"gradient_clip_val": "gradient_clip"}
 ALIASES = {
@@ -54,33 +47,19 @@ WAYS = (("domains", "source_domain"), ("domains", "target_domains"), ("max_epoch
 
 
 class Condition(NamedTuple):
-    """One experiment of a conditions file.
+    """One experiment of a conditions file."""
 
-    Attributes:
-        name: Safe as a folder's name, unique in its file whatever the case.
-        source_domain: The domain trained on ("A" of "domain_A"); None: all of the domains are.
-        target_domains: Domains that are only tested; empty for a single domain.
-        values: Of its run, as text; ``variant`` among them where one is named.
-    """
-
-    name: str
+    name: str  # safe as a folder's name, unique in its file whatever the case
     description: str
     model_type: str
-    source_domain: str | None
-    target_domains: tuple[str, ...]
-    values: dict[str, str]
+    source_domain: str | None  # trained on, "A" of "domain_A"; None: all of the domains are
+    target_domains: tuple[str, ...]  # only tested; empty for a single domain
+    values: dict[str, str]  # of its run, as text; ``variant`` among them where one is named
 
 
 def without_prefix(name: str) -> str:
     """Return the short name of a domain: "A" of "domain_A"."""
-    return name.removeprefix(DOMAIN_PREFIX) or name
-
-
-def _one_line(text: str) -> str:
-    line = " ".join(text.split())
-    if has_hidden(line):
-        raise ValueError("holds control or invisible characters; take them out")
-    return line
+    return name.removeprefix("domain_") or name
 
 
 Domain = Annotated[str, Field(pattern=r"^[^.,/\\\s][^,/\\]*$", max_length=64), AfterValidator(without_prefix)]
@@ -137,10 +116,7 @@ def file_model() -> type[Frozen]:
         "condition",
         __base__=Frozen,
         name=(Annotated[str, Field(strict=True, pattern=NAME)], ...),
-        description=(
-            Annotated[str, Field(strict=True, max_length=LONGEST_TEXT), AfterValidator(_one_line)],
-            "",
-        ),
+        description=(Annotated[str, Field(strict=True, max_length=LONGEST_TEXT), ONE_LINE], ""),
         config=(config, ...),
     )
     return create_model(
@@ -154,18 +130,15 @@ def file_model() -> type[Frozen]:
 def read_conditions(path: Path) -> tuple[Condition, ...]:
     """Read a conditions file, JSON or YAML.
 
-    Raises:
-        ConfigError: One line with the file, the condition, the key, its value, the rule and the way out.
+    A fault is one line with the file, the condition, the key, its value, the rule and the way out.
     """
     content = read_plain(path)
     try:
         file: Any = file_model().model_validate(content)
     except ValidationError as error:
-        faults = error.errors()
-        unknown = [
-            fault for fault in faults if fault["type"] == "extra_forbidden"
-        ]  # says more than what it lacks
-        raise ConfigError(f"{path}: {_fault(content, (unknown or faults)[0])}") from None
+        # An unknown key says more than what is missing.
+        first = min(error.errors(), key=lambda fault: fault["type"] != "extra_forbidden")
+        raise ConfigError(f"{path}: {_fault(content, first)}") from None
     conditions: dict[str, Condition] = {}
     for entry in file.experiment_conditions:
         place = f"{path}: condition {entry.name}"
@@ -240,16 +213,12 @@ def _fault(content: Any, detail: Any) -> str:
 
 def _unknown(key: str, loc: Sequence[Any]) -> str:
     """Return why a key is refused: no family has it, or this one has no use for it."""
-    if len(loc) <= IN_CONFIG:
-        known: Iterable[str] = (
-            ("name", "description", "config") if len(loc) > 1 else ("experiment_conditions",)
-        )
-        return f"unknown key.{nearest(key[:LONGEST_TEXT], known)}"
-    takers = [family for family in FAMILIES if key in keys_of(family).model_fields]
-    if takers:
-        return f"does nothing for {loc[IN_CONFIG]}, only for {' and '.join(takers)}; leave it out"
-    every = {name for family in FAMILIES for name in keys_of(family).model_fields}
-    return f"unknown key.{nearest(key[:LONGEST_TEXT], every)}"
+    known: Iterable[str] = ("name", "description", "config") if len(loc) > 1 else ("experiment_conditions",)
+    if len(loc) > IN_CONFIG:
+        if takers := [family for family in FAMILIES if key in keys_of(family).model_fields]:
+            return f"does nothing for {loc[IN_CONFIG]}, only for {' and '.join(takers)}; leave it out"
+        known = {name for family in FAMILIES for name in keys_of(family).model_fields}
+    return f"unknown key.{nearest(key[:LONGEST_TEXT], known)}"
 
 
 class _WithoutDefaults(GenerateJsonSchema):

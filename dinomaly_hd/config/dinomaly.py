@@ -25,8 +25,8 @@ from dinomaly_hd.config.texts import (
     Weights,
 )
 
-Element = Annotated[Probability, doc("element dropout of the bottleneck")]
-DiscardFactor = Annotated[Probability, doc("share of gradient left to easy tokens")]
+Element = Annotated[Probability, Field(description="element dropout of the bottleneck")]
+DiscardFactor = Annotated[Probability, Field(description="share of gradient left to easy tokens")]
 HalfWidth = Annotated[Count, Search(0, 2)]
 
 
@@ -40,28 +40,28 @@ class PlainBottleneck(Frozen):
 class Segments(Frozen):
     """Horizontal pieces of token rows that are dropped."""
 
-    row_p: Annotated[Probability, Search(0.1, 0.5), doc("share of rows with a dropped segment [.15-.25]")] = (
-        0.2
+    row_p: Annotated[Probability, Search(0.1, 0.5)] = doc(
+        0.2, "share of rows with a dropped segment [.15-.25]"
     )
-    seg_len: Annotated[PositiveCount, Search(1, 6), doc("tokens of a segment, at most a row [2-3]")] = 2
-    seg_drop_p: Annotated[
-        Probability, Search(0.4, 1.0), doc("chance of its tokens to be dropped [.5-.7]")
-    ] = 0.6
+    seg_len: Annotated[PositiveCount, Search(1, 6)] = doc(2, "tokens of a segment, at most a row [2-3]")
+    seg_drop_p: Annotated[Probability, Search(0.4, 1.0)] = doc(
+        0.6, "chance of its tokens to be dropped [.5-.7]"
+    )
 
 
 class SegmentBottleneck(Segments):
     """Horizontal segment dropout, then the MLP with element dropout ``elem_p``."""
 
     bottleneck: Literal["segment"] = "segment"
-    elem_p: Annotated[Probability, Search(0.0, 0.3), doc("element dropout beside the segments [0-.15]")] = 0.1
-    disable_segment: Annotated[bool, Search(0, 1), doc("true: no segments, only elem_p")] = False
+    elem_p: Annotated[Probability, Search(0.0, 0.3)] = doc(0.1, "element dropout beside the segments [0-.15]")
+    disable_segment: Annotated[bool, Search(0, 1)] = doc(False, "true: no segments, only elem_p")
 
 
 class RowMaskingBottleneck(Frozen):
     """Whole rows replaced by a learned token, then the MLP with element dropout."""
 
     bottleneck: Literal["row_masking"] = "row_masking"
-    row_p: Annotated[Probability, Search(0.1, 0.5), doc("share of masked token rows")] = 0.1
+    row_p: Annotated[Probability, Search(0.1, 0.5)] = doc(0.1, "share of masked token rows")
     bottleneck_dropout: Element = 0.2
 
 
@@ -75,24 +75,24 @@ class RowDropoutAttention(Segments):
     """Segment dropout on the values inside decoder blocks."""
 
     attention: Literal["row_dropout"] = "row_dropout"
-    decoder_blocks: Annotated[Blocks, doc("whose values drop: last-half, 4-7 or 1,3 (from 0)")] = LAST_HALF
-    decoder_heads: Annotated[Probability, doc("share of a block's heads whose values drop")] = 0.5
-    keys: Annotated[bool, doc("true: the features of the keys drop too")] = False
-    decoder_warmup: Annotated[Count, doc("optimizer steps until row_p is reached in the decoder")] = 200
+    decoder_blocks: Blocks = doc(LAST_HALF, "whose values drop: last-half, 4-7 or 1,3 (from 0)")
+    decoder_heads: Probability = doc(0.5, "share of a block's heads whose values drop")
+    keys: bool = doc(False, "true: the features of the keys drop too")
+    decoder_warmup: Count = doc(200, "optimizer steps until row_p is reached in the decoder")
 
 
 class RowBlindAttention(Frozen):
     """No query reads its own row nearby."""
 
     attention: Literal["row_blind"] = "row_blind"
-    row_radius: Annotated[Radius, doc("columns to either side that a query cannot read, or full")] = "3"
+    row_radius: Radius = doc("3", "columns to either side that a query cannot read, or full")
 
 
 class Discard(Frozen):
     """The schedule of the share of tokens that count as easy."""
 
-    discard_final: Annotated[Probability, doc("share of easy tokens after warm-up")] = 0.9
-    discard_warmup: Annotated[Count, doc("optimizer steps until discard_final")] = 1000
+    discard_final: Probability = doc(0.9, "share of easy tokens after warm-up")
+    discard_warmup: Count = doc(1000, "optimizer steps until discard_final")
 
 
 class HardMiningLoss(Discard):
@@ -106,7 +106,7 @@ class PooledMiningLoss(Discard):
     """The mean of the pooled distance."""
 
     loss: Literal["pooled_mining"] = "pooled_mining"
-    gem_factor: Annotated[Probability, doc("share of gradient left to easy tokens of the pooled map")] = 0.3
+    gem_factor: Probability = doc(0.3, "share of gradient left to easy tokens of the pooled map")
 
 
 class AdaptiveLoss(Discard):
@@ -114,29 +114,26 @@ class AdaptiveLoss(Discard):
 
     loss: Literal["adaptive"] = "adaptive"
     discard_factor: DiscardFactor = 0.1
-    ape_scale: Annotated[NonNegative, doc("how strongly the discard rate follows the entropy, 0: not")] = 4.0
+    ape_scale: NonNegative = doc(4.0, "how strongly the discard rate follows the entropy, 0: not")
 
 
 class FocalLoss(Frozen):
     """Token distances weighted by their own size."""
 
     loss: Literal["focal"] = "focal"
-    focal_gamma: Annotated[NonNegative, doc("exponent of the focal weights")] = 2.0
+    focal_gamma: NonNegative = doc(2.0, "exponent of the focal weights")
 
 
 class TopKLoss(Frozen):
     """The tail of the token distances."""
 
     loss: Literal["topk"] = "topk"
-    q_percent: Annotated[
-        float,
-        Field(gt=0, le=100),
-        Search(0.5, 20.0, log=True),
-        doc("final share of token distances in the loss, percent"),
-    ] = 2.0
-    q_warmup: Annotated[Count, doc("optimizer steps over which q falls from 100")] = 200
-    topk_scope: Annotated[Literal["batch", "sample", "domain"], doc("what shares one tail")] = "batch"
-    tail_context: Annotated[HalfWidth, doc("half-width of the row mean that chooses the tail, 0: off")] = 0
+    q_percent: Annotated[float, Search(0.5, 20.0, log=True)] = doc(
+        2.0, "final share of token distances in the loss, percent", gt=0, le=100
+    )
+    q_warmup: Count = doc(200, "optimizer steps over which q falls from 100")
+    topk_scope: Literal["batch", "sample", "domain"] = doc("batch", "what shares one tail")
+    tail_context: HalfWidth = doc(0, "half-width of the row mean that chooses the tail, 0: off")
 
 
 class MeanDistance(Frozen):
@@ -149,14 +146,14 @@ class GemDistance(Frozen):
     """Generalised mean of the groups."""
 
     distance: Literal["gem"] = "gem"
-    gem_p: Annotated[Positive, doc("exponent of the generalised mean over groups")] = 3.0
+    gem_p: Positive = doc(3.0, "exponent of the generalised mean over groups")
 
 
 class WeightedDistance(Frozen):
     """Groups weighted, by learned weights or by given ones."""
 
     distance: Literal["weighted"] = "weighted"
-    scale_weights: Annotated[Weights, doc("learned, or a weight for each group such as .35,.65")] = LEARNED
+    scale_weights: Weights = doc(LEARNED, "learned, or a weight for each group such as .35,.65")
 
 
 class NoAuxiliary(Frozen):
@@ -169,8 +166,8 @@ class BandClassifier(Frozen):
     """Half of each batch gets a synthetic band, which a classifier on the bottleneck must tell."""
 
     auxiliary: Literal["bands"] = "bands"
-    aux_weight: Annotated[NonNegative, doc("of the band classifier's cross-entropy in the loss")] = 0.1
-    aux_score_weight: Annotated[NonNegative, doc("of its logit in the image score, 0: not used")] = 0.0
+    aux_weight: NonNegative = doc(0.1, "of the band classifier's cross-entropy in the loss")
+    aux_score_weight: NonNegative = doc(0.0, "of its logit in the image score, 0: not used")
 
 
 Bottleneck = Annotated[
@@ -210,8 +207,8 @@ class DinomalyConfig(Model):
     loss: Loss = HardMiningLoss()
     distance: Distance = MeanDistance()
     auxiliary: Auxiliary = NoAuxiliary()
-    class_token: Annotated[Literal["keep", "remove"], doc("and register tokens; keep as published")] = "keep"
-    decoder_depth: Annotated[int, Field(ge=2, le=DEEPEST_DECODER, multiple_of=2), doc("decoder blocks")] = 8
-    row_context: Annotated[HalfWidth, doc("half-width of the row mean before scoring, 0: off")] = 0
-    border: Annotated[Literal["zero", "reflect"], doc("of the map's blur; zero as published")] = "zero"
-    target_layers: Annotated[Layers, doc("auto, or the blocks to rebuild: 2,3,4,5,6,7,8,9")] = AUTO_LAYERS
+    class_token: Literal["keep", "remove"] = doc("keep", "and register tokens; keep as published")
+    decoder_depth: int = doc(8, "decoder blocks", ge=2, le=DEEPEST_DECODER, multiple_of=2)
+    row_context: HalfWidth = doc(0, "half-width of the row mean before scoring, 0: off")
+    border: Literal["zero", "reflect"] = doc("zero", "of the map's blur; zero as published")
+    target_layers: Layers = doc(AUTO_LAYERS, "auto, or the blocks to rebuild: 2,3,4,5,6,7,8,9")

@@ -9,8 +9,8 @@ from dinomaly_hd.config.dinomaly import DinomalyConfig, Model
 from dinomaly_hd.config.texts import AUTO_LAYERS, NO_CONTEXT, Context, Layers, Range, WholeRange
 
 OTHER_IMAGES, TEXTURES = "images", "textures"
-FaultShare = Annotated[Probability, doc("share of images with a synthetic fault")]
-HiddenWidth = Annotated[PositiveCount, doc("width of the head's hidden layer")]
+FaultShare = Annotated[Probability, Field(description="share of images with a synthetic fault")]
+HiddenWidth = Annotated[PositiveCount, Field(description="width of the head's hidden layer")]
 
 
 class PatchCoreConfig(Model):
@@ -20,12 +20,10 @@ class PatchCoreConfig(Model):
 
     model_type: Literal["patchcore"] = "patchcore"
     variant: Literal["patchcore"] = "patchcore"
-    layers: Annotated[Layers, doc("auto, or those read: 2,3 (CNN stages) or 8,11 (ViT blocks)")] = AUTO_LAYERS
-    coreset_sampling_ratio: Annotated[float, Field(gt=0, le=1), doc("of patches, kept in the bank")] = 0.1
-    num_neighbors: Annotated[PositiveCount, doc("in the bank that re-weight a score, 1: none")] = 9
-    context: Annotated[Context, doc("half-widths of means appended to a patch: 2 or 2,3; 0: none")] = (
-        NO_CONTEXT
-    )
+    layers: Layers = doc(AUTO_LAYERS, "auto, or those read: 2,3 (CNN stages) or 8,11 (ViT blocks)")
+    coreset_sampling_ratio: float = doc(0.1, "of patches, kept in the bank", gt=0, le=1)
+    num_neighbors: PositiveCount = doc(9, "in the bank that re-weight a score, 1: none")
+    context: Context = doc(NO_CONTEXT, "half-widths of means appended to a patch: 2 or 2,3; 0: none")
 
 
 class PerlinFaults(Frozen):
@@ -33,7 +31,7 @@ class PerlinFaults(Frozen):
 
     fault_source: Literal["perlin"] = "perlin"
     anomaly_probability: FaultShare = 0.5
-    anomaly_source_path: Annotated[Line, doc("images (of the batch), textures, or a folder")] = OTHER_IMAGES
+    anomaly_source_path: Line = doc(OTHER_IMAGES, "images (of the batch), textures, or a folder")
 
 
 class PatchFaults(Frozen):
@@ -41,12 +39,10 @@ class PatchFaults(Frozen):
 
     fault_source: Literal["patch"] = "patch"
     anomaly_probability: FaultShare = 0.5
-    patch_width_range: Annotated[WholeRange, doc("pixels, LOW-HIGH")] = "20-80"
-    patch_ratio_range: Annotated[Range, doc("height / width of a patch, LOW-HIGH; below 1 is wide")] = (
-        "0.35-0.67"
-    )
-    patch_count: Annotated[PositiveCount, doc("patches of a faulty image")] = 1
-    severity_max: Annotated[Positive, doc("largest factor on an added patch")] = 1.0
+    patch_width_range: WholeRange = doc("20-80", "pixels, LOW-HIGH")
+    patch_ratio_range: Range = doc("0.35-0.67", "height / width of a patch, LOW-HIGH; below 1 is wide")
+    patch_count: PositiveCount = doc(1, "patches of a faulty image")
+    severity_max: Positive = doc(1.0, "largest factor on an added patch")
 
 
 class BandFaults(Frozen):
@@ -54,7 +50,7 @@ class BandFaults(Frozen):
 
     fault_source: Literal["band"] = "band"
     anomaly_probability: FaultShare = 0.5
-    map_rows: Annotated[PositiveCount, doc("of a map as it is read; a band is 1 to 3 of them high")] = 31
+    map_rows: PositiveCount = doc(31, "of a map as it is read; a band is 1 to 3 of them high")
 
 
 class PooledHead(Frozen):
@@ -69,8 +65,8 @@ class SpatialHead(Frozen):
 
     severity_head_pooling_type: Literal["spatial_aware"] = "spatial_aware"
     severity_head_hidden_dim: HiddenWidth = 128
-    severity_head_spatial_size: Annotated[int, Field(ge=1, le=256), doc("side of the averaged grid")] = 4
-    severity_head_use_spatial_attention: Annotated[bool, doc("weigh places before they are averaged")] = True
+    severity_head_spatial_size: int = doc(4, "side of the averaged grid", ge=1, le=256)
+    severity_head_use_spatial_attention: bool = doc(True, "weigh places before they are averaged")
 
 
 class SimpleAverage(Frozen):
@@ -83,7 +79,7 @@ class WeightedAverage(Frozen):
     """Score = weighted mean."""
 
     score_combination: Literal["weighted_average"] = "weighted_average"
-    severity_weight_for_combination: Annotated[Probability, doc("severity in the weighted mean")] = 0.5
+    severity_weight_for_combination: Probability = doc(0.5, "severity in the weighted mean")
 
 
 class Maximum(Frozen):
@@ -102,10 +98,7 @@ SeverityHead = Annotated[
 ]
 Combination = Annotated[
     SimpleAverage | WeightedAverage | Maximum,
-    Field(
-        discriminator="score_combination",
-        description="of probability and severity",
-    ),
+    Field(discriminator="score_combination", description="of probability and severity"),
 ]
 Width = Annotated[
     float, Field(gt=0, le=16, description="factor on the width of both networks, 1 as published")
@@ -119,9 +112,9 @@ class DraemConfig(Model):
     model_type: Literal["draem"] = "draem"
     variant: Literal["draem"] = "draem"
     faults: Faults = PerlinFaults()
-    image_score: Annotated[
-        Literal["max", "top_share"], doc("largest anomaly probability, or mean of the largest 1 %")
-    ] = "max"
+    image_score: Literal["max", "top_share"] = doc(
+        "max", "largest anomaly probability, or mean of the largest 1 %"
+    )
 
 
 class SevNetConfig(Model):
@@ -131,12 +124,12 @@ class SevNetConfig(Model):
     model_type: Literal["draem_sevnet"] = "draem_sevnet"
     variant: Literal["draem_sevnet"] = "draem_sevnet"
     faults: Faults = PatchFaults()
-    severity_head_mode: Annotated[
-        Literal["single_scale", "multi_scale"], doc("activations that the severity is read from")
-    ] = "single_scale"
+    severity_head_mode: Literal["single_scale", "multi_scale"] = doc(
+        "single_scale", "activations that the severity is read from"
+    )
     head: SeverityHead = PooledHead()
-    severity_weight: Annotated[NonNegative, doc("of the severity in the loss")] = 0.5
-    severity_loss_type: Annotated[Literal["mse", "smooth_l1"], doc("of the severity")] = "mse"
+    severity_weight: NonNegative = doc(0.5, "of the severity in the loss")
+    severity_loss_type: Literal["mse", "smooth_l1"] = doc("mse", "of the severity")
     combination: Combination = SimpleAverage()
 
 
@@ -145,9 +138,7 @@ class TrivialConfig(Model):
 
     model_type: Literal["trivial"] = "trivial"
     variant: Literal["trivial"] = "trivial"
-    trivial_score: Annotated[Literal["max", "mean", "std", "contrast"], doc("number that an image gives")] = (
-        "max"
-    )
+    trivial_score: Literal["max", "mean", "std", "contrast"] = doc("max", "number that an image gives")
 
 
 ModelConfig = Annotated[

@@ -63,20 +63,14 @@ def all_of(names: Iterable[str], *, without: Iterable[str] = ()) -> Fields:
     }
 
 
-def takers(key: str) -> list[str]:
-    """Return what a user calls the models in whose runs a value may be set."""
-    found = []
-    for name in MODELS:
-        if name == "dinomaly":  # is the baseline
-            continue
-        parts = [label for label, model in with_every_part(name) if key in fields_of(model)]
-        found += [name] if key in parameters(name) else parts
-    return found
-
-
 def not_of(name: str, key: str) -> str:
     """Return the refusal of a value that a model, or an entry point, does not have."""
-    return f"{key} does not apply to {name} as it is set, only to {', '.join(takers(key))}; leave it out"
+    takers: list[str] = []
+    for model in MODELS:
+        if model != "dinomaly":  # is the baseline
+            parts = [label for label, made in with_every_part(model) if key in fields_of(made)]
+            takers += [model] if key in parameters(model) else parts
+    return f"{key} does not apply to {name} as it is set, only to {', '.join(takers)}; leave it out"
 
 
 def search_ranges() -> dict[str, tuple[Any, Search]]:
@@ -89,18 +83,13 @@ def search_ranges() -> dict[str, tuple[Any, Search]]:
     }
 
 
-def rule_of(field: FieldInfo) -> str:
-    """Return what a value may be, as its type says: "tiny, quick, full", "from 0 to 1"."""
-    if get_origin(field.annotation) is Literal:
-        return ", ".join(map(str, get_args(field.annotation)))
-    if field.annotation is bool:
-        return "true, false"
+def help_of(field: FieldInfo) -> str:
+    """Return a flag's line in ``--help``: what it is, and what it may be, such as "from 0 to 1"."""
     words = {"ge": "from", "gt": "above", "le": "to", "lt": "below"}
     limits = [(word, getattr(mark, key, None)) for key, word in words.items() for mark in field.metadata]
-    return " ".join(f"{word} {n:g}" for word, n in limits if n is not None and n < LARGEST_COUNT)
-
-
-def help_of(field: FieldInfo) -> str:
-    """Return a flag's line in ``--help``: what it is, and what it may be."""
-    rule = rule_of(field)
+    rule = " ".join(f"{word} {n:g}" for word, n in limits if n is not None and n < LARGEST_COUNT)
+    if get_origin(field.annotation) is Literal:
+        rule = ", ".join(map(str, get_args(field.annotation)))
+    elif field.annotation is bool:
+        rule = "true, false"
     return f"{field.description}: {rule}" if rule else str(field.description)

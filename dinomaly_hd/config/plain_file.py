@@ -5,6 +5,7 @@ import os
 import re
 import stat
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -20,14 +21,13 @@ def read_plain(path: Path) -> Any:
     """Return the content of a ``.json``, ``.yaml`` or ``.yml`` file (UTF-8, at most 128 KiB).
 
     YAML is read as JSON with less punctuation: true/false/null, decimal numbers (1e-4 is one), and text; no
-    anchors, aliases or tags.
-
-    Raises:
-        ConfigError: The file cannot be read, is no such file, or gives a key twice.
+    anchors, aliases or tags. No key may be given twice.
     """
+    from_yaml = partial(yaml.load, Loader=_Loader)
     readers: dict[str, Callable[[str], Any]] = {
         ".json": json.JSONDecoder(object_pairs_hook=_unique, parse_constant=_no_constant).decode,
-        **dict.fromkeys((".yaml", ".yml"), _from_yaml),
+        ".yaml": from_yaml,
+        ".yml": from_yaml,
     }
     suffix = path.suffix.lower()
     if suffix not in readers:
@@ -77,19 +77,14 @@ def _no_constant(name: str) -> NoReturn:
     raise ValueError(f"{name} is not a JSON number")
 
 
-def _from_yaml(text: str) -> Any:
-    return yaml.load(text, Loader=_Loader)
-
-
-def _tag(kind: str) -> str:
-    return f"tag:yaml.org,2002:{kind}"
+TAG = "tag:yaml.org,2002:"
 
 
 class _Loader(yaml.SafeLoader):
     # Only JSON's types, so that "no", 010, 1:30 and dates stay what was written.
     yaml_implicit_resolvers = {}  # noqa: RUF012
     yaml_constructors = {  # noqa: RUF012
-        _tag(kind): yaml.SafeLoader.yaml_constructors[_tag(kind)]
+        TAG + kind: yaml.SafeLoader.yaml_constructors[TAG + kind]
         for kind in ("map", "seq", "str", "int", "float", "bool", "null")
     }
 
@@ -118,4 +113,4 @@ for _kind, _pattern, _first in (
     ("int", r"-?(0|[1-9][0-9]*)", "-0123456789"),
     ("float", r"-?((\.[0-9]+|[0-9]+\.[0-9]*)([eE][-+]?[0-9]+)?|[0-9]+[eE][-+]?[0-9]+)", "-.0123456789"),
 ):
-    _Loader.add_implicit_resolver(_tag(_kind), re.compile(rf"^(?:{_pattern})$"), list(_first))
+    _Loader.add_implicit_resolver(TAG + _kind, re.compile(rf"^(?:{_pattern})$"), list(_first))

@@ -1,16 +1,9 @@
 """Presets: a whole run for any model, ``full`` for a GPU and ``quick`` for two CPU cores."""
 
 from collections.abc import Callable
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
-from dinomaly_hd.config.dinomaly import DinomalyConfig
-from dinomaly_hd.config.families import (
-    DraemConfig,
-    ModelConfig,
-    PatchCoreConfig,
-    SevNetConfig,
-    TrivialConfig,
-)
+from dinomaly_hd.config.families import DraemConfig, ModelConfig, PatchCoreConfig, SevNetConfig, TrivialConfig
 from dinomaly_hd.config.run import (
     DataConfig,
     EncoderConfig,
@@ -22,6 +15,9 @@ from dinomaly_hd.config.run import (
     TrainingConfig,
 )
 from dinomaly_hd.config.variants import VARIANTS, baseline
+
+Preset = Literal["full", "quick"]
+PRESETS: tuple[Preset, ...] = get_args(Preset)
 
 FAMILIES: dict[str, Callable[[], ModelConfig]] = {
     "dinomaly": baseline,
@@ -35,7 +31,7 @@ FAMILIES: dict[str, Callable[[], ModelConfig]] = {
 MODELS: dict[str, Callable[[], ModelConfig]] = {**VARIANTS, **FAMILIES}
 """Whatever has a name: every variant, and every family."""
 
-QUICK_ENCODER = EncoderConfig(encoder="efficientnet_lite0", image_size="248x96", crop="none")
+# The published optimizer and the authors' length: constant rate, nothing clipped.
 DRAEM_TRAINING = TrainingConfig(
     optimizer="adam",
     learning_rate=1e-4,
@@ -46,95 +42,62 @@ DRAEM_TRAINING = TrainingConfig(
     max_epochs=50,
     early_stopping_patience=10,
 )
-"""The published optimizer and the authors' length: constant rate, nothing clipped."""
-
-
-def full_dinomaly(model: DinomalyConfig) -> RunConfig:
-    """DINOv2 ViT-B with registers at 392 px, batch 16, 1000 steps: the authors' setting, for a GPU."""
-    return RunConfig(preset="full", model=model)
-
-
-def full_patchcore(model: PatchCoreConfig) -> RunConfig:
-    """A wide ResNet-50 at 224 px, as published."""
-    encoder = EncoderConfig(encoder="wide_resnet50_2", image_size="224", crop="none")
-    return RunConfig(preset="full", model=model, encoder=encoder, training=NoTraining())
-
-
-def full_draem(model: DraemConfig | SevNetConfig) -> RunConfig:
-    """Full width at 224 px."""
-    return RunConfig(preset="full", model=model, encoder=ImageInput(), training=DRAEM_TRAINING)
-
-
-def full_trivial(model: TrivialConfig) -> RunConfig:
-    """Nothing to set."""
-    return RunConfig(preset="full", model=model, encoder=RawInput(), training=NoTraining())
-
-
-def quick(run: RunConfig, **parts: Any) -> RunConfig:
-    """Return a run on the small simulated set, with other parts."""
-    return run.model_copy(update={"preset": "quick", "data": DataConfig(simulate_size="quick"), **parts})
-
-
-def quick_dinomaly(model: DinomalyConfig) -> RunConfig:
-    """The embedded encoder on simulated maps: a whole run in minutes on two CPU cores.
-
-    248 x 96 pixels at stride 8 make 31 x 12 tokens: one token row per driving tooth, so that a band is not
-    spread over rows. Sizes were compared on held-out normals with synthetic bands (`benchmarks/quality.py
-    choose`), never on test data.
-    """
-    return quick(
-        full_dinomaly(model.model_copy(update={"decoder_depth": 2})),
-        encoder=QUICK_ENCODER,
-        training=TrainingConfig(max_steps=400, batch_size=8, checkpoint_interval=50),
-        evaluation=EvaluationConfig(eval_batch_size=8),
-    )
-
-
-def quick_patchcore(model: PatchCoreConfig) -> RunConfig:
-    """The embedded encoder at the size that Dinomaly gets."""
-    return quick(full_patchcore(model), encoder=QUICK_ENCODER, evaluation=EvaluationConfig(eval_batch_size=8))
-
-
-def quick_draem(model: DraemConfig | SevNetConfig) -> RunConfig:
-    """An eighth of the width on maps of 64 x 96 pixels, two rows for each driving tooth.
-
-    Chosen on held-out normals with synthetic bands: AUROC 85.6 to 92.2 on the four domains after 400 steps,
-    against 76.6 to 88.0 at a sixteenth, where many images share one score because the last features are all
-    zero. So narrow a network takes a larger rate than the published one. No test data were used.
-    """
-    length = {"max_epochs": 0, "max_steps": 400, "batch_size": 8, "learning_rate": 1e-3}
-    looks = {"checkpoint_interval": 50, "val_check_interval": 40, "early_stopping_patience": 5}
-    return quick(
-        full_draem(model.model_copy(update={"width": 0.125})),
-        encoder=ImageInput(image_size="64x96"),
-        training=DRAEM_TRAINING.model_copy(update={**length, **looks}),
-        evaluation=EvaluationConfig(eval_batch_size=8),
-    )
-
-
-def quick_trivial(model: TrivialConfig) -> RunConfig:
-    """The small simulated set."""
-    return quick(full_trivial(model))
-
-
-PRESETS: dict[Literal["full", "quick"], dict[str, Callable[[Any], RunConfig]]] = {
-    "full": {
-        "dinomaly": full_dinomaly,
-        "patchcore": full_patchcore,
-        "draem": full_draem,
-        "draem_sevnet": full_draem,
-        "trivial": full_trivial,
+FULL_DRAEM = {"encoder": ImageInput(), "training": DRAEM_TRAINING}
+FULL: dict[str, dict[str, Any]] = {
+    # The authors' setting: DINOv2 ViT-B with registers at 392 px, batch 16, 1000 steps.
+    "dinomaly": {},
+    # A wide ResNet-50 at 224 px, as published.
+    "patchcore": {
+        "encoder": EncoderConfig(encoder="wide_resnet50_2", image_size="224", crop="none"),
+        "training": NoTraining(),
     },
-    "quick": {
-        "dinomaly": quick_dinomaly,
-        "patchcore": quick_patchcore,
-        "draem": quick_draem,
-        "draem_sevnet": quick_draem,
-        "trivial": quick_trivial,
+    "draem": FULL_DRAEM,
+    "draem_sevnet": FULL_DRAEM,
+    "trivial": {"encoder": RawInput(), "training": NoTraining()},
+}
+
+# 248 x 96 pixels at stride 8 make 31 x 12 tokens: one token row per driving tooth, so that a band is not
+# spread over rows. Sizes were compared on held-out normals with synthetic bands (`benchmarks/quality.py
+# choose`), never on test data.
+QUICK_ENCODER = EncoderConfig(encoder="efficientnet_lite0", image_size="248x96", crop="none")
+SMALL_BATCHES = EvaluationConfig(eval_batch_size=8)
+# Maps of 64 x 96 pixels, two rows for each driving tooth, and an eighth of the width, chosen on held-out
+# normals with synthetic bands: AUROC 85.6 to 92.2 on the four domains after 400 steps, against 76.6 to 88.0
+# at a sixteenth, where many images share one score because the last features are all zero. So narrow a
+# network takes a larger rate than the published one. No test data were used.
+QUICK_LENGTH = {"max_epochs": 0, "max_steps": 400, "batch_size": 8, "learning_rate": 1e-3}
+QUICK_LOOKS = {"checkpoint_interval": 50, "val_check_interval": 40, "early_stopping_patience": 5}
+QUICK_DRAEM = {
+    "encoder": ImageInput(image_size="64x96"),
+    "training": DRAEM_TRAINING.model_copy(update={**QUICK_LENGTH, **QUICK_LOOKS}),
+    "evaluation": SMALL_BATCHES,
+}
+QUICK: dict[str, dict[str, Any]] = {
+    # The embedded encoder on simulated maps: a whole run in minutes on two CPU cores.
+    "dinomaly": {
+        "encoder": QUICK_ENCODER,
+        "training": TrainingConfig(max_steps=400, batch_size=8, checkpoint_interval=50),
+        "evaluation": SMALL_BATCHES,
     },
+    "patchcore": {"encoder": QUICK_ENCODER, "evaluation": SMALL_BATCHES},
+    "draem": QUICK_DRAEM,
+    "draem_sevnet": QUICK_DRAEM,
+    "trivial": {},
+}
+"""What ``quick`` has differently, beside the small simulated set and ``QUICK_SIZES``."""
+QUICK_SIZES: dict[str, dict[str, Any]] = {
+    "dinomaly": {"decoder_depth": 2},
+    "draem": {"width": 0.125},
+    "draem_sevnet": {"width": 0.125},
 }
 
 
-def preset_run(preset: Literal["full", "quick"], model: ModelConfig) -> RunConfig:
+def preset_run(preset: Preset, model: ModelConfig) -> RunConfig:
     """Return the run that a preset makes of a model."""
-    return PRESETS[preset][model.model_type](model)
+    family = model.model_type
+    run = RunConfig(preset="full", model=model, **FULL[family])
+    if preset == "full":
+        return run
+    small = model.model_copy(update=QUICK_SIZES.get(family, {}))
+    data = DataConfig(simulate_size="quick")
+    return run.model_copy(update={"preset": "quick", "model": small, "data": data, **QUICK[family]})

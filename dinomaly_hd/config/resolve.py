@@ -25,9 +25,6 @@ def resolve_config(text: str, values: Mapping[str, str]) -> RunConfig:
 
     ``text`` is a config of the ablation or a variant, class tokens removed, and what is changed in it:
     "F", "F:q_percent=1", "row_mask:row_radius=full:row_context=2".
-
-    Raises:
-        ConfigError: Unknown config, or a change that it does not have or allow.
     """
     name, changes = _split_text("config", text)
     if name not in ABLATION and name not in VARIANTS:
@@ -41,17 +38,19 @@ def resolve_model(text: str, values: Mapping[str, str]) -> RunConfig:
 
     ``text`` is a family or a Dinomaly variant, and what is changed in it: "draem:fault_source=band",
     "patchcore:context=2+3", "horizontal". ``use_topk`` chooses the variant with the TopK loss.
-
-    Raises:
-        ConfigError: Unknown model, or a change that it does not have or allow.
     """
     name, changes = _split_text("model_type", text)
     if name not in MODELS:
         raise ConfigError(f"model_type {name!r}: unknown.{nearest(name, MODELS)}")
     values = {**values, **changes}
-    if name in WITH_TOPK and as_bool("use_topk", values.pop("use_topk", "false")):
-        name = WITH_TOPK[name]
-    return _resolve(MODELS[name](), values, name=text)
+    variant = name
+    if name in WITH_TOPK and "use_topk" in values:
+        switch = values.pop("use_topk")
+        try:
+            variant = WITH_TOPK[name] if TypeAdapter(bool).validate_python(switch) else name
+        except ValidationError:
+            raise ConfigError(f"use_topk={switch!r}: expected true or false") from None
+    return _resolve(MODELS[variant](), values, name=text)
 
 
 def _split_text(what: str, text: str) -> tuple[str, dict[str, str]]:
@@ -72,11 +71,7 @@ def _split_text(what: str, text: str) -> tuple[str, dict[str, str]]:
 
 
 def config_names(text: str) -> tuple[str, ...]:
-    """Return the configs of a comma-separated list, in which a set such as "directional" stands for its own.
-
-    Raises:
-        ConfigError: The list is empty, or a config occurs twice.
-    """
+    """Return the configs of a comma-separated list; a set such as "directional" stands for its own."""
     names = [name for part in names_in(text) for name in CONFIG_SETS.get(part, (part,))]
     if not names or len(set(names)) < len(names):
         raise ConfigError(
@@ -103,11 +98,7 @@ def _resolve(model: ModelConfig, values: Mapping[str, str], *, name: str) -> Run
 
 
 def preset_name(given: str) -> Any:
-    """Return the preset; ``auto`` asks torch for CUDA.
-
-    Raises:
-        ConfigError: Unknown preset.
-    """
+    """Return the preset; ``auto`` asks torch for CUDA."""
     if given == AUTO:
         import torch
 
@@ -115,15 +106,3 @@ def preset_name(given: str) -> Any:
     if given not in PRESETS:
         raise ConfigError(f"preset={given!r}: unknown.{nearest(given, [AUTO, *PRESETS])}")
     return given
-
-
-def as_bool(name: str, text: str) -> bool:
-    """Return a switch's value.
-
-    Raises:
-        ConfigError: Neither true nor false.
-    """
-    try:
-        return TypeAdapter(bool).validate_python(text)
-    except ValidationError:
-        raise ConfigError(f"{name}={text!r}: expected true or false") from None

@@ -35,7 +35,7 @@ WITHOUT_EFFECT = (
 )
 """Values that change no number of a run: who reads, where it runs, what is kept, how often it is saved.
 
-What a fine-tuning starts from counts by its content, not by its name (``experiments.ready``).
+What a fine-tuning starts from counts by its content, not by its name (``experiments.checks``).
 """
 AFTER_TRAINING = (
     *("row_context", "border", "aux_score_weight", "map_size", "eval_batch_size", "stop_step"),
@@ -55,12 +55,12 @@ Precision = Annotated[
     BeforeValidator(
         lambda value: "32" if value == 32 else value, json_schema_input_type=Literal["32", 32, "bf16"]
     ),
-    doc("bf16 for GPUs: autocast; an encoder is run, and what it gives is kept, in float16"),
+    Field(description="bf16 for GPUs: autocast; an encoder is run, and what it gives is kept, in float16"),
 ]
-Device = Annotated[Gpu, doc("auto, cpu, or the index of a GPU")]
+Device = Annotated[Gpu, Field(description="auto, cpu, or the index of a GPU")]
 Cache = Annotated[
     Literal["auto", "memory", "files", "off"],
-    doc("encode images once; auto: in memory, on CPUs files too; files: for later runs"),
+    Field(description="encode images once; auto: in memory, on CPUs files too; files: for later runs"),
 ]
 
 
@@ -74,43 +74,40 @@ class RawInput(Frozen):
 class ImageInput(RawInput):
     """No encoder: the resized maps."""
 
-    image_size: Annotated[Size, doc("resize to N or HEIGHTxWIDTH pixels")] = "224"
-    crop: Annotated[Crop, doc("centre crop to N or HEIGHTxWIDTH pixels, or none")] = NO_CROP
+    image_size: Size = doc("224", "resize to N or HEIGHTxWIDTH pixels")
+    crop: Crop = doc(NO_CROP, "centre crop to N or HEIGHTxWIDTH pixels, or none")
 
 
 class EncoderConfig(Frozen):
     """The frozen encoder and what goes into it."""
 
-    encoder: Annotated[
-        Line,
-        AfterValidator(_an_encoder),
-        doc("dinov2reg_vit_{small,base,large}_14, efficientnet_lite0, or any timm name"),
-    ] = "dinov2reg_vit_base_14"
-    encoder_weights: Annotated[
-        Line, doc("auto (hub, or the embedded package), hub, random, or a .safetensors/.pth file")
-    ] = "auto"
-    image_size: Annotated[Size, doc("resize to N or HEIGHTxWIDTH pixels")] = "448"
-    crop: Annotated[Crop, doc("centre crop to N or HEIGHTxWIDTH pixels, or none")] = "392"
+    encoder: Annotated[Line, AfterValidator(_an_encoder)] = doc(
+        "dinov2reg_vit_base_14", "dinov2reg_vit_{small,base,large}_14, efficientnet_lite0, or any timm name"
+    )
+    encoder_weights: Line = doc(
+        "auto", "auto (hub, or the embedded package), hub, random, or a .safetensors/.pth file"
+    )
+    image_size: Size = doc("448", "resize to N or HEIGHTxWIDTH pixels")
+    crop: Crop = doc("392", "centre crop to N or HEIGHTxWIDTH pixels, or none")
 
 
 class DataConfig(Frozen):
     """Where the maps come from. ``data_root=simulated`` writes and uses the embedded data set."""
 
-    data_root: Annotated[Line, doc("folder with domain_A/train/good ..., or simulated")] = SIMULATED
-    simulate_size: Annotated[Literal["tiny", "quick", "full"], doc("size of the simulated data")] = "full"
-    simulate_seed: Annotated[Count, doc("seed of the simulated data")] = 0
-    domains: Annotated[Line, doc("comma-separated, e.g. A,B,C,D or folder names")] = "A,B,C,D"
-    train_domains: Annotated[
-        Line, doc("all, or those of domains that are trained on; the others are tested only")
-    ] = ALL_DOMAINS
-    conditions: Annotated[
-        Literal["auto", "halves", "none"],
-        doc("cold and warm; halves: the first half of each test folder is cold"),
-    ] = "auto"
-    val_split_ratio: Annotated[
-        float, Field(ge=0, lt=1), doc("share of training normals held out for thresholds and val/loss")
-    ] = 0.1
-    num_workers: Annotated[Count, doc("processes that read images; changes no result")] = 0
+    data_root: Line = doc(SIMULATED, "folder with domain_A/train/good ..., or simulated")
+    simulate_size: Literal["tiny", "quick", "full"] = doc("full", "size of the simulated data")
+    simulate_seed: Count = doc(0, "seed of the simulated data")
+    domains: Line = doc("A,B,C,D", "comma-separated, e.g. A,B,C,D or folder names")
+    train_domains: Line = doc(
+        ALL_DOMAINS, "all, or those of domains that are trained on; the others are tested only"
+    )
+    conditions: Literal["auto", "halves", "none"] = doc(
+        "auto", "cold and warm; halves: the first half of each test folder is cold"
+    )
+    val_split_ratio: float = doc(
+        0.1, "share of training normals held out for thresholds and val/loss", ge=0, lt=1
+    )
+    num_workers: Count = doc(0, "processes that read images; changes no result")
 
     @property
     def domain_names(self) -> tuple[str, ...]:
@@ -127,47 +124,37 @@ class TrainingConfig(Frozen):
     """One training, counted in optimizer steps."""
 
     trained_by: Literal["steps"] = "steps"
-    optimizer: Annotated[Literal["stable_adamw", "adamw", "adam"], doc("what steps")] = "stable_adamw"
-    max_epochs: Annotated[Count, doc("0, or the passes over the training images that set max_steps")] = 0
-    max_steps: Annotated[PositiveCount, doc("optimizer steps")] = 1000
-    stop_step: Annotated[
-        Count, doc("optimizer steps after which training ends; 0: max_steps, whose schedule it has anyhow")
-    ] = 0
-    start_from: Annotated[
-        Line, doc("none, or the finished run (folder or MLflow id) whose weights are the start")
-    ] = NO_START
-    batch_size: Annotated[PositiveCount, doc("images of a step")] = 16
-    learning_rate: Annotated[Positive, doc("after warm-up")] = 2e-3
-    final_rate_share: Annotated[Probability, doc("share of learning_rate that is left at the last step")] = (
-        0.1
+    optimizer: Literal["stable_adamw", "adamw", "adam"] = doc("stable_adamw", "what steps")
+    max_epochs: Count = doc(0, "0, or the passes over the training images that set max_steps")
+    max_steps: PositiveCount = doc(1000, "optimizer steps")
+    stop_step: Count = doc(
+        0, "optimizer steps after which training ends; 0: max_steps, whose schedule it has anyhow"
     )
-    warmup_steps: Annotated[Count, doc("optimizer steps of linear warm-up")] = 100
-    lr_schedule_interval: Annotated[Literal["step", "epoch"], doc("epoch only repeats runs of old code")] = (
-        "step"
+    start_from: Line = doc(
+        NO_START, "none, or the finished run (folder or MLflow id) whose weights are the start"
     )
-    weight_decay: Annotated[NonNegative, doc("decoupled")] = 1e-4
-    gradient_clip: Annotated[NonNegative, doc("largest gradient norm, 0: not clipped")] = 0.1
-    on_nonfinite: Annotated[
-        Literal["stop", "skip"], doc("what is done when loss or gradient is NaN or infinite")
-    ] = "stop"
-    checkpoint_interval: Annotated[PositiveCount, doc("optimizer steps between checkpoints")] = 250
-    val_check_interval: Annotated[
-        Count,
-        doc(
-            "optimizer steps between val/loss on held-out normals; 0: never, or each epoch where "
-            "early_stopping_patience is set"
-        ),
-    ] = 0
-    early_stopping_patience: Annotated[
-        Count,
-        doc(
-            "validations without a better val/loss that end the training; its best weights are tested; 0: off"
-        ),
-    ] = 0
-    validate_on: Annotated[
-        Literal["held_out", "source_test"],
-        doc("held-out normals, or the older rule, which chooses by test labels"),
-    ] = HELD_OUT
+    batch_size: PositiveCount = doc(16, "images of a step")
+    learning_rate: Positive = doc(2e-3, "after warm-up")
+    final_rate_share: Probability = doc(0.1, "share of learning_rate that is left at the last step")
+    warmup_steps: Count = doc(100, "optimizer steps of linear warm-up")
+    lr_schedule_interval: Literal["step", "epoch"] = doc("step", "epoch only repeats runs of old code")
+    weight_decay: NonNegative = doc(1e-4, "decoupled")
+    gradient_clip: NonNegative = doc(0.1, "largest gradient norm, 0: not clipped")
+    on_nonfinite: Literal["stop", "skip"] = doc(
+        "stop", "what is done when loss or gradient is NaN or infinite"
+    )
+    checkpoint_interval: PositiveCount = doc(250, "optimizer steps between checkpoints")
+    val_check_interval: Count = doc(
+        0,
+        "optimizer steps between val/loss on held-out normals; 0: never, or each epoch where "
+        "early_stopping_patience is set",
+    )
+    early_stopping_patience: Count = doc(
+        0, "validations without a better val/loss that end the training; its best weights are tested; 0: off"
+    )
+    validate_on: Literal["held_out", "source_test"] = doc(
+        HELD_OUT, "held-out normals, or the older rule, which chooses by test labels"
+    )
     precision: Precision = "32"
     gpu: Device = "auto"
     cache: Cache = "auto"
@@ -193,14 +180,14 @@ class NoTraining(Frozen):
 class EvaluationConfig(Frozen):
     """How a trained model is examined."""
 
-    eval_batch_size: Annotated[PositiveCount, doc("images encoded or scored at once")] = 32
-    map_size: Annotated[Size, doc("anomaly maps, N or HEIGHTxWIDTH pixels")] = "256"
-    maps_per_group: Annotated[
-        Count, doc("anomaly maps drawn per domain, label and rank (highest, threshold, lowest)")
-    ] = 10
-    synthetic_copies: Annotated[
-        Count, doc("also tell this many banded copies of each held-out normal from it; 0: not")
-    ] = 0
+    eval_batch_size: PositiveCount = doc(32, "images encoded or scored at once")
+    map_size: Size = doc("256", "anomaly maps, N or HEIGHTxWIDTH pixels")
+    maps_per_group: Count = doc(
+        10, "anomaly maps drawn per domain, label and rank (highest, threshold, lowest)"
+    )
+    synthetic_copies: Count = doc(
+        0, "also tell this many banded copies of each held-out normal from it; 0: not"
+    )
 
 
 Input = Annotated[RawInput | ImageInput | EncoderConfig, Field(union_mode="left_to_right")]
@@ -211,11 +198,10 @@ class RunConfig(Frozen):
     """One run: everything that decides its numbers, and nothing else."""
 
     preset: Annotated[
-        Literal["full", "quick"], doc("sizes and steps; auto: full where CUDA is present, quick elsewhere")
+        Literal["full", "quick"],
+        Field(description="sizes and steps; auto: full where CUDA is present, quick elsewhere"),
     ]
-    seed: Annotated[
-        int, Field(ge=0, lt=2**32), doc("of initial weights, order, dropout and the held-out split")
-    ] = 42
+    seed: int = doc(42, "of initial weights, order, dropout and the held-out split", ge=0, lt=2**32)
     model: ModelConfig = DinomalyConfig()
     encoder: Input = EncoderConfig()
     data: DataConfig = DataConfig()

@@ -4,6 +4,7 @@ Each has a function that reads it and a type for fields. Where conditions files 
 type takes them too: 224 or [64, 96] for a size, [20, 80] for a range, ["layer2", "layer3"] for layers.
 """
 
+import math
 from collections.abc import Callable
 from decimal import Decimal
 from typing import Annotated, Any
@@ -66,17 +67,23 @@ def blocks_of(text: str, *, depth: int) -> list[int]:
     return sorted(chosen)
 
 
+def _ascending(text: str) -> list[int]:
+    """Return ascending whole numbers, none if ``text`` holds anything else."""
+    parts = text.replace("+", ",").split(",")
+    numbers = [int(part) for part in parts if part.strip().isdecimal()]
+    ordered = len(numbers) == len(parts) and sorted(set(numbers)) == numbers
+    return numbers if ordered and numbers[-1] <= LAST_LAYER else []
+
+
 def layers_of(text: str) -> list[int]:
     """Return the layer numbers of "2,3", or "2+3" inside a list, from 0, ascending.
 
     >>> layers_of("2,3"), layers_of("2+3")
     ([2, 3], [2, 3])
     """
-    parts = text.replace("+", ",").split(",")
-    numbers = [int(part) for part in parts if part.strip().isdecimal()]
-    if len(numbers) != len(parts) or sorted(set(numbers)) != numbers or numbers[-1] > LAST_LAYER:
-        raise ValueError(f"{text!r} names no layers: write {AUTO_LAYERS}, or ascending numbers such as 2,3")
-    return numbers
+    if numbers := _ascending(text):
+        return numbers
+    raise ValueError(f"{text!r} names no layers: write {AUTO_LAYERS}, or ascending numbers such as 2,3")
 
 
 def context_of(text: str) -> tuple[int, ...]:
@@ -85,13 +92,19 @@ def context_of(text: str) -> tuple[int, ...]:
     >>> context_of("2,3"), context_of("0")
     ((2, 3), ())
     """
-    try:
-        widths = () if text == NO_CONTEXT else tuple(layers_of(text))
-    except ValueError:
-        widths = (0,)
-    if 0 in widths:
+    widths = _ascending(text)
+    if text != NO_CONTEXT and not all(widths or [0]):
         raise ValueError(f"{text!r}: write half-widths of 1 or more such as 2,3, or {NO_CONTEXT} for none")
-    return widths
+    return () if text == NO_CONTEXT else tuple(widths)
+
+
+def _numbers(text: str, separator: str) -> list[float]:
+    """Return finite numbers, none if ``text`` holds anything else."""
+    try:
+        numbers = [float(part) for part in text.split(separator)]
+    except ValueError:
+        return []
+    return numbers if all(map(math.isfinite, numbers)) else []
 
 
 def weights_of(text: str) -> list[float]:
@@ -100,11 +113,8 @@ def weights_of(text: str) -> list[float]:
     >>> weights_of("1,3")
     [0.25, 0.75]
     """
-    try:
-        numbers = [float(part) for part in text.split(",")]
-    except ValueError:
-        numbers = []
-    if len(numbers) != GROUPS or not all(0 <= n < float("inf") for n in numbers) or sum(numbers) <= 0:
+    numbers = _numbers(text, ",")
+    if len(numbers) != GROUPS or min(numbers) < 0 or sum(numbers) <= 0:
         raise ValueError(f"{text!r}: write {LEARNED}, or {GROUPS} weights of 0 or more such as .35,.65")
     return [number / sum(numbers) for number in numbers]
 
@@ -115,14 +125,10 @@ def range_of(text: str) -> tuple[float, float]:
     >>> range_of("0.35-0.67")
     (0.35, 0.67)
     """
-    low, dash, high = text.partition("-")
-    try:
-        ends = float(low), float(high if dash else low)
-    except ValueError:
-        ends = (0.0, 0.0)
-    if not 0 < ends[0] <= ends[1] < float("inf"):
+    ends = _numbers(text, "-")
+    if len(ends) not in (1, 2) or not 0 < ends[0] <= ends[-1]:
         raise ValueError(f"{text!r} is no range: write LOW-HIGH above 0, such as 20-80")
-    return ends
+    return ends[0], ends[-1]
 
 
 def size_of(text: str) -> tuple[int, int]:

@@ -20,7 +20,6 @@ from dinomaly_hd.errors import ConfigError, nearest
 from dinomaly_hd.evaluation import metrics, statistics
 from dinomaly_hd.evaluation.comparison_members import (
     MemberRun,
-    SameImages,
     Settings,
     check_members,
     same_images,
@@ -33,6 +32,7 @@ from dinomaly_hd.evaluation.results import (
     WITH_INTERVAL,
     domain_names,
     of_condition,
+    rates,
     shown_conditions,
 )
 
@@ -132,10 +132,11 @@ def compare(
         raise ConfigError(
             f"reference {reference!r} is not a label of these runs.{nearest(reference, labels)}"
         )
-    same = same_images(members)
-    cells = _cells(same, draws=draws if len(labels) > 1 else 0, draw_seed=draw_seed, tick=tick)
+    images, scores_MN = same_images(members)
+    draws = draws if len(labels) > 1 else 0
+    cells = _cells(images, scores_MN, draws=draws, draw_seed=draw_seed, tick=tick)
     values = _values(members, cells)
-    faults = same.images.groupby("domain", sort=False)["label"]
+    faults = images.groupby("domain", sort=False)["label"]
     seeds = {label: tuple(sorted(m.seed for m in members if m.label == label)) for label in labels}
     every_seed = sorted({member.seed for member in members})
     return Comparison(
@@ -143,15 +144,15 @@ def compare(
         reference=reference,
         seeds=seeds,
         missing=tuple((label, seed) for label in labels for seed in every_seed if seed not in seeds[label]),
-        domains=tuple(domain_names(same.images)),
-        conditions=shown_conditions(same.images),
+        domains=tuple(domain_names(images)),
+        conditions=shown_conditions(images),
         counts={str(domain): (int((own == 0).sum()), int(own.sum())) for domain, own in faults},
         data_digest=str(members[0].result.get("data_digest", "unknown")),
         runs=[{"label": member.label, "seed": member.seed, "name": member.name} for member in members],
         settings=settings_of(members, compared=compared),
         values=values,
         means=values.groupby(["label", *PLACE, "metric"], sort=False)["value"]
-        .agg(mean=_mean, std=_std, n="count")
+        .agg(mean=metrics.mean_of_known, std=metrics.std_of_known, n="count")
         .reset_index(),
         differences=_differences(members, cells, values, reference=reference),
         delong=_delong(members, cells, reference=reference),
@@ -188,22 +189,22 @@ def verdict(seeds: int, difference: float, p: float) -> str:
 
 
 def _cells(
-    same: SameImages, *, draws: int, draw_seed: int, tick: Callable[[], None]
+    images: pd.DataFrame, scores_MN: FloatArray, *, draws: int, draw_seed: int, tick: Callable[[], None]
 ) -> dict[tuple[str, str], Cell]:
     """Cut the images into domains x conditions and draw each cell's images once for all runs."""
     cells = {}
-    for domain in domain_names(same.images):
-        for condition in shown_conditions(same.images):
-            rows = where(of_condition(same.images, condition), domain=domain)
-            scores_MN, label = same.scores_MN[:, rows.index], rows["label"].to_numpy(np.int64)
+    for domain in domain_names(images):
+        for condition in shown_conditions(images):
+            rows = where(of_condition(images, condition), domain=domain)
+            own_MN, label = scores_MN[:, rows.index], rows["label"].to_numpy(np.int64)
             draws_MBR = shared_bootstrap(
-                scores_MN,
+                own_MN,
                 label=label,
                 max_fprs=tuple(FPR_TARGETS.values()),
                 generator=named_generator(draw_seed, f"comparison/{domain}/{condition}"),
                 draws=draws,
             )
-            cells[domain, condition] = Cell(scores_MN, label, draws_MBR)
+            cells[domain, condition] = Cell(own_MN, label, draws_MBR)
             tick()
     return cells
 
@@ -216,14 +217,13 @@ def _values(members: Sequence[MemberRun], cells: Cells) -> pd.DataFrame:
     rows = []
     for place, cell in cells.items():
         for member, score in zip(members, cell.scores_MN, strict=True):
-            own = {
-                name: metrics.tpr_at_fpr(score, cell.label, max_fpr=fpr) for name, fpr in FPR_TARGETS.items()
-            }
-            own["auroc"] = metrics.auroc(score, cell.label)
+            own = rates(score, cell.label)
             own["average_precision"] = metrics.average_precision(score, cell.label)
             rows += [(member.label, member.seed, *place, metric, own[metric]) for metric in METRICS]
     values = pd.DataFrame(rows, columns=["label", "seed", *PLACE, "metric", "value"])
-    over_domains = values.groupby(["label", "seed", "condition", "metric"], sort=False)["value"].agg(_mean)
+    over_domains = values.groupby(["label", "seed", "condition", "metric"], sort=False)["value"].agg(
+        metrics.mean_of_known
+    )
     mean = over_domains.reset_index().assign(domain=MEAN)
     return pd.concat([values, mean[values.columns]], ignore_index=True)
 
@@ -303,13 +303,3 @@ def _delong(members: Sequence[MemberRun], cells: Cells, *, reference: str) -> pd
 
 def _verdicts(seeds: Iterable[int], difference: Iterable[float], p: Iterable[float]) -> list[str]:
     return [verdict(*row) for row in zip(seeds, difference, p, strict=True)]
-
-
-def _mean(values: pd.Series) -> float:
-    known = values.dropna().to_numpy()
-    return float(known.mean()) if known.size else NAN
-
-
-def _std(values: pd.Series) -> float:
-    known = values.dropna().to_numpy()
-    return float(known.std(ddof=1)) if known.size > 1 else NAN

@@ -40,13 +40,6 @@ class MemberRun(NamedTuple):
         return f"{self.label}, seed {self.seed} ({self.name})"
 
 
-class SameImages(NamedTuple):
-    """Test images that all runs share (path, domain, label, condition) and each run's scores of them."""
-
-    images: pd.DataFrame
-    scores_MN: FloatArray
-
-
 class Settings(NamedTuple):
     """Settings equal in all runs, compared ones that differ (by label and name), and what differs besides."""
 
@@ -61,6 +54,12 @@ def leaves(config: Mapping[str, Any]) -> dict[str, Any]:
     for name, value in config.items():
         flat.update(leaves(value) if isinstance(value, Mapping) else {name: value})
     return flat
+
+
+def listed(names: Sequence[str], *, most: int) -> str:
+    """Return the names with commas, the surplus as a count."""
+    more = f" and {len(names) - most} more" if len(names) > most else ""
+    return ", ".join(names[:most]) + more
 
 
 def check_members(members: Sequence[MemberRun]) -> None:
@@ -83,11 +82,11 @@ def check_members(members: Sequence[MemberRun]) -> None:
             )
 
 
-def same_images(members: Sequence[MemberRun]) -> SameImages:
-    """Bring all runs' scores into the order of the first run's images, which must be those of all runs.
+def same_images(members: Sequence[MemberRun]) -> tuple[pd.DataFrame, FloatArray]:
+    """Return the first run's images (path, domain, label, condition) and all runs' scores (M, N) of them.
 
-    A run whose scores do not give the AUROC of its own result is refused, too: its folder holds parts of two
-    evaluations.
+    Refused are a run of other images, and one whose scores do not give the AUROC of its own result: its
+    folder holds parts of two evaluations.
     """
     first, facts = members[0], ["domain", "label", "condition"]
     reference, scores = pd.DataFrame(), []
@@ -110,7 +109,7 @@ def same_images(members: Sequence[MemberRun]) -> SameImages:
             for path in reference.index[wanted != found]:
                 raise DataError(f"{different}{path}: {column} {wanted[path]} and {found[path]}")
         scores.append(table["score"].to_numpy(np.float64))
-    return SameImages(reference.reset_index()[["path", *facts]], np.stack(scores))
+    return reference.reset_index()[["path", *facts]], np.stack(scores)
 
 
 def settings_of(members: Sequence[MemberRun], *, compared: Sequence[str] = ()) -> Settings:
@@ -137,7 +136,7 @@ def settings_of(members: Sequence[MemberRun], *, compared: Sequence[str] = ()) -
         else:
             owners = [m.label if len(per_label[m.label]) == 1 else f"{m.label}/{m.seed}" for m in members]
             with_text = pd.Series(owners).groupby(texts, sort=False).unique()
-            who = "; ".join(f"{text} ({_listed(names)})" for text, names in with_text.items())
+            who = "; ".join(f"{text} ({listed(names, most=SHOWN_RUNS)})" for text, names in with_text.items())
             notes.append(f"{name} differs between runs: {who}")
         notes += [
             f"{name} differs inside {label}: its mean mixes {', '.join(values)}"
@@ -145,11 +144,6 @@ def settings_of(members: Sequence[MemberRun], *, compared: Sequence[str] = ()) -
             if len(values) > 1
         ]
     return Settings(equal, by_label, tuple(notes))
-
-
-def _listed(names: Sequence[str]) -> str:
-    more = f" and {len(names) - SHOWN_RUNS} more" if len(names) > SHOWN_RUNS else ""
-    return ", ".join(names[:SHOWN_RUNS]) + more
 
 
 def _check_own_result(member: MemberRun) -> None:

@@ -1,7 +1,8 @@
 """Tables of a comparison as texts, ready for a page."""
 
-from collections.abc import Sequence
-from typing import NamedTuple
+from collections.abc import Callable, Hashable, Mapping, Sequence
+from operator import itemgetter
+from typing import Any, NamedTuple
 
 import numpy as np
 import pandas as pd
@@ -20,6 +21,8 @@ TRANSFER_FIGURES = {
     "domain_gap": "gap",
     "chance_corrected_ratio": "ratio above chance",
 }
+DIFFERENCE = ("difference", "95 % over seeds", "95 % over images")
+TESTS = ("t-test p", "Wilcoxon p", "d_z", "p domains", "p labels")
 
 
 class Table(NamedTuple):
@@ -54,42 +57,28 @@ def means_table(comparison: Comparison, *, condition: str, metric: str) -> Table
 def focus_text(comparison: Comparison, focus: Focus, *, metric: str) -> Table:
     """One cell's labels, best first."""
     rows = focus_table(comparison, focus, metric=metric)
-    texts = _differences(rows) | {"p (labels)": rows["p_holm_labels"].map(p_text), "verdict": rows["verdict"]}
     caption = f"{focus.domain} {focus.condition}: {NAMES[metric]}, difference to {comparison.reference}"
-    return Table(caption, pd.concat([rows[["label", "seeds"]], pd.DataFrame(texts)], axis=1), ("focus",))
+    return Table(caption, _told(rows, "label", "seeds", *DIFFERENCE, "p (labels)", "verdict"), ("focus",))
 
 
 def differences_text(comparison: Comparison, *, metric: str) -> Table:
     """Every difference of one metric."""
     rows = where(comparison.differences, metric=metric)
-    texts = _differences(rows) | {
-        "t-test p": rows["t_p"].map(p_text),
-        "Wilcoxon p": rows["wilcoxon_p"].map(p_text),
-        "d_z": rows["effect_size"].map(lambda size: "-" if np.isnan(size) else f"{size:+.2f}"),
-        "p domains": rows["p_holm"].map(p_text),
-        "p labels": rows["p_holm_labels"].map(p_text),
-        "verdict": rows["verdict"] + rows["reason"].map(lambda reason: f" ({reason})" if reason else ""),
-    }
-    names = rows[["label", "domain", "condition", "seeds"]]
+    reasons = rows["reason"].map(lambda reason: f" ({reason})" if reason else "")
+    headings = ("label", "domain", "condition", "seeds", *DIFFERENCE, *TESTS, "verdict")
     caption = f"{NAMES[metric]}: {len(rows)} differences to {comparison.reference}"
-    return Table(caption, pd.concat([names, pd.DataFrame(texts)], axis=1), ("differences",))
+    return Table(caption, _told(rows.assign(verdict=rows["verdict"] + reasons), *headings), ("differences",))
 
 
 def delong_text(comparison: Comparison, focus: Focus) -> Table:
     """DeLong's test, run by run, of one domain and condition."""
-    rows = where(comparison.delong, **focus._asdict())
-    texts = {
-        "label": rows["label"],
-        "seed": rows["seed"],
-        "AUROC %": rows["auroc"].map(percent),
-        "reference %": rows["auroc_reference"].map(percent),
-        "difference": rows["difference"].map(points),
-        "95 % over images": _intervals(rows["low"], rows["high"]),
-        "p": rows["p"].map(p_text),
-        "p domains": rows["p_holm"].map(p_text),
-    }
-    caption = f"{focus.domain} {focus.condition}: DeLong's test, run by run"
-    return Table(caption, pd.DataFrame(texts), ("delong",))
+    rows = where(comparison.delong, **focus._asdict()).rename(
+        columns={"difference": "mean_difference", "low": "images_low", "high": "images_high"}
+    )
+    headings = ("label", "seed", "AUROC %", "reference %", "difference", "95 % over images", "p", "p domains")
+    return Table(
+        f"{focus.domain} {focus.condition}: DeLong's test, run by run", _told(rows, *headings), ("delong",)
+    )
 
 
 def transfer_table(members: Sequence[MemberRun]) -> Table | None:
@@ -122,13 +111,23 @@ def p_text(p: float) -> str:
     return "-" if np.isnan(p) else "<0.001" if p < 0.001 else f"{p:.3f}"
 
 
-def _differences(rows: pd.DataFrame) -> dict[str, pd.Series]:
-    return {
-        "difference": rows["mean_difference"].map(points),
-        "95 % over seeds": _intervals(rows["seeds_low"], rows["seeds_high"]),
-        "95 % over images": _intervals(rows["images_low"], rows["images_high"]),
-    }
+TOLD: dict[str, Callable[[Mapping[Hashable, Any]], str]] = {
+    "AUROC %": lambda row: percent(row["auroc"]),
+    "reference %": lambda row: percent(row["auroc_reference"]),
+    "difference": lambda row: points(row["mean_difference"]),
+    "95 % over seeds": lambda row: points_interval(row["seeds_low"], row["seeds_high"]),
+    "95 % over images": lambda row: points_interval(row["images_low"], row["images_high"]),
+    "p": lambda row: p_text(row["p"]),
+    "t-test p": lambda row: p_text(row["t_p"]),
+    "Wilcoxon p": lambda row: p_text(row["wilcoxon_p"]),
+    "d_z": lambda row: "-" if np.isnan(row["effect_size"]) else f"{row['effect_size']:+.2f}",
+    "p domains": lambda row: p_text(row["p_holm"]),
+    "p labels": lambda row: p_text(row["p_holm_labels"]),
+    "p (labels)": lambda row: p_text(row["p_holm_labels"]),
+}
+"""How a column is told; others as they are."""
 
 
-def _intervals(low: pd.Series, high: pd.Series) -> pd.Series:
-    return low.combine(high, points_interval)
+def _told(rows: pd.DataFrame, *headings: str) -> pd.DataFrame:
+    tell = [TOLD.get(heading, itemgetter(heading)) for heading in headings]
+    return pd.DataFrame([[one(row) for one in tell] for row in rows.to_dict("records")], columns=headings)

@@ -7,7 +7,6 @@ a score. Source: protocols.md, "Metrics".
 
 import zlib
 from collections.abc import Sequence
-from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import ArrayLike
@@ -17,13 +16,6 @@ from dinomaly_hd.evaluation.metrics import NAN, FloatArray, IntArray, check_fini
 DRAWS = 2000
 LEVEL = 0.95
 CHUNK_ELEMENTS = 1 << 18  # counts held at once: small enough for the processor's cache
-
-
-class Interval(NamedTuple):
-    """Percentile interval."""
-
-    low: float
-    high: float
 
 
 class Ranked:
@@ -105,12 +97,12 @@ def shared_bootstrap(
     return draws_MBR
 
 
-def percentile_interval(value_B: FloatArray, *, level: float = LEVEL) -> Interval:
-    """Interval that holds the share ``level`` of the draws, the rest split evenly; NaN if a draw is NaN."""
+def percentile_interval(value_B: FloatArray, *, level: float = LEVEL) -> tuple[float, float]:
+    """Return the ends between which the share ``level`` of the draws lies; NaN if a draw is NaN."""
     if np.isnan(value_B).any():
-        return Interval(NAN, NAN)
+        return NAN, NAN
     low, high = np.quantile(value_B, [(1.0 - level) / 2.0, (1.0 + level) / 2.0])
-    return Interval(float(low), float(high))
+    return float(low), float(high)
 
 
 def named_generator(seed: int, name: str) -> np.random.Generator:

@@ -23,13 +23,6 @@ NAN = float("nan")
 NORMAL_QUANTILE = 0.995
 
 
-class RocCurve(NamedTuple):
-    """Vertices of a ROC curve."""
-
-    fpr: FloatArray
-    tpr: FloatArray
-
-
 class BestF1(NamedTuple):
     """The largest F1 over all thresholds and the highest threshold that reaches it."""
 
@@ -88,6 +81,20 @@ def known(figures: Mapping[str, float | None]) -> dict[str, float]:
     return {name: number(value) for name, value in figures.items() if not np.isnan(number(value))}
 
 
+def mean_of_known(values: ArrayLike) -> float:
+    """Mean of what is no NaN, NaN where nothing is."""
+    have = np.asarray(values, dtype=np.float64)
+    have = have[~np.isnan(have)]
+    return float(have.mean()) if have.size else NAN
+
+
+def std_of_known(values: ArrayLike) -> float:
+    """Standard deviation (ddof 1) of what is no NaN; fewer than two values have none."""
+    have = np.asarray(values, dtype=np.float64)
+    have = have[~np.isnan(have)]
+    return float(have.std(ddof=1)) if have.size > 1 else NAN
+
+
 def check_finite(score: ArrayLike, *, names: Sequence[str] | None = None) -> None:
     """Refuse NaN and infinite scores by the first one's entry in ``names``, else its position."""
     values = np.asarray(score)
@@ -123,13 +130,14 @@ def auroc(score: ArrayLike, label: ArrayLike) -> float:
     return _area(good, fault, np.ones(fault.size), limit=1.0)
 
 
-def roc_curve(score: ArrayLike, label: ArrayLike) -> RocCurve:
-    """Vertices of the ROC curve from (0, 0) to (1, 1), one per distinct score; empty with one class only."""
+def roc_curve(score: ArrayLike, label: ArrayLike) -> tuple[FloatArray, FloatArray]:
+    """FPR and TPR at each distinct score, from (0, 0) to (1, 1); empty with one class only."""
     from sklearn import metrics  # half a second, for pictures only
 
     if operating_points(score, label).one_class:
-        return RocCurve(np.empty(0), np.empty(0))
-    return RocCurve(*metrics.roc_curve(label, score, drop_intermediate=False)[:2])
+        return np.empty(0), np.empty(0)
+    fpr, tpr, _ = metrics.roc_curve(label, score, drop_intermediate=False)
+    return fpr, tpr
 
 
 def operating_points(score: ArrayLike, label: ArrayLike) -> OperatingPoints:

@@ -71,7 +71,9 @@ class MapPicture:
         self._under = _blank(panels[2], input_shape, **of_input)
         self._over = _blank(panels[2], (1, 1, 4), extent=covered)
         self.figure.colorbar(self._map, ax=panels[2], extend="max", label="map")
-        self._outlines = [_add_outline(axes) for axes in panels]
+        self._outlines = [LineCollection([], colors=OUTLINE_COLOUR, linewidths=1.2) for _ in panels]
+        for axes, lines in zip(panels, self._outlines, strict=True):
+            axes.add_collection(lines, autolim=False)
         for axes, name in zip(panels, ("input", "anomaly map", "overlay"), strict=True):
             axes.set(title=name, ylabel="driving tooth")
             axes.set(xlim=(-0.5, input_shape[1] - 0.5), ylim=(input_shape[0] - 0.5, -0.5), aspect="equal")
@@ -139,9 +141,3 @@ def select_by_rank(table: pd.DataFrame, *, thresholds: Mapping[str, float], coun
 
 def _blank(axes: Axes, shape: tuple[int, ...], **look: Any) -> AxesImage:
     return axes.imshow(np.zeros(shape), interpolation="nearest", **look)
-
-
-def _add_outline(axes: Axes) -> LineCollection:
-    lines = LineCollection([], colors=OUTLINE_COLOUR, linewidths=1.2)
-    axes.add_collection(lines, autolim=False)
-    return lines

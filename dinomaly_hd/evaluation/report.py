@@ -1,4 +1,4 @@
-"""Pages of a run and of a comparison as HTML files that need nothing else, and as Markdown to paste.
+"""Pages as HTML files that need nothing else, and as Markdown to paste; here a run's.
 
 One environment fills all templates: in pages every text is escaped, in Markdown by the filter ``md``.
 """
@@ -10,16 +10,6 @@ from typing import Any, NamedTuple
 
 from jinja2 import Environment, PackageLoader, StrictUndefined, select_autoescape
 
-from dinomaly_hd.evaluation.compare import MEAN, METRICS, SHOWN, Comparison, Focus
-from dinomaly_hd.evaluation.comparison_reading import reading
-from dinomaly_hd.evaluation.comparison_tables import (
-    Table,
-    delong_text,
-    differences_text,
-    focus_text,
-    means_table,
-)
-from dinomaly_hd.evaluation.results import ALL
 from dinomaly_hd.evaluation.tables import detector_table, named_rows, trivial_table
 
 
@@ -28,15 +18,6 @@ class Picture(NamedTuple):
 
     caption: str
     png: bytes
-
-
-class Story(NamedTuple):
-    """What the numbers cannot tell: title, question, command, and failed members (label/seed -> reason)."""
-
-    title: str
-    question: str
-    command: str
-    failed: Mapping[str, str]
 
 
 def render(template: str, **values: Any) -> str:
@@ -57,64 +38,6 @@ def report_html(
         missing=result["mean_metrics"]["missing"].get("auroc", []),
         pictures=pictures,
     )
-
-
-def comparison_csv(comparison: Comparison) -> dict[str, str]:
-    """Return the four tables as CSV texts by file name; shares in [0, 1], NaN empty."""
-    tables = {name: getattr(comparison, name) for name in ("values", "means", "differences", "delong")}
-    return {f"{name}.csv": table.to_csv(index=False, lineterminator="\n") for name, table in tables.items()}
-
-
-def comparison_pages(
-    comparison: Comparison,
-    *,
-    story: Story,
-    focuses: Sequence[Focus],
-    pictures: Mapping[str, Picture],
-    more: Sequence[Table] = (),
-) -> dict[str, str]:
-    """Return the whole as ``report.html``, and as ``report.md`` what is short enough for a README.
-
-    ``more`` tables stand behind the means, ``pictures`` in their order.
-    """
-    seeds = sorted(set[int]().union(*comparison.seeds.values()))
-    counts = [f"{domain} {good} + {fault}" for domain, (good, fault) in comparison.counts.items()]
-    facts = {
-        "labels": ", ".join(comparison.labels),
-        **({"reference": comparison.reference} if comparison.others else {}),
-        "seeds": ", ".join(map(str, seeds)),
-        "runs": str(len(comparison.runs)),
-        "test images (good + fault)": ", ".join(counts),
-        "data digest": comparison.data_digest,
-    }
-    stands_for = {
-        label: ", ".join(f"{name} {text}" for name, text in values.items() if text != "-")
-        for label, values in comparison.settings.by_label.items()
-    }
-    focuses = focuses if comparison.others else ()
-    content = {
-        **story._asdict(),
-        "facts": facts,
-        "settings": comparison.settings,
-        "stands_for": {label: text or "no such settings" for label, text in stands_for.items()},
-        "sentences": reading(comparison, failed=story.failed, focuses=focuses),
-        "runs": [list(run.values()) for run in comparison.runs],
-        "means": [
-            means_table(comparison, condition=condition, metric=metric)
-            for condition in dict.fromkeys([ALL, *comparison.conditions])
-            for metric in SHOWN
-        ],
-        "shown": len(SHOWN),
-        "more": list(more),
-        "focuses": {
-            focus: [focus_text(comparison, focus, metric=metric) for metric in SHOWN] for focus in focuses
-        },
-        "delong": {focus: delong_text(comparison, focus) for focus in focuses if focus.domain != MEAN},
-        "differences": [differences_text(comparison, metric=m) for m in METRICS if comparison.others],
-        "pictures": pictures.values(),
-    }
-    forms = {form: render(f"comparison.{form}", **content) for form in ("html", "md")}
-    return {f"report.{form}": text.rstrip() + "\n" for form, text in forms.items()}
 
 
 def _markdown(text: object) -> str:

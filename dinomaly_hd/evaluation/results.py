@@ -8,6 +8,7 @@ entry under ``reasons``, and is left out of means.
 """
 
 from collections.abc import Mapping
+from functools import partial
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -45,14 +46,6 @@ class Evaluated(NamedTuple):
 
     block: Block
     draws_BR: FloatArray
-
-
-class _Plan(NamedTuple):
-    """What is the same for every block of one evaluation."""
-
-    conditions: tuple[str, ...]
-    seed: int
-    draws: int
 
 
 def check_table(table: pd.DataFrame) -> None:
@@ -99,30 +92,28 @@ def evaluate(
     for domain in [*normal_thresholds, *pixel]:
         if domain not in domains:
             raise ConfigError(f"domain {domain!r} is not in the score table.{nearest(domain, domains)}")
-    plan = _Plan(condition_names(table), seed, draws)
+    ranked = partial(_ranked, conditions=condition_names(table), seed=seed, draws=draws)
     rows_of = {domain: table[table["domain"] == domain] for domain in domains}
-    evaluated = {domain: _ranked(rows, "score", domain, plan) for domain, rows in rows_of.items()}
+    evaluated = {domain: ranked(rows, "score", domain) for domain, rows in rows_of.items()}
     for domain, parts in evaluated.items():
         _add_thresholds(parts, rows_of[domain], normal_thresholds.get(domain))
         if domain in pixel:
             _add_pixel(parts[ALL].block, pixel[domain])
-    pooled = _ranked(table, "score", "pooled", plan)
+    pooled = ranked(table, "score", "pooled")
     for condition, part in pooled.items():
         _pool_calls(part.block, {domain: parts[condition].block for domain, parts in evaluated.items()})
     trivial = {
         column.removeprefix(PREFIX): {
-            domain: _ranked(rows, column, domain, plan) for domain, rows in rows_of.items()
+            domain: ranked(rows, column, domain) for domain, rows in rows_of.items()
         }
         for column in trivial_columns(table)
     }
     return {
         "overall_auroc": pooled[ALL].block["auroc"],
         "per_domain_metrics": _nested_all(evaluated),
-        "mean_metrics": _mean_of(evaluated, plan),
+        "mean_metrics": _mean_of(evaluated),
         "overall_pooled_metrics": _nested(pooled),
-        "trivial": {
-            score: _nested_all(own) | {"mean": _mean_of(own, plan)} for score, own in trivial.items()
-        },
+        "trivial": {score: _nested_all(own) | {"mean": _mean_of(own)} for score, own in trivial.items()},
     }
 
 
@@ -154,25 +145,32 @@ def of_condition(table: pd.DataFrame, condition: str) -> pd.DataFrame:
     return table if condition == ALL else table[table["condition"].astype(str) == condition]
 
 
+def rates(score: FloatArray, label: IntArray) -> dict[str, float]:
+    """The metrics that have an interval: AUROC, and TPR at each FPR of ``FPR_TARGETS``."""
+    at_fpr = {name: metrics.tpr_at_fpr(score, label, max_fpr=fpr) for name, fpr in FPR_TARGETS.items()}
+    return {"auroc": metrics.auroc(score, label)} | at_fpr
+
+
 def score_and_label(rows: pd.DataFrame, column: str = "score") -> tuple[FloatArray, IntArray]:
     """Scores and labels of rows of a score table."""
     return rows[column].to_numpy(dtype=np.float64), rows["label"].to_numpy(dtype=np.int64)
 
 
-def _ranked(rows: pd.DataFrame, column: str, name: str, plan: _Plan) -> dict[str, Evaluated]:
+def _ranked(
+    rows: pd.DataFrame, column: str, name: str, *, conditions: tuple[str, ...], seed: int, draws: int
+) -> dict[str, Evaluated]:
     """By condition what needs no threshold, with intervals, counts and reasons."""
     parts = {}
-    for condition in plan.conditions:
+    for condition in conditions:
         score, label = score_and_label(of_condition(rows, condition), column)
-        generator = named_generator(plan.seed, f"{column}/{name}/{condition}")
+        generator = named_generator(seed, f"{column}/{name}/{condition}")
         draws_BR = bootstrap(
-            score, label, max_fprs=tuple(FPR_TARGETS.values()), generator=generator, draws=plan.draws
+            score, label, max_fprs=tuple(FPR_TARGETS.values()), generator=generator, draws=draws
         )
         faults = int(label.sum())
         counts = {"good": label.size - faults, "fault": faults}
         block: Block = {
-            "auroc": metrics.auroc(score, label),
-            **{name: metrics.tpr_at_fpr(score, label, max_fpr=fpr) for name, fpr in FPR_TARGETS.items()},
+            **rates(score, label),
             "average_precision": metrics.average_precision(score, label),
             "f1_max": metrics.f1_max(score, label).value,
             "intervals": _intervals(draws_BR),
@@ -235,10 +233,11 @@ def _nested_all(evaluated: Mapping[str, Mapping[str, Evaluated]]) -> dict[str, B
     return {domain: _nested(parts) for domain, parts in evaluated.items()}
 
 
-def _mean_of(evaluated: Mapping[str, Mapping[str, Evaluated]], plan: _Plan) -> Block:
+def _mean_of(evaluated: Mapping[str, Mapping[str, Evaluated]]) -> Block:
+    conditions = next(iter(evaluated.values()))
     by_condition = {
         condition: _mean({domain: parts[condition] for domain, parts in evaluated.items()})
-        for condition in plan.conditions
+        for condition in conditions
     }
     return by_condition[ALL] | {"by_condition": by_condition}
 
@@ -255,7 +254,7 @@ def _mean(members: Mapping[str, Evaluated]) -> Block:
         if not any(name in part.block for part in members.values()):
             continue
         have = metrics.known(values)
-        block[name] = float(np.mean(list(have.values()))) if have else NAN
+        block[name] = metrics.mean_of_known(list(have.values()))
         used[name] = len(have)
         if len(have) < len(members):
             missing[name] = [key for key in members if key not in have]

@@ -6,7 +6,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from dinomaly_hd.evaluation.metrics import auroc, number, tpr_at_fpr
+from dinomaly_hd.evaluation.metrics import number
+from dinomaly_hd.evaluation.results import rates
 
 FIGURES = {"auroc": "auroc", "tpr_at_fpr_1pct": "tpr_at_fpr_1", "tpr_at_fpr_5pct": "tpr_at_fpr_5"}
 """Name in results.json -> name of the metric in MLflow."""
@@ -23,9 +24,7 @@ def synthetic_blocks(score: ArrayLike, label: ArrayLike, domain: NDArray[np.str_
     for name in dict.fromkeys(domain.tolist()):
         own = domain == name
         per_domain[name] = {
-            "auroc": auroc(score[own], label[own]),
-            "tpr_at_fpr_1pct": tpr_at_fpr(score[own], label[own], max_fpr=0.01),
-            "tpr_at_fpr_5pct": tpr_at_fpr(score[own], label[own], max_fpr=0.05),
+            **rates(score[own], label[own]),
             "normals": int((label[own] == 0).sum()),
             "bands": int((label[own] == 1).sum()),
         }

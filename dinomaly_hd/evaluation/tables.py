@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from dinomaly_hd.evaluation.metrics import NAN, known
+from dinomaly_hd.evaluation.metrics import NAN, known, mean_of_known, std_of_known
 from dinomaly_hd.evaluation.results import ALL, CALLS, PIXEL, RANKING, WITH_INTERVAL, Block
 from dinomaly_hd.names import as_markdown
 
@@ -116,10 +116,8 @@ def percent(value: float) -> str:
 
 def mean_and_spread(values: "pd.Series[float]") -> str:
     """Return "mean ± standard deviation" in per cent over what is no NaN; one value has no deviation."""
-    have = values.dropna().to_numpy()
-    if not have.size:
-        return "-"
-    return percent(have.mean()) + (f" ± {percent(have.std(ddof=1))}" if have.size > 1 else "")
+    std = std_of_known(values)
+    return percent(mean_of_known(values)) + ("" if np.isnan(std) else f" ± {percent(std)}")
 
 
 def _blocks(result: Mapping[str, Any]) -> dict[str, Block]:

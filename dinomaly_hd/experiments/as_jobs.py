@@ -3,12 +3,11 @@
 import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
-from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from dinomaly_hd import provenance
-from dinomaly_hd.config import RunConfig, from_json
+from dinomaly_hd.config import from_json
 from dinomaly_hd.data.feature_files import FeaturePlace
 from dinomaly_hd.errors import CheckpointError, ConfigError, DataError, EncoderError
 from dinomaly_hd.experiments.checks import check
@@ -33,10 +32,8 @@ PATHS = ("root", "result_dir", "folder")
 class Checked(NamedTuple):
     """What is known of a member once its data were read.
 
-    Attributes:
-        config_hash: Its identity as a run.
-        data: What it is tested on and learns from; members of one ``data`` can be compared.
-        place: The domains, as a report's folder is named by them.
+    ``data`` is what it is tested on and learns from: members of one ``data`` can be compared. ``place`` are
+    the domains, as a report's folder is named by them.
     """
 
     config_hash: str
@@ -45,12 +42,7 @@ class Checked(NamedTuple):
 
 
 def check_for_jobs(members: Sequence[Member], context: Context, *, slots: Slots) -> dict[Member, Checked]:
-    """Check everything before the first job starts, each data set once.
-
-    Raises:
-        ConfigError: An engine that cannot be had, settings that do not fit, or two members in one place.
-        DinomalyHDError: Data or weights that cannot be used.
-    """
+    """Check engine, settings, data and weights before the first job starts, each data set once."""
     check_engine(slots)
     check_members(members)
     reading, checked = replace(context, manifests={}), {}
@@ -84,11 +76,12 @@ def run_as_jobs(
     before = finished_runs(context.result_dir, code=code)
     reused = [one for one in members if checked[one].config_hash in before]
     rest = {checked[one].config_hash: one for one in reversed(members) if one not in reused}
-    jobs = [
-        member_job(one.place, one.run, parent.member(one))
-        for one in members
-        if rest.get(checked[one].config_hash) is one
-    ]
+    jobs = []
+    for one in members:
+        if rest.get(checked[one].config_hash) is one:
+            surroundings = context_to_plain(parent.member(one))
+            content = {"code_digest": code, "run": json.loads(one.run.to_json()), "context": surroundings}
+            jobs.append(Job(one.place, MODULE, parent.folder / one.place, content))
     context.say(f"{len(reused)} finished before, {len(jobs)} to run")
 
     def tell(job: Job, how: Ended) -> None:
@@ -116,30 +109,18 @@ def run_as_jobs(
         if folder.is_relative_to(parent.folder):
             complete_finished(folder, root=context.root, say=context.say)
         outcomes[one] = Outcome(folder, read_results(folder) or {}, read_state(folder).get("mlflow_run_id"))
-    return Ran(outcomes, failed)
-
-
-def member_job(name: str, run: RunConfig, context: Context) -> Job:
-    """Return the job that executes a member's run; its log lies in the run's folder."""
-    assert context.folder is not None, "a member has its place"
-    content = {
-        "code_digest": provenance.code_digest(),
-        "run": json.loads(run.to_json()),
-        "context": context_to_plain(context),
-    }
-    return Job(name, MODULE, context.folder, content)
+    return outcomes, failed
 
 
 def run_job(path: Path, *, guard: SignalGuard, say: Callable[[str], None]) -> Outcome:
-    """Execute the run of a ``job.json``.
-
-    Raises:
-        ConfigError: There is no such file, or other code wrote it.
-        DinomalyHDError: As ``execute``.
-    """
+    """Execute the run of a ``job.json``; a ConfigError if there is none, or other code wrote it."""
     content = read_job(path, code_digest=provenance.code_digest())
+
+    def progress(done: int, total: int, seconds_left: float) -> None:
+        write_progress(path.parent, step=done, steps=total, seconds_left=seconds_left)
+
     context = context_from_plain(content["context"], guard=guard, say=say)
-    context = replace(context, lock_wait_s=LOCK_WAIT_S, on_progress=partial(_progress, path.parent))
+    context = replace(context, lock_wait_s=LOCK_WAIT_S, on_progress=progress)
     return execute(from_json(json.dumps(content["run"])), context)
 
 
@@ -161,7 +142,3 @@ def context_from_plain(content: dict[str, Any], *, guard: SignalGuard, say: Call
     place = content["feature_place"]
     features = place and FeaturePlace(Path(place["folder"]), place["budget_gb"])
     return Context(guard=guard, say=say, feature_place=features, **values)
-
-
-def _progress(folder: Path, done: int, total: int, seconds_left: float) -> None:
-    write_progress(folder, step=done, steps=total, seconds_left=seconds_left)

@@ -45,11 +45,8 @@ class Member(NamedTuple):
         return f"{self.label}, seed {self.run.seed}"
 
 
-class Ran(NamedTuple):
-    """Finished members with what they left, and by title why the others are not."""
-
-    outcomes: dict[Member, Outcome]
-    failed: dict[Member, str]
+Ran = tuple[dict[Member, Outcome], dict[Member, str]]
+"""Finished members with what they left, and why the others are not."""
 
 
 class Done(NamedTuple):
@@ -89,26 +86,36 @@ class Parent:
 RunMembers = Callable[[Sequence[Member], Context, Parent], Ran]
 
 
-class Protocol(NamedTuple):
-    """What a comparison asks and how.
+def one_after_another(members: Sequence[Member], context: Context, parent: Parent) -> Ran:
+    """Run members in this process; one that diverges does not stop the others."""
+    outcomes: dict[Member, Outcome] = {}
+    failed: dict[Member, str] = {}
+    for number, one in enumerate(members, start=1):
+        context.say(f"\n== {number}/{len(members)}: {one.label}, seed {one.run.seed}")
+        siblings = [outcome.folder for other, outcome in outcomes.items() if other.run.seed == one.run.seed]
+        try:
+            outcomes[one] = execute(one.run, replace(parent.member(one), donors=tuple(siblings)))
+        except ENDS_A_MEMBER_ONLY as error:
+            failed[one] = str(error)
+            context.say(f"{type(error).__name__}: {error}")
+    return outcomes, failed
 
-    Attributes:
-        kind: Its name: folder, tag in MLflow.
-        question: What the report answers.
-        gather: May make one run of several, and says why others are left out; None takes each for itself.
-        then: Makes further members of those that are finished.
-        detail: What ``then`` makes, as part of what tells this comparison from others.
-        run_members: How members are run; None: one after another in this process.
-        places: In which subfolder each is reported on, "" for the comparison's own; members of different
-            places cannot be compared. None: all together.
+
+class Protocol(NamedTuple):
+    """What a comparison asks and how; ``kind`` names its folder and its tag in MLflow.
+
+    ``gather`` may make one run of several, and says why others are left out. ``then`` makes further members
+    of those that are finished, and ``detail`` tells by them this comparison from others. ``places`` says in
+    which subfolder each is reported on, None all together in the comparison's own: members of different
+    places cannot be compared.
     """
 
     kind: str
     question: Question
-    gather: Callable[[list[MemberRun]], Joined] | None = None
-    then: Callable[[dict[Member, Outcome]], list[Member]] | None = None
+    gather: Callable[[list[MemberRun]], Joined] = lambda members: (members, {})
+    then: Callable[[dict[Member, Outcome]], list[Member]] = lambda _: []
     detail: str = ""
-    run_members: RunMembers | None = None
+    run_members: RunMembers = one_after_another
     places: Mapping[Member, str] | None = None
 
 
@@ -118,11 +125,7 @@ def member(label: str, run: RunConfig) -> Member:
 
 
 def check_members(members: Sequence[Member]) -> None:
-    """Refuse members' settings before the first one is run.
-
-    Raises:
-        ConfigError: A model's settings do not fit together, or two members have one place.
-    """
+    """Refuse settings that do not fit together, and two members of one place, before the first one is run."""
     places: dict[str, Member] = {}
     for one in members:
         try:
@@ -141,20 +144,18 @@ def run_comparison(members: Sequence[Member], context: Context, protocol: Protoc
     which differs only in what comes after it. A member that is finished already, in this comparison or
     another, is not run again.
 
-    Raises:
-        DinomalyHDError: What would end every member (bad data, no encoder weights, a full disk).
-        ComparisonError: Some members failed; the report is written all the same and names them.
+    What would end every member (bad data, no encoder weights, a full disk) is raised as it is. Where some
+    failed, the report is written all the same and names them, before a ComparisonError.
     """
-    run_members = protocol.run_members or one_after_another
     check_members(members)
     with _parent(members, context, protocol) as parent:
-        outcomes, failed = run_members(members, context, parent)
-        more = protocol.then(outcomes) if protocol.then else []
+        outcomes, failed = protocol.run_members(members, context, parent)
+        more = protocol.then(outcomes)
         if more:
             check_members([*members, *more])
-            later = run_members(more, context, parent)
-            outcomes, failed = {**outcomes, **later.outcomes}, {**failed, **later.failed}
-        reports = _reports(Ran(outcomes, failed), parent, protocol)
+            later, later_failed = protocol.run_members(more, context, parent)
+            outcomes, failed = {**outcomes, **later}, {**failed, **later_failed}
+        reports = _reports((outcomes, failed), parent, protocol)
         if failed:
             lines = [f"{one.title}: {reason}" for one, reason in failed.items()]
             raise ComparisonError(
@@ -163,28 +164,9 @@ def run_comparison(members: Sequence[Member], context: Context, protocol: Protoc
     return Done(outcomes, reports)
 
 
-def one_after_another(members: Sequence[Member], context: Context, parent: Parent) -> Ran:
-    """Run members in this process; one that diverges does not stop the others."""
-    outcomes: dict[Member, Outcome] = {}
-    failed: dict[Member, str] = {}
-    for number, one in enumerate(members, start=1):
-        context.say(f"\n== {number}/{len(members)}: {one.label}, seed {one.run.seed}")
-        siblings = [outcome.folder for other, outcome in outcomes.items() if other.run.seed == one.run.seed]
-        try:
-            outcomes[one] = execute(one.run, replace(parent.member(one), donors=tuple(siblings)))
-        except ENDS_A_MEMBER_ONLY as error:
-            failed[one] = str(error)
-            context.say(f"{type(error).__name__}: {error}")
-    return Ran(outcomes, failed)
-
-
 @contextmanager
 def _parent(members: Sequence[Member], context: Context, protocol: Protocol) -> Iterator[Parent]:
-    """Open a comparison's folder and MLflow run, or go on with an unfinished one of the same runs.
-
-    Raises:
-        DinomalyHDError: What a member raised, once the parent is closed as FAILED or KILLED.
-    """
+    """Open a comparison's folder and MLflow run, or go on with an unfinished one of the same runs."""
     first, kind = members[0].run, protocol.kind
     identity = [
         (one.place, one.run.digest(), one.run.data.data_root, one.run.training.start_from) for one in members
@@ -217,21 +199,20 @@ def _parent(members: Sequence[Member], context: Context, protocol: Protocol) -> 
 def _reports(ran: Ran, parent: Parent, protocol: Protocol) -> dict[str, Report]:
     """Write and log a report on the finished members of each place."""
     reports: dict[str, Report] = {}
-    place_of = protocol.places or dict.fromkeys([*ran.outcomes, *ran.failed], ONE_REPORT)
+    outcomes, not_run = ran
+    place_of = protocol.places or dict.fromkeys([*outcomes, *not_run], ONE_REPORT)
     for place in dict.fromkeys(place_of.values()):
         done = [
             read_member(outcome.folder, label=one.label, name=outcome.mlflow_run_id)
-            for one, outcome in ran.outcomes.items()
+            for one, outcome in outcomes.items()
             if place_of[one] == place
         ]
-        failed = {one.title: reason for one, reason in ran.failed.items() if place_of[one] == place}
-        if protocol.gather is not None:
-            done, lacking = protocol.gather(done)
-            failed |= lacking
+        failed = {one.title: reason for one, reason in not_run.items() if place_of[one] == place}
+        done, lacking = protocol.gather(done)
         if done:
-            reports[place] = _report(done, failed, parent, place=place, question=protocol.question)
+            reports[place] = _report(done, failed | lacking, parent, place=place, question=protocol.question)
     if reports:
-        runs = [outcome.mlflow_run_id for outcome in ran.outcomes.values() if outcome.mlflow_run_id]
+        runs = [outcome.mlflow_run_id for outcome in outcomes.values() if outcome.mlflow_run_id]
         told = "\n\n".join(report.markdown for report in reports.values())
         parent.tracker.note(f"{_links(parent, runs)}{told}")
     return reports

@@ -79,7 +79,7 @@ def evaluate(work: Work, scorer: Scorer, trained: Trained) -> dict[str, Any]:
     if run.data.train_domains != ALL_DOMAINS:
         own = np.isin(normals.domain_N, list(ready.trained_domains))
         threshold = normal_quantile(normals.examined.score_N[own], held_out=held_out, quantile=1 - SOURCE_FPR)
-        found["transfer"] = transfer_of(
+        found |= transfer_of(
             found["per_domain_metrics"],
             table,
             sources=sorted(ready.trained_domains),

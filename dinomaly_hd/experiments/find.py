@@ -16,15 +16,14 @@ from dinomaly_hd.experiments.members import (
     BETWEEN_RUNS,
     BY_CONFIG,
     BY_VARIANT,
-    SCORES,
     SINGLE,
-    join_single_domains,
+    join_domains,
     joined,
     read_member,
     relabelled,
 )
 from dinomaly_hd.files import read_json
-from dinomaly_hd.runs.folder import FINISHED, RESULTS, STATE, all_runs, read_state
+from dinomaly_hd.runs.folder import FINISHED, RESULTS, SCORES, STATE, all_runs, read_state
 from dinomaly_hd.runs.search import RUN_ID, RunStore, StoredRun, recorded
 
 SUMMARY = "final_summary.json"
@@ -260,11 +259,11 @@ class _Collection:
             parts = self._parts(entry, began)
             covered.update(part.name for part in parts)
             members = [member for member in map(self._member, parts) if member is not None]
-            if len(members) == len(parts) == 1:
-                self._keep(members[0]._replace(label=entry["label"]))
-            elif members and len(members) == len(parts):
-                digest = summary.get("data_digest")
-                self._keep(joined(members, label=entry["label"], data_digest=digest))
+            if members and len(members) == len(parts):
+                label, digest = entry["label"], summary.get("data_digest")
+                several = len(parts) > 1
+                whole = joined(members, label=label, data_digest=digest) if several else members[0]
+                self._keep(whole._replace(label=label))
         for run in began:
             if run.name not in covered:
                 self.add(run)
@@ -278,7 +277,7 @@ class _Collection:
 
     def joined(self) -> tuple[list[MemberRun], dict[str, str]]:
         """Join single domains' runs, and forget failures of which a later attempt finished."""
-        members, incomplete = join_single_domains(list(self._members.values()))
+        members, incomplete = join_domains(list(self._members.values()))
         there = {(member.label, str(member.seed)) for member in members}
         failed = {}
         for title, reason in {**incomplete, **self._failed}.items():

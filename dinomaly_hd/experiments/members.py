@@ -1,8 +1,8 @@
 """Finished runs as members of a comparison: read, named, and joined where each is a part of one member."""
 
-from collections.abc import Container, Mapping, Sequence
+from collections.abc import Container, Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -10,34 +10,20 @@ import pandas as pd
 from dinomaly_hd.config import ALL_DOMAINS, names_in
 from dinomaly_hd.errors import ConfigError, DataError, nearest
 from dinomaly_hd.evaluation.comparison_members import MemberRun, leaves
-from dinomaly_hd.runs.folder import RESULTS, read_results
+from dinomaly_hd.runs.folder import RESULTS, SCORES, read_results
 from dinomaly_hd.trivial import PREFIX, TRIVIAL
 
-SCORES = "scores"
 UNIFIED, SINGLE = "multiclass_unified", "singleclass"
 BY_CONFIG, BY_VARIANT = "config", "variant"
 BETWEEN_RUNS = ", "
 """Between the names of the runs that a joint member is made of."""
 
-
-class Joined(NamedTuple):
-    """Members, those of single domains as one a seed, and why a joint member was left out."""
-
-    members: list[MemberRun]
-    failed: dict[str, str]
+Joined = tuple[list[MemberRun], dict[str, str]]
+"""Members, and by title why another was left out."""
 
 
 def read_member(folder: Path, *, label: str | None = None, name: str | None = None) -> MemberRun:
-    """Read a finished run.
-
-    Args:
-        folder: With results.json and scores/.
-        label: What it is called in the comparison; None takes what the run was called in its own.
-        name: For messages; None takes the folder.
-
-    Raises:
-        DataError: The folder holds no finished run.
-    """
+    """Read a finished run, by default under its own label, named by its folder; else a DataError."""
     result = read_results(folder)
     if result is None or not {"seed", "domains", "per_domain_metrics"} <= result.keys():
         raise DataError(f"{name or folder}: holds no readable {RESULTS}; the run did not finish")
@@ -63,84 +49,66 @@ def on_scored_domains(members: Sequence[MemberRun]) -> Joined:
             if domain not in member.result["per_domain_metrics"]:
                 failed.setdefault(domain, f"left out for all: not scored by {member.title}: {why}")
     if not failed:
-        return Joined(list(members), {})
-    return Joined([_without(member, failed) for member in members], failed)
-
-
-def _without(member: MemberRun, domains: Container[str]) -> MemberRun:
-    blocks = member.result["per_domain_metrics"]
-    kept = {name: block for name, block in blocks.items() if name not in domains}
-    scores = member.scores[member.scores["domain"].isin(list(kept))]
-    return member._replace(result={**member.result, "per_domain_metrics": kept}, scores=scores)
+        return list(members), {}
+    kept = []
+    for member in members:
+        blocks = member.result["per_domain_metrics"]
+        own = {name: block for name, block in blocks.items() if name not in failed}
+        scores = member.scores[member.scores["domain"].isin(list(own))]
+        kept.append(member._replace(result={**member.result, "per_domain_metrics": own}, scores=scores))
+    return kept, failed
 
 
 def joined(parts: Sequence[MemberRun], *, label: str, data_digest: str | None) -> MemberRun:
     """Return runs of one seed as one: every domain's results are those of the run that was trained on it.
 
-    Args:
-        parts: Runs whose training domains do not overlap.
-        label: What the joint run is called.
-        data_digest: Of all data together, where the caller knows them to be another run's; None puts the
-            parts' digests together.
+    ``data_digest`` is that of all data together, where they are another run's; None joins the parts'.
     """
-    own = [_trained_domains(part.result) for part in parts]
-    digests = "+".join(str(part.result.get("data_digest"))[:16] for part in parts)
-    result = {
-        **parts[0].result,
-        "domains": [domain for domains in own for domain in domains],
-        "per_domain_metrics": {
-            domain: part.result["per_domain_metrics"][domain]
-            for part, domains in zip(parts, own, strict=True)
-            for domain in domains
-        },
-        "data_digest": digests if data_digest is None else data_digest,
-    }
-    tables = [
-        part.scores[part.scores["domain"].isin(domains)] for part, domains in zip(parts, own, strict=True)
-    ]
+    blocks: dict[str, Any] = {}
+    tables = []
+    for part in parts:
+        own = _trained_domains(part.result)
+        blocks |= {domain: part.result["per_domain_metrics"][domain] for domain in own}
+        tables.append(part.scores[part.scores["domain"].isin(own)])
+    if data_digest is None:
+        data_digest = "+".join(str(part.result.get("data_digest"))[:16] for part in parts)
+    own_result = {"domains": list(blocks), "per_domain_metrics": blocks, "data_digest": data_digest}
     name = BETWEEN_RUNS.join(part.name for part in parts)
-    return MemberRun(label, parts[0].seed, name, result, pd.concat(tables))
+    return MemberRun(label, parts[0].seed, name, {**parts[0].result, **own_result}, pd.concat(tables))
 
 
-def join_single_domains(members: Sequence[MemberRun]) -> Joined:
-    """Join the runs called ``singleclass`` of one seed; all others stay as they are.
+def join_domains(members: Sequence[MemberRun], labels: Container[str] = (SINGLE,)) -> Joined:
+    """Join the runs of one seed that have one of these labels; all others stay as they are.
 
     A joint run counts as tested on a unified run's data where the two have the same test images by their
     trivial scores, which need no model. One that lacks a domain is left out and named: means over different
-    domains are no means of one thing.
-
-    Raises:
-        ConfigError: A domain has two runs of one seed; both are named.
+    domains are no means of one thing. Two runs of a domain and seed are a ConfigError.
     """
-    others = [member for member in members if member.label != SINGLE]
-    groups: dict[int, list[MemberRun]] = {}
+    others = [member for member in members if member.label not in labels]
+    groups: dict[tuple[str, int], list[MemberRun]] = {}
     for member in members:
-        if member.label == SINGLE:
-            groups.setdefault(member.seed, []).append(member)
-    every = dict.fromkeys(domain for parts in groups.values() for domain in _domains(parts))
-    every |= dict.fromkeys(domain for one in others if one.label == UNIFIED for domain in _domains([one]))
+        if member.label in labels:
+            groups.setdefault((member.label, member.seed), []).append(member)
+    unified = {member.seed: member for member in others if member.label == UNIFIED}
+    every = dict.fromkeys(d for group in (*groups.values(), unified.values()) for d in _domains(group))
     joint, failed = [], {}
-    for seed, parts in groups.items():
+    for (label, seed), parts in groups.items():
         have = _domains(parts)
         lacking = [domain for domain in every if domain not in have]
         if lacking:
-            failed[f"{SINGLE}, seed {seed}"] = f"no finished run of {', '.join(lacking)}; the others left out"
+            failed[f"{label}, seed {seed}"] = f"no finished run of {', '.join(lacking)}; the others left out"
         elif len(parts) == 1:
             joint += parts
         else:
             _check_apart(parts)
-            unified = next((o for o in others if (o.label, o.seed) == (UNIFIED, seed)), None)
-            joint.append(joined(parts, label=SINGLE, data_digest=_common_digest(parts, unified)))
-    return Joined([*others, *joint], failed)
+            joint.append(joined(parts, label=label, data_digest=_common_digest(parts, unified.get(seed))))
+    return [*others, *joint], failed
 
 
 def relabelled(members: Sequence[MemberRun], *, label_by: str) -> list[MemberRun]:
     """Return the members called by their variant, or by a value of their config as in "q_percent=1".
 
-    ``config`` leaves them as they are.
-
-    Raises:
-        ConfigError: No run has a value of this name.
+    ``config`` leaves them as they are. A name that no run has a value of is a ConfigError.
     """
     if label_by == BY_CONFIG:
         return list(members)
@@ -176,7 +144,7 @@ def _trained_domains(result: Mapping[str, Any]) -> list[str]:
     ]
 
 
-def _domains(parts: Sequence[MemberRun]) -> list[str]:
+def _domains(parts: Iterable[MemberRun]) -> list[str]:
     return [domain for part in parts for domain in part.result["domains"]]
 
 
@@ -186,7 +154,7 @@ def _check_apart(parts: Sequence[MemberRun]) -> None:
         for domain in part.result["domains"]:
             if owner.setdefault(domain, part) is not part:
                 raise ConfigError(
-                    f"{SINGLE}, seed {part.seed}: {domain} has two runs, {owner[domain].name} and "
+                    f"{part.label}, seed {part.seed}: {domain} has two runs, {owner[domain].name} and "
                     f"{part.name}; leave one out"
                 )
 

@@ -13,7 +13,7 @@ from dinomaly_hd.evaluation.comparison_members import MemberRun
 from dinomaly_hd.evaluation.transfer import FROM
 from dinomaly_hd.experiments.as_jobs import Checked, check_for_jobs, run_as_jobs
 from dinomaly_hd.experiments.comparison import ONE_REPORT, Done, Member, Protocol, member, run_comparison
-from dinomaly_hd.experiments.members import SINGLE, UNIFIED, Joined, join_single_domains, joined
+from dinomaly_hd.experiments.members import SINGLE, UNIFIED, Joined, join_domains, joined
 from dinomaly_hd.experiments.reporting import Question
 from dinomaly_hd.experiments.run import Outcome, execute
 from dinomaly_hd.jobs import ONE_SLOT, Slots
@@ -89,11 +89,7 @@ class Trial(NamedTuple):
 
 
 def run_mode(run: RunConfig, context: Context, *, mode: str, seeds: Sequence[int]) -> Done:
-    """Run ``multiclass`` (one model), ``singleclass`` (one a domain) or ``compare``, with each seed.
-
-    Raises:
-        ConfigError: Unknown mode, or domains to train on that its single-domain models have no use for.
-    """
+    """Run ``multiclass`` (one model), ``singleclass`` (one a domain) or ``compare``, with each seed."""
     if mode not in MODES:
         raise ConfigError(f"mode={mode!r}: unknown.{nearest(mode, MODES)}")
     unified, single = MODES[mode]
@@ -110,7 +106,7 @@ def run_mode(run: RunConfig, context: Context, *, mode: str, seeds: Sequence[int
             members.append(Member(SINGLE, own, f"{SINGLE}_{domain}{suffix}"))
     question = QUESTIONS["multiclass"]
     question = question if mode == "compare" else question._replace(reference=None)
-    return run_comparison(members, context, Protocol(mode, question, gather=join_single_domains))
+    return run_comparison(members, context, Protocol(mode, question, gather=join_domains))
 
 
 def run_ablation(
@@ -166,7 +162,7 @@ def run_single_domain(trials: Sequence[Trial], context: Context) -> Done | None:
     if len({trial.source for trial in trials}) > 1:
         pairs = zip(members, trials, strict=True)
         members = [one._replace(place=f"{one.place}_{trial.source}") for one, trial in pairs]
-        protocol = protocol._replace(gather=_join_sources)
+        protocol = protocol._replace(gather=partial(join_domains, labels={trial.model for trial in trials}))
     return run_comparison(members, context, protocol)
 
 
@@ -182,22 +178,6 @@ def run_multi_domain(trials: Sequence[Trial], context: Context) -> Done | None:
     return run_comparison(members, context, Protocol("multi_domain", QUESTIONS["multi_domain"]))
 
 
-def _join_sources(members: list[MemberRun]) -> Joined:
-    """Join the runs of one label and seed; a label that lacks a domain is left out and named."""
-    groups: dict[tuple[str, int], list[MemberRun]] = {}
-    for one in members:
-        groups.setdefault((one.label, one.seed), []).append(one)
-    every = {domain for one in members for domain in one.result["domains"]}
-    joint, failed = [], {}
-    for (label, seed), parts in groups.items():
-        lacking = sorted(every - {domain for part in parts for domain in part.result["domains"]})
-        if lacking:
-            failed[f"{label}, seed {seed}"] = f"no finished run of {', '.join(lacking)}; the others left out"
-        else:
-            joint.append(joined(parts, label=label, data_digest=None))
-    return Joined(joint, failed)
-
-
 def run_finetune(
     runs: Sequence[RunConfig],
     context: Context,
@@ -209,9 +189,6 @@ def run_finetune(
     """Train every run (alike but for seeds) on all its domains, then fine-tune each on each domain alone.
 
     A fine-tuning has a tenth of its steps as warm-up and a cosine to a tenth of its rate.
-
-    Raises:
-        ConfigError: No domain, one twice, or one that is not among the runs'.
     """
     known = runs[0].data.domain_names
     chosen = known if domains is None else tuple(domains)
@@ -223,16 +200,12 @@ def run_finetune(
     values = {"max_steps": steps, "learning_rate": learning_rate, "warmup_steps": steps // 10}
 
     def then(outcomes: dict[Member, Outcome]) -> list[Member]:
-        return [
-            member(
-                f"fine-tuned on {domain}",
-                with_values(
-                    start.run, {**values, "train_domains": domain, "start_from": str(outcome.folder)}
-                ),
-            )
-            for start, outcome in outcomes.items()
-            for domain in chosen
-        ]
+        tunings = []
+        for start, outcome in outcomes.items():
+            for domain in chosen:
+                own = {**values, "train_domains": domain, "start_from": str(outcome.folder)}
+                tunings.append(member(f"fine-tuned on {domain}", with_values(start.run, own)))
+        return tunings
 
     protocol = Protocol(
         "finetune", QUESTIONS["finetune"], gather=_with_own_domains, then=then, detail=f"{values} {chosen}"
@@ -251,7 +224,7 @@ def _with_own_domains(members: list[MemberRun]) -> Joined:
             joint.append(joined(parts, label=OWN, data_digest=start.result["data_digest"]))
         elif parts:
             lacking[f"{OWN}, seed {start.seed}"] = "not every domain has a finished fine-tuning"
-    return Joined([*unified, *joint, *tuned], lacking)
+    return [*unified, *joint, *tuned], lacking
 
 
 def run_suite(members: Sequence[Member], context: Context, *, slots: Slots) -> Done:
@@ -268,16 +241,10 @@ def run_suite(members: Sequence[Member], context: Context, *, slots: Slots) -> D
 
 def report_places(checked: Mapping[Member, Checked]) -> dict[Member, str]:
     """Return the report's folder for each member: one for each set of data, none where there is one set."""
-    numbers: dict[str, list[tuple[str, ...]]] = {}
+    places: dict[tuple[str, tuple[str, ...]], str] = {}
     for one in checked.values():
-        alike = numbers.setdefault(one.place, [])
-        if one.data not in alike:
-            alike.append(one.data)
-    if sum(len(alike) for alike in numbers.values()) <= 1:
+        number = 1 + sum(place == one.place for place, data in places if data != one.data)
+        places.setdefault((one.place, one.data), one.place if number == 1 else f"{one.place}_data_{number}")
+    if len(places) <= 1:
         return dict.fromkeys(checked, ONE_REPORT)
-
-    def place(one: Checked) -> str:
-        number = numbers[one.place].index(one.data) + 1
-        return f"{REPORTS}/{one.place}" if number == 1 else f"{REPORTS}/{one.place}_data_{number}"
-
-    return {member: place(one) for member, one in checked.items()}
+    return {member: f"{REPORTS}/{places[one.place, one.data]}" for member, one in checked.items()}

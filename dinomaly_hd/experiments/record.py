@@ -1,19 +1,22 @@
 """What a finished run leaves beside its scores: results.json, the page, and what MLflow is told of it."""
 
 import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from dinomaly_hd import provenance
-from dinomaly_hd.config import flatten
+from dinomaly_hd.config import DinomalyConfig, EncoderConfig, PatchCoreConfig, flatten
 from dinomaly_hd.evaluation.report import Picture, report_html
 from dinomaly_hd.evaluation.synthetic import flat_synthetic, synthetic_lines
 from dinomaly_hd.evaluation.tables import flat_metrics, results_markdown, summary_lines
 from dinomaly_hd.evaluation.transfer import flat_transfer, transfer_lines
 from dinomaly_hd.experiments.work import Work, label_of, run_name
 from dinomaly_hd.files import publish_json, publish_text
+from dinomaly_hd.models.encoders import target_layers
+from dinomaly_hd.models.patchcore.features import check_layers
 from dinomaly_hd.names import as_markdown
 from dinomaly_hd.runs.folder import CHECKPOINTS, MODEL, RESULTS, SCORES
 from dinomaly_hd.runs.pages import artifact_picture
@@ -66,8 +69,15 @@ def describe(work: Work) -> None:
 def _shown_params(work: Work) -> dict[str, Any]:
     """Return every value of the run once, as it was resolved here."""
     kept = "files" if work.feature_place is not None else "memory"
-    flat = flatten(work.run)
+    flat, model, source = flatten(work.run), work.run.model, work.run.encoder
+    layers: Sequence[int] = ()
+    if isinstance(source, EncoderConfig):
+        if isinstance(model, DinomalyConfig):
+            layers = target_layers(source, model.target_layers)
+        elif isinstance(model, PatchCoreConfig):
+            layers = check_layers(source, model.layers)
     resolved = {
+        **dict.fromkeys(("target_layers", "layers"), ",".join(map(str, layers))),
         "gpu": str(work.device),
         "encoder_weights": work.ready.weights.source,
         "conditions": work.ready.manifest.condition_rule,

@@ -1,8 +1,7 @@
 """The report on finished runs, of one comparison or put together afterwards: written, and logged."""
 
 import os
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
@@ -13,9 +12,9 @@ from dinomaly_hd import provenance
 from dinomaly_hd.errors import OutputError, TrackingError
 from dinomaly_hd.evaluation.compare import Comparison, Focus, compare
 from dinomaly_hd.evaluation.comparison_members import MemberRun
+from dinomaly_hd.evaluation.comparison_pages import Story, comparison_csv, comparison_pages
 from dinomaly_hd.evaluation.comparison_plots import comparison_pictures, pairs_pictures
 from dinomaly_hd.evaluation.comparison_tables import transfer_table
-from dinomaly_hd.evaluation.report import Story, comparison_csv, comparison_pages
 from dinomaly_hd.experiments.find import SUMMARY, Asked, Collected, Shelf, collect
 from dinomaly_hd.experiments.members import on_scored_domains
 from dinomaly_hd.files import make_dated_folder, publish, publish_json, publish_text
@@ -149,8 +148,10 @@ def report(request: ReportRequest) -> tuple[Path, Report]:
     own_reference = collected.summary.get("reference", request.reference)
     if output is not None or request.reference not in (None, own_reference):
         collected = collected._replace(own=None)  # another view of it, which must not replace its report
-    with _folder(request, collected) as folder:
-        request.say(f"comparing {len(collected.members)} members")
+    chosen = output or (collected.own.folder if collected.own else None)
+    folder = chosen or make_dated_folder(request.result_dir / KIND)
+    request.say(f"comparing {len(collected.members)} members")
+    try:
         written = write_report(
             collected.members,
             folder,
@@ -159,6 +160,9 @@ def report(request: ReportRequest) -> tuple[Path, Report]:
             failed=collected.failed,
             tick=request.tick,
         )
+    finally:
+        if chosen is None and not any(folder.iterdir()):
+            folder.rmdir()  # refused: a new folder does not stay behind empty
     logged = LoggedReport(folder, written.files, flat_means(written.comparison), written.markdown)
     try:
         _log(request, collected, logged, uri=uri)
@@ -181,21 +185,6 @@ def _question(request: ReportRequest, collected: Collected) -> Question:
         compared=collected.compared,
         reference=request.reference or (reference if reference in labels else None),
     )
-
-
-@contextmanager
-def _folder(request: ReportRequest, collected: Collected) -> Iterator[Path]:
-    """Yield where the report goes; a new folder does not stay behind empty."""
-    chosen = request.output or (collected.own.folder if collected.own else None)
-    if chosen is not None:
-        yield chosen
-        return
-    folder = make_dated_folder(request.result_dir / KIND)
-    try:
-        yield folder
-    finally:
-        if not any(folder.iterdir()):
-            folder.rmdir()
 
 
 def _log(request: ReportRequest, collected: Collected, logged: LoggedReport, *, uri: str) -> None:

@@ -24,7 +24,7 @@ def check_plan(plan: Plan, context: Context) -> dict[str, Any]:
 
     Raises:
         ConfigError: A setting is wrong, or the data have no such domain.
-        DinomalyHDError: Data or weights cannot be had (``ready.check``).
+        DinomalyHDError: Data or weights cannot be had (``checks.check``).
     """
     check_name(plan.study)
     make_sampler(plan.sampler, seed=0)

@@ -176,8 +176,8 @@ def test_finetuning_starts_from_the_unified_model_and_sees_one_domain(context: C
     done = run_finetune(
         [build("A0", 42)],
         replace(context, say=lines.append),
-        steps="1",
-        learning_rate="1e-30",
+        steps=1,
+        learning_rate=1e-30,
         domains=None,
     )
     folders = {member.label: outcome.folder for member, outcome in done.outcomes.items()}
@@ -188,17 +188,6 @@ def test_finetuning_starts_from_the_unified_model_and_sees_one_domain(context: C
     assert done.report is not None
     assert done.report.comparison.labels == ("unified", OWN, "fine-tuned on A", "fine-tuned on B")
     assert not done.report.comparison.settings.notes
-
-
-@pytest.mark.parametrize(
-    ("steps", "rate", "message"),
-    [("0", "0.1", "finetune_steps='0'"), ("10", "fast", "'fast': expected a number"), ("10", "0", "above 0")],
-)
-def test_a_finetuning_without_length_or_rate_is_refused(
-    context: Context, steps: str, rate: str, message: str
-) -> None:
-    with pytest.raises(ConfigError, match=message):
-        run_finetune([build("A0", 42)], context, steps=steps, learning_rate=rate, domains=None)
 
 
 def test_a_name_that_several_runs_have_is_refused_with_their_paths(tmp_path: Path) -> None:
@@ -256,7 +245,7 @@ def test_finetune_asks_for_what_the_flags_say(monkeypatch: pytest.MonkeyPatch) -
     finetune.main([], SignalGuard())
     ((runs, _), named), (_, unspecific) = calls
     assert ([run.seed for run in runs], named["domains"]) == ([1, 2], ("A", "C"))
-    assert (named["steps"], named["learning_rate"]) == ("7", "0.5")
+    assert (named["steps"], named["learning_rate"]) == (7, 0.5)
     assert unspecific["domains"] is None, "all of them"
 
 
@@ -271,6 +260,8 @@ def test_finetune_asks_for_what_the_flags_say(monkeypatch: pytest.MonkeyPatch) -
         (steps, ["--steps", "ten"], "steps"),
         (steps, ["--max_steps", "10"], "max_steps"),
         (finetune, ["--finetune_steps", "0"], "finetune_steps='0'"),
+        (finetune, ["--finetune_learning_rate", "fast"], "finetune_learning_rate='fast'"),
+        (finetune, ["--finetune_learning_rate", "0"], "greater than 0"),
         (finetune, ["--stop_step", "5"], "stop_step"),
     ],
 )
@@ -287,5 +278,5 @@ def test_fine_tuning_on_wrong_domains_is_refused(
     context: Context, domains: tuple[str, ...], message: str
 ) -> None:
     with pytest.raises(ConfigError, match=f"finetune_domains: .*{message}"):
-        run_finetune([build("A0", 42)], context, steps="1", learning_rate="1e-4", domains=domains)
+        run_finetune([build("A0", 42)], context, steps=1, learning_rate=1e-4, domains=domains)
     assert not context.result_dir.exists()

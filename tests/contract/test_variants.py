@@ -24,7 +24,7 @@ from dinomaly_hd.config import (
     flatten,
     with_values,
 )
-from dinomaly_hd.config.presets import quick_dinomaly
+from dinomaly_hd.config.presets import preset_run
 from dinomaly_hd.config.variants import ABLATION, VARIANTS
 from dinomaly_hd.data.features import FeatureCache, TrainingSet, digests, image_batches
 from dinomaly_hd.data.hdmap import load_manifest
@@ -78,7 +78,7 @@ class Record:
 
 
 def run_of(variant: str, **values: Any) -> RunConfig:
-    return with_values(quick_dinomaly(EVERY[variant]()), {**VALUES, **values})
+    return with_values(preset_run("quick", EVERY[variant]()), {**VALUES, **values})
 
 
 @functools.cache

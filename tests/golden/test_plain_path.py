@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from dinomaly_hd.batch import Batch
 from dinomaly_hd.config import with_values
-from dinomaly_hd.config.presets import full_dinomaly
+from dinomaly_hd.config.presets import preset_run
 from dinomaly_hd.config.variants import baseline
 from dinomaly_hd.models import fast
 from dinomaly_hd.models.build import build_detector
@@ -51,7 +51,7 @@ def weights_file(tmp_path_factory: pytest.TempPathFactory) -> str:
 
 def detector(weights_file: str) -> Dinomaly:
     values = {**VALUES, "encoder_weights": weights_file}
-    run = with_values(full_dinomaly(baseline()), values)
+    run = with_values(preset_run("full", baseline()), values)
     built = build_detector(run, weights=locate(run.encoder.encoder, run.encoder.encoder_weights))
     assert isinstance(built, Dinomaly)
     return built

@@ -18,7 +18,7 @@ from torch import Tensor
 
 from dinomaly_hd.batch import Batch
 from dinomaly_hd.config import DinomalyConfig, RunConfig, with_values
-from dinomaly_hd.config.presets import quick_dinomaly
+from dinomaly_hd.config.presets import preset_run
 from dinomaly_hd.config.variants import ABLATION, VARIANTS
 from dinomaly_hd.models.build import build_detector
 from dinomaly_hd.models.weights import Weights
@@ -98,7 +98,7 @@ def losses(run: RunConfig) -> list[float]:
 
 
 def run_of(case: str) -> RunConfig:
-    return with_values(quick_dinomaly(CASES[case]()), VALUES)
+    return with_values(preset_run("quick", CASES[case]()), VALUES)
 
 
 @pytest.mark.parametrize("case", CASES)

@@ -19,26 +19,25 @@ LAYERS = {
     "batch": set(),
     "provenance": set(),
     "files": {"errors"},
-    "journal": {"errors", "files"},
     "config": {"errors", "names"},
     "trivial": {"errors"},
     "data": {"errors", "names", "files", "config", "randomness", "geometry", "batch"},
     "models": {"errors", "files", "config", "randomness", "geometry", "batch", "trivial"},
     "evaluation": {"errors", "names", "files", "config", "randomness", "geometry", "trivial"},
     "training": {"errors", "files", "config", "randomness", "batch", "data", "models"},
-    "tracking": {"errors", "files", "journal"},
+    "runs": {"errors", "files", "provenance", "data", "training", "serving"},  # mirror sends its models
     "jobs": {"errors", "files", "provenance"},
     "tuning": {"errors", "files", "randomness", "config", "evaluation"},
     "serving": {
         *["errors", "files", "config", "data", "models", "evaluation", "training", "experiments", "geometry"],
-        "tracking",
+        "runs",
         "provenance",
     },
 }
 EVERYTHING_BUT_ENTRY_POINTS = {path.stem for path in PACKAGE.iterdir() if path.stem != "__init__"}
 LAYERS["experiments"] = EVERYTHING_BUT_ENTRY_POINTS
 ONLY_HERE = {
-    "mlflow": {"tracking", "serving"},
+    "mlflow": {"runs", "serving"},
     "optuna": {"tuning"},
     "lightning": {"training"},
     "timm": {"models"},

@@ -12,10 +12,9 @@ from dinomaly_hd.errors import ConfigError, DataError, NonFiniteError
 from dinomaly_hd.evaluation import metrics, statistics
 from dinomaly_hd.evaluation.compare import Comparison, Focus, compare, focus_table, verdict, where
 from dinomaly_hd.evaluation.comparison_members import MemberRun
+from dinomaly_hd.evaluation.comparison_pages import Story, comparison_csv, comparison_pages, reading
 from dinomaly_hd.evaluation.comparison_plots import comparison_pictures, dot_figure, forest_figure
-from dinomaly_hd.evaluation.comparison_reading import reading
 from dinomaly_hd.evaluation.plots import png_bytes
-from dinomaly_hd.evaluation.report import Story, comparison_csv, comparison_pages
 
 DOMAINS = ("domain_A", "domain_C")
 C_COLD = Focus("domain_C", "cold")

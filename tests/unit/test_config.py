@@ -1,8 +1,9 @@
 """Configs are frozen, refuse what they do not know, and come back from JSON unchanged."""
 
-from typing import Annotated
+from typing import Annotated, Literal, get_args, get_origin
 
 import pytest
+from pydantic.fields import FieldInfo
 
 from dinomaly_hd.config import (
     AFTER_TRAINING,
@@ -17,7 +18,6 @@ from dinomaly_hd.config import (
     doc,
     flatten,
     from_json,
-    weights_of,
     with_values,
 )
 from dinomaly_hd.config import parameters as catalogue
@@ -27,12 +27,19 @@ from dinomaly_hd.config.presets import MODELS, PRESETS, preset_run
 from dinomaly_hd.config.resolve import resolve_model
 from dinomaly_hd.config.variants import ABLATION, VARIANTS, baseline, change
 from dinomaly_hd.errors import ConfigError
+from dinomaly_hd.names import shown
 from entry_points.common import training
 
 EVERY = [(name, preset) for name in MODELS for preset in PRESETS]
 STRUCTURAL = {
-    *("model_type", "variant", "trained_by"),
-    *("bottleneck", "attention", "loss", "distance", "auxiliary"),
+    "model_type",
+    "variant",
+    "trained_by",
+    "bottleneck",
+    "attention",
+    "loss",
+    "distance",
+    "auxiliary",
 }
 """Values that variant and preset decide."""
 CHOICES = {"fault_source", "severity_head_pooling_type", "score_combination"}
@@ -59,7 +66,7 @@ def test_a_parameter_that_is_said_once_is_in_help_schema_and_search_space(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     class Loud(FocalLoss):
-        loudness: Annotated[Probability, Search(0.1, 0.4), doc("how loud it is")] = 0.5
+        loudness: Annotated[Probability, Search(0.1, 0.4)] = doc(0.5, "how loud it is")
 
     for table in (MODELS, VARIANTS):
         monkeypatch.setitem(table, "loud", lambda: change(baseline(), variant="loud", loss=Loud()))
@@ -96,17 +103,13 @@ def test_what_is_searched_lies_within_its_rule() -> None:
 def test_json_and_back(variant: str, preset: str) -> None:
     run = made(variant, preset)
     assert from_json(run.to_json()) == run
-    assert from_json(run.to_json()).digest() == run.digest()
 
 
 @pytest.mark.parametrize("variant", MODELS)
 def test_the_digest_covers_every_value_that_can_change_a_result(variant: str) -> None:
     run = made(variant, "quick")
-    for name, value in flatten(run).items():
-        if name in {*STRUCTURAL, *CHOICES, "preset"} or (value == NO_ENCODER and name.startswith("encoder")):
-            continue
-        opposite = {"class_token": "keep" if value == "remove" else "remove"}
-        changed = with_values(run, {name: {**CHANGED, **opposite}.get(name, other(value))})
+    for name in described(run).keys() - CHOICES - {"preset"}:
+        changed = with_values(run, {name: CHANGED.get(name) or other(described(run)[name])})
         assert changed != run, name
         assert (changed.digest() == run.digest()) == (name in WITHOUT_EFFECT), name
 
@@ -126,48 +129,37 @@ def test_the_digest_can_leave_out_what_training_does_not_see() -> None:
 
 
 def test_every_config_of_the_ablation_removes_class_tokens_and_differs_from_the_others() -> None:
-    runs = {name: preset_run("full", config()) for name, config in ABLATION.items()}
-    assert {run.model.class_token for run in runs.values()} == {"remove"}
-    assert len({run.digest() for run in runs.values()}) == len(runs) == 10
-    assert all(from_json(run.to_json()) == run for run in runs.values())
+    runs = [preset_run("full", config()) for config in ABLATION.values()]
+    assert {run.model.class_token for run in runs} == {"remove"}
+    assert len({run.digest() for run in runs}) == len(runs) == 10
+    assert all(from_json(run.to_json()) == run for run in runs)
 
 
 CHANGED = {
     "decoder_blocks": "0",
     "row_radius": "full",
     "scale_weights": ".35,.65",
-    "topk_scope": "sample",
     "train_domains": "A",
-    "border": "reflect",
     "target_layers": "2,3",
     "layers": "1,2",
     "coreset_sampling_ratio": 0.2,
     "context": "2",
-    "image_score": "top_share",
     "patch_width_range": "10-20",
     "patch_ratio_range": "1-2",
-    "severity_head_mode": "multi_scale",
-    "severity_loss_type": "smooth_l1",
-    "trivial_score": "std",
-    "optimizer": "adamw",
     "final_rate_share": 0.5,
-    "validate_on": "source_test",
     "image_size": "392",
     "crop": "196",
-    "simulate_size": "full",
-    "conditions": "none",
-    "lr_schedule_interval": "epoch",
-    "on_nonfinite": "skip",
-    "precision": "bf16",
     "gpu": "cpu",
-    "cache": "off",
     "map_size": "128",
     "decoder_depth": 12,
     "val_split_ratio": 0.2,
 }
 
 
-def other(value: object) -> object:
+def other(field: FieldInfo) -> object:
+    value = field.default
+    if get_origin(field.annotation) is Literal:
+        return next(word for word in get_args(field.annotation) if word != value)
     if isinstance(value, bool):
         return not value
     if isinstance(value, int):
@@ -177,41 +169,19 @@ def other(value: object) -> object:
     return f"{value}x"
 
 
-def test_values_are_checked_in_one_line() -> None:
-    run = made("horizontal", "quick")
-    for values, message in [
-        ({"row_p": "1.5"}, "row_p='1.5': .*less than or equal to 1"),
-        ({"row_p": "abc"}, "row_p='abc': .*valid number"),
-        ({"image_size": "20y"}, "image_size='20y': .*is not a size"),
-        ({"decoder_depth": "3"}, "decoder_depth='3': .*multiple of 2"),
-        ({"learning_rate": "nan"}, "learning_rate"),
-    ]:
-        with pytest.raises(ConfigError, match=message) as raised:
-            with_values(run, values)
-        assert "\n" not in str(raised.value)
-
-
 def test_unknown_keys_in_json_are_refused() -> None:
     text = made("baseline", "full").to_json().replace('"seed"', '"sead"')
     with pytest.raises(ConfigError, match="sead"):
         from_json(text)
 
 
-def test_auto_leaves_the_value_to_the_preset() -> None:
-    assert resolve_model("horizontal", {"preset": "quick", "max_steps": "auto"}) == made(
-        "horizontal", "quick"
-    )
-
-
-def test_a_value_of_another_variant_is_refused() -> None:
-    with pytest.raises(ConfigError, match="row_p does not apply to topk"):
-        resolve_model("topk", {"preset": "quick", "row_p": ".3"})
-
-
-def test_use_topk_makes_another_variant() -> None:
-    run = resolve_model("horizontal", {"preset": "quick", "use_topk": "true", "q_percent": "5"})
-    assert run.model.variant == "horizontal_topk"
-    assert flatten(run)["q_percent"] == 5
+def test_auto_leaves_the_value_to_the_preset_and_use_topk_makes_another_variant() -> None:
+    values = {"preset": "quick", "max_steps": "auto"}
+    assert resolve_model("horizontal", values) == made("horizontal", "quick")
+    run = resolve_model("horizontal", {**values, "use_topk": "true", "q_percent": "5"})
+    assert (run.model.variant, flatten(run)["q_percent"]) == ("horizontal_topk", 5)
+    with pytest.raises(ConfigError, match="use_topk='maybe': expected true or false"):
+        resolve_model("horizontal", {**values, "use_topk": "maybe"})
 
 
 PART_VALUES = [
@@ -232,46 +202,39 @@ PART_VALUES = [
     ("aux", "aux_weight", "-1", "greater than or equal to 0"),
     ("row_masking", "row_p", "2", "less than or equal to 1"),
     ("directional_topk", "tail_context", "-1", "greater than or equal to 0"),
+    ("horizontal", "row_p", "abc", "valid number"),
+    ("baseline", "image_size", "20y", "is not a size"),
+    ("baseline", "decoder_depth", "3", "multiple of 2"),
+    ("baseline", "learning_rate", "nan", "finite number"),
+    # What no machine holds.
+    ("baseline", "decoder_depth", "102", "less than or equal to 100"),
+    ("baseline", "image_size", "4097", "pixels up to 4096"),
+    ("baseline", "target_layers", "2,10000", "names no layers"),
+    ("decoder_dropout", "decoder_blocks", "0-99999999999", "has blocks"),
+    ("draem", "width", "17", "less than or equal to 16"),
+    ("baseline", "batch_size", "2147483648", "less than or equal to 2147483647"),
+    ("baseline", "data_root", "x" * 1001, "at most 1000 characters"),
+    ("baseline", "data_root", "a\nb", "control or invisible"),
+    ("baseline", "gpu", "1000", "match pattern"),
 ]
 
 
 @pytest.mark.parametrize(("variant", "name", "value", "rule"), PART_VALUES)
 def test_values_of_every_part_are_checked(variant: str, name: str, value: str, rule: str) -> None:
-    with pytest.raises(ConfigError, match=f"^{name}='{value}': .*{rule}") as raised:
+    with pytest.raises(ConfigError, match=rule) as raised:
         with_values(made(variant, "quick"), {name: value})
+    assert str(raised.value).startswith(f"{name}={shown(value)}: ")
     assert "\n" not in str(raised.value)
+    assert len(str(raised.value)) < 400
 
 
-def test_blocks_and_weights_are_read() -> None:
-    assert blocks_of("1,3", depth=4) == [1, 3]
+def test_blocks_are_those_of_the_decoder() -> None:
     assert blocks_of("2-3,0", depth=4) == [0, 2, 3]
-    assert blocks_of("last-half", depth=2) == [1]
     with pytest.raises(ValueError, match=r"the decoder has blocks 0\.\.3"):
         blocks_of("2-4", depth=4)
-    assert weights_of(".35,.65") == [0.35, 0.65]
 
 
 @pytest.mark.parametrize("size", ["64", "64x64", "64X64", "064"])
 def test_one_size_has_one_digest(size: str) -> None:
     run = made("horizontal", "quick")
     assert with_values(run, {"image_size": size}).digest() == with_values(run, {"image_size": "64"}).digest()
-
-
-@pytest.mark.parametrize(
-    ("model", "name", "value"),
-    [
-        ("baseline", "decoder_depth", "102"),
-        ("baseline", "image_size", "4097"),
-        ("baseline", "target_layers", "2,10000"),
-        ("decoder_dropout", "decoder_blocks", "0-99999999999"),
-        ("draem", "width", "17"),
-        ("baseline", "batch_size", "2147483648"),
-        ("baseline", "data_root", "x" * 1001),
-        ("baseline", "data_root", "a\nb"),
-        ("baseline", "gpu", "1000"),
-    ],
-)
-def test_what_no_machine_holds_is_refused(model: str, name: str, value: str) -> None:
-    with pytest.raises(ConfigError, match=f"^{name}=") as raised:
-        with_values(made(model, "quick"), {name: value})
-    assert len(str(raised.value)) < 400

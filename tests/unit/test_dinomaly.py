@@ -10,11 +10,10 @@ from torch import Tensor
 
 from dinomaly_hd.batch import Batch
 from dinomaly_hd.config import BandClassifier, TrainingConfig, with_values
-from dinomaly_hd.config.presets import quick_dinomaly
+from dinomaly_hd.config.presets import preset_run
 from dinomaly_hd.config.variants import VARIANTS
 from dinomaly_hd.models.build import build_detector
 from dinomaly_hd.models.dinomaly import auxiliary
-from dinomaly_hd.models.dinomaly.decoder import initialise
 from dinomaly_hd.models.dinomaly.detector import Dinomaly
 from dinomaly_hd.models.draem.faults import horizontal_bands
 from dinomaly_hd.models.fast import pieces
@@ -26,7 +25,7 @@ from dinomaly_hd.training.task import DetectorTask
 @cache
 def detector(variant: str, **values: Any) -> Dinomaly:
     sizes = {"image_size": "64", "decoder_depth": 2, "map_size": "32"}
-    run = with_values(quick_dinomaly(VARIANTS[variant]()), {**sizes, **values})
+    run = with_values(preset_run("quick", VARIANTS[variant]()), {**sizes, **values})
     built = build_detector(run, weights=Weights("random", None, "random"))
     assert isinstance(built, Dinomaly)
     return built
@@ -46,72 +45,52 @@ def batch_of(encoded_BSND: Tensor) -> Batch:
 
 
 def test_the_start_is_a_function_of_the_seed() -> None:
-    weights = {seed: detector("baseline", seed=seed).bottleneck for seed in (42, 43)}
-    first, other = (part.fc1.weight.detach() for part in weights.values())  # type: ignore[attr-defined]
+    parts: list[Any] = [detector("baseline", seed=seed).bottleneck for seed in (42, 43)]
+    first, other = (part.fc1.weight.detach() for part in parts)
     assert not torch.equal(first, other)
     assert float(first.abs().max()) <= 0.03
     assert float(first.std()) == pytest.approx(0.0099, abs=2e-4)
 
 
 @pytest.mark.parametrize("variant", VARIANTS)
-def test_scores_of_pieces_are_those_of_the_whole_batch(variant: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_scores_of_pieces_are_those_of_the_batch_and_noise_is_a_function_of_the_step(
+    variant: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     model, features = detector(variant), encoded(5)
+    losses = [model.training_loss(batch_of(features), step=step).total.item() for step in (7, 7, 8)]
+    assert losses[0] == losses[1] != losses[2]
     whole = model.score(features)
     monkeypatch.setattr(pieces, "CACHED_BYTES", 2 * 4 * 64 * 4 * 192)
-    in_pieces = model.score(features)
-    torch.testing.assert_close(in_pieces.map_BHW, whole.map_BHW, atol=1e-6, rtol=0)
-    torch.testing.assert_close(in_pieces.score_B, whole.score_B, atol=1e-6, rtol=0)
-
-
-@pytest.mark.parametrize("variant", VARIANTS)
-def test_noise_is_a_function_of_the_step(variant: str) -> None:
-    model, batch = detector(variant), batch_of(encoded())
-    losses = [model.training_loss(batch, step=step).total.item() for step in (7, 7, 8)]
-    assert losses[0] == losses[1] != losses[2]
-
-
-def rates(interval: str, *, steps: list[int], per_epoch: int = 63) -> list[float]:
-    task = DetectorTask(
-        detector("baseline"),
-        training=TrainingConfig.model_validate({"lr_schedule_interval": interval}),
-        steps_per_epoch=per_epoch,
-        log=lambda *_: None,
-        name_files=str,
-        position=0,
-    )
-    return [task.learning_rate(step) for step in steps]
+    for found, expected in zip(model.score(features), whole, strict=True):
+        torch.testing.assert_close(found, expected, atol=1e-6, rtol=0)
 
 
 def test_the_learning_rate_is_pinned_at_its_corners() -> None:
+    def rate(step: int, interval: str = "step") -> float:
+        training = TrainingConfig.model_validate({"lr_schedule_interval": interval})
+        values: dict[str, Any] = {"log": lambda *_: None, "name_files": str, "position": 0}
+        task = DetectorTask(detector("baseline"), training=training, steps_per_epoch=63, **values)
+        return task.learning_rate(step)
+
     last = 2e-4 + 0.5 * 1.8e-3 * (1 + math.cos(math.pi * 899 / 900))
     expected = [0.0, 2.0202e-05, 2e-3, 2e-3, last]
-    assert rates("step", steps=[0, 1, 99, 100, 999]) == pytest.approx(expected, rel=1e-5)
-    assert last == pytest.approx(2e-4, rel=1e-4)
+    assert [rate(step) for step in (0, 1, 99, 100, 999)] == pytest.approx(expected, rel=1e-5)
     assert warm_cosine(1000, base=2e-3, final=2e-4, warmup=100, total=1000) == 2e-4
-
-
-def test_stepping_per_epoch_repeats_the_fault_of_old_runs() -> None:
-    first_epoch, second = rates("epoch", steps=[0, 62]), rates("epoch", steps=[63])
-    assert first_epoch == [0.0, 0.0]
-    assert second == pytest.approx([2.0202e-05], rel=1e-4)
-    assert max(rates("epoch", steps=list(range(1000)))) < 4e-4  # warm-up of 100 epochs is never left
-
-
-@pytest.mark.parametrize("precision", ["32", "bf16"])
-def test_encoding_is_the_same_under_autocast(precision: str) -> None:
-    model = detector("baseline", precision=precision)
-    plain = model.encode(images(2))
-    assert plain.dtype == (torch.float32 if precision == "32" else torch.float16)
-    with torch.autocast("cpu", dtype=torch.bfloat16):
-        assert torch.equal(model.encode(images(2)), plain)
+    # The fault of old runs, stepping per epoch: the warm-up of 100 epochs is never left.
+    old = [rate(step, "epoch") for step in (0, 62, 63, 999)]
+    assert old[:3] == pytest.approx([0.0, 0.0, 2.0202e-05], rel=1e-4)
+    assert old[3] < 4e-4
 
 
 @pytest.mark.parametrize("variant", VARIANTS)
 def test_half_the_bits_of_an_encoder_move_losses_and_scores_little(variant: str) -> None:
     losses, scores = [], []
-    for precision in ("32", "bf16"):
+    for precision, dtype in (("32", torch.float32), ("bf16", torch.float16)):
         model = detector(variant, precision=precision)
         features = model.encode(images(2))
+        assert features.dtype == dtype
+        with torch.autocast("cpu", dtype=torch.bfloat16):
+            assert torch.equal(model.encode(images(2)), features)
         losses.append(float(model.training_loss(batch_of(features), step=0).total.detach()))
         scores.append(model.score(features).score_B)
     assert losses[1] == pytest.approx(losses[0], rel=2e-3)
@@ -152,72 +131,42 @@ def test_only_the_clean_half_is_rebuilt() -> None:
     other = torch.cat([features[:3], encoded(9)[6:]])
     # No dropout: with it, the numbers drawn for the clean half would depend on the batch's size.
     aux, plain = detector("aux", bottleneck_dropout=0), detector("baseline", bottleneck_dropout=0)
-    step = 400
-    first, second = (aux.training_loss(batch_of(given), step=step) for given in (features, other))
-    alone = plain.training_loss(batch_of(features[:3]), step=step).total
-    rebuilt = [loss.total - 0.1 * loss.parts["aux_loss"] for loss in (first, second)]
-    assert rebuilt[0].item() == pytest.approx(alone.item(), rel=1e-6)
-    assert rebuilt[1].item() == pytest.approx(alone.item(), rel=1e-6)
-    assert first.parts["aux_loss"] != second.parts["aux_loss"], "the classifier sees both halves"
+    alone = plain.training_loss(batch_of(features[:3]), step=400).total
+    losses = [aux.training_loss(batch_of(given), step=400) for given in (features, other)]
+    for loss in losses:
+        assert (loss.total - 0.1 * loss.parts["aux_loss"]).item() == pytest.approx(alone.item(), rel=1e-6)
+    assert losses[0].parts["aux_loss"] != losses[1].parts["aux_loss"], "the classifier sees both halves"
 
 
 def test_the_loss_is_the_weighted_cross_entropy_of_the_halves() -> None:
     part = classifier(aux_weight=0.3)
     tokens = torch.randn(5, 3, 4, generator=torch.Generator().manual_seed(1))
     total, parts = part.loss(tokens)
-    logits = part.logit(tokens).tolist()
-    labels = [0, 0, 0, 1, 1]
-    terms = [
-        math.log1p(math.exp(-logit if label else logit)) for logit, label in zip(logits, labels, strict=True)
-    ]
-    assert total.item() == pytest.approx(0.3 * sum(terms) / 5, rel=1e-5)
-    assert float(parts["aux_loss"]) == pytest.approx(sum(terms) / 5, rel=1e-5)
-    right = [(logit > 0) == bool(label) for logit, label in zip(logits, labels, strict=True)]
-    assert float(parts["aux_accuracy"]) == pytest.approx(sum(right) / 5)
-
-
-def test_the_classifier_learns_an_easy_set() -> None:
-    part = classifier(16)
-    initialise(part, seed=3)
-    optimizer = torch.optim.Adam(part.parameters(), lr=1e-2)
-    generator = torch.Generator().manual_seed(1)
-    accuracy = []
-    for _ in range(40):
-        tokens = torch.randn(16, 10, 16, generator=generator)
-        tokens[8:, :2] += 2.0  # a fifth of an altered image's tokens is moved
-        loss = part.loss(tokens)
-        optimizer.zero_grad()
-        loss.total.backward()
-        optimizer.step()
-        accuracy.append(float(loss.parts["aux_accuracy"]))
-    assert sum(accuracy[-5:]) / 5 > 0.95
-    assert sum(accuracy[:3]) / 3 < 0.8
+    signed = (part.logit(tokens) * torch.tensor([-1, -1, -1, 1, 1])).tolist()
+    loss = sum(math.log1p(math.exp(-logit)) for logit in signed) / 5
+    assert total.item() == pytest.approx(0.3 * loss, rel=1e-5)
+    assert float(parts["aux_loss"]) == pytest.approx(loss, rel=1e-5)
+    assert float(parts["aux_accuracy"]) == pytest.approx(sum(logit > 0 for logit in signed) / 5)
 
 
 def test_its_gradient_reaches_the_bottleneck() -> None:
     slopes = []
     for weight in (0.1, 0.0):
-        model = detector("aux", aux_weight=weight)
+        model: Any = detector("aux", aux_weight=weight)
         total = model.training_loss(batch_of(encoded(4)), step=0).total
-        part, bottleneck = list(model.auxiliary.parameters()), model.bottleneck.fc2.weight  # type: ignore
-        *found, slope = torch.autograd.grad(total, [*part, bottleneck])
+        trained = [*model.auxiliary.parameters(), model.bottleneck.fc2.weight]
+        *found, slope = torch.autograd.grad(total, trained)
         assert all(torch.isfinite(one).all() for one in found)
         slopes.append(slope)
     assert not torch.equal(*slopes)
 
 
-@pytest.mark.parametrize("weight", [0.5, 2.0])
+@pytest.mark.parametrize("weight", [0.0, 0.5, 2.0])
 def test_the_logit_enters_the_score_by_its_weight(weight: float) -> None:
-    features = encoded(3)
-    plain, mixed, without = (
-        model.score(features)
-        for model in (detector("baseline"), detector("aux", aux_score_weight=weight), detector("aux"))
-    )
-    assert torch.equal(without.score_B, plain.score_B), "weight 0 leaves the score as it is"
-    assert torch.equal(mixed.map_BHW, plain.map_BHW)
-    model = detector("aux")
+    features, model = encoded(3), detector("aux", aux_score_weight=weight)
+    plain, mixed = detector("baseline").score(features), model.score(features)
     tokens = model.bottleneck(features.mean(dim=1), noise=None).tokens_BND
-    assert model.auxiliary is not None
     logit_B = model.auxiliary.logit(tokens).detach()
     assert logit_B.abs().min() > 0
+    assert torch.equal(mixed.map_BHW, plain.map_BHW)
     torch.testing.assert_close(mixed.score_B, plain.score_B + weight * logit_B)

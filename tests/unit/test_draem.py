@@ -1,8 +1,7 @@
 """DRAEM and DRAEM-SevNet: published networks, losses equal to plain references, inference without a trace."""
 
 import math
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from itertools import product
 from typing import Any
 
@@ -45,12 +44,12 @@ class Blocks(Faults):
 
     def __call__(self, images_BHW: Tensor, *, generator: Generator) -> Faulty:
         batch, height, width = images_BHW.shape
-        severity_B = self.severity_max * (0.1 + 0.9 * torch.rand(batch, generator=generator))
-        severity_B[1::2] = 0
+        self.drawn_B = self.severity_max * (0.1 + 0.9 * torch.rand(batch, generator=generator))
+        self.drawn_B[1::2] = 0
         row, column = (int(torch.randint(side - 6, (), generator=generator)) for side in (height, width))
         mask_BHW = torch.zeros(images_BHW.shape, dtype=torch.bool)
         mask_BHW[::2, row : row + 6, column : column + 6] = True
-        return Faulty(images_BHW + severity_B.view(-1, 1, 1) * mask_BHW, mask_BHW, severity_B)
+        return Faulty(images_BHW + self.drawn_B.view(-1, 1, 1) * mask_BHW, mask_BHW, self.drawn_B)
 
 
 def made(config: Any, size: tuple[int, int] = SIZE, *, seed: int = 7, severity_max: float = 1.0) -> Any:
@@ -105,16 +104,6 @@ def settled(model: Draem) -> Draem:
     return model
 
 
-def count_parameters(module: nn.Module) -> int:
-    return sum(parameter.numel() for parameter in module.parameters())
-
-
-def test_parameter_counts_are_the_published_ones() -> None:
-    with torch.device("meta"):
-        assert count_parameters(networks.ReconstructiveNetwork(1.0)) == 69_048_579  # 69.0 M
-        assert count_parameters(networks.DiscriminativeNetwork(1.0)) == 28_374_146  # 28.4 M
-
-
 @pytest.mark.parametrize(
     ("width", "first"), [(1.0, (128, 64)), (0.5, (64, 32)), (1 / 16, (8, 4)), (0.1, (12, 8)), (1e-6, (4, 4))]
 )
@@ -130,50 +119,46 @@ def test_width_scales_both_networks_in_multiples_of_four(width: float, first: tu
 def test_any_size_survives_the_poolings(size: tuple[int, int]) -> None:
     given = torch.rand(2, 6, *size)
     assert networks.ReconstructiveNetwork(WIDTH)(given[:, :3]).shape == (2, 3, *size)
-    logits, activations = networks.DiscriminativeNetwork(WIDTH)(given)
+    logits, found = networks.DiscriminativeNetwork(WIDTH)(given)
     assert logits.shape == (2, 2, *size)
-    for level, (found, channels) in enumerate(
-        zip(activations, networks.activation_channels(WIDTH), strict=True)
-    ):
-        assert found.shape == (2, channels, *(math.ceil(side / 2**level) for side in size))
+    assert [one.shape for one in found] == [
+        (2, channels, *(math.ceil(side / 2**level) for side in size))
+        for level, channels in enumerate(networks.activation_channels(WIDTH))
+    ]
 
 
 def test_start_is_a_function_of_seed_and_name() -> None:
-    torch.manual_seed(1)
-    first = draem().state_dict()
-    torch.manual_seed(2)
-    again, other = draem().state_dict(), draem(seed=8).state_dict()
-    assert all(torch.equal(first[name], again[name]) for name in first)
+    starts = []
+    for state, seed in ((1, 7), (2, 7), (2, 8)):
+        torch.manual_seed(state)
+        starts.append(draem(seed=seed).state_dict())
+    assert all(torch.equal(value, starts[1][name]) for name, value in starts[0].items())
     name = "discrimination.encoder.stages.4.1.0.weight"
-    assert not torch.equal(first[name], other[name])
-    weights = dict(draem(width=0.25).named_modules())
-    convolution = weights["reconstruction.encoder.stages.3.1.0"]
-    norm = weights["reconstruction.encoder.stages.4.1.1"]
-    assert isinstance(convolution, nn.Conv2d)
-    assert isinstance(norm, nn.BatchNorm2d)
+    assert not torch.equal(starts[0][name], starts[2][name])
+    layers = dict(draem(width=0.25).named_modules())
+    convolution = layers["reconstruction.encoder.stages.3.1.0"]
+    norm = layers["reconstruction.encoder.stages.4.1.1"]
     assert convolution.weight.std().item() == pytest.approx(0.02, rel=0.02)
     assert norm.weight.mean().item() == pytest.approx(1.0, abs=0.01)
     assert norm.weight.std().item() == pytest.approx(0.02, rel=0.2)
-    assert convolution.bias is not None
     assert not convolution.bias.any()
     assert not norm.bias.any()
 
 
 def plain_ssim(a_HW: Tensor, b_HW: Tensor) -> float:
     """One pixel at a time, float64, mirrored at the border."""
-    offset = torch.arange(11, dtype=torch.float64) - 5
-    line = torch.exp(-(offset**2) / (2 * 1.5**2))
+    line = torch.exp(-((torch.arange(11, dtype=torch.float64) - 5) ** 2) / (2 * 1.5**2))
     window = torch.outer(line, line) / line.sum() ** 2
     a, b = (F.pad(x.double()[None, None], (5,) * 4, mode="reflect")[0, 0] for x in (a_HW, b_HW))
-    values = []
+    total = 0.0
     for row, column in product(range(a_HW.shape[0]), range(a_HW.shape[1])):
         x, y = (image[row : row + 11, column : column + 11] for image in (a, b))
-        mean_x, mean_y = (window * x).sum(), (window * y).sum()
+        mean_x, mean_y = (float((window * values).sum()) for values in (x, y))
         var_x, var_y = (window * (x - mean_x) ** 2).sum(), (window * (y - mean_y) ** 2).sum()
         both = (window * (x - mean_x) * (y - mean_y)).sum()
         similar = (2 * mean_x * mean_y + 0.01**2) * (2 * both + 0.03**2)
-        values.append(similar / ((mean_x**2 + mean_y**2 + 0.01**2) * (var_x + var_y + 0.03**2)))
-    return float(torch.stack(values).mean())
+        total += float(similar / ((mean_x**2 + mean_y**2 + 0.01**2) * (var_x + var_y + 0.03**2)))
+    return total / a_HW.numel()
 
 
 def test_ssim_equals_a_loop_over_pixels() -> None:
@@ -204,7 +189,7 @@ def test_focal_loss_is_the_softmax_focal_of_both_classes_without_alpha() -> None
 
 @pytest.mark.parametrize("weight", [0.0, 0.5, 1.2])
 def test_training_losses_are_the_sums_of_their_parts_and_start_alike(weight: float) -> None:
-    """SevNet trains from DRAEM's start on DRAEM's faults, and adds its weighted severity loss."""
+
     plain = draem(severity_max=0.8)
     model = sevnet(severity_max=0.8, severity_weight=weight, severity_loss_type="smooth_l1")
     start = model.state_dict()
@@ -223,12 +208,10 @@ def test_training_losses_are_the_sums_of_their_parts_and_start_alike(weight: flo
 
 
 def test_the_clean_image_is_rebuilt_from_the_faulty_one() -> None:
-    model = draem()
-    given = batch_of(model)
+    model, clean = draem(), images(4)
     seen: list[Tensor] = []
     model.reconstruction.register_forward_hook(lambda _, inputs, output: seen.extend([*inputs, output]))
-    parts = model.training_loss(given, step=5).parts
-    clean = images(4)
+    parts = model.training_loss(batch_of(model), step=5).parts
     faulty, rebuilt = seen
     assert not torch.equal(faulty[0, 0], clean[0])
     assert torch.allclose(faulty[1, 2], clean[1], atol=1e-6)
@@ -250,38 +233,20 @@ def test_gradient_reaches_every_parameter(make: Make, values: dict[str, Any]) ->
         if isinstance(layer, nn.Sequential) and isinstance(layer[0], nn.Conv2d)
     }
     for name, parameter in model.named_parameters():
-        assert parameter.grad is not None, name
         assert parameter.grad.isfinite().all(), name
         assert name in cancelled or parameter.grad.any(), name
 
 
 @both
 def test_noise_is_a_function_of_seed_and_step(make: Make) -> None:
-    losses = {}
-    for seed, step in product((7, 8), (0, 1)):
+    losses, start = [], make().state_dict()
+    for state, seed, step in ((1, 7, 0), (2, 7, 0), (2, 7, 1), (2, 8, 0), (2, 8, 1)):
+        torch.manual_seed(state)
         model = make(seed=seed)
-        model.load_state_dict(make().state_dict())
-        losses[seed, step] = model.training_loss(batch_of(model), step=step).total.item()
-    model = make()
-    torch.manual_seed(99)
-    assert model.training_loss(batch_of(model), step=0).total.item() == losses[7, 0]
-    assert len(set(losses.values())) == 4
-
-
-def test_they_learn_one_batch() -> None:
-    model = sevnet((64, 64))
-    model.head.p = 0.0
-    optimizer = torch.optim.Adam(model.parameter_groups()[0].parameters, lr=2e-3)
-    found: list[dict[str, float]] = []
-    for _ in range(30):
-        total, seen = model.training_loss(batch_of(model, 2, (64, 64)), step=0)
-        optimizer.zero_grad()
-        total.backward()
-        optimizer.step()
-        base = seen["l2"] + 2 * (1 - seen["ssim"]) + seen["focal"]
-        found.append({"base": base.item(), "error": seen["severity_mae"].item()})
-    assert found[-1]["base"] < 0.6 * found[0]["base"]
-    assert found[-1]["error"] < 0.2 * found[0]["error"]
+        model.load_state_dict(start)
+        losses.append(model.training_loss(batch_of(model), step=step).total.item())
+    assert losses[0] == losses[1]
+    assert len(set(losses)) == 4
 
 
 # Inference
@@ -289,28 +254,22 @@ def test_they_learn_one_batch() -> None:
 
 @both
 @pytest.mark.parametrize("training", [True, False])
-def test_validation_and_score_leave_no_trace(make: Make, training: bool) -> None:
-    model = settled(make().train(training))
+def test_validation_and_score_leave_no_trace_and_know_their_position(make: Make, training: bool) -> None:
+    model = settled(make()).train(training)
     before = {name: value.clone() for name, value in model.state_dict().items()}
     validation = model.validation_loss(encoded(), position=3)
-    prediction = model.score(encoded())
-    after = model.state_dict()
-    assert all(torch.equal(before[name], after[name]) for name in before)
+    score_B = model.score(encoded()).score_B
+    assert all(torch.equal(before[name], value) for name, value in model.state_dict().items())
     assert all(part.training is training for part in (model, model.discrimination))
     assert validation.shape == (4,)
     assert not validation.requires_grad
-    assert not prediction.score_B.requires_grad
-    again = model.eval()
-    assert torch.equal(validation, again.validation_loss(encoded(), position=3))
-    assert torch.equal(prediction.score_B, again.score(encoded()).score_B)
-
-
-def test_validation_faults_are_those_of_their_position() -> None:
-    model = settled(draem()).eval()
-    first = model.validation_loss(encoded(), position=0)
-    assert not torch.equal(first, model.validation_loss(encoded(), position=1))
-    trained = model.training_loss(batch_of(model), step=0).total
-    assert trained.item() != pytest.approx(first.mean().item(), rel=1e-6), "not the faults of a training step"
+    assert not score_B.requires_grad
+    model.eval()
+    assert torch.equal(score_B, model.score(encoded()).score_B)
+    assert torch.equal(validation, model.validation_loss(encoded(), position=3))
+    assert not torch.equal(validation, model.validation_loss(encoded(), position=1))
+    trained = model.training_loss(batch_of(model), step=3).total
+    assert trained.item() != pytest.approx(validation.mean().item(), rel=1e-6), "a training step's faults"
 
 
 @pytest.mark.parametrize("image_score", ["max", "top_share"])
@@ -323,15 +282,12 @@ def test_score_is_of_the_full_size_softmax(image_score: str) -> None:
     assert torch.allclose(map_BHW, large, atol=1e-6)
     expected = top_share_score(softmax) if image_score == "top_share" else softmax.amax(dim=(1, 2))
     assert torch.allclose(score_B, expected, atol=1e-6)
-    assert score_B.min() >= 0
-    assert score_B.max() <= 1
 
 
 @both
 def test_score_does_not_depend_on_the_rest_of_the_batch(make: Make) -> None:
     model = settled(make()).eval()
     together = model.score(encoded()).score_B
-    assert torch.equal(together, model.score(encoded()).score_B)
     assert together.std() > 1e-3
     others = torch.cat([encoded()[:1], 2 * encoded()[1:].flip(2)])
     assert model.score(others).score_B[0].item() == pytest.approx(together[0].item(), abs=1e-6)
@@ -385,46 +341,46 @@ def test_images_smaller_than_the_ssim_window_and_batches_without_variance_are_re
 # The severity head
 
 
-def head(mode: str = "single_scale", kind: str = "gap", **values: Any) -> SeverityHead:
-    config = sevnet_config(mode=mode, head=kind, **values)
-    return SeverityHead(config, networks.activation_channels(config.width))
+def head(mode: str = "single_scale", kind: str = "gap", width: float = WIDTH) -> SeverityHead:
+    pooling = HEADS[kind] if width == WIDTH else type(HEADS[kind])()
+    config = SevNetConfig(width=width, severity_head_mode=mode, head=pooling)
+    return SeverityHead(config, networks.activation_channels(width))
+
+
+def activations() -> list[Tensor]:
+    return [torch.rand(2, count, 3, 5) for count in networks.activation_channels(WIDTH)]
 
 
 @pytest.mark.parametrize(
-    ("mode", "pooling", "count"),
+    ("build", "count"),
     [
-        ("single_scale", "gap", 65_793),
-        ("multi_scale", "gap", 246_017),
-        ("single_scale", "spatial_aware", 213_378),
-        ("multi_scale", "spatial_aware", 881_542),
+        (networks.ReconstructiveNetwork, 69_048_579),  # published: 69.0 M
+        (networks.DiscriminativeNetwork, 28_374_146),  # published: 28.4 M
+        (lambda width: head("single_scale", "gap", width), 65_793),
+        (lambda width: head("multi_scale", "gap", width), 246_017),
+        (lambda width: head("single_scale", "spatial_aware", width), 213_378),
+        (lambda width: head("multi_scale", "spatial_aware", width), 881_542),
     ],
 )
-def test_parameter_counts_of_the_four_heads_at_full_width(mode: str, pooling: str, count: int) -> None:
+def test_parameter_counts_at_full_width(build: Callable[[float], nn.Module], count: int) -> None:
     with torch.device("meta"):
-        config = SevNetConfig(severity_head_mode=mode, head=type(HEADS[pooling])())
-        found = SeverityHead(config, networks.activation_channels(1.0))
-    assert sum(parameter.numel() for parameter in found.parameters()) == count
-    assert count < 28_374_146 / 10
+        assert sum(parameter.numel() for parameter in build(1.0).parameters()) == count
 
 
 @pytest.mark.parametrize(("mode", "pooling"), list(product(MODES, HEADS)))
 def test_head_reads_its_scales_and_no_others(mode: str, pooling: str) -> None:
-    part = head(mode, pooling)
-    activations = [
-        torch.rand(2, count, 5, 6).requires_grad_() for count in networks.activation_channels(WIDTH)
-    ]
-    part(activations, noise=None).sum().backward()
-    own = [x.grad is not None and bool(x.grad.any()) for x in activations]
-    assert own == ([False, *[True] * 5] if mode == "multi_scale" else [*[False] * 5, True])
+    given = [activation.requires_grad_() for activation in activations()]
+    head(mode, pooling)(given, noise=None).sum().backward()
+    read = [x.grad is not None and bool(x.grad.any()) for x in given]
+    assert read == ([False, *[True] * 5] if mode == "multi_scale" else [*[False] * 5, True])
 
 
 def test_gap_head_equals_its_formula() -> None:
-    part = head("multi_scale", "gap")
-    activations = [torch.rand(2, count, 3, 5) for count in networks.activation_channels(WIDTH)]
-    pooled = torch.cat([x.mean(dim=(2, 3)) for x in activations[1:]], dim=1)
+    part, given = head("multi_scale", "gap"), activations()
+    pooled = torch.cat([x.mean(dim=(2, 3)) for x in given[1:]], dim=1)
     hidden = (pooled @ part.fc1.weight.T + part.fc1.bias).clamp(min=0)
     expected = torch.sigmoid(hidden @ part.fc2.weight.T + part.fc2.bias)[:, 0]
-    assert torch.allclose(part(activations, noise=None), expected, atol=1e-6)
+    assert torch.allclose(part(given, noise=None), expected, atol=1e-6)
 
 
 @pytest.mark.parametrize("attention", [True, False])
@@ -441,51 +397,32 @@ def test_spatial_pooling_keeps_where_things_are(attention: bool) -> None:
 
 
 def test_dropout_is_a_function_of_seed_and_step() -> None:
-    part = head()
+    part, given = head(), activations()
     part.p = 0.5
-    activations = [torch.rand(2, count, 3, 5) for count in networks.activation_channels(WIDTH)]
 
     def said(seed: int, step: int) -> Tensor:
         torch.manual_seed(seed + step)
-        return part(activations, noise=Noise(seed, step=step, device=torch.device("cpu")))
+        return part(given, noise=Noise(seed, step=step, device=torch.device("cpu")))
 
     assert torch.equal(said(7, 0), said(7, 0))
     assert not torch.equal(said(7, 0), said(7, 1))
     assert not torch.equal(said(7, 0), said(8, 0))
-    inference = part(activations, noise=None)
     many = torch.stack([said(7, step) for step in range(400)]).mean(dim=0)
-    assert torch.allclose(many, inference, atol=0.03)
+    assert torch.allclose(many, part(given, noise=None), atol=0.03)
 
 
 @pytest.mark.parametrize("kind", LOSSES)
 @pytest.mark.parametrize("severity_max", [0.8, 1.0, 2.0])
-def test_label_and_head_share_one_scale(kind: str, severity_max: float) -> None:
+@pytest.mark.parametrize("error", [0.0, 0.1])
+def test_label_and_head_share_one_scale(kind: str, severity_max: float, error: float) -> None:
     model = sevnet(severity_max=severity_max, severity_loss_type=kind).eval()
-    drawn: list[Tensor] = []
-    faults = model.faults
-
-    class Watched(Blocks):
-        def __call__(self, images_BHW: Tensor, *, generator: Generator) -> Faulty:
-            faulty = faults(images_BHW, generator=generator)
-            drawn.append(faulty.severity_B)
-            return faulty
-
-    model.faults = Watched(severity_max)
-    for error in (0.0, 0.1):
-        with said(model, lambda error=error: drawn[-1] / severity_max + error):
-            seen = model.training_loss(batch_of(model), step=0).parts
-        assert drawn[-1].max() > 0.3 * severity_max
-        expected = error**2 * (0.5 if kind == "smooth_l1" else 1)
-        assert seen["severity_loss"].item() == pytest.approx(expected, abs=1e-7)
-        assert seen["severity_mae"].item() == pytest.approx(error, abs=1e-6)
-
-
-@contextmanager
-def said(model: SevNet, severity: Callable[[], Tensor]) -> Iterator[None]:
-    """Let the head say a severity."""
-    handle = model.head.register_forward_hook(lambda *_: severity())
-    yield
-    handle.remove()
+    drawn: Any = model.faults
+    model.head.register_forward_hook(lambda *_: drawn.drawn_B / severity_max + error)
+    seen = model.training_loss(batch_of(model), step=0).parts
+    assert drawn.drawn_B.max() > 0.3 * severity_max
+    expected = error**2 * (0.5 if kind == "smooth_l1" else 1)
+    assert seen["severity_loss"].item() == pytest.approx(expected, abs=1e-7)
+    assert seen["severity_mae"].item() == pytest.approx(error, abs=1e-6)
 
 
 def test_validation_loss_contains_the_severity() -> None:
@@ -514,5 +451,3 @@ def test_every_head_and_combination_scores_by_its_formula(mode: str, kind: str, 
     assert len(set(softmax.tolist())) == len(set(severity_B.tolist())) == 4
     assert score_B.tolist() == pytest.approx(expected, abs=1e-6)
     assert map_BHW.shape == (4, 20, 30)
-    assert score_B.min() >= 0
-    assert score_B.max() <= 1

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 import yaml
 
-from dinomaly_hd.config import text_of
+from dinomaly_hd.config import flatten, text_of
 from dinomaly_hd.config.command import MARKER, Command
 from dinomaly_hd.config.resolve import resolve_model
 from dinomaly_hd.data.feature_files import FeaturePlace
@@ -71,15 +71,9 @@ def test_no_declared_default_is_one_that_a_preset_decides() -> None:
     for name in NAMES[:12]:
         for preset in ("full", "quick"):
             run = resolve_model(name, {"preset": preset})
-            flat = {"use_topk": False, "mode": "multiclass", **dict(_flat(run))}
+            flat = {"use_topk": False, "mode": "multiclass", **flatten(run)}
             for parameter, said in PROJECT[name]["parameters"].items():
                 assert str(said["default"]) == text_of(flat[parameter]), (name, parameter)
-
-
-def _flat(run: Any) -> Any:
-    from dinomaly_hd.config import flatten
-
-    return flatten(run).items()
 
 
 @pytest.mark.parametrize(

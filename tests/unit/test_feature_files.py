@@ -8,6 +8,7 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
+from unittest.mock import Mock
 
 import pytest
 import torch
@@ -44,8 +45,17 @@ def put(own: FeatureFiles, name: str, encoded: Tensor = ENCODED) -> None:
     own.put(name, {"encoded": encoded})
 
 
-def got(own: FeatureFiles, name: str) -> Tensor | None:
+def got(own: FeatureFiles, name: str) -> Any:
     return (own.get(name) or {}).get("encoded")
+
+
+def fill(own: FeatureFiles, count: int) -> None:
+    for number in range(count):
+        put(own, f"{number:04d}", BIG)
+
+
+def size_of(folder: Path) -> int:
+    return sum(path.stat().st_size for path in folder.glob("**/*") if path.is_file())
 
 
 def written(folder: Path) -> list[Path]:
@@ -56,10 +66,7 @@ def written(folder: Path) -> list[Path]:
 def test_what_is_put_comes_back_bit_for_bit_in_any_process(tmp_path: Path, dtype: torch.dtype) -> None:
     encoded = torch.randn(2, 5, 7).to(dtype)
     put(files(tmp_path), "a1", encoded)
-    found = got(files(tmp_path), "a1")
-    assert found is not None
-    assert found.dtype == dtype
-    assert torch.equal(found, encoded)
+    torch.testing.assert_close(got(files(tmp_path), "a1"), encoded, rtol=0, atol=0)
     assert files(tmp_path, OTHER).get("a1") is None
     assert files(tmp_path).get("a2") is None
 
@@ -94,36 +101,45 @@ def test_a_damaged_file_counts_as_missing_and_is_replaced(tmp_path: Path, name: 
     assert own.get("a1") is None, "also after a good reading"
     assert not path.exists()
     put(own, "a1")
-    found = got(files(tmp_path), "a1")
-    assert found is not None
-    assert torch.equal(found, ENCODED)
+    assert torch.equal(got(files(tmp_path), "a1"), ENCODED)
 
 
-def test_nothing_ends_a_run_whose_files_are_taken_away(tmp_path: Path) -> None:
+@pytest.mark.parametrize("fault", ["taken away", "read-only"])
+def test_nothing_ends_a_run_whose_place_cannot_be_written(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, fault: str
+) -> None:
     own = files(tmp_path)
     put(own, "a1")
-    shutil.rmtree(tmp_path / OWN_FOLDER)
-    assert own.get("a1") is None
-    own.has_room(ENCODED[None], count=1)
+    if fault == "taken away":
+        shutil.rmtree(tmp_path / OWN_FOLDER)
+        assert own.get("a1") is None
+        own.has_room(ENCODED[None], count=1)
+    else:
+        monkeypatch.setattr(Path, "mkdir", Mock(side_effect=PermissionError(13, "read-only")))
+        own = files(tmp_path)
+        assert not own.has_room(ENCODED[None], count=1)
     put(own, "a2")
     with own.writing(["a2"], tick=lambda: None):
-        pass
+        assert len(written(tmp_path)) == 1
 
 
-def size_of(folder: Path) -> int:
-    return sum(path.stat().st_size for path in folder.glob("**/*") if path.is_file())
-
-
-def test_a_budget_is_never_broken(tmp_path: Path) -> None:
-    own = files(tmp_path, gb=20_000 / GIB)
+def test_a_budget_is_never_broken_but_for_encoders_that_were_not_used_for_an_hour(tmp_path: Path) -> None:
+    gb = 20_000 / GIB
+    own, other, third = (files(tmp_path, key, gb=gb) for key in (ONE, OTHER, THIRD))
     assert own.has_room(BIG[None], count=4)
     assert not own.has_room(BIG[None], count=5)
-    for number in range(10):
-        put(own, f"{number:04d}", BIG)
+    fill(own, 10)
     assert len(written(tmp_path)) == 4
     assert size_of(tmp_path) <= 20_000
-    other = files(tmp_path, OTHER, gb=20_000 / GIB)
-    assert not other.has_room(BIG[None], count=1), "the other encoder was used just now"
+    assert not other.has_room(BIG[None], count=1), "the first encoder was used just now"
+    shutil.rmtree(tmp_path / OWN_FOLDER)
+    for hours, key in ((3, ONE), (2, OTHER)):
+        fill(files(tmp_path, key, gb=gb), 2)
+        os.utime(tmp_path / OWN_FOLDER / key / "used", (time.time() - hours * IN_USE_S,) * 2)
+    assert third.has_room(BIG[None], count=2)
+    assert not (tmp_path / OWN_FOLDER / ONE).exists()
+    fill(third, 2)
+    assert [len(written(tmp_path / OWN_FOLDER / key)) for key in (OTHER, THIRD)] == [2, 2]
 
 
 def test_processes_that_write_together_look_at_what_the_others_have_written(tmp_path: Path) -> None:
@@ -133,22 +149,6 @@ def test_processes_that_write_together_look_at_what_the_others_have_written(tmp_
         for own in several:
             put(own, f"{number:04d}", BIG)
     assert 0.9 * budget < size_of(tmp_path) < (1 + len(several) * feature_files.RECOUNT_SHARE) * budget
-
-
-def test_encoders_that_were_not_used_for_an_hour_make_room(tmp_path: Path) -> None:
-    gb = 20_000 / GIB
-    for number, key in enumerate((ONE, OTHER)):
-        own = files(tmp_path, key, gb=gb)
-        put(own, "0001", BIG)
-        put(own, "0002", BIG)
-        os.utime(tmp_path / OWN_FOLDER / key / "used", (time.time() - (3 - number) * IN_USE_S,) * 2)
-    new = files(tmp_path, THIRD, gb=gb)
-    assert new.has_room(BIG[None], count=2)
-    assert not (tmp_path / OWN_FOLDER / ONE).exists()
-    assert len(written(tmp_path / OWN_FOLDER / OTHER)) == 2
-    put(new, "0003", BIG)
-    put(new, "0004", BIG)
-    assert len(written(tmp_path / OWN_FOLDER / THIRD)) == 2
 
 
 def test_what_is_not_the_caches_is_neither_counted_nor_removed(tmp_path: Path) -> None:
@@ -161,8 +161,7 @@ def test_what_is_not_the_caches_is_neither_counted_nor_removed(tmp_path: Path) -
     own = files(tmp_path, gb=20_000 / GIB)
     assert own.has_room(BIG[None], count=3)
     assert not own.has_room(BIG[None], count=9)
-    for number in range(9):
-        put(own, f"{number:04d}", BIG)
+    fill(own, 9)
     assert all(path.stat().st_size == 50_000 for path in theirs)
 
 
@@ -182,21 +181,6 @@ def test_a_part_of_the_disk_is_left_free(
     assert not written(tmp_path)
 
 
-def test_a_place_that_cannot_be_written_is_only_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    put(files(tmp_path), "a1")
-
-    def refuse(*_: Any, **__: Any) -> None:
-        raise PermissionError(13, "read-only")
-
-    monkeypatch.setattr(Path, "mkdir", refuse)
-    own = files(tmp_path)
-    assert not own.has_room(ENCODED[None], count=1)
-    put(own, "a2")
-    with own.writing(["a2"], tick=lambda: None):
-        pass
-    assert len(written(tmp_path)) == 1
-
-
 def test_what_killed_writers_left_is_removed_later(tmp_path: Path) -> None:
     put(files(tmp_path), "a1")
     left, fresh = (written(tmp_path)[0].with_name(f".writing-{name}") for name in ("old", "new"))
@@ -209,60 +193,43 @@ def test_what_killed_writers_left_is_removed_later(tmp_path: Path) -> None:
 
 
 def test_a_signal_is_heard_while_another_process_encodes(tmp_path: Path) -> None:
-    def tick() -> None:
-        raise Interrupted(15)
-
-    with (
-        files(tmp_path).writing(["a1"], tick=lambda: None),
-        pytest.raises(Interrupted),
-        files(tmp_path).writing(["a1"], tick=tick),
-    ):
-        raise AssertionError("unreachable")
+    tick = Mock(side_effect=Interrupted(15))
+    with files(tmp_path).writing(["a1"], tick=lambda: None), pytest.raises(Interrupted):
+        files(tmp_path).writing(["a1"], tick=tick).__enter__()
 
 
-def cache(folder: Path | None, *, key: str = "key") -> FeatureCache:
+def cache(folder: Path | None, *, key: str = "key", gb: float = 1) -> FeatureCache:
     own = FeatureCache()
-    own.use(key, place=None if folder is None else FeaturePlace(folder, 1))
+    own.use(key, place=None if folder is None else FeaturePlace(folder, gb))
     return own
 
 
-def made(calls: list[str]) -> Callable[[], Tensor]:
-    def make() -> Tensor:
-        calls.append("made")
-        return BATCH
-
-    return make
+@pytest.fixture
+def make() -> Mock:
+    """What encodes, and counts how often."""
+    return Mock(return_value=BATCH)
 
 
-def test_files_are_read_by_the_next_cache_and_kept_in_memory_there(tmp_path: Path) -> None:
-    calls: list[str] = []
-    first = cache(tmp_path).encode(NAMES, made(calls))
-    again = cache(tmp_path)
-    assert torch.equal(again.encode(NAMES, made(calls)), first)
-    assert calls == ["made"]
+def test_files_are_read_by_the_next_cache_and_kept_in_memory_there(tmp_path: Path, make: Mock) -> None:
+    cache(tmp_path).encode(NAMES, make)
+    again: Any = cache(tmp_path)
+    assert torch.equal(again.encode(NAMES, make), BATCH)
+    assert make.call_count == 1
+    written(tmp_path)[1].write_bytes(b"torn")
+    assert torch.equal(cache(tmp_path).encode(NAMES, make), BATCH), "one is damaged: the batch is made anew"
+    assert make.call_count == 2
+    assert cache(tmp_path).get(NAMES) is not None
     shutil.rmtree(tmp_path)
     assert again.in_memory(NAMES)
-    found = again.get(NAMES[1:])
-    assert found is not None
-    assert torch.equal(found, first[1:])
+    assert torch.equal(again.get(NAMES[1:]), BATCH[1:])
     assert cache(tmp_path, key="another").get(NAMES) is None
 
 
-def test_one_damaged_image_of_a_batch_makes_the_batch_anew(tmp_path: Path) -> None:
-    calls: list[str] = []
-    cache(tmp_path).encode(NAMES, made(calls))
-    written(tmp_path)[1].write_bytes(b"torn")
-    assert torch.equal(cache(tmp_path).encode(NAMES, made(calls)), BATCH)
-    assert calls == ["made", "made"]
-    assert cache(tmp_path).get(NAMES) is not None
-
-
-def test_without_files_memory_is_all_there_is() -> None:
-    calls: list[str] = []
+def test_without_files_memory_is_all_there_is(make: Mock) -> None:
     own = cache(None)
-    own.encode(NAMES, made(calls))
-    own.encode(NAMES, made(calls))
-    assert calls == ["made"]
+    for _ in range(2):
+        own.encode(NAMES, make)
+    assert make.call_count == 1
     assert own.has_room(ENCODED[None], ["b1"])
     assert not own.has_room(ENCODED[None], ["b1"], where="files")
     own.use("another encoder")
@@ -270,37 +237,32 @@ def test_without_files_memory_is_all_there_is() -> None:
 
 
 def test_what_is_kept_already_needs_no_room(tmp_path: Path) -> None:
-    place = FeaturePlace(tmp_path, 16_000 / GIB)
-    own = FeatureCache()
-    own.use("key", place=place)
+    gb = 16_000 / GIB
     names = [f"{number:04d}" for number in range(3)]
-    own.add(names, torch.zeros(3, 1000))
+    cache(tmp_path, gb=gb).add(names, torch.zeros(3, 1000))
     written(tmp_path)[0].unlink()
-    again = FeatureCache()
-    again.use("key", place=place)
-    assert again.has_room(torch.zeros(1, 1000), names, where="files")
-    assert not again.has_room(torch.zeros(1, 1000), [*names, "0003", "0004"], where="files")
+    again = cache(tmp_path, gb=gb)
+    assert again.has_room(BIG[None], names, where="files")
+    assert not again.has_room(BIG[None], [*names, "0003", "0004"], where="files")
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
 def test_a_gpu_keeps_its_own_outputs_until_it_is_full(monkeypatch: pytest.MonkeyPatch) -> None:
     gpu = torch.device("cuda", 0)
-    one = BATCH[0].nelement() * 4
+    one, names = BATCH[0].nelement() * 4, [*NAMES, "more"]
     monkeypatch.setattr(features, "_rooms", lambda _: {gpu: 3.5 * one, features.CPU: 1e9})
-    own = FeatureCache()
+    own: Any = FeatureCache()
     own.use("key", device=gpu)
     own.add(NAMES, BATCH.to(gpu))
     own.add(["more"], BATCH[:1].to(gpu))
-    assert [own._kept[name].device.type for name in (*NAMES, "more")] == ["cuda"] * 3 + ["cpu"]
-    found = own.get([*NAMES, "more"])
-    assert found is not None
-    assert found.device == gpu
-    assert torch.equal(found.cpu(), torch.cat([BATCH, BATCH[:1]]))
+    assert [own._kept[name].device.type for name in names] == ["cuda"] * 3 + ["cpu"]
+    assert own.get(names).device == gpu
+    assert torch.equal(own.get(names).cpu(), torch.cat([BATCH, BATCH[:1]]))
 
 
-def test_files_only_keeps_nothing_in_memory(tmp_path: Path) -> None:
+def test_files_only_keeps_nothing_in_memory(tmp_path: Path, make: Mock) -> None:
     own = cache(tmp_path).files_only()
-    own.encode(NAMES, made([]))
+    own.encode(NAMES, make)
     assert own.get(NAMES) is not None
     shutil.rmtree(tmp_path)
     assert own.get(NAMES) is None
@@ -308,26 +270,19 @@ def test_files_only_keeps_nothing_in_memory(tmp_path: Path) -> None:
 
 
 def test_statistics_are_taken_once_for_all_processes_and_must_fit(tmp_path: Path) -> None:
-    calls: list[str] = []
     taken = {"encoder.mean": torch.tensor([0.1, 0.2]), "encoder.std": torch.tensor([1 / 3])}
-
-    def take() -> dict[str, Tensor]:
-        calls.append("taken")
-        return taken
-
-    def statistics(source: str, *, like: dict[str, Tensor], place: FeaturePlace | None) -> dict[str, Tensor]:
-        return FeatureCache().statistics(source, take, like=like, place=place)
-
-    place = FeaturePlace(tmp_path, 1)
-    first = statistics("source", like=taken, place=place)
-    again = statistics("source", like=taken, place=place)
-    assert calls == ["taken"]
-    assert all(torch.equal(first[name], again[name]) for name in taken)
-    statistics("another source", like=taken, place=place)
-    statistics("source", like=taken, place=None)
-    statistics("source", like={**taken, "encoder.std": torch.zeros(2)}, place=place)
-    statistics("source", like={"encoder.mean": taken["encoder.mean"]}, place=place)
-    assert calls == ["taken"] * 5
+    take, here = Mock(return_value=taken), FeaturePlace(tmp_path, 1)
+    for source, like, place, calls in (
+        ("source", taken, here, 1),
+        ("source", taken, here, 1),
+        ("another source", taken, here, 2),
+        ("source", taken, None, 3),
+        ("source", {**taken, "encoder.std": torch.zeros(2)}, here, 4),
+        ("source", {"encoder.mean": taken["encoder.mean"]}, here, 5),
+    ):
+        found = FeatureCache().statistics(source, take, like=like, place=place)
+        assert take.call_count == calls
+        assert all(torch.equal(found[name], value) for name, value in taken.items())
 
 
 def test_of_two_processes_one_encodes_and_the_other_waits(tmp_path: Path) -> None:

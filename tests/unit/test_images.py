@@ -1,10 +1,13 @@
 """Promises of the one image reader; benchmarks/drills/images.py damages TIFFs (6) and tries bombs (7)."""
 
+import contextlib
 import os
+import re
 import struct
 import zlib
 from io import BytesIO
 from pathlib import Path
+from unittest.mock import Mock
 
 import numpy as np
 import pytest
@@ -19,6 +22,9 @@ MAP = np.random.default_rng(0).random((31, 95), dtype=np.float32) * 3
 GREY8, GREY16, GREY32 = (MAP * 80).astype("u1"), (MAP * 20000).astype("u2"), (MAP * 1e9).astype("u4")
 NAN = MAP.copy()
 NAN[3, 4], NAN[5, 5] = np.nan, np.inf
+SIGNALLING = MAP.copy()
+SIGNALLING.view(np.uint32)[2, 3] = 0x7F800001
+NOT_FINITE = "1 of 2945 values are NaN or infinite, the first at row 2, column 3"
 ROWS = b"".join(b"\0" + bytes(95) for _ in range(31))
 
 
@@ -157,6 +163,8 @@ BAD_TIFFS = {
     "JPEG": (tiff(GREY8, compression="jpeg"), "compression is 7 with predictor 1, expected none, LZW, De"),
     "predictor that nobody applies": (libtiff(tiffinfo={317: 2}), "compression is 1 with predictor 2"),
     "NaN and Inf": (tiff(NAN), "2 of 2945 values are NaN or infinite, the first at row 3, column 4"),
+    "signalling NaN": (tiff(SIGNALLING), NOT_FINITE),
+    "signalling NaN, LZW": (tiff(SIGNALLING, compression="lzw"), NOT_FINITE),
     "beyond float32": (tiff(np.where(MAP > 1, 1e300, 0)), "values are NaN or infinite, the first at row 0"),
     "huge": (edited(tiff(MAP), 256, 65535, 257, 65535), "65535 x 65535 pixels, expected sides of"),
     "cut": (tiff(MAP)[:-1], "cut short: pixels end after the file's"),
@@ -199,52 +207,29 @@ REFUSED = {
 def test_refused_with_path_and_reason(tmp_path: Path, case: str) -> None:
     name, data, reason = REFUSED[case]
     (tmp_path / name).write_bytes(data)
-    with pytest.raises(ImageError) as caught:
+    with pytest.raises(ImageError, match=rf"^domain_C/{name}: [^\n]*{re.escape(reason)}[^\n]*$"):
         read_image(tmp_path / name, name=f"domain_C/{name}")
-    message = str(caught.value)
-    assert message.startswith(f"domain_C/{name}: ")
-    assert reason in message
-    assert "\n" not in message
 
 
-def test_a_signalling_nan_is_refused_without_a_warning() -> None:
-    image = MAP.copy()
-    image.view(np.uint32)[2, 3] = 0x7F800001
-    for data in (tiff(image), tiff(image, compression="lzw")):
-        with pytest.raises(
-            ImageError, match="1 of 2945 values are NaN or infinite, the first at row 2, column 3"
-        ):
-            decode_image(data, name="a.tiff")
-
-
-def test_missing_folder_pipe_and_device_are_refused_at_once(tmp_path: Path) -> None:
+def test_missing_folder_pipe_and_device_are_refused_at_once_and_hostile_names_escaped(tmp_path: Path) -> None:
     os.mkfifo(tmp_path / "pipe.tiff")
     (tmp_path / "folder.tiff").mkdir()
-    for path in (tmp_path / "pipe.tiff", tmp_path / "folder.tiff", tmp_path / "none.tiff", Path("/dev/zero")):
-        with pytest.raises(ImageError, match=path.name):
-            read_image(path)
+    hostile = "-rf\nImageError: all is well\x1b[2J.tiff"
+    (tmp_path / hostile).write_bytes(b"II*\0")
+    for name in ("pipe.tiff", "folder.tiff", "none.tiff", "/dev/zero", hostile):
+        with pytest.raises(ImageError, match=Path(name).name[:3]) as caught:
+            read_image(tmp_path / name)
+        assert str(caught.value).isprintable()
 
 
-def test_hostile_names_are_printed_escaped(tmp_path: Path) -> None:
-    path = tmp_path / "-rf\nImageError: all is well\x1b[2J.tiff"
-    path.write_bytes(b"II*\0")
-    with pytest.raises(ImageError) as caught:
-        read_image(path)
-    assert str(caught.value).isprintable()
-
-
-@pytest.mark.parametrize(
-    "failure", [MemoryError, RecursionError, TypeError, struct.error, OSError, Interrupted]
-)
+@pytest.mark.parametrize("failure", [MemoryError, RecursionError, TypeError, struct.error, OSError])
 def test_every_failure_of_a_decoder_is_one_image_error_and_a_signal_is_none(
     monkeypatch: pytest.MonkeyPatch, failure: type[Exception]
 ) -> None:
-    def broken(_: bytes) -> None:
-        raise failure(15)
-
-    monkeypatch.setitem(images.DECODERS, ".tiff", broken)
-    kind = Interrupted if failure is Interrupted else ImageError
-    with pytest.raises(kind, match="15" if kind is Interrupted else r"^a\.tiff: damaged or cut short .*15"):
+    monkeypatch.setitem(images.DECODERS, ".tiff", Mock(side_effect=[failure(15), Interrupted(15)]))
+    with pytest.raises(ImageError, match=r"^a\.tiff: damaged or cut short .*15"):
+        decode_image(b"", name="a.tiff")
+    with pytest.raises(Interrupted):
         decode_image(b"", name="a.tiff")
 
 
@@ -258,11 +243,8 @@ def test_mutated_pngs_give_an_image_or_one_image_error() -> None:
             cut, size = int(draw.integers(0, 3)), int(draw.integers(0, 5))
             out[at : at + cut] = draw.bytes(size)
         data = with_right_checksums(bytes(out)) if draw.random() < 0.7 else bytes(out)
-        try:
+        with contextlib.suppress(ImageError):  # any other exception is what is looked for
             image = decode_image(data, name="a.png").image
-        except ImageError as error:
-            assert str(error).startswith("a.png: ")  # noqa: PT017
-        else:
             assert image.dtype == np.float32
             assert np.isfinite(image).all()
             taken += 1

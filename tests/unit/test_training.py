@@ -1,6 +1,7 @@
 """Training by steps: exact resume, finite checks before each update, checkpoints that are never torn."""
 
 import math
+import re
 import zipfile
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -13,16 +14,15 @@ from torch.utils.data import Dataset
 
 from dinomaly_hd.batch import Batch
 from dinomaly_hd.config import RunConfig, with_values
-from dinomaly_hd.config.presets import quick_dinomaly
+from dinomaly_hd.config.presets import preset_run
 from dinomaly_hd.config.variants import baseline
 from dinomaly_hd.errors import CheckpointError, Interrupted, NonFiniteError, OutputError
-from dinomaly_hd.models.detector import Detector, Loss, ParameterGroup, Prediction
+from dinomaly_hd.models.detector import Detector, Loss, Prediction
 from dinomaly_hd.training import checkpoint as checkpoints
 from dinomaly_hd.training import loop
 from dinomaly_hd.training.checkpoint import Checkpoint
 from dinomaly_hd.training.optim import OPTIMIZERS, StableAdamW
 from dinomaly_hd.training.signals import SignalGuard
-from dinomaly_hd.training.task import DetectorTask
 
 STEPS = 12
 DATA = torch.randn(10, 6, generator=torch.Generator().manual_seed(1))
@@ -45,9 +45,7 @@ class Line(Detector):
         return images_BHW
 
     def training_loss(self, batch: Batch, *, step: int) -> Loss:
-        encoded = batch.encoded
-        assert encoded is not None
-        error = (self.linear(encoded) - encoded).square().mean()
+        error = self.validation_loss(batch.encoded).mean()
         return Loss(error * (math.nan if step in self.poisoned else 1), {"discard_rate": torch.zeros(())})
 
     def validation_loss(self, encoded: Tensor, *, position: int = 0) -> Tensor:
@@ -55,7 +53,7 @@ class Line(Detector):
         return (self.linear(encoded) - encoded).square().mean(dim=1)
 
     def score(self, encoded: Tensor) -> Prediction:
-        return Prediction(encoded[:, None], self.validation_loss(encoded))
+        raise NotImplementedError
 
 
 class Samples(Dataset[Batch]):
@@ -84,7 +82,7 @@ class Record:
 
 def config(**values: Any) -> RunConfig:
     given = {"max_steps": STEPS, "warmup_steps": 3, "batch_size": 4, "checkpoint_interval": 5, "gpu": "cpu"}
-    return with_values(quick_dinomaly(baseline()), {**given, **values})
+    return with_values(preset_run("quick", baseline()), {**given, **values})
 
 
 def train(
@@ -120,83 +118,45 @@ def train(
 
 
 def test_bf16_spans_the_forward_pass_and_not_the_backward_pass(tmp_path: Path) -> None:
-    forward, backward = [], []
+    passes: list[tuple[str, bool]] = []
 
     class Watched(Line):
         def training_loss(self, batch: Batch, *, step: int) -> Loss:
             loss = super().training_loss(batch, step=step)
-            forward.append(torch.is_autocast_enabled("cpu"))
-            loss.total.register_hook(lambda _: backward.append(torch.is_autocast_enabled("cpu")))
+            passes.append(("forward", torch.is_autocast_enabled("cpu")))
+            loss.total.register_hook(lambda _: passes.append(("backward", torch.is_autocast_enabled("cpu"))))
             return loss
 
     train(Watched(), config(precision="bf16", max_steps=2, warmup_steps=1), tmp_path)
-    assert forward == [True] * 2
-    assert backward == [False] * 2
+    assert passes == [("forward", True), ("backward", False)] * 2
 
 
 def test_an_interrupted_training_goes_on_to_the_same_bits(tmp_path: Path) -> None:
-    whole, parts = Line(), Line()
+    whole, resumed = Line(), Line()
     expected = train(whole, config(), tmp_path / "whole")
     with pytest.raises(Interrupted):
-        train(parts, config(), tmp_path / "parts", until=7)
-    parts = Line()
-    rest = train(parts, config(), tmp_path / "parts")
+        train(Line(), config(), tmp_path / "parts", until=7)
+    rest = train(resumed, config(), tmp_path / "parts", encoded=False)  # encoded before or in the step
     assert rest.points == expected.points[7:]
-    assert torch.equal(whole.linear.weight, parts.linear.weight)
+    assert torch.equal(whole.linear.weight, resumed.linear.weight)
 
 
-def test_encoded_before_or_in_the_step_is_the_same_training(tmp_path: Path) -> None:
-    before, within = Line(), Line()
-    expected = train(before, config(), tmp_path / "before")
-    assert train(within, config(), tmp_path / "within", encoded=False).points == expected.points
-    assert torch.equal(before.linear.weight, within.linear.weight)
-
-
-def test_validation_is_reported_with_the_step_that_it_follows(tmp_path: Path) -> None:
-    record = train(
-        Line(),
-        config(val_check_interval=5),
-        tmp_path,
-        validate=lambda: loop.Validation(0.5, {"val/loss": 0.5}),
-    )
-    assert [(step, values) for step, values in record.points if "val/loss" in values] == [
-        (4, {"val/loss": 0.5}),
-        (9, {"val/loss": 0.5}),
-    ]
-    assert not train(Line(), config(val_check_interval=5), tmp_path / "without").series("val/loss")
-
-
-class Grouped(Line):
-    """A second parameter whose rate is three times the scheduled one."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.offset = nn.Parameter(torch.zeros(6))
-
-    def parameter_groups(self) -> list[ParameterGroup]:
-        return [ParameterGroup([self.linear.weight], 1.0), ParameterGroup([self.offset], 3.0)]
-
-
-def test_a_group_has_its_factor_on_the_scheduled_rate() -> None:
-    run = config()
-    task = DetectorTask(
-        Grouped(), training=run.training, steps_per_epoch=1, log=Record(), name_files=str, position=3
-    )
-    rate = task.learning_rate(3)
-    task.optimizers = lambda: task.optimizer  # type: ignore[method-assign]
-    task.manual_backward = lambda loss: loss.backward()  # type: ignore[method-assign]
-    task.training_step(Samples(encoded=True).__getitems__([0, 1]), 0)
-    assert rate > 0
-    assert [group["lr"] for group in task.optimizer.param_groups] == [rate, 3 * rate]
+def test_validation_is_reported_with_the_step_that_it_follows_and_changes_nothing(tmp_path: Path) -> None:
+    plain, watched, run = Line(), Line(), config(val_check_interval=5)
+    assert not train(plain, run, tmp_path / "plain").series("val/loss")
+    record = train(watched, run, tmp_path / "watched", validate=losing([0.1, 0.2]))
+    points = [(step, values) for step, values in record.points if "val/loss" in values]
+    assert points == [(4, {"val/loss": 0.1}), (9, {"val/loss": 0.2})]
+    assert torch.equal(plain.linear.weight, watched.linear.weight), "without patience the last ones are left"
 
 
 def test_learning_rate_is_stepped_once_per_optimizer_step(tmp_path: Path) -> None:
     rates = train(Line(), config(max_steps=300, warmup_steps=100), tmp_path).series("train/lr")
-    assert rates[0] == 0
-    assert rates[1] == pytest.approx(2e-3 / 99)
-    assert rates[100] == 2e-3
-    assert rates[299] == pytest.approx(2e-4, rel=1e-3)
     assert len(rates) == 300
+    assert [rates[0], rates[1], rates[100]] == pytest.approx([0, 2e-3 / 99, 2e-3])
+    assert rates[299] == pytest.approx(2e-4, rel=1e-3)
+    constant = config(warmup_steps=0, final_rate_share=1.0, learning_rate=0.003)
+    assert train(Line(), constant, tmp_path / "c").series("train/lr") == pytest.approx([0.003] * STEPS)
 
 
 def test_the_old_schedule_per_epoch_trains_its_first_epoch_with_rate_zero(tmp_path: Path) -> None:
@@ -208,23 +168,24 @@ def test_the_old_schedule_per_epoch_trains_its_first_epoch_with_rate_zero(tmp_pa
 @pytest.mark.parametrize("step", [1, 7, STEPS - 1])
 def test_nan_stops_before_it_reaches_the_weights(tmp_path: Path, step: int) -> None:
     detector, healthy = Line(poisoned=(step,)), Line()
-    with pytest.raises(NonFiniteError, match=rf"step {step}: loss nan.*files of {step}") as raised:
+    with pytest.raises(NonFiniteError, match=rf"^step {step}: loss nan[^\n]*files of {step}[^\n]*$"):
         train(detector, config(), tmp_path / "nan")
-    assert "\n" not in str(raised.value)
     with pytest.raises(Interrupted):
         train(healthy, config(), tmp_path / "healthy", until=step)
     assert torch.equal(detector.linear.weight, healthy.linear.weight)
 
 
 def test_skipped_steps_are_counted_also_over_a_resume(tmp_path: Path) -> None:
+    whole, broken, resumed = (Normed(poisoned=(2, 8)) for _ in range(3))
     run = config(on_nonfinite="skip")
-    expected = train(Line(poisoned=(2, 8)), run, tmp_path / "whole").series("train/nonfinite")
+    expected = train(whole, run, tmp_path / "whole").series("train/nonfinite")
     assert expected[-1] == 2
     with pytest.raises(Interrupted):
-        train(Line(poisoned=(2, 8)), run, tmp_path / "parts", until=6)
-    detector = Line(poisoned=(2, 8))
-    assert train(detector, run, tmp_path / "parts").series("train/nonfinite") == expected[6:]
-    assert bool(torch.isfinite(detector.linear.weight).all())
+        train(broken, run, tmp_path / "parts", until=6)
+    assert train(resumed, run, tmp_path / "parts").series("train/nonfinite") == expected[6:]
+    for detector in (whole, resumed):
+        assert all(bool(torch.isfinite(value).all()) for value in detector.state_dict().values())
+        assert int(detector.norm.num_batches_tracked) == STEPS - 2, "no trace in running statistics"
 
 
 class Normed(Line):
@@ -235,16 +196,8 @@ class Normed(Line):
         self.norm = nn.BatchNorm1d(6)
 
     def training_loss(self, batch: Batch, *, step: int) -> Loss:
-        assert batch.encoded is not None
         factor = math.nan if step in self.poisoned else 1
         return Loss(self.norm(self.linear(batch.encoded * factor)).square().mean(), {})
-
-
-def test_a_skipped_step_leaves_no_trace_in_running_statistics(tmp_path: Path) -> None:
-    detector = Normed(poisoned=(2, 8))
-    train(detector, config(on_nonfinite="skip"), tmp_path)
-    assert all(bool(torch.isfinite(value.float()).all()) for value in detector.state_dict().values())
-    assert int(detector.norm.num_batches_tracked) == STEPS - 2
 
 
 class Jump(torch.optim.SGD):
@@ -253,8 +206,7 @@ class Jump(torch.optim.SGD):
     def step(self, closure: Any = None) -> None:
         super().step(closure)
         for group in self.param_groups:
-            for parameter in group["params"]:
-                parameter.data.fill_(math.inf)
+            group["params"][0].data.fill_(math.inf)
 
 
 def test_weights_that_became_infinite_are_never_saved(
@@ -293,37 +245,18 @@ def test_a_zip_whose_pickle_ends_early_is_named(tmp_path: Path) -> None:
         for name, data in entries.items():
             target.writestr(name, b"" if name.endswith("data.pkl") else data)
     found = checkpoints.newest(tmp_path)
-    assert found.checkpoint is not None
     assert found.checkpoint.step == 5
+    assert "step_00000010.pt" in found.unreadable[0]
     assert "cannot be read" in found.unreadable[0]
 
 
-def test_gradients_are_clipped(tmp_path: Path) -> None:
-    norms = train(Line(), config(), tmp_path).series("train/grad_norm")
-    assert max(norms) > 0.1  # what is logged is the norm before clipping
-    assert len(norms) == STEPS
+def test_the_gradients_norm_is_logged_as_it_was_before_clipping(tmp_path: Path) -> None:
+    assert max(train(Line(), config(), tmp_path).series("train/grad_norm")) > 0.1
 
 
 def saved(folder: Path, step: int) -> Path:
     weights = {"w": torch.full((50, 50), float(step))}
     return checkpoints.save(folder, Checkpoint(step, config().to_json(), "d", "e", 0, weights, {}, {}))
-
-
-def test_a_torn_checkpoint_is_named_and_the_one_before_is_used(tmp_path: Path) -> None:
-    saved(tmp_path, 5)
-    newest = saved(tmp_path, 10)
-    whole = newest.read_bytes()
-    survived = 0
-    for cut in range(0, len(whole), max(1, len(whole) // 100)):
-        newest.write_bytes(whole[:cut])
-        found = checkpoints.newest(tmp_path)
-        assert found.checkpoint is not None
-        assert found.checkpoint.step == 5
-        assert "step_00000010.pt" in found.unreadable[0]
-        survived += 1
-    assert survived >= 100
-    newest.write_bytes(whole)
-    assert checkpoints.newest(tmp_path).checkpoint.step == 10  # type: ignore[union-attr]
 
 
 def test_two_checkpoints_are_kept_and_leftovers_swept(tmp_path: Path) -> None:
@@ -348,39 +281,26 @@ def test_a_full_disk_keeps_the_old_checkpoint(tmp_path: Path, monkeypatch: pytes
     assert [path.name for path in tmp_path.iterdir()] == ["step_00000005.pt"]
 
 
-def test_a_checkpoint_of_another_run_is_refused_with_the_keys_that_differ(tmp_path: Path) -> None:
-    checkpoint = checkpoints.load(saved(tmp_path, 5))
-    same = {"config": config().to_json(), "data_digest": "d", "encoder_digest": "e"}
-    checkpoints.check_belongs(checkpoint, **same)
-    checkpoints.check_belongs(checkpoint, **{**same, "config": config(num_workers=3).to_json()})
-    for change, message in [
-        (
-            {"config": config(learning_rate=1e-3, seed=7).to_json()},
-            r"learning_rate 0\.002 -> 0\.001; seed 42 -> 7",
-        ),
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"config": config(learning_rate=1e-3, seed=7)}, "learning_rate 0.002 -> 0.001; seed 42 -> 7"),
         ({"data_digest": "x"}, "the data set's files"),
         ({"encoder_digest": "x"}, "the encoder's weights"),
-    ]:
-        with pytest.raises(CheckpointError, match=message):
-            checkpoints.check_belongs(checkpoint, **{**same, **change})
+    ],
+)
+def test_a_checkpoint_of_another_run_is_refused_with_the_keys_that_differ(
+    tmp_path: Path, change: dict[str, Any], message: str
+) -> None:
+    checkpoint = checkpoints.load(saved(tmp_path, 5))
 
+    def check(**changes: Any) -> None:
+        given = {"config": config(num_workers=3), "data_digest": "d", "encoder_digest": "e", **changes}
+        checkpoints.check_belongs(checkpoint, **{**given, "config": given["config"].to_json()})
 
-class Bomb:
-    """Unpickling this would write a file."""
-
-    def __init__(self, path: Path) -> None:
-        self.path = path
-
-    def __reduce__(self) -> tuple[Any, ...]:
-        return (Path.touch, (self.path,))
-
-
-def test_a_poisoned_checkpoint_runs_no_code(tmp_path: Path) -> None:
-    path, trace = tmp_path / "step_00000001.pt", tmp_path / "trace"
-    torch.save({"step": Bomb(trace)}, path)
-    with pytest.raises(CheckpointError, match="cannot be read"):
-        checkpoints.load(path)
-    assert not trace.exists()
+    check()
+    with pytest.raises(CheckpointError, match=re.escape(message)):
+        check(**change)
 
 
 def losing(values: Sequence[float]) -> Callable[[], loop.Validation]:
@@ -406,7 +326,6 @@ def test_patience_ends_the_training_and_the_best_weights_are_left(tmp_path: Path
     assert len(record.series("train/loss")) == 8, "two validations without a better value: steps 6 and 8"
     assert torch.equal(stopped.linear.weight, best.linear.weight), "those of step 4, the best validation"
     kept = checkpoints.newest(tmp_path / "stopped").checkpoint
-    assert kept is not None
     assert (kept.step, kept.patience["best_step"], kept.patience["stale"]) == (8, 4, 2)
     again = train(Line(), config(**PATIENT), tmp_path / "stopped", validate=losing([]))
     assert not again.points, "a training that patience ended is over"
@@ -426,51 +345,37 @@ def test_an_interrupted_patience_ends_where_it_would_have(tmp_path: Path) -> Non
 @pytest.mark.parametrize("broken_off", [4, STEPS])
 def test_a_validation_that_a_signal_breaks_off_is_made_up_for(tmp_path: Path, broken_off: int) -> None:
     values = [3.0, 1.0, 2.0, 0.9, 1.5, 0.7]
+    done = broken_off // 2 - 1
+    before = losing(values[:done])
 
     def ending() -> loop.Validation:
-        if not before:
-            raise Interrupted(15)
-        value = before.pop(0)
-        return loop.Validation(value, {"val/loss": value})
+        try:
+            return before()
+        except StopIteration:
+            raise Interrupted(15) from None
 
     run = config(**{**PATIENT, "checkpoint_interval": 100})
     whole, resumed = Line(), Line()
     expected = train(whole, run, tmp_path / "whole", validate=losing(values))
-    before = values[: broken_off // 2 - 1]
     with pytest.raises(Interrupted):
         train(Line(), run, tmp_path / "resumed", validate=ending)
-    kept = checkpoints.newest(tmp_path / "resumed").checkpoint
-    assert kept is not None
-    assert kept.step == broken_off
-    rest = train(resumed, run, tmp_path / "resumed", validate=losing(values[broken_off // 2 - 1 :]))
+    assert checkpoints.newest(tmp_path / "resumed").checkpoint.step == broken_off
+    rest = train(resumed, run, tmp_path / "resumed", validate=losing(values[done:]))
     assert rest.points == expected.points[-len(rest.points) :]
-    assert rest.points[0] == (broken_off - 1, {"val/loss": values[broken_off // 2 - 1]})
+    assert rest.points[0] == (broken_off - 1, {"val/loss": values[done]})
     assert torch.equal(whole.linear.weight, resumed.linear.weight)
-
-
-def test_without_patience_the_last_weights_are_left(tmp_path: Path) -> None:
-    plain, watched = Line(), Line()
-    train(plain, config(), tmp_path / "plain")
-    train(
-        watched,
-        config(val_check_interval=2),
-        tmp_path / "watched",
-        validate=losing([float(i) for i in range(9)]),
-    )
-    assert torch.equal(plain.linear.weight, watched.linear.weight)
 
 
 @pytest.mark.parametrize("amsgrad", [True, False])
 def test_moments_are_there_before_the_first_step_and_only_a_gradient_moves_them(amsgrad: bool) -> None:
     moved, still = (torch.ones(3, requires_grad=True) for _ in range(2))
-    optimizer = StableAdamW([moved, still], lr=0.1, amsgrad=amsgrad)
+    optimizer, again = (StableAdamW([moved, still], lr=0.1, amsgrad=amsgrad) for _ in range(2))
     names = {"step", "exp_avg", "exp_avg_sq"} | ({"max_exp_avg_sq"} if amsgrad else set())
     assert set(optimizer.state[moved]) == set(optimizer.state[still]) == names
     moved.grad = torch.ones(3)
     optimizer.step()
     assert (optimizer.state[moved]["step"], optimizer.state[still]["step"]) == (1, 0)
     assert torch.equal(still.detach(), torch.ones(3))
-    again = StableAdamW([moved, still], lr=0.1, amsgrad=amsgrad)
     again.load_state_dict(optimizer.state_dict())
     assert torch.equal(again.state[moved]["exp_avg"], optimizer.state[moved]["exp_avg"])
 
@@ -487,8 +392,3 @@ def test_other_optimizers_take_their_plain_step(
     plain.training_loss(batch, step=0).total.backward()
     optimizer.step()
     torch.testing.assert_close(detector.linear.weight, plain.linear.weight)
-
-
-def test_a_rate_share_of_one_is_a_constant_rate(tmp_path: Path) -> None:
-    record = train(Line(), config(warmup_steps=0, final_rate_share=1.0, learning_rate=0.003), tmp_path)
-    assert record.series("train/lr") == pytest.approx([0.003] * STEPS)
