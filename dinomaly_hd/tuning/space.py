@@ -2,14 +2,11 @@
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any
 
-from annotated_types import Ge, Le
 from optuna import Trial
 from optuna.distributions import CategoricalDistribution, FloatDistribution, IntDistribution
 
 from dinomaly_hd.config import (
-    DinomalyConfig,
     RunConfig,
     SegmentBottleneck,
     Segments,
@@ -17,6 +14,7 @@ from dinomaly_hd.config import (
     flatten,
     text_of,
 )
+from dinomaly_hd.config.parameters import search_ranges
 from dinomaly_hd.config.resolve import resolve_config
 from dinomaly_hd.config.variants import WITH_TOPK
 from dinomaly_hd.errors import ConfigError, nearest
@@ -29,39 +27,34 @@ Build = Callable[[str], RunConfig]
 Distribution = CategoricalDistribution | FloatDistribution | IntDistribution
 
 TOPK = "use_topk"
-SEARCHED: dict[str, dict[str, Any]] = {
-    TOPK: {},
-    "disable_segment": {},
-    "row_p": {"low": 0.1, "high": 0.5},
-    "seg_len": {"high": 6},
-    "seg_drop_p": {"low": 0.4},
-    "elem_p": {"high": 0.3},
-    "q_percent": {"low": 0.5, "high": 20.0, "log": True},
-    "tail_context": {"high": 2},
-    "row_context": {"high": 2},
-}
-"""Every name that can be searched, and where its range is narrower than its field's rule; switches first,
-since what else is suggested hangs on them. Fractions are in hundredths, or by their logarithm (``log``)."""
 # A0's plain bottleneck is one whose segments are off, at element dropout .2 (spec/variants.md, Ablation).
 AUTHORS = {"F": "F", "G": "G", "A0": "horizontal:disable_segment=true:elem_p=0.2"}
-FIELDS = {**DinomalyConfig.model_fields, **SegmentBottleneck.model_fields, **TopKLoss.model_fields}
 
 
-def _distribution(name: str, own: Mapping[str, Any]) -> Distribution:
-    kind = FIELDS[name].annotation if name in FIELDS else bool  # use_topk chooses a variant, and is no field
-    if kind is bool:
-        return CategoricalDistribution([False, True])
-    rules: dict[str, Any] = {}
-    for rule in FIELDS[name].metadata:
-        rules |= (
-            {"low": rule.ge} if isinstance(rule, Ge) else {"high": rule.le} if isinstance(rule, Le) else {}
-        )
-    if kind is int:
-        return IntDistribution(**{**rules, **own})
-    return FloatDistribution(**{**rules, "step": None if own.get("log") else 0.01, **own})
+def dimensions() -> dict[str, Distribution]:
+    """Return what can be searched, by name: what fields mark by ``Search``, as Optuna's distributions.
+
+    Fractions are in hundredths, or by their logarithm.
+    """
+    found: dict[str, Distribution] = {TOPK: CategoricalDistribution([False, True])}  # no field
+    ranges = search_ranges()
+    parts = [*SegmentBottleneck.model_fields, *TopKLoss.model_fields]
+
+    def place(name: str) -> tuple[bool, int]:  # switches first, since what else is suggested hangs on them
+        return ranges[name][0] is not bool, parts.index(name) if name in parts else len(parts)
+
+    for name in sorted(ranges, key=place):
+        kind, (low, high, log) = ranges[name]
+        if kind is bool:
+            found[name] = CategoricalDistribution([False, True])
+        elif kind is int:
+            found[name] = IntDistribution(int(low), int(high), log=log)
+        else:
+            found[name] = FloatDistribution(low, high, log=log, step=None if log else 0.01)
+    return found
 
 
-DIMENSIONS: dict[str, Distribution] = {name: _distribution(name, own) for name, own in SEARCHED.items()}
+DIMENSIONS = dimensions()
 
 
 @dataclass(frozen=True, kw_only=True)

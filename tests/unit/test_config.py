@@ -3,6 +3,7 @@
 from typing import Annotated, Literal, get_args, get_origin
 
 import pytest
+from optuna.distributions import FloatDistribution
 from pydantic.fields import FieldInfo
 
 from dinomaly_hd.config import (
@@ -28,6 +29,7 @@ from dinomaly_hd.config.resolve import resolve_model
 from dinomaly_hd.config.variants import ABLATION, VARIANTS, baseline, change
 from dinomaly_hd.errors import ConfigError
 from dinomaly_hd.names import shown
+from dinomaly_hd.tuning.space import dimensions
 from entry_points.common import training
 
 EVERY = [(name, preset) for name in MODELS for preset in PRESETS]
@@ -77,6 +79,7 @@ def test_a_parameter_that_is_said_once_is_in_help_schema_and_search_space(
         assert help_of(training("loud", "")[0].parameters()["loudness"]) == "how loud it is: from 0 to 1"
         assert '"loudness": { "description": "how loud it is", "maximum": 1, "minimum": 0,' in schema_text()
         assert search_ranges()["loudness"] == (float, Search(0.1, 0.4))
+        assert dimensions()["loudness"] == FloatDistribution(0.1, 0.4, step=0.01)
         run = resolve_model("loud", {"preset": "quick", "loudness": ".25"})
         assert flatten(run)["loudness"] == 0.25
         with pytest.raises(ConfigError, match="loudness='2': input should be less than or equal to 1"):
