@@ -12,7 +12,7 @@ import jsonschema
 import pytest
 import yaml
 
-from dinomaly_hd.config import RunConfig, flatten
+from dinomaly_hd.config.base import flatten
 from dinomaly_hd.config.conditions_file import (
     ALIASES,
     Condition,
@@ -24,6 +24,7 @@ from dinomaly_hd.config.parameters import any_of
 from dinomaly_hd.config.plain_file import MAX_BYTES, read_plain
 from dinomaly_hd.config.presets import FAMILIES
 from dinomaly_hd.config.resolve import resolve_model
+from dinomaly_hd.config.run import RunConfig
 from dinomaly_hd.config.variants import ABLATION, VARIANTS
 from dinomaly_hd.errors import ConfigError
 

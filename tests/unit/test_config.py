@@ -6,26 +6,15 @@ import pytest
 from optuna.distributions import FloatDistribution
 from pydantic.fields import FieldInfo
 
-from dinomaly_hd.config import (
-    AFTER_TRAINING,
-    NO_ENCODER,
-    WITHOUT_EFFECT,
-    FocalLoss,
-    Probability,
-    RunConfig,
-    Search,
-    blocks_of,
-    described,
-    doc,
-    flatten,
-    from_json,
-    with_values,
-)
 from dinomaly_hd.config import parameters as catalogue
+from dinomaly_hd.config.base import Probability, Search, described, doc, flatten, with_values
 from dinomaly_hd.config.conditions_file import file_model, keys_of, schema_text
+from dinomaly_hd.config.dinomaly import FocalLoss
 from dinomaly_hd.config.parameters import help_of, search_ranges, with_every_part
 from dinomaly_hd.config.presets import MODELS, PRESETS, preset_run
 from dinomaly_hd.config.resolve import resolve_model
+from dinomaly_hd.config.run import AFTER_TRAINING, NO_ENCODER, WITHOUT_EFFECT, RunConfig, from_json
+from dinomaly_hd.config.texts import blocks_of
 from dinomaly_hd.config.variants import ABLATION, VARIANTS, baseline, change
 from dinomaly_hd.errors import ConfigError
 from dinomaly_hd.names import shown

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 import yaml
 
-from dinomaly_hd.config import flatten, text_of
+from dinomaly_hd.config.base import flatten, text_of
 from dinomaly_hd.config.command import MARKER, Command
 from dinomaly_hd.config.resolve import resolve_model
 from dinomaly_hd.data.feature_files import FeaturePlace
