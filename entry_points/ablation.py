@@ -4,8 +4,7 @@ from collections.abc import Sequence
 from functools import partial
 
 from dinomaly_hd.config.base import PositiveCount, doc
-from dinomaly_hd.config.command import OrAuto
-from dinomaly_hd.config.resolve import config_names
+from dinomaly_hd.config.resolve import OrAuto, config_names
 from dinomaly_hd.training.signals import SignalGuard
 from entry_points.common import SeedsOptions, comparison, context_of, launch, member_of
 

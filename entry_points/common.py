@@ -12,9 +12,16 @@ from typing import TYPE_CHECKING, Annotated, Any, TypeVar
 from pydantic import Field
 
 from dinomaly_hd.config.base import Frozen, NonNegative, doc, with_values
-from dinomaly_hd.config.command import Asked, Command, Numbers, OrAuto
-from dinomaly_hd.config.parameters import AUTO, all_of, any_of
-from dinomaly_hd.config.resolve import preset_name, resolve_config, resolve_model
+from dinomaly_hd.config.presets import AUTO, all_of, any_of
+from dinomaly_hd.config.resolve import (
+    Asked,
+    Command,
+    Numbers,
+    OrAuto,
+    preset_name,
+    resolve_config,
+    resolve_model,
+)
 from dinomaly_hd.config.variants import VARIANTS, WITH_TOPK
 from dinomaly_hd.errors import DinomalyHDError, Interrupted
 from dinomaly_hd.training.signals import SignalGuard

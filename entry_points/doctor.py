@@ -2,9 +2,8 @@
 
 from collections.abc import Sequence
 
-from dinomaly_hd.config.command import Command
-from dinomaly_hd.config.parameters import Fields, parameters
-from dinomaly_hd.config.resolve import resolve_model
+from dinomaly_hd.config.presets import Fields, parameters
+from dinomaly_hd.config.resolve import Command, resolve_model
 from dinomaly_hd.training.signals import SignalGuard
 from entry_points.common import ROOT, FeatureOptions, feature_place, launch, say
 

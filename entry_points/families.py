@@ -5,14 +5,11 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, TypeVar
 
-from dinomaly_hd.config.base import doc
-from dinomaly_hd.config.command import Asked, Command, Names, Numbers, OrAuto
+from dinomaly_hd.config.base import doc, names_in
 from dinomaly_hd.config.conditions_file import Condition, read_conditions, without_prefix
-from dinomaly_hd.config.parameters import Fields, any_of
-from dinomaly_hd.config.presets import MODELS
-from dinomaly_hd.config.resolve import resolve_model
+from dinomaly_hd.config.presets import MODELS, Fields, any_of
+from dinomaly_hd.config.resolve import Asked, Command, Names, Numbers, OrAuto, resolve_model
 from dinomaly_hd.config.run import ALL_DOMAINS
-from dinomaly_hd.config.texts import names_in
 from dinomaly_hd.errors import ConfigError, nearest
 from dinomaly_hd.training.signals import SignalGuard
 from entry_points.common import MEMBERS, Main, RunOptions, context_of

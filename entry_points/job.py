@@ -7,7 +7,7 @@ from typing import Annotated
 from pydantic import Field
 
 from dinomaly_hd.config.base import Frozen
-from dinomaly_hd.config.command import Command
+from dinomaly_hd.config.resolve import Command
 from dinomaly_hd.jobs import die_with_parent
 from dinomaly_hd.training.signals import SignalGuard
 from entry_points.common import launch, say

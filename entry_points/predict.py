@@ -7,7 +7,7 @@ from typing import Annotated
 from pydantic import Field
 
 from dinomaly_hd.config.base import Count, Frozen, doc
-from dinomaly_hd.config.command import Command, OrAuto
+from dinomaly_hd.config.resolve import Command, OrAuto
 from dinomaly_hd.training.signals import SignalGuard
 from entry_points.common import ROOT, ResultDir, launch, say
 

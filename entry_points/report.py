@@ -3,9 +3,8 @@
 from collections.abc import Sequence
 from pathlib import Path
 
-from dinomaly_hd.config.base import Frozen, doc
-from dinomaly_hd.config.command import Command, OrAuto
-from dinomaly_hd.config.texts import names_in
+from dinomaly_hd.config.base import Frozen, doc, names_in
+from dinomaly_hd.config.resolve import Command, OrAuto
 from dinomaly_hd.training.signals import SignalGuard
 from entry_points.common import EXPERIMENT, ROOT, Experiment, ResultDir, launch, say
 

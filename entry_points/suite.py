@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from pydantic import Field
 
 from dinomaly_hd.config.base import PositiveCount, doc
-from dinomaly_hd.config.command import Command, OrAuto
+from dinomaly_hd.config.resolve import Command, OrAuto
 from dinomaly_hd.training.signals import SignalGuard
 from entry_points.common import EngineOptions, context_of, launch
 from entry_points.families import ConditionOptions, chosen_conditions, family_fields, trials_of_conditions

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from dinomaly_hd.config.base import Frozen
-from dinomaly_hd.config.command import Command
+from dinomaly_hd.config.resolve import Command
 from dinomaly_hd.errors import TrackingError
 from dinomaly_hd.training.signals import SignalGuard
 from entry_points.common import ROOT, ResultDir, launch, say

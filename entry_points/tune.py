@@ -9,11 +9,9 @@ import os
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from dinomaly_hd.config.base import Count, doc
-from dinomaly_hd.config.command import Asked, Numbers
-from dinomaly_hd.config.resolve import resolve_config
+from dinomaly_hd.config.base import Count, doc, names_in
+from dinomaly_hd.config.resolve import Asked, Numbers, resolve_config
 from dinomaly_hd.config.run import RunConfig
-from dinomaly_hd.config.texts import names_in
 from dinomaly_hd.errors import ConfigError
 from dinomaly_hd.training.signals import SignalGuard
 from entry_points.common import ROOT, EngineOptions, SurroundingsOptions, comparison, context_of, launch

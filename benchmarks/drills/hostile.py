@@ -19,7 +19,7 @@ import numpy as np
 import tifffile
 
 from benchmarks.drills.tally import Drill, Tally
-from dinomaly_hd.config.command import MARKER, Command
+from dinomaly_hd.config.resolve import MARKER, Command
 from dinomaly_hd.data.tree import FOLDERS, survey
 from dinomaly_hd.errors import ConfigError
 from dinomaly_hd.evaluation.report import ENVIRONMENT, Picture, render

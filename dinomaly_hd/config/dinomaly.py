@@ -1,28 +1,27 @@
 """The parts of one Dinomaly and their values; which of them a variant uses, ``variants.py`` says."""
 
-from typing import Annotated, ClassVar, Literal
+from typing import Annotated, Literal
 
 from pydantic import Field
 
 from dinomaly_hd.config.base import (
-    Count,
-    Frozen,
-    NonNegative,
-    Positive,
-    PositiveCount,
-    Probability,
-    Search,
-    doc,
-)
-from dinomaly_hd.config.texts import (
     AUTO_LAYERS,
     DEEPEST_DECODER,
     LAST_HALF,
     LEARNED,
     Blocks,
+    Count,
+    Frozen,
     Layers,
+    Model,
+    NonNegative,
+    Positive,
+    PositiveCount,
+    Probability,
     Radius,
+    Search,
     Weights,
+    doc,
 )
 
 Element = Annotated[Probability, Field(description="element dropout of the bottleneck")]
@@ -181,18 +180,6 @@ Loss = Annotated[
 ]
 Distance = Annotated[MeanDistance | GemDistance | WeightedDistance, Field(discriminator="distance")]
 Auxiliary = Annotated[NoAuxiliary | BandClassifier, Field(discriminator="auxiliary")]
-
-
-class Model(Frozen):
-    """Base of a family's config."""
-
-    encoded_by: ClassVar[tuple[str, ...]] = ()
-    """What the encoder's output for an image depends on beside the encoder's own settings."""
-
-    @property
-    def encoding(self) -> str:
-        """The values of ``encoded_by``, as part of the key of kept features."""
-        return " ".join(str(getattr(self, name)) for name in self.encoded_by)
 
 
 class DinomalyConfig(Model):

@@ -4,9 +4,23 @@ from typing import Annotated, Literal
 
 from pydantic import Field
 
-from dinomaly_hd.config.base import Frozen, Line, NonNegative, Positive, PositiveCount, Probability, doc
-from dinomaly_hd.config.dinomaly import DinomalyConfig, Model
-from dinomaly_hd.config.texts import AUTO_LAYERS, NO_CONTEXT, Context, Layers, Range, WholeRange
+from dinomaly_hd.config.base import (
+    AUTO_LAYERS,
+    NO_CONTEXT,
+    Context,
+    Frozen,
+    Layers,
+    Line,
+    Model,
+    NonNegative,
+    Positive,
+    PositiveCount,
+    Probability,
+    Range,
+    WholeRange,
+    doc,
+)
+from dinomaly_hd.config.dinomaly import DinomalyConfig
 
 OTHER_IMAGES, TEXTURES = "images", "textures"
 FaultShare = Annotated[Probability, Field(description="share of images with a synthetic fault")]

@@ -1,8 +1,13 @@
-"""Presets: a whole run for any model, ``full`` for a GPU and ``quick`` for two CPU cores."""
+"""Presets, ``full`` for a GPU and ``quick`` for two CPU cores, and what may be set in their runs."""
 
-from collections.abc import Callable
-from typing import Any, Literal, get_args
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from copy import copy
+from functools import cache
+from typing import Any, Literal, get_args, get_origin
 
+from pydantic.fields import FieldInfo
+
+from dinomaly_hd.config.base import LARGEST_COUNT, Frozen, Search
 from dinomaly_hd.config.families import DraemConfig, ModelConfig, PatchCoreConfig, SevNetConfig, TrivialConfig
 from dinomaly_hd.config.run import (
     DataConfig,
@@ -14,8 +19,13 @@ from dinomaly_hd.config.run import (
     RunConfig,
     TrainingConfig,
 )
-from dinomaly_hd.config.variants import VARIANTS, baseline
+from dinomaly_hd.config.variants import VARIANTS, WITH_TOPK, baseline
+from dinomaly_hd.errors import ConfigError, nearest
 
+Fields = dict[str, FieldInfo]
+AUTO = "auto"
+USE_TOPK = FieldInfo(annotation=bool, default=False, description="the TopK loss too (config F)")
+"""A switch that no config holds: it chooses another variant."""
 Preset = Literal["full", "quick"]
 PRESETS: tuple[Preset, ...] = get_args(Preset)
 
@@ -101,3 +111,122 @@ def preset_run(preset: Preset, model: ModelConfig) -> RunConfig:
     small = model.model_copy(update=QUICK_SIZES.get(family, {}))
     data = DataConfig(simulate_size="quick")
     return run.model_copy(update={"preset": "quick", "model": small, "data": data, **QUICK[family]})
+
+
+# ---- what may be set ----
+
+
+def described(config: Frozen) -> Fields:
+    """Return the field of every value of a config that a user may set, by the value's name.
+
+    The field's default is the value that it has in this config.
+    """
+    found: Fields = {}
+    for name, field in type(config).model_fields.items():
+        part = getattr(config, name)
+        if isinstance(part, Frozen):
+            if kinds := kinds_of(field):
+                words: Any = Literal[tuple(kinds)]
+                found[str(field.discriminator)] = FieldInfo(annotation=words, description=field.description)
+            found |= described(part)
+        elif field.description:
+            found[name] = copy(field)
+            found[name].default = part
+    return found
+
+
+def kinds_of(field: FieldInfo) -> dict[str, type[Frozen]]:
+    """Return what a user may choose a part from, by the value that names it; empty if there is no choice."""
+    if field.discriminator is None or not field.description:
+        return {}
+    kinds = get_args(field.annotation)
+    return {kind.model_fields[str(field.discriminator)].default: kind for kind in kinds}
+
+
+def with_parts(model: ModelConfig, values: Mapping[str, Any]) -> ModelConfig:
+    """Return a copy with the parts that values name, such as fault_source="band", each at its defaults."""
+    chosen: dict[str, Frozen] = {}
+    for name, field in type(model).model_fields.items():
+        kinds, key = kinds_of(field), str(field.discriminator)
+        if kinds and key in values:
+            if values[key] not in kinds:
+                raise ConfigError(f"{key}={values[key]!r}: unknown.{nearest(values[key], kinds)}")
+            chosen[name] = kinds[values[key]]()
+    return model.model_copy(update=chosen)
+
+
+def with_every_part(name: str) -> Iterator[tuple[str, ModelConfig]]:
+    """Yield a model by itself and with each part that can be chosen, by name: "draem with ..."."""
+    model = MODELS[name]()
+    yield name, model
+    for field in type(model).model_fields.values():
+        for kind in kinds_of(field):
+            label = f"{field.discriminator}={kind}"
+            yield f"{name} with {label}", with_parts(model, {str(field.discriminator): kind})
+
+
+@cache
+def parameters_by_part(name: str) -> dict[str, Fields]:
+    """Return what may be set in the runs of a variant or a family, by itself and with each part."""
+    switch = {"use_topk": USE_TOPK} if name in WITH_TOPK else {}
+    models = with_every_part(name)
+    return {label: {**switch, **described(preset_run("full", model))} for label, model in models}
+
+
+def parameters(name: str) -> Fields:
+    """Return what may be set in the runs of a variant or a family as it is by default."""
+    return parameters_by_part(name)[name]
+
+
+def any_of(names: Iterable[str], *, without: Iterable[str] = ()) -> Fields:
+    """Return what may be set in the runs of at least one model, with whatever parts."""
+    found: Fields = {}
+    for name in names:
+        for fields in parameters_by_part(name).values():
+            found |= {key: field for key, field in fields.items() if key not in found}
+    return {key: field for key, field in found.items() if key not in without}
+
+
+@cache
+def every_parameter() -> Fields:
+    """Return what may be set in any run."""
+    return any_of(MODELS)
+
+
+def all_of(names: Iterable[str], *, without: Iterable[str] = ()) -> Fields:
+    """Return what may be set in the runs of every model."""
+    first, *others = map(parameters, names)
+    shared = set(first).intersection(*others).difference(without)
+    return {key: field for key, field in first.items() if key in shared}
+
+
+def not_of(name: str, key: str) -> str:
+    """Return the refusal of a value that a model, or an entry point, does not have."""
+    takers: list[str] = []
+    for model in MODELS:
+        if model != "dinomaly":  # is the baseline
+            found = [label for label, fields in parameters_by_part(model).items() if key in fields]
+            takers += [model] if model in found else found
+    return f"{key} does not apply to {name} as it is set, only to {', '.join(takers)}; leave it out"
+
+
+def search_ranges() -> dict[str, tuple[Any, Search]]:
+    """Return what a study may search, by name: its type (bool, int or float), and the ends of the search."""
+    return {
+        name: (field.annotation, mark)
+        for name, field in every_parameter().items()
+        for mark in field.metadata
+        if isinstance(mark, Search)
+    }
+
+
+def help_of(field: FieldInfo) -> str:
+    """Return a flag's line in ``--help``: what it is, and what it may be, such as "from 0 to 1"."""
+    words = {"ge": "from", "gt": "above", "le": "to", "lt": "below"}
+    limits = [(word, getattr(mark, key, None)) for key, word in words.items() for mark in field.metadata]
+    rule = " ".join(f"{word} {n:g}" for word, n in limits if n is not None and n < LARGEST_COUNT)
+    if get_origin(field.annotation) is Literal:
+        rule = ", ".join(map(str, get_args(field.annotation)))
+    elif field.annotation is bool:
+        rule = "true, false"
+    return f"{field.description}: {rule}" if rule else str(field.description)

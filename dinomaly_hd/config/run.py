@@ -8,20 +8,24 @@ from typing import Annotated, ClassVar, Literal
 from pydantic import AfterValidator, BeforeValidator, Field
 
 from dinomaly_hd.config.base import (
+    NO_CROP,
     Count,
+    Crop,
     Frozen,
+    Gpu,
     Line,
     NonNegative,
     Positive,
     PositiveCount,
     Probability,
+    Size,
     doc,
     flatten,
+    names_in,
     validated,
 )
 from dinomaly_hd.config.dinomaly import DinomalyConfig
 from dinomaly_hd.config.families import ModelConfig
-from dinomaly_hd.config.texts import NO_CROP, Crop, Gpu, Size, names_in
 
 SCHEMA_VERSION = 3
 SIMULATED = "simulated"

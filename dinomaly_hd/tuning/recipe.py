@@ -9,8 +9,7 @@ import yaml
 
 from dinomaly_hd.config import RunConfig, flatten, names_in, text_of
 from dinomaly_hd.config.conditions_file import keys_of
-from dinomaly_hd.config.parameters import every_parameter
-from dinomaly_hd.config.presets import PRESETS
+from dinomaly_hd.config.presets import PRESETS, every_parameter
 from dinomaly_hd.config.resolve import resolve_model
 from dinomaly_hd.config.variants import WITH_TOPK
 

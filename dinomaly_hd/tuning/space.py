@@ -14,7 +14,7 @@ from dinomaly_hd.config import (
     flatten,
     text_of,
 )
-from dinomaly_hd.config.parameters import search_ranges
+from dinomaly_hd.config.presets import search_ranges
 from dinomaly_hd.config.resolve import resolve_config
 from dinomaly_hd.config.variants import WITH_TOPK
 from dinomaly_hd.errors import ConfigError, nearest

@@ -15,14 +15,14 @@ import yaml
 from dinomaly_hd.config.base import flatten
 from dinomaly_hd.config.conditions_file import (
     ALIASES,
+    MAX_BYTES,
     Condition,
     keys_of,
     read_conditions,
+    read_plain,
     schema_text,
 )
-from dinomaly_hd.config.parameters import any_of
-from dinomaly_hd.config.plain_file import MAX_BYTES, read_plain
-from dinomaly_hd.config.presets import FAMILIES
+from dinomaly_hd.config.presets import FAMILIES, any_of
 from dinomaly_hd.config.resolve import resolve_model
 from dinomaly_hd.config.run import RunConfig
 from dinomaly_hd.config.variants import ABLATION, VARIANTS

@@ -6,15 +6,21 @@ import pytest
 from optuna.distributions import FloatDistribution
 from pydantic.fields import FieldInfo
 
-from dinomaly_hd.config import parameters as catalogue
-from dinomaly_hd.config.base import Probability, Search, described, doc, flatten, with_values
+from dinomaly_hd.config import presets as catalogue
+from dinomaly_hd.config.base import Probability, Search, blocks_of, doc, flatten, with_values
 from dinomaly_hd.config.conditions_file import file_model, keys_of, schema_text
 from dinomaly_hd.config.dinomaly import FocalLoss
-from dinomaly_hd.config.parameters import help_of, search_ranges, with_every_part
-from dinomaly_hd.config.presets import MODELS, PRESETS, preset_run
+from dinomaly_hd.config.presets import (
+    MODELS,
+    PRESETS,
+    described,
+    help_of,
+    preset_run,
+    search_ranges,
+    with_every_part,
+)
 from dinomaly_hd.config.resolve import resolve_model
 from dinomaly_hd.config.run import AFTER_TRAINING, NO_ENCODER, WITHOUT_EFFECT, RunConfig, from_json
-from dinomaly_hd.config.texts import blocks_of
 from dinomaly_hd.config.variants import ABLATION, VARIANTS, baseline, change
 from dinomaly_hd.errors import ConfigError
 from dinomaly_hd.names import shown
@@ -42,7 +48,7 @@ def made(variant: str, preset: str) -> RunConfig:
 
 
 def test_one_name_has_one_rule_and_a_description() -> None:
-    models = [model for name in MODELS for model in (MODELS[name](), *dict(with_every_part(name)).values())]
+    models = [model for name in MODELS for _, model in with_every_part(name)]
     rules: dict[str, tuple[object, ...]] = {}
     for model in models:
         run = preset_run("full", model)
@@ -61,7 +67,7 @@ def test_a_parameter_that_is_said_once_is_in_help_schema_and_search_space(
 
     for table in (MODELS, VARIANTS):
         monkeypatch.setitem(table, "loud", lambda: change(baseline(), variant="loud", loss=Loud()))
-    made_of_fields = (catalogue.parameters, catalogue.every_parameter, keys_of, file_model)
+    made_of_fields = (catalogue.parameters_by_part, catalogue.every_parameter, keys_of, file_model)
     for function in made_of_fields:
         function.cache_clear()
     try:

@@ -11,8 +11,7 @@ import pytest
 import yaml
 
 from dinomaly_hd.config.base import flatten, text_of
-from dinomaly_hd.config.command import MARKER, Command
-from dinomaly_hd.config.resolve import resolve_model
+from dinomaly_hd.config.resolve import MARKER, Command, resolve_model
 from dinomaly_hd.data.feature_files import FeaturePlace
 from dinomaly_hd.errors import ConfigError
 from dinomaly_hd.training.signals import SignalGuard

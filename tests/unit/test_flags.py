@@ -6,10 +6,9 @@ from collections.abc import Sequence
 import pytest
 
 from dinomaly_hd.config.base import Frozen, doc, flatten
-from dinomaly_hd.config.command import MARKER, Asked, Command, Numbers
 from dinomaly_hd.config.dinomaly import SegmentBottleneck, TopKLoss
-from dinomaly_hd.config.parameters import parameters
-from dinomaly_hd.config.resolve import config_names, resolve_config
+from dinomaly_hd.config.presets import parameters
+from dinomaly_hd.config.resolve import MARKER, Asked, Command, Numbers, config_names, resolve_config
 from dinomaly_hd.config.variants import ABLATION, CONFIG_SETS, VARIANTS
 from dinomaly_hd.errors import ConfigError
 from dinomaly_hd.training.signals import SignalGuard
