@@ -3,11 +3,12 @@
 import importlib
 import sys
 
+from dinomaly_hd.config.variants import VARIANTS, WITH_TOPK
+from dinomaly_hd.errors import ConfigError, nearest
 from entry_points.common import launch
 
 NAMES = (
-    *("horizontal", "topk", "baseline", "gem", "focal", "aux", "scale", "adaptive"),
-    *("decoder_dropout", "row_mask", "row_masking", "directional_topk"),
+    *(name for name in VARIANTS if name not in WITH_TOPK.values()),
     *("single_domain", "multi_domain", "suite", "ablation", "encoders", "steps", "finetune", "tune"),
     *("report", "simulate", "predict", "sync", "doctor"),
 )
@@ -16,8 +17,6 @@ USAGE = "usage: dinomaly-hd NAME --flag=value ...   (dinomaly-hd NAME --help)"
 
 def main() -> int:
     """Start the entry point that the first argument names, and return its exit code."""
-    from dinomaly_hd.errors import ConfigError, nearest
-
     name, *rest = sys.argv[1:] or ["--help"]
     if name in ("-h", "--help"):
         print(f"{USAGE}\n\nnames: {', '.join(NAMES)}")

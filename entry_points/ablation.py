@@ -1,12 +1,8 @@
 """Train and compare configs with several seeds on equal terms: A0 A B C D E F G F0 K100, or a list."""
 
-from collections.abc import Sequence
-from functools import partial
-
 from dinomaly_hd.config.base import PositiveCount, doc
 from dinomaly_hd.config.resolve import OrAuto, config_names
-from dinomaly_hd.training.signals import SignalGuard
-from entry_points.common import SeedsOptions, comparison, context_of, launch, member_of
+from entry_points.common import SeedsOptions, Start, comparison, launch
 
 
 class Options(SeedsOptions):
@@ -20,23 +16,16 @@ class Options(SeedsOptions):
     )
 
 
-COMMAND = comparison("ablation", __doc__, Options)
-
-
-def main(argv: Sequence[str], guard: SignalGuard) -> None:
-    asked = COMMAND.parse(argv)
-    options, context = asked.options, context_of(asked, guard)
+def ablation(start: Start[Options]) -> None:
+    options, context = start.options, start.context()
     from dinomaly_hd.experiments.protocols import run_ablation
     from dinomaly_hd.jobs import LOCAL, Slots
 
-    run_ablation(
-        config_names(options.configs),
-        options.seeds,
-        context,
-        build=partial(member_of, asked),
-        slots=Slots(LOCAL, options.slots, ""),
-    )
+    slots = Slots(LOCAL, options.slots, "")
+    run_ablation(config_names(options.configs), options.seeds, context, build=start.member, slots=slots)
 
+
+COMMAND, main = comparison("ablation", __doc__, Options, ablation)
 
 if __name__ == "__main__":
     raise SystemExit(launch(main))

@@ -4,19 +4,21 @@ import gc
 import os
 import sys
 import traceback
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, TypeVar
+from typing import TYPE_CHECKING, Annotated, Generic
 
 from pydantic import Field
 
 from dinomaly_hd.config.base import Frozen, NonNegative, doc, with_values
-from dinomaly_hd.config.presets import AUTO, all_of, any_of
+from dinomaly_hd.config.presets import AUTO, Fields, all_of, any_of
 from dinomaly_hd.config.resolve import (
     Asked,
     Command,
     Numbers,
+    Options,
     OrAuto,
     preset_name,
     resolve_config,
@@ -32,10 +34,11 @@ if TYPE_CHECKING:
     from dinomaly_hd.data.feature_files import FeaturePlace
     from dinomaly_hd.runs.context import Context
 
-Own = TypeVar("Own", bound="SurroundingsOptions")
-Main = Callable[[Sequence[str], SignalGuard], Callable[[], object] | None]
+Work = Callable[[], object]
+Main = Callable[[Sequence[str], SignalGuard], Work | None]
 """Does an entry point's work, or returns it, so that a run does not stand over the reading of flags."""
 
+EXPERIMENT = "dinomaly-hd"
 FEATURES, FEATURES_VARIABLE = ".features", "DINOMALY_HD_FEATURES"
 ROOT = Path(__file__).resolve().parent.parent
 OURS = ("dinomaly_hd", "entry_points")
@@ -46,11 +49,12 @@ PER_MEMBER = ("seed", "class_token", "stop_step", "start_from", "train_domains",
 OBJECTS_UNTIL_COLLECTION = 10_000
 """Until Python looks for garbage. Its own 700 send it through half a million imported objects over and over,
 a quarter of the imports' time."""
-say = partial(print, flush=True)
 QUIET = {"MLFLOW_DISABLE_TELEMETRY": "true", "RAY_USAGE_STATS_ENABLED": "0", "HF_HUB_DISABLE_TELEMETRY": "1"}
+say = partial(print, flush=True)
 
 
-EXPERIMENT = "dinomaly-hd"
+# ---- options that several have ----
+
 Experiment = Annotated[str, Field(description="MLflow experiment (mlflow run chooses its own)")]
 ResultDir = Annotated[Path, Field(description="folder of all run folders")]
 
@@ -64,6 +68,16 @@ class FeatureOptions(Frozen):
     feature_gb: OrAuto[NonNegative] = doc(
         None, "GiB of feature_dir; auto: a quarter of the free disk, 50 at most; 0: none"
     )
+
+    @property
+    def feature_place(self) -> "FeaturePlace | None":
+        """Where encoder outputs are kept in files, None where ``feature_gb=0`` keeps none."""
+        from dinomaly_hd.data.feature_files import FeaturePlace
+
+        if self.feature_gb == 0:
+            return None
+        folder = self.feature_dir or Path(os.environ.get(FEATURES_VARIABLE) or ROOT / FEATURES)
+        return FeaturePlace(folder.expanduser().absolute(), self.feature_gb)
 
 
 class SurroundingsOptions(FeatureOptions):
@@ -99,6 +113,91 @@ class ConfigOptions(SeedsOptions):
     config: str = doc("D", "what is trained: a config of the ablation or a variant, e.g. A0 or F:q_percent=1")
 
 
+# ---- from a module to its end ----
+
+
+@dataclass(frozen=True)
+class Start(Generic[Options]):
+    """One start of an entry point: what its flags ask for, and the signals that may end it."""
+
+    asked: Asked[Options]
+    guard: SignalGuard
+
+    @property
+    def options(self) -> Options:
+        """The entry point's own flags."""
+        return self.asked.options
+
+    def context(self: "Start[SurroundingsOptions]", **spelt_out: object) -> "Context":
+        """Return what surrounds a run; its command spells out preset, seeds and more."""
+        from dinomaly_hd.runs.context import Context
+
+        asked, options = self.asked, self.options
+        preset = preset_name(asked.values.get("preset", AUTO))
+        return Context(
+            root=ROOT,
+            result_dir=options.result_dir,
+            feature_place=options.feature_place,
+            experiment=options.experiment,
+            run_name=options.run_name,
+            resume=asked.given.get("resume", AUTO),
+            guard=self.guard,
+            say=say,
+            command=asked.command(preset=preset, seeds=options.seeds, **spelt_out),
+            entry_point=asked.entry_point,
+        )
+
+    def member(self, config: str, seed: int, **own: str) -> "RunConfig":
+        """Return a comparison's run of a config and a seed, with its own values over the user's."""
+        return resolve_config(config, {**MEMBERS, **self.asked.values, **own, "seed": str(seed)})
+
+
+def entry_point(
+    name: str,
+    doc: str | None,
+    options: type[Options],
+    work: Callable[[Start[Options]], Work | None],
+    *,
+    runs: Callable[[], Fields] = dict,
+    instead: Mapping[str, str] | None = None,
+) -> tuple[Command[Options], Main]:
+    """Return command and main function of a module; ``runs`` and ``instead`` are as in ``Command``."""
+    command = Command(name, doc, options, runs, instead or {})
+    return command, lambda argv, guard: work(Start(command.parse(argv), guard))
+
+
+def comparison(
+    name: str,
+    doc: str | None,
+    options: type[Options],
+    work: Callable[[Start[Options]], None],
+    *without: str,
+    **instead: str,
+) -> tuple[Command[Options], Main]:
+    """Return those of a comparison: it takes what all variants have and it does not set itself."""
+    fields = partial(all_of, VARIANTS, without=(*PER_MEMBER, *without))
+    return entry_point(name, doc, options, work, runs=fields, instead={"seed": "seeds", **instead})
+
+
+def training(variant: str, doc: str | None) -> tuple[Command[TrainingOptions], Main]:
+    """Return those of a variant; ``use_topk`` may choose another one."""
+    variants = [variant, *([WITH_TOPK[variant]] if variant in WITH_TOPK else [])]
+    return entry_point(variant, doc, TrainingOptions, train, runs=lambda: any_of(variants))
+
+
+def train(start: Start[TrainingOptions]) -> Work:
+    """Return what trains a variant once on all domains, or as ``mode`` and ``seeds`` say."""
+    run = resolve_model(start.asked.entry_point, start.asked.values)
+    context = start.context(seed=run.seed)
+    mode, seeds = start.options.mode, start.options.seeds or (run.seed,)
+    from dinomaly_hd.experiments.protocols import run_mode
+    from dinomaly_hd.experiments.run import execute
+
+    if mode == "multiclass" and len(seeds) == 1:
+        return partial(execute, with_values(run, {"seed": seeds[0]}), context)
+    return partial(run_mode, run, context, mode=mode, seeds=seeds)
+
+
 def launch(main: Main, argv: Sequence[str] | None = None) -> int:
     """Run an entry point; return 0, or an error's exit code after one line on standard error.
 
@@ -128,65 +227,3 @@ def launch(main: Main, argv: Sequence[str] | None = None) -> int:
         print("this is a bug in Dinomaly-HD; please report it with the lines above", file=sys.stderr)
         return 70
     return 0
-
-
-def training(variant: str, doc: str | None) -> tuple[Command[TrainingOptions], Main]:
-    """Return command and main function of a variant's entry point; ``use_topk`` may choose another one."""
-    variants = [variant, *([WITH_TOPK[variant]] if variant in WITH_TOPK else [])]
-    command = Command(variant, doc, TrainingOptions, runs=lambda: any_of(variants))
-    return command, partial(train, command)
-
-
-def train(command: Command[TrainingOptions], argv: Sequence[str], guard: SignalGuard) -> Callable[[], object]:
-    """Return what trains a variant once on all domains, or as ``mode`` and ``seeds`` say."""
-    asked = command.parse(argv)
-    run = resolve_model(command.name, asked.values)
-    context = context_of(asked, guard, seed=run.seed)
-    mode, seeds = asked.options.mode, asked.options.seeds or (run.seed,)
-    from dinomaly_hd.experiments.protocols import run_mode
-    from dinomaly_hd.experiments.run import execute
-
-    if mode == "multiclass" and len(seeds) == 1:
-        return partial(execute, with_values(run, {"seed": seeds[0]}), context)
-    return partial(run_mode, run, context, mode=mode, seeds=seeds)
-
-
-def context_of(asked: "Asked[Any]", guard: SignalGuard, **spelt_out: object) -> "Context":
-    """Return what surrounds a run; its command spells out preset, seeds and more."""
-    from dinomaly_hd.runs.context import Context
-
-    options: SurroundingsOptions = asked.options
-    preset = preset_name(asked.values.get("preset", AUTO))
-    return Context(
-        root=ROOT,
-        result_dir=options.result_dir,
-        feature_place=feature_place(options),
-        experiment=options.experiment,
-        run_name=options.run_name,
-        resume=asked.given.get("resume", AUTO),
-        guard=guard,
-        say=say,
-        command=asked.command(preset=preset, seeds=options.seeds, **spelt_out),
-        entry_point=asked.entry_point,
-    )
-
-
-def feature_place(options: FeatureOptions) -> "FeaturePlace | None":
-    """Return where encoder outputs are kept in files, None where ``feature_gb=0`` keeps none."""
-    from dinomaly_hd.data.feature_files import FeaturePlace
-
-    folder = options.feature_dir or Path(os.environ.get(FEATURES_VARIABLE) or ROOT / FEATURES)
-    return (
-        None if options.feature_gb == 0 else FeaturePlace(folder.expanduser().absolute(), options.feature_gb)
-    )
-
-
-def comparison(name: str, doc: str | None, options: type[Own], *without: str, **instead: str) -> Command[Own]:
-    """Return the command of a comparison: it takes what all variants have and it does not set itself."""
-    fields = partial(all_of, VARIANTS, without=(*PER_MEMBER, *without))
-    return Command(name, doc, options, fields, {"seed": "seeds", **instead})
-
-
-def member_of(asked: "Asked[Any]", config: str, seed: int, **own: str) -> "RunConfig":
-    """Return a comparison's run of a config and a seed, with its own values over the user's."""
-    return resolve_config(config, {**MEMBERS, **asked.values, **own, "seed": str(seed)})

@@ -1,12 +1,9 @@
 """Train and compare encoders at equal settings: small, base, large, or any list."""
 
-from collections.abc import Sequence
-
 from dinomaly_hd.config.base import doc
 from dinomaly_hd.config.resolve import Names
 from dinomaly_hd.errors import ConfigError
-from dinomaly_hd.training.signals import SignalGuard
-from entry_points.common import ConfigOptions, comparison, context_of, launch, member_of
+from entry_points.common import ConfigOptions, Start, comparison, launch
 
 SIZES = {size: f"dinov2reg_vit_{size}_14" for size in ("small", "base", "large")}
 
@@ -19,24 +16,22 @@ class Options(ConfigOptions):
     )
 
 
-COMMAND = comparison("encoders", __doc__, Options, "encoder")
-
-
-def main(argv: Sequence[str], guard: SignalGuard) -> None:
-    asked = COMMAND.parse(argv)
-    options, context = asked.options, context_of(asked, guard)
-    encoders = [SIZES.get(name, name) for name in options.encoders]
-    if len(set(encoders)) < len(encoders):
-        raise ConfigError(f"encoders={','.join(encoders)}: expected each once")
+def encoders(start: Start[Options]) -> None:
+    options, context = start.options, start.context()
+    names = [SIZES.get(name, name) for name in options.encoders]
+    if len(set(names)) < len(names):
+        raise ConfigError(f"encoders={','.join(names)}: expected each once")
     from dinomaly_hd.experiments.protocols import run_encoders
 
     run_encoders(
-        encoders,
+        names,
         options.seeds,
         context,
-        build=lambda encoder, seed: member_of(asked, options.config, seed, encoder=encoder),
+        build=lambda encoder, seed: start.member(options.config, seed, encoder=encoder),
     )
 
+
+COMMAND, main = comparison("encoders", __doc__, Options, encoders, "encoder")
 
 if __name__ == "__main__":
     raise SystemExit(launch(main))

@@ -1,7 +1,6 @@
 """What the entry points of single domains and transfer share: any model family, or a condition of a file."""
 
 from collections.abc import Mapping, Sequence
-from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, TypeVar
 
@@ -11,8 +10,7 @@ from dinomaly_hd.config.presets import MODELS, Fields, any_of
 from dinomaly_hd.config.resolve import Asked, Command, Names, Numbers, OrAuto, resolve_model
 from dinomaly_hd.config.run import ALL_DOMAINS
 from dinomaly_hd.errors import ConfigError, nearest
-from dinomaly_hd.training.signals import SignalGuard
-from entry_points.common import MEMBERS, Main, RunOptions, context_of
+from entry_points.common import MEMBERS, Main, RunOptions, Start, entry_point
 
 if TYPE_CHECKING:
     from dinomaly_hd.experiments.protocols import Trial
@@ -52,17 +50,15 @@ def single_source(
     name: str, doc: str | None, options: type[Family], **instead: str
 ) -> tuple[Command[Family], Main]:
     """Return command and main function of an entry point that trains any family on single domains."""
-    command = Command(name, doc, options, family_fields, {**INSTEAD, **instead})
-    return command, partial(run_trials, command)
+    return entry_point(name, doc, options, run_trials, runs=family_fields, instead={**INSTEAD, **instead})
 
 
-def run_trials(command: Command[FamilyOptions], argv: Sequence[str], guard: SignalGuard) -> None:
+def run_trials(start: Start[FamilyOptions]) -> None:
     """Run the trials that flags ask for, tested on their own domains or, with targets, on those too."""
-    asked = command.parse(argv)
-    chosen, context = trials_of(asked), context_of(asked, guard)
+    chosen, context = trials_of(start.asked), start.context()
     from dinomaly_hd.experiments import protocols
 
-    with_targets = isinstance(asked.options, TransferOptions)
+    with_targets = isinstance(start.options, TransferOptions)
     (protocols.run_multi_domain if with_targets else protocols.run_single_domain)(chosen, context)
 
 

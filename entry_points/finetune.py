@@ -1,11 +1,8 @@
 """Train on all domains, then fine-tune on each: what is gained there, and what is forgotten elsewhere."""
 
-from collections.abc import Sequence
-
 from dinomaly_hd.config.base import PositiveCount, doc, names_in
 from dinomaly_hd.config.run import ALL_DOMAINS
-from dinomaly_hd.training.signals import SignalGuard
-from entry_points.common import ConfigOptions, comparison, context_of, launch, member_of
+from entry_points.common import ConfigOptions, Start, comparison, launch
 
 
 class Options(ConfigOptions):
@@ -18,23 +15,21 @@ class Options(ConfigOptions):
     )
 
 
-COMMAND = comparison("finetune", __doc__, Options)
-
-
-def main(argv: Sequence[str], guard: SignalGuard) -> None:
-    asked = COMMAND.parse(argv)
-    options, context = asked.options, context_of(asked, guard)
+def finetune(start: Start[Options]) -> None:
+    options, context = start.options, start.context()
     chosen = options.finetune_domains
     from dinomaly_hd.experiments.protocols import run_finetune
 
     run_finetune(
-        [member_of(asked, options.config, seed) for seed in options.seeds],
+        [start.member(options.config, seed) for seed in options.seeds],
         context,
         steps=options.finetune_steps,
         learning_rate=options.finetune_learning_rate,
         domains=None if chosen == ALL_DOMAINS else names_in(chosen),
     )
 
+
+COMMAND, main = comparison("finetune", __doc__, Options, finetune)
 
 if __name__ == "__main__":
     raise SystemExit(launch(main))

@@ -1,32 +1,26 @@
 """Run one job of a suite; `suite` writes its job.json and starts it."""
 
-from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated
 
 from pydantic import Field
 
 from dinomaly_hd.config.base import Frozen
-from dinomaly_hd.config.resolve import Command
 from dinomaly_hd.jobs import die_with_parent
-from dinomaly_hd.training.signals import SignalGuard
-from entry_points.common import launch, say
+from entry_points.common import Start, entry_point, launch, say
 
 
 class Options(Frozen):
-    config: Annotated[Path, Field(description="the job.json of one member of a suite")]
+    config: Path = Field(description="the job.json of one member of a suite")
 
 
-COMMAND = Command("job", __doc__, Options)
-
-
-def main(argv: Sequence[str], guard: SignalGuard) -> None:
+def job(start: Start[Options]) -> None:
     die_with_parent()
-    options = COMMAND.parse(argv).options
     from dinomaly_hd.experiments.as_jobs import run_job
 
-    run_job(options.config, guard=guard, say=say)
+    run_job(start.options.config, guard=start.guard, say=say)
 
+
+COMMAND, main = entry_point("job", __doc__, Options, job)
 
 if __name__ == "__main__":
     raise SystemExit(launch(main))

@@ -1,28 +1,22 @@
 """Score a folder of images with a finished run: scores.csv with decisions, and the highest anomaly maps."""
 
-from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated
 
 from pydantic import Field
 
 from dinomaly_hd.config.base import Count, Frozen, doc
-from dinomaly_hd.config.resolve import Command, OrAuto
-from dinomaly_hd.training.signals import SignalGuard
-from entry_points.common import ROOT, ResultDir, launch, say
+from dinomaly_hd.config.resolve import OrAuto
+from entry_points.common import ROOT, ResultDir, Start, entry_point, launch, say
 
 
 class Options(Frozen):
-    run: Annotated[
-        str,
-        Field(
-            description="run folder, its name, its MLflow run id, models:/NAME/VERSION, models:/NAME@ALIAS, "
-            "or a run's checkpoint (RUN/checkpoints/step_00000400.pt)"
-        ),
-    ]
-    input: Annotated[
-        Path, Field(description="folder of .tiff, .tif or .png images, searched recursively, or one image")
-    ]
+    run: str = Field(
+        description="run folder, its name, its MLflow run id, models:/NAME/VERSION, models:/NAME@ALIAS, "
+        "or a run's checkpoint (RUN/checkpoints/step_00000400.pt)"
+    )
+    input: Path = Field(
+        description="folder of .tiff, .tif or .png images, searched recursively, or one image"
+    )
     domain: OrAuto[str] = doc(
         None, "whose threshold decides; auto: the domain folder in a path, or the model's only domain"
     )
@@ -34,16 +28,15 @@ class Options(Frozen):
     result_dir: ResultDir = Path("results")
 
 
-COMMAND = Command("predict", __doc__, Options)
-
-
-def main(argv: Sequence[str], guard: SignalGuard) -> None:
-    options = COMMAND.parse(argv).options
+def score(start: Start[Options]) -> None:
+    options = start.options
     from dinomaly_hd.experiments.predict import predict
 
     given = options.model_dump(exclude={"run", "input"})
-    predict(options.run, options.input, root=ROOT, say=say, tick=guard.check, **given)
+    predict(options.run, options.input, root=ROOT, say=say, tick=start.guard.check, **given)
 
+
+COMMAND, main = entry_point("predict", __doc__, Options, score)
 
 if __name__ == "__main__":
     raise SystemExit(launch(main))

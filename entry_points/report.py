@@ -1,12 +1,10 @@
 """Report on any set of finished runs: tables, statistics, pictures, and what may be concluded."""
 
-from collections.abc import Sequence
 from pathlib import Path
 
 from dinomaly_hd.config.base import Frozen, doc, names_in
-from dinomaly_hd.config.resolve import Command, OrAuto
-from dinomaly_hd.training.signals import SignalGuard
-from entry_points.common import EXPERIMENT, ROOT, Experiment, ResultDir, launch, say
+from dinomaly_hd.config.resolve import OrAuto
+from entry_points.common import EXPERIMENT, ROOT, Experiment, ResultDir, Start, entry_point, launch, say
 
 NONE = "none"
 
@@ -36,31 +34,26 @@ class Options(Frozen):
     experiment: Experiment = EXPERIMENT
 
 
-COMMAND = Command("report", __doc__, Options)
-
-
-def main(argv: Sequence[str], guard: SignalGuard) -> None:
-    asked = COMMAND.parse(argv)
-    options = asked.options
+def write(start: Start[Options]) -> None:
+    options = start.options
     from dinomaly_hd.experiments.find import Asked
     from dinomaly_hd.experiments.reporting import ReportRequest, report
 
+    runs = () if options.runs == NONE else names_in(options.runs)
+    query = "" if options.query == NONE else options.query
     report(
         ReportRequest(
-            asked=Asked(
-                runs=() if options.runs == NONE else names_in(options.runs),
-                query="" if options.query == NONE else options.query,
-                experiment=options.experiment,
-                label_by=options.label_by,
-            ),
+            asked=Asked(runs, query, options.experiment, options.label_by),
             root=ROOT,
-            command=asked.command(),
+            command=start.asked.command(),
             say=say,
-            tick=guard.check,
+            tick=start.guard.check,
             **options.model_dump(include={"reference", "title", "question", "output", "result_dir"}),
         )
     )
 
+
+COMMAND, main = entry_point("report", __doc__, Options, write)
 
 if __name__ == "__main__":
     raise SystemExit(launch(main))

@@ -1,14 +1,12 @@
 """Write the simulated HDMAP: folders, conditions, severities and ground-truth masks."""
 
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Literal
 
 from dinomaly_hd.config.base import Count, Frozen, Line, doc
-from dinomaly_hd.config.resolve import Command, OrAuto
+from dinomaly_hd.config.resolve import OrAuto
 from dinomaly_hd.config.run import DataConfig
-from dinomaly_hd.training.signals import SignalGuard
-from entry_points.common import ROOT, launch, say
+from entry_points.common import ROOT, Start, entry_point, launch, say
 
 
 class Options(Frozen):
@@ -22,25 +20,20 @@ class Options(Frozen):
     )
 
 
-COMMAND = Command("simulate", __doc__, Options)
-
-
-def main(argv: Sequence[str], guard: SignalGuard) -> None:
-    options = COMMAND.parse(argv).options
+def write(start: Start[Options]) -> None:
     from dinomaly_hd.data.simulator import simulate
     from dinomaly_hd.experiments.checks import simulated_root
 
-    data = DataConfig(**options.model_dump(exclude={"output"}))
-    target = simulated_root(data, root=ROOT) if options.output is None else options.output
+    data = DataConfig(**start.options.model_dump(exclude={"output"}))
+    target = start.options.output or simulated_root(data, root=ROOT)
+    domains = [name.removeprefix("domain_") for name in data.domain_names]
     simulate(
-        target,
-        size=data.simulate_size,
-        seed=data.simulate_seed,
-        domains=[name.removeprefix("domain_") for name in data.domain_names],
-        tick=guard.check,
+        target, size=data.simulate_size, seed=data.simulate_seed, domains=domains, tick=start.guard.check
     )
     say(f"simulated data: {target}")
 
+
+COMMAND, main = entry_point("simulate", __doc__, Options, write)
 
 if __name__ == "__main__":
     raise SystemExit(launch(main))

@@ -1,12 +1,9 @@
 """Train once and evaluate at several numbers of steps, without training again."""
 
-from collections.abc import Sequence
-
 from dinomaly_hd.config.base import doc
 from dinomaly_hd.config.resolve import Numbers
 from dinomaly_hd.errors import ConfigError
-from dinomaly_hd.training.signals import SignalGuard
-from entry_points.common import ConfigOptions, comparison, context_of, launch, member_of
+from entry_points.common import ConfigOptions, Start, comparison, launch
 
 
 class Options(ConfigOptions):
@@ -16,26 +13,23 @@ class Options(ConfigOptions):
     )
 
 
-COMMAND = comparison("steps", __doc__, Options, "max_steps")
-
-
-def main(argv: Sequence[str], guard: SignalGuard) -> None:
-    asked = COMMAND.parse(argv)
-    options, context = asked.options, context_of(asked, guard)
-    steps = sorted(options.steps)
-    if steps[0] == 0:
+def steps(start: Start[Options]) -> None:
+    options, context = start.options, start.context()
+    points = sorted(options.steps)
+    if points[0] == 0:
         raise ConfigError("steps: 0 is no training; expected 1 or more")
     from dinomaly_hd.experiments.protocols import run_steps
 
+    own = {"max_steps": str(points[-1])}
     run_steps(
-        steps,
+        points,
         options.seeds,
         context,
-        build=lambda step, seed: member_of(
-            asked, options.config, seed, max_steps=str(steps[-1]), stop_step=str(step)
-        ),
+        build=lambda point, seed: start.member(options.config, seed, **own, stop_step=str(point)),
     )
 
+
+COMMAND, main = comparison("steps", __doc__, Options, steps, "max_steps")
 
 if __name__ == "__main__":
     raise SystemExit(launch(main))

@@ -1,16 +1,14 @@
 """Run the conditions of a file with all their seeds on this machine's slots or on a Ray cluster."""
 
-from collections.abc import Sequence
-
 from pydantic import Field
 
 from dinomaly_hd.config.base import PositiveCount, doc
-from dinomaly_hd.config.resolve import Command, OrAuto
-from dinomaly_hd.training.signals import SignalGuard
-from entry_points.common import EngineOptions, context_of, launch
+from dinomaly_hd.config.resolve import OrAuto
+from entry_points.common import EngineOptions, Start, entry_point, launch
 from entry_points.families import ConditionOptions, chosen_conditions, family_fields, trials_of_conditions
 
 IN_FILE = ("model_type", "variant", "source_domain", "target_domains", "domains", "train_domains")
+INSTEAD = {"seed": "seeds", **dict.fromkeys(IN_FILE, "a condition of the conditions_file")}
 
 
 class Options(ConditionOptions, EngineOptions):
@@ -20,29 +18,18 @@ class Options(ConditionOptions, EngineOptions):
     )
 
 
-COMMAND = Command(
-    "suite",
-    __doc__,
-    Options,
-    family_fields,
-    {"seed": "seeds", **dict.fromkeys(IN_FILE, "a condition of the conditions_file")},
-)
-
-
-def main(argv: Sequence[str], guard: SignalGuard) -> None:
-    asked = COMMAND.parse(argv)
-    options, context = asked.options, context_of(asked, guard)
-    trials = trials_of_conditions(chosen_conditions(options), asked)
+def suite(start: Start[Options]) -> None:
+    options, context = start.options, start.context()
+    trials = trials_of_conditions(chosen_conditions(options), start.asked)
     from dinomaly_hd.experiments.comparison import member
     from dinomaly_hd.experiments.protocols import run_suite
     from dinomaly_hd.jobs import Slots
 
-    run_suite(
-        [member(trial.model, trial.run) for trial in trials],
-        context,
-        slots=Slots(options.engine, options.slots, options.ray_address or ""),
-    )
+    slots = Slots(options.engine, options.slots, options.ray_address or "")
+    run_suite([member(trial.model, trial.run) for trial in trials], context, slots=slots)
 
+
+COMMAND, main = entry_point("suite", __doc__, Options, suite, runs=family_fields, instead=INSTEAD)
 
 if __name__ == "__main__":
     raise SystemExit(launch(main))

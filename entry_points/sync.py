@@ -1,27 +1,20 @@
 """Complete in MLflow what run folders hold and MLflow lacks; mark runs of dead processes KILLED."""
 
-from collections.abc import Sequence
 from pathlib import Path
 
 from dinomaly_hd.config.base import Frozen
-from dinomaly_hd.config.resolve import Command
 from dinomaly_hd.errors import TrackingError
-from dinomaly_hd.training.signals import SignalGuard
-from entry_points.common import ROOT, ResultDir, launch, say
+from entry_points.common import ROOT, ResultDir, Start, entry_point, launch, say
 
 
 class Options(Frozen):
     result_dir: ResultDir = Path("results")
 
 
-COMMAND = Command("sync", __doc__, Options)
-
-
-def main(argv: Sequence[str], guard: SignalGuard) -> None:
-    options = COMMAND.parse(argv).options
+def sync(start: Start[Options]) -> None:
     from dinomaly_hd.runs.sync import synchronise
 
-    done = synchronise(options.result_dir, root=ROOT, say=say, tick=guard.check)
+    done = synchronise(start.options.result_dir, root=ROOT, say=say, tick=start.guard.check)
     say(
         f"{done.completed} run folders completed ({done.points} points, {done.operations} other records), "
         f"{done.at_work} at work, {done.closed} runs of dead processes closed"
@@ -29,6 +22,8 @@ def main(argv: Sequence[str], guard: SignalGuard) -> None:
     if done.refused:
         raise TrackingError(f"{done.refused} run folders could not be completed; nothing is lost, sync again")
 
+
+COMMAND, main = entry_point("sync", __doc__, Options, sync)
 
 if __name__ == "__main__":
     raise SystemExit(launch(main))

@@ -6,15 +6,13 @@ the same storage (PostgreSQL) joins in.
 """
 
 import os
-from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from dinomaly_hd.config.base import Count, doc, names_in
-from dinomaly_hd.config.resolve import Asked, Numbers, resolve_config
+from dinomaly_hd.config.resolve import Numbers, resolve_config
 from dinomaly_hd.config.run import RunConfig
 from dinomaly_hd.errors import ConfigError
-from dinomaly_hd.training.signals import SignalGuard
-from entry_points.common import ROOT, EngineOptions, SurroundingsOptions, comparison, context_of, launch
+from entry_points.common import ROOT, EngineOptions, Start, SurroundingsOptions, comparison, launch
 
 if TYPE_CHECKING:
     from dinomaly_hd.runs.context import Context
@@ -51,12 +49,9 @@ class Options(SurroundingsOptions, EngineOptions):
     heartbeat_s: Count = doc(60, "seconds between signs of life; after three a trial is tried again")
 
 
-COMMAND = comparison("tune", __doc__, Options, configs="config", resume="study")
-
-
-def prepare(asked: Asked[Options], guard: SignalGuard) -> tuple["Plan", "Context"]:
+def prepare(start: Start[Options]) -> tuple["Plan", "Context"]:
     """Return the study that flags ask for, and its surroundings."""
-    options = asked.options
+    options = start.options
     from dinomaly_hd.models.build import check_model
     from dinomaly_hd.tuning.space import make_space
     from dinomaly_hd.tuning.storage import address_of
@@ -68,7 +63,7 @@ def prepare(asked: Asked[Options], guard: SignalGuard) -> tuple["Plan", "Context
             f"storage={address.shown}: `mlflow run` records its parameters, this password too: delete that "
             "run, and give the address in DINOMALY_HD_STORAGE or the password in PGPASSWORD or ~/.pgpass"
         )
-    values = {**OF_RUNS, **asked.values}
+    values = {**OF_RUNS, **start.asked.values}
     watched = options.objective == SYNTHETIC and options.pruner == "auto" and len(options.seeds) == 1
     if watched and "val_check_interval" not in values:
         steps = resolve_config("F", values).training.max_steps
@@ -91,14 +86,15 @@ def prepare(asked: Asked[Options], guard: SignalGuard) -> tuple["Plan", "Context
         **options.model_dump(include=AS_GIVEN),
     )
     storage = None if options.storage == "auto" else address.shown
-    return plan, context_of(asked, guard, storage=storage)
+    return plan, start.context(storage=storage)
 
 
-def main(argv: Sequence[str], guard: SignalGuard) -> None:
-    asked = COMMAND.parse(argv)
-    options, (plan, context) = asked.options, prepare(asked, guard)
+def tune(start: Start[Options]) -> None:
+    options, (plan, context) = start.options, prepare(start)
     # For workers that start elsewhere.
-    given = {name: text for name, text in asked.given.items() if name not in ("storage", "workers", "engine")}
+    given = {
+        name: text for name, text in start.asked.given.items() if name not in ("storage", "workers", "engine")
+    }
     given["result_dir"] = str(context.result_dir.absolute())
     if context.feature_place is not None:
         given["feature_dir"] = str(context.feature_place.folder)
@@ -108,6 +104,8 @@ def main(argv: Sequence[str], guard: SignalGuard) -> None:
     slots = Slots(options.engine, options.workers, options.ray_address or "")
     run_study(plan, context, slots=slots, flags=given)
 
+
+COMMAND, main = comparison("tune", __doc__, Options, tune, configs="config", resume="study")
 
 if __name__ == "__main__":
     raise SystemExit(launch(main))

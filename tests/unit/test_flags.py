@@ -13,7 +13,7 @@ from dinomaly_hd.config.variants import ABLATION, CONFIG_SETS, VARIANTS
 from dinomaly_hd.errors import ConfigError
 from dinomaly_hd.training.signals import SignalGuard
 from entry_points import ablation
-from entry_points.common import context_of, member_of
+from entry_points.common import Start
 
 VALUES = {"preset": "quick"}
 # spec/variants.md, Ablation: element dropout; row_p, seg_len, seg_drop_p or no segments; q in percent or none
@@ -178,13 +178,13 @@ def test_a_value_with_a_hidden_character_is_refused(value: str, marker: list[str
 
 def test_the_command_of_a_comparison_repeats_it() -> None:
     asked = ablation.COMMAND.parse(["--configs", "A0,F:q_percent=1", "--seeds", "1,2", "--max_steps", "9"])
-    words = shlex.split(context_of(asked, SignalGuard()).command)
-    again = ablation.COMMAND.parse(words[3:])
+    start = Start(asked, SignalGuard())
+    again = ablation.COMMAND.parse(shlex.split(start.context().command)[3:])
     assert again.options == asked.options
-    run = member_of(again, "F", 1)
-    assert run.digest() == member_of(asked, "F", 1).digest()
+    run = Start(again, SignalGuard()).member("F", 1)
+    assert run.digest() == start.member("F", 1).digest()
     assert (run.evaluation.maps_per_group, run.training.max_steps) == (2, 9)
-    assert member_of(asked, "F", 1, max_steps="3").training.max_steps == 3
+    assert start.member("F", 1, max_steps="3").training.max_steps == 3
 
 
 @pytest.mark.parametrize("name", ["seed", "class_token", "stop_step", "start_from"])
