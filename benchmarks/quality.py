@@ -19,8 +19,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from benchmarks.common import ROOT, entry_point, flags, record, surroundings, timed
+from dinomaly_hd.data.features import ImageStore
 from dinomaly_hd.data.hdmap import Manifest, load_manifest
-from dinomaly_hd.data.store import ImageStore
 from dinomaly_hd.evaluation.metrics import auroc
 from dinomaly_hd.models.dinomaly import score
 from dinomaly_hd.models.dinomaly.detector import Dinomaly

@@ -34,6 +34,13 @@ def misread(name: str) -> str | None:
     return f"is read as {sys.getfilesystemencoding()} in this locale, not as UTF-8; set PYTHONUTF8=1"
 
 
+def refusal_of(path: str) -> str | None:
+    """Return why a path cannot be shown in results as it is."""
+    if reason := misread(path):
+        return f"the path {reason}, or rename it"
+    return "the name holds control or invisible characters; rename it" if has_hidden(path) else None
+
+
 def as_cell(path: str) -> str:
     """Return a path as a cell of a CSV file that no spreadsheet takes for a formula: the same path.
 

@@ -19,8 +19,8 @@ from benchmarks.drills.tally import Drill, Tally
 from dinomaly_hd.batch import Batch
 from dinomaly_hd.config.presets import preset_run
 from dinomaly_hd.config.variants import baseline
+from dinomaly_hd.data.features import ImageStore
 from dinomaly_hd.data.hdmap import load_manifest
-from dinomaly_hd.data.store import ImageStore
 from dinomaly_hd.errors import NonFiniteError
 from dinomaly_hd.evaluation import metrics
 from dinomaly_hd.evaluation.metrics import f1, normal_quantile, youden

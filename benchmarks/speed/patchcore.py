@@ -25,9 +25,9 @@ from torch import Tensor
 from benchmarks.common import given, record, timed
 from dinomaly_hd.config import PatchCoreConfig, with_values
 from dinomaly_hd.config.presets import preset_run
+from dinomaly_hd.data.features import ImageStore
 from dinomaly_hd.data.hdmap import load_manifest
 from dinomaly_hd.data.simulator import simulate
-from dinomaly_hd.data.store import ImageStore
 from dinomaly_hd.models.build import build_detector
 from dinomaly_hd.models.patchcore.coreset import greedy_centres, projection
 from dinomaly_hd.models.patchcore.detector import PatchCore

@@ -1,27 +1,61 @@
-"""Encoded images: computed once where memory allows, else on the fly, for the same results."""
+"""From a manifest to batches: proved images, in an order of their own, encoded once where there is room.
+
+Order is a function of (seed, step), so that a resumed run continues it without remembering anything.
+"""
 
 # B batch, H W pixels
 
 import hashlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import nullcontext
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 import psutil
 import torch
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import DataLoader, Dataset, Sampler
 
 from dinomaly_hd.batch import Batch
 from dinomaly_hd.data.feature_files import FeatureFiles, FeaturePlace
-from dinomaly_hd.data.hdmap import Manifest
-from dinomaly_hd.data.store import ImageStore
+from dinomaly_hd.data.hdmap import Indices, Manifest
+from dinomaly_hd.data.images import decode_image, printable, read_file
+from dinomaly_hd.errors import ImageError
+from dinomaly_hd.randomness import derive
 
 MEMORY_SHARE = 0.4
 CPU = torch.device("cpu")
 ENCODED, STATISTICS = "encoded", "statistics"
-Positions = npt.NDArray[np.int64]
+
+
+class ImageStore(Dataset[npt.NDArray[np.float32]]):
+    """``store[i]`` is image i of the manifest, float32 (H, W), a copy of its own.
+
+    Decoded images are kept until ``keep_bytes`` are used (0 keeps none); the rest are read each time.
+    """
+
+    def __init__(self, manifest: Manifest, *, keep_bytes: int) -> None:
+        self.manifest = manifest
+        height, width = manifest.shape
+        self._room = keep_bytes // (4 * height * width)
+        self._kept: dict[int, npt.NDArray[np.float32]] = {}
+
+    def __len__(self) -> int:
+        return len(self.manifest.records)
+
+    def __getitem__(self, position: int) -> npt.NDArray[np.float32]:
+        if position in self._kept:
+            return self._kept[position].copy()
+        record = self.manifest.records[position]
+        data = read_file(self.manifest.path(position), name=record.path)
+        if hashlib.sha256(data).hexdigest() != record.digest:
+            name = printable(record.path)
+            raise ImageError(f"{name}: changed since this run was set up; start the run again")
+        image = decode_image(data, name=record.path).image
+        if len(self._kept) < self._room:
+            self._kept[position] = image
+        return image.copy()
 
 
 class FeatureCache:
@@ -166,7 +200,7 @@ def _shapes(tensors: Mapping[str, Tensor]) -> dict[str, tuple[torch.dtype, torch
 class TrainingSet(Dataset[Batch]):
     """Training samples by number: the map, its domain and, where ``cache`` holds it, its encoder output."""
 
-    def __init__(self, store: ImageStore, positions: Positions, *, cache: FeatureCache | None) -> None:
+    def __init__(self, store: ImageStore, positions: Indices, *, cache: FeatureCache | None) -> None:
         self.store, self.positions, self.cache = store, positions, cache
         manifest = store.manifest
         self._domains = [manifest.domains.index(manifest.records[int(i)].domain) for i in positions]
@@ -185,14 +219,14 @@ class TrainingSet(Dataset[Batch]):
         return Batch(images_BHW, torch.tensor([self._domains[item] for item in items]), encoded)
 
 
-def digests(manifest: Manifest, positions: Positions) -> list[str]:
+def digests(manifest: Manifest, positions: Indices) -> list[str]:
     """Return the digests of images, by which their encoder outputs are kept."""
     return [manifest.records[int(i)].digest for i in positions]
 
 
 def image_batches(
     store: ImageStore,
-    positions: Positions,
+    positions: Indices,
     *,
     batch_size: int,
     num_workers: int,
@@ -203,3 +237,43 @@ def image_batches(
     for images_BHW in loader:
         tick()
         yield images_BHW
+
+
+def batch_at(step: int, *, count: int, batch_size: int, seed: int) -> npt.NDArray[np.int64]:
+    """Return the positions (0 .. count-1) of the samples of optimizer step ``step``.
+
+    The samples run through one permutation of all images after another without a break: batches are
+    always full, and each image is drawn once before any is drawn again.
+    """
+    places = np.arange(step * batch_size, (step + 1) * batch_size)
+    chosen = np.empty(batch_size, dtype=np.int64)
+    for epoch in np.unique(places // count):
+        here = places // count == epoch
+        generator = np.random.Generator(np.random.Philox(derive(seed, "order", int(epoch))))
+        chosen[here] = generator.permutation(count)[places[here] % count]
+    return chosen
+
+
+class StepBatches(Sampler[list[int]]):
+    """Batch sampler over optimizer steps ``start`` .. ``stop`` - 1."""
+
+    def __init__(self, *, count: int, batch_size: int, seed: int, start: int, stop: int) -> None:
+        self.count, self.batch_size, self.seed = count, batch_size, seed
+        self.start, self.stop = start, stop
+
+    def __len__(self) -> int:
+        return max(0, self.stop - self.start)
+
+    def __iter__(self) -> Iterator[list[int]]:
+        for step in range(self.start, self.stop):
+            batch = batch_at(step, count=self.count, batch_size=self.batch_size, seed=self.seed)
+            yield batch.tolist()
+
+
+def step_loader(dataset: Dataset[Batch], steps: StepBatches, *, num_workers: int) -> DataLoader[Batch]:
+    """Return what loads the steps' batches, each gathered whole by the data set, in any number of workers."""
+    return DataLoader(dataset, batch_sampler=steps, num_workers=num_workers, collate_fn=_as_it_is)
+
+
+def _as_it_is(batch: Any) -> Any:
+    return batch

@@ -1,16 +1,22 @@
-"""Any folder of images (or one file) as a Manifest, for scoring with a model that knows its input's form."""
+"""Any folder of images: a Manifest for a model that knows its form, or a stack of textures."""
 
 import hashlib
 import os
 from collections.abc import Callable
 from pathlib import Path
+from typing import NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
 
 from dinomaly_hd.data.hdmap import GROUND_TRUTH, Manifest
 from dinomaly_hd.data.images import DECODERS, Form, decode_image, printable, read_file
 from dinomaly_hd.data.tree import ImageRecord, leads_out
 from dinomaly_hd.errors import ImageError
-from dinomaly_hd.names import has_hidden, misread
+from dinomaly_hd.names import refusal_of
 
+MOST_TEXTURES = 2000
 UNKNOWN = ""  # split, domain and condition where a folder says nothing; label 0 means nothing either
 
 
@@ -30,10 +36,8 @@ def load_folder(
         raise ImageError(f"{printable(str(source))}: holds no images ({', '.join(DECODERS)})")
     records = []
     for name in names:
-        if reason := misread(name):
-            raise ImageError(f"{printable(name)}: the path {reason}, or rename it")
-        if has_hidden(name):
-            raise ImageError(f"{printable(name)}: the path holds control or invisible characters; rename it")
+        if reason := refusal_of(name):
+            raise ImageError(f"{printable(name)}: {reason}")
         data = read_file(root / name, name=name)
         check_form(decode_image(data, name=name).form, name=name, shape=shape, dtype=dtype)
         digest = hashlib.sha256(data).hexdigest()
@@ -80,3 +84,32 @@ def image_names(folder: Path) -> list[str]:
                 raise ImageError(f"{printable(name)}: a link leads out of {printable(str(folder))}")
             names.append(name)
     return sorted(names, key=os.fsencode)
+
+
+class TextureStack(NamedTuple):
+    """Textures (K, H, W), float32, and the SHA-256 of the files in their order."""
+
+    textures_KHW: Tensor
+    digest: str
+
+
+def read_textures(
+    folder: Path, *, size: tuple[int, int], tick: Callable[[], None] = lambda: None
+) -> TextureStack:
+    """Read every image below a folder, of any shape and number type, resized to ``size`` (rows, columns)."""
+    names = image_names(folder) if os.path.isdir(folder) else []
+    if not 0 < len(names) <= MOST_TEXTURES:
+        raise ImageError(
+            f"anomaly_source_path={printable(str(folder))}: {len(names)} images ({', '.join(DECODERS)}), "
+            f"expected a folder with 1 to {MOST_TEXTURES}"
+        )
+    total, textures = hashlib.sha256(), []
+    for name in names:
+        data = read_file(folder / name, name=name)
+        total.update(hashlib.sha256(data).digest())
+        image_11HW = torch.from_numpy(decode_image(data, name=name).image)[None, None]
+        textures.append(
+            F.interpolate(image_11HW, size=size, mode="bilinear", align_corners=False, antialias=True)[0, 0]
+        )
+        tick()
+    return TextureStack(torch.stack(textures), total.hexdigest())

@@ -1,19 +1,32 @@
-"""The walk over HDMAP's folders: which image files there are, in which order, and what is wrong."""
+"""The walk over HDMAP's folders: which images there are, in which order and condition, and what is wrong."""
 
+import csv
+import io
 import os
-from collections.abc import Sequence
+import re
+from collections import defaultdict
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
-from dinomaly_hd.data.images import DECODERS, printable
-from dinomaly_hd.errors import nearest
-from dinomaly_hd.names import FORMULA_STARTS, has_hidden, misread
+from dinomaly_hd.data.images import DECODERS, printable, read_file
+from dinomaly_hd.errors import ImageError, nearest
+from dinomaly_hd.names import FORMULA_STARTS, has_hidden, misread, refusal_of
 
 FOLDERS = (("train", "good", 0), ("test", "good", 0), ("test", "fault", 1))  # split, folder, label: the order
 PREFIX = "domain_"
 LONGEST_DOMAIN = 100  # bytes: MLflow puts 90 more around it in a picture's name, and file systems take 255
 NORMALS = "_normals"  # ends the names of results on a domain's held-out normals
 IGNORED = frozenset({"thumbs.db", "desktop.ini"})  # file managers leave these; hidden files are ignored too
+
+ConditionRule = Literal["auto", "halves", "none"]
+
+ALL = "all"  # the one condition where none is known, and the pooled row of every table
+CSV_NAME = "conditions.csv"
+CSV_BYTES = 2**26
+FEWEST_FOR_HALVES = 200  # HDMAP's folders hold 1000; a short folder is no sign of two recordings
+CONDITION = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,31}")
+CONDITION_RULE = "1 to 32 letters, digits, '_', '-' or '.'"
 
 
 class ImageRecord(NamedTuple):
@@ -131,10 +144,7 @@ def _refusal(root: Path, path: Path) -> str | None:
         return f"not an image of a known extension ({', '.join(DECODERS)}); move it out of this folder"
     if path.is_symlink() and leads_out(root, path):
         return _outwards(path)
-    name = str(path.relative_to(root))
-    if reason := misread(name):
-        return f"the path {reason}, or rename it"
-    return "the name holds control or invisible characters; rename it" if has_hidden(name) else None
+    return refusal_of(str(path.relative_to(root)))
 
 
 def _outwards(path: Path) -> str:
@@ -148,3 +158,92 @@ def _names(folder: Path) -> list[str]:
 
 def _reason(error: Exception) -> str:
     return getattr(error, "strerror", None) or str(error)
+
+
+# ---- recording conditions (cold, warm) and the rule that gives them ----
+
+
+class Assignment(NamedTuple):
+    """Condition of every image by path, the rule as a sentence for the run, and faults, one line each."""
+
+    by_path: dict[str, str]
+    rule: str
+    faults: tuple[str, ...]
+
+
+def assign_conditions(tree: Tree, *, rule: ConditionRule) -> Assignment:
+    """Give every image of the tree its condition.
+
+    Training images are ``all`` unless ``conditions.csv`` says otherwise: nothing is reported on them.
+    """
+    blank = dict.fromkeys((record.path for record in tree.entries), ALL)
+    test = defaultdict[str, list[str]](list)  # folder -> its paths in file order
+    for record in tree.entries:
+        if record.split == "test":
+            test[record.path.rpartition("/")[0]].append(record.path)
+    if rule == "none":
+        return Assignment(blank, "one condition (conditions=none)", ())
+    if rule == "halves":
+        return _halves(blank, test, why="conditions=halves")
+    if os.path.lexists(tree.root / CSV_NAME):
+        return _from_csv(tree, blank)
+    sizes = {len(paths) for paths in test.values()}
+    if len(sizes) == 1 and min(sizes) >= FEWEST_FOR_HALVES and min(sizes) % 2 == 0:
+        return _halves(blank, test, why=f"conditions=auto: every test folder holds {min(sizes)} files")
+    why = f"not one even number of files, {FEWEST_FOR_HALVES} or more, in every test folder"
+    return Assignment(blank, f"one condition (conditions=auto: no {CSV_NAME}, and {why})", ())
+
+
+def _halves(blank: dict[str, str], test: Mapping[str, Sequence[str]], *, why: str) -> Assignment:
+    by_path, faults = dict(blank), []
+    for folder, paths in test.items():
+        if len(paths) % 2:
+            faults.append(f"{folder}: {len(paths)} files, conditions=halves needs an even number")
+        for position, path in enumerate(paths):
+            by_path[path] = "cold" if position < len(paths) // 2 else "warm"
+    said = f"first half of each test folder cold, second half warm ({why})"
+    return Assignment(by_path, said, tuple(faults))
+
+
+def _from_csv(tree: Tree, blank: dict[str, str]) -> Assignment:
+    try:
+        rows = _csv_rows(tree.root)
+    except (ImageError, ValueError) as error:
+        return Assignment(blank, "", (f"{CSV_NAME}: {str(error).removeprefix(f'{CSV_NAME}: ')}",))
+    tested = dict.fromkeys(record.path for record in tree.entries if record.split == "test")
+    given: dict[str, str] = {}
+    faults = []
+    for line, path, condition in rows:
+        where, shown = f"{CSV_NAME} line {line}", printable(path)
+        if path not in blank:
+            if path.partition("/")[0] not in tree.other_domains:  # whose files the table may list
+                faults.append(f"{where}: no such image {path[:200]!r}")
+        elif path in given:
+            faults.append(f"{where}: {shown} is listed twice")
+        else:
+            given[path] = condition
+            if not CONDITION.fullmatch(condition) or (condition == ALL and path in tested):
+                name = f"condition {condition[:40]!r} of {shown}"
+                faults.append(f"{where}: {name}, expected a word of {CONDITION_RULE}, not {ALL!r}")
+    faults += [f"{CSV_NAME}: {printable(path)} is not listed" for path in tested if path not in given]
+    names = sorted({given.get(path, ALL) for path in tested})
+    return Assignment(blank | given, f"read from {CSV_NAME}: {', '.join(names)}", tuple(faults))
+
+
+def _csv_rows(root: Path) -> list[tuple[int, str, str]]:
+    """Return (line, path, condition) of each row; ValueError with the reason if the file is no such table."""
+    path = root / CSV_NAME
+    if leads_out(root, path):
+        raise ValueError("a link that leads out of the data root")
+    text = read_file(path, name=CSV_NAME, limit=CSV_BYTES).decode("utf-8-sig")
+    reader = csv.reader(io.StringIO(text, newline=""))
+    try:
+        lines = [(reader.line_num, row) for row in reader if row]
+    except csv.Error as error:
+        raise ValueError(f"line {reader.line_num}: {error}") from error
+    if not lines or lines[0][1] != ["path", "condition"]:
+        raise ValueError("the first line must be 'path,condition'")
+    for line, row in lines[1:]:
+        if len(row) != 2:
+            raise ValueError(f"line {line} holds {len(row)} fields, expected 2")
+    return [(line, row[0], row[1]) for line, row in lines[1:]]

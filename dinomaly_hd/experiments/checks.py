@@ -25,11 +25,10 @@ from dinomaly_hd.config import (
     flatten,
     with_values,
 )
-from dinomaly_hd.data.hdmap import Manifest, load_manifest
+from dinomaly_hd.data.folder import TextureStack, read_textures
+from dinomaly_hd.data.hdmap import Manifest, Split, hold_out, load_manifest
 from dinomaly_hd.data.images import printable
 from dinomaly_hd.data.simulator import simulate
-from dinomaly_hd.data.splits import Split, hold_out
-from dinomaly_hd.data.texture_folder import TextureStack, read_textures
 from dinomaly_hd.data.tree import PREFIX as DOMAIN_PREFIX
 from dinomaly_hd.errors import CheckpointError, ConfigError, LayoutError
 from dinomaly_hd.files import file_digest

@@ -9,9 +9,9 @@ import numpy.typing as npt
 import pandas as pd
 
 from dinomaly_hd.config import TrainingConfig, with_values
+from dinomaly_hd.data.features import ImageStore
 from dinomaly_hd.data.folder import load_folder
 from dinomaly_hd.data.hdmap import Manifest
-from dinomaly_hd.data.store import ImageStore
 from dinomaly_hd.errors import ConfigError, OutputError
 from dinomaly_hd.evaluation.pictures import MapPicture, map_limit
 from dinomaly_hd.experiments.gallery import pictures_saved

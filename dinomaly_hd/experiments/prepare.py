@@ -12,8 +12,7 @@ from torch import Tensor
 
 from dinomaly_hd import provenance
 from dinomaly_hd.config import ALL_DOMAINS, NO_ENCODER, TrainingConfig
-from dinomaly_hd.data.features import FeatureCache, TrainingSet, digests
-from dinomaly_hd.data.order import batch_at
+from dinomaly_hd.data.features import FeatureCache, TrainingSet, batch_at, digests
 from dinomaly_hd.errors import ConfigError
 from dinomaly_hd.evaluation.metrics import auroc
 from dinomaly_hd.evaluation.synthetic import flat_synthetic

@@ -15,10 +15,9 @@ from torch import Tensor
 
 from dinomaly_hd import trivial
 from dinomaly_hd.config import RunConfig
-from dinomaly_hd.data.features import FeatureCache, digests, image_batches
+from dinomaly_hd.data.features import FeatureCache, ImageStore, digests, image_batches
 from dinomaly_hd.data.hdmap import Manifest, ground_truth_path
 from dinomaly_hd.data.images import read_image
-from dinomaly_hd.data.store import ImageStore
 from dinomaly_hd.data.tree import NORMALS
 from dinomaly_hd.errors import NonFiniteError
 from dinomaly_hd.evaluation import metrics

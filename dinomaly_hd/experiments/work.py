@@ -10,7 +10,7 @@ import torch
 from dinomaly_hd import provenance
 from dinomaly_hd.config import ALL_DOMAINS, NO_ENCODER, RunConfig, TrainingConfig
 from dinomaly_hd.data.feature_files import FeaturePlace
-from dinomaly_hd.data.store import ImageStore
+from dinomaly_hd.data.features import ImageStore
 from dinomaly_hd.errors import CheckpointError
 from dinomaly_hd.experiments.checks import Ready
 from dinomaly_hd.runs.context import Context

@@ -16,7 +16,7 @@ from torch.utils.data import Dataset
 
 from dinomaly_hd.batch import Batch
 from dinomaly_hd.config import RunConfig, TrainingConfig
-from dinomaly_hd.data.order import StepBatches, step_loader
+from dinomaly_hd.data.features import StepBatches, step_loader
 from dinomaly_hd.errors import LONGEST_REASON, CheckpointError, ConfigError, Interrupted
 from dinomaly_hd.models.detector import Detector
 from dinomaly_hd.training.checkpoint import Checkpoint

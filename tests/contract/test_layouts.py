@@ -14,8 +14,8 @@ from PIL import Image
 from dinomaly_hd.config import with_values
 from dinomaly_hd.config.resolve import resolve_model
 from dinomaly_hd.data.feature_files import FeaturePlace
+from dinomaly_hd.data.features import ImageStore
 from dinomaly_hd.data.hdmap import load_manifest
-from dinomaly_hd.data.store import ImageStore
 from dinomaly_hd.experiments.run import Outcome, execute
 from dinomaly_hd.experiments.score import Scorer
 from dinomaly_hd.models.dinomaly.detector import Dinomaly

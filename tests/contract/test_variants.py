@@ -26,11 +26,9 @@ from dinomaly_hd.config import (
 )
 from dinomaly_hd.config.presets import preset_run
 from dinomaly_hd.config.variants import ABLATION, VARIANTS
-from dinomaly_hd.data.features import FeatureCache, TrainingSet, digests, image_batches
-from dinomaly_hd.data.hdmap import load_manifest
+from dinomaly_hd.data.features import FeatureCache, ImageStore, TrainingSet, digests, image_batches
+from dinomaly_hd.data.hdmap import hold_out, load_manifest
 from dinomaly_hd.data.simulator import simulate
-from dinomaly_hd.data.splits import hold_out
-from dinomaly_hd.data.store import ImageStore
 from dinomaly_hd.errors import Interrupted
 from dinomaly_hd.models.build import build_detector
 from dinomaly_hd.models.dinomaly.detector import Dinomaly

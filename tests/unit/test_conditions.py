@@ -5,8 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from dinomaly_hd.data.conditions import Assignment, ConditionRule, assign_conditions
-from dinomaly_hd.data.tree import ImageRecord, Tree
+from dinomaly_hd.data.tree import Assignment, ConditionRule, ImageRecord, Tree, assign_conditions
 
 TRAIN = ["domain_A/train/good/0.tiff"]
 

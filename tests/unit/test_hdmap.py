@@ -12,8 +12,8 @@ import pytest
 import tifffile
 from PIL import Image
 
+from dinomaly_hd.data.features import ImageStore
 from dinomaly_hd.data.hdmap import Manifest, ground_truth_path, load_manifest
-from dinomaly_hd.data.store import ImageStore
 from dinomaly_hd.errors import DataError, ImageError, LayoutError
 
 FOLDERS = ("train/good", "test/good", "test/fault")

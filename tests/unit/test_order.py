@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from dinomaly_hd.data.order import StepBatches, batch_at
+from dinomaly_hd.data.features import StepBatches, batch_at
 
 SHAPE = {"count": 10, "batch_size": 4, "seed": 42}
 

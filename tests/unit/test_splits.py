@@ -5,8 +5,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from dinomaly_hd.data.hdmap import Manifest
-from dinomaly_hd.data.splits import hold_out
+from dinomaly_hd.data.hdmap import Manifest, hold_out
 from dinomaly_hd.data.tree import FOLDERS, ImageRecord
 from dinomaly_hd.errors import ConfigError, LayoutError
 

@@ -7,7 +7,7 @@ import pytest
 import tifffile
 from PIL import Image
 
-from dinomaly_hd.data.texture_folder import MOST, read_textures
+from dinomaly_hd.data.folder import MOST, read_textures
 from dinomaly_hd.errors import ImageError
 
 SIZE = (12, 20)
