@@ -10,7 +10,7 @@ import re
 import stat
 import sys
 from collections.abc import Callable, Iterable, Sequence
-from functools import cache, partial
+from functools import cache
 from pathlib import Path
 from typing import Annotated, Any, Literal, NamedTuple, NoReturn, Union
 
@@ -27,7 +27,11 @@ from dinomaly_hd.errors import ConfigError, nearest
 from dinomaly_hd.names import shown
 
 MAX_BYTES = 128 * 1024
-TAG = "tag:yaml.org,2002:"
+WORDS = {"true": True, "false": False, "null": None, "~": None, "": None}
+NUMBER = re.compile(
+    r"-?(0|[1-9][0-9]*|(\.[0-9]+|[0-9]+\.[0-9]*)([eE][-+]?[0-9]+)?|[0-9]+[eE][-+]?[0-9]+)", re.ASCII
+)
+"""Plain words and numbers of a YAML file; whatever else stands there is text."""
 ONE_LINE = AfterValidator(lambda text: visible(" ".join(text.split())))
 NAME = r"^[A-Za-z0-9][A-Za-z0-9_.-]{0,99}$"
 DRAFT = "https://json-schema.org/draft/2020-12/schema"
@@ -249,12 +253,8 @@ def read_plain(path: Path) -> Any:
     YAML is read as JSON with less punctuation: true/false/null, decimal numbers (1e-4 is one), and text; no
     anchors, aliases or tags. No key may be given twice.
     """
-    from_yaml = partial(yaml.load, Loader=_Loader)
-    readers: dict[str, Callable[[str], Any]] = {
-        ".json": json.JSONDecoder(object_pairs_hook=_unique, parse_constant=_no_constant).decode,
-        ".yaml": from_yaml,
-        ".yml": from_yaml,
-    }
+    from_json = json.JSONDecoder(object_pairs_hook=_unique, parse_constant=_no_constant).decode
+    readers: dict[str, Callable[[str], Any]] = {".json": from_json, ".yaml": _from_yaml, ".yml": _from_yaml}
     suffix = path.suffix.lower()
     if suffix not in readers:
         raise ConfigError(f"{path}: conditions files end in .json, .yaml or .yml.{nearest(suffix, readers)}")
@@ -304,13 +304,6 @@ def _no_constant(name: str) -> NoReturn:
 
 
 class _Loader(yaml.SafeLoader):
-    # Only JSON's types, so that "no", 010, 1:30 and dates stay what was written.
-    yaml_implicit_resolvers = {}  # noqa: RUF012
-    yaml_constructors = {  # noqa: RUF012
-        TAG + kind: yaml.SafeLoader.yaml_constructors[TAG + kind]
-        for kind in ("map", "seq", "str", "int", "float", "bool", "null")
-    }
-
     def compose_node(self, parent: Any, index: Any) -> Any:
         event = self.peek_event()  # type: ignore[no-untyped-call]
         if getattr(event, "anchor", None) or getattr(event, "tag", None):
@@ -318,25 +311,30 @@ class _Loader(yaml.SafeLoader):
             raise yaml.MarkedYAMLError(problem=problem, problem_mark=event.start_mark)
         return super().compose_node(parent, index)
 
-    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
-        content: dict[Any, Any] = {}
+
+def _from_yaml(text: str) -> Any:
+    return _plain(_Loader(text).get_single_node())
+
+
+def _plain(node: Any) -> Any:
+    """Return a node as one of JSON's types, so that "no", 010, 1:30 and dates stay what was written."""
+    if isinstance(node, yaml.SequenceNode):
+        return [_plain(item) for item in node.value]
+    if isinstance(node, yaml.MappingNode):
+        content: dict[str, Any] = {}
         for key_node, value_node in node.value:
-            key = self.construct_object(key_node, deep=True)
+            key = _plain(key_node)
             if not isinstance(key, str) or key in content:
                 rule = "is given twice; keep one" if isinstance(key, str) else "is not text; put it in quotes"
                 problem = f"the key {shown(key)} {rule}"
                 raise yaml.MarkedYAMLError(problem=problem, problem_mark=key_node.start_mark)
-            content[key] = self.construct_object(value_node, deep=deep)
+            content[key] = _plain(value_node)
         return content
-
-
-for _kind, _pattern, _first in (
-    ("bool", r"true|false", "tf"),
-    ("null", r"null|~|", ["n", "~", ""]),
-    ("int", r"-?(0|[1-9][0-9]*)", "-0123456789"),
-    ("float", r"-?((\.[0-9]+|[0-9]+\.[0-9]*)([eE][-+]?[0-9]+)?|[0-9]+[eE][-+]?[0-9]+)", "-.0123456789"),
-):
-    _Loader.add_implicit_resolver(TAG + _kind, re.compile(rf"^(?:{_pattern})$"), list(_first))
+    if node is None or (node.style is None and node.value in WORDS):  # None: an empty file
+        return WORDS[node.value if node else ""]
+    if node.style is None and NUMBER.fullmatch(node.value):
+        return int(node.value) if node.value.removeprefix("-").isdigit() else float(node.value)
+    return node.value
 
 
 if __name__ == "__main__":

@@ -13,9 +13,8 @@ import numpy as np
 import pytest
 import tifffile
 
-from dinomaly_hd.data.simulator import FOLDERS, SIZES, Size, simulate, simulate_domain, write
-from dinomaly_hd.data.simulator.draws import Draws, Key
-from dinomaly_hd.data.simulator.physics import MESH_ORDER_RC, MESHES, drift, record, texture
+from dinomaly_hd.data.simulator import FOLDERS, GENERATOR_VERSION, SIZES, Size, simulate, simulate_domain
+from dinomaly_hd.data.simulator.physics import MESH_ORDER_RC, MESHES, Draws, Key, drift, record, texture
 from dinomaly_hd.errors import ConfigError, LayoutError, OutputError
 
 TINY = SIZES["tiny"]
@@ -165,7 +164,7 @@ def test_domains_are_written_in_the_fixed_order_with_a_tick_an_image(tmp_path: P
     root = simulate(tmp_path, size="tiny", seed=1, domains=("C", "A"), tick=lambda: calls.append(1))
     assert len(calls) == 2 * sum(TINY)
     written = json.loads((root / "simulation.json").read_text())
-    assert written == {"generator": write.GENERATOR_VERSION, "size": "tiny", "seed": 1, "domains": ["A", "C"]}
+    assert written == {"generator": GENERATOR_VERSION, "size": "tiny", "seed": 1, "domains": ["A", "C"]}
     assert rows_of(root / "conditions.csv")[0]["path"].startswith("domain_A")
 
 

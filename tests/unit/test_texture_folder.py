@@ -7,7 +7,7 @@ import pytest
 import tifffile
 from PIL import Image
 
-from dinomaly_hd.data.folder import MOST, read_textures
+from dinomaly_hd.data.folder import MOST_TEXTURES, read_textures
 from dinomaly_hd.errors import ImageError
 
 SIZE = (12, 20)
@@ -59,7 +59,9 @@ def test_the_digest_tells_contents_apart_and_nothing_else(folder: Path) -> None:
 def test_a_folder_without_pictures_is_refused(tmp_path: Path) -> None:
     (tmp_path / "notes.txt").write_text("no picture")
     for folder in (tmp_path, tmp_path / "none", tmp_path / "notes.txt"):
-        with pytest.raises(ImageError, match=rf"anomaly_source_path=.*: 0 images .* 1 to {MOST}") as caught:
+        with pytest.raises(
+            ImageError, match=rf"anomaly_source_path=.*: 0 images .* 1 to {MOST_TEXTURES}"
+        ) as caught:
             read_textures(folder, size=SIZE)
         assert "\n" not in str(caught.value)
         assert str(folder) in str(caught.value)
