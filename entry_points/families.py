@@ -24,9 +24,7 @@ PER_TRIAL = ("seed", "domains", "train_domains", "stop_step", "start_from", "use
 class ConditionOptions(RunOptions):
     conditions_file: str = doc(NO_FILE, "JSON or YAML with conditions, which then say models and domains")
     condition: OrAuto[Names] = doc(None, "names of conditions in the file; auto: all of them")
-    seeds: OrAuto[Numbers] = doc(
-        None, "comma-separated; auto: the condition's, or 42; five: 42,43,44,123,456"
-    )
+    seeds: OrAuto[Numbers] = doc(None, "comma-separated; auto: the condition's or 42; five: 42,43,44,123,456")
 
 
 class FamilyOptions(ConditionOptions):

@@ -6,13 +6,9 @@ from entry_points.common import ConfigOptions, Start, comparison, launch
 
 
 class Options(ConfigOptions):
-    finetune_domains: str = doc(
-        ALL_DOMAINS, "domains to fine-tune on, one after another from the same start; all"
-    )
+    finetune_domains: str = doc(ALL_DOMAINS, "domains to fine-tune on, each from the same start; all")
     finetune_steps: PositiveCount = doc(200, "optimizer steps of each fine-tuning")
-    finetune_learning_rate: float = doc(
-        0.0002, "of each fine-tuning, after a tenth of its steps as warm-up", gt=0, lt=1
-    )
+    finetune_learning_rate: float = doc(0.0002, "of each, after a tenth of its steps as warm-up", gt=0, lt=1)
 
 
 def finetune(start: Start[Options]) -> None:

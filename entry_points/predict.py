@@ -14,14 +14,12 @@ class Options(Frozen):
         description="run folder, its name, its MLflow run id, models:/NAME/VERSION, models:/NAME@ALIAS, "
         "or a run's checkpoint (RUN/checkpoints/step_00000400.pt)"
     )
-    input: Path = Field(
-        description="folder of .tiff, .tif or .png images, searched recursively, or one image"
-    )
+    input: Path = Field(description="folder of .tiff, .tif, .png images, searched recursively, or one image")
     domain: OrAuto[str] = doc(
         None, "whose threshold decides; auto: the domain folder in a path, or the model's only domain"
     )
     output: OrAuto[Path] = doc(
-        None, "new folder for scores.csv and anomaly_maps/; auto: {result_dir}/predict/{time}"
+        None, "new folder for scores and anomaly maps; auto: {result_dir}/predict/{time}"
     )
     maps: Count = doc(20, "anomaly maps drawn, of the highest-scoring images")
     gpu: str = doc("auto", "auto, cpu, or the index of a GPU")

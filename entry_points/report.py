@@ -22,9 +22,7 @@ class Options(Frozen):
         "what a run is called: config (as in its comparison, else its variant), variant, or the "
         "name of a value of its config such as encoder or q_percent",
     )
-    reference: OrAuto[str] = doc(
-        None, "label that the others are compared with; auto: the comparison's, or the first"
-    )
+    reference: OrAuto[str] = doc(None, "label that others are compared with; auto: the comparison's or first")
     title: OrAuto[str] = doc(None, "heading of the report")
     question: OrAuto[str] = doc(None, "what the report is to answer, printed above its tables")
     output: OrAuto[Path] = doc(

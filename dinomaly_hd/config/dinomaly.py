@@ -39,13 +39,9 @@ class PlainBottleneck(Frozen):
 class Segments(Frozen):
     """Horizontal pieces of token rows that are dropped."""
 
-    row_p: Annotated[Probability, Search(0.1, 0.5)] = doc(
-        0.2, "share of rows with a dropped segment [.15-.25]"
-    )
+    row_p: Annotated[Probability, Search(0.1, 0.5)] = doc(0.2, "share of rows that lose a segment [.15-.25]")
     seg_len: Annotated[PositiveCount, Search(1, 6)] = doc(2, "tokens of a segment, at most a row [2-3]")
-    seg_drop_p: Annotated[Probability, Search(0.4, 1.0)] = doc(
-        0.6, "chance of its tokens to be dropped [.5-.7]"
-    )
+    seg_drop_p: Annotated[Probability, Search(0.4, 1.0)] = doc(0.6, "chance of its tokens to drop [.5-.7]")
 
 
 class SegmentBottleneck(Segments):

@@ -114,9 +114,7 @@ Combination = Annotated[
     SimpleAverage | WeightedAverage | Maximum,
     Field(discriminator="score_combination", description="of probability and severity"),
 ]
-Width = Annotated[
-    float, Field(gt=0, le=16, description="factor on the width of both networks, 1 as published")
-]
+Width = Annotated[float, Field(gt=0, le=16, description="factor on both networks' width, 1 as published")]
 
 
 class DraemConfig(Model):
@@ -126,9 +124,7 @@ class DraemConfig(Model):
     model_type: Literal["draem"] = "draem"
     variant: Literal["draem"] = "draem"
     faults: Faults = PerlinFaults()
-    image_score: Literal["max", "top_share"] = doc(
-        "max", "largest anomaly probability, or mean of the largest 1 %"
-    )
+    image_score: Literal["max", "top_share"] = doc("max", "largest probability, or mean of the largest 1 %")
 
 
 class SevNetConfig(Model):

@@ -89,7 +89,7 @@ class EncoderConfig(Frozen):
         "dinov2reg_vit_base_14", "dinov2reg_vit_{small,base,large}_14, efficientnet_lite0, or any timm name"
     )
     encoder_weights: Line = doc(
-        "auto", "auto (hub, or the embedded package), hub, random, or a .safetensors/.pth file"
+        "auto", "auto (hub, or embedded package), hub, random, or a .safetensors/.pth file"
     )
     image_size: Size = doc("448", "resize to N or HEIGHTxWIDTH pixels")
     crop: Crop = doc("392", "centre crop to N or HEIGHTxWIDTH pixels, or none")
@@ -103,13 +103,13 @@ class DataConfig(Frozen):
     simulate_seed: Count = doc(0, "seed of the simulated data")
     domains: Line = doc("A,B,C,D", "comma-separated, e.g. A,B,C,D or folder names")
     train_domains: Line = doc(
-        ALL_DOMAINS, "all, or those of domains that are trained on; the others are tested only"
+        ALL_DOMAINS, "all, or those of domains that are trained on; others are only tested"
     )
     conditions: Literal["auto", "halves", "none"] = doc(
         "auto", "cold and warm; halves: the first half of each test folder is cold"
     )
     val_split_ratio: float = doc(
-        0.1, "share of training normals held out for thresholds and val/loss", ge=0, lt=1
+        0.1, "share of train normals held out, for thresholds and val/loss", ge=0, lt=1
     )
     num_workers: Count = doc(0, "processes that read images; changes no result")
 
@@ -132,10 +132,10 @@ class TrainingConfig(Frozen):
     max_epochs: Count = doc(0, "0, or the passes over the training images that set max_steps")
     max_steps: PositiveCount = doc(1000, "optimizer steps")
     stop_step: Count = doc(
-        0, "optimizer steps after which training ends; 0: max_steps, whose schedule it has anyhow"
+        0, "optimizer steps after which training ends; 0: max_steps, whose schedule it has"
     )
     start_from: Line = doc(
-        NO_START, "none, or the finished run (folder or MLflow id) whose weights are the start"
+        NO_START, "none, or a finished run (folder or MLflow id) whose weights are the start"
     )
     batch_size: PositiveCount = doc(16, "images of a step")
     learning_rate: Positive = doc(2e-3, "after warm-up")
@@ -144,9 +144,7 @@ class TrainingConfig(Frozen):
     lr_schedule_interval: Literal["step", "epoch"] = doc("step", "epoch only repeats runs of old code")
     weight_decay: NonNegative = doc(1e-4, "decoupled")
     gradient_clip: NonNegative = doc(0.1, "largest gradient norm, 0: not clipped")
-    on_nonfinite: Literal["stop", "skip"] = doc(
-        "stop", "what is done when loss or gradient is NaN or infinite"
-    )
+    on_nonfinite: Literal["stop", "skip"] = doc("stop", "what is done if loss or gradient is NaN or infinite")
     checkpoint_interval: PositiveCount = doc(250, "optimizer steps between checkpoints")
     val_check_interval: Count = doc(
         0,
@@ -187,10 +185,10 @@ class EvaluationConfig(Frozen):
     eval_batch_size: PositiveCount = doc(32, "images encoded or scored at once")
     map_size: Size = doc("256", "anomaly maps, N or HEIGHTxWIDTH pixels")
     maps_per_group: Count = doc(
-        10, "anomaly maps drawn per domain, label and rank (highest, threshold, lowest)"
+        10, "anomaly maps drawn a domain, label and rank (highest, threshold, lowest)"
     )
     synthetic_copies: Count = doc(
-        0, "also tell this many banded copies of each held-out normal from it; 0: not"
+        0, "also tell so many banded copies of each held-out normal from it; 0: not"
     )
 
 
