@@ -10,9 +10,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from dinomaly_hd.data.hdmap import GROUND_TRUTH, Manifest
+from dinomaly_hd.data.hdmap import Manifest
 from dinomaly_hd.data.images import DECODERS, Form, decode_image, printable, read_file
-from dinomaly_hd.data.tree import ImageRecord, leads_out
+from dinomaly_hd.data.tree import GROUND_TRUTH, ImageRecord, leads_out
 from dinomaly_hd.errors import ImageError
 from dinomaly_hd.names import refusal_of
 

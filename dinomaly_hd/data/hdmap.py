@@ -14,11 +14,17 @@ import numpy as np
 import numpy.typing as npt
 
 from dinomaly_hd.data.images import FORMAT_NAMES, SCALES, Form, decode_image, printable, read_file
-from dinomaly_hd.data.tree import ConditionRule, ImageRecord, assign_conditions, leads_out, survey
+from dinomaly_hd.data.tree import (
+    GROUND_TRUTH,
+    ConditionRule,
+    ImageRecord,
+    assign_conditions,
+    leads_out,
+    survey,
+)
 from dinomaly_hd.errors import ConfigError, DataError, ImageError, LayoutError
 
 FAULTS_SHOWN = 20
-GROUND_TRUTH = "ground_truth"
 Indices = npt.NDArray[np.int64]
 
 
@@ -47,14 +53,11 @@ class Manifest:
         self, *, domain: str | None = None, split: str | None = None, label: int | None = None
     ) -> Indices:
         """Return the positions of the records that match every value given, in order."""
-        wanted = {"domain": domain, "split": split, "label": label}
-        tests = {name: value for name, value in wanted.items() if value is not None}
-        matches = [
-            position
-            for position, record in enumerate(self.records)
-            if all(getattr(record, name) == value for name, value in tests.items())
-        ]
-        return np.array(matches, dtype=np.int64)
+        wanted = np.ones(len(self.records), bool)
+        for name, value in {"domain": domain, "split": split, "label": label}.items():
+            if value is not None:
+                wanted &= np.array([getattr(record, name) == value for record in self.records], bool)
+        return np.flatnonzero(wanted)
 
     def counts(self) -> dict[str, dict[str, int]]:
         """Return domain -> {"train/good", "test/good", "test/fault"} -> number of images."""
@@ -215,8 +218,6 @@ def hold_out(
     are loaded. With a ratio above 0 both sides keep at least one image per domain. ``train_domains`` (folder
     names, None for all) restricts what is trained on.
     """
-    if not 0 <= ratio < 1:
-        raise ConfigError(f"val_split_ratio={ratio}: expected a share from 0 up to but not including 1")
     asked = manifest.domains if train_domains is None else tuple(train_domains)
     if not asked or not set(asked) <= set(manifest.domains):
         known = ", ".join(manifest.domains)

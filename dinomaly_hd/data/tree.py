@@ -15,6 +15,7 @@ from dinomaly_hd.names import FORMULA_STARTS, has_hidden, misread, refusal_of
 
 FOLDERS = (("train", "good", 0), ("test", "good", 0), ("test", "fault", 1))  # split, folder, label: the order
 PREFIX = "domain_"
+GROUND_TRUTH = "ground_truth"  # holds a mask for each image that has one, at the same path
 LONGEST_DOMAIN = 100  # bytes: MLflow puts 90 more around it in a picture's name, and file systems take 255
 NORMALS = "_normals"  # ends the names of results on a domain's held-out normals
 IGNORED = frozenset({"thumbs.db", "desktop.ini"})  # file managers leave these; hidden files are ignored too

@@ -11,15 +11,15 @@ import numpy as np
 import tifffile
 from numpy.typing import NDArray
 
+from dinomaly_hd.data import tree
 from dinomaly_hd.data.simulator.physics import QUANTUM, Band, Recording, record
 from dinomaly_hd.data.simulator.settings import DOMAINS, Condition
 from dinomaly_hd.errors import ConfigError, LayoutError, OutputError, nearest
 from dinomaly_hd.files import TEMPORARY_PREFIX, locked, publish_json, publish_text
 
 GENERATOR_VERSION = 1  # raise it whenever the same seed gives other bytes
-FOLDERS = ("train/good", "test/good", "test/fault")
+FOLDERS = tuple(f"{split}/{folder}" for split, folder, _ in tree.FOLDERS)
 COLD_SHARES = (0.2, 0.5, 0.5)  # of the images in each of them, which come first
-MASK_FOLDER = "ground_truth"
 CONTENTS_NAME = "simulation.json"
 LOCK_TIMEOUT_S = 600.0
 
@@ -203,15 +203,15 @@ def _write_images(root: Path, contents: Contents, *, tick: Callable[[], None]) -
             names = [f"{place}/{number:06d}.tiff" for number in range(len(split.maps_NRC))]
             (root / place).mkdir(parents=True)
             if split.bands:
-                (root / MASK_FOLDER / place).mkdir(parents=True)
+                (root / tree.GROUND_TRUTH / place).mkdir(parents=True)
             for name, map_RC, condition in zip(names, split.maps_NRC, split.conditions, strict=True):
                 _write_tiff(root / name, map_RC)
                 conditions.append(f"{name},{condition}")
                 tick()
             for name, mask_RC, band in zip(names, split.masks_NRC, split.bands, strict=False):
-                _write_tiff(root / MASK_FOLDER / name, mask_RC.astype(np.float32))
+                _write_tiff(root / tree.GROUND_TRUTH / name, mask_RC.astype(np.float32))
                 severities.append(f"{name},{band.row},{band.severity:.6f},{band.length}")
-    publish_text(root / "conditions.csv", "\n".join(conditions) + "\n")
+    publish_text(root / tree.CSV_NAME, "\n".join(conditions) + "\n")
     publish_text(root / "severity.csv", "\n".join(severities) + "\n")
 
 
