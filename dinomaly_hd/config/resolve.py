@@ -61,15 +61,6 @@ class _Parser(argparse.ArgumentParser):
         raise ConfigError(message)
 
 
-class _Once(argparse.Action):
-    """Keeps a value; a second one of the same name would silently win."""
-
-    def __call__(self, _parser: object, namespace: object, values: object, _option: object = None) -> None:
-        if hasattr(namespace, self.dest):
-            raise ConfigError(f"{self.dest}: given twice; give it once")
-        setattr(namespace, self.dest, values)
-
-
 @dataclass(frozen=True)
 class Asked(Generic[Options]):
     """What the flags of one start say."""
@@ -108,12 +99,15 @@ class Command(Generic[Options]):
         found, rest = self._parser(fields).parse_known_args(_joined(argv, fields))
         for word in rest:
             self._refuse(word, fields)
-        given = {name: value for name in fields if (value := getattr(found, name, None)) is not None}
-        for name, value in given.items():
+        given: dict[str, str] = {}
+        for name in (name for name in fields if name in found):
+            text, *more = getattr(found, name)
+            if more:  # the last one would silently win
+                raise ConfigError(f"{name}: given twice; give it once")
             try:
-                visible(value)
+                given[name] = visible(text)
             except ValueError as error:
-                raise ConfigError(f"{name}={shown(value)}: {error}") from None
+                raise ConfigError(f"{name}={shown(text)}: {error}") from None
         own = {name: given[name] for name in self.options.model_fields if name in given}
         for name, option in self.options.model_fields.items():
             if option.is_required() and not own.get(name):
@@ -132,7 +126,7 @@ class Command(Generic[Options]):
             switch: dict[str, Any] = {"nargs": "?", "const": "true"} if parameter.annotation is bool else {}
             spellings = dict.fromkeys([f"--{name}", f"--{name.replace('_', '-')}"])
             text = help_of(parameter).replace("%", "%%")
-            parser.add_argument(*spellings, dest=name, action=_Once, metavar="VALUE", help=text, **switch)
+            parser.add_argument(*spellings, dest=name, action="append", metavar="VALUE", help=text, **switch)
         return parser
 
     def _refuse(self, word: str, fields: Fields) -> NoReturn:
