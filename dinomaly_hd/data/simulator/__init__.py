@@ -68,11 +68,6 @@ def simulate_domain(domain: str, *, size: Size, seed: int) -> SimulatedDomain:
     test split and the first fifth of the training split are cold. Image ``i`` of a condition depends on the
     size only through the divisor, the largest training value.
     """
-    _check_request(domains=(domain,), seed=seed)
-    if size.train < 1:
-        raise ConfigError(
-            f"size.train is {size.train}, expected 1 or more: maps are scaled by the training maximum"
-        )
     splits: list[list[Recording]] = []
     for split, (folder, images, share) in enumerate(zip(FOLDERS, size, COLD_SHARES, strict=True)):
         cold, damaged = int(share * images + 0.5), folder == "test/fault"
@@ -113,13 +108,17 @@ def simulate(
     it is. ``tick`` is called once per image.
 
     Raises:
-        ConfigError: Unknown size, no or an unknown domain, or a seed outside 0 .. 2**32 - 1.
+        ConfigError: Unknown size, or no or an unknown domain.
         LayoutError: ``root`` holds something else.
         OutputError: The folder cannot be written.
     """
     if size not in SIZES:
         raise ConfigError(f"size {size!r} is not a size of the simulator.{nearest(size, SIZES)}")
-    _check_request(domains=domains, seed=seed)
+    for domain in domains:
+        if domain not in DOMAINS:
+            raise ConfigError(f"domain {domain!r} is not one of the simulator's.{nearest(domain, DOMAINS)}")
+    if not domains:
+        raise ConfigError(f"domains is empty, expected one or more of {', '.join(DOMAINS)}")
     in_order = tuple(domain for domain in DOMAINS if domain in domains)
     wanted = Contents(GENERATOR_VERSION, size, seed, in_order)
     path = Path(os.path.abspath(root))
@@ -128,16 +127,6 @@ def simulate(
             if not _is_there(path, wanted):  # another process may have written it meanwhile
                 _write_whole(path, wanted, tick=tick)
     return root
-
-
-def _check_request(*, domains: Sequence[str], seed: int) -> None:
-    for domain in domains:
-        if domain not in DOMAINS:
-            raise ConfigError(f"domain {domain!r} is not one of the simulator's.{nearest(domain, DOMAINS)}")
-    if not domains:
-        raise ConfigError(f"domains is empty, expected one or more of {', '.join(DOMAINS)}")
-    if not 0 <= seed < 2**32:
-        raise ConfigError(f"seed is {seed}, expected 0 .. {2**32 - 1}")
 
 
 def _is_there(root: Path, wanted: Contents) -> bool:
