@@ -7,7 +7,7 @@ from entry_points.common import launch
 
 NAMES = (
     *("horizontal", "topk", "baseline", "gem", "focal", "aux", "scale", "adaptive"),
-    *("decoder_dropout", "row_mask", "row_masking", "directional_topk"),
+    *("decoder_dropout", "row_mask", "row_masking", "directional_topk", "row_evidence"),
     *("single_domain", "multi_domain", "suite", "ablation", "encoders", "steps", "finetune", "tune"),
     *("report", "simulate", "predict", "sync", "doctor"),
 )

@@ -4,7 +4,16 @@ from typing import Annotated, Literal
 
 from pydantic import Field
 
-from dinomaly_hd.config.base import Frozen, Line, NonNegative, Positive, PositiveCount, Probability, doc
+from dinomaly_hd.config.base import (
+    Frozen,
+    Line,
+    NonNegative,
+    Positive,
+    PositiveCount,
+    Probability,
+    Search,
+    doc,
+)
 from dinomaly_hd.config.dinomaly import DinomalyConfig, Model
 from dinomaly_hd.config.texts import AUTO_LAYERS, NO_CONTEXT, Context, Layers, Range, WholeRange
 
@@ -141,7 +150,23 @@ class TrivialConfig(Model):
     trivial_score: Literal["max", "mean", "std", "contrast"] = doc("max", "number that an image gives")
 
 
+class RowEvidenceConfig(Model):
+    """How much likelier each row is with a band than without, learned from bands on training normals."""
+
+    model_type: Literal["row_evidence"] = "row_evidence"
+    variant: Literal["row_evidence"] = "row_evidence"
+    evidence_bands: Literal["factor", "additive", "both"] = doc(
+        "factor", "bands it learns from: a row times a factor, rows plus a share of the maximum, or by turns"
+    )
+    evidence_copies: Annotated[int, Search(2, 16)] = doc(
+        8, "banded copies of each training normal", ge=1, le=64
+    )
+    evidence_penalty: Annotated[float, Search(1e-5, 1e-1, log=True)] = doc(
+        1e-3, "L2 on the regression's weights, beside the mean loss", gt=0, le=1
+    )
+
+
 ModelConfig = Annotated[
-    DinomalyConfig | PatchCoreConfig | DraemConfig | SevNetConfig | TrivialConfig,
+    DinomalyConfig | PatchCoreConfig | DraemConfig | SevNetConfig | TrivialConfig | RowEvidenceConfig,
     Field(discriminator="model_type"),
 ]

@@ -2,6 +2,7 @@
 
 import time
 from collections.abc import Mapping
+from functools import partial
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -12,6 +13,7 @@ from dinomaly_hd.config import ALL_DOMAINS, TrainingConfig
 from dinomaly_hd.errors import NonFiniteError
 from dinomaly_hd.evaluation.metrics import Threshold, f1, normal_quantile, youden
 from dinomaly_hd.evaluation.pictures import map_limit
+from dinomaly_hd.evaluation.pointing import TOOTH
 from dinomaly_hd.evaluation.results import evaluate as figures_of
 from dinomaly_hd.evaluation.transfer import SOURCE_FPR, transfer_of
 from dinomaly_hd.experiments import gallery
@@ -30,6 +32,8 @@ from dinomaly_hd.randomness import derive
 from dinomaly_hd.runs.folder import MODEL, SCORES
 from dinomaly_hd.serving.exported import Card, export_model
 from dinomaly_hd.training.loop import Trained
+
+SCORES_KEPT = 1000  # of a domain's normals, in the exported model
 
 
 class Scored(NamedTuple):
@@ -69,12 +73,22 @@ def evaluate(work: Work, scorer: Scorer, trained: Trained) -> dict[str, Any]:
         domain: normal_quantile(own, held_out=held_out)
         for domain, own in normals.each(normals.examined.score_N).items()
     }
-    table = score_table(store, tested.positions, score_N=tested.examined.score_N, train=ready.split.normals)
+    normal_scores = {name: np.sort(own) for name, own in normals.each(normals.examined.score_N).items()}
+    table_of = partial(
+        score_table, store, box=scorer.box, train=ready.split.normals, normal_scores=normal_scores
+    )
+    table = table_of(tested.positions, examined=tested.examined)
     found = figures_of(
         table,
         normal_thresholds={name: own for name, own in thresholds.items() if name not in tested.failed},
         seed=derive(run.seed, "bootstrap"),
-        pixel=pixel_scores(ready.manifest, tested.positions, map_Nhw=tested.examined.map_Nhw, box=scorer.box),
+        pixel=pixel_scores(
+            ready.manifest,
+            tested.positions,
+            map_Nhw=tested.examined.map_Nhw,
+            tooth_N=table[TOOTH],
+            box=scorer.box,
+        ),
     )
     if run.data.train_domains != ALL_DOMAINS:
         own = np.isin(normals.domain_N, list(ready.trained_domains))
@@ -94,11 +108,15 @@ def evaluate(work: Work, scorer: Scorer, trained: Trained) -> dict[str, Any]:
         shape=ready.manifest.shape,
         dtype=ready.manifest.dtype,
         thresholds={domain: threshold.value for domain, threshold in thresholds.items()},
+        normal_scores={
+            domain: np.quantile(own, np.linspace(0, 1, min(len(own), SCORES_KEPT))).tolist()
+            for domain, own in normal_scores.items()
+        },
         data_digest=ready.manifest.digest,
         encoder_digest=ready.weights.digest,
     )
     export_model(work.folder / MODEL, scorer.detector, card)
-    rows = score_table(store, normals.positions, score_N=normals.examined.score_N, train=ready.split.normals)
+    rows = table_of(normals.positions, examined=normals.examined)
     write_scores(work.folder / SCORES, table, normals=rows)
     scorer.tick()
     say("drawing plots and anomaly maps")

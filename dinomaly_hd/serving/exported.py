@@ -23,7 +23,9 @@ SCHEMA_VERSION = 1
 
 
 class Card(NamedTuple):
-    """What a model says of itself: config, input shape (rows, columns), number type, thresholds by domain."""
+    """What a model says of itself: config, input shape (rows, columns), number type, and by domain the
+    threshold and the normals' scores, ascending.
+    """
 
     run: RunConfig
     shape: tuple[int, int]
@@ -31,6 +33,7 @@ class Card(NamedTuple):
     thresholds: dict[str, float]
     data_digest: str
     encoder_digest: str
+    normal_scores: dict[str, list[float]] = {}  # noqa: RUF012
 
     def domain(self, asked: str) -> str:
         """Return the domain for "domain_C" or "C"; one without a threshold is a ConfigError."""
@@ -103,6 +106,7 @@ def read_card(folder: Path) -> Card:
             thresholds={str(name): float(value) for name, value in card["thresholds"].items()},
             data_digest=str(card["data_digest"]),
             encoder_digest=str(card["encoder_digest"]),
+            normal_scores=dict(card.get("normal_scores", {})),  # older models have none
         )
     except (OSError, ValueError, LookupError, TypeError, AttributeError, ConfigError) as error:
         raise _unreadable(folder, error) from error
