@@ -14,8 +14,17 @@ from dinomaly_hd.config.base import (
     Search,
     doc,
 )
-from dinomaly_hd.config.dinomaly import DinomalyConfig, Model
-from dinomaly_hd.config.texts import AUTO_LAYERS, NO_CONTEXT, Context, Layers, Range, WholeRange
+from dinomaly_hd.config.dinomaly import PLAIN, DinomalyConfig, Model, Scaling
+from dinomaly_hd.config.texts import (
+    AUTO_LAYERS,
+    FULL_ROW,
+    NO_CONTEXT,
+    Context,
+    Layers,
+    Radius,
+    Range,
+    WholeRange,
+)
 
 OTHER_IMAGES, TEXTURES = "images", "textures"
 FaultShare = Annotated[Probability, Field(description="share of images with a synthetic fault")]
@@ -25,7 +34,7 @@ HiddenWidth = Annotated[PositiveCount, Field(description="width of the head's hi
 class PatchCoreConfig(Model):
     """A memory bank of patch features."""
 
-    encoded_by = ("layers",)
+    encoded_by = ("layers", "scaling")
 
     model_type: Literal["patchcore"] = "patchcore"
     variant: Literal["patchcore"] = "patchcore"
@@ -33,6 +42,10 @@ class PatchCoreConfig(Model):
     coreset_sampling_ratio: float = doc(0.1, "of patches, kept in the bank", gt=0, le=1)
     num_neighbors: PositiveCount = doc(9, "in the bank that re-weight a score, 1: none")
     context: Context = doc(NO_CONTEXT, "half-widths of means appended to a patch: 2 or 2,3; 0: none")
+    position_radius: Radius = doc(
+        FULL_ROW, "tokens, how far from its own place a patch may have its neighbours; full: anywhere"
+    )
+    scaling: Scaling = PLAIN
 
 
 class PerlinFaults(Frozen):

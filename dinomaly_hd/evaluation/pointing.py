@@ -13,16 +13,19 @@ TOOTH, FIRST, LAST, PERCENTILE = "tooth", "first_column", "last_column", "normal
 POINTED = (TOOTH, FIRST, LAST)
 
 
-def named_teeth(map_Nhw: NDArray[np.floating], *, top: int = 0, left: int = 0) -> pd.DataFrame:
+def named_teeth(
+    map_Nhw: NDArray[np.floating], *, usual_h: ArrayLike = 0.0, top: int = 0, left: int = 0
+) -> pd.DataFrame:
     """Return ``tooth``, ``first_column``, ``last_column`` of each map, counted from 0, empty for a flat one.
 
-    The tooth is the row of the largest mean. Its columns are the shortest interval, which may run over the
-    end of the row since the gear turns, with all those that rise above the map's median by more than half of
-    what the row's largest does. ``top`` and ``left`` are the map's first row and column in the input.
+    The tooth is the row whose mean is the most above what it is in normals' maps, ``usual_h``. Its columns
+    are the shortest interval, which may run over the end of the row since the gear turns, with all those
+    that rise above the map's median by more than half of what the row's largest does. ``top`` and ``left``
+    are the map's first row and column in the input.
     """
-    rows = []
+    rows: list[tuple[Any, Any, Any]] = []
     for map_hw in map_Nhw:
-        row = int(map_hw.mean(axis=1).argmax())
+        row = int((map_hw.mean(axis=1) - usual_h).argmax())
         rise_w = map_hw[row] - np.median(map_hw)
         on = np.flatnonzero(rise_w > rise_w.max() / 2)
         if not len(on) or rise_w.max() <= 0:

@@ -74,8 +74,14 @@ def evaluate(work: Work, scorer: Scorer, trained: Trained) -> dict[str, Any]:
         for domain, own in normals.each(normals.examined.score_N).items()
     }
     normal_scores = {name: np.sort(own) for name, own in normals.each(normals.examined.score_N).items()}
+    usual_h = normals.examined.map_Nhw.mean(axis=(0, 2), dtype=np.float64)
     table_of = partial(
-        score_table, store, box=scorer.box, train=ready.split.normals, normal_scores=normal_scores
+        score_table,
+        store,
+        box=scorer.box,
+        train=ready.split.normals,
+        normal_scores=normal_scores,
+        usual_h=usual_h,
     )
     table = table_of(tested.positions, examined=tested.examined)
     found = figures_of(
@@ -112,6 +118,7 @@ def evaluate(work: Work, scorer: Scorer, trained: Trained) -> dict[str, Any]:
             domain: np.quantile(own, np.linspace(0, 1, min(len(own), SCORES_KEPT))).tolist()
             for domain, own in normal_scores.items()
         },
+        normal_rows=usual_h.tolist(),
         data_digest=ready.manifest.digest,
         encoder_digest=ready.weights.digest,
     )

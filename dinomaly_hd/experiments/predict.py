@@ -114,7 +114,9 @@ def _table(
     table["threshold"] = table["domain"].map(thresholds).astype(float)  # NaN where unknown
     sides = np.where(table["score"] >= table["threshold"], "fault", "good")
     table["decision"] = np.where(table["threshold"].isna(), "", sides)
-    table = table.join(pointed(examined.map_Nhw, box=scorer.box, shape=manifest.shape))
+    table = table.join(
+        pointed(examined.map_Nhw, usual_h=card.normal_rows, box=scorer.box, shape=manifest.shape)
+    )
     table[PERCENTILE] = np.nan
     for domain, normal in card.normal_scores.items():
         own = (table["domain"] == domain).to_numpy()

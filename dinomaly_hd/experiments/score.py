@@ -172,11 +172,12 @@ def score_table(
     box: Box,
     train: Positions,
     normal_scores: Mapping[str, npt.NDArray[np.float64]],
+    usual_h: npt.NDArray[np.float64],
 ) -> pd.DataFrame:
     """Return one row per image: path, domain, label, condition, score, named tooth and the trivial scores.
 
     What they know of a domain's normals comes from its training images ``train``; ``normal_scores`` are
-    the detector's own on each domain's normals.
+    the detector's own on each domain's normals, ``usual_h`` the means of their maps' rows.
     """
     records = store.manifest.records
     table = pd.DataFrame(
@@ -184,7 +185,7 @@ def score_table(
         columns=["path", "domain", "label", "condition"],
     )
     table["score"] = examined.score_N
-    table = table.join(pointed(examined.map_Nhw, box=box, shape=store.manifest.shape))
+    table = table.join(pointed(examined.map_Nhw, usual_h=usual_h, box=box, shape=store.manifest.shape))
     table[PERCENTILE] = np.nan
     columns: dict[str, npt.NDArray[np.float64]] = {}
     domains = np.array([record.domain for record in records])
@@ -209,10 +210,12 @@ def stack(store: ImageStore, positions: Positions) -> npt.NDArray[np.float32]:
     return np.stack([store[int(i)] for i in positions])
 
 
-def pointed(map_Nhw: npt.NDArray[np.float32], *, box: Box, shape: tuple[int, int]) -> pd.DataFrame:
+def pointed(
+    map_Nhw: npt.NDArray[np.float32], *, usual_h: npt.ArrayLike, box: Box, shape: tuple[int, int]
+) -> pd.DataFrame:
     """Return the named teeth of maps at the input's pixels that the model sees."""
     rows, columns = visible_pixels(box, shape=shape)
-    return named_teeth(map_Nhw, top=rows.start, left=columns.start)
+    return named_teeth(map_Nhw, usual_h=usual_h, top=rows.start, left=columns.start)
 
 
 def pixel_scores(

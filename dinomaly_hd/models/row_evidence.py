@@ -22,7 +22,7 @@ from torch import Tensor
 
 from dinomaly_hd.config import RowEvidenceConfig
 from dinomaly_hd.errors import DataError
-from dinomaly_hd.models.detector import Detector, Prediction
+from dinomaly_hd.models.detector import Detector, Prediction, take_shapes
 from dinomaly_hd.models.draem.faults import horizontal_bands
 from dinomaly_hd.randomness import derive
 
@@ -295,8 +295,5 @@ class RowEvidence(Detector):
         return Prediction(map_N1HW.squeeze(1).to(encoded.device), score_N.to(encoded.device))
 
     def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *rest: Any) -> None:
-        for field in fields(Evidence):
-            stored = state_dict.get(prefix + field.name)
-            if isinstance(stored, Tensor):
-                setattr(self, field.name, getattr(self, field.name).new_empty(stored.shape))
+        take_shapes(self, state_dict, prefix)
         super()._load_from_state_dict(state_dict, prefix, *rest)

@@ -99,7 +99,8 @@ class ServedModel:
         table["threshold"] = np.nan if threshold is None else threshold
         table["fault"] = None if threshold is None else score_B >= threshold
         rows, columns = visible_pixels(self.box, shape=self.card.shape)
-        table = table.join(pointed(map_BHW[:, rows, columns], box=self.box, shape=self.card.shape))
+        usual_h, shape = self.card.normal_rows, self.card.shape
+        table = table.join(pointed(map_BHW[:, rows, columns], usual_h=usual_h, box=self.box, shape=shape))
         normal = self.card.normal_scores.get(chosen[0], []) if len(chosen) == 1 else []
         table[PERCENTILE] = percentiles(score_B, normal)
         if params.get("return_map"):
