@@ -17,7 +17,7 @@ FloatArray = NDArray[np.float64]
 Images = NDArray[np.floating]
 
 PREFIX = "trivial/"  # of the scores' columns in a score table
-ROW_FILTER, SCAN = PREFIX + "row_filter", PREFIX + "scan"
+ROW_FILTER, SCAN, ROW_EVIDENCE = (PREFIX + name for name in ("row_filter", "scan", "row_evidence"))
 BATCH = 1024  # images filtered at once
 LENGTHS, LEAST = (
     (8, 12, 16, 24, 32, 48, 64),

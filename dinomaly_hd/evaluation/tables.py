@@ -12,8 +12,15 @@ from dinomaly_hd.names import as_markdown
 
 NAME_WIDTH = 14
 TRIVIAL_METRICS = ("auroc", "tpr_at_fpr_1pct")
-REFERENCES = ("row_filter", "scan")
-TRIVIAL_HEADING = "Model-free scores, AUROC in % (row_filter and scan know the defect's shape: references)"
+REFERENCES = ("row_filter", "scan", "row_evidence")
+TRIVIAL_HEADING = "Without a network, AUROC in % (the last three know that a fault is a band in a row)"
+MEANINGS = {
+    "max, mean, std, contrast": "the image's largest value, mean, standard deviation, and (max - mean) / std",
+    "row_filter": "the row that stands out most from its neighbours, in deviations of the training normals",
+    "scan": "the interval of a row that stands out most from the training normals at its place",
+    "row_evidence": "how much likelier a row is with a band than without, learned from normals",
+}
+"""What the columns of the table are, one sentence each."""
 
 
 def flat_metrics(result: Mapping[str, Any]) -> dict[str, float]:

@@ -9,8 +9,8 @@ import numpy as np
 import numpy.typing as npt
 import pandas as pd
 
-from dinomaly_hd.config import ALL_DOMAINS, TrainingConfig
-from dinomaly_hd.errors import NonFiniteError
+from dinomaly_hd.config import ALL_DOMAINS, RowEvidenceConfig, TrainingConfig
+from dinomaly_hd.errors import DataError, NonFiniteError
 from dinomaly_hd.evaluation.metrics import Threshold, f1, normal_quantile, youden
 from dinomaly_hd.evaluation.pictures import map_limit
 from dinomaly_hd.evaluation.pointing import TOOTH
@@ -28,6 +28,7 @@ from dinomaly_hd.experiments.score import (
 )
 from dinomaly_hd.experiments.synthetic import SyntheticBands
 from dinomaly_hd.experiments.work import Work
+from dinomaly_hd.models.row_evidence import Evidence, fit
 from dinomaly_hd.randomness import derive
 from dinomaly_hd.runs.folder import MODEL, SCORES
 from dinomaly_hd.serving.exported import Card, export_model
@@ -82,6 +83,7 @@ def evaluate(work: Work, scorer: Scorer, trained: Trained) -> dict[str, Any]:
         train=ready.split.normals,
         normal_scores=normal_scores,
         usual_h=usual_h,
+        evidence=_row_evidence(work),
     )
     table = table_of(tested.positions, examined=tested.examined)
     found = figures_of(
@@ -133,6 +135,21 @@ def evaluate(work: Work, scorer: Scorer, trained: Trained) -> dict[str, Any]:
     work.timing["score_images_per_s"] = (len(tested.positions) + len(normals.positions)) / score_s
     work.timing["evaluate_s"] = time.monotonic() - began
     return found
+
+
+def _row_evidence(work: Work) -> Evidence | None:
+    """Return what row evidence, a second detector, learns from the run's training images in seconds.
+
+    None in comparisons, which have it as one of their members, and where it cannot learn, which is said.
+    """
+    if work.context.folder is not None or work.run.model.model_type == "row_evidence":
+        return None
+    maps_NRC = stack(work.store, work.ready.split.train)
+    try:
+        return fit(maps_NRC, RowEvidenceConfig(), seed=work.run.seed, tick=work.context.guard.check)
+    except DataError as error:
+        work.context.say(f"{error}; left out")
+        return None
 
 
 def _examine(work: Work, scorer: Scorer, positions: Positions, *, failed: Mapping[str, str]) -> Scored:

@@ -28,6 +28,7 @@ from dinomaly_hd.files import publish_text
 from dinomaly_hd.geometry import Box
 from dinomaly_hd.models.detector import Detector, Prediction, encode_in_groups
 from dinomaly_hd.models.preprocessing import visible_box
+from dinomaly_hd.models.row_evidence import Evidence, chunks, image_scores
 
 Positions = npt.NDArray[np.int64]
 
@@ -173,11 +174,13 @@ def score_table(
     train: Positions,
     normal_scores: Mapping[str, npt.NDArray[np.float64]],
     usual_h: npt.NDArray[np.float64],
+    evidence: Evidence | None,
 ) -> pd.DataFrame:
     """Return one row per image: path, domain, label, condition, score, named tooth and the trivial scores.
 
     What they know of a domain's normals comes from its training images ``train``; ``normal_scores`` are
-    the detector's own on each domain's normals, ``usual_h`` the means of their maps' rows.
+    the detector's own on each domain's normals, ``usual_h`` the means of their maps' rows, and
+    ``evidence`` what row evidence learned from all domains' training images.
     """
     records = store.manifest.records
     table = pd.DataFrame(
@@ -200,6 +203,10 @@ def score_table(
             normals_NHW = stack(store, normals)
             for name, kind in trivial.REFERENCES.items():
                 own[name] = kind.fit(normals_NHW).score(images)
+        if evidence is not None:
+            own[trivial.ROW_EVIDENCE] = np.concatenate(
+                [image_scores(evidence.of(chunk.astype(np.float64))[0]) for chunk in chunks(images)]
+            )
         for name, values in own.items():
             columns.setdefault(name, np.full(len(table), np.nan))[rows] = values
     return table.assign(**{name: values for name, values in columns.items() if not np.isnan(values).any()})

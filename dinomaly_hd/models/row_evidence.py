@@ -8,7 +8,7 @@ a map is scored with; products of matrices, whose bits do, stand in the fit only
 # N maps, R rows (driving teeth), C columns (driven teeth), F features of a row, K neighbours
 
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -46,10 +46,8 @@ CHUNK = 32  # maps worked on at once
 
 
 class Bands(NamedTuple):
-    """Maps with bands written onto them, and the banded rows as pairs of map and row."""
-
     maps_NRC: Floats
-    place_P2: NDArray[np.int64]
+    place_P2: NDArray[np.int64]  # map and row of each banded row
 
 
 def windowed(values: Floats, width: int) -> Floats:
@@ -106,9 +104,8 @@ def factor_bands(maps_NRC: Floats, *, seed: int, copy: int, positive: bool) -> B
     return Bands(banded_NRC, np.stack([np.arange(count), row_N], axis=1))
 
 
-def additive_bands(maps_NRC: Floats, *, seed: int, copy: int, positive: bool) -> Bands:
+def additive_bands(maps_NRC: Floats, *, seed: int, copy: int, **_: bool) -> Bands:
     """Write this project's own additive bands, 1 to 3 rows high, onto maps (``horizontal_bands``)."""
-    del positive
     faulty = horizontal_bands(torch.from_numpy(maps_NRC), seed=seed, position=copy)
     return Bands(faulty.images_BHW.numpy(), faulty.mask_BHW.any(dim=2).nonzero().numpy())
 
@@ -116,7 +113,7 @@ def additive_bands(maps_NRC: Floats, *, seed: int, copy: int, positive: bool) ->
 BANDS = {"factor": (factor_bands,), "additive": (additive_bands,), "both": (factor_bands, additive_bands)}
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True)
 class Evidence:
     """What was learned from training normals; ``of`` gives the evidence of rows."""
 
@@ -135,6 +132,12 @@ class Evidence:
         features_NRF = both_features(residual_NRC, self.neighbour_K, self.remainder) - self.usual_RF
         standard_NRF = np.clip(features_NRF / self.scale_F, *STANDARD)
         return (standard_NRF * self.weight_F).sum(axis=2) + self.bias, residual_NRC
+
+
+def image_scores(evidence_NR: Floats) -> Floats:
+    """Return the log of the rows' mean ratio (N,)."""
+    scores_N: Floats = logsumexp(evidence_NR, axis=1) - np.log(evidence_NR.shape[1])
+    return scores_N
 
 
 def level(maps_NRC: Floats, *, logarithm: bool) -> Floats:
@@ -176,20 +179,19 @@ def neighbour_weights(residual_NRC: Floats) -> Floats:
     return solution
 
 
-def fit(maps_NRC: Floats, config: RowEvidenceConfig, *, seed: int, tick: Callable[[], None]) -> Evidence:
-    """Learn from training normals.
+def fit(maps: NDArray[Any], config: RowEvidenceConfig, *, seed: int, tick: Callable[[], None]) -> Evidence:
+    """Learn from training normals, of more than 10,000 from as many, evenly chosen.
 
     Raises:
         DataError: Fewer than 10 maps, maps without variation, or smaller than 7 x 47.
     """
+    maps_NRC = maps[:: -(-len(maps) // MOST_MAPS) or 1].astype(np.float64)
     check(maps_NRC)
     positive = bool((maps_NRC <= 0).mean() <= DARK_SHARE)
     level_NRC = level(maps_NRC, logarithm=positive)
     normal_RC = level_NRC.mean(axis=0)
     if np.abs(level_NRC - normal_RC).max() < ALIKE:
-        raise DataError(
-            "row_evidence: all training maps are alike but for a factor; it learns from their noise"
-        )
+        raise DataError("row_evidence: all training maps are alike but for a factor, so nothing is learned")
     residual_NRC = residual(level_NRC, normal_RC)
     with threadpool_limits(1):
         neighbour_K = neighbour_weights(residual_NRC)
@@ -201,41 +203,42 @@ def fit(maps_NRC: Floats, config: RowEvidenceConfig, *, seed: int, tick: Callabl
     features_NRF = np.concatenate(parts)
     usual_RF = features_NRF.mean(axis=0)
     features_NRF -= usual_RF
+    scale_F = features_NRF.std(axis=(0, 1))
+    scale_F[scale_F == 0] = 1.0
+    learned = Evidence(
+        np.asarray(float(positive)), normal_RC, neighbour_K, remainder, usual_RF, scale_F, scale_F, remainder
+    )
+    kinds = BANDS[config.evidence_bands]
     banded = []
     for copy in range(config.evidence_copies):
-        kinds = BANDS[config.evidence_bands]
         bands = kinds[copy % len(kinds)](maps_NRC, seed=seed, copy=copy, positive=positive)
         for place_P2 in chunks(bands.place_P2):
             tick()
-            map_P, row_P = place_P2.T
-            rest_PRC = residual(level(bands.maps_NRC[map_P], logarithm=positive), normal_RC)
-            rows_PS = (row_P[:, None] + np.arange(-REACH, REACH + 1)) % len(normal_RC)
-            around_PSC = rest_PRC[np.arange(len(row_P))[:, None], rows_PS]
-            features_PSF = both_features(around_PSC, neighbour_K, remainder)
-            banded.append(features_PSF[:, REACH] - usual_RF[row_P])
-    scale_F = features_NRF.std(axis=(0, 1))
-    scale_F[scale_F == 0] = 1.0
-    rows_MF = np.concatenate([features_NRF.reshape(-1, len(scale_F)), *banded])
-    label_M = np.arange(len(rows_MF)) >= len(maps_NRC) * len(normal_RC)
-    regression = LogisticRegression(
-        C=1 / (config.evidence_penalty * len(rows_MF)),
-        class_weight="balanced",
-        solver="newton-cholesky",
-        tol=1e-9,
-        max_iter=100,
+            banded.append(banded_features(bands.maps_NRC[place_P2[:, 0]], place_P2[:, 1], learned))
+    normal_MF = (features_NRF / scale_F).reshape(-1, len(scale_F))
+    weight_F, bias = regression(normal_MF, np.concatenate(banded), penalty=config.evidence_penalty)
+    return replace(learned, weight_F=weight_F, bias=bias)
+
+
+def banded_features(maps_PRC: Floats, row_P: NDArray[np.int64], learned: Evidence) -> Floats:
+    """Return the standardised features (P, F) of one row of each map, from the rows that they depend on."""
+    rest_PRC = residual(level(maps_PRC, logarithm=bool(learned.logarithm)), learned.normal_RC)
+    rows_PS = (row_P[:, None] + np.arange(-REACH, REACH + 1)) % rest_PRC.shape[1]
+    around_PSC = rest_PRC[np.arange(len(row_P))[:, None], rows_PS]
+    features_PSF = both_features(around_PSC, learned.neighbour_K, learned.remainder)
+    standard: Floats = (features_PSF[:, REACH] - learned.usual_RF[row_P]) / learned.scale_F
+    return standard
+
+
+def regression(normal_MF: Floats, banded_PF: Floats, *, penalty: float) -> tuple[Floats, Floats]:
+    """Return weights (F,) and bias of the log of the odds of a band, both classes weighing the same."""
+    rows_MF = np.clip(np.concatenate([normal_MF, banded_PF]), *STANDARD)
+    model = LogisticRegression(  # converges where L-BFGS stops early, to the last digits
+        C=1 / (penalty * len(rows_MF)), class_weight="balanced", solver="newton-cholesky", tol=1e-9
     )
     with threadpool_limits(1):
-        regression.fit(np.clip(rows_MF / scale_F, *STANDARD), label_M)
-    return Evidence(
-        logarithm=np.asarray(float(positive)),
-        normal_RC=normal_RC,
-        neighbour_K=neighbour_K,
-        remainder=remainder,
-        usual_RF=usual_RF,
-        scale_F=scale_F,
-        weight_F=regression.coef_[0],
-        bias=np.asarray(regression.intercept_[0]),
-    )
+        model.fit(rows_MF, np.arange(len(rows_MF)) >= len(normal_MF))
+    return model.coef_[0], np.asarray(model.intercept_[0])
 
 
 def chunks(values: NDArray[Any]) -> Iterator[NDArray[Any]]:
@@ -245,13 +248,11 @@ def chunks(values: NDArray[Any]) -> Iterator[NDArray[Any]]:
 
 
 def check(maps_NRC: Floats) -> None:
-    """Refuse training maps that nothing can be learned from."""
     count, *shape = maps_NRC.shape
     if count < FEWEST_MAPS:
         raise DataError(f"row_evidence: {count} training maps; it needs at least {FEWEST_MAPS}")
-    if any(side < least for side, least in zip(shape, SMALLEST, strict=True)):
-        least = "x".join(map(str, SMALLEST))
-        raise DataError(f"row_evidence: maps of {shape[0]}x{shape[1]}; it needs at least {least}")
+    if shape[0] < SMALLEST[0] or shape[1] < SMALLEST[1]:
+        raise DataError(f"row_evidence: maps of {shape[0]}x{shape[1]}; it needs at least 7x47")
     flat = int((np.ptp(maps_NRC, axis=(1, 2)) == 0).sum())
     if flat:
         raise DataError(f"row_evidence: {flat} of {count} training maps are constant; take them out")
@@ -260,8 +261,8 @@ def check(maps_NRC: Floats) -> None:
 class RowEvidence(Detector):
     """``encode`` gives maps as they are, ``fit_bank`` learns; an ``Evidence`` lies in buffers of its names.
 
-    An image's score is log mean exp of its rows' evidence; its map spreads each row's evidence, from 0 on,
-    along the row in proportion to the positive part of the residual's mean over 9 columns.
+    A map spreads each row's evidence, from 0 on, along the row in proportion to the positive part of the
+    residual's mean over 9 columns.
     """
 
     def __init__(self, config: RowEvidenceConfig, *, map_size: tuple[int, int], seed: int) -> None:
@@ -274,9 +275,8 @@ class RowEvidence(Detector):
         return images_BHW
 
     def fit_bank(self, batches: Iterable[Tensor], *, tick: Callable[[], None] = lambda: None) -> None:
-        """Learn from training maps (B, R, C), of more than 10,000 from as many, evenly chosen."""
+        """Learn from training maps (B, R, C)."""
         maps_NRC = torch.cat([batch.cpu() for batch in batches]).numpy()
-        maps_NRC = maps_NRC[:: -(-len(maps_NRC) // MOST_MAPS)].astype(np.float64)
         found = fit(maps_NRC, self.config, seed=self.seed, tick=tick)
         for field in fields(Evidence):
             setattr(self, field.name, torch.as_tensor(getattr(found, field.name)))
@@ -291,7 +291,7 @@ class RowEvidence(Detector):
         map_N1HW = torch.nn.functional.interpolate(
             map_NRC[:, None], size=self.map_size, mode="bilinear", align_corners=False, antialias=True
         )
-        score_N = torch.from_numpy(logsumexp(evidence_NR, axis=1) - np.log(evidence_NR.shape[1]))
+        score_N = torch.from_numpy(image_scores(evidence_NR))
         return Prediction(map_N1HW.squeeze(1).to(encoded.device), score_N.to(encoded.device))
 
     def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *rest: Any) -> None:
