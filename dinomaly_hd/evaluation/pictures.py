@@ -37,13 +37,15 @@ def map_limit(normals_NHW: Map) -> float:
 
 
 def picture_title(
-    *, path: str, label: int, condition: str, score: float, threshold: float, where: str
+    *, path: str, label: int, condition: str, score: float, threshold: float, where: str = ""
 ) -> str:
     """Three lines: the file; label, condition, score and its side of the threshold; what ``where`` says."""
     sign = "≥" if score >= threshold else "<"
     side = ", no threshold" if np.isnan(threshold) else f" {sign} threshold {threshold:.4g}"
     known = "" if condition == "all" else f" · {condition}"
-    return f"{path}\n{'fault' if label else 'good'}{known} · score {score:.4g}{side}\n{where}"
+    return (
+        f"{path}\n{'fault' if label else 'good'}{known} · score {score:.4g}{side}{where and chr(10) + where}"
+    )
 
 
 class MapPicture:

@@ -39,7 +39,7 @@ class PixelScores(NamedTuple):
 
     pixel_auroc: float
     aupro: float
-    named_tooth: float
+    named_tooth: float = NAN
 
 
 class Evaluated(NamedTuple):
