@@ -17,8 +17,12 @@ FloatArray = NDArray[np.float64]
 Images = NDArray[np.floating]
 
 PREFIX = "trivial/"  # of the scores' columns in a score table
-ROW_FILTER = PREFIX + "row_filter"
+ROW_FILTER, SCAN, ROW_EVIDENCE = (PREFIX + name for name in ("row_filter", "scan", "row_evidence"))
 BATCH = 1024  # images filtered at once
+LENGTHS, LEAST = (
+    (8, 12, 16, 24, 32, 48, 64),
+    1e-3,
+)  # columns of scanned intervals; value, before the logarithm
 
 
 def maximum(images_NHW: Images) -> FloatArray:
@@ -100,3 +104,60 @@ def _row_contrast(images_NHW: Images, width: int) -> FloatArray:
         ratio_NHW = np.divide(smooth_NHW, around_NHW, out=np.ones_like(smooth_NHW), where=around_NHW > 0)
         contrast_NH[batch] = ratio_NHW.max(axis=2) - 1.0
     return contrast_NH
+
+
+@dataclass(frozen=True, kw_only=True)
+class Scan:
+    """Largest standardised sum over an interval of a row: the model-free cousin of row evidence.
+
+    z = (log x less the image's mean) standardised at each position on one domain's train normals; the score
+    is the largest sum z / sqrt(length) over rows and circular intervals of 8 columns up to whole rows. It
+    needs columns that are registered tooth pairs, and faults that add energy (spec/row_evidence.md, Scan).
+    """
+
+    mean_HW: FloatArray
+    std_HW: FloatArray
+
+    @classmethod
+    def fit(cls, normals_NHW: Images) -> "Scan":
+        """Learn each position's usual level and spread from train normals (N >= 2)."""
+        if len(normals_NHW) < 2:
+            raise DataError(f"scan: {len(normals_NHW)} train normals, expected at least 2")
+        level_NHW = log_level(normals_NHW)
+        std_HW = level_NHW.std(axis=0)
+        return cls(mean_HW=level_NHW.mean(axis=0), std_HW=np.where(std_HW > 0, std_HW, 1.0))
+
+    def score(self, images_NHW: Images) -> FloatArray:
+        """How far each image's most unusual interval lies above the normals, in standard deviations."""
+        columns, score_N = images_NHW.shape[2], np.empty(len(images_NHW))
+        for start in range(0, len(images_NHW), BATCH):
+            batch = slice(start, start + BATCH)
+            z_NHW = (log_level(images_NHW[batch]) - self.mean_HW) / self.std_HW
+            sums_NHW = np.cumsum(
+                np.concatenate([np.zeros_like(z_NHW[..., :1]), z_NHW, z_NHW], axis=2), axis=2
+            )
+            lengths = [length for length in LENGTHS if length < columns] + [columns]
+            best = [(sums_NHW[..., n:] - sums_NHW[..., :-n]).max(axis=(1, 2)) / np.sqrt(n) for n in lengths]
+            score_N[batch] = np.max(best, axis=0)
+        return score_N
+
+
+def log_level(images_NHW: Images) -> FloatArray:
+    """Return logarithms less each image's own mean; values below .001 count as that."""
+    log_NHW = np.log(np.maximum(images_NHW.astype(np.float64), LEAST))
+    return np.asarray(log_NHW - log_NHW.mean(axis=(1, 2), keepdims=True))
+
+
+def signature_share(normals_NHW: Images) -> float:
+    """Return how much of maps' variance is the same at each position in all of them, 0..1.
+
+    What a mean over N maps has of the maps' own variance is taken off.
+    """
+    level_NHW = log_level(normals_NHW)
+    within = level_NHW.var(axis=0, ddof=1).mean()
+    fixed = max(0.0, float(level_NHW.mean(axis=0).var() - within / len(level_NHW)))
+    return fixed / (fixed + float(within)) if fixed + within > 0 else 0.0
+
+
+REFERENCES: dict[str, type[RowFilter] | type[Scan]] = {ROW_FILTER: RowFilter, SCAN: Scan}
+"""Scores that know the defect's shape: fitted on each domain's train normals."""

@@ -9,6 +9,7 @@ from entry_points.common import launch
 
 NAMES = (
     *(name for name in VARIANTS if name not in WITH_TOPK.values()),
+    "row_evidence",
     *("single_domain", "multi_domain", "suite", "ablation", "encoders", "steps", "finetune", "tune"),
     *("report", "simulate", "predict", "sync", "doctor"),
 )

@@ -34,7 +34,9 @@ class Options(SurroundingsOptions, EngineOptions):
     )
     trials: Count = doc(20, "finished or given up, after which the study is over")
     workers: Count = doc(1, "processes that run trials here, one a GPU where there are GPUs")
-    config: str = doc("F", "what is searched around: a config of the ablation or a variant, with changes")
+    config: str = doc(
+        "F", "what is searched around: a config of the ablation, a variant or a family, with changes"
+    )
     space: str = doc(
         "row_p,seg_len,seg_drop_p,elem_p,q_percent,disable_segment,use_topk,tail_context,row_context",
         "what is searched: some of these",
@@ -66,8 +68,9 @@ def prepare(start: Start[Options]) -> tuple["Plan", "Context"]:
     values = {**OF_RUNS, **start.asked.values}
     watched = options.objective == SYNTHETIC and options.pruner == "auto" and len(options.seeds) == 1
     if watched and "val_check_interval" not in values:
-        steps = resolve_config("F", values).training.max_steps
-        values["val_check_interval"] = str(max(1, steps // LOOKS))
+        steps = resolve_config(options.config, values).training.max_steps
+        if steps:  # else nothing is learned step by step
+            values["val_check_interval"] = str(max(1, steps // LOOKS))
 
     def build(config: str, seed: int) -> RunConfig:
         return resolve_config(config, {**values, "seed": str(seed)})

@@ -42,6 +42,7 @@ ALIASES = {
     "patchcore": {"backbone": "encoder", "batch_size": "eval_batch_size"},
     "draem_sevnet": CLIP,
     "trivial": {},
+    "row_evidence": {},
 }
 """The authors' names of values, by family."""
 TOKENS = {True: "remove", False: "keep"}

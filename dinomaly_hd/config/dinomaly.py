@@ -27,6 +27,11 @@ from dinomaly_hd.config.base import (
 Element = Annotated[Probability, Field(description="element dropout of the bottleneck")]
 DiscardFactor = Annotated[Probability, Field(description="share of gradient left to easy tokens")]
 HalfWidth = Annotated[Count, Search(0, 2)]
+PLAIN: Literal["none"] = "none"
+Scaling = Annotated[
+    Literal["none", "position"],
+    Field(description="of pixels before the encoder; position: by the training normals at the same place"),
+]
 
 
 class PlainBottleneck(Frozen):
@@ -181,7 +186,7 @@ Auxiliary = Annotated[NoAuxiliary | BandClassifier, Field(discriminator="auxilia
 class DinomalyConfig(Model):
     """The parts of one Dinomaly; values of parts that a variant does not use do not exist in it."""
 
-    encoded_by = ("class_token", "target_layers")
+    encoded_by = ("class_token", "target_layers", "scaling")
 
     model_type: Literal["dinomaly"] = "dinomaly"
     variant: str = "baseline"
@@ -193,5 +198,6 @@ class DinomalyConfig(Model):
     class_token: Literal["keep", "remove"] = doc("keep", "and register tokens; keep as published")
     decoder_depth: int = doc(8, "decoder blocks", ge=2, le=DEEPEST_DECODER, multiple_of=2)
     row_context: HalfWidth = doc(0, "half-width of the row mean before scoring, 0: off")
+    scaling: Scaling = PLAIN
     border: Literal["zero", "reflect"] = doc("zero", "of the map's blur; zero as published")
     target_layers: Layers = doc(AUTO_LAYERS, "auto, or the blocks to rebuild: 2,3,4,5,6,7,8,9")

@@ -6,6 +6,7 @@ from pydantic import Field
 
 from dinomaly_hd.config.base import (
     AUTO_LAYERS,
+    FULL_ROW,
     NO_CONTEXT,
     Context,
     Frozen,
@@ -16,11 +17,13 @@ from dinomaly_hd.config.base import (
     Positive,
     PositiveCount,
     Probability,
+    Radius,
     Range,
+    Search,
     WholeRange,
     doc,
 )
-from dinomaly_hd.config.dinomaly import DinomalyConfig
+from dinomaly_hd.config.dinomaly import PLAIN, DinomalyConfig, Scaling
 
 OTHER_IMAGES, TEXTURES = "images", "textures"
 FaultShare = Annotated[Probability, Field(description="share of images with a synthetic fault")]
@@ -30,7 +33,7 @@ HiddenWidth = Annotated[PositiveCount, Field(description="width of the head's hi
 class PatchCoreConfig(Model):
     """A memory bank of patch features."""
 
-    encoded_by = ("layers",)
+    encoded_by = ("layers", "scaling")
 
     model_type: Literal["patchcore"] = "patchcore"
     variant: Literal["patchcore"] = "patchcore"
@@ -38,6 +41,10 @@ class PatchCoreConfig(Model):
     coreset_sampling_ratio: float = doc(0.1, "of patches, kept in the bank", gt=0, le=1)
     num_neighbors: PositiveCount = doc(9, "in the bank that re-weight a score, 1: none")
     context: Context = doc(NO_CONTEXT, "half-widths of means appended to a patch: 2 or 2,3; 0: none")
+    position_radius: Radius = doc(
+        FULL_ROW, "tokens, how far from its own place a patch may have its neighbours; full: anywhere"
+    )
+    scaling: Scaling = PLAIN
 
 
 class PerlinFaults(Frozen):
@@ -151,7 +158,23 @@ class TrivialConfig(Model):
     trivial_score: Literal["max", "mean", "std", "contrast"] = doc("max", "number that an image gives")
 
 
+class RowEvidenceConfig(Model):
+    """How much likelier each row is with a band than without, learned from bands on training normals."""
+
+    model_type: Literal["row_evidence"] = "row_evidence"
+    variant: Literal["row_evidence"] = "row_evidence"
+    evidence_bands: Literal["factor", "additive", "both"] = doc(
+        "factor", "bands it learns from: a row times a factor, rows plus a share of the maximum, or by turns"
+    )
+    evidence_copies: Annotated[int, Search(2, 16)] = doc(
+        8, "banded copies of each training normal", ge=1, le=64
+    )
+    evidence_penalty: Annotated[float, Search(1e-5, 1e-1, log=True)] = doc(
+        1e-3, "L2 on the regression's weights, beside the mean loss", gt=0, le=1
+    )
+
+
 ModelConfig = Annotated[
-    DinomalyConfig | PatchCoreConfig | DraemConfig | SevNetConfig | TrivialConfig,
+    DinomalyConfig | PatchCoreConfig | DraemConfig | SevNetConfig | TrivialConfig | RowEvidenceConfig,
     Field(discriminator="model_type"),
 ]

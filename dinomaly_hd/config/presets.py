@@ -8,7 +8,14 @@ from typing import Any, Literal, get_args, get_origin
 from pydantic.fields import FieldInfo
 
 from dinomaly_hd.config.base import LARGEST_COUNT, Frozen, Search
-from dinomaly_hd.config.families import DraemConfig, ModelConfig, PatchCoreConfig, SevNetConfig, TrivialConfig
+from dinomaly_hd.config.families import (
+    DraemConfig,
+    ModelConfig,
+    PatchCoreConfig,
+    RowEvidenceConfig,
+    SevNetConfig,
+    TrivialConfig,
+)
 from dinomaly_hd.config.run import (
     DataConfig,
     EncoderConfig,
@@ -35,6 +42,7 @@ FAMILIES: dict[str, Callable[[], ModelConfig]] = {
     "draem": DraemConfig,
     "draem_sevnet": SevNetConfig,
     "trivial": TrivialConfig,
+    "row_evidence": RowEvidenceConfig,
 }
 """Model families by ``model_type``, each at its defaults."""
 
@@ -64,6 +72,7 @@ FULL: dict[str, dict[str, Any]] = {
     "draem": FULL_DRAEM,
     "draem_sevnet": FULL_DRAEM,
     "trivial": {"encoder": RawInput(), "training": NoTraining()},
+    "row_evidence": {"encoder": RawInput(), "training": NoTraining()},
 }
 
 # 248 x 96 pixels at stride 8 make 31 x 12 tokens: one token row per driving tooth, so that a band is not
@@ -93,6 +102,7 @@ QUICK: dict[str, dict[str, Any]] = {
     "draem": QUICK_DRAEM,
     "draem_sevnet": QUICK_DRAEM,
     "trivial": {},
+    "row_evidence": {},
 }
 """What ``quick`` has differently, beside the small simulated set and ``QUICK_SIZES``."""
 QUICK_SIZES: dict[str, dict[str, Any]] = {

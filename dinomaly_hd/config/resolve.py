@@ -4,6 +4,7 @@ import argparse
 import shlex
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Annotated, Any, Generic, NoReturn, TypeVar
 
 from pydantic import BeforeValidator, TypeAdapter, ValidationError, WrapValidator
@@ -176,13 +177,18 @@ FIXED_IN_COMPARISONS = (
 def resolve_config(text: str, values: Mapping[str, str]) -> RunConfig:
     """Return the config that a comparison calls ``text``, with its common values.
 
-    ``text`` is a config of the ablation or a variant, class tokens removed, and what is changed in it:
-    "F", "F:q_percent=1", "row_mask:row_radius=full:row_context=2".
+    ``text`` is a config of the ablation, a variant, class tokens removed, or another family, and what is
+    changed in it: "F", "F:q_percent=1", "row_mask:row_radius=full:row_context=2", "row_evidence".
     """
     name, changes = _split_text("config", text)
-    if name not in ABLATION and name not in VARIANTS:
-        raise ConfigError(f"config {name!r}: unknown.{nearest(name, [*ABLATION, *VARIANTS, *CONFIG_SETS])}")
-    model = ABLATION[name]() if name in ABLATION else bare_grid(VARIANTS[name]())
+    known: dict[str, Callable[[], ModelConfig]] = {
+        **MODELS,
+        **{key: partial(bare_grid, make()) for key, make in VARIANTS.items()},
+        **ABLATION,
+    }
+    if name not in known:
+        raise ConfigError(f"config {name!r}: unknown.{nearest(name, [*known, *CONFIG_SETS])}")
+    model = known[name]()
     return _resolve(model, {**values, **changes}, name=text)
 
 

@@ -41,6 +41,8 @@ WITHOUT_EFFECT = (
 
 What a fine-tuning starts from counts by its content, not by its name (``experiments.checks``).
 """
+ADDED = (("scaling", "none"), ("position_radius", "full"))
+"""Values that say what was always so: without them, digests of runs from before they could be said hold."""
 AFTER_TRAINING = (
     *("row_context", "border", "aux_score_weight", "map_size", "eval_batch_size", "stop_step"),
     "synthetic_copies",
@@ -222,7 +224,11 @@ class RunConfig(Frozen):
     def digest(self, *, without: Collection[str] = ()) -> str:
         """Return 16 hex digits of all that may change a result, ``without`` some values."""
         ignored = {*WITHOUT_EFFECT, *without}
-        content = {name: value for name, value in flatten(self).items() if name not in ignored}
+        content = {
+            name: value
+            for name, value in flatten(self).items()
+            if name not in ignored and (name, value) not in ADDED
+        }
         text = json.dumps({"schema": SCHEMA_VERSION, **content}, sort_keys=True)
         return hashlib.sha256(text.encode()).hexdigest()[:16]
 

@@ -36,12 +36,16 @@ def map_limit(normals_NHW: Map) -> float:
     return float(np.quantile(normals_NHW, COLOUR_QUANTILE))
 
 
-def picture_title(*, path: str, label: int, condition: str, score: float, threshold: float) -> str:
-    """Two lines: the file; then label, condition, score, and which side of the threshold it lies on."""
+def picture_title(
+    *, path: str, label: int, condition: str, score: float, threshold: float, where: str = ""
+) -> str:
+    """Three lines: the file; label, condition, score and its side of the threshold; what ``where`` says."""
     sign = "≥" if score >= threshold else "<"
     side = ", no threshold" if np.isnan(threshold) else f" {sign} threshold {threshold:.4g}"
     known = "" if condition == "all" else f" · {condition}"
-    return f"{path}\n{'fault' if label else 'good'}{known} · score {score:.4g}{side}"
+    return (
+        f"{path}\n{'fault' if label else 'good'}{known} · score {score:.4g}{side}{where and chr(10) + where}"
+    )
 
 
 class MapPicture:
@@ -60,7 +64,7 @@ class MapPicture:
         # Pixel centres lie on whole numbers, so edges lie half a pixel before them.
         covered = (left - 0.5, right - 0.5, bottom - 0.5, top - 0.5)
         self.figure = new_figure(8, 7.6)
-        self._title = self.figure.suptitle("\n", fontsize=11, parse_math=False)
+        self._title = self.figure.suptitle("\n\n", fontsize=11, parse_math=False)
         panels = self.figure.subplots(3, 1, sharex=True, sharey=True)
         of_input = {"cmap": INPUT_COLOURS, "vmin": 0, "vmax": max(input_limit, SMALLEST_LIMIT)}
         of_map = {"cmap": MAP_COLOURS, "vmin": 0, "vmax": self._limit, "extent": covered}

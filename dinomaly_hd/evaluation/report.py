@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 
 from jinja2 import Environment, PackageLoader, StrictUndefined, select_autoescape
 
-from dinomaly_hd.evaluation.tables import detector_table, named_rows, trivial_table
+from dinomaly_hd.evaluation.tables import MEANINGS, detector_table, named_rows, trivial_table
 
 
 class Picture(NamedTuple):
@@ -35,6 +35,7 @@ def report_html(
         facts=facts,
         detector=named_rows(detector_table(result)),
         trivial=named_rows(trivial_table(result)),
+        meanings=MEANINGS,
         missing=result["mean_metrics"]["missing"].get("auroc", []),
         pictures=pictures,
     )

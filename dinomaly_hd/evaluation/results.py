@@ -28,17 +28,18 @@ FPR_TARGETS = {"tpr_at_fpr_1pct": 0.01, "tpr_at_fpr_5pct": 0.05}
 WITH_INTERVAL = ("auroc", *FPR_TARGETS)
 RANKING = (*WITH_INTERVAL, "average_precision", "f1_max")
 CALLS = ("precision", "recall", "f1_score", "accuracy")
-PIXEL = ("pixel_auroc", "aupro")
+PIXEL = ("pixel_auroc", "aupro", "named_tooth")
 COUNTS = Confusion._fields[:4]
 
 Block = dict[str, Any]
 
 
 class PixelScores(NamedTuple):
-    """Pixel metrics of one domain, where ground-truth masks exist."""
+    """What one domain's ground-truth masks tell: of pixels, and how many faults' named teeth are right."""
 
     pixel_auroc: float
     aupro: float
+    named_tooth: float = NAN
 
 
 class Evaluated(NamedTuple):
@@ -220,7 +221,7 @@ def _pool_calls(block: Block, members: Mapping[str, Block]) -> None:
 
 def _add_pixel(block: Block, scores: PixelScores) -> None:
     block |= scores._asdict()
-    reason = "needs defect and normal pixels in the ground-truth masks"
+    reason = "needs faults with ground-truth masks, and normal pixels"
     block["reasons"] |= {name: reason for name, value in scores._asdict().items() if np.isnan(value)}
 
 

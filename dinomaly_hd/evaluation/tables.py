@@ -12,8 +12,15 @@ from dinomaly_hd.names import as_markdown
 
 NAME_WIDTH = 14
 TRIVIAL_METRICS = ("auroc", "tpr_at_fpr_1pct")
-REFERENCE = "row_filter"
-TRIVIAL_HEADING = "Model-free scores, AUROC in % (row_filter knows the shape of the defect: a reference)"
+REFERENCES = ("row_filter", "scan", "row_evidence")
+TRIVIAL_HEADING = "Without a network, AUROC in % (the last three know that a fault is a band in a row)"
+MEANINGS = {
+    "max, mean, std, contrast": "the image's largest value, mean, standard deviation, and (max - mean) / std",
+    "row_filter": "the row that stands out most from its neighbours, in deviations of the training normals",
+    "scan": "the interval of a row that stands out most from the training normals at its place",
+    "row_evidence": "how much likelier a row is with a band than without, learned from normals",
+}
+"""What the columns of the table are, one sentence each."""
 
 
 def flat_metrics(result: Mapping[str, Any]) -> dict[str, float]:
@@ -61,10 +68,10 @@ def detector_table(result: Mapping[str, Any]) -> pd.DataFrame:
 def trivial_table(result: Mapping[str, Any]) -> pd.DataFrame:
     """AUROC of the detector and of every model-free score, a row a domain, then ``mean``."""
     blocks = {name: block for name, block in _blocks(result).items() if name != "pooled"}
-    # The row filter knows the defect's shape, so it stands apart from the scores that know nothing.
+    # What knows the defect's shape stands apart from the scores that know nothing.
     scores = {
         "detector": blocks,
-        **dict(sorted(result["trivial"].items(), key=lambda own: own[0] == REFERENCE)),
+        **dict(sorted(result["trivial"].items(), key=lambda own: own[0] in REFERENCES)),
     }
     columns = {score: {name: percent(own[name]["auroc"]) for name in blocks} for score, own in scores.items()}
     return pd.DataFrame(columns)
@@ -83,8 +90,25 @@ def summary_lines(result: Mapping[str, Any]) -> list[str]:
         lines.append(f"mean: over {mean['domains_used']['auroc']} of {mean['domains']} domains")
     lines += [f"{_cut(name, 40)}: {domains[name]['reasons']['auroc']}" for name in without]
     if result["trivial"]:
-        lines += ["", TRIVIAL_HEADING, *_printed(trivial_table(result))]
+        lines += ["", TRIVIAL_HEADING, *_printed(trivial_table(result)), *warning_lines(result)]
+    named = {name: own["named_tooth"] for name, own in domains.items() if "named_tooth" in own}
+    if named:
+        said = ", ".join(f"{_cut(name, NAME_WIDTH)} {percent(share)}" for name, share in named.items())
+        lines += ["", f"Named tooth is the damaged one (+- 1), % of faults: {said}"]
     return lines
+
+
+def warning_lines(result: Mapping[str, Any]) -> list[str]:
+    """Return what the scan says of a detector: where it is better, positions are not made use of."""
+    scan = result["trivial"].get("scan", {})
+    behind = [
+        name
+        for name, own in result["per_domain_metrics"].items()
+        if name in scan and scan[name]["auroc"] > own["auroc"]
+    ]
+    return (
+        [f"scan is better on {', '.join(behind)}: the detector makes no use of positions"] if behind else []
+    )
 
 
 def results_markdown(result: Mapping[str, Any]) -> str:

@@ -6,18 +6,23 @@ import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
+import numpy as np
+
 from dinomaly_hd import provenance
 from dinomaly_hd.config import SIMULATED, DataConfig, RunConfig
+from dinomaly_hd.data.features import ImageStore
 from dinomaly_hd.data.hdmap import load_manifest
 from dinomaly_hd.errors import DinomalyHDError, OutputError, TrackingError, UnfitError
 from dinomaly_hd.files import publish_text
 from dinomaly_hd.models.weights import locate
 from dinomaly_hd.runs.store import default_uri, prepare_store, server_answers
 from dinomaly_hd.runs.sync import lacking
+from dinomaly_hd.trivial import signature_share
 
 OLDEST, NEWEST = (3, 11), (3, 12)
 GIB = 1024**3
 LITTLE_DISK_GIB = 5.0
+LOOKED_AT, REGISTERED = 200, 0.02  # training maps of a domain; least share of a signature
 ANSWER_S = 5.0
 GOOD, NOTE, BAD = "ok", "note", "PROBLEM"
 Findings = Iterator[tuple[str, str, str]]
@@ -146,5 +151,15 @@ def _data(config: DataConfig) -> Findings:
     for domain, counts in manifest.counts().items():
         yield GOOD, domain, ", ".join(f"{count} {place}" for place, count in counts.items())
     yield GOOD, "conditions", manifest.condition_rule
+    store = ImageStore(manifest, keep_bytes=0)
+    for domain in manifest.domains:
+        normals = manifest.indices(split="train", domain=domain)
+        chosen = normals[:: -(-len(normals) // LOOKED_AT)]
+        share = signature_share(np.stack([store[int(i)] for i in chosen]))
+        found = f"{100 * share:.1f} % of the training maps' variance is a fixed signature of positions"
+        if share >= REGISTERED:
+            yield GOOD, domain, f"{found}: the maps are registered"
+        else:
+            yield NOTE, domain, f"{found}: not registered, so that `scan` and positions tell little"
     for warning in manifest.warnings:
         yield NOTE, "data", warning

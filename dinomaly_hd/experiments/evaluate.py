@@ -2,16 +2,18 @@
 
 import time
 from collections.abc import Mapping
+from functools import partial
 from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
 import pandas as pd
 
-from dinomaly_hd.config import ALL_DOMAINS, TrainingConfig
-from dinomaly_hd.errors import NonFiniteError
+from dinomaly_hd.config import ALL_DOMAINS, RowEvidenceConfig, TrainingConfig
+from dinomaly_hd.errors import DataError, NonFiniteError
 from dinomaly_hd.evaluation.metrics import Threshold, f1, normal_quantile, youden
 from dinomaly_hd.evaluation.pictures import map_limit
+from dinomaly_hd.evaluation.pointing import TOOTH
 from dinomaly_hd.evaluation.results import evaluate as figures_of
 from dinomaly_hd.evaluation.transfer import SOURCE_FPR, transfer_of
 from dinomaly_hd.experiments import gallery
@@ -26,10 +28,13 @@ from dinomaly_hd.experiments.score import (
 )
 from dinomaly_hd.experiments.synthetic import SyntheticBands
 from dinomaly_hd.experiments.work import Work
+from dinomaly_hd.models.row_evidence import Evidence, fit
 from dinomaly_hd.randomness import derive
 from dinomaly_hd.runs.folder import MODEL, SCORES
 from dinomaly_hd.serving.exported import Card, export_model
 from dinomaly_hd.training.loop import Trained
+
+SCORES_KEPT = 1000  # of a domain's normals, in the exported model
 
 
 class Scored(NamedTuple):
@@ -69,12 +74,29 @@ def evaluate(work: Work, scorer: Scorer, trained: Trained) -> dict[str, Any]:
         domain: normal_quantile(own, held_out=held_out)
         for domain, own in normals.each(normals.examined.score_N).items()
     }
-    table = score_table(store, tested.positions, score_N=tested.examined.score_N, train=ready.split.normals)
+    normal_scores = {name: np.sort(own) for name, own in normals.each(normals.examined.score_N).items()}
+    usual_h = normals.examined.map_Nhw.mean(axis=(0, 2), dtype=np.float64)
+    table_of = partial(
+        score_table,
+        store,
+        box=scorer.box,
+        train=ready.split.normals,
+        normal_scores=normal_scores,
+        usual_h=usual_h,
+        evidence=_row_evidence(work),
+    )
+    table = table_of(tested.positions, examined=tested.examined)
     found = figures_of(
         table,
         normal_thresholds={name: own for name, own in thresholds.items() if name not in tested.failed},
         seed=derive(run.seed, "bootstrap"),
-        pixel=pixel_scores(ready.manifest, tested.positions, map_Nhw=tested.examined.map_Nhw, box=scorer.box),
+        pixel=pixel_scores(
+            ready.manifest,
+            tested.positions,
+            map_Nhw=tested.examined.map_Nhw,
+            tooth_N=table[TOOTH],
+            box=scorer.box,
+        ),
     )
     if run.data.train_domains != ALL_DOMAINS:
         own = np.isin(normals.domain_N, list(ready.trained_domains))
@@ -94,11 +116,16 @@ def evaluate(work: Work, scorer: Scorer, trained: Trained) -> dict[str, Any]:
         shape=ready.manifest.shape,
         dtype=ready.manifest.dtype,
         thresholds={domain: threshold.value for domain, threshold in thresholds.items()},
+        normal_scores={
+            domain: np.quantile(own, np.linspace(0, 1, min(len(own), SCORES_KEPT))).tolist()
+            for domain, own in normal_scores.items()
+        },
+        normal_rows=usual_h.tolist(),
         data_digest=ready.manifest.digest,
         encoder_digest=ready.weights.digest,
     )
     export_model(work.folder / MODEL, scorer.detector, card)
-    rows = score_table(store, normals.positions, score_N=normals.examined.score_N, train=ready.split.normals)
+    rows = table_of(normals.positions, examined=normals.examined)
     write_scores(work.folder / SCORES, table, normals=rows)
     scorer.tick()
     say("drawing plots and anomaly maps")
@@ -108,6 +135,21 @@ def evaluate(work: Work, scorer: Scorer, trained: Trained) -> dict[str, Any]:
     work.timing["score_images_per_s"] = (len(tested.positions) + len(normals.positions)) / score_s
     work.timing["evaluate_s"] = time.monotonic() - began
     return found
+
+
+def _row_evidence(work: Work) -> Evidence | None:
+    """Return what row evidence, a second detector, learns from the run's training images in seconds.
+
+    None in comparisons, which have it as one of their members, and where it cannot learn, which is said.
+    """
+    if work.context.folder is not None or work.run.model.model_type == "row_evidence":
+        return None
+    maps_NRC = stack(work.store, work.ready.split.train)
+    try:
+        return fit(maps_NRC, RowEvidenceConfig(), seed=work.run.seed, tick=work.context.guard.check)
+    except DataError as error:
+        work.context.say(f"{error}; left out")
+        return None
 
 
 def _examine(work: Work, scorer: Scorer, positions: Positions, *, failed: Mapping[str, str]) -> Scored:

@@ -19,6 +19,7 @@ from dinomaly_hd.evaluation.plots import (
     history_figure,
     roc_figure,
 )
+from dinomaly_hd.evaluation.pointing import where_text
 from dinomaly_hd.evaluation.results import domain_names
 from dinomaly_hd.experiments.score import Scorer, read_mask
 from dinomaly_hd.files import publish
@@ -104,24 +105,25 @@ def draw_maps(
             box=scorer.box,
         )
         positions = np.array([position_of[path] for path in rows["path"]], dtype=np.int64)
-        places = zip(rows["rank"], rows.groupby(["label", "rank"]).cumcount() + 1, strict=True)
+        rows = rows.assign(number=rows.groupby(["label", "rank"]).cumcount() + 1)
+        drawn = iter(rows.to_dict("records"))
         for batch, images_BHW, prediction in scorer.batches(positions):
             for i, position in enumerate(batch):
                 scorer.tick()
-                record = manifest.records[int(position)]
+                row = next(drawn)
                 title = picture_title(
-                    path=record.path,
-                    label=record.label,
-                    condition=record.condition,
+                    path=row["path"],
+                    label=row["label"],
+                    condition=row["condition"],
                     score=float(prediction.score_B[i]),
                     threshold=thresholds.get(domain, float("nan")),
+                    where=where_text(row),
                 )
                 pixels_HW3 = picture.draw(
                     images_BHW[i].numpy(),
                     prediction.map_BHW[i].numpy(),
                     title=title,
-                    mask_HW=read_mask(manifest, int(position)) if record.label else None,
+                    mask_HW=read_mask(manifest, int(position)) if row["label"] else None,
                 )
-                rank, number = next(places)
-                kind, stem = "fault" if record.label else "good", Path(record.path).stem[-LONGEST_STEM:]
-                save(folders[domain] / f"{kind}_{rank}_{number:02d}_{stem}.png", pixels_HW3)
+                kind, stem = "fault" if row["label"] else "good", Path(row["path"]).stem[-LONGEST_STEM:]
+                save(folders[domain] / f"{kind}_{row['rank']}_{row['number']:02d}_{stem}.png", pixels_HW3)

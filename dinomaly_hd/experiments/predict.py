@@ -1,11 +1,10 @@
 """Score any folder of images with a finished run: a table of scores and decisions, and the highest maps."""
 
 import os
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import numpy as np
-import numpy.typing as npt
 import pandas as pd
 
 from dinomaly_hd.config import TrainingConfig, with_values
@@ -14,18 +13,19 @@ from dinomaly_hd.data.folder import load_folder
 from dinomaly_hd.data.hdmap import Manifest
 from dinomaly_hd.errors import ConfigError, OutputError
 from dinomaly_hd.evaluation.pictures import MapPicture, map_limit
+from dinomaly_hd.evaluation.pointing import PERCENTILE, percentiles, where_text
 from dinomaly_hd.experiments.gallery import pictures_saved
-from dinomaly_hd.experiments.score import Scorer, stack
+from dinomaly_hd.experiments.score import Examined, Scorer, pointed, stack
 from dinomaly_hd.files import make_dated_folder, publish_text
 from dinomaly_hd.names import as_cell
-from dinomaly_hd.serving.exported import Model
+from dinomaly_hd.serving.exported import Card, Model
 from dinomaly_hd.serving.find import open_model
 from dinomaly_hd.training.guards import named_when_exhausted
 from dinomaly_hd.training.loop import resolve_device
 
 KEPT_IMAGES_BYTES = 2 * 1024**3
 HIGHEST_SAID = 5
-COLOURS = " · colours up to 99.5 % of the scored maps"
+COLOURS = "colours up to 99.5 % of the scored maps"
 LONGEST_NAME = 60  # characters: 240 bytes at most, below every file system's limit
 
 
@@ -86,7 +86,7 @@ def predict(
     hint = "try gpu=cpu" if device.type == "cuda" else "score fewer images at a time"
     with named_when_exhausted(device, hint=hint):
         examined = scorer.examine(np.arange(len(manifest.records)))
-    table = _table(manifest, examined.score_N, thresholds=card.thresholds, chosen=chosen)
+    table = _table(manifest, examined, scorer=scorer, card=card, chosen=chosen)
     output = output or make_dated_folder(result_dir / "predict")
     publish_text(output / "scores.csv", table.to_csv(index=False, float_format="%.17g"))
     highest = table.sort_values(["score", "path"], ascending=[False, True]).head(maps)
@@ -98,13 +98,10 @@ def predict(
 
 
 def _table(
-    manifest: Manifest,
-    score_N: npt.NDArray[np.float64],
-    *,
-    thresholds: Mapping[str, float],
-    chosen: str | None,
+    manifest: Manifest, examined: Examined, *, scorer: Scorer, card: Card, chosen: str | None
 ) -> pd.DataFrame:
-    """Return path, domain, score, threshold and decision, empty where no domain is known."""
+    """Return path, domain, score, threshold, decision, named tooth and percentile, as far as known."""
+    thresholds, score_N = card.thresholds, examined.score_N
     only = next(iter(thresholds)) if len(thresholds) == 1 else ""
 
     def domain_of(path: Path) -> str:
@@ -116,7 +113,15 @@ def _table(
     table = pd.DataFrame({"path": paths, "domain": domains, "score": score_N})
     table["threshold"] = table["domain"].map(thresholds).astype(float)  # NaN where unknown
     sides = np.where(table["score"] >= table["threshold"], "fault", "good")
-    return table.assign(decision=np.where(table["threshold"].isna(), "", sides))
+    table["decision"] = np.where(table["threshold"].isna(), "", sides)
+    table = table.join(
+        pointed(examined.map_Nhw, usual_h=card.normal_rows, box=scorer.box, shape=manifest.shape)
+    )
+    table[PERCENTILE] = np.nan
+    for domain, normal in card.normal_scores.items():
+        own = (table["domain"] == domain).to_numpy()
+        table.loc[own, PERCENTILE] = percentiles(score_N[own], normal)
+    return table
 
 
 def _draw(folder: Path, rows: pd.DataFrame, *, scorer: Scorer, limit: float) -> None:
@@ -136,7 +141,8 @@ def _draw(folder: Path, rows: pd.DataFrame, *, scorer: Scorer, limit: float) -> 
                 row = rows.iloc[drawn]
                 drawn += 1
                 side = f", {row['decision']} at threshold {row['threshold']:.4g}" if row["decision"] else ""
-                title = f"{row['path']}\nscore {row['score']:.4g}{side}{COLOURS}"
+                where = where_text(row)
+                title = f"{row['path']}\nscore {row['score']:.4g}{side}{where and f' · {where}'}\n{COLOURS}"
                 # The end of a path tells images apart.
                 flat = str(Path(row["path"]).with_suffix("")).replace("/", "_")[-LONGEST_NAME:]
                 drawing_HW3 = picture.draw(image_HW.numpy(), map_HW.numpy(), title=title)
@@ -157,7 +163,7 @@ def _summary(table: pd.DataFrame, model: Model, *, drawn: int, output: Path) -> 
         )
     yield "highest scores:"
     for _, row in table.nlargest(HIGHEST_SAID, "score").iterrows():
-        yield f"  {row['score']:.4g}  {row['decision'] or '-':5}  {row['path']}"
+        yield f"  {row['score']:.4g}  {row['decision'] or '-':5}  {row['path']}  {where_text(row)}".rstrip()
     yield f"scores:       {output / 'scores.csv'}"
     if drawn:
         yield f"anomaly maps: {output / 'anomaly_maps'}, the {drawn} highest; colours reach up to the 99.5 %"

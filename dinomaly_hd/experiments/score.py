@@ -2,9 +2,9 @@
 
 # B batch, N images, H W pixels of a map, h w rows and columns of the input
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -21,11 +21,13 @@ from dinomaly_hd.data.images import read_image
 from dinomaly_hd.data.tree import NORMALS
 from dinomaly_hd.errors import NonFiniteError
 from dinomaly_hd.evaluation import metrics
+from dinomaly_hd.evaluation.pointing import PERCENTILE, is_right, named_teeth, percentiles
 from dinomaly_hd.evaluation.results import PixelScores
 from dinomaly_hd.files import publish_text
 from dinomaly_hd.geometry import Box
 from dinomaly_hd.models.detector import Detector, Prediction, encode_in_groups
 from dinomaly_hd.models.preprocessing import visible_box
+from dinomaly_hd.models.row_evidence import Evidence, chunks, image_scores
 
 Positions = npt.NDArray[np.int64]
 
@@ -163,27 +165,47 @@ def sample_at_pixels(map_BHW: Tensor, *, box: Box, shape: tuple[int, ...]) -> Te
 
 
 def score_table(
-    store: ImageStore, positions: Positions, *, score_N: npt.NDArray[np.float64], train: Positions
+    store: ImageStore,
+    positions: Positions,
+    *,
+    examined: Examined,
+    box: Box,
+    train: Positions,
+    normal_scores: Mapping[str, npt.NDArray[np.float64]],
+    usual_h: npt.NDArray[np.float64],
+    evidence: Evidence | None,
 ) -> pd.DataFrame:
-    """Return one row per image: path, domain, label, condition, score and the trivial scores.
+    """Return one row per image: path, domain, label, condition, score, named tooth and the trivial scores.
 
-    The row filter is fitted on the training images ``train`` of each domain.
+    What they know of a domain's normals comes from its training images ``train``; ``normal_scores`` are
+    the detector's own on each domain's normals, ``usual_h`` the means of their maps' rows, and
+    ``evidence`` what row evidence learned from all domains' training images.
     """
     records = store.manifest.records
     table = pd.DataFrame(
         [(r.path, r.domain, r.label, r.condition) for r in (records[int(i)] for i in positions)],
         columns=["path", "domain", "label", "condition"],
     )
-    table["score"] = score_N
+    table["score"] = examined.score_N
+    table = table.join(pointed(examined.map_Nhw, usual_h=usual_h, box=box, shape=store.manifest.shape))
+    table[PERCENTILE] = np.nan
     columns: dict[str, npt.NDArray[np.float64]] = {}
     domains = np.array([record.domain for record in records])
     for domain in dict.fromkeys(table["domain"]):
         rows = np.flatnonzero((table["domain"] == domain).to_numpy())
+        own_scores = normal_scores.get(domain, np.empty(0))
+        table.loc[rows, PERCENTILE] = percentiles(examined.score_N[rows], own_scores)
         images = stack(store, positions[rows])
         normals = train[domains[train] == domain]
         own = trivial.trivial_scores(images)
         if len(normals) > 1:
-            own[trivial.ROW_FILTER] = trivial.RowFilter.fit(stack(store, normals)).score(images)
+            normals_NHW = stack(store, normals)
+            for name, kind in trivial.REFERENCES.items():
+                own[name] = kind.fit(normals_NHW).score(images)
+        if evidence is not None:
+            own[trivial.ROW_EVIDENCE] = np.concatenate(
+                [image_scores(evidence.of(chunk.astype(np.float64))[0]) for chunk in chunks(images)]
+            )
         for name, values in own.items():
             columns.setdefault(name, np.full(len(table), np.nan))[rows] = values
     return table.assign(**{name: values for name, values in columns.items() if not np.isnan(values).any()})
@@ -194,19 +216,39 @@ def stack(store: ImageStore, positions: Positions) -> npt.NDArray[np.float32]:
     return np.stack([store[int(i)] for i in positions])
 
 
+def pointed(
+    map_Nhw: npt.NDArray[np.float32], *, usual_h: npt.ArrayLike, box: Box, shape: tuple[int, int]
+) -> pd.DataFrame:
+    """Return the named teeth of maps at the input's pixels that the model sees."""
+    rows, columns = visible_pixels(box, shape=shape)
+    return named_teeth(map_Nhw, usual_h=usual_h, top=rows.start, left=columns.start)
+
+
 def pixel_scores(
-    manifest: Manifest, positions: Positions, *, map_Nhw: npt.NDArray[np.float32], box: Box
+    manifest: Manifest,
+    positions: Positions,
+    *,
+    map_Nhw: npt.NDArray[np.float32],
+    tooth_N: "pd.Series[Any]",
+    box: Box,
 ) -> dict[str, PixelScores]:
-    """Return pixel AUROC and AUPRO of every domain whose faults all have ground-truth masks."""
+    """Return what is measured on every domain whose faults all have ground-truth masks."""
     rows, columns = visible_pixels(box, shape=manifest.shape)
     scores = {}
     for domain in manifest.domains:
         own = [n for n, i in enumerate(positions) if manifest.records[int(i)].domain == domain]
-        masks = [read_mask(manifest, int(positions[n])) for n in own]
-        if own and not any(mask is None for mask in masks):
-            masks_Nhw = np.stack([mask[rows, columns] for mask in masks if mask is not None])
+        found = [read_mask(manifest, int(positions[n])) for n in own]
+        masks = [mask for mask in found if mask is not None]
+        if own and len(masks) == len(own):
+            masks_Nhw = np.stack([mask[rows, columns] for mask in masks])
             maps = map_Nhw[own]
-            scores[domain] = PixelScores(metrics.pixel_auroc(maps, masks_Nhw), metrics.aupro(maps, masks_Nhw))
+            teeth = [(tooth_N[n], mask) for n, mask in zip(own, masks, strict=True) if mask.any()]
+            right = [is_right(tooth, mask) for tooth, mask in teeth]
+            scores[domain] = PixelScores(
+                metrics.pixel_auroc(maps, masks_Nhw),
+                metrics.aupro(maps, masks_Nhw),
+                float(np.mean(right)) if right else float("nan"),
+            )
     return scores
 
 

@@ -36,6 +36,7 @@ from dinomaly_hd.models.networks import architecture
 from dinomaly_hd.models.patchcore.detector import PatchCore
 from dinomaly_hd.models.patchcore.features import build_patch_features, check_layers
 from dinomaly_hd.models.preprocessing import preprocessing_of
+from dinomaly_hd.models.row_evidence import RowEvidence
 from dinomaly_hd.models.trivial import Trivial
 from dinomaly_hd.models.weights import Weights
 
@@ -179,6 +180,7 @@ CHECKS: dict[str, Callable[..., object]] = {
     "draem": _check_draem,
     "draem_sevnet": _check_draem,
     "trivial": lambda *_: None,
+    "row_evidence": lambda *_: None,
 }
 BUILDERS: dict[str, Callable[..., Detector]] = {
     "dinomaly": _dinomaly,
@@ -186,6 +188,9 @@ BUILDERS: dict[str, Callable[..., Detector]] = {
     "draem": _draem,
     "draem_sevnet": _draem,
     "trivial": lambda run, config, *_, **__: Trivial(config, map_size=size_of(run.evaluation.map_size)),
+    "row_evidence": lambda run, config, *_, **__: RowEvidence(
+        config, map_size=size_of(run.evaluation.map_size), seed=run.seed
+    ),
 }
 
 

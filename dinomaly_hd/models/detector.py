@@ -3,8 +3,8 @@
 # B batch, C channels, H W pixels
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterable
-from typing import NamedTuple
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any, NamedTuple
 
 import torch
 from torch import Generator, Tensor, nn
@@ -103,6 +103,14 @@ class Detector(nn.Module, ABC):
         """Return all trained parameters, none where nothing is trained by gradients."""
         trained = [parameter for parameter in self.parameters() if parameter.requires_grad]
         return [ParameterGroup(trained, 1.0)] if trained else []
+
+
+def take_shapes(module: nn.Module, state: Mapping[str, Any], prefix: str) -> None:
+    """Give a module's own buffers the shapes that they have in a state: learned sizes come with it."""
+    for name, buffer in module.named_buffers(recurse=False):
+        stored = state.get(prefix + name)
+        if isinstance(stored, Tensor):
+            setattr(module, name, buffer.new_empty(stored.shape))
 
 
 def encode_in_groups(detector: Detector, images_BHW: Tensor) -> Tensor:

@@ -1,7 +1,7 @@
 """A finished model on disk: weights as safetensors beside one JSON that says what they are."""
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
 from typing import NamedTuple
@@ -23,7 +23,9 @@ SCHEMA_VERSION = 1
 
 
 class Card(NamedTuple):
-    """What a model says of itself: config, input shape (rows, columns), number type, thresholds by domain."""
+    """What a model says of itself: config, input shape (rows, columns), number type, by domain the threshold
+    and the normals' scores, ascending, and the means of the rows of their maps.
+    """
 
     run: RunConfig
     shape: tuple[int, int]
@@ -31,6 +33,8 @@ class Card(NamedTuple):
     thresholds: dict[str, float]
     data_digest: str
     encoder_digest: str
+    normal_scores: dict[str, list[float]] = {}  # noqa: RUF012
+    normal_rows: Sequence[float] = (0.0,)
 
     def domain(self, asked: str) -> str:
         """Return the domain for "domain_C" or "C"; one without a threshold is a ConfigError."""
@@ -103,6 +107,8 @@ def read_card(folder: Path) -> Card:
             thresholds={str(name): float(value) for name, value in card["thresholds"].items()},
             data_digest=str(card["data_digest"]),
             encoder_digest=str(card["encoder_digest"]),
+            normal_scores=dict(card.get("normal_scores", {})),  # older models have none
+            normal_rows=list(card.get("normal_rows", [0.0])),
         )
     except (OSError, ValueError, LookupError, TypeError, AttributeError, ConfigError) as error:
         raise _unreadable(folder, error) from error

@@ -19,7 +19,8 @@ from mlflow.types import ColSpec, DataType, ParamSchema, ParamSpec, Schema
 from mlflow.types.schema import AnyType
 
 from dinomaly_hd.errors import ConfigError, DataError, NonFiniteError
-from dinomaly_hd.experiments.score import predict, sample_at_pixels, visible_pixels
+from dinomaly_hd.evaluation.pointing import FIRST, LAST, PERCENTILE, TOOTH, percentiles
+from dinomaly_hd.experiments.score import pointed, predict, sample_at_pixels, visible_pixels
 from dinomaly_hd.models.preprocessing import visible_box
 from dinomaly_hd.serving.exported import read_model
 from dinomaly_hd.serving.images import Images, read_input
@@ -31,6 +32,10 @@ SIGNATURE = ModelSignature(  # inputs stay open: no MLflow schema can say "array
             ColSpec(DataType.double, "score"),
             ColSpec(DataType.double, "threshold", required=False),
             ColSpec(DataType.boolean, "fault", required=False),
+            ColSpec(DataType.long, TOOTH, required=False),
+            ColSpec(DataType.long, FIRST, required=False),
+            ColSpec(DataType.long, LAST, required=False),
+            ColSpec(DataType.double, PERCENTILE, required=False),
             ColSpec(AnyType(), "map", required=False),  # type: ignore[no-untyped-call]
         ]
     ),
@@ -63,15 +68,15 @@ class ServedModel:
         self.box = visible_box(self.card.run.encoder, shape=self.card.shape)
 
     def predict(self, model_input: Any, params: Mapping[str, Any] | None = None) -> pd.DataFrame:
-        """Return score, threshold, fault (score >= threshold) and map for each image.
+        """Return an image's score, threshold, fault (score >= threshold), named tooth, percentile, map.
 
         Args:
             model_input: Array or nested list (B, H, W) in the reader's units (TIFF values as they are, PNG
                 0..1), or a table or a mapping of columns, whose column ``image``
                 holds TIFF or PNG files as base64 text.
-            params: ``domain``: whose threshold decides, "" for a model that knows one; without any, threshold
-                and fault are empty. ``return_map``: the map read at the input's pixels, None where a crop hid
-                the pixel.
+            params: ``domain``: whose threshold decides, "" for a model that knows one; without, threshold,
+                fault and percentile are empty. ``return_map``: the map read at the input's pixels, None where
+                a crop hid the pixel.
 
         Raises:
             Refusal: With status 400, the input cannot be scored; with status 500 and a traceback in this
@@ -93,6 +98,11 @@ class ServedModel:
         table = pd.DataFrame({"score": score_B})
         table["threshold"] = np.nan if threshold is None else threshold
         table["fault"] = None if threshold is None else score_B >= threshold
+        rows, columns = visible_pixels(self.box, shape=self.card.shape)
+        usual_h, shape = self.card.normal_rows, self.card.shape
+        table = table.join(pointed(map_BHW[:, rows, columns], usual_h=usual_h, box=self.box, shape=shape))
+        normal = self.card.normal_scores.get(chosen[0], []) if len(chosen) == 1 else []
+        table[PERCENTILE] = percentiles(score_B, normal)
         if params.get("return_map"):
             cells_BHW = map_BHW.astype(object)
             cells_BHW[np.isnan(map_BHW)] = None  # JSON has no NaN

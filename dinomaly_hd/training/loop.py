@@ -24,7 +24,7 @@ from dinomaly_hd.training.early_stopping import EarlyStopping
 from dinomaly_hd.training.signals import SignalGuard
 from dinomaly_hd.training.task import DetectorTask, Log
 
-ENCODER, FROZEN = "encoder.", "encoder.model."
+ENCODER, FROZEN = ("encoder.", "scaling."), "encoder.model."
 NOTICES = (
     ".*is available but not used.*",
     ".*in eval mode at the start of training.*",

@@ -92,7 +92,7 @@ def test_what_is_searched_lies_within_its_rule() -> None:
     assert ranges["q_percent"] == (float, Search(0.5, 20, log=True))
     for name, (kind, search) in ranges.items():
         assert kind in (bool, int, float)
-        variants = [one for one in VARIANTS if name in flatten(made(one, "full"))]
+        variants = [one for one in MODELS if name in flatten(made(one, "full"))]
         for end in (search.low, search.high):
             assert flatten(with_values(made(variants[0], "full"), {name: end}))[name] == end
 
@@ -136,6 +136,7 @@ def test_every_config_of_the_ablation_removes_class_tokens_and_differs_from_the_
 CHANGED = {
     "decoder_blocks": "0",
     "row_radius": "full",
+    "position_radius": "1",
     "scale_weights": ".35,.65",
     "train_domains": "A",
     "target_layers": "2,3",

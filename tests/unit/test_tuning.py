@@ -29,7 +29,7 @@ from dinomaly_hd.tuning.storage import VARIABLE, address_of, connect, exclusive
 from dinomaly_hd.tuning.study import Counts, Joined, Plan, chain_of, check_name, counts_of, join
 from dinomaly_hd.tuning.worker import Attempt, work
 
-NAMES = tuple(DIMENSIONS)
+NAMES = tuple(name for name in DIMENSIONS if not name.startswith("evidence_"))
 SETTINGS = {"max_steps": 400, "space": "row_p"}
 Evaluate = Callable[[Attempt], Sequence[float]]
 

@@ -9,14 +9,14 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from dinomaly_hd.config import PatchCoreConfig, context_of
-from dinomaly_hd.errors import NonFiniteError
-from dinomaly_hd.models.detector import Detector, Prediction
+from dinomaly_hd.config import FULL_ROW, PatchCoreConfig, context_of
+from dinomaly_hd.errors import ConfigError, NonFiniteError
+from dinomaly_hd.models.detector import Detector, Prediction, take_shapes
 from dinomaly_hd.models.dinomaly.score import filtered, gaussian_kernel, row_context_mean
 from dinomaly_hd.models.patchcore.coreset import select_coreset
 from dinomaly_hd.models.patchcore.features import PatchFeatures
-from dinomaly_hd.models.patchcore.neighbours import NeighbourIndex, direct_distance
-from dinomaly_hd.models.preprocessing import Preprocessing
+from dinomaly_hd.models.patchcore.neighbours import Nearest, NeighbourIndex, direct_distance
+from dinomaly_hd.models.preprocessing import PositionScaling, Preprocessing, scaling_of
 
 SIGMA, RADIUS = 4.0, 16
 """Of the map's Gaussian, pixels; a window of four sigmas to each side leaves out 6e-5 of its weight."""
@@ -70,6 +70,7 @@ class PatchCore(Detector):
     """
 
     bank: Tensor
+    place: Tensor
 
     def __init__(
         self,
@@ -83,15 +84,22 @@ class PatchCore(Detector):
         super().__init__()
         self.config, self.context = config, context_of(config.context)
         self.encoder, self.preprocessing = encoder, preprocessing
+        self.scaling = scaling_of(config.scaling)
         self.map_size, self.seed = map_size, seed
         self.register_buffer("bank", torch.empty(0, 0))
+        if config.position_radius != FULL_ROW:  # each bank token's place in the grid
+            self.register_buffer("place", torch.empty(0, dtype=torch.int64))
         self._index: NeighbourIndex | None = None
+
+    def fit_encoder(self, batches: Iterable[Tensor]) -> None:
+        if isinstance(self.scaling, PositionScaling):
+            self.scaling.fit(torch.cat(list(batches)))
 
     @torch.no_grad()
     def encode(self, images_BHW: Tensor) -> Tensor:
         # Always in full precision: what is cached, banked and scored must be the same.
         with torch.autocast(images_BHW.device.type, enabled=False):
-            features_BChw: Tensor = self.encoder(self.preprocessing(images_BHW))
+            features_BChw: Tensor = self.encoder(self.preprocessing(self.scaling(images_BHW)))
         return features_BChw
 
     def _tokens(self, encoded: Tensor) -> Tensor:
@@ -105,7 +113,11 @@ class PatchCore(Detector):
 
         All tokens are held once in host memory; ``tick`` is called once per token chosen.
         """
-        pieces = [self._tokens(encoded).cpu() for encoded in batches]
+        pieces: list[Tensor] = []
+        height = width = 0
+        for encoded in batches:
+            *_, height, width = encoded.shape
+            pieces.append(self._tokens(encoded).cpu())
         if not all(bool(torch.isfinite(piece).all()) for piece in pieces):
             raise NonFiniteError("patch features of training images are NaN or infinite; check the encoder")
         ratio, device = self.config.coreset_sampling_ratio, self.bank.device
@@ -117,6 +129,15 @@ class PatchCore(Detector):
             self.bank[here_M] = piece[chosen_M[here_M] - first]
             first += len(piece)
         self.bank = self.bank.to(device)
+        if self.config.position_radius != FULL_ROW:
+            self.place = (chosen_M % (height * width)).to(device)
+            for place in range(height * width):
+                if not len(self._near(place, grid=(height, width))):
+                    raise ConfigError(
+                        f"position_radius={self.config.position_radius}: the bank has no token near row "
+                        f"{place // width}, column {place % width} of {height}x{width}; take a larger one, "
+                        "or a larger coreset_sampling_ratio"
+                    )
 
     @torch.no_grad()
     def score(self, encoded: Tensor) -> Prediction:
@@ -124,9 +145,7 @@ class PatchCore(Detector):
         batch, _, *grid = encoded.shape
         with torch.autocast(encoded.device.type, enabled=False):
             tokens_QD = self._tokens(encoded)
-            if self._index is None or self._index.bank_MD is not self.bank:
-                self._index = NeighbourIndex(self.bank)
-            found = self._index.nearest(tokens_QD)
+            found = self._nearest(tokens_QD, grid=(grid[0], grid[1]))
             distance_BN = found.distance_Q.view(batch, -1)
             largest = distance_BN.max(dim=1)
             place_B = largest.indices + torch.arange(batch, device=encoded.device) * distance_BN.shape[1]
@@ -140,8 +159,29 @@ class PatchCore(Detector):
             map_B1HW = F.interpolate(distance_B1hw, size=self.map_size, mode="bilinear", align_corners=False)
             return Prediction(smooth(map_B1HW.squeeze(1)), largest.values * weight_B)
 
+    def _nearest(self, tokens_QD: Tensor, *, grid: tuple[int, int]) -> Nearest:
+        if self.config.position_radius == FULL_ROW:
+            if self._index is None or self._index.bank_MD is not self.bank:
+                self._index = NeighbourIndex(self.bank)
+            return self._index.nearest(tokens_QD)
+        tokens_BND = tokens_QD.view(-1, grid[0] * grid[1], tokens_QD.shape[1])
+        distances, indices = [], []
+        for place in range(grid[0] * grid[1]):
+            near_P = self._near(place, grid=grid)
+            nearest = direct_distance(tokens_BND[:, place], self.bank[near_P]).min(dim=1)
+            distances.append(nearest.values)
+            indices.append(near_P[nearest.indices])
+        return Nearest(torch.stack(distances, dim=1).flatten(), torch.stack(indices, dim=1).flatten())
+
+    def _near(self, place: int, *, grid: tuple[int, int]) -> Tensor:
+        """Return the bank's tokens from a place, or within the radius of it; rows and columns are rings."""
+        away_2M = torch.stack(
+            [self.place // grid[1] - place // grid[1], self.place % grid[1] - place % grid[1]]
+        )
+        ring_2 = away_2M.new_tensor(grid)[:, None]
+        away_2M = torch.minimum(away_2M.abs(), ring_2 - away_2M.abs())
+        return (away_2M.amax(dim=0) <= int(self.config.position_radius)).nonzero().flatten()
+
     def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *rest: Any) -> None:
-        stored = state_dict.get(f"{prefix}bank")
-        if isinstance(stored, Tensor):
-            self.bank = self.bank.new_empty(stored.shape)
+        take_shapes(self, state_dict, prefix)
         super()._load_from_state_dict(state_dict, prefix, *rest)
