@@ -2,6 +2,8 @@
 
 import json
 import os
+import socket
+import subprocess
 import sys
 import time
 from argparse import ArgumentParser, Namespace, RawDescriptionHelpFormatter
@@ -19,8 +21,8 @@ Result = TypeVar("Result")
 
 def flags(
     doc: str | None, *, first: str = "", among: Sequence[str] | None = None, **defaults: Any
-) -> tuple[Namespace, list[str]]:
-    """Return a benchmark's flags, each with a default of its type (False: a switch), and the other words.
+) -> tuple[Namespace, dict[str, str]]:
+    """Return a benchmark's flags, each with a default of its type (False: a switch), and others' values.
 
     ``first`` names a positional word: one of those ``among``, or else any or none.
     """
@@ -32,14 +34,17 @@ def flags(
             parser.add_argument(f"--{name}", action="store_true")
         else:
             parser.add_argument(f"--{name}", type=str if default is None else type(default), default=default)
-    return parser.parse_known_args()
+    told, rest = parser.parse_known_args()
+    if strange := [word for word in rest if not word.startswith("--") or "=" not in word]:
+        parser.error(f"unknown: {' '.join(strange)}; further flags are --name=value")
+    return told, dict(word.removeprefix("--").split("=", 1) for word in rest)
 
 
 def given(doc: str | None, **options: Any) -> Namespace:
     """Return the flags; a word that is none of them ends the program."""
-    told, rest = flags(doc, **options)
-    if rest:
-        sys.exit(f"unknown: {' '.join(rest)}; --help lists what there is")
+    told, others = flags(doc, **options)
+    if others:
+        sys.exit(f"unknown: {' '.join(others)}; --help lists what there is")
     return told
 
 
@@ -55,14 +60,36 @@ def record(name: str, content: Mapping[str, Any], *, show: bool = True) -> None:
         print(f"{json.dumps(content, indent=2)}\nwritten: {name}.json")
 
 
+def table(rows: Sequence[Mapping[str, object]]) -> str:
+    """Return rows of the same keys as a table of Markdown."""
+    lines = [list(rows[0]), ["---"] * len(rows[0]), *(list(row.values()) for row in rows)] if rows else []
+    return "\n".join(f"| {' | '.join(map(str, line))} |" for line in lines)
+
+
 def entry_point(name: str, values: Mapping[str, object]) -> list[str]:
     words = [f"--{key}={value}" for key, value in values.items()]
     return [sys.executable, "-m", f"entry_points.{name}", *words]
 
 
+def run(name: str, values: Mapping[str, object], *, folder: Path | None = None) -> None:
+    """Let an entry point come to its end, with ``folder`` quietly and with an MLflow store there."""
+    quiet: dict[str, Any] = {"env": surroundings(folder), "stdout": subprocess.DEVNULL} if folder else {}
+    subprocess.run(entry_point(name, values), cwd=ROOT, check=True, **quiet)
+
+
 def surroundings(folder: Path, **more: str) -> dict[str, str]:
     """Return the environment of a process whose MLflow store lies in ``folder``."""
     return {**os.environ, "MLFLOW_TRACKING_URI": f"sqlite:///{folder / 'mlflow.db'}", **more}
+
+
+def newest(folder: Path, pattern: str) -> Path:
+    return max(folder.glob(pattern), key=lambda path: path.stat().st_mtime)
+
+
+def free_port() -> int:
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", 0))
+        return int(listener.getsockname()[1])
 
 
 def timed(work: Callable[[], Result]) -> tuple[float, Result]:

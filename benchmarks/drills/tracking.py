@@ -4,7 +4,6 @@ import contextlib
 import multiprocessing
 import os
 import random
-import socket
 import subprocess
 import sys
 import time
@@ -12,8 +11,8 @@ import urllib.request
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
-from benchmarks.common import timed
-from benchmarks.drills.tally import Drill, Tally
+from benchmarks.common import free_port, timed
+from benchmarks.drills import Drill, Tally
 from dinomaly_hd.runs.mirror import mirror
 from dinomaly_hd.runs.store import client_for, prepare_store
 from dinomaly_hd.runs.tracker import Tracker
@@ -23,12 +22,6 @@ POINTS, POINT_S = 60, 0.05
 MOST_LOST_S = 5.0
 START_S, CLOSE_S = 600.0, 400.0
 STARTERS, POINTS_EACH = 8, 30
-
-
-def free_port() -> int:
-    with socket.socket() as listener:
-        listener.bind(("127.0.0.1", 0))
-        return int(listener.getsockname()[1])
 
 
 @contextlib.contextmanager
@@ -56,7 +49,7 @@ def kill(process: "subprocess.Popen[bytes]") -> None:
 
 
 def _wait_until_healthy(url: str, process: "subprocess.Popen[bytes]") -> None:
-    end = time.monotonic() + 600
+    end = time.monotonic() + START_S
     while time.monotonic() < end and process.poll() is None:
         with contextlib.suppress(OSError), urllib.request.urlopen(url, timeout=60):
             return

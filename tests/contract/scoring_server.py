@@ -2,12 +2,10 @@
 
 import base64
 import http.client
-import io
 import json
 import os
 import signal
 import socket
-import struct
 import subprocess
 import sys
 import time
@@ -18,8 +16,8 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
-import tifffile
-from PIL import Image
+
+from benchmarks.drills.images import huge_tiff, png, tiff
 
 HOST = "127.0.0.1"
 JSON = "application/json"
@@ -166,28 +164,6 @@ def as_json(content: Any, **params: Any) -> Request:
 def as_files(*files: bytes, **params: Any) -> Request:
     """Return a request with image files as base64 text."""
     return as_json({"inputs": {"image": [base64.b64encode(file).decode() for file in files]}}, **params)
-
-
-def tiff(image: Any) -> bytes:
-    """Return an array as a TIFF file of its number type."""
-    stream = io.BytesIO()
-    tifffile.imwrite(stream, image)
-    return stream.getvalue()
-
-
-def png(image: Any) -> bytes:
-    """Return an integer array as a PNG file."""
-    stream = io.BytesIO()
-    Image.fromarray(image).save(stream, format="PNG")
-    return stream.getvalue()
-
-
-def huge_tiff(side: int = 60_000) -> bytes:
-    """Return a small TIFF whose header promises side x side pixels (14 GB at the default)."""
-    fields = [(256, side), (257, side), (258, 32), (259, 1), (262, 1), (273, 8), (278, side), (279, 4 * side)]
-    fields += [(339, 3)]
-    entries = b"".join(struct.pack("<HHII", tag, 4, 1, value) for tag, value in fields)
-    return b"II*\0" + struct.pack("<IH", 8, len(fields)) + entries + struct.pack("<I", 0)
 
 
 def malformed(shape: tuple[int, int]) -> dict[str, Refused]:
