@@ -27,8 +27,8 @@ from dinomaly_hd.models.detector import Noise
 from dinomaly_hd.models.dinomaly.attention import PlainMixing, linear_attention, row_blind_attention
 from dinomaly_hd.models.dinomaly.bottleneck import BottleneckMLP, NoisyMLP, SegmentDropout
 from dinomaly_hd.models.dinomaly.decoder import Decoder
-from dinomaly_hd.models.dinomaly.distance import MeanPooling
 from dinomaly_hd.models.dinomaly.losses import HardMining
+from dinomaly_hd.models.dinomaly.score import MeanPooling
 from dinomaly_hd.training.optim import StableAdamW
 
 SIDES = (28, 56, 112)

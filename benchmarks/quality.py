@@ -23,7 +23,7 @@ from dinomaly_hd.data.store import ImageStore
 from dinomaly_hd.evaluation.metrics import auroc
 from dinomaly_hd.models.dinomaly import score
 from dinomaly_hd.models.dinomaly.detector import Dinomaly
-from dinomaly_hd.models.dinomaly.distance import MeanPooling
+from dinomaly_hd.models.dinomaly.score import MeanPooling
 from dinomaly_hd.serving.exported import read_model
 
 BANK_TOKENS = 20_000

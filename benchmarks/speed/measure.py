@@ -15,7 +15,7 @@ from torch import Tensor
 from benchmarks.common import timed
 from benchmarks.speed.peers import anomalib, original
 from benchmarks.speed.subjects import Case, ours
-from dinomaly_hd.models.fast.products import linear
+from dinomaly_hd.models.fast import linear
 
 SIDE = 2048
 TRAIN, SCORE, MATRIX = "train", "score", "matrix"

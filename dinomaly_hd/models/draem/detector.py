@@ -22,7 +22,7 @@ from dinomaly_hd.models.draem.networks import (
     ReconstructiveNetwork,
     initialise,
 )
-from dinomaly_hd.models.preprocessing import Preprocessing
+from dinomaly_hd.models.networks import Preprocessing
 
 SSIM_SIGMA, SSIM_WEIGHT = 1.5, 2.0
 FOCAL_GAMMA, NO_ALPHA = 2.0, -1.0

@@ -14,7 +14,7 @@ from dinomaly_hd.models.detector import Noise
 from dinomaly_hd.models.draem.detector import Draem, ImageLosses, Outputs
 from dinomaly_hd.models.draem.faults import Faulty
 from dinomaly_hd.models.draem.networks import activation_channels, initialise, unit
-from dinomaly_hd.models.fast.recompute import dropout
+from dinomaly_hd.models.fast import dropout
 
 FIRST_SCALE = {"single_scale": 5, "multi_scale": 1}
 """Index of the first of the six activations that a head reads: act6 alone, or act2 .. act6."""
