@@ -144,7 +144,7 @@ def kill_workers(process: "subprocess.Popen[bytes]", storage: str, *, kills: int
     return hit
 
 
-def ended(folder: Path, codes: list[int], storage: str, name: str) -> list[optuna.trial.FrozenTrial]:
+def trials_of(folder: Path, codes: list[int], storage: str, name: str) -> list[optuna.trial.FrozenTrial]:
     """Return a study's trials; where a process failed, show what it said."""
     if any(codes):
         print("\n".join(path.read_text()[-2000:] for path in folder.rglob("log_*.txt")))
@@ -159,7 +159,7 @@ def killed_study(folder: Path, storage: str, *, trials: int, workers: int, kills
     with tuning(folder, storage, **flags) as process:
         hit = kill_workers(process, storage, kills=kills, seed=0)
         code = process.wait()
-    trials_done = ended(folder, [code], storage, "killed")
+    trials_done = trials_of(folder, [code], storage, "killed")
     states = Counter(trial.state.name for trial in trials_done)
     ids = pd.Series({trial.number: trial.user_attrs.get(RUN_ID) for trial in trials_done}).dropna()
     of_chain = ids.groupby({trial.number: chain_of(trial) for trial in trials_done}).nunique()
@@ -191,7 +191,7 @@ def fresh_start(folder: Path, storage: str) -> dict[str, Any]:
         flags = {"study": "fresh", "trials": "4"}
         processes = [stack.enter_context(tuning(place, storage, **flags)) for place in places]
         codes = [process.wait() for process in processes]
-    trials = ended(folder, codes, storage, "fresh")
+    trials = trials_of(folder, codes, storage, "fresh")
     return {
         "exit_codes": codes,
         "states": dict(Counter(trial.state.name for trial in trials)),

@@ -14,7 +14,7 @@ import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from functools import partial
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 from unittest import mock
 
 import torch
@@ -187,9 +187,6 @@ class _Scale(Detector):
         nn.init.constant_(self.linear.weight, 0.1)
         self.norm = nn.BatchNorm1d(WIDTH)
         self.poison = poison
-
-    def fit_encoder(self, batches: Any) -> None:
-        del batches
 
     def encode(self, images_BHW: Tensor) -> Tensor:
         return images_BHW

@@ -18,7 +18,7 @@ from torch.nn.modules.module import register_module_parameter_registration_hook
 
 from benchmarks.common import entry_point, surroundings
 from benchmarks.drills import Drill, Tally
-from benchmarks.drills.hostile import Sandbox, add_domain, make_sandbox, start
+from benchmarks.drills.hostile import Sandbox, add_domain, start
 from dinomaly_hd.data.hdmap import FAULTS_SHOWN
 from entry_points.common import QUIET, ROOT
 
@@ -187,7 +187,7 @@ def _try(box: Sandbox, point: str, faults: Sequence[str], **flags: str) -> str |
 
 def broken_roots(folder: Path, tally: Tally) -> None:
     """Ask for domains and roots that are not there, and for the root of a hundred faults."""
-    box = make_sandbox(folder / "roots")
+    box = Sandbox(folder / "roots")
     add_domain(box.maps, "domain_B")
     (box.root / "file").write_text("x")
     (box.root / "loop").symlink_to("loop")
@@ -212,7 +212,7 @@ def broken_roots(folder: Path, tally: Tally) -> None:
 
 
 def in_a_process(folder: Path) -> str | None:
-    box = make_sandbox(folder / "process")
+    box = Sandbox(folder / "process")
     add_domain(box.maps, "domain_B")
     _remove(FAULT)(box.maps / "domain_B")
     _write(NEW)(box.maps / "domain_A")
@@ -241,7 +241,7 @@ def broken_trees(folder: Path, full: bool) -> Tally:
         for _ in range(COMBINATIONS if full else FAST_COMBINATIONS)
     ]
     for number, (damages, point) in enumerate(plans):
-        box, faults = make_sandbox(folder / f"tree{number}"), []
+        box, faults = Sandbox(folder / f"tree{number}"), []
         domains = [f"domain_{letter}" for letter in LETTERS[: len(damages)]]
         for name, damage in zip(domains, damages, strict=True):
             add_domain(box.maps, name)

@@ -1,7 +1,6 @@
 """Drill 15: parameters, names and links that try to reach a shell, another folder, a page or a table."""
 
 import contextlib
-import csv
 import importlib
 import io
 import os
@@ -16,6 +15,7 @@ from typing import Any, NamedTuple
 from unittest import mock
 
 import numpy as np
+import pandas as pd
 import tifffile
 
 from benchmarks.drills import Drill, Tally
@@ -81,25 +81,22 @@ NAMES = (
 """Of folders and files; all of them can stand on a disk."""
 
 
-class Sandbox(NamedTuple):
+class Sandbox:
     """A folder in which a run may write its results, its MLflow store and the caches of libraries.
 
     The run starts four folders down, so that a path that climbs still stays where it is seen.
     """
 
-    root: Path
-
-    @property
-    def work(self) -> Path:
-        return self.root / "a" / "b" / "c" / "work"
-
-    @property
-    def maps(self) -> Path:
-        return self.root / "maps"
+    def __init__(self, root: Path) -> None:
+        self.root, self.maps, self.store = root, root / "maps", root / "store"
+        self.work = root / "a" / "b" / "c" / "work"
+        for place in (self.work, self.store, root / "home"):
+            place.mkdir(parents=True)
+        add_domain(self.maps, "domain_A")
 
     def written_elsewhere(self, before: set[Path]) -> list[str]:
         """Return what lies in the sandbox, but not where it may, and was not there before."""
-        places = self.work / "results", self.root / "store", self.root / "home" / ".cache"
+        places = self.work / "results", self.store, self.root / "home" / ".cache"
         new = set(self.root.rglob("*")) - before
         return sorted(str(path) for path in new if not any(map(path.is_relative_to, places)))
 
@@ -114,7 +111,7 @@ class Ended(NamedTuple):
 
 @contextlib.contextmanager
 def _inside(box: Sandbox) -> Iterator[None]:
-    store = box.root / "store"
+    store = box.store
     surroundings = {
         "MLFLOW_TRACKING_URI": f"sqlite:///{store / 'mlflow.db'}",
         "DINOMALY_HD_FEATURES": str(store / "features"),
@@ -139,14 +136,6 @@ def start(box: Sandbox, module: str, **flags: str) -> Ended:
     with _inside(box), contextlib.redirect_stdout(said), contextlib.redirect_stderr(said):
         code = common.launch(main, words)
     return Ended(code, said.getvalue(), box.written_elsewhere(before))
-
-
-def make_sandbox(folder: Path) -> Sandbox:
-    box = Sandbox(folder)
-    for place in (box.work, folder / "store", folder / "home"):
-        place.mkdir(parents=True)
-    add_domain(box.maps, "domain_A")
-    return box
 
 
 def add_domain(root: Path, name: str) -> None:
@@ -274,10 +263,8 @@ def refused_values(box: Sandbox, tally: Tally, *, full: bool) -> None:
 
 
 def _is_refused(ended: Ended) -> str | None:
-    if ended.escaped:
-        return f"wrote {ended.escaped[:3]}"
-    if ended.code not in REFUSALS:
-        return f"exit code {ended.code}: {ended.said[-300:]}"
+    if ended.escaped or ended.code not in REFUSALS:
+        return f"wrote {ended.escaped[:3]}, exit code {ended.code}: {ended.said[-300:]}"
     return f"said {ended.said!r}" if has_hidden(ended.said.replace("\n", "")) else None
 
 
@@ -420,15 +407,9 @@ def pages(tally: Tally) -> None:
 
 
 def _formulas(path: Path) -> list[str]:
-    with path.open(newline="") as stream:
-        cells = [cell for row in csv.reader(stream) for cell in row]
-    return [cell for cell in cells if cell.startswith(FORMULA_STARTS) and not _is_number(cell)]
-
-
-def _is_number(cell: str) -> bool:
-    with contextlib.suppress(ValueError):
-        return bool(float(cell) or True)
-    return False
+    cells = pd.read_csv(path, header=None, dtype=str, keep_default_na=False).stack()
+    texts = cells[pd.to_numeric(cells, errors="coerce").isna()]
+    return texts[texts.str.startswith(FORMULA_STARTS)].tolist()
 
 
 def _in_markdown(box: Sandbox, names: Sequence[str]) -> list[str]:
@@ -470,11 +451,11 @@ def escapes(folder: Path, full: bool) -> Tally:
     tally, counts = Tally(), []
     parts: dict[str, Callable[[Path], None]] = {
         "words": lambda own: shell(own, tally, full=full),
-        "values": lambda own: refused_values(make_sandbox(own), tally, full=full),
-        "names": lambda own: names(make_sandbox(own), tally, full=full),
-        "links": lambda own: links(make_sandbox(own), tally),
+        "values": lambda own: refused_values(Sandbox(own), tally, full=full),
+        "names": lambda own: names(Sandbox(own), tally, full=full),
+        "links": lambda own: links(Sandbox(own), tally),
         "texts in pages": lambda _: pages(tally),
-        **({"titles": lambda own: taken_values(make_sandbox(own), tally)} if full else {}),
+        **({"titles": lambda own: taken_values(Sandbox(own), tally)} if full else {}),
     }
     for number, (what, part) in enumerate(parts.items()):
         before = tally.tried

@@ -17,7 +17,6 @@ from torch import Tensor
 
 from benchmarks.drills import Drill, Tally, not_refused
 from benchmarks.drills.hostile import add_domain
-from dinomaly_hd.batch import Batch
 from dinomaly_hd.config.presets import preset_run
 from dinomaly_hd.config.variants import baseline
 from dinomaly_hd.data.hdmap import load_manifest
@@ -28,7 +27,7 @@ from dinomaly_hd.evaluation.metrics import f1, normal_quantile, youden
 from dinomaly_hd.evaluation.results import evaluate
 from dinomaly_hd.experiments.score import Scorer
 from dinomaly_hd.files import publish_json
-from dinomaly_hd.models.detector import Detector, Loss, Prediction
+from dinomaly_hd.models.detector import Detector, Prediction
 from dinomaly_hd.runs.folder import read_results
 
 SEED = 10
@@ -150,14 +149,8 @@ class _Broken(Detector):
         super().__init__()
         self.value = value
 
-    def fit_encoder(self, batches: Any) -> None:
-        del batches
-
     def encode(self, images_BHW: Tensor) -> Tensor:
         return images_BHW
-
-    def training_loss(self, batch: Batch, *, step: int) -> Loss:
-        raise NotImplementedError
 
     def score(self, encoded: Tensor) -> Prediction:
         score_B = encoded.amax(dim=(1, 2))

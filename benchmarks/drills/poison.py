@@ -23,7 +23,7 @@ import torch
 import yaml
 
 from benchmarks.drills import Drill, Tally
-from dinomaly_hd.config import WITHOUT_EFFECT, Frozen, RunConfig, flatten, from_json
+from dinomaly_hd.config import WITHOUT_EFFECT, Frozen, RunConfig, flatten, with_values
 from dinomaly_hd.config.conditions_file import read_conditions
 from dinomaly_hd.config.presets import FAMILIES, preset_run
 from dinomaly_hd.config.variants import VARIANTS
@@ -278,7 +278,7 @@ def changed_runs(run: RunConfig) -> Iterator[tuple[str, RunConfig]]:
     for name, candidates in _candidates(run):
         for candidate in candidates:
             try:
-                other = from_json(json.dumps(_replaced(json.loads(run.to_json()), name, candidate)))
+                other = with_values(run, {name: candidate})
             except ConfigError:
                 continue
             theirs = flatten(other)
@@ -303,15 +303,6 @@ def _candidates(part: Frozen) -> Iterator[tuple[str, list[object]]]:
         else:
             texts = ["drill", "64", "2,3", "0-1", "5-9", ".3,.7", "cpu", "7"]
             yield name, [text for text in texts if text != value]
-
-
-def _replaced(content: Any, name: str, value: object) -> Any:
-    if not isinstance(content, dict):
-        return content
-    return {
-        key: value if key == name and not isinstance(own, dict) else _replaced(own, name, value)
-        for key, own in content.items()
-    }
 
 
 def _changes() -> list[tuple[str, RunConfig, RunConfig]]:

@@ -30,9 +30,8 @@ from dinomaly_hd.models.detector import Detector, Prediction
 from dinomaly_hd.models.dinomaly import attention, bottleneck, decoder, losses, score
 from dinomaly_hd.models.dinomaly.detector import Dinomaly
 from dinomaly_hd.models.draem import faults
-from dinomaly_hd.models.draem.detector import Draem
+from dinomaly_hd.models.draem.detector import Draem, SevNet
 from dinomaly_hd.models.draem.networks import check_input
-from dinomaly_hd.models.draem.sevnet import SevNet
 from dinomaly_hd.models.encoders import build_encoder, target_layers
 from dinomaly_hd.models.networks import architecture, preprocessing_of
 from dinomaly_hd.models.patchcore.detector import PatchCore

@@ -4,12 +4,8 @@ import base64
 import http.client
 import json
 import os
-import signal
-import socket
-import subprocess
 import sys
 import time
-import urllib.request
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -17,11 +13,12 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from benchmarks.common import answering, free_port
 from benchmarks.drills.images import huge_tiff, png, tiff
 
 HOST = "127.0.0.1"
 JSON = "application/json"
-POLL_S, REQUEST_S, STOP_S = 0.25, 600.0, 60.0
+REQUEST_S = 600.0
 
 
 class Request(NamedTuple):
@@ -82,54 +79,15 @@ class Client:
 
 
 @contextmanager
-def serving(model_uri: str, *, tracking_uri: str, log: Path, timeout_s: float = 900.0) -> Iterator[int]:
-    """Serve a model for as long as needed and yield the port; the server's lines go to ``log``.
-
-    Raises:
-        RuntimeError: It ended, or did not answer within ``timeout_s``; with its last lines.
-    """
-    with socket.socket() as free:
-        free.bind((HOST, 0))
-        port = int(free.getsockname()[1])
-    command = ["-m", "mlflow", "models", "serve", "-m", model_uri, "--env-manager", "local"]
+def serving(model_uri: str, *, tracking_uri: str, log: Path) -> Iterator[int]:
+    """Serve a model for as long as needed and yield the port; the server's lines go to ``log``."""
+    port = free_port()
+    command = [sys.executable, "-m", "mlflow", "models", "serve", "-m", model_uri, "--env-manager", "local"]
     path = os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", "")])
-    with log.open("wb") as stream:
-        process = subprocess.Popen(
-            [sys.executable, *command, "-h", HOST, "-p", str(port)],
-            env={**os.environ, "MLFLOW_TRACKING_URI": tracking_uri, "PATH": path},
-            stdout=stream,
-            stderr=stream,
-            start_new_session=True,
-        )
-    try:
-        deadline = time.monotonic() + timeout_s
-        while not _is_up(port):
-            if process.poll() is not None or time.monotonic() > deadline:
-                raise RuntimeError(f"{model_uri} is not served:\n{log.read_text()[-2000:]}")
-            time.sleep(POLL_S)
+    environment = {**os.environ, "MLFLOW_TRACKING_URI": tracking_uri, "PATH": path}
+    url = f"http://{HOST}:{port}/ping"
+    with answering([*command, "-h", HOST, "-p", str(port)], url=url, log=log, env=environment):
         yield port
-    finally:
-        _stop(process)
-
-
-def _is_up(port: int) -> bool:
-    try:
-        urllib.request.urlopen(f"http://{HOST}:{port}/ping", timeout=60.0).close()
-    except (OSError, http.client.HTTPException):
-        return False
-    return True
-
-
-def _stop(process: "subprocess.Popen[bytes]") -> None:
-    """End the server with its children; they are a process group of their own."""
-    for number in (signal.SIGTERM, signal.SIGKILL):
-        try:
-            os.killpg(process.pid, number)
-            process.wait(timeout=STOP_S)
-        except ProcessLookupError:
-            return
-        except subprocess.TimeoutExpired:
-            continue
 
 
 def register(uri: str, run_id: str, *, name: str, alias: str) -> str:
