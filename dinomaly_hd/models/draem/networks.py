@@ -1,4 +1,4 @@
-"""DRAEM's networks: one rebuilds the image without its faults, one tells where, a head how severe they are."""
+"""DRAEM's networks: one rebuilds the image without its faults, one tells where, a head how severe."""
 
 # B batch, C channels, F features, H W pixels
 
