@@ -13,9 +13,13 @@ from argparse import ArgumentParser, Namespace, RawDescriptionHelpFormatter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from dinomaly_hd.files import publish_json
+from dinomaly_hd.runs.store import client_for
+
+if TYPE_CHECKING:
+    from mlflow.entities import Run
 
 ROOT = Path(__file__).resolve().parent.parent
 PATIENCE_S = 900.0
@@ -86,6 +90,13 @@ def run(name: str, values: Mapping[str, object], *, folder: Path | None = None) 
 def surroundings(folder: Path, **more: str) -> dict[str, str]:
     """Return the environment of a process whose MLflow store lies in ``folder``."""
     return {**os.environ, "MLFLOW_TRACKING_URI": f"sqlite:///{folder / 'mlflow.db'}", **more}
+
+
+def runs_in(uri: str, experiment: str, wanted: str = "") -> "list[Run]":
+    """Return MLflow's runs of an experiment, none where there is none."""
+    client = client_for(uri)
+    found = client.get_experiment_by_name(experiment)
+    return list(client.search_runs([found.experiment_id], wanted, max_results=10_000)) if found else []
 
 
 def newest(folder: Path, pattern: str) -> Path:

@@ -19,8 +19,7 @@ from collections import Counter
 from pathlib import Path
 from typing import Any
 
-from benchmarks.common import ROOT, entry_point, given, record, surroundings, timed
-from dinomaly_hd.runs.store import client_for
+from benchmarks.common import ROOT, entry_point, given, record, runs_in, surroundings, timed
 
 SEEDS = (42, 43)
 EXPERIMENT = "many-runs"
@@ -123,10 +122,7 @@ class Suite:
         return then
 
     def verdict(self) -> dict[str, Any]:
-        client = client_for(f"sqlite:///{self.folder / 'mlflow.db'}")
-        experiment = client.get_experiment_by_name(EXPERIMENT)
-        assert experiment is not None
-        runs = client.search_runs([experiment.experiment_id], max_results=5000)
+        runs = runs_in(f"sqlite:///{self.folder / 'mlflow.db'}", EXPERIMENT)
         children, parents = (
             [run for run in runs if run.data.tags.get("kind") == kind] for kind in ("train", "suite")
         )

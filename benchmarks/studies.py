@@ -28,9 +28,19 @@ import optuna
 import pandas as pd
 import psutil
 
-from benchmarks.common import ROOT, entry_point, free_port, given, newest, record, run, surroundings, timed
+from benchmarks.common import (
+    ROOT,
+    entry_point,
+    free_port,
+    given,
+    newest,
+    record,
+    run,
+    runs_in,
+    surroundings,
+    timed,
+)
 from dinomaly_hd.experiments.trial import RUN_ID, WORKER
-from dinomaly_hd.runs.store import client_for
 from dinomaly_hd.tuning.results import COMPLETE, CONFIG, best_of, rows_of
 from dinomaly_hd.tuning.storage import address_of, connect
 from dinomaly_hd.tuning.study import FAILED, FOLDER, chain_of
@@ -163,10 +173,7 @@ def killed_study(folder: Path, storage: str, *, trials: int, workers: int, kills
     states = Counter(trial.state.name for trial in trials_done)
     ids = pd.Series({trial.number: trial.user_attrs.get(RUN_ID) for trial in trials_done}).dropna()
     of_chain = ids.groupby({trial.number: chain_of(trial) for trial in trials_done}).nunique()
-    client = client_for(f"sqlite:///{folder / 'mlflow.db'}")
-    experiment = client.get_experiment_by_name("studies")
-    assert experiment is not None, "tune made it"
-    runs = client.search_runs([experiment.experiment_id], "tags.kind = 'trial'", max_results=10_000)
+    runs = runs_in(f"sqlite:///{folder / 'mlflow.db'}", "studies", "tags.kind = 'trial'")
     return {
         "exit_code": code,
         "workers": workers,

@@ -10,7 +10,7 @@ from collections.abc import Callable
 from contextlib import AbstractContextManager
 from pathlib import Path
 
-from benchmarks.common import answering, free_port, kill, timed
+from benchmarks.common import answering, free_port, kill, runs_in, timed
 from benchmarks.drills import Drill, Tally
 from dinomaly_hd.runs.mirror import mirror
 from dinomaly_hd.runs.store import client_for, prepare_store
@@ -107,10 +107,8 @@ def starters(folder: Path, full: bool) -> Tally:
         process.start()
     for process in processes:
         process.join(timeout=900)
-    client = client_for(f"sqlite:///{folder / 'mlflow.db'}")
-    experiment = client.get_experiment_by_name(EXPERIMENT)
-    found = client.search_runs([experiment.experiment_id]) if experiment else []
-    runs = {run.info.run_name: run for run in found}
+    uri = f"sqlite:///{folder / 'mlflow.db'}"
+    client, runs = client_for(uri), {run.info.run_name: run for run in runs_in(uri, EXPERIMENT)}
     tally, points = Tally(), 0
     for number, process in enumerate(processes):
         run = runs.get(f"starter{number}")
