@@ -132,7 +132,7 @@ def measure(folder: Path, *, model: str, requests: int, clients: int) -> dict[st
         | {"max": milliseconds.max()},
         "max_difference": answers["difference"].max(),
         "wrong_answers": int((~answers["right"].astype(bool)).sum()),
-        "alive_after_refusals": bool(again["right"]) and again["difference"] <= TOLERANCE,
+        "alive_after_refusals": bool(again["right"] and again["difference"] <= TOLERANCE),
         "malformed": refused,
         "versions": provenance.package_versions(),
         "cores": os.cpu_count(),
