@@ -17,13 +17,11 @@ import tempfile
 from importlib.metadata import version
 from typing import Any
 
-import pandas as pd
 import torch
 
 from benchmarks.common import given, record, table
 from benchmarks.speed.measure import MATRIX, SCORE, TRAIN, Worker
 from benchmarks.speed.subjects import Case, write_weights
-from dinomaly_hd.jobs.local import usable_cores
 
 OURS, CACHED = "ours", "ours from cache"
 
@@ -40,6 +38,8 @@ def by_turns(subjects: list[str], told: dict[str, Any], *, rounds: int) -> dict[
 
 def summary(found: dict[str, dict[str, Any]], subjects: list[str], *, batch: int) -> dict[str, Any]:
     """Return medians over the rounds, ratios to peers and shares of the limit, by subject."""
+    import pandas as pd  # here, since every subject's process imports this module, too
+
     seconds = pd.DataFrame({name: one["seconds"] for name, one in found.items()})
     rate = found[MATRIX]["operations"] / seconds[MATRIX].min()
     peers, rows = [name for name in subjects if not name.startswith(OURS)], {}
@@ -61,6 +61,8 @@ def series(
     subjects: list[str], base: dict[str, Any], *, batches: dict[str, int], rounds: int
 ) -> dict[str, Any]:
     """Measure all subjects by turns in each task."""
+    import pandas as pd
+
     runs = {
         task: by_turns(subjects, {**base, "task": task, "batch": batch}, rounds=rounds)
         for task, batch in batches.items()
@@ -95,6 +97,8 @@ def shown(found: dict[str, Any]) -> str:
 
 
 def main() -> None:
+    from dinomaly_hd.jobs.local import usable_cores
+
     told = given(
         __doc__,
         device="cpu",

@@ -75,7 +75,8 @@ def _begin(work: Work, scorer: Scorer, features: FeatureCache, start: Start) -> 
     """Give a fresh detector a finished run's weights, or those of the original's or anomalib's file."""
     if start.path.is_file():
         _fit_encoder(work, scorer, features)
-        weights, place = convert_state(read_state(start.path, flag="start_from")), start.path
+        theirs, place = read_state(start.path, flag="start_from"), start.path
+        weights = {**encoder_state(scorer.detector), **convert_state(theirs)}
     else:
         weights, place = read_weights(start.path), start.path.parent
     work.context.say(f"starting from {place}")
