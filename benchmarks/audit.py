@@ -27,14 +27,8 @@ TIMEOUT_S = 300
 OWN = frozenset({"dinomaly-hd", "pip"})
 """This project, and what makes the environment."""
 HASH = re.compile(r"--hash=sha256:[0-9a-f]{64}")
-SHOWN = 5
-REFUSED: Mapping[str, Mapping[str, str]] = {
-    "lightning": {
-        "2.6.2": "a compromised release",
-        "2.6.3": "a compromised release",
-    },
-}
-"""Package -> version -> why it must never be installed."""
+REFUSED = {("lightning", version): "a compromised release" for version in ("2.6.2", "2.6.3")}
+"""Package and version -> why it must never be installed."""
 ACCEPTED: Mapping[str, str] = {}
 """Identifier of a known weakness -> why it does not concern this project, or until when it is borne."""
 
@@ -69,8 +63,7 @@ def _pin(line: str) -> Pin:
     if not hashes or not all(HASH.fullmatch(word) for word in hashes):
         faults.append("has no SHA-256 hash, or something else in its place")
     version = pins[0].version if pins else ""
-    if version in REFUSED.get(name, {}):
-        faults.append(REFUSED[name][version])
+    faults += [REFUSED[name, version]] if (name, version) in REFUSED else []
     return Pin(name, version, wanted.marker is None or wanted.marker.evaluate(), tuple(faults))
 
 
@@ -93,13 +86,8 @@ def environment_faults(pins: Sequence[Pin], installed: Mapping[str, str]) -> Ite
             yield f"{name} {theirs} is in requirements.lock, but not installed; run `make setup`"
         elif ours != theirs:
             yield f"{name}: {ours} is installed, requirements.lock says {theirs}; run `make setup`"
-    for name, versions in REFUSED.items():
-        if installed.get(name) in versions:
-            yield f"{name} {installed[name]} is installed: {versions[installed[name]]}; remove it at once"
-
-
-def installed_packages() -> dict[str, str]:
-    return {canonicalize_name(each.name): each.version for each in importlib.metadata.distributions()}
+    for name, version in sorted(REFUSED.keys() & installed.items()):
+        yield f"{name} {version} is installed: {REFUSED[name, version]}; remove it at once"
 
 
 class Known(NamedTuple):
@@ -112,9 +100,9 @@ class Known(NamedTuple):
 
 def look_up(lock: Path) -> Known:
     """Ask pip-audit for known weaknesses of a lock's packages; nothing of ours is installed by it."""
-    uv = Path(sys.executable).with_name("uv")
-    command = [str(uv), "tool", "run", "--quiet", AUDITOR, "--requirement", str(lock), "--require-hashes"]
-    command += ["--disable-pip", "--progress-spinner", "off", "--format", "json"]
+    command = [str(Path(sys.executable).with_name("uv")), "tool", "run", "--quiet", AUDITOR]
+    command += ["--requirement", str(lock), "--require-hashes", "--disable-pip"]
+    command += ["--progress-spinner", "off", "--format", "json"]
     try:
         done = subprocess.run(command, capture_output=True, text=True, timeout=TIMEOUT_S, check=False)
     except (OSError, subprocess.TimeoutExpired) as error:
@@ -143,7 +131,8 @@ def read_answer(answer: Mapping[str, Any]) -> Known:
 
 def main() -> None:
     pins = read_lock(LOCK.read_text())
-    faults = [*lock_faults(pins), *environment_faults(pins, installed_packages())]
+    installed = {canonicalize_name(one.name): one.version for one in importlib.metadata.distributions()}
+    faults = [*lock_faults(pins), *environment_faults(pins, installed)]
     print(f"{len(pins)} packages in requirements.lock: pins, hashes, sources, refused versions, environment:")
     print("\n".join(f"  {fault}" for fault in faults) or "  nothing wrong")
     known = look_up(LOCK)

@@ -1,17 +1,29 @@
 """What benchmarks share: flags, records in benchmarks/results, entry points started as a user starts them."""
 
+import http.client
 import json
 import os
+import signal
+import socket
+import subprocess
 import sys
 import time
+import urllib.request
 from argparse import ArgumentParser, Namespace, RawDescriptionHelpFormatter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from dinomaly_hd.files import publish_json
+from dinomaly_hd.runs.store import client_for
+
+if TYPE_CHECKING:
+    from mlflow.entities import Run
 
 ROOT = Path(__file__).resolve().parent.parent
+PATIENCE_S = 900.0
+"""How long a server may take to answer."""
 RESULTS = ROOT / "benchmarks" / "results"
 
 Result = TypeVar("Result")
@@ -19,8 +31,8 @@ Result = TypeVar("Result")
 
 def flags(
     doc: str | None, *, first: str = "", among: Sequence[str] | None = None, **defaults: Any
-) -> tuple[Namespace, list[str]]:
-    """Return a benchmark's flags, each with a default of its type (False: a switch), and the other words.
+) -> tuple[Namespace, dict[str, str]]:
+    """Return a benchmark's flags, each with a default of its type (False: a switch), and others' values.
 
     ``first`` names a positional word: one of those ``among``, or else any or none.
     """
@@ -32,14 +44,17 @@ def flags(
             parser.add_argument(f"--{name}", action="store_true")
         else:
             parser.add_argument(f"--{name}", type=str if default is None else type(default), default=default)
-    return parser.parse_known_args()
+    told, rest = parser.parse_known_args()
+    if strange := [word for word in rest if not word.startswith("--") or "=" not in word]:
+        parser.error(f"unknown: {' '.join(strange)}; further flags are --name=value")
+    return told, dict(word.removeprefix("--").split("=", 1) for word in rest)
 
 
 def given(doc: str | None, **options: Any) -> Namespace:
     """Return the flags; a word that is none of them ends the program."""
-    told, rest = flags(doc, **options)
-    if rest:
-        sys.exit(f"unknown: {' '.join(rest)}; --help lists what there is")
+    told, others = flags(doc, **options)
+    if others:
+        sys.exit(f"unknown: {' '.join(others)}; --help lists what there is")
     return told
 
 
@@ -55,14 +70,78 @@ def record(name: str, content: Mapping[str, Any], *, show: bool = True) -> None:
         print(f"{json.dumps(content, indent=2)}\nwritten: {name}.json")
 
 
+def table(rows: Sequence[Mapping[str, object]]) -> str:
+    """Return rows of the same keys as a table of Markdown."""
+    lines = [list(rows[0]), ["---"] * len(rows[0]), *(list(row.values()) for row in rows)] if rows else []
+    return "\n".join(f"| {' | '.join(map(str, line))} |" for line in lines)
+
+
 def entry_point(name: str, values: Mapping[str, object]) -> list[str]:
     words = [f"--{key}={value}" for key, value in values.items()]
     return [sys.executable, "-m", f"entry_points.{name}", *words]
 
 
+def run(name: str, values: Mapping[str, object], *, folder: Path | None = None) -> None:
+    """Let an entry point come to its end, with ``folder`` quietly and with an MLflow store there."""
+    quiet: dict[str, Any] = {"env": surroundings(folder), "stdout": subprocess.DEVNULL} if folder else {}
+    subprocess.run(entry_point(name, values), cwd=ROOT, check=True, **quiet)
+
+
 def surroundings(folder: Path, **more: str) -> dict[str, str]:
     """Return the environment of a process whose MLflow store lies in ``folder``."""
     return {**os.environ, "MLFLOW_TRACKING_URI": f"sqlite:///{folder / 'mlflow.db'}", **more}
+
+
+def runs_in(uri: str, experiment: str, wanted: str = "") -> "list[Run]":
+    """Return MLflow's runs of an experiment, none where there is none."""
+    client = client_for(uri)
+    found = client.get_experiment_by_name(experiment)
+    return list(client.search_runs([found.experiment_id], wanted, max_results=10_000)) if found else []
+
+
+def newest(folder: Path, pattern: str) -> Path:
+    return max(folder.glob(pattern), key=lambda path: path.stat().st_mtime)
+
+
+def free_port() -> int:
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", 0))
+        return int(listener.getsockname()[1])
+
+
+@contextmanager
+def answering(
+    command: Sequence[str], *, url: str, log: Path, env: Mapping[str, str]
+) -> Iterator["subprocess.Popen[bytes]"]:
+    """Run a server until the block ends or it is killed; its lines go to ``log``.
+
+    Raises:
+        RuntimeError: It ended, or did not answer at ``url`` in time; with its last lines.
+    """
+    with log.open("ab") as stream:
+        process = subprocess.Popen(command, env=env, stdout=stream, stderr=stream, start_new_session=True)
+    try:
+        end = time.monotonic() + PATIENCE_S
+        while not _is_up(url):
+            if process.poll() is not None or time.monotonic() > end:
+                raise RuntimeError(f"{' '.join(command)} does not answer:\n{log.read_text()[-2000:]}")
+            time.sleep(0.1)
+        yield process
+    finally:
+        kill(process)
+
+
+def _is_up(url: str) -> bool:
+    with suppress(OSError, http.client.HTTPException), urllib.request.urlopen(url, timeout=60):
+        return True
+    return False
+
+
+def kill(process: "subprocess.Popen[bytes]") -> None:
+    """Send SIGKILL to a process and all that it started."""
+    with suppress(ProcessLookupError):
+        os.killpg(process.pid, signal.SIGKILL)
+    process.wait()
 
 
 def timed(work: Callable[[], Result]) -> tuple[float, Result]:

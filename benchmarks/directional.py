@@ -16,8 +16,8 @@ from collections.abc import Callable
 from functools import partial
 from typing import Any
 
+import pandas as pd
 import torch
-from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 
 from benchmarks.common import given, record, timed
@@ -27,8 +27,8 @@ from dinomaly_hd.models.detector import Noise
 from dinomaly_hd.models.dinomaly.attention import PlainMixing, linear_attention, row_blind_attention
 from dinomaly_hd.models.dinomaly.bottleneck import BottleneckMLP, NoisyMLP, SegmentDropout
 from dinomaly_hd.models.dinomaly.decoder import Decoder
-from dinomaly_hd.models.dinomaly.distance import MeanPooling
 from dinomaly_hd.models.dinomaly.losses import HardMining
+from dinomaly_hd.models.dinomaly.score import MeanPooling
 from dinomaly_hd.training.optim import StableAdamW
 
 SIDES = (28, 56, 112)
@@ -42,23 +42,19 @@ def best_seconds(work: Callable[[int], object], *, repetitions: int = REPETITION
     return min(timed(partial(work, step))[0] for step in range(repetitions))
 
 
-def attentions(side: int) -> dict[str, Callable[[Tensor, Tensor, Tensor], Tensor]]:
-    grid = (side, side)
-    return {
-        "plain": lambda q, k, v: linear_attention(q, k, v).value_BhNd,
-        "row-blind, radius 3": lambda q, k, v: row_blind_attention(q, k, v, grid=grid, radius=3),
-        "row-blind, full row": lambda q, k, v: row_blind_attention(q, k, v, grid=grid, radius=None),
-    }
-
-
 def time_attention() -> list[dict[str, Any]]:
     """Time each attention, forward only, one image."""
     rows: list[dict[str, Any]] = []
     for side in SIDES:
+        blind = partial(row_blind_attention, grid=(side, side))
+        attentions: dict[str, Callable[..., object]] = {
+            "plain": linear_attention,
+            "row-blind, radius 3": partial(blind, radius=3),
+            "row-blind, full row": partial(blind, radius=None),
+        }
         generator = torch.Generator().manual_seed(side)
-        shape = (1, HEADS, side * side, HEAD_WIDTH)
-        parts = [torch.randn(shape, generator=generator) for _ in range(3)]
-        for name, attend in attentions(side).items():
+        parts = [torch.randn(1, HEADS, side**2, HEAD_WIDTH, generator=generator) for _ in range(3)]
+        for name, attend in attentions.items():
             with torch.no_grad():
                 seconds = best_seconds(lambda _, attend=attend, parts=parts: attend(*parts))
                 with FlopCounterMode(display=False) as counter:
@@ -71,36 +67,24 @@ def time_attention() -> list[dict[str, Any]]:
 
 def growth(rows: list[dict[str, Any]]) -> dict[str, float]:
     """Return per attention the time per token at the most tokens over that at the fewest; 1 is linear."""
-    by_name: dict[str, list[float]] = {}
-    for row in rows:
-        by_name.setdefault(row["attention"], []).append(row["microseconds_per_token"])
-    return {name: per_token[-1] / per_token[0] for name, per_token in by_name.items()}
-
-
-def segment_dropout() -> SegmentDropout:
-    """Return segment dropout at its defaults."""
-    return SegmentDropout(GRID, Segments())
-
-
-def time_segments() -> float:
-    """Return seconds of one segment dropout, forward and backward."""
-    x_BND = torch.randn(BATCH, GRID[0] * GRID[1], WIDTH, requires_grad=True)
-    gradient_BND, dropout = torch.ones_like(x_BND), segment_dropout()
-
-    def work(step: int) -> None:
-        dropout(x_BND, noise=noise(step)).tokens_BND.backward(gradient_BND)
-
-    return best_seconds(work)
+    per_token = pd.DataFrame(rows).groupby("attention", sort=False)["microseconds_per_token"]
+    return (per_token.last() / per_token.first()).to_dict()
 
 
 def noise(step: int) -> Noise:
     return Noise(0, step=step, device=torch.device("cpu"))
 
 
+def time_segments() -> float:
+    """Return seconds of one segment dropout, forward and backward."""
+    x_BND = torch.randn(BATCH, GRID[0] * GRID[1], WIDTH, requires_grad=True)
+    gradient_BND, dropout = torch.ones_like(x_BND), SegmentDropout(GRID, Segments())
+    return best_seconds(lambda step: dropout(x_BND, noise=noise(step)).tokens_BND.backward(gradient_BND))
+
+
 def time_training_step(*, repetitions: int) -> float:
     """Return seconds of one optimizer step of bottleneck and decoder from cached features."""
-    mlp = BottleneckMLP(WIDTH, p=0.1)
-    bottleneck = NoisyMLP(segment_dropout(), mlp)
+    bottleneck = NoisyMLP(SegmentDropout(GRID, Segments()), BottleneckMLP(WIDTH, p=0.1))
     decoder = Decoder(WIDTH, heads=HEADS, mixings=[PlainMixing() for _ in range(DEPTH)])
     loss = HardMining(HardMiningLoss(), GRID)
     parameters = [*bottleneck.parameters(), *decoder.parameters()]
@@ -125,16 +109,9 @@ def main() -> None:
     torch.set_num_threads(1)
     rows = time_attention()
     segments, step = time_segments(), time_training_step(repetitions=steps)
-    result = {
-        "torch": torch.__version__,
-        "threads": 1,
-        "attention": rows,
-        "time_per_token_growth": growth(rows),
-        "segment_dropout_s": segments,
-        "training_step_s": step,
-        "segment_dropout_share": segments / step,
-    }
-    record("directional", result)
+    shared = {"torch": torch.__version__, "threads": 1, "attention": rows}
+    times = {"time_per_token_growth": growth(rows), "segment_dropout_s": segments, "training_step_s": step}
+    record("directional", {**shared, **times, "segment_dropout_share": segments / step})
 
 
 if __name__ == "__main__":

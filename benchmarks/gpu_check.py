@@ -21,31 +21,28 @@ AGREEMENT = {"32": 1e-4, "bf16": 0.05}
 """Largest relative difference of scores to the CPU's in float32."""
 
 
-def seconds_of(work: Callable[[int], object], *, steps: int, device: torch.device) -> float:
-    """Return the median wall time of ``work(step)`` after one call that is not counted."""
-
-    def done(step: int) -> None:
-        work(step)
-        if device.type == "cuda":
-            torch.cuda.synchronize(device)
-
-    done(0)
-    return median_high(timed(lambda step=step: done(step))[0] for step in range(1, steps + 1))
-
-
 def measure(case: Case, *, batch: int, steps: int) -> dict[str, float]:
     """Return rates and peak memory of encoding, a step from encoded images, a whole step, and scoring."""
     plain, cached, images = ours(case, cached=False), ours(case, cached=True), case.maps(batch)
-    encoded, device = cached.prepare(images), torch.device(case.device)
+    encoded, on_gpu = cached.prepare(images), case.device != "cpu"
     works: dict[str, Callable[[int], object]] = {
         "encode": lambda _: cached.prepare(images),
         "step_from_cache": lambda step: cached.train(encoded, step),
         "step": lambda step: plain.train(images, step),
         "score": lambda _: plain.score(images),
     }
-    seconds = {name: seconds_of(work, steps=steps, device=device) for name, work in works.items()}
-    rates = {f"{name}_images_per_s": batch / value for name, value in seconds.items()}
-    memory = torch.cuda.max_memory_allocated(device) / 2**30 if device.type == "cuda" else float("nan")
+    rates = {}
+    for name, work in works.items():
+
+        def done(step: int, work: Callable[[int], object] = work) -> None:
+            work(step)
+            if on_gpu:
+                torch.cuda.synchronize(case.device)
+
+        done(0)  # not counted
+        seconds = median_high(timed(lambda step=step: done(step))[0] for step in range(1, steps + 1))
+        rates[f"{name}_images_per_s"] = batch / seconds
+    memory = torch.cuda.max_memory_allocated(case.device) / 2**30 if on_gpu else float("nan")
     return {**rates, "peak_memory_gib": memory}
 
 
@@ -63,12 +60,9 @@ def agreement(case: Case) -> float:
 
 def main() -> None:
     told = given(__doc__, device="cuda", encoder="dinov2reg_vit_base_14", batch=16, steps=20)
-    result: dict[str, Any] = {
-        "device": "cpu" if told.device == "cpu" else torch.cuda.get_device_name(told.device),
-        "torch": torch.__version__,
-        "encoder": told.encoder,
-        "batch": told.batch,
-    }
+    device = "cpu" if told.device == "cpu" else torch.cuda.get_device_name(told.device)
+    result: dict[str, Any] = {"device": device, "torch": torch.__version__}
+    result |= {"encoder": told.encoder, "batch": told.batch}
     with tempfile.TemporaryDirectory() as folder:
         base = Case(told.encoder, write_weights(told.encoder, folder), device=told.device)
         for precision in AGREEMENT:

@@ -12,39 +12,29 @@ wall seconds.
 
 import json
 import random
-import signal
 import subprocess
 import tempfile
 import time
 from collections import Counter
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
-from benchmarks.common import ROOT, entry_point, given, record, surroundings, timed
+from benchmarks.common import ROOT, entry_point, given, record, runs_in, surroundings, timed
 
 SEEDS = (42, 43)
 EXPERIMENT = "many-runs"
 SHORTEST_S, LONGEST_S = 20.0, 120.0
 """How long a suite works before it is killed."""
-SETTINGS = {"preset": "quick", "simulate_size": "tiny", "map_size": "32", "maps_per_group": "0", "gpu": "cpu"}
-
-
-class Place(NamedTuple):
-    """Where a benchmark's suites run and what they leave."""
-
-    folder: Path
-    engine: str
-    address: str
-
-    def states(self) -> list[dict[str, Any]]:
-        found = (self.folder / "results").glob("suite/*/*/*/run.json")
-        return [json.loads(path.read_text()) for path in found]
-
-    def counted(self) -> str:
-        count = Counter(state["status"] for state in self.states())
-        return ", ".join(f"{status} {number}" for status, number in sorted(count.items()))
+SETTINGS = {
+    "preset": "quick",
+    "simulate_size": "tiny",
+    "map_size": "32",
+    "maps_per_group": "0",
+    "gpu": "cpu",
+    "seeds": ",".join(map(str, SEEDS)),
+    "slots": 2,
+    "experiment": EXPERIMENT,
+}
 
 
 def conditions(count: int) -> list[dict[str, Any]]:
@@ -62,127 +52,106 @@ def conditions(count: int) -> list[dict[str, Any]]:
     return entries
 
 
-def start(place: Place) -> "subprocess.Popen[bytes]":
-    told = {
-        **SETTINGS,
-        "conditions_file": place.folder / "conditions.json",
-        "seeds": ",".join(map(str, SEEDS)),
-        "slots": 2,
-        "engine": place.engine,
-        "experiment": EXPERIMENT,
-        "result_dir": place.folder / "results",
-        **({"ray_address": place.address} if place.address else {}),
-    }
-    around = surroundings(place.folder, RAY_USAGE_STATS_ENABLED="0")
-    with (place.folder / "suite.txt").open("ab") as log:
-        return subprocess.Popen(
-            entry_point("suite", told), cwd=ROOT, env=around, stdout=log, stderr=log, start_new_session=True
-        )
+class Suite:
+    """A folder where suites run, one after the other, and what they leave."""
 
+    def __init__(self, folder: Path, count: int, engine: str) -> None:
+        self.folder, self.members, self.results = folder, count * len(SEEDS), folder / "results"
+        entries = json.dumps({"experiment_conditions": conditions(count)})
+        (folder / "conditions.json").write_text(entries)
+        own = {"conditions_file": folder / "conditions.json", "result_dir": self.results}
+        self.values = {**SETTINGS, **own, "engine": "ray" if engine == "cluster" else engine}
 
-def written(place: Place) -> dict[Path, int]:
-    """Return when each finished member's results were written: one that is run again writes them anew."""
-    found = (place.folder / "results").glob("suite/*/*/*/results.json")
-    return {
-        path: path.stat().st_mtime_ns
-        for path in found
-        if json.loads((path.parent / "run.json").read_text()).get("status") == "FINISHED"
-    }
+    def start(self) -> "subprocess.Popen[bytes]":
+        around = surroundings(self.folder, RAY_USAGE_STATS_ENABLED="0")
+        with (self.folder / "suite.txt").open("ab") as log:
+            told = {"cwd": ROOT, "env": around, "stdout": log, "stderr": log, "start_new_session": True}
+            return subprocess.Popen(entry_point("suite", self.values), **told)
 
+    def states(self) -> dict[Path, dict[str, Any]]:
+        found = self.results.glob("suite/*/*/*/run.json")
+        return {path.parent: json.loads(path.read_text()) for path in found}
 
-class Killed(NamedTuple):
-    """How long each killed suite worked, and the members that were finished by then, with their times."""
+    def say(self, what: str) -> None:
+        print(f"{what}: {dict(Counter(state['status'] for state in self.states().values()))}", flush=True)
 
-    moments: list[float]
-    finished: dict[Path, int]
+    def written(self) -> dict[Path, int]:
+        """Return when each finished member's results were written: one that is run again writes them anew."""
+        finished = [run for run, state in self.states().items() if state.get("status") == "FINISHED"]
+        return {run: (run / "results.json").stat().st_mtime_ns for run in finished}
 
+    def kill_and_restart(self, *, kills: int, chance: random.Random) -> tuple[list[float], dict[Path, int]]:
+        """Kill the suite at random moments, then let it finish.
 
-def kill_and_restart(place: Place, *, kills: int, chance: random.Random) -> Killed:
-    """Kill the suite at random moments, then let it finish."""
-    moments: list[float] = []
-    finished: dict[Path, int] = {}
-    for _ in range(kills):
-        suite = start(place)
-        moments.append(round(chance.uniform(SHORTEST_S, LONGEST_S), 1))
+        Returns how long each killed one worked, and the members that were finished by then, with their times.
+        """
+        moments, finished = list[float](), dict[Path, int]()
+        for _ in range(kills):
+            suite = self.start()
+            moments.append(round(chance.uniform(SHORTEST_S, LONGEST_S), 1))
+            try:
+                suite.wait(moments[-1])
+                return moments, finished  # it was faster
+            except subprocess.TimeoutExpired:
+                suite.kill()
+                suite.wait()
+            finished = {**self.written(), **finished}
+            self.say(f"killed after {moments[-1]} s")
+        self.say(f"the last suite left with {self.start().wait()}")
+        return moments, finished
+
+    def lose_a_node(self) -> dict[Path, int]:
+        """Run on a Ray of two nodes, kill one midway, and return the members that were finished then."""
+        from ray.cluster_utils import Cluster
+
+        head = {"num_cpus": 1, "include_dashboard": False}
+        cluster = Cluster(initialize_head=True, head_node_args=head)
         try:
-            suite.wait(moments[-1])
-            return Killed(moments, finished)  # it was faster
-        except subprocess.TimeoutExpired:
-            suite.send_signal(signal.SIGKILL)
-            suite.wait()
-        finished = {**written(place), **finished}
-        print(f"killed after {moments[-1]} s: {place.counted()}", flush=True)
-    code = start(place).wait()
-    print(f"the last suite left with {code}: {place.counted()}", flush=True)
-    return Killed(moments, finished)
+            node = cluster.add_node(num_cpus=1)
+            cluster.wait_for_nodes()
+            self.values["ray_address"] = cluster.address
+            suite = self.start()
+            while suite.poll() is None and len(self.written()) < self.members // 2:
+                time.sleep(1)
+            then = self.written()
+            cluster.remove_node(node, allow_graceful=False)
+            self.say("node killed")
+            self.say(f"the suite left with {suite.wait()}")
+        finally:
+            cluster.shutdown()
+        return then
 
-
-@contextmanager
-def two_nodes() -> Iterator[tuple[str, Any, Any]]:
-    """Yield address, cluster and second node of a Ray of two nodes with one slot each."""
-    from ray.cluster_utils import Cluster
-
-    cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 1, "include_dashboard": False})
-    try:
-        node = cluster.add_node(num_cpus=1)
-        cluster.wait_for_nodes()
-        yield cluster.address, cluster, node
-    finally:
-        cluster.shutdown()
-
-
-def lose_a_node(folder: Path, *, members: int) -> tuple[Place, dict[Path, int]]:
-    """Run the suite on two nodes, kill one midway, and return the members that were finished then."""
-    with two_nodes() as (address, cluster, node):
-        place = Place(folder, "ray", address)
-        suite = start(place)
-        while suite.poll() is None and len(written(place)) < members // 2:
-            time.sleep(1)
-        then = written(place)
-        cluster.remove_node(node, allow_graceful=False)
-        print(f"node killed: {place.counted()}", flush=True)
-        print(f"the suite left with {suite.wait()}: {place.counted()}", flush=True)
-    return place, then
-
-
-def verdict(place: Place, *, members: int) -> dict[str, Any]:
-    from mlflow import MlflowClient
-
-    client = MlflowClient(tracking_uri=f"sqlite:///{place.folder / 'mlflow.db'}")
-    experiment = client.get_experiment_by_name(EXPERIMENT)
-    assert experiment is not None
-    runs = client.search_runs([experiment.experiment_id], max_results=5000)
-    children = [run for run in runs if run.data.tags.get("kind") == "train"]
-    parents = [run for run in runs if run.data.tags.get("kind") == "suite"]
-    of_member = Counter(run.data.tags["config_hash"] for run in children)
-    states = place.states()
-    folders = Counter(state["config_hash"] for state in states)
-    finished = {state["config_hash"] for state in states if state.get("status") == "FINISHED"}
-    return {
-        "members": members,
-        "finished": len(finished),
-        "run_twice": sum(max(of_member[one], folders[one]) > 1 for one in folders | of_member),
-        "lost": members - len(finished),
-        "mlflow_runs_by_status": dict(Counter(run.info.status for run in children)),
-        "mlflow_parents_by_status": dict(Counter(run.info.status for run in parents)),
-    }
+    def verdict(self) -> dict[str, Any]:
+        runs = runs_in(f"sqlite:///{self.folder / 'mlflow.db'}", EXPERIMENT)
+        children, parents = (
+            [run for run in runs if run.data.tags.get("kind") == kind] for kind in ("train", "suite")
+        )
+        of_member = Counter(run.data.tags["config_hash"] for run in children)
+        states = list(self.states().values())
+        folders = Counter(state["config_hash"] for state in states)
+        finished = {state["config_hash"] for state in states if state.get("status") == "FINISHED"}
+        return {
+            "members": self.members,
+            "finished": len(finished),
+            "run_twice": sum(max(of_member[one], folders[one]) > 1 for one in folders | of_member),
+            "lost": self.members - len(finished),
+            "mlflow_runs_by_status": dict(Counter(run.info.status for run in children)),
+            "mlflow_parents_by_status": dict(Counter(run.info.status for run in parents)),
+        }
 
 
 def measured(told: Any, folder: Path) -> dict[str, Any]:
-    members = told.conditions * len(SEEDS)
-    entries = {"experiment_conditions": conditions(told.conditions)}
-    (folder / "conditions.json").write_text(json.dumps(entries))
-    place = Place(folder, told.engine, "")
+    suite = Suite(folder, told.conditions, told.engine)
     if told.engine == "cluster":
-        place, then = lose_a_node(folder, members=members)
+        then = suite.lose_a_node()
         story: dict[str, Any] = {"finished_when_the_node_was_killed": len(then)}
     else:
-        moments, then = kill_and_restart(place, kills=told.kills, chance=random.Random(told.seed))
+        moments, then = suite.kill_and_restart(kills=told.kills, chance=random.Random(told.seed))
         story = {"suite_killed_after_s": moments, "finished_when_it_was_killed_last": len(then)}
-    now = written(place)
+    now = suite.written()
     story["finished_then_and_run_again"] = sum(now.get(path) != time_ns for path, time_ns in then.items())
-    result = {**verdict(place, members=members), **story}
-    if result["finished"] < members:
+    result = {**suite.verdict(), **story}
+    if result["finished"] < suite.members:
         print((folder / "suite.txt").read_text()[-4000:])
     return result
 

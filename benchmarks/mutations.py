@@ -13,9 +13,9 @@ import sys
 import tempfile
 import tomllib
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any
 
-from benchmarks.common import ROOT, given, numbers
+from benchmarks.common import ROOT, given, numbers, table
 
 COPIED = ("dinomaly_hd", "entry_points", "benchmarks", "tests", "conditions")
 FILES = ("pyproject.toml", "MLproject", "conda.yaml", "requirements.lock")
@@ -23,17 +23,7 @@ TEST = "tests/chaos/test_promises.py"
 LONGEST_S = 3600
 
 
-class Mutation(NamedTuple):
-    """A guard, the number of the drill that must fail without it, and how it is taken out of its file."""
-
-    promise: int
-    guard: str
-    file: str
-    old: str
-    new: str
-
-
-def noticed(mutation: Mutation) -> bool:
+def noticed(mutation: dict[str, Any]) -> bool:
     """Return whether the promise's fast drill fails on a copy without the guard."""
     with tempfile.TemporaryDirectory(prefix="mutation-") as name:
         copy = Path(name)
@@ -42,15 +32,14 @@ def noticed(mutation: Mutation) -> bool:
             shutil.copytree(ROOT / folder, copy / folder, ignore=left_out)
         for file in FILES:
             shutil.copy(ROOT / file, copy / file)
-        path = copy / mutation.file
+        path, old = copy / mutation["file"], mutation["old"]
         text = path.read_text()
-        times = text.count(mutation.old)
-        assert times == 1, f"{mutation.file} has {mutation.old!r} {times} times"
-        path.write_text(text.replace(mutation.old, mutation.new))
+        assert text.count(old) == 1, f"{mutation['file']} has {old!r} {text.count(old)} times"
+        path.write_text(text.replace(old, mutation["new"]))
         # The installed package is this checkout's: the copy must come before it.
         environment = {**os.environ, "PYTHONPATH": str(copy), "OMP_NUM_THREADS": "1"}
         command = [sys.executable, "-m", "pytest", "-q", "-x", "-p", "no:cacheprovider", TEST]
-        command += ["-k", f"[{mutation.promise}-"]
+        command += ["-k", f"[{mutation['promise']}-"]
         try:
             done = subprocess.run(
                 command, cwd=copy, env=environment, capture_output=True, text=True, timeout=LONGEST_S
@@ -63,16 +52,17 @@ def noticed(mutation: Mutation) -> bool:
 
 def main() -> None:
     wanted = numbers(given(__doc__, only="").only)
-    guards = tomllib.loads(Path(__file__).with_suffix(".toml").read_text())["guard"]
-    lines = ["| # | guard | in | without it |", "|---:|---|---|---|"]
-    for mutation in (Mutation(**guard) for guard in guards):
-        if wanted and mutation.promise not in wanted:
+    rows = []
+    for mutation in tomllib.loads(Path(__file__).with_suffix(".toml").read_text())["guard"]:
+        number = mutation["promise"]
+        if wanted and number not in wanted:
             continue
-        result = f"`{TEST}` [{mutation.promise}] fails" if noticed(mutation) else "NOT NOTICED"
-        lines.append(f"| {mutation.promise} | {mutation.guard} | `{mutation.file}` | {result} |")
-        print(lines[-1], flush=True)
-    print("\n" + "\n".join(lines))
-    sys.exit(any("NOT NOTICED" in line for line in lines))
+        result = f"`{TEST}` [{number}] fails" if noticed(mutation) else "NOT NOTICED"
+        row = {"#": number, "guard": mutation["guard"], "in": f"`{mutation['file']}`", "without it": result}
+        rows.append(row)
+        print(*row.values(), sep="; ", flush=True)
+    print(f"\n{table(rows)}")
+    sys.exit(any(row["without it"] == "NOT NOTICED" for row in rows))
 
 
 if __name__ == "__main__":

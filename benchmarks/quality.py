@@ -7,7 +7,6 @@ Further flags (--name=value) go to the runs. Writes benchmarks/results/quality_{
 """
 
 import json
-import subprocess
 import tempfile
 from collections.abc import Callable
 from pathlib import Path
@@ -18,13 +17,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from benchmarks.common import ROOT, entry_point, flags, record, surroundings, timed
+from benchmarks.common import flags, newest, record, run, timed
 from dinomaly_hd.data.features import ImageStore
 from dinomaly_hd.data.hdmap import Manifest, load_manifest
 from dinomaly_hd.evaluation.metrics import auroc
 from dinomaly_hd.models.dinomaly import score
 from dinomaly_hd.models.dinomaly.detector import Dinomaly
-from dinomaly_hd.models.dinomaly.distance import MeanPooling
+from dinomaly_hd.models.dinomaly.score import MeanPooling
 from dinomaly_hd.serving.exported import read_model
 
 BANK_TOKENS = 20_000
@@ -40,14 +39,13 @@ CANDIDATES: dict[str, dict[str, object]] = {
 def finished_run(values: dict[str, object], folder: Path) -> Path:
     """Do a run with the quick preset and return its folder."""
     own = {"preset": "quick", "maps_per_group": 0, "resume": "never", "result_dir": folder, **values}
-    quiet = {"cwd": ROOT, "env": surroundings(folder), "stdout": subprocess.DEVNULL}
-    subprocess.run(entry_point("horizontal", own), check=True, **quiet)
-    return max(folder.glob("horizontal/*/results.json"), key=lambda path: path.stat().st_mtime).parent
+    run("horizontal", own, folder=folder)
+    return newest(folder, "horizontal/*/results.json").parent
 
 
-def of_bands(run: Path) -> dict[str, float]:
+def of_bands(folder: Path) -> dict[str, float]:
     """Return per domain the AUROC between held-out normals and copies of them with a synthetic band."""
-    domains = json.loads((run / "results.json").read_text())["synthetic"]["per_domain"]
+    domains = json.loads((folder / "results.json").read_text())["synthetic"]["per_domain"]
     return {domain: block["auroc"] for domain, block in domains.items()}
 
 
@@ -60,8 +58,8 @@ def of_test(table: pd.DataFrame) -> dict[str, float]:
     return values
 
 
-def scores_of(run: Path) -> pd.DataFrame:
-    tables = sorted((run / "scores").glob("domain_?.csv"))  # beside those of held-out normals
+def scores_of(folder: Path) -> pd.DataFrame:
+    tables = sorted((folder / "scores").glob("domain_?.csv"))  # beside those of held-out normals
     return pd.concat([pd.read_csv(path).assign(domain=path.stem) for path in tables])
 
 
@@ -75,11 +73,11 @@ def encoded(detector: Dinomaly, manifest: Manifest, positions: np.ndarray) -> Te
     return F.normalize(torch.cat(found), dim=2)
 
 
-def nearest_neighbour(run: Path) -> dict[str, float]:
+def nearest_neighbour(folder: Path) -> dict[str, float]:
     """Score by the cosine distance to the nearest of 20,000 training tokens, pooled as the model does."""
-    detector = read_model(run / "model").load()
+    detector = read_model(folder / "model").load()
     assert isinstance(detector, Dinomaly)
-    settings = json.loads((run / "experiment_settings.json").read_text())
+    settings = json.loads((folder / "experiment_settings.json").read_text())
     manifest = load_manifest(Path(settings["data_root"]), domains=("A", "B", "C", "D"), conditions="auto")
     tokens = encoded(detector, manifest, manifest.indices(split="train")).flatten(0, 1)
     chosen = torch.randperm(len(tokens), generator=torch.Generator().manual_seed(0))[:BANK_TOKENS]
@@ -100,8 +98,8 @@ def nearest_neighbour(run: Path) -> dict[str, float]:
 
 
 def main() -> None:
-    told, rest = flags(__doc__, first="table", among=("choose", "reference"), seed=42)
-    more = {"seed": told.seed, **dict(word.removeprefix("--").split("=", 1) for word in rest)}
+    told, others = flags(__doc__, first="table", among=("choose", "reference"), seed=42)
+    more = {"seed": told.seed, **others}
     steps = int(more.get("max_steps", 400))
     with tempfile.TemporaryDirectory() as name:
         place = Path(name)

@@ -9,6 +9,7 @@ Ends with 1 where a promise did not hold.
 """
 
 import platform
+import shutil
 import sys
 import tempfile
 from datetime import UTC, datetime
@@ -16,8 +17,8 @@ from importlib import import_module
 from pathlib import Path
 from typing import Any
 
-from benchmarks.common import RESULTS, given, numbers, record, timed
-from benchmarks.drills.tally import Drill
+from benchmarks.common import RESULTS, given, numbers, record, table, timed
+from benchmarks.drills import Drill
 from dinomaly_hd.files import read_json
 
 MODULES = (
@@ -31,9 +32,10 @@ DRILLS: list[Drill] = sorted(
 SHOWN_FAILURES = 5
 
 
-def tried(drill: Drill, *, full: bool) -> dict[str, Any]:
-    with tempfile.TemporaryDirectory(prefix="drill-") as folder:
-        seconds, tally = timed(lambda: drill.run(Path(folder), full))
+def tried(drill: Drill, folder: Path, *, full: bool) -> dict[str, Any]:
+    folder.mkdir()
+    seconds, tally = timed(lambda: drill.run(folder, full))
+    shutil.rmtree(folder)
     return {
         "promise": drill.promise,
         "held": tally.held,
@@ -45,32 +47,30 @@ def tried(drill: Drill, *, full: bool) -> dict[str, Any]:
     }
 
 
-def table(rows: dict[str, dict[str, Any]]) -> str:
-    lines = ["| # | promise | held | beside | date |", "|---:|---|---:|---|---|"]
-    for number in sorted(rows, key=int):
-        row = rows[number]
-        count = f"{row['held']:,} of {row['tried']:,}"
-        lines.append(f"| {number} | {row['promise']} | {count} | {row['note']} | {row['date']} |")
-    return "\n".join(lines)
-
-
 def main() -> None:
     told = given(__doc__, full=False, only="")
     wanted, name = numbers(told.only), f"reliability_{'full' if told.full else 'fast'}"
     rows: dict[str, dict[str, Any]] = {}
     broken = 0
-    for drill in DRILLS:
-        if wanted and drill.number not in wanted:
-            continue
-        row = tried(drill, full=told.full)
-        # Read anew: another process may have tried other promises meanwhile.
-        before = read_json(RESULTS / f"{name}.json").get("rows", {}) if wanted else rows
-        rows = {**before, str(drill.number): row}
-        broken += bool(row["failures"])
-        print(f"{drill.number:3} {row['promise']}: {row['held']} of {row['tried']} {row['note']}", flush=True)
-        print("".join(f"      {failure}\n" for failure in row["failures"]), end="", flush=True)
-        record(name, {"python": platform.python_version(), "rows": rows}, show=False)
-    print(f"\n{table(rows)}\n\nwritten: {name}.json; {broken} broken")
+    with tempfile.TemporaryDirectory(prefix="drills-") as place:  # which share a run that nothing disturbed
+        for drill in DRILLS:
+            if wanted and drill.number not in wanted:
+                continue
+            row = tried(drill, Path(place) / f"drill{drill.number}", full=told.full)
+            # Read anew: another process may have tried other promises meanwhile.
+            before = read_json(RESULTS / f"{name}.json").get("rows", {}) if wanted else rows
+            rows = {**before, str(drill.number): row}
+            broken += bool(row["failures"])
+            count = f"{row['held']} of {row['tried']}"
+            print(f"{drill.number:3} {row['promise']}: {count} {row['note']}", flush=True)
+            print("".join(f"      {failure}\n" for failure in row["failures"]), end="", flush=True)
+            record(name, {"python": platform.python_version(), "rows": rows}, show=False)
+    shown = [
+        {"#": number, "promise": row["promise"], "held": f"{row['held']:,} of {row['tried']:,}"}
+        | {"beside": row["note"], "date": row["date"]}
+        for number, row in sorted(rows.items(), key=lambda item: int(item[0]))
+    ]
+    print(f"\n{table(shown)}\n\nwritten: {name}.json; {broken} broken")
     sys.exit(1 if broken else 0)
 
 

@@ -9,8 +9,9 @@ and the newest finished study.
 
 import sys
 import tempfile
-from collections.abc import Iterator
-from itertools import chain
+from collections.abc import Callable, Iterator
+from functools import partial
+from itertools import chain, islice
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -18,6 +19,7 @@ import PIL.Image
 
 from benchmarks.common import ROOT, given
 from dinomaly_hd.runs.pages import artifact_page, charts_page, compare_page, run_page, these_runs
+from dinomaly_hd.runs.store import client_for
 from tests.browser.chromium import Pages, browsing, missing
 
 IMAGES = ROOT / "docs" / "images"
@@ -34,40 +36,19 @@ class Shown(NamedTuple):
     members: list[Any]
 
 
-def study(url: str, *, experiment: str) -> Shown | None:
-    """Return the newest finished study with its trials, None where there is none."""
-    from mlflow import MlflowClient
-
-    client = MlflowClient(tracking_uri=url)
-    found = client.get_experiment_by_name(experiment)
-    wanted = "tags.kind = 'study' and attributes.status = 'FINISHED'"
-    parents = [] if found is None else client.search_runs([found.experiment_id], wanted, max_results=1)
-    if found is None or not parents:
-        return None
-    below = f"tags.kind = 'trial' and tags.sweep = '{parents[0].data.tags['sweep']}'"
-    order = [f"metrics.`{OBJECTIVE}` DESC"]
-    trials = client.search_runs([found.experiment_id], below, order_by=order)
-    return Shown(found.experiment_id, parents[0].info.run_id, list(trials))
-
-
-def comparison(url: str, *, experiment: str, parent: str | None) -> Shown:
-    """Return the comparison asked for, or the newest ablation whose members differ in row_p."""
-    from mlflow import MlflowClient
-
-    client = MlflowClient(tracking_uri=url)
-    found = client.get_experiment_by_name(experiment)
-    if found is None:
-        sys.exit(f"{url} has no experiment {experiment!r}")
-    newest = "tags.kind = 'ablation' and attributes.status = 'FINISHED'"
-    parents = (
-        [parent] if parent else [run.info.run_id for run in client.search_runs([found.experiment_id], newest)]
-    )
-    for run_id in parents:
-        below = f"tags.`mlflow.parentRunId` = '{run_id}'"
-        members = client.search_runs([found.experiment_id], below, order_by=["metrics.`mean/auroc` DESC"])
-        if parent or len({run.data.params.get(COMPARED[0]) for run in members}) > 2:
-            return Shown(found.experiment_id, run_id, list(members))
-    sys.exit(f"{url} has no finished ablation whose members differ in {COMPARED[0]}; name one by --parent")
+def newest(client: Any, name: str, *, kind: str, by: str, parent: str = "") -> Iterator[Shown]:
+    """Yield finished parents of a kind, the newest first, or the one asked for; members by a metric."""
+    experiment = client.get_experiment_by_name(name)
+    if experiment is None:
+        sys.exit(f"MLflow has no experiment {name!r}")
+    find = partial(client.search_runs, [experiment.experiment_id])
+    wanted = f"tags.kind = '{kind}' and attributes.status = 'FINISHED'"
+    for run in [client.get_run(parent)] if parent else find(wanted):
+        below = f"tags.`mlflow.parentRunId` = '{run.info.run_id}'"
+        if kind == "study":  # trials of all who worked at it
+            below = f"tags.kind = 'trial' and tags.sweep = '{run.data.tags['sweep']}'"
+        members = list(find(below, order_by=[f"metrics.`{by}` DESC"]))
+        yield Shown(experiment.experiment_id, run.info.run_id, members)
 
 
 def look(pages: Pages, shown: Shown) -> Iterator[str]:
@@ -122,21 +103,28 @@ def look_at_study(pages: Pages, shown: Shown) -> Iterator[str]:
     yield "trials"
 
 
+def _compares(shown: Shown) -> bool:
+    return len({run.data.params.get(COMPARED[0]) for run in shown.members}) > 2
+
+
 def main() -> None:
     # experiment: MLflow's; parent: run of the comparison; only: comparison or study
     asked = given(__doc__, first="url", experiment="dinomaly-hd", parent="", only="")
     if (lacking := missing()) is not None:
         sys.exit(lacking)
-    searched = study(asked.url, experiment=asked.experiment)
+    find = partial(newest, client_for(asked.url), asked.experiment)
+    looks: list[Callable[[Pages], Iterator[str]]] = []
+    if asked.only != "study":
+        ablations = find(kind="ablation", by="mean/auroc", parent=asked.parent)
+        shown = next((one for one in ablations if asked.parent or _compares(one)), None)
+        if shown is None:
+            sys.exit(f"no finished ablation whose members differ in {COMPARED[0]}; name one by --parent")
+        looks.append(partial(look, shown=shown))
+    if asked.only != "comparison":
+        looks += [partial(look_at_study, shown=one) for one in islice(find(kind="study", by=OBJECTIVE), 1)]
     IMAGES.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory() as temporary, browsing(asked.url, output=Path(temporary)) as pages:
-        looks = []
-        if asked.only != "study":
-            shown = comparison(asked.url, experiment=asked.experiment, parent=asked.parent)
-            looks.append(look(pages, shown))
-        if asked.only != "comparison" and searched is not None:
-            looks.append(look_at_study(pages, searched))
-        for name in chain.from_iterable(looks):
+        for name in chain.from_iterable(one(pages) for one in looks):
             target = IMAGES / f"{name}.png"
             with PIL.Image.open(pages.save(name)) as picture:
                 picture.convert("RGB").quantize(COLOURS).save(target, optimize=True)

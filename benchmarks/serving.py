@@ -10,54 +10,38 @@ benchmarks/results/serving.json (--output NAME: another); exits with 1 if an ans
 import base64
 import os
 import re
-import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
+from itertools import chain
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import pandas as pd
 
-from benchmarks.common import ROOT, entry_point, given, record, timed
+from benchmarks import common
+from benchmarks.common import ROOT, given, record, timed
 from dinomaly_hd import provenance
 from dinomaly_hd.data.images import read_image
 from dinomaly_hd.files import read_json
 from dinomaly_hd.runs.folder import FINISHED, MODEL, find_run, read_state
 from dinomaly_hd.runs.store import default_uri
 from dinomaly_hd.serving.exported import Card, read_card
-from tests.contract.scoring_server import Answer, Client, Request, as_files, as_json, malformed, serving
+from tests.contract.scoring_server import Client, Request, as_files, as_json, malformed, serving
 
 TOLERANCE = 1e-6
 MAP_EVERY = 50  # requests, of which one asks for the map
 QUICK = {"preset": "quick", "seed": 42}
 
 
-class Case(NamedTuple):
-    """A request with one map, and what must come back."""
-
-    request: Request
-    score: float
-    threshold: float
-    with_map: bool
-
-
-class Checked(NamedTuple):
-    """One answer: its seconds, how far its score is from the run's, and whether all else was right."""
-
-    seconds: float
-    difference: float
-    right: bool
-
-
 def finished_run(result_dir: Path, run: str | None) -> Path:
     """Return the run's folder; without a run, train one with the quick preset."""
     if run is None:
-        subprocess.run(entry_point("horizontal", {**QUICK, "result_dir": result_dir}), cwd=ROOT, check=True)
+        common.run("horizontal", {**QUICK, "result_dir": result_dir})
         run = str(max((result_dir / "horizontal").iterdir()))
     folder = find_run(result_dir, run)
     if read_state(folder).get("status") != FINISHED:
@@ -65,21 +49,19 @@ def finished_run(result_dir: Path, run: str | None) -> Path:
     return folder
 
 
-def cases(folder: Path, card: Card, *, count: int) -> Iterator[Case]:
-    """Yield requests over a run's test images, spread evenly: arrays and TIFF files in three forms each."""
+def asked_of(folder: Path, card: Card, *, count: int) -> list[tuple[Request, pd.Series]]:
+    """Return requests over a run's test images, spread evenly, each with its row of the run's scores."""
     root = Path(read_json(folder / "experiment_settings.json")["data_root"])
     tables = {domain: pd.read_csv(folder / "scores" / f"{domain}.csv") for domain in card.thresholds}
     table = pd.concat([one.assign(domain=domain) for domain, one in tables.items()], ignore_index=True)
-    for i, position in enumerate(np.linspace(0, len(table) - 1, count).round().astype(int)):
-        row = table.iloc[int(position)]
-        path, domain = root / str(row["path"]), str(row["domain"])
-        with_map = i % MAP_EVERY == 0
-        params = {"domain": domain, **({"return_map": True} if with_map else {})}
-        request = _request(path, i, params)
-        yield Case(request, float(row["score"]), card.thresholds[domain], with_map)
+    rows = table.iloc[np.linspace(0, len(table) - 1, count).round().astype(int)]
+    rows = rows.assign(with_map=[number % MAP_EVERY == 0 for number in range(count)])
+    return [(_request(root / row["path"], i, row), row) for i, (_, row) in enumerate(rows.iterrows())]
 
 
-def _request(path: Path, number: int, params: Mapping[str, Any]) -> Request:
+def _request(path: Path, number: int, row: pd.Series) -> Request:
+    """Ask for an image as an array or as a TIFF file, each in two forms by turns."""
+    params = {"domain": row["domain"], **({"return_map": True} if row["with_map"] else {})}
     if number % 2:
         image = read_image(path)[None].tolist()
         return as_json({"inputs" if number % 4 == 1 else "instances": image}, **params)
@@ -90,25 +72,28 @@ def _request(path: Path, number: int, params: Mapping[str, Any]) -> Request:
     return as_json({"dataframe_split": split}, **params)
 
 
-def check(answer: Answer, case: Case, *, shape: tuple[int, int]) -> Checked:
+def check(client: Client, request: Request, row: pd.Series, card: Card) -> dict[str, Any]:
+    """Return an answer's seconds, how far its score is from the run's, and whether all else was right."""
+    answer = client.ask(request)
     if answer.status != 200:
-        return Checked(answer.seconds, float("inf"), False)
-    (row,) = answer.rows()
-    right = row["threshold"] == case.threshold and row["fault"] == (row["score"] >= case.threshold)
-    if case.with_map:
-        right = right and np.shape(row["map"]) == shape
-    return Checked(answer.seconds, abs(row["score"] - case.score), bool(right))
+        return {"seconds": answer.seconds, "difference": float("inf"), "right": False}
+    (told,) = answer.rows()
+    right = told["threshold"] == card.thresholds[row["domain"]]
+    right = right and told["fault"] == (told["score"] >= told["threshold"])
+    if row["with_map"]:
+        right = right and np.shape(told["map"]) == card.shape
+    return {"seconds": answer.seconds, "difference": abs(told["score"] - row["score"]), "right": right}
 
 
-def ask_all(port: int, asked: Sequence[Case], *, clients: int, shape: tuple[int, int]) -> list[Checked]:
+def ask_all(port: int, asked: list[Any], card: Card, *, clients: int) -> pd.DataFrame:
     """Send all requests, each client its share over one connection."""
 
-    def ask(share: Sequence[Case]) -> list[Checked]:
+    def ask(share: list[Any]) -> list[dict[str, Any]]:
         with closing(Client(port)) as client:
-            return [check(client.ask(case.request), case, shape=shape) for case in share]
+            return [check(client, request, row, card) for request, row in share]
 
     with ThreadPoolExecutor(clients) as pool:
-        return [one for part in pool.map(ask, [asked[i::clients] for i in range(clients)]) for one in part]
+        return pd.DataFrame(chain(*pool.map(ask, [asked[i::clients] for i in range(clients)])))
 
 
 def refusals(client: Client, *, shape: tuple[int, int]) -> dict[str, Any]:
@@ -125,18 +110,17 @@ def refusals(client: Client, *, shape: tuple[int, int]) -> dict[str, Any]:
 
 def measure(folder: Path, *, model: str, requests: int, clients: int) -> dict[str, Any]:
     card = read_card(folder / MODEL)
-    asked = list(cases(folder, card, count=requests))
+    asked = asked_of(folder, card, count=requests)
     with tempfile.TemporaryDirectory() as temporary:
         log, began = Path(temporary) / "server.log", time.monotonic()
         with serving(model, tracking_uri=default_uri(ROOT), log=log) as port:
             start_s = time.monotonic() - began
             print(f"{model} is up after {start_s:.0f} s", flush=True)
-            wall_s, answers = timed(lambda: ask_all(port, asked, clients=clients, shape=card.shape))
+            wall_s, answers = timed(lambda: ask_all(port, asked, card, clients=clients))
             with closing(Client(port)) as client:
                 refused = refusals(client, shape=card.shape)
-                again = check(client.ask(asked[0].request), asked[0], shape=card.shape)
-    milliseconds = 1000 * np.array([answer.seconds for answer in answers])
-    latency = {f"p{share}": float(np.percentile(milliseconds, share)) for share in (50, 95)}
+                again = check(client, *asked[0], card)
+    milliseconds = 1000 * answers["seconds"]
     return {
         "run": folder.name,
         "model_type": card.run.model.model_type,
@@ -144,10 +128,11 @@ def measure(folder: Path, *, model: str, requests: int, clients: int) -> dict[st
         "clients": clients,
         "start_s": start_s,
         "requests_per_s": len(answers) / wall_s,
-        "latency_ms": {**latency, "max": float(milliseconds.max())},
-        "max_difference": max(answer.difference for answer in answers),
-        "wrong_answers": sum(not answer.right for answer in answers),
-        "alive_after_refusals": again.right and again.difference <= TOLERANCE,
+        "latency_ms": {f"p{share}": milliseconds.quantile(share / 100) for share in (50, 95)}
+        | {"max": milliseconds.max()},
+        "max_difference": answers["difference"].max(),
+        "wrong_answers": int((~answers["right"].astype(bool)).sum()),
+        "alive_after_refusals": bool(again["right"] and again["difference"] <= TOLERANCE),
         "malformed": refused,
         "versions": provenance.package_versions(),
         "cores": os.cpu_count(),

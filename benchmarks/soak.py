@@ -27,9 +27,9 @@ from typing import Any
 
 import psutil
 
-from benchmarks.common import ROOT, entry_point, given, record
+from benchmarks.common import ROOT, entry_point, free_port, given, record
 from benchmarks.drills.runs import launcher, start
-from benchmarks.drills.tracking import free_port, server
+from benchmarks.drills.tracking import server
 from dinomaly_hd.files import TEMPORARY_PREFIX
 from dinomaly_hd.runs.journal import Journal
 from dinomaly_hd.runs.store import client_for
@@ -56,16 +56,13 @@ class Soak:
         """Do one run, killed once where the dice say so, and return how it ended."""
         dice = random.Random(f"{self.seed} {number}")
         kill_after_s = dice.uniform(*KILLED_AFTER_S) if dice.random() < KILLED_SHARE else None
-        killed = False
-        began = time.monotonic()
-        process = self._start(number)
+        began, killed, process = time.monotonic(), False, self._start(number)
         if kill_after_s is not None:
             process.join(timeout=kill_after_s)
             if process.is_alive():
                 process.kill()
                 process.join()
-                killed = True
-                process = self._start(number)
+                killed, process = True, self._start(number)
         process.join(timeout=LONGEST_S)
         return {"code": process.exitcode, "killed": killed, "seconds": time.monotonic() - began}
 
@@ -109,26 +106,24 @@ def marked() -> list[psutil.Process]:
 
 def checked(soak: Soak) -> dict[str, Any]:
     """Compare every journal with MLflow, point by point."""
-    client = client_for(soak.uri)
-    points = missing = doubled = 0
-    status: Counter[str] = Counter()
-    folders = [path.parent for path in soak.results.glob("horizontal/*/run.json")]
-    for folder in folders:
-        state = json.loads((folder / "run.json").read_text())
-        history = Journal(folder / "journal.jsonl").history()
+    client, status = client_for(soak.uri), Counter[str]()
+    found = dict.fromkeys(("folders", "points", "points_missing", "points_doubled"), 0)
+    for path in soak.results.glob("horizontal/*/run.json"):
+        state = json.loads(path.read_text())
+        history = Journal(path.parent / "journal.jsonl").history()
+        found["folders"] += 1
         if "mlflow_run_id" not in state:  # killed before it had said anything
             status[f"{state['status']} not in MLflow"] += 1
-            missing += sum(len(values) for values in history.values())
+            found["points_missing"] += sum(len(values) for values in history.values())
             continue
         run = client.get_run(state["mlflow_run_id"])
         status[f"{state['status']} {run.info.status}"] += 1
         for name, values in history.items():
             there = Counter(point.step for point in client.get_metric_history(run.info.run_id, name))
-            points += len(values)
-            missing += sum(step not in there for step, _ in values)
-            doubled += sum(count > 1 for count in there.values())
-    counted = {"points": points, "points_missing": missing, "points_doubled": doubled}
-    return {"folders": len(folders), "status": dict(status), **counted}
+            found["points"] += len(values)
+            found["points_missing"] += sum(step not in there for step, _ in values)
+            found["points_doubled"] += sum(count > 1 for count in there.values())
+    return {"status": dict(status), **found}
 
 
 def soaked(runs: int, *, seed: int, folder: Path) -> dict[str, Any]:

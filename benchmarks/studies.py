@@ -15,21 +15,31 @@ import os
 import random
 import shutil
 import signal
-import socket
 import subprocess
 import sys
 import tempfile
 import time
-from collections import Counter, defaultdict
+from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import optuna
+import pandas as pd
 import psutil
-from mlflow import MlflowClient
 
-from benchmarks.common import ROOT, entry_point, given, record, surroundings, timed
+from benchmarks.common import (
+    ROOT,
+    entry_point,
+    free_port,
+    given,
+    newest,
+    record,
+    run,
+    runs_in,
+    surroundings,
+    timed,
+)
 from dinomaly_hd.experiments.trial import RUN_ID, WORKER
 from dinomaly_hd.tuning.results import COMPLETE, CONFIG, best_of, rows_of
 from dinomaly_hd.tuning.storage import address_of, connect
@@ -41,10 +51,10 @@ TINY = {
     "simulate_size": "tiny",
     "image_size": "32x48",
     "domains": "B,C",
+    "gpu": "cpu",
     "decoder_depth": 2,
     "max_steps": 6,
     "batch_size": 4,
-    "gpu": "cpu",
     "heartbeat_s": 2,
     "experiment": "studies",
 }
@@ -58,30 +68,32 @@ class Server(NamedTuple):
     def url(self, database: str, *, password: str = PASSWORD) -> str:
         return f"postgresql://{USER}:{password.replace(' ', '%20')}@127.0.0.1:{self.port}/{database}"
 
+    def make_database(self, name: str) -> str:
+        import psycopg2
+
+        with contextlib.closing(psycopg2.connect(self.url("postgres"))) as connection:
+            connection.autocommit = True
+            connection.cursor().execute(f"CREATE DATABASE {name}")
+        return self.url(name)
+
 
 def server_programs() -> Path:
     """Return the folder of initdb and pg_ctl; ends the program where there is none."""
-    found = shutil.which("initdb")
-    if found:
-        return Path(found).parent
+    places = [Path(found).parent] if (found := shutil.which("initdb")) else []
     with contextlib.suppress(OSError, subprocess.CalledProcessError):
-        folder = Path(subprocess.check_output(["pg_config", "--bindir"], text=True).strip())
-        if (folder / "initdb").is_file():
-            return folder
-    folders = sorted(Path("/usr/lib/postgresql").glob("*/bin"))
-    if not folders:
-        sys.exit("no PostgreSQL server here (initdb is not on PATH); install one, such as postgresql-15")
-    return folders[-1]
+        places.append(Path(subprocess.check_output(["pg_config", "--bindir"], text=True).strip()))
+    places += sorted(Path("/usr/lib/postgresql").glob("*/bin"), reverse=True)
+    for place in places:
+        if (place / "initdb").is_file():
+            return place
+    sys.exit("no PostgreSQL server here (initdb is not on PATH); install one, such as postgresql-15")
 
 
 @contextlib.contextmanager
 def running_server(folder: Path) -> Iterator[Server]:
     """Start a server in an empty folder, and stop it in the end; as another user where this is root's."""
     programs, data = server_programs(), folder / "data"
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    secret = folder / "password"
+    port, secret = free_port(), folder / "password"
     secret.write_text(PASSWORD)
     prefix: list[str] = []
     if os.geteuid() == 0:  # the server refuses to run as root
@@ -102,17 +114,6 @@ def running_server(folder: Path) -> Iterator[Server]:
         call("pg_ctl", "-D", str(data), "-m", "immediate", "-w", "stop")
 
 
-def make_database(server: Server, name: str) -> str:
-    import psycopg2
-
-    connection = psycopg2.connect(server.url("postgres"))
-    connection.autocommit = True
-    with connection.cursor() as cursor:
-        cursor.execute(f"CREATE DATABASE {name}")
-    connection.close()
-    return server.url(name)
-
-
 @contextlib.contextmanager
 def tuning(folder: Path, storage: str, **flags: str) -> "Iterator[subprocess.Popen[bytes]]":
     """Start `tune` on tiny maps, its output in a log, and stop it where this program ends before it."""
@@ -129,10 +130,9 @@ def tuning(folder: Path, storage: str, **flags: str) -> "Iterator[subprocess.Pop
 
 
 def study_of(storage: str, name: str) -> optuna.Study | None:
-    try:
+    with contextlib.suppress(KeyError):
         return optuna.load_study(study_name=name, storage=connect(address_of(storage, root=ROOT)))
-    except KeyError:
-        return None
+    return None
 
 
 def kill_workers(process: "subprocess.Popen[bytes]", storage: str, *, kills: int, seed: int) -> list[str]:
@@ -154,7 +154,7 @@ def kill_workers(process: "subprocess.Popen[bytes]", storage: str, *, kills: int
     return hit
 
 
-def ended(folder: Path, codes: list[int], storage: str, name: str) -> list[optuna.trial.FrozenTrial]:
+def trials_of(folder: Path, codes: list[int], storage: str, name: str) -> list[optuna.trial.FrozenTrial]:
     """Return a study's trials; where a process failed, show what it said."""
     if any(codes):
         print("\n".join(path.read_text()[-2000:] for path in folder.rglob("log_*.txt")))
@@ -169,16 +169,11 @@ def killed_study(folder: Path, storage: str, *, trials: int, workers: int, kills
     with tuning(folder, storage, **flags) as process:
         hit = kill_workers(process, storage, kills=kills, seed=0)
         code = process.wait()
-    trials_done = ended(folder, [code], storage, "killed")
+    trials_done = trials_of(folder, [code], storage, "killed")
     states = Counter(trial.state.name for trial in trials_done)
-    chains = defaultdict(set)
-    for trial in trials_done:
-        if RUN_ID in trial.user_attrs:
-            chains[chain_of(trial)].add(trial.user_attrs[RUN_ID])
-    client = MlflowClient(tracking_uri=f"sqlite:///{folder / 'mlflow.db'}")
-    experiment = client.get_experiment_by_name("studies")
-    assert experiment is not None, "tune made it"
-    runs = client.search_runs([experiment.experiment_id], "tags.kind = 'trial'", max_results=10_000)
+    ids = pd.Series({trial.number: trial.user_attrs.get(RUN_ID) for trial in trials_done}).dropna()
+    of_chain = ids.groupby({trial.number: chain_of(trial) for trial in trials_done}).nunique()
+    runs = runs_in(f"sqlite:///{folder / 'mlflow.db'}", "studies", "tags.kind = 'trial'")
     return {
         "exit_code": code,
         "workers": workers,
@@ -187,8 +182,8 @@ def killed_study(folder: Path, storage: str, *, trials: int, workers: int, kills
         "failed_for_good": {t.number: t.user_attrs[FAILED] for t in trials_done if FAILED in t.user_attrs},
         "valid": states["COMPLETE"] + states["PRUNED"],
         "retries": sum(chain_of(trial) != trial.number for trial in trials_done),
-        "chains": len(chains),
-        "chains_with_several_mlflow_runs": sum(len(ids) > 1 for ids in chains.values()),
+        "chains": len(of_chain),
+        "chains_with_several_mlflow_runs": int((of_chain > 1).sum()),
         "mlflow_trial_runs": len(runs),
         "mlflow_runs_by_status": dict(Counter(run.info.status for run in runs)),
     }
@@ -203,7 +198,7 @@ def fresh_start(folder: Path, storage: str) -> dict[str, Any]:
         flags = {"study": "fresh", "trials": "4"}
         processes = [stack.enter_context(tuning(place, storage, **flags)) for place in places]
         codes = [process.wait() for process in processes]
-    trials = ended(folder, codes, storage, "fresh")
+    trials = trials_of(folder, codes, storage, "fresh")
     return {
         "exit_codes": codes,
         "states": dict(Counter(trial.state.name for trial in trials)),
@@ -217,11 +212,11 @@ def run_postgresql(*, trials: int, workers: int, kills: int) -> dict[str, Any]:
         folder.chmod(0o755)  # the server's user comes through
         (folder / "server").mkdir()
         with running_server(folder / "server") as server:
-            fresh = fresh_start(folder, make_database(server, "fresh"))
+            fresh = fresh_start(folder, server.make_database("fresh"))
             print(json.dumps(fresh), flush=True)
             scene = folder / "killed"
             scene.mkdir()
-            storage = make_database(server, "killed")
+            storage = server.make_database("killed")
             seconds, killed = timed(
                 lambda: killed_study(scene, storage, trials=trials, workers=workers, kills=kills)
             )
@@ -233,10 +228,8 @@ def run_quick(*, trials: int, workers: int, result_dir: str) -> dict[str, Any]:
     study = f"quick_{time.strftime('%Y%m%d_%H%M%S')}"
     common = {"preset": "quick", "result_dir": result_dir}
 
-    def run(name: str, **more: object) -> None:
-        subprocess.run(entry_point(name, {**more, **common}), cwd=ROOT, check=True)
-
-    seconds, _ = timed(lambda: run("tune", study=study, trials=trials, workers=workers))
+    searched = {**common, "study": study, "trials": trials, "workers": workers}
+    seconds, _ = timed(lambda: run("tune", searched))
     made = study_of("auto", study)
     assert made is not None, "tune made it"
     rows = rows_of(made)
@@ -245,9 +238,8 @@ def run_quick(*, trials: int, workers: int, result_dir: str) -> dict[str, Any]:
     shown = best if not best.setting else max(suggested, key=lambda row: row.values)
     known = {row.setting: row.values[0] for row in rows if row.setting and row.values}
     config = str(shown.notes[CONFIG])
-    run("ablation", configs=f"F,{config}", seeds=FRESH_SEEDS)
-    summaries = Path(result_dir).glob("ablation/**/final_summary.json")
-    summary = json.loads(max(summaries, key=lambda path: path.stat().st_mtime).read_text())
+    run("ablation", {**common, "configs": f"F,{config}", "seeds": FRESH_SEEDS})
+    summary = json.loads(newest(Path(result_dir), "ablation/**/final_summary.json").read_text())
     return {
         "study": study,
         "seconds": round(seconds),

@@ -1,27 +1,38 @@
-"""Drills 2 and 3: torn checkpoints and full disks; 5 is in ``nonfinite.py``."""
+"""Drills 2, 3 and 5: torn checkpoints, full disks, and what is not finite in the midst of a training."""
 
 import contextlib
+import math
 import os
 import random
+import re
 import resource
+import shutil
+import signal
 import stat
 import subprocess
 import tempfile
-from collections.abc import Iterator
-from concurrent.futures import ProcessPoolExecutor
-from itertools import count
+from collections.abc import Iterator, Mapping, Sequence
+from functools import partial
 from pathlib import Path
+from typing import NamedTuple
 from unittest import mock
 
 import torch
+from torch import Tensor, nn
+from torch.utils.data import Dataset
 
-from benchmarks.drills.nonfinite import poisoned_steps
-from benchmarks.drills.runs import launcher
-from benchmarks.drills.tally import Drill, Tally
-from dinomaly_hd.errors import OutputError
+from benchmarks.drills import Drill, Tally
+from dinomaly_hd.batch import Batch
+from dinomaly_hd.config import with_values
+from dinomaly_hd.config.presets import preset_run
+from dinomaly_hd.config.variants import baseline
+from dinomaly_hd.errors import Interrupted, NonFiniteError, OutputError
 from dinomaly_hd.files import TEMPORARY_PREFIX
+from dinomaly_hd.models.detector import Detector, Loss, Prediction
 from dinomaly_hd.training import checkpoint as checkpoints
+from dinomaly_hd.training import loop
 from dinomaly_hd.training.checkpoint import Checkpoint
+from dinomaly_hd.training.signals import SignalGuard
 
 OLDER, NEWER = 5, 10
 CUTS, FAST_CUTS = 100, 20
@@ -30,54 +41,44 @@ SIZES, FAST_SIZES = 20, 4
 SMALLEST_KIB, LARGEST_KIB = 200, 4000
 FIRST_KIB, GROWTH_KIB = 256, 48
 """Weights of the first checkpoint on a small disk, and by how much each later one has more."""
-MOST_SAVES = 200
 
 
-def _save(folder: Path, step: int, *, kib: int) -> Path:
+def _save(folder: Path, step: int, *, kib: int = 64) -> Path:
     """Save a checkpoint of so many KiB of weights, which its step names."""
     weights = {"weight": torch.full((kib * KIB // 4,), float(step))}
     return checkpoints.save(folder, Checkpoint(step, "{}", "data", "encoder", 0, weights, {}, {}))
 
 
-def _leftovers(folder: Path) -> list[Path]:
-    return list(folder.glob(f"{TEMPORARY_PREFIX}*"))
-
-
-def _holds(checkpoint: Checkpoint | None, step: int) -> bool:
-    return (
-        checkpoint is not None
-        and checkpoint.step == step
-        and bool((checkpoint.weights["weight"] == float(step)).all())
-    )
+def _newest_is_not(folder: Path, step: int, *, unreadable: Sequence[Path] = ()) -> str | None:
+    """Return what else there is than that checkpoint (0: none), these files named, and nothing left over."""
+    try:
+        found = checkpoints.newest(folder)
+    except Exception as error:  # any other exception is what the drill looks for
+        return repr(error)
+    held = found.checkpoint.weights["weight"] if found.checkpoint else torch.zeros(1)
+    if (found.checkpoint.step if found.checkpoint else 0) != step or not (held == float(step)).all():
+        return f"step {step} is not the newest readable checkpoint: {found.unreadable}"
+    named = [str(path) in said for path, said in zip(unreadable, found.unreadable, strict=False)]
+    if len(found.unreadable) != len(unreadable) or not all(named):
+        return f"unreadable, and not named: {found.unreadable}"
+    return "a temporary file is left" if list(folder.glob(f"{TEMPORARY_PREFIX}*")) else None
 
 
 def torn_checkpoints(folder: Path, full: bool) -> Tally:
     """Cut the newest checkpoint off anywhere: the one before is used, and the torn one named."""
     tally, draws = Tally(), random.Random(2)
-    _save(folder, OLDER, kib=64)
-    newer = _save(folder, NEWER, kib=64)
+    _save(folder, OLDER)
+    newer = _save(folder, NEWER)
     whole = newer.read_bytes()
     ends = [0, 1, len(whole) // 2, len(whole) - 1]
     others = draws.sample([size for size in range(2, len(whole) - 1) if size not in ends], CUTS)
     for size in [*ends, *others][: CUTS if full else FAST_CUTS]:
         newer.write_bytes(whole[:size])
-        leftover = folder / f"{TEMPORARY_PREFIX}{size}"
-        leftover.write_bytes(whole[:size])  # what a writer leaves that is killed
-        tally.add(f"cut at {size} of {len(whole)} bytes", _use_older(folder, newer))
+        (folder / f"{TEMPORARY_PREFIX}{size}").write_bytes(whole[:size])  # what a killed writer leaves
+        fault = _newest_is_not(folder, OLDER, unreadable=[newer])
+        tally.add(f"cut at {size} of {len(whole)} bytes", fault)
     tally.add("written out before it is renamed", _order_of_writing(folder))
     return tally
-
-
-def _use_older(folder: Path, torn: Path) -> str | None:
-    try:
-        found = checkpoints.newest(folder)
-    except Exception as error:  # any other exception is what the drill looks for
-        return repr(error)
-    if not _holds(found.checkpoint, OLDER):
-        return "the older checkpoint is not used"
-    if len(found.unreadable) != 1 or str(torn) not in found.unreadable[0]:
-        return f"the torn file is not named: {found.unreadable}"
-    return "a temporary file is left" if _leftovers(folder) else None
 
 
 def _order_of_writing(folder: Path) -> str | None:
@@ -94,32 +95,23 @@ def _order_of_writing(folder: Path) -> str | None:
         replace(source, target)
 
     with mock.patch.object(os, "fsync", synced), mock.patch.object(os, "replace", replaced):
-        _save(folder, NEWER, kib=64)
+        _save(folder, NEWER)
     return None if calls == ["file", "replace", "folder"] else f"{calls}"
 
 
 def full_disks(folder: Path, full: bool) -> Tally:
     """Save on real small disks until they are full: the older checkpoint stays, nothing else does."""
-    tally, draws = Tally(), random.Random(3)
-    sizes = sorted(draws.sample(range(SMALLEST_KIB, LARGEST_KIB, 4), SIZES if full else FAST_SIZES))
-    if _may_mount(folder / "try"):
-        tally.note = "tmpfs mounts"
-        faults = [_on_small_disk(folder / f"disk{kib}", kib) for kib in sizes]
-    else:
-        tally.note = "limits on the size of files, since mounting is not permitted here"
-        with ProcessPoolExecutor(1, mp_context=launcher()) as pool:
-            faults = list(pool.map(_with_small_files, [folder / f"disk{kib}" for kib in sizes], sizes))
-    for kib, fault in zip(sizes, faults, strict=True):
+    tally, draws, disk = Tally(note="tmpfs mounts"), random.Random(3), _mounted
+    try:
+        with _mounted(folder / "try", SMALLEST_KIB):
+            pass
+    except (OSError, subprocess.CalledProcessError):
+        tally.note, disk = "limits on the size of files, since mounting is not permitted here", _limited
+    for kib in sorted(draws.sample(range(SMALLEST_KIB, LARGEST_KIB, 4), SIZES if full else FAST_SIZES)):
+        with disk(folder / f"disk{kib}", kib):
+            fault = _fill(folder / f"disk{kib}")
         tally.add(f"{kib} KiB", fault)
     return tally
-
-
-def _may_mount(folder: Path) -> bool:
-    try:
-        with _mounted(folder, SMALLEST_KIB):
-            return True
-    except (OSError, subprocess.CalledProcessError):
-        return False
 
 
 @contextlib.contextmanager
@@ -133,50 +125,186 @@ def _mounted(folder: Path, kib: int) -> Iterator[None]:
         subprocess.run(["umount", "-l", str(folder)], check=True)
 
 
-def _on_small_disk(folder: Path, kib: int) -> str | None:
-    with _mounted(folder, kib):
-        return _fill(folder)
-
-
-def _with_small_files(folder: Path, kib: int) -> str | None:
-    """Fill a folder where no file may be larger, in a process whose limits nobody else has."""
+@contextlib.contextmanager
+def _limited(folder: Path, kib: int) -> Iterator[None]:
     folder.mkdir()
     limits = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (kib * KIB, limits[1]))
     try:
-        return _fill(folder)
+        yield
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, limits)
 
 
 def _fill(folder: Path) -> str | None:
     """Save ever larger checkpoints until one does not fit, and return what was wrong about that."""
+    refused, step = None, 0
     with tempfile.TemporaryDirectory() as elsewhere, mock.patch.object(tempfile, "tempdir", elsewhere):
         untouched = os.stat(elsewhere).st_mtime_ns
         with mock.patch.dict("os.environ", {"TMPDIR": elsewhere}):
-            refused, step = _save_until_refused(folder)
+            while refused is None and step * GROWTH_KIB <= LARGEST_KIB:
+                step += 1
+                try:
+                    _save(folder, step, kib=FIRST_KIB + step * GROWTH_KIB)
+                except Exception as error:  # which one is what the drill looks at
+                    refused = error
         if os.stat(elsewhere).st_mtime_ns != untouched:
             return "TMPDIR was used"
     if not isinstance(refused, OutputError) or str(folder) not in str(refused):
         return repr(refused)
-    if _leftovers(folder):
-        return "a temporary file is left"
-    found = checkpoints.newest(folder)
-    kept = step - 1
-    if found.unreadable or not (_holds(found.checkpoint, kept) if kept else found.checkpoint is None):
-        return f"step {kept} is not the newest readable checkpoint: {found.unreadable}"
-    return None
+    return _newest_is_not(folder, step - 1)
 
 
-def _save_until_refused(folder: Path) -> tuple[Exception | None, int]:
-    for step in count(1):
+# Promise 5: a loss, a gradient or an input that is not finite.
+
+WIDTH, IMAGES, BATCH = 6, 10, 4
+STEPS, KINDS = (1, 37, 3000), ("loss", "gradient", "input")
+LEAD = 3
+"""Steps between the checkpoint that a poisoned training goes on from and the poison."""
+CONFIG = {
+    "max_steps": 2 * max(STEPS),
+    "warmup_steps": 0,
+    "checkpoint_interval": 500,
+    "batch_size": BATCH,
+    "val_check_interval": 0,
+    "gpu": "cpu",
+}
+
+
+class Poison(NamedTuple):
+    """What is not finite at which step: the loss (NaN), a gradient (infinite), or the input (NaN)."""
+
+    kind: str
+    step: int
+
+
+class _Scale(Detector):
+    """The smallest detector that has weights and running statistics: a linear map that learns its input."""
+
+    def __init__(self, poison: Poison | None) -> None:
+        super().__init__()
+        self.linear = nn.Linear(WIDTH, WIDTH, bias=False)
+        nn.init.constant_(self.linear.weight, 0.1)
+        self.norm = nn.BatchNorm1d(WIDTH)
+        self.poison = poison
+
+    def encode(self, images_BHW: Tensor) -> Tensor:
+        return images_BHW
+
+    def training_loss(self, batch: Batch, *, step: int) -> Loss:
+        assert batch.encoded is not None
+        total = (self.norm(self.linear(batch.encoded)) - batch.encoded).square().mean()
+        if self.poison == ("loss", step):
+            total = total * math.nan
+        if self.poison == ("gradient", step):  # the root's slope at zero; the loss itself stays as it is
+            weight = self.linear.weight.sum()
+            total = total + (weight - weight.detach()).sqrt()
+        return Loss(total, {})
+
+    def score(self, encoded: Tensor) -> Prediction:
+        return Prediction(encoded[:, None], encoded.mean(dim=1))
+
+
+class _Rows(Dataset[Batch]):
+    """Encoded images; ``poisoned`` is the number of the batch that has a NaN in it, counted from 0."""
+
+    def __init__(self, poisoned: int | None) -> None:
+        self.rows = torch.randn(IMAGES, WIDTH, generator=torch.Generator().manual_seed(5))
+        self.poisoned, self.batches = poisoned, 0
+
+    def __getitems__(self, items: Sequence[int]) -> Batch:
+        rows = self.rows[list(items)]
+        if self.batches == self.poisoned:
+            rows[0, 0] = math.nan
+        self.batches += 1
+        return Batch(rows, torch.zeros(len(rows), dtype=torch.int64), rows)
+
+
+def _files(step: int) -> str:
+    return f"files of step {step}"
+
+
+class _Ended(NamedTuple):
+    """How a training ended: its detector's state, its newest checkpoint, the steps skipped, and the error."""
+
+    state: dict[str, Tensor]
+    checkpoint: Checkpoint | None
+    skipped: float
+    error: Exception | None
+
+
+def _train(folder: Path, *, policy: str, poison: Poison | None, until: int) -> _Ended:
+    resume = checkpoints.newest(folder).checkpoint
+    inputs = poison.step - (resume.step if resume else 0) if poison and poison.kind == "input" else None
+    detector, error, skipped = _Scale(poison), None, [0.0]
+    data = loop.TrainingData(_Rows(inputs), IMAGES, 0, "data", "encoder", _files, None)
+    run = with_values(preset_run("quick", baseline()), {**CONFIG, "on_nonfinite": policy})
+    with SignalGuard() as guard:
+
+        def progress(done: int, _total: int) -> None:
+            if done == until:
+                guard.received = signal.SIGTERM
+
+        def log(values: Mapping[str, float], _step: int) -> None:
+            skipped.append(values["train/nonfinite"])
+
+        hooks = loop.Hooks(log, partial(checkpoints.save, folder), guard, progress)
         try:
-            _save(folder, step, kib=FIRST_KIB + step * GROWTH_KIB)
-        except Exception as error:  # any other exception is what the drill looks for
-            return error, step
-        if step == MOST_SAVES:
-            break
-    return None, MOST_SAVES
+            loop.train(detector, run=run, data=data, hooks=hooks, resume=resume)
+        except Exception as ended:  # which one is what the drill looks at
+            error = ended
+    state = loop.trained_state(detector)
+    return _Ended(state, checkpoints.newest(folder).checkpoint, skipped[-1], error)
+
+
+def _changed(state: dict[str, Tensor], before: dict[str, Tensor]) -> str | None:
+    changed = [name for name in before if not torch.equal(state[name], before[name])]
+    return f"the poisoned step changed {', '.join(changed)}" if changed else None
+
+
+def _stopped(ended: _Ended, healthy: dict[str, Tensor], poison: Poison) -> str | None:
+    if not isinstance(ended.error, NonFiniteError):
+        return f"ended with {ended.error!r}"
+    figures = r"loss \S+, gradient norm (nan|inf), lr \S*[1-9]\S*;"
+    if not re.search(rf"^step {poison.step}: {figures}.*{_files(poison.step)};", str(ended.error)):
+        return f"does not name step, loss, lr and files: {ended.error}"
+    if ended.checkpoint is not None and ended.checkpoint.step > poison.step:
+        return f"a checkpoint of step {ended.checkpoint.step} was written"
+    # Running statistics are not put back: they are gone with the process, and no checkpoint has them.
+    return _changed(ended.state, {name: healthy[name] for name, _ in _Scale(None).named_parameters()})
+
+
+def _skipped(ended: _Ended, healthy: dict[str, Tensor], poison: Poison) -> str | None:
+    kept = ended.checkpoint
+    if not isinstance(ended.error, Interrupted) or kept is None:
+        return f"skipping ended with {ended.error!r}"
+    if (kept.step, kept.nonfinite, ended.skipped) != (poison.step + 1, 1, 1):
+        return f"step {kept.step}, {kept.nonfinite} steps skipped, {ended.skipped:g} reported"
+    moments = [value for state in kept.optimizer["state"].values() for value in state.values()]
+    if not all(bool(torch.isfinite(torch.as_tensor(value)).all()) for value in moments):
+        return "the optimizer remembers what is not finite"
+    return _changed(ended.state, healthy)
+
+
+def poisoned_steps(folder: Path, _full: bool) -> Tally:
+    """Make loss, gradient or input not finite at early and late steps; both sizes are the same."""
+    tally = Tally()
+    for step in STEPS:
+        lead, whole = folder / f"lead{step}", folder / f"healthy{step}"
+        lead.mkdir()
+        if step > LEAD:
+            _train(lead, policy="stop", poison=None, until=step - LEAD)
+        shutil.copytree(lead, whole)
+        healthy = _train(whole, policy="stop", poison=None, until=step).state
+        for poison in (Poison(kind, step) for kind in KINDS):
+            ended = {}
+            for policy in ("stop", "skip"):
+                own = folder / f"{poison.kind}{step}" / policy
+                shutil.copytree(lead, own)
+                ended[policy] = _train(own, policy=policy, poison=poison, until=step + 1)
+            fault = _stopped(ended["stop"], healthy, poison) or _skipped(ended["skip"], healthy, poison)
+            tally.add(f"{poison.kind} at step {step}", fault)
+    return tally
 
 
 DRILLS = (

@@ -6,7 +6,6 @@ import random
 import shutil
 import signal
 import subprocess
-import sys
 from collections.abc import Callable, Iterator, Sequence
 from itertools import cycle
 from pathlib import Path
@@ -17,8 +16,9 @@ import tifffile
 from torch import nn
 from torch.nn.modules.module import register_module_parameter_registration_hook
 
-from benchmarks.drills.hostile import Sandbox, add_domain, make_sandbox, start
-from benchmarks.drills.tally import Drill, Tally
+from benchmarks.common import entry_point, surroundings
+from benchmarks.drills import Drill, Tally
+from benchmarks.drills.hostile import Sandbox, add_domain, start
 from dinomaly_hd.data.hdmap import FAULTS_SHOWN
 from entry_points.common import QUIET, ROOT
 
@@ -26,7 +26,7 @@ SEED = 9
 DATA_CODE = 65
 ENTRY_POINTS = ("baseline", "horizontal", "topk")
 COMBINATIONS, FAST_COMBINATIONS = 60, 3
-MOST_COMBINED = 7
+LETTERS = "BCDEFGH"
 MANY = 150
 MOST_WEIGHTS = 100
 """What is made to see whether settings fit together; the smallest model has a million."""
@@ -42,20 +42,12 @@ class Damage(NamedTuple):
     faults: tuple[str, ...]
 
 
-def _remove(*names: str) -> Callable[[Path], None]:
-    def do(domain: Path) -> None:
-        for name in names:
-            shutil.rmtree(domain / name)
-
-    return do
+def _remove(*names: str) -> Callable[[Path], object]:
+    return lambda domain: [shutil.rmtree(domain / name) for name in names]
 
 
-def _empty(name: str) -> Callable[[Path], None]:
-    def do(domain: Path) -> None:
-        for path in (domain / name).iterdir():
-            path.unlink()
-
-    return do
+def _empty(name: str) -> Callable[[Path], object]:
+    return lambda domain: [path.unlink() for path in (domain / name).iterdir()]
 
 
 def _write(name: str, data: bytes = b"x") -> Callable[[Path], object]:
@@ -85,12 +77,8 @@ def _move_out(name: str) -> Callable[[Path], None]:
 
 
 def _folder_is_file(domain: Path) -> None:
-    shutil.rmtree(domain / "test/good")
-    (domain / "test/good").write_text("x")
-
-
-def _cut(domain: Path) -> None:
-    (domain / OLD).write_bytes((domain / OLD).read_bytes()[:-40])
+    shutil.rmtree(domain / GOOD)
+    (domain / GOOD).write_text("x")
 
 
 def _poison(domain: Path) -> None:
@@ -121,7 +109,11 @@ DAMAGES = (
     Damage("a pipe", lambda domain: os.mkfifo(domain / NEW), (f"{NEW}: not a regular file",)),
     Damage("no image", _write(f"{TRAIN}/notes.txt"), (f"{TRAIN}/notes.txt: not an image of a known",)),
     Damage("no bytes", _write(NEW, b""), (f"{NEW}: 0 bytes, expected 1",)),
-    Damage("cut short", _cut, (f"{OLD}: cut short",)),
+    Damage(
+        "cut short",
+        lambda domain: os.truncate(domain / OLD, (domain / OLD).stat().st_size - 40),
+        (f"{OLD}: cut short",),
+    ),
     Damage("a NaN", _poison, (f"{OLD}: 1 of 2945 values are NaN",)),
     Damage(
         "a name of no text", _write(f"{GOOD}/\udcff.tiff"), (f"{GOOD}/\\udcff.tiff: the path is not UTF-8",)
@@ -193,33 +185,9 @@ def _try(box: Sandbox, point: str, faults: Sequence[str], **flags: str) -> str |
     return _reported(box, ended.said, ended.code, faults) or (", ".join(ended.escaped) or None)
 
 
-def damaged_domains(folder: Path, tally: Tally) -> None:
-    for damage, point in zip(DAMAGES, cycle(ENTRY_POINTS), strict=False):
-        box = make_sandbox(folder / damage.what)
-        add_domain(box.maps, "domain_B")
-        damage.do(box.maps / "domain_B")
-        faults = [f"domain_B/{fault}" for fault in damage.faults]
-        tally.add(damage.what, _try(box, point, faults, domains="A,B"))
-
-
-def combined_damages(folder: Path, tally: Tally, *, count: int) -> None:
-    draw = random.Random(SEED)
-    for number in range(count):
-        box = make_sandbox(folder / f"combined{number}")
-        chosen = draw.sample(DAMAGES, draw.randint(2, MOST_COMBINED))
-        faults = []
-        for letter, damage in zip("BCDEFGHIJ", chosen, strict=False):
-            add_domain(box.maps, f"domain_{letter}")
-            damage.do(box.maps / f"domain_{letter}")
-            faults += [f"domain_{letter}/{fault}" for fault in damage.faults]
-        names = "A," + ",".join("BCDEFGHIJ"[: len(chosen)])
-        point = draw.choice(ENTRY_POINTS)
-        tally.add(" and ".join(damage.what for damage in chosen), _try(box, point, faults, domains=names))
-
-
 def broken_roots(folder: Path, tally: Tally) -> None:
     """Ask for domains and roots that are not there, and for the root of a hundred faults."""
-    box = make_sandbox(folder / "roots")
+    box = Sandbox(folder / "roots")
     add_domain(box.maps, "domain_B")
     (box.root / "file").write_text("x")
     (box.root / "loop").symlink_to("loop")
@@ -237,27 +205,23 @@ def broken_roots(folder: Path, tally: Tally) -> None:
     line = "conditions.csv: the first line must be 'path,condition'"
     tally.add("conditions", _try(box, "baseline", [line], domains="A,B"))
     (box.maps / "conditions.csv").unlink()
-    for number in range(MANY):
-        (box.maps / "domain_B" / GOOD / f"bad{number}.tiff").write_bytes(b"x")
     bad = [f"domain_B/{GOOD}/bad{number}.tiff" for number in range(MANY)]
+    for name in bad:
+        (box.maps / name).write_bytes(b"x")
     tally.add(f"{MANY} bad images", _try(box, "baseline", bad, domains="A,B"))
 
 
-def in_a_process(folder: Path, tally: Tally) -> None:
-    box = make_sandbox(folder / "process")
+def in_a_process(folder: Path) -> str | None:
+    box = Sandbox(folder / "process")
     add_domain(box.maps, "domain_B")
     _remove(FAULT)(box.maps / "domain_B")
     _write(NEW)(box.maps / "domain_A")
-    flags = {**FLAGS, "data_root": str(box.maps), "domains": "A,B", "result_dir": str(box.work / "results")}
+    flags = {**FLAGS, "data_root": box.maps, "domains": "A,B", "result_dir": box.work / "results"}
+    around = surroundings(box.work, **QUIET)
     done = subprocess.run(
-        [
-            sys.executable,
-            "-m",
-            "entry_points.baseline",
-            *(f"--{name}={value}" for name, value in flags.items()),
-        ],
+        entry_point("baseline", flags),
         cwd=ROOT,
-        env={**os.environ, **QUIET, "MLFLOW_TRACKING_URI": f"sqlite:///{box.work / 'mlflow.db'}"},
+        env=around,
         capture_output=True,
         text=True,
         timeout=LONGEST_S,
@@ -265,16 +229,28 @@ def in_a_process(folder: Path, tally: Tally) -> None:
     )
     faults = [f"domain_B/{FAULT}: {MISSING}", f"domain_A/{NEW}: not a TIFF"]
     wrong = _reported(box, done.stderr, done.returncode, faults)
-    tally.add("python -m entry_points.baseline", wrong or (f"printed {done.stdout}" if done.stdout else None))
+    return wrong or (f"printed {done.stdout}" if done.stdout else None)
 
 
 def broken_trees(folder: Path, full: bool) -> Tally:
     """Break trees in every way that we know, alone and together, and start entry points on them."""
-    tally = Tally()
-    damaged_domains(folder, tally)
+    tally, draw = Tally(), random.Random(SEED)
+    plans = [([damage], point) for damage, point in zip(DAMAGES, cycle(ENTRY_POINTS), strict=False)]
+    plans += [
+        (draw.sample(DAMAGES, draw.randint(2, len(LETTERS))), draw.choice(ENTRY_POINTS))
+        for _ in range(COMBINATIONS if full else FAST_COMBINATIONS)
+    ]
+    for number, (damages, point) in enumerate(plans):
+        box, faults = Sandbox(folder / f"tree{number}"), []
+        domains = [f"domain_{letter}" for letter in LETTERS[: len(damages)]]
+        for name, damage in zip(domains, damages, strict=True):
+            add_domain(box.maps, name)
+            damage.do(box.maps / name)
+            faults += [f"{name}/{fault}" for fault in damage.faults]
+        fault = _try(box, point, faults, domains=",".join(["domain_A", *domains]))
+        tally.add(" and ".join(damage.what for damage in damages), fault)
     broken_roots(folder, tally)
-    combined_damages(folder, tally, count=COMBINATIONS if full else FAST_COMBINATIONS)
-    in_a_process(folder, tally)
+    tally.add("python -m entry_points.baseline", in_a_process(folder))
     return tally
 
 

@@ -1,7 +1,6 @@
 """Drill 15: parameters, names and links that try to reach a shell, another folder, a page or a table."""
 
 import contextlib
-import csv
 import importlib
 import io
 import os
@@ -16,17 +15,18 @@ from typing import Any, NamedTuple
 from unittest import mock
 
 import numpy as np
+import pandas as pd
 import tifffile
 
-from benchmarks.drills.tally import Drill, Tally
+from benchmarks.drills import Drill, Tally
 from dinomaly_hd.config.resolve import MARKER, Command
 from dinomaly_hd.data.tree import FOLDERS, survey
 from dinomaly_hd.errors import ConfigError
 from dinomaly_hd.evaluation.report import ENVIRONMENT, Picture, render
 from dinomaly_hd.names import FORMULA_STARTS, has_hidden
 from dinomaly_hd.runs.store import client_for
+from entry_points import common
 from entry_points.__main__ import NAMES as ENTRY_POINTS
-from entry_points.common import ROOT, launch
 
 SEED = 15
 MARK = "escaped"
@@ -81,31 +81,24 @@ NAMES = (
 """Of folders and files; all of them can stand on a disk."""
 
 
-class Sandbox(NamedTuple):
+class Sandbox:
     """A folder in which a run may write its results, its MLflow store and the caches of libraries.
 
     The run starts four folders down, so that a path that climbs still stays where it is seen.
     """
 
-    root: Path
-
-    @property
-    def work(self) -> Path:
-        return self.root / "a" / "b" / "c" / "work"
-
-    @property
-    def maps(self) -> Path:
-        return self.root / "maps"
-
-    def allowed(self) -> tuple[Path, ...]:
-        return self.work / "results", self.root / "store", self.root / "home" / ".cache"
+    def __init__(self, root: Path) -> None:
+        self.root, self.maps, self.store = root, root / "maps", root / "store"
+        self.work = root / "a" / "b" / "c" / "work"
+        for place in (self.work, self.store, root / "home"):
+            place.mkdir(parents=True)
+        add_domain(self.maps, "domain_A")
 
     def written_elsewhere(self, before: set[Path]) -> list[str]:
         """Return what lies in the sandbox, but not where it may, and was not there before."""
+        places = self.work / "results", self.store, self.root / "home" / ".cache"
         new = set(self.root.rglob("*")) - before
-        return sorted(
-            str(path) for path in new if not any(path.is_relative_to(place) for place in self.allowed())
-        )
+        return sorted(str(path) for path in new if not any(map(path.is_relative_to, places)))
 
 
 class Ended(NamedTuple):
@@ -118,19 +111,20 @@ class Ended(NamedTuple):
 
 @contextlib.contextmanager
 def _inside(box: Sandbox) -> Iterator[None]:
+    store = box.store
     surroundings = {
-        "MLFLOW_TRACKING_URI": f"sqlite:///{box.root / 'store' / 'mlflow.db'}",
-        "DINOMALY_HD_FEATURES": str(box.root / "store" / "features"),
-        "DINOMALY_HD_STORAGE": f"sqlite:///{box.root / 'store' / 'optuna.db'}",
+        "MLFLOW_TRACKING_URI": f"sqlite:///{store / 'mlflow.db'}",
+        "DINOMALY_HD_FEATURES": str(store / "features"),
+        "DINOMALY_HD_STORAGE": f"sqlite:///{store / 'optuna.db'}",
         "HOME": str(box.root / "home"),
-        "MPLCONFIGDIR": str(box.root / "store" / "matplotlib"),
+        "MPLCONFIGDIR": str(store / "matplotlib"),
     }
     with (
         mock.patch.dict(os.environ, surroundings),
+        mock.patch.object(common, "ROOT", store),
         contextlib.chdir(box.work),
-        warnings.catch_warnings(),
+        warnings.catch_warnings(action="ignore"),
     ):
-        warnings.simplefilter("ignore")
         yield
 
 
@@ -140,16 +134,8 @@ def start(box: Sandbox, module: str, **flags: str) -> Ended:
     words = [f"--{name}={value}" for name, value in flags.items()]
     said, before = io.StringIO(), set(box.root.rglob("*"))
     with _inside(box), contextlib.redirect_stdout(said), contextlib.redirect_stderr(said):
-        code = launch(main, words)
+        code = common.launch(main, words)
     return Ended(code, said.getvalue(), box.written_elsewhere(before))
-
-
-def make_sandbox(folder: Path) -> Sandbox:
-    box = Sandbox(folder)
-    for place in (box.work, folder / "store", folder / "home"):
-        place.mkdir(parents=True)
-    add_domain(box.maps, "domain_A")
-    return box
 
 
 def add_domain(root: Path, name: str) -> None:
@@ -176,19 +162,23 @@ def command_of(name: str) -> Command[Any]:
     return command
 
 
-def shell(folder: Path, tally: Tally, *, shifts: Sequence[int]) -> None:
+def shell(folder: Path, tally: Tally, *, full: bool) -> None:
     """Let MLflow put payloads into all parameters of all entry points, and bash run its command.
 
-    Each of ``shifts`` gives declared parameter i payload i + shift, so that together they give each all;
+    Each shift gives declared parameter i payload i + shift, so that all of them together give each all;
     each payload is also the value of an undeclared parameter, and the name of one.
     """
     from mlflow.projects._project_spec import load_project
 
-    project, texts = load_project(str(ROOT)), payloads(folder)
+    folder.mkdir()
+
+    project, texts = load_project(str(common.ROOT)), payloads(folder)
     stub = folder / "bin" / "python"
     stub.parent.mkdir()
     stub.write_text(STUB)
     stub.chmod(0o755)
+    every = range(len(texts))
+    shifts = every if full else random.Random(SEED).sample(every, SHIFTS_FAST)
     for name in ENTRY_POINTS:
         point = project.get_entry_point(name)
         others = [key for key in command_of(name).parameters() if key not in point.parameters]
@@ -204,11 +194,8 @@ def _arrive(folder: Path, point: Any, values: dict[str, str], added: dict[str, s
     """Return what was wrong about how values came through MLflow's shell to the entry point's arguments."""
     every = {**values, **added}
     if any("\0" in text for pair in every.items() for text in pair):
-        try:
+        with contextlib.suppress(ValueError):  # no argument can hold it, so nothing is started
             subprocess.run(["bash", "-c", point.compute_command(every, None)], check=False)
-        except ValueError:  # no argument can hold it, so nothing is started
-            pass
-        else:
             return "a NUL was given to a process"
     every = {key.replace("\0", ""): value.replace("\0", "") for key, value in every.items()}
     record = folder / "record"
@@ -249,36 +236,35 @@ def _understood(name: str, added: dict[str, str], named: dict[str, str]) -> str 
 # Parameters.
 
 
+OF_POINT: dict[str, dict[str, str]] = {
+    "predict": {"run": "x", "input": "x"},
+    "tune": {"trials": "1"},
+    "single_domain": {"model_type": "trivial", "source_domain": "A"},
+    "multi_domain": {"model_type": "trivial", "source_domain": "A"},
+}
+"""What an entry point needs beside the parameter that is tried."""
+
+
 def refused_values(box: Sandbox, tally: Tally, *, full: bool) -> None:
-    draw = random.Random(SEED)
-    texts = payloads(box.root)
+    draw, texts = random.Random(SEED), payloads(box.root)
+    common_flags = {"data_root": str(box.maps), "domains": "A", "result_dir": "results"}
     for module, name in FREE_TEXT:
+        takes, own = command_of(module).parameters(), OF_POINT.get(module, {})
+        if name in ("condition", "conditions_file"):
+            own = {"conditions_file": "none.json"}
+        elif name == "anomaly_source_path":
+            own = {**own, "model_type": "draem"}
+        kept = {key: common_flags[key] for key in takes if key in common_flags}
+        if "source_domain" in takes:
+            kept.pop("domains", None)
         for text in texts if full else (draw.choice(texts[:-1]), texts[-1]):
-            flags = {"data_root": str(box.maps), "domains": "A", "result_dir": "results", name: text}
-            takes = command_of(module).parameters()
-            own = {key: value for key, value in flags.items() if key in takes}
-            if module == "predict":
-                own = {"run": "x", "input": str(box.maps), **own}
-            if module in ("single_domain", "multi_domain"):
-                own = _of_family(own, name)
-            if module == "tune":
-                own = {"trials": "1", **own}
-            tally.add(f"{module} --{name}={text[:60]!r}", _is_refused(start(box, module, **own)))
-
-
-def _of_family(flags: dict[str, str], name: str) -> dict[str, str]:
-    chosen = {"model_type": "draem" if name == "anomaly_source_path" else "trivial", "source_domain": "A"}
-    if name in ("condition", "conditions_file"):
-        chosen = {"conditions_file": "none.json"}
-    kept = {key: value for key, value in flags.items() if key != "domains"}
-    return {**chosen, **kept}
+            ended = start(box, module, **{**own, **kept, name: text})
+            tally.add(f"{module} --{name}={text[:60]!r}", _is_refused(ended))
 
 
 def _is_refused(ended: Ended) -> str | None:
-    if ended.escaped:
-        return f"wrote {ended.escaped[:3]}"
-    if ended.code not in REFUSALS:
-        return f"exit code {ended.code}: {ended.said[-300:]}"
+    if ended.escaped or ended.code not in REFUSALS:
+        return f"wrote {ended.escaped[:3]}, exit code {ended.code}: {ended.said[-300:]}"
     return f"said {ended.said!r}" if has_hidden(ended.said.replace("\n", "")) else None
 
 
@@ -421,15 +407,9 @@ def pages(tally: Tally) -> None:
 
 
 def _formulas(path: Path) -> list[str]:
-    with path.open(newline="") as stream:
-        cells = [cell for row in csv.reader(stream) for cell in row]
-    return [cell for cell in cells if cell.startswith(FORMULA_STARTS) and not _is_number(cell)]
-
-
-def _is_number(cell: str) -> bool:
-    with contextlib.suppress(ValueError):
-        return bool(float(cell) or True)
-    return False
+    cells = pd.read_csv(path, header=None, dtype=str, keep_default_na=False).stack()
+    texts = cells[pd.to_numeric(cells, errors="coerce").isna()]
+    return texts[texts.str.startswith(FORMULA_STARTS)].tolist()
 
 
 def _in_markdown(box: Sandbox, names: Sequence[str]) -> list[str]:
@@ -469,38 +449,20 @@ def links(box: Sandbox, tally: Tally) -> None:
 def escapes(folder: Path, full: bool) -> Tally:
     """Send payloads through MLflow's shell, the flags, the names of domains and images, and links."""
     tally, counts = Tally(), []
-    parts: tuple[tuple[str, Callable[[], None]], ...] = (
-        ("words", lambda: _shell(folder, tally, full=full)),
-        ("values", lambda: _values(folder, tally, full=full)),
-        ("names", lambda: names(_made(folder, "n"), tally, full=full)),
-        ("links", lambda: links(_made(folder, "l"), tally)),
-        ("texts in pages", lambda: pages(tally)),
-    )
-    for what, part in parts:
+    parts: dict[str, Callable[[Path], None]] = {
+        "words": lambda own: shell(own, tally, full=full),
+        "values": lambda own: refused_values(Sandbox(own), tally, full=full),
+        "names": lambda own: names(Sandbox(own), tally, full=full),
+        "links": lambda own: links(Sandbox(own), tally),
+        "texts in pages": lambda _: pages(tally),
+        **({"titles": lambda own: taken_values(Sandbox(own), tally)} if full else {}),
+    }
+    for number, (what, part) in enumerate(parts.items()):
         before = tally.tried
-        part()
+        part(folder / str(number))
         counts.append(f"{tally.tried - before} {what}")
     tally.note = ", ".join(counts)
     return tally
-
-
-def _shell(folder: Path, tally: Tally, *, full: bool) -> None:
-    place = folder / "shell"
-    place.mkdir()
-    every = range(len(payloads(place)))
-    shell(place, tally, shifts=every if full else random.Random(SEED).sample(every, SHIFTS_FAST))
-
-
-def _values(folder: Path, tally: Tally, *, full: bool) -> None:
-    refused_values(_made(folder, "v"), tally, full=full)
-    if full:
-        taken_values(_made(folder, "t"), tally)
-
-
-def _made(folder: Path, name: str) -> Sandbox:
-    place = folder / name
-    place.mkdir()
-    return make_sandbox(place)
 
 
 DRILLS = (Drill(15, "no escape to a shell, a path, a page or a table", escapes),)

@@ -5,10 +5,9 @@ import os
 import random
 import struct
 import zlib
-from collections.abc import Callable, Iterator, Mapping
 from functools import partial
 from io import BytesIO
-from itertools import permutations
+from itertools import permutations, product
 from pathlib import Path
 from typing import Any, NamedTuple
 from unittest import mock
@@ -18,8 +17,8 @@ import numpy.typing as npt
 import tifffile
 from PIL import Image
 
+from benchmarks.drills import Drill, Tally, not_refused
 from benchmarks.drills.reading import WARM, Came, pixels_digest, read_apart
-from benchmarks.drills.tally import Drill, Tally
 from dinomaly_hd.data.folder import load_folder
 from dinomaly_hd.data.hdmap import load_manifest
 from dinomaly_hd.data.tree import FOLDERS
@@ -44,10 +43,22 @@ def tiff(image: Pixels, **options: Any) -> bytes:
     return stream.getvalue()
 
 
-def png(image: Image.Image, **options: Any) -> bytes:
+def png(image: Pixels | Image.Image, **options: Any) -> bytes:
     stream = BytesIO()
-    image.save(stream, "PNG", **options)
+    (Image.fromarray(image) if isinstance(image, np.ndarray) else image).save(stream, "PNG", **options)
     return stream.getvalue()
+
+
+def bare_tiff(*tags: tuple[int, int, int]) -> bytes:
+    """Return the head of a TIFF with these tags, each its code, count and value."""
+    entries = b"".join(struct.pack("<HHII", code, 4, count, value) for code, count, value in tags)
+    return b"II*\0" + struct.pack("<IH", 8, len(tags)) + entries + bytes(4)
+
+
+def huge_tiff(side: int = HUGE) -> bytes:
+    """Return a small TIFF whose header promises side x side pixels (14 GB at the default)."""
+    sides = ((256, 1, side), (257, 1, side), (258, 1, 32), (259, 1, 1), (262, 1, 1))
+    return bare_tiff(*sides, (273, 1, 8), (278, 1, side), (279, 1, 4 * side), (339, 1, 3))
 
 
 def _map(*more: int) -> npt.NDArray[np.float32]:
@@ -58,13 +69,6 @@ MAP, RGB = _map(), _map(3)
 GREY8, GREY16 = (MAP * 80).astype(np.uint8), (MAP * 20000).astype(np.uint16)
 
 
-class Form(NamedTuple):
-    """A TIFF of one kind and whether the reader takes it."""
-
-    data: bytes
-    taken: bool
-
-
 def _moved(data: bytes, place: int) -> bytes:
     """Let the strip of a TIFF lie elsewhere."""
     order = ">" if data.startswith(b"MM") else "<"
@@ -72,7 +76,15 @@ def _moved(data: bytes, place: int) -> bytes:
     return data if start < 0 else data[: start + 8] + struct.pack(f"{order}I", place) + data[start + 12 :]
 
 
-def forms() -> dict[str, Form]:
+class Damaged(NamedTuple):
+    """A file of the drill; ``taken`` is None where damage decides what comes of it."""
+
+    form: str
+    data: bytes
+    taken: bool | None
+
+
+def forms() -> list[Damaged]:
     """Return TIFFs of 20 kinds; the first six are maps as HDMAP has them, seven more are read, too."""
     taken = {
         "plain": tiff(MAP),
@@ -99,7 +111,7 @@ def forms() -> dict[str, Form]:
         "int16": tiff(GREY16.astype(np.int16)),
         "pixels in its header": _moved(tiff(MAP), 4),
     }
-    return {name: Form(data, name in taken) for name, data in {**taken, **refused}.items()}
+    return [Damaged(name, data, name in taken) for name, data in {**taken, **refused}.items()]
 
 
 # Promise 6: every file is an image or one ImageError.
@@ -156,19 +168,11 @@ def mutated(data: bytes, draw: random.Random) -> bytes:
     return bytes(out)
 
 
-class Damaged(NamedTuple):
-    """A file of the drill; ``taken`` is None where damage decides what comes of it."""
-
-    form: str
-    data: bytes
-    taken: bool | None
-
-
 def _damaged(count: int) -> list[Damaged]:
     draw, known = random.Random(SEED), forms()
-    files = [Damaged(name, form.data, form.taken) for name, form in known.items()]
+    files = list(known)
     while len(files) < count:
-        files += [Damaged(name, mutated(form.data, draw), None) for name, form in known.items()]
+        files += [form._replace(data=mutated(form.data, draw), taken=None) for form in known]
     return files[:count]
 
 
@@ -176,11 +180,11 @@ def damaged_images(folder: Path, full: bool) -> Tally:
     """Read damaged TIFFs of 20 kinds: each is a finite image or an ImageError that begins with its path."""
     files = _damaged(MUTATED if full else FAST_MUTATED)
     _warm(folder)
-    for number, file in enumerate(files):
-        (folder / f"{number:05d}.tiff").write_bytes(file.data)
+    paths = [folder / f"{number:05d}.tiff" for number in range(len(files))]
+    for path, file in zip(paths, files, strict=True):
+        path.write_bytes(file.data)
     tally, (came, end) = Tally(), read_apart(folder)
-    for number, file in enumerate(files):
-        path = folder / f"{number:05d}.tiff"
+    for number, (path, file) in enumerate(zip(paths, files, strict=True)):
         unread = end is not None and number >= len(came) - 1  # the last one may have ended the process
         fault = end if unread else _unsound(came[number], path, file.taken)
         tally.add(f"{path.name} ({file.form})", fault)
@@ -194,14 +198,12 @@ def _warm(folder: Path) -> None:
     """Write files that a process reads before its memory is looked at."""
     (folder / WARM).mkdir()
     (folder / WARM / "a.tiff").write_bytes(tiff(MAP))
-    (folder / WARM / "a.png").write_bytes(png(Image.fromarray(GREY16)))
+    (folder / WARM / "a.png").write_bytes(png(GREY16))
 
 
 def _unsound(came: Came, path: Path, taken: bool | None) -> str | None:
-    if came.fault:
-        return came.fault
-    if (too_much := _too_much(came)) is not None:
-        return too_much
+    if fault := came.fault or _too_much(came):
+        return fault
     if came.said and (not came.said.startswith(f"{path}: ") or not came.said.isprintable()):
         return f"not one line that begins with the path: {came.said!r}"
     if taken is not None and taken != bool(came.image):
@@ -249,15 +251,12 @@ def _tiff_of_one_strip(side: int, *, rows: int) -> bytes:
     """Return a TIFF whose strips all lie at the same place: 14.4 GB of pixels in a file of 4 MB."""
     count, size = side // rows, 4 * side * rows
     places = 8 + 2 + 12 * 9 + 4
-    pixels = places + 8 * count
     tags = (
         *((256, 1, side), (257, 1, side), (258, 1, 32), (259, 1, 1), (262, 1, 1)),
         *((273, count, places), (278, 1, rows), (279, count, places + 4 * count), (339, 1, 3)),
     )
-    entries = b"".join(struct.pack("<HHII", tag, 4, number, value) for tag, number, value in tags)
-    head = b"II*\0" + struct.pack("<IH", 8, len(tags)) + entries + struct.pack("<I", 0)
-    lists = struct.pack(f"<{2 * count}I", *[pixels] * count, *[size] * count)
-    return head + lists + bytes(size)
+    lists = struct.pack(f"<{2 * count}I", *[places + 8 * count] * count, *[size] * count)
+    return bare_tiff(*tags) + lists + bytes(size)
 
 
 PIXELS_AT = 500
@@ -267,80 +266,66 @@ def _inflating_tiff(*places: tuple[int, int]) -> bytes:
     """Return a TIFF of one strip or tile, as ``places`` say, whose mebibyte inflates to a GiB."""
     stream = _zeros(1024)
     tags = ((256, SHAPE[1]), (257, SHAPE[0]), (258, 32), (259, 8), *places, (339, 3))
-    entries = b"".join(struct.pack("<HHII", tag, 4, 1, value or len(stream)) for tag, value in tags)
-    return (b"II*\0" + struct.pack("<IH", 8, len(tags)) + entries).ljust(PIXELS_AT, b"\0") + stream
+    head = bare_tiff(*((code, 1, value or len(stream)) for code, value in tags))
+    return head.ljust(PIXELS_AT, b"\0") + stream
 
 
-def _endless_tiff() -> bytes:
-    offsets = [8 + 6 * page for page in range(102)]
-    following = [*offsets[1:], offsets[-2]]
-    return b"II*\0" + struct.pack("<I", 8) + b"".join(struct.pack("<HI", 0, offset) for offset in following)
-
-
-class Bomb(NamedTuple):
-    """A file that is small or hollow, and the reason it is to be refused for."""
-
-    extension: str
-    make: Callable[[], bytes]
-    reason: str
-    size: int = 0  # to which it is stretched with a hole
-
-
-def _text_bomb() -> bytes:
-    text = _chunk(b"zTXt", b"a\0\0" + _zeros(1024))
-    return _grey_png(HUGE, HUGE, zlib.compress(b""), before=text)
-
-
-EXPECTED = f"{HUGE} x {HUGE} pixels, expected"
+HOLLOW = 10**10
 STRIP, TILE = (
     ((273, PIXELS_AT), (278, 31), (279, 0)),
     ((322, 2**14), (323, 2**14), (324, PIXELS_AT), (325, 0)),
 )
-BOMBS = (
-    Bomb("tiff", lambda: _tiff_of_one_strip(HUGE, rows=15), EXPECTED),
-    Bomb("png", lambda: _grey_png(HUGE, HUGE, zlib.compress(b"\0")), EXPECTED),
-    Bomb("png", lambda: _grey_png(*SHAPE, _zeros(8192)), "do not inflate to the 2976 bytes"),
-    Bomb("png", _text_bomb, EXPECTED),
-    Bomb("tiff", lambda: _inflating_tiff(*STRIP), "damaged or cut short"),
-    Bomb("tiff", lambda: _inflating_tiff(*TILE), "decodes"),
-    Bomb("tiff", _endless_tiff, "in a loop"),
-    Bomb("tiff", lambda: tiff(MAP), "10000000000 bytes, expected 1 to", size=10**10),
-)
-"""Huge sides, GiB in MiB (pixels of both kinds, text), pages without end, 10 GB of nothing."""
+
+
+def bomb_files() -> list[tuple[str, bytes, str]]:
+    """Return extensions, bytes, and why they are to be refused.
+
+    Huge sides, GiB in MiB (pixels of both kinds, text), pages without end, 10 GB of nothing.
+    """
+    huge, empty = f"{HUGE} x {HUGE} pixels, expected", zlib.compress(b"")
+    text = _chunk(b"zTXt", b"a\0\0" + _zeros(1024))
+    pages = [8 + 6 * page for page in range(102)]
+    loop = b"".join(struct.pack("<HI", 0, following) for following in [*pages[1:], pages[-2]])
+    return [
+        ("tiff", _tiff_of_one_strip(HUGE, rows=15), huge),
+        ("png", _grey_png(HUGE, HUGE, zlib.compress(b"\0")), huge),
+        ("png", _grey_png(*SHAPE, _zeros(8192)), "do not inflate to the 2976 bytes"),
+        ("png", _grey_png(HUGE, HUGE, empty, before=text), huge),
+        ("tiff", _inflating_tiff(*STRIP), "damaged or cut short"),
+        ("tiff", _inflating_tiff(*TILE), "decodes"),
+        ("tiff", b"II*\0" + struct.pack("<I", pages[0]) + loop, "in a loop"),
+        ("tiff", tiff(MAP), f"{HOLLOW} bytes, expected 1 to"),
+    ]
 
 
 def bombs(folder: Path, full: bool) -> Tally:
     """Read each bomb in a process of its own; only the full size looks at the time, on a quiet machine."""
-    tally, slowest, largest, most = Tally(), 0.0, 0.0, 0
-    for number, bomb in enumerate(BOMBS):
+    tally, costs = Tally(), list[Came]()
+    for number, (extension, data, reason) in enumerate(bomb_files()):
         own = folder / f"bomb{number}"
         own.mkdir()
         _warm(own)
         for time in range(TIMES):
-            path = own / f"{time}.{bomb.extension}"
-            path.write_bytes(bomb.make())
-            if bomb.size:
-                os.truncate(path, bomb.size)
-        came, end = read_apart(own)
-        fault = end or next(
-            (one.fault or one.said or "taken" for one in came if bomb.reason not in one.said), None
-        )
-        if came:
-            best_s = min(one.seconds for one in came)  # the others are the machine's other work
-            slowest, most = max(slowest, best_s), max(most, came[-1].calls)
-            largest = max(largest, came[-1].mib)
-            fault = fault or _too_much(came[-1])
-            fault = fault or (f"{1e3 * best_s:.0f} ms" if full and best_s > BOMB_S else None)
-        tally.add(f"bomb {number} ({bomb.reason})", fault)
-    tally.note = f"slowest {1e3 * slowest:.1f} ms, largest {largest:.1f} MiB, at most {most} calls"
+            (own / f"{time}.{extension}").write_bytes(data)
+            if reason.startswith(str(HOLLOW)):
+                os.truncate(own / f"{time}.{extension}", HOLLOW)
+        came, fault = read_apart(own)
+        wrong = [one for one in came if reason not in one.said]
+        fault = fault or next((one.fault or one.said or "taken" for one in wrong), None)
+        if came:  # the shortest time: what is longer is the machine's other work
+            cost = came[-1]._replace(seconds=min(one.seconds for one in came))
+            slow = full and cost.seconds > BOMB_S
+            fault = fault or _too_much(cost) or (f"{1e3 * cost.seconds:.0f} ms" if slow else None)
+            costs.append(cost)
+        tally.add(f"bomb {number} ({reason})", fault)
+    if costs:
+        slowest, largest = max(cost.seconds for cost in costs), max(cost.mib for cost in costs)
+        most = max(cost.calls for cost in costs)
+        tally.note = f"slowest {1e3 * slowest:.1f} ms, largest {largest:.1f} MiB, at most {most} calls"
     return tally
 
 
 # Promise 8: nothing is converted silently.
-
-
-def _grey(mode: str) -> bytes:
-    return png(Image.fromarray(GREY8).convert(mode))
 
 
 def _with(value: float) -> bytes:
@@ -349,14 +334,9 @@ def _with(value: float) -> bytes:
     return tiff(image)
 
 
-def _animated() -> bytes:
-    frames = [Image.fromarray(GREY8), Image.fromarray(GREY8 // 2)]
-    return png(frames[0], save_all=True, append_images=frames[1:])
-
-
 def _mixes() -> dict[str, tuple[str, str, bytes]]:
     """Return what is odd -> the kind of the set, the odd file's extension and its bytes."""
-    grey8, grey16 = png(Image.fromarray(GREY8)), png(Image.fromarray(GREY16))
+    grey8, grey16, image = png(GREY8), png(GREY16), Image.fromarray(GREY8)
     odd_tiffs = {
         "8-bit TIFF": tiff(GREY8),
         "16-bit TIFF": tiff(GREY16),
@@ -373,10 +353,10 @@ def _mixes() -> dict[str, tuple[str, str, bytes]]:
         "PNG called TIFF": grey8,
     }
     modes = {"RGB": "RGB", "palette": "P", "grey and alpha": "LA", "1-bit": "1"}
-    odd_pngs = {f"{name} PNG": _grey(mode) for name, mode in modes.items()}
+    odd_pngs = {f"{name} PNG": png(image.convert(mode)) for name, mode in modes.items()}
     odd_pngs |= {
-        "transparent PNG": png(Image.fromarray(GREY8), transparency=3),
-        "animated PNG": _animated(),
+        "transparent PNG": png(image, transparency=3),
+        "animated PNG": png(image, save_all=True, append_images=[Image.fromarray(GREY8 // 2)]),
         "16-bit PNG among 8-bit": grey16,
     }
     return {
@@ -389,80 +369,48 @@ def _mixes() -> dict[str, tuple[str, str, bytes]]:
     }
 
 
-KINDS: Mapping[str, tuple[str, Callable[[], bytes]]] = {
-    "tiff": ("float32", lambda: tiff(MAP)),
-    "png8": ("uint8", lambda: png(Image.fromarray(GREY8))),
-    "png16": ("uint16", lambda: png(Image.fromarray(GREY16))),
-}
-
-
-def _write_set(root: Path, kind: str) -> None:
-    _, make = KINDS[kind]
-    data = make()
-    for domain in ("domain_A", "domain_B"):
-        for split, label, _ in FOLDERS:
-            place = root / domain / split / label
-            place.mkdir(parents=True)
-            for number in range(2):
-                (place / f"{number}.{_extension(kind)}").write_bytes(data)
+KINDS = {"tiff": ("float32", tiff(MAP)), "png8": ("uint8", png(GREY8)), "png16": ("uint16", png(GREY16))}
+"""Of sets: the kind of number, and a file."""
+REFUSALS = (LayoutError, ImageError)
 
 
 def _extension(kind: str) -> str:
     return kind.rstrip("0123456789")
 
 
-def _refused(read: Callable[[], object], name: str) -> str | None:
-    try:
-        read()
-    except (LayoutError, ImageError) as error:
-        return None if name in str(error) else f"{name} is not named: {error}"
-    except Exception as error:  # any other exception is what the drill looks for
-        return repr(error)
-    return "taken"
-
-
 def _set(root: Path, *, kind: str, odd: str, data: bytes) -> str | None:
-    _write_set(root, kind)
+    for domain, (split, label, _) in product(("domain_A", "domain_B"), FOLDERS):
+        place = root / domain / split / label
+        place.mkdir(parents=True)
+        for number in range(2):
+            (place / f"{number}.{_extension(kind)}").write_bytes(KINDS[kind][1])
+    load = partial(load_manifest, root, domains=["A", "B"], conditions="none")
     try:
-        _load(root)
+        load()
     except DataError as error:
         return f"refused without the odd file: {error}"
     (root / odd).write_bytes(data)
-    return _refused(partial(_load, root), odd)
+    return not_refused(load, odd, *REFUSALS)
 
 
-def _load(root: Path) -> object:
-    return load_manifest(root, domains=["A", "B"], conditions="none")
-
-
-def _scored(root: Path, *, kind: str, other: str) -> Iterator[tuple[str, str | None]]:
-    """Yield how files, a folder to score and a request, of another kind than a model's, are refused."""
-    dtype, _ = KINDS[kind]
-    data = KINDS[other][1]()
-    (root / "odd").mkdir(parents=True)
-    name = f"odd.{_extension(other)}"
-    (root / "odd" / name).write_bytes(data)
-    read = partial(load_folder, root / "odd", shape=SHAPE, dtype=dtype)
-    yield f"a folder of {other} for a model of {kind}", _refused(read, name)
-    request = partial(read_input, encode_files([data]), shape=SHAPE, dtype=dtype)
-    yield f"a request of {other} for a model of {kind}", _refused(request, "image 0")
-
-
-def mixes(folder: Path, full: bool) -> Tally:
+def mixes(folder: Path, _full: bool) -> Tally:
     """Put one odd file into sets of three kinds, and score files of another kind; both sizes are the same."""
-    del full
     tally = Tally()
     for number, (what, (kind, extension, data)) in enumerate(_mixes().items()):
-        place = ("train/good", "test/good", "test/fault")[number % 3]
-        odd = f"domain_B/{place}/odd.{extension}"
+        odd = f"domain_B/{('train/good', 'test/good', 'test/fault')[number % 3]}/odd.{extension}"
         tally.add(what, _set(folder / f"mix{number}", kind=kind, odd=odd, data=data))
     for kind, other in permutations(KINDS, 2):
-        for what, fault in _scored(folder / f"{other}_for_{kind}", kind=kind, other=other):
-            tally.add(what, fault)
-    for kind in ("png8", "png16"):
-        grey = KINDS[kind][0]
+        place, dtype, data = folder / f"{other}_for_{kind}", KINDS[kind][0], KINDS[other][1]
+        place.mkdir()
+        (place / f"odd.{_extension(other)}").write_bytes(data)
+        for what, name, read in (
+            ("a folder", "odd.", partial(load_folder, place, shape=SHAPE, dtype=dtype)),
+            ("a request", "image 0", partial(read_input, encode_files([data]), shape=SHAPE, dtype=dtype)),
+        ):
+            tally.add(f"{what} of {other} for a model of {kind}", not_refused(read, name, *REFUSALS))
+    for grey in ("uint8", "uint16"):
         read = partial(read_input, GREY8[None], shape=SHAPE, dtype=grey)
-        tally.add(f"raw {grey} numbers in a request", _refused(read, "expected 0 to 1"))
+        tally.add(f"raw {grey} numbers in a request", not_refused(read, "expected 0 to 1", *REFUSALS))
     return tally
 
 

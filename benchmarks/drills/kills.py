@@ -4,14 +4,12 @@ import os
 import random
 import signal
 import time
-from collections.abc import Sequence
-from functools import partial
+from collections.abc import Callable, Sequence
 from multiprocessing.process import BaseProcess
 from pathlib import Path
 from typing import NamedTuple
 
-from benchmarks.drills import runs
-from benchmarks.drills.tally import Drill, Tally
+from benchmarks.drills import Drill, Tally, runs
 from dinomaly_hd.errors import CheckpointError
 from dinomaly_hd.runs.folder import CHECKPOINTS, read_state
 from dinomaly_hd.runs.store import client_for
@@ -26,13 +24,11 @@ DELAYS_S = {"start": 1.5, "step": 0.2, "validate": 0.01, "save": 0.0, "score": 0
 """The places where a process is hit, and the longest delay there."""
 SAID = {"score": b"test images", "draw": b"drawing plots"}
 AFTER_TRAINING = (*SAID, "end")
-FAST_KILLS = ("start", "save", "step", "save", "end")
-FAST_SIGNALS = ("step", "validate", "draw")
+FAST_KILLS, FAST_SIGNALS = ("start", "save", "step", "save", "end"), ("step", "validate", "draw")
 ENDED = tuple(place for place in DELAYS_S if place != "end")
 """Where a run can be asked to end: in its last moments it ends by itself."""
 RARELY_SAVED = {"checkpoint_interval": str(runs.STEPS)}
 """For runs that are asked to end: what they leave is saved because they were asked."""
-SIGNALS = (signal.SIGTERM, signal.SIGINT)
 
 
 class Moment(NamedTuple):
@@ -68,19 +64,19 @@ def _moments(places: Sequence[str], draws: random.Random) -> list[Moment]:
 
 def _hit(folder: Path, moment: Moment, number: signal.Signals, **changes: str) -> BaseProcess:
     """Start or go on with a folder's run, signal it at a moment, and return its process when it has ended."""
-    log = runs.log(folder)
+    log, place = runs.log(folder), moment.place
     said = log.stat().st_size if log.exists() else 0
+    waits: dict[str, Callable[[], bool]] = {
+        "start": log.exists,
+        "save": lambda: runs.saving(folder),
+        "end": lambda: runs.logged(folder, b'"time/') > 0,
+        **{name: lambda text=text: text in log.read_bytes()[said:] for name, text in SAID.items()},
+    }
     process = runs.start(folder, **changes)
-    if moment.place == "start":
-        runs.wait_until(log.exists, process=process)
-    else:
-        runs.wait_until(lambda: runs.steps_done(folder) >= moment.step, process=process)
-    if moment.place == "save":
-        runs.wait_until(partial(runs.saving, folder), process=process)
-    if moment.place in SAID:
-        runs.wait_until(lambda: SAID[moment.place] in log.read_bytes()[said:], process=process)
-    if moment.place == "end":
-        runs.wait_until(partial(runs.figures_logged, folder), process=process)
+    if place != "start":
+        runs.wait_until(lambda: runs.logged(folder) >= moment.step, process=process)
+    if place in waits:
+        runs.wait_until(waits[place], process=process)
     time.sleep(moment.delay_s)
     if process.pid is not None and process.is_alive():
         os.kill(process.pid, number)
@@ -135,7 +131,7 @@ def _end(folder: Path, moment: Moment, number: signal.Signals) -> str | None:
     if state.get("status") != KILLED:
         return f"run.json says {state.get('status')}"
     kept = checkpoints.newest(run / CHECKPOINTS)
-    done, step = runs.steps_done(folder), kept.checkpoint.step if kept.checkpoint else 0
+    done, step = runs.logged(folder), kept.checkpoint.step if kept.checkpoint else 0
     if kept.unreadable or not done - 1 <= step <= done:
         return f"{done} steps done, the checkpoint has {step} {'; '.join(kept.unreadable)}"
     told = client_for(runs.store(folder)).get_run(state["mlflow_run_id"]).info.status
@@ -150,7 +146,7 @@ def ended_runs(folder: Path, full: bool) -> Tally:
     else:  # of one run, which goes on after each
         moments = _moments(FAST_SIGNALS, draws)
     for number, moment in enumerate(moments):
-        sent, own = SIGNALS[number % len(SIGNALS)], folder / f"run{number if full else 0}"
+        sent, own = (signal.SIGTERM, signal.SIGINT)[number % 2], folder / f"run{number if full else 0}"
         tally.add(f"{sent.name}, {moment}", _end(own, moment, sent))
     for own in sorted(folder.glob("run*")):
         fault = runs.difference(runs.finish(own, **RARELY_SAVED), runs.reference(folder.parent))

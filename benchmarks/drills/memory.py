@@ -8,41 +8,30 @@ import weakref
 from collections.abc import Callable
 from itertools import count, product
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 from unittest import mock
 
 import torch
 from optuna.trial import TrialState
 
-from benchmarks.drills import runs
+from benchmarks.drills import Drill, Tally, runs
 from benchmarks.drills.studies import joined, run_trials
-from benchmarks.drills.tally import Drill, Tally
 from dinomaly_hd.models.dinomaly.detector import Dinomaly
 from dinomaly_hd.training.guards import named_when_exhausted, way_out
 from dinomaly_hd.tuning.worker import Attempt
-from entry_points import horizontal
-from entry_points.common import launch
+from entry_points import common, horizontal
 
 TOO_MUCH = 2**60
 TRY_AGAIN = 75
 BATCH = 6
 FLAGS = {**runs.FLAGS, "batch_size": BATCH, "max_steps": 6, "feature_gb": 0}
+PLACES = ("encode", "training_loss", "score")
+CASES = [(place, call, refusal) for call, place, refusal in product((0, 1, 2), PLACES, ("host", "gpu"))]
+"""Where memory runs out, at which call there, and who refuses."""
 
 
 class Held:
     """Something that the failed work holds."""
-
-
-class Case(NamedTuple):
-    """Where memory runs out, at which call there, and who refuses."""
-
-    place: str
-    call: int
-    refusal: str
-
-
-PLACES = ("encode", "training_loss", "score")
-CASES = [Case(place, call, refusal) for call, place, refusal in product((0, 1, 2), PLACES, ("host", "gpu"))]
 
 
 def refuse(refusal: str) -> None:
@@ -51,30 +40,28 @@ def refuse(refusal: str) -> None:
     raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB. GPU 0 has a total capacity")
 
 
-def _run(folder: Path, case: Case) -> str | None:
+def _in_a_run(folder: Path, place: str, call: int, refusal: str) -> str | None:
     held: list[weakref.ref[Held]] = []
-    original: Callable[..., Any] = getattr(Dinomaly, case.place)
-    calls = count()
+    original: Callable[..., Any] = getattr(Dinomaly, place)
+    calls, errors = count(), io.StringIO()
 
     def failing(self: Dinomaly, *given: Any, **options: Any) -> Any:
-        if next(calls) == case.call:
+        if next(calls) == call:
             something = Held()
             held.append(weakref.ref(something))
-            refuse(case.refusal)
+            refuse(refusal)
         return original(self, *given, **options)
 
     flags = {**FLAGS, "result_dir": folder / "results"}
-    errors = io.StringIO()
-    uri = {"MLFLOW_TRACKING_URI": f"sqlite:///{folder.parent / 'mlflow.db'}"}
     with (
-        mock.patch.object(Dinomaly, case.place, failing),
-        mock.patch.dict("os.environ", uri),
+        mock.patch.object(Dinomaly, place, failing),
+        mock.patch.object(common, "ROOT", folder.parent),
+        mock.patch.dict("os.environ", {"MLFLOW_TRACKING_URI": runs.store(folder.parent)}),
         contextlib.redirect_stdout(io.StringIO()),
         contextlib.redirect_stderr(errors),
-        warnings.catch_warnings(),
+        warnings.catch_warnings(action="ignore"),
     ):
-        warnings.simplefilter("ignore")
-        code = launch(horizontal.main, [f"--{name}={value}" for name, value in flags.items()])
+        code = common.launch(horizontal.main, [f"--{name}={value}" for name, value in flags.items()])
     if not held:
         return "the place was never reached"
     (state,) = (json.loads(path.read_text()) for path in (folder / "results").glob("horizontal/*/run.json"))
@@ -96,9 +83,7 @@ def _in_a_study(folder: Path, refusal: str) -> str | None:
         return [float(attempt.point["row_p"])]
 
     run_trials(folder, evaluate, trials=3)
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        trials = joined(folder, trials=3).study.get_trials()
+    trials = joined(folder, trials=3).study.get_trials()
     pruned = [trial for trial in trials if trial.state == TrialState.PRUNED]
     unfinished = [trial for trial in trials if not trial.state.is_finished()]
     fine = len(pruned) == 1 and not unfinished and seen.count(seen[0]) == 1
@@ -108,14 +93,14 @@ def _in_a_study(folder: Path, refusal: str) -> str | None:
 def exhausted(folder: Path, full: bool) -> Tally:
     """Run out of memory while encoding, training and scoring, and in a study."""
     tally = Tally()
-    for case in CASES if full else [CASES[0], CASES[3], CASES[4]]:
-        name = f"{case.place}, call {case.call}, {case.refusal}"
-        (folder / name).mkdir()
-        tally.add(name, _run(folder / name, case))
+    for place, call, refusal in CASES if full else [CASES[0], CASES[3], CASES[4]]:
+        own = folder / f"{place}, call {call}, {refusal}"
+        own.mkdir()
+        tally.add(own.name, _in_a_run(own, place, call, refusal))
     for refusal in ("host", "gpu") if full else ("gpu",):
-        name = f"a study, {refusal}"
-        (folder / name).mkdir()
-        tally.add(name, _in_a_study(folder / name, refusal))
+        own = folder / f"a study, {refusal}"
+        own.mkdir()
+        tally.add(own.name, _in_a_study(own, refusal))
     return tally
 
 

@@ -3,8 +3,9 @@
 import math
 from collections.abc import Callable
 from functools import partial
+from itertools import product
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -14,9 +15,8 @@ from sklearn import config_context
 from sklearn import metrics as sk
 from torch import Tensor
 
+from benchmarks.drills import Drill, Tally, not_refused
 from benchmarks.drills.hostile import add_domain
-from benchmarks.drills.tally import Drill, Tally
-from dinomaly_hd.batch import Batch
 from dinomaly_hd.config.presets import preset_run
 from dinomaly_hd.config.variants import baseline
 from dinomaly_hd.data.features import ImageStore
@@ -27,13 +27,14 @@ from dinomaly_hd.evaluation.metrics import f1, normal_quantile, youden
 from dinomaly_hd.evaluation.results import evaluate
 from dinomaly_hd.experiments.score import Scorer
 from dinomaly_hd.files import publish_json
-from dinomaly_hd.models.detector import Detector, Loss, Prediction
+from dinomaly_hd.models.detector import Detector, Prediction
 from dinomaly_hd.runs.folder import read_results
 
 SEED = 10
 SETS, FAST_SETS = 1000, 100
 TOLERANCE = 1e-12
 EXPONENTS = (*range(-30, 31), -300, 300)
+DOMAINS = ("domain_A", "domain_B")
 MAX_FPRS = (0.0, 0.01, 0.05, 0.29, 0.3, 0.57, 1.0)
 NEED_BOTH = (
     *("auroc", "tpr_at_fpr_1pct", "tpr_at_fpr_5pct", "average_precision", "f1_max"),
@@ -44,12 +45,7 @@ Floats = NDArray[np.float64]
 Labels = NDArray[np.int64]
 
 
-class Scored(NamedTuple):
-    score: Floats
-    label: Labels
-
-
-def random_set(number: int) -> Scored:
+def random_set(number: int) -> tuple[Floats, Labels]:
     """Return the ``number``-th set: of 2 to 2000 scores, of seven kinds, at 1e-300 to 1e300."""
     draw = np.random.default_rng([SEED, number])
     size = int(2 * 1000 ** draw.random())
@@ -60,7 +56,7 @@ def random_set(number: int) -> Scored:
     score = draw.normal(size=size) + label * draw.uniform(-1, 3)
     kind = number % 7
     if kind == 6:
-        return Scored(5e-324 * draw.integers(0, 9, size), label)  # the smallest numbers there are
+        return 5e-324 * draw.integers(0, 9, size), label  # the smallest numbers there are
     if kind == 1:
         score = np.round(score)  # many ties
     elif kind == 2:
@@ -71,7 +67,7 @@ def random_set(number: int) -> Scored:
         score = score.astype(np.float32).astype(np.float64)  # what a model gives
     elif kind == 5:
         score = draw.choice(score, size)  # ties between few
-    return Scored(score * 10.0 ** EXPONENTS[number % len(EXPONENTS)], label)
+    return score * 10.0 ** EXPONENTS[number % len(EXPONENTS)], label
 
 
 def theirs(score: Floats, label: Labels) -> dict[str, float]:
@@ -132,21 +128,18 @@ def _differs(number: int) -> tuple[float, str | None]:
 def score_table() -> pd.DataFrame:
     """Return scores of two domains in two conditions, and model-free ones."""
     draw = np.random.default_rng(SEED)
+    every = product(DOMAINS, enumerate(("good", "fault")), enumerate(["cold"] * 4 + ["warm"] * 4))
     rows = [
-        {"path": f"{domain}/test/{folder}/{number}.tiff", "domain": domain, "label": label, "condition": name}
-        for domain in ("domain_A", "domain_B")
-        for label, folder in enumerate(("good", "fault"))
-        for number, name in enumerate(["cold"] * 4 + ["warm"] * 4)
+        (f"{domain}/test/{folder}/{number}.tiff", domain, label, name)
+        for domain, (label, folder), (number, name) in every
     ]
-    return pd.DataFrame(rows).assign(
-        **{name: draw.normal(size=len(rows)) for name in ("score", "trivial/max")}
-    )
+    table = pd.DataFrame(rows, columns=["path", "domain", "label", "condition"])
+    return table.assign(**{name: draw.normal(size=len(rows)) for name in ("score", "trivial/max")})
 
 
 def evaluated(table: pd.DataFrame) -> dict[str, Any]:
     normal = normal_quantile(np.linspace(-1, 1, 100), held_out=True)
-    thresholds = {str(domain): normal for domain in table["domain"].unique()}
-    return evaluate(table, normal_thresholds=thresholds, seed=SEED, draws=20)
+    return evaluate(table, normal_thresholds=dict.fromkeys(DOMAINS, normal), seed=SEED, draws=20)
 
 
 class _Broken(Detector):
@@ -156,14 +149,8 @@ class _Broken(Detector):
         super().__init__()
         self.value = value
 
-    def fit_encoder(self, batches: Any) -> None:
-        del batches
-
     def encode(self, images_BHW: Tensor) -> Tensor:
         return images_BHW
-
-    def training_loss(self, batch: Batch, *, step: int) -> Loss:
-        raise NotImplementedError
 
     def score(self, encoded: Tensor) -> Prediction:
         score_B = encoded.amax(dim=(1, 2))
@@ -184,43 +171,43 @@ def _scored_by(folder: Path, value: float) -> Callable[[], object]:
     return partial(scorer.examine, manifest.indices(split="test"))
 
 
-def _refused(measure: Callable[[], object], named: str) -> str | None:
-    try:
-        found = measure()
-    except NonFiniteError as error:
-        return None if named in str(error) else f"{named} is not named: {error}"
-    except Exception as error:  # any other exception is what the drill looks for
-        return repr(error)
-    return f"gave {found!r}"[:200]
+LABEL = np.array([0, 0, 1, 1])
+MEASURES: dict[str, Callable[[Floats, Labels], Any]] = {
+    "AUROC": metrics.auroc,
+    "TPR at FPR": partial(metrics.tpr_at_fpr, max_fpr=0.01),
+    "average precision": metrics.average_precision,
+    "F1": metrics.f1_max,
+    "Youden": youden,
+    "pixels": lambda score, label: metrics.pixel_auroc(*_as_maps(score, label)),
+    "AUPRO": lambda score, label: metrics.aupro(*_as_maps(score, label)),
+}
+MORE: dict[str, Callable[[Floats, Labels], Any]] = {
+    "ROC curve": metrics.roc_curve,
+    "calls": partial(metrics.confusion_at, threshold=0.0),
+    "quantile": lambda score, _: normal_quantile(score, held_out=True),
+}
+"""Defined for one class, too."""
+
+
+def _as_maps(score: Floats, label: Labels) -> tuple[Floats, NDArray[np.bool_]]:
+    return score.reshape(4, 1, 1), (label == 1).reshape(4, 1, 1)
 
 
 def no_numbers(folder: Path, tally: Tally) -> None:
     """Give a NaN or an infinite score to each function, to a table, and let a model have one."""
-    good = np.array([0, 0, 1, 1])
-    functions: dict[str, Callable[[Floats], object]] = {
-        "AUROC": lambda score: metrics.auroc(score, good),
-        "ROC curve": lambda score: metrics.roc_curve(score, good),
-        "TPR at FPR": lambda score: metrics.tpr_at_fpr(score, good, max_fpr=0.01),
-        "average precision": lambda score: metrics.average_precision(score, good),
-        "F1": lambda score: metrics.f1_max(score, good),
-        "calls": lambda score: metrics.confusion_at(score, good, threshold=0.0),
-        "Youden": lambda score: youden(score, good),
-        "quantile": lambda score: normal_quantile(score, held_out=True),
-    }
     for value in (math.nan, math.inf, -math.inf):
         score = np.array([1.0, 2.0, value, 3.0])
-        for name, function in functions.items():
-            tally.add(f"{name} of {value}", _refused(partial(function, score), "position 2"))
-        maps, masks = score.reshape(4, 1, 1), (good == 1).reshape(4, 1, 1)
-        for area in (metrics.pixel_auroc, metrics.aupro):
-            tally.add(f"{area.__name__} of {value}", _refused(partial(area, maps, masks), "anomaly map 2"))
+        for name, measure in {**MEASURES, **MORE}.items():
+            named = "anomaly map 2" if name in ("pixels", "AUPRO") else "position 2"
+            found = not_refused(partial(measure, score, LABEL), named, NonFiniteError)
+            tally.add(f"{name} of {value}", found)
         for column in ("score", "trivial/max"):
             table = score_table()
             table.loc[5, column] = value
-            found = _refused(partial(evaluated, table), table.loc[5, "path"])
+            found = not_refused(partial(evaluated, table), str(table.loc[5, "path"]), NonFiniteError)
             tally.add(f"a table with {value} in {column}", found)
         model = _scored_by(folder / f"model{value}", value)
-        tally.add(f"a model's score {value}", _refused(model, "domain_A/test/"))
+        tally.add(f"a model's score {value}", not_refused(model, "domain_A/test/", NonFiniteError))
 
 
 # Splits of one class.
@@ -246,20 +233,11 @@ def _of_one_class(folder: Path, label: int) -> str | None:
 
 def one_class(folder: Path, tally: Tally) -> None:
     for label, name in enumerate(("good", "fault")):
-        own = folder / name
-        own.mkdir()
-        tally.add(f"a domain of {name} images only", _of_one_class(own, label))
-        score, labels = np.arange(4.0), np.full(4, label)
-        found = {
-            "AUROC": metrics.auroc(score, labels),
-            "TPR at FPR": metrics.tpr_at_fpr(score, labels, max_fpr=0.01),
-            "average precision": metrics.average_precision(score, labels),
-            "F1": metrics.f1_max(score, labels).value,
-            "Youden": youden(score, labels).value,
-            "pixels": metrics.pixel_auroc(score.reshape(4, 1, 1), (labels == 1).reshape(4, 1, 1)),
-            "AUPRO": metrics.aupro(score.reshape(4, 1, 1), (labels == 1).reshape(4, 1, 1)),
-        }
-        for figure, value in found.items():
+        (folder / name).mkdir()
+        tally.add(f"a domain of {name} images only", _of_one_class(folder / name, label))
+        for figure, measure in MEASURES.items():
+            found = measure(np.arange(4.0), np.full(4, label))
+            value = getattr(found, "value", found)
             tally.add(f"{figure} of {name} only", None if math.isnan(value) else f"is {value}")
 
 

@@ -5,17 +5,16 @@ import random
 import shutil
 import subprocess
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
-from unittest import mock
 
 from benchmarks.common import ROOT, entry_point, surroundings
-from benchmarks.drills import runs
+from benchmarks.drills import Drill, Tally, runs
 from benchmarks.drills.hostile import add_domain
-from benchmarks.drills.tally import Drill, Tally
 from dinomaly_hd.data.hdmap import load_manifest
 from dinomaly_hd.data.tree import FOLDERS
+from dinomaly_hd.runs.store import prepare_store
+from entry_points.common import EXPERIMENT
 
 LONGEST_S = 900
 SEED = 17
@@ -85,7 +84,7 @@ FULL = (
     Surroundings(0, None, "C.UTF-8", WEST),
     *FAST,
 )
-READINGS, FAST_READINGS = 20, 4
+READINGS, FAST_READINGS = 30, 7
 
 
 def _write_maps(root: Path, *, names: tuple[str, ...]) -> Path:
@@ -96,17 +95,6 @@ def _write_maps(root: Path, *, names: tuple[str, ...]) -> Path:
             for path, name in zip(sorted(place.iterdir()), names, strict=False):
                 path.rename(place / name)
     return root
-
-
-def _copied(source: Path, target: Path) -> Path:
-    """Copy the data file by file in another order, which directories may list them in."""
-    files = [path for path in sorted(source.rglob("*")) if path.is_file()]
-    random.Random(SEED).shuffle(files)
-    for path in files:
-        place = target / path.relative_to(source)
-        place.parent.mkdir(parents=True, exist_ok=True)
-        shutil.copyfile(path, place)
-    return target
 
 
 def make_locales(folder: Path) -> Path:
@@ -120,7 +108,12 @@ def make_locales(folder: Path) -> Path:
     return folder
 
 
-def _environment(folder: Path, around: Surroundings, *, locales: Path) -> dict[str, str]:
+def _done(command: list[str], folder: Path, around: Surroundings, *, locales: Path, **more: str) -> str:
+    """Return what a process says in these surroundings.
+
+    Raises:
+        RuntimeError: It ended with another exit code than 0; with what it said of that.
+    """
     environment = surroundings(
         folder,
         LC_ALL=around.locale,
@@ -129,92 +122,70 @@ def _environment(folder: Path, around: Surroundings, *, locales: Path) -> dict[s
         OMP_NUM_THREADS="1",
         PYTHONPATH=f"{folder / 'site'}{os.pathsep}{ROOT}",
         DINOMALY_HD_FEATURES=str(folder / "features"),
+        **more,
     )
     environment.pop("MLFLOW_RUN_ID", None)
     (folder / "site").mkdir(parents=True)
     if around.listing is not None:
         (folder / "site" / "sitecustomize.py").write_text(SHUFFLE.format(seed=around.listing))
-    return environment
+    done = subprocess.run(
+        command, env=environment, cwd=folder, capture_output=True, text=True, timeout=LONGEST_S, check=False
+    )
+    if done.returncode:
+        raise RuntimeError(f"exit code {done.returncode}: {done.stderr[-500:]}")
+    return done.stdout
 
 
-def _differs(folder: Path, around: Surroundings, *, expected: Path, maps: Path, locales: Path) -> str | None:
-    data = maps if around.listing is None else _copied(maps, folder / "maps")
-    own = {"data_root": data, "result_dir": folder / "results", "num_workers": around.workers}
-    command = entry_point("horizontal", {**runs.FLAGS, **FLAGS, **own})
-    code, said = _done(command, folder, _environment(folder, around, locales=locales))
-    if code:
-        return f"exit code {code}: {said[-300:]}"
+def _run_differs(
+    folder: Path, around: Surroundings, *, expected: Path, maps: Path, locales: Path
+) -> str | None:
+    own = {"data_root": maps, "result_dir": folder / "results", "num_workers": around.workers}
+    folder.mkdir()
+    prepare_store(runs.store(folder), experiment=EXPERIMENT, root=folder)  # artifacts beside it
+    try:
+        _done(entry_point("horizontal", {**runs.FLAGS, **FLAGS, **own}), folder, around, locales=locales)
+    except RuntimeError as error:
+        return str(error)
     run = runs.run_folder(folder / "results")
     return "no run folder" if run is None else runs.difference(run, expected)
 
 
-def _done(command: list[str], folder: Path, environment: dict[str, str]) -> tuple[int, str]:
-    """Return a process's exit code and what it said: what went wrong if something did."""
-    done = subprocess.run(
-        command, env=environment, cwd=folder, capture_output=True, text=True, timeout=LONGEST_S, check=False
-    )
-    return done.returncode, done.stderr if done.returncode else done.stdout
-
-
-def _read(folder: Path, around: Surroundings, *, maps: Path, locales: Path, **more: str) -> tuple[int, str]:
-    environment = _environment(folder, around, locales=locales) | more
-    return _done([sys.executable, "-c", READ, str(maps)], folder, environment)
-
-
-def _is_same(read: tuple[int, str], maps: Path) -> str | None:
+def _reading_differs(
+    folder: Path, around: Surroundings, *, maps: Path, locales: Path, may_refuse: bool = False, **more: str
+) -> str | None:
+    """Read the data set in other surroundings; names may be refused there, but never taken for other ones."""
     found = load_manifest(maps, domains=DOMAINS, conditions="auto")
     expected = " ".join([found.digest, *(ascii(record.path) for record in found.records)])
-    return None if read == (0, f"{expected}\n") else f"another manifest: {read}"[:400]
-
-
-def _readings(folder: Path, maps: Path, *, locales: Path, count: int) -> Iterator[tuple[str, str | None]]:
-    """Yield how the data set is read in other surroundings, and in a locale of another encoding."""
-    draw = random.Random(SEED)
-    for number in range(count):
-        locale, zone = draw.choice(("C", "POSIX", "C.UTF-8", TURKISH)), draw.choice(("UTC", EAST, WEST))
-        around = Surroundings(0, number, locale, zone)
-        read = _read(folder / f"read{number}", around, maps=maps, locales=locales)
-        yield f"read: {around}", _is_same(read, maps)
-    latin, plain = Surroundings(0, None, LATIN, "UTC"), _write_maps(folder / "ascii", names=())
-    for name, data, asked in (
-        ("another encoding", maps, {}),
-        ("another encoding, PYTHONUTF8=1", maps, {"PYTHONUTF8": "1"}),
-        ("another encoding, plain names", plain, {}),
-    ):
-        code, said = _read(folder / name, latin, maps=data, locales=locales, **asked)
-        # Names that it cannot read may be refused, but never taken for other ones.
-        refused = name == "another encoding" and code == 1 and "set PYTHONUTF8=1" in said
-        yield name, None if refused else _is_same((code, said), data)
-
-
-def _listed(maps: Path, seed: int) -> str | None:
-    """Return a fault if the data set's digest or order follows the order in which folders are listed."""
-    plain, draws = os.listdir, random.Random(seed)
-
-    def shuffled(path: str = ".") -> list[str]:
-        names = plain(path)
-        draws.shuffle(names)
-        return names
-
-    expected = load_manifest(maps, domains=DOMAINS, conditions="auto")
-    with mock.patch("os.listdir", shuffled):
-        found = load_manifest(maps, domains=DOMAINS, conditions="auto")
-    return None if found == expected else "another manifest"
+    try:
+        read = _done([sys.executable, "-c", READ, str(maps)], folder, around, locales=locales, **more)
+    except RuntimeError as error:
+        return None if may_refuse and "set PYTHONUTF8=1" in str(error) else str(error)
+    return None if read == f"{expected}\n" else f"another manifest: {read}"[:400]
 
 
 def anywhere(folder: Path, full: bool) -> Tally:
     """Do the same run in other surroundings, and read the data set with folders listed in any order."""
-    tally = Tally()
+    tally, draw = Tally(), random.Random(SEED)
     maps, locales = _write_maps(folder / "maps", names=NAMES), make_locales(folder / "locales")
     expected = runs.finish(folder / "plain", **FLAGS, data_root=str(maps), num_workers="0")
     for number, around in enumerate(FULL if full else FAST):
         own = folder / f"run{number}"
-        own.mkdir()
-        tally.add(str(around), _differs(own, around, expected=expected, maps=maps, locales=locales))
-    for what, fault in _readings(folder, maps, locales=locales, count=READINGS if full else FAST_READINGS):
-        tally.add(what, fault)
-    for seed in range(10 if full else 3):
-        tally.add(f"listing {seed}", _listed(maps, seed))
+        tally.add(str(around), _run_differs(own, around, expected=expected, maps=maps, locales=locales))
+    for number in range(READINGS if full else FAST_READINGS):
+        locale, zone = draw.choice(("C", "POSIX", "C.UTF-8", TURKISH)), draw.choice(("UTC", EAST, WEST))
+        around = Surroundings(0, number, locale, zone)
+        fault = _reading_differs(folder / f"read{number}", around, maps=maps, locales=locales)
+        tally.add(f"read: {around}", fault)
+    latin, plain = Surroundings(0, None, LATIN, "UTC"), _write_maps(folder / "ascii", names=())
+    for name, data, may_refuse, asked in (
+        ("another encoding", maps, True, {}),
+        ("another encoding, PYTHONUTF8=1", maps, False, {"PYTHONUTF8": "1"}),
+        ("another encoding, plain names", plain, False, {}),
+    ):
+        fault = _reading_differs(
+            folder / name, latin, maps=data, locales=locales, may_refuse=may_refuse, **asked
+        )
+        tally.add(name, fault)
     made = ", ".join(sorted(path.name for path in locales.iterdir()))
     tally.note = f"{len(FULL if full else FAST)} runs; locales made: {made or 'none'}"
     return tally

@@ -1,5 +1,6 @@
 """Drill 14: files that carry code where numbers or settings are expected, and checkpoints of other runs."""
 
+import contextlib
 import io
 import json
 import os
@@ -21,8 +22,8 @@ import numpy as np
 import torch
 import yaml
 
-from benchmarks.drills.tally import Drill, Tally
-from dinomaly_hd.config import WITHOUT_EFFECT, Frozen, RunConfig, flatten, from_json
+from benchmarks.drills import Drill, Tally
+from dinomaly_hd.config import WITHOUT_EFFECT, Frozen, RunConfig, flatten, with_values
 from dinomaly_hd.config.conditions_file import read_conditions
 from dinomaly_hd.config.presets import FAMILIES, preset_run
 from dinomaly_hd.config.variants import VARIANTS
@@ -70,33 +71,31 @@ def _checkpoint(**changes: Any) -> dict[str, Any]:
     return {"schema": SCHEMA_VERSION, **good._asdict(), **changes}
 
 
-def _torchscript(code: Code) -> bytes:
-    stream = io.BytesIO()
-    with zipfile.ZipFile(stream, "w") as archive:
-        for name in ("data.pkl", "constants.pkl"):
-            archive.writestr(f"archive/{name}", _pickled(code))
-        archive.writestr("archive/code/__torch__.py", "import os")
-        archive.writestr("archive/version", "3\n")
-    return stream.getvalue()
-
-
-def _second_pickle(code: Code) -> bytes:
-    stream = io.BytesIO(_saved(_checkpoint()))
-    with zipfile.ZipFile(stream, "a") as archive:
-        archive.writestr("archive/evil.pkl", _pickled(code))
+def _streamed(write: Callable[[io.BytesIO], object], start: bytes = b"") -> bytes:
+    """Return what is written to a stream, behind what it begins with."""
+    stream = io.BytesIO(start)
+    write(stream)
     return stream.getvalue()
 
 
 def _saved(content: object) -> bytes:
-    stream = io.BytesIO()
-    torch.save(content, stream)
-    return stream.getvalue()
+    return _streamed(lambda stream: torch.save(content, stream))
 
 
-def _objects(code: Code) -> bytes:
-    stream = io.BytesIO()
-    np.save(stream, np.array([code], dtype=object), allow_pickle=True)
-    return stream.getvalue()
+def _with_members(start: bytes, members: Mapping[str, bytes | str]) -> bytes:
+    """Return a zip archive that has more members."""
+
+    def write(stream: io.BytesIO) -> None:
+        with zipfile.ZipFile(stream, "a" if start else "w") as archive:
+            for name, content in members.items():
+                archive.writestr(f"archive/{name}", content)
+
+    return _streamed(write, start)
+
+
+def _torchscript(code: Code) -> bytes:
+    pickles = dict.fromkeys(("data.pkl", "constants.pkl"), _pickled(code))
+    return _with_members(b"", {**pickles, "code/__torch__.py": "import os", "version": "3\n"})
 
 
 def _old_format(code: Code) -> bytes:
@@ -104,13 +103,15 @@ def _old_format(code: Code) -> bytes:
 
 
 def _tar_format(code: Code) -> bytes:
-    stream, data = io.BytesIO(), _pickled(code)
-    with tarfile.open(fileobj=stream, mode="w") as archive:
-        for member in ("storages", "tensors", "pickle"):
-            entry = tarfile.TarInfo(member)
-            entry.size = len(data)
-            archive.addfile(entry, io.BytesIO(data))
-    return stream.getvalue()
+    def write(stream: io.BytesIO) -> None:
+        with tarfile.open(fileobj=stream, mode="w") as archive:
+            for member in ("storages", "tensors", "pickle"):
+                entry = tarfile.TarInfo(member)
+                entry.size = len(data)
+                archive.addfile(entry, io.BytesIO(data))
+
+    data = _pickled(code)
+    return _streamed(write)
 
 
 def _header(code: Code, *, size: int | None = None) -> bytes:
@@ -166,19 +167,6 @@ def _step(folder: Path) -> object:
     return load(folder / STEP)
 
 
-def _pth(folder: Path) -> object:
-    return weights.read_state(folder / PTH)
-
-
-def _load(path: Path) -> object:
-    return torch.load(path, weights_only=False)
-
-
-def _member(path: Path, number: int) -> object:
-    with zipfile.ZipFile(path) as archive:
-        return pickle.loads(archive.read(archive.namelist()[number]))  # noqa: S301
-
-
 class Poison(NamedTuple):
     """A file that carries code.
 
@@ -191,7 +179,7 @@ class Poison(NamedTuple):
     data: Callable[[Code], bytes]
     read: Callable[[Path], object] = _step
     refused: type[DinomalyHDError] | None = CheckpointError
-    explode: Callable[[Path], object] | None = _load
+    explode: Callable[[Path], object] | None = partial(torch.load, weights_only=False)
 
 
 def _in_checkpoint(**places: Callable[[Code], object]) -> Poison:
@@ -204,36 +192,47 @@ def _unpickle(path: Path, *, skip: int = 0) -> object:
     return pickle.loads(path.read_bytes()[skip:])  # noqa: S301
 
 
-_unpickle_rest = partial(_unpickle, skip=8)
+def _member(number: int, path: Path) -> object:
+    with zipfile.ZipFile(path) as archive:
+        return pickle.loads(archive.read(archive.namelist()[number]))  # noqa: S301
 
 
+_OF_ENCODER = {"read": lambda at: weights.read_state(at / PTH), "refused": EncoderError}
+_BARE = {"explode": _unpickle}
+_BEHIND_LENGTH = {"explode": partial(_unpickle, skip=8)}
 POISONS: dict[str, Poison] = {
     "a checkpoint that is code": Poison(STEP, _saved),
     "in the optimizer's state": _in_checkpoint(optimizer=lambda code: {"state": {0: {"exp_avg": code}}}),
     "in place of the config": _in_checkpoint(config=lambda code: code),
     "among the weights": _in_checkpoint(weights=lambda code: {"w": torch.zeros(1), "x": code}),
     "a second pickle in the checkpoint": Poison(
-        STEP, _second_pickle, refused=None, explode=lambda path: _member(path, -1)
+        STEP,
+        lambda code: _with_members(_saved(_checkpoint()), {"evil.pkl": _pickled(code)}),
+        refused=None,
+        explode=partial(_member, -1),
     ),
-    "a TorchScript archive": Poison(STEP, _torchscript, explode=lambda path: _member(path, 0)),
+    "a TorchScript archive": Poison(STEP, _torchscript, explode=partial(_member, 0)),
     "a checkpoint of PyTorch before 1.6": Poison(STEP, _old_format),
     "a checkpoint as tar": Poison(STEP, _tar_format),
-    "a bare pickle": Poison(STEP, _pickled, explode=_unpickle),
+    "a bare pickle": Poison(STEP, _pickled, **_BARE),
     "encoder weights": Poison(
-        PTH, lambda code: _saved({"state_dict": {"a.weight": torch.zeros(2), "x": code}}), _pth, EncoderError
+        PTH, lambda code: _saved({"state_dict": {"a.weight": torch.zeros(2), "x": code}}), **_OF_ENCODER
     ),
-    "encoder weights of PyTorch before 1.6": Poison(PTH, _old_format, _pth, EncoderError),
-    "encoder weights as tar": Poison(PTH, _tar_format, _pth, EncoderError),
+    "encoder weights of PyTorch before 1.6": Poison(PTH, _old_format, **_OF_ENCODER),
+    "encoder weights as tar": Poison(PTH, _tar_format, **_OF_ENCODER),
     "encoder weights as numpy objects": Poison(
-        *(PTH, _objects, _pth, EncoderError, lambda path: np.load(path, allow_pickle=True))
+        PTH,
+        lambda code: _streamed(lambda to: np.save(to, np.array([code], dtype=object), allow_pickle=True)),
+        explode=lambda path: np.load(path, allow_pickle=True),
+        **_OF_ENCODER,
     ),
-    "a model's weights": Poison(WEIGHTS, _pickled, read_weights, explode=_unpickle),
-    "a model's weights, behind a length": Poison(WEIGHTS, _header, read_weights, explode=_unpickle_rest),
+    "a model's weights": Poison(WEIGHTS, _pickled, read_weights, **_BARE),
+    "a model's weights, behind a length": Poison(WEIGHTS, _header, read_weights, **_BEHIND_LENGTH),
     "a model's weights, 4 EiB of header": Poison(
-        WEIGHTS, lambda code: _header(code, size=2**62), read_weights, explode=_unpickle_rest
+        WEIGHTS, partial(_header, size=2**62), read_weights, **_BEHIND_LENGTH
     ),
     "encoder weights as safetensors": Poison(
-        *(WEIGHTS, _header, lambda at: weights.read_state(at / WEIGHTS), EncoderError, _unpickle_rest)
+        *(WEIGHTS, _header, lambda at: weights.read_state(at / WEIGHTS), EncoderError), **_BEHIND_LENGTH
     ),
     "a model's card": Poison(CARD, _card, read_card, explode=None),
     "a run folder's state": Poison(STATE, _state, read_state, None, None),
@@ -241,11 +240,9 @@ POISONS: dict[str, Poison] = {
     "a conditions file": Poison(
         "conditions.yaml",
         lambda code: f"experiment_conditions: {yaml.dump(code)}".encode(),
-        *(
-            lambda folder: read_conditions(folder / "conditions.yaml"),
-            ConfigError,
-            lambda path: yaml.unsafe_load(path.read_text()),
-        ),
+        lambda folder: read_conditions(folder / "conditions.yaml"),
+        ConfigError,
+        lambda path: yaml.unsafe_load(path.read_text()),
     ),
     "encoded images": Poison(_features, _with_checksum, _no_features, None, _unpickle),
 }
@@ -269,13 +266,10 @@ def _stays_inert(folder: Path, poison: Poison, code: Code, marker: Path) -> str 
         return f"more than one line: {refusal}"
     if poison.explode is None:
         return None
-    reason = ""
     path.write_bytes(poison.data(code))
-    try:
+    with contextlib.suppress(Exception):  # the file is no model: what matters is whether the code ran
         poison.explode(path)
-    except Exception as error:  # the file is no model: what matters is whether the code ran
-        reason = f": {error}"
-    return None if marker.exists() else f"the drill's code is not live{reason}"
+    return None if marker.exists() else "the drill's code is not live"
 
 
 def changed_runs(run: RunConfig) -> Iterator[tuple[str, RunConfig]]:
@@ -284,7 +278,7 @@ def changed_runs(run: RunConfig) -> Iterator[tuple[str, RunConfig]]:
     for name, candidates in _candidates(run):
         for candidate in candidates:
             try:
-                other = from_json(json.dumps(_replaced(json.loads(run.to_json()), name, candidate)))
+                other = with_values(run, {name: candidate})
             except ConfigError:
                 continue
             theirs = flatten(other)
@@ -311,49 +305,31 @@ def _candidates(part: Frozen) -> Iterator[tuple[str, list[object]]]:
             yield name, [text for text in texts if text != value]
 
 
-def _replaced(content: Any, name: str, value: object) -> Any:
-    if not isinstance(content, dict):
-        return content
-    return {
-        key: value if key == name and not isinstance(own, dict) else _replaced(own, name, value)
-        for key, own in content.items()
-    }
-
-
-class Change(NamedTuple):
-    """A checkpoint of one run that another run finds; ``what`` is changed."""
-
-    what: str
-    theirs: RunConfig
-    ours: RunConfig
-
-
-def _changes() -> list[Change]:
+def _changes() -> list[tuple[str, RunConfig, RunConfig]]:
     """Return every change of one value of every model, and every model in place of another."""
     makers: Mapping[str, Callable[[], Any]] = {**VARIANTS, **FAMILIES}
     runs = {name: preset_run("quick", make()) for name, make in makers.items()}
     changes = [
-        Change(f"{model}, {name}", run, other)
-        for model, run in runs.items()
-        for name, other in changed_runs(run)
+        (f"{model}, {name}", run, other) for model, run in runs.items() for name, other in changed_runs(run)
     ]
-    pairs = permutations(runs, 2)
-    return changes + [Change(f"{one} for {other}", runs[other], runs[one]) for one, other in pairs]
+    return changes + [(f"{one} for {other}", runs[other], runs[one]) for one, other in permutations(runs, 2)]
 
 
-def _is_told(folder: Path, change: Change, *, data: str, encoder: str) -> str | None:
-    own = Checkpoint(1, change.theirs.to_json(), "data", "encoder", 0, {}, {}, {})
-    found = load(save(folder, own))
-    ours, theirs = flatten(change.ours), flatten(change.theirs)
+def _is_told(
+    folder: Path, theirs: RunConfig, ours: RunConfig, *, data: str = "data", encoder: str = "encoder"
+) -> str | None:
+    """Let a run find another one's checkpoint, and return what was wrong about how it refused it."""
+    found = load(save(folder, Checkpoint(1, theirs.to_json(), "data", "encoder", 0, {}, {}, {})))
+    before, now = flatten(theirs), flatten(ours)
     expected = {
-        f"{name} {theirs.get(name)!r} -> {ours.get(name)!r}"
-        for name in {*ours, *theirs}
-        if ours.get(name) != theirs.get(name) and name not in WITHOUT_EFFECT
+        f"{name} {before.get(name)!r} -> {now.get(name)!r}"
+        for name in {*before, *now}
+        if before.get(name) != now.get(name) and name not in WITHOUT_EFFECT
     }
     expected |= {"the data set's files"} if data != "data" else set()
     expected |= {"the encoder's weights"} if encoder != "encoder" else set()
     try:
-        check_belongs(found, config=change.ours.to_json(), data_digest=data, encoder_digest=encoder)
+        check_belongs(found, config=ours.to_json(), data_digest=data, encoder_digest=encoder)
     except CheckpointError as error:
         told = set(str(error).partition("what differs: ")[2].split("; "))
         return None if told == expected else f"expected {sorted(expected)}, told {sorted(told)}"
@@ -367,19 +343,18 @@ def poisoned_and_foreign(folder: Path, full: bool) -> Tally:
         for name, code in list(codes(marker).items())[: None if full else 1]:
             own = folder / f"{number}-{name}"
             own.mkdir()
-            with warnings.catch_warnings():
-                warnings.simplefilter("ignore")  # PyTorch warns of what it is about to refuse
+            with warnings.catch_warnings(action="ignore"):  # PyTorch warns of what it is about to refuse
                 tally.add(f"{what}, {name}", _stays_inert(own, poison, code, marker))
             marker.unlink(missing_ok=True)
     inert, changes = tally.tried, _changes()
     if not full:
-        without = [change for change in changes if change.what.rpartition(", ")[2] not in WITHOUT_EFFECT]
+        without = [change for change in changes if change[0].rpartition(", ")[2] not in WITHOUT_EFFECT]
         changes = random.Random(SEED).sample(without, CHANGES_FAST)
-    for change in changes:
-        tally.add(change.what, _is_told(folder, change, data="data", encoder="encoder"))
-    same = changes[0]._replace(ours=changes[0].theirs)
-    tally.add("other data", _is_told(folder, same, data="others", encoder="encoder"))
-    tally.add("other encoder", _is_told(folder, same, data="data", encoder="others"))
+    for what, theirs, ours in changes:
+        tally.add(what, _is_told(folder, theirs, ours))
+    same = changes[0][1]
+    tally.add("other data", _is_told(folder, same, same, data="others"))
+    tally.add("other encoder", _is_told(folder, same, same, encoder="others"))
     tally.note = f"{inert} poisoned files, {tally.tried - inert} checkpoints of other runs"
     return tally
 

@@ -13,7 +13,7 @@ import subprocess
 import sys
 import time
 import warnings
-from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 
@@ -27,7 +27,6 @@ WARM = "warm"
 MOST_BYTES = 2 * 2**30
 """Address space: what would take the machine's memory gets a MemoryError instead, after it has grown."""
 LONGEST_S = 900.0
-MIB = 2**20
 
 
 class Came(NamedTuple):
@@ -61,12 +60,11 @@ def read_apart(folder: Path) -> Read:
     command = [sys.executable, "-m", "benchmarks.drills.reading", str(folder)]
     try:
         done = subprocess.run(command, capture_output=True, text=True, timeout=LONGEST_S, check=False)
+        lines, sound = done.stdout.splitlines(), done.returncode == 0 and not done.stderr
+        end = f"exit code {done.returncode} after {len(lines)} files {done.stderr[-500:]}"
     except subprocess.TimeoutExpired as error:
-        lines = bytes(error.stdout or b"").decode().splitlines()
-        return Read([Came(**json.loads(line)) for line in lines], f"hangs after {len(lines)} files")
-    lines = done.stdout.splitlines()
-    sound = done.returncode == 0 and not done.stderr
-    end = f"exit code {done.returncode} after {len(lines)} files {done.stderr[-500:]}"
+        lines, sound = bytes(error.stdout or b"").decode().splitlines(), False
+        end = f"hangs after {len(lines)} files"
     return Read([Came(**json.loads(line)) for line in lines], None if sound else end)
 
 
@@ -76,32 +74,28 @@ def pixels_digest(image: np.ndarray) -> str:
 
 
 def _came(path: Path, *, began_mib: float) -> Came:
-    image, fault, said = None, "", ""
+    digest, fault, said = "", "", ""
     began = time.perf_counter()
     try:
         image = read_image(path)
     except ImageError as error:
-        said = str(error)
+        image, said = None, str(error)
     except BaseException as error:  # any other exception is what the drill looks for
-        fault = repr(error)
-    seconds = time.perf_counter() - began
-    calls, bytes_read = _work(path)
-    sound = image is None or (image.dtype == np.float32 and image.ndim == 2 and np.isfinite(image).all())
-    if image is not None and not sound:
-        fault = f"an image of {image.dtype}, {image.ndim} axes, or values that are not finite"
-    digest = pixels_digest(image) if image is not None and not fault else ""
-    return Came(path.name, digest, fault, said, seconds, calls, bytes_read, _largest_mib() - began_mib)
+        image, fault = None, repr(error)
+    seconds, read = time.perf_counter() - began, _bytes_read()
+    calls = functions_called(partial(_again, path))
+    if image is not None:
+        digest = pixels_digest(image)
+        if image.dtype != np.float32 or image.ndim != 2 or not np.isfinite(image).all():
+            fault = f"an image of {image.dtype}, {image.ndim} axes, or values that are not finite"
+    return Came(
+        path.name, digest, fault, said, seconds, calls, _bytes_read() - read, _largest_mib() - began_mib
+    )
 
 
-def _work(path: Path) -> tuple[int, int]:
-    """Return how many functions and bytes another reading of a file takes."""
-
-    def again() -> None:
-        with contextlib.suppress(Exception):
-            read_image(path)
-
-    before = _bytes_read()
-    return functions_called(again), _bytes_read() - before
+def _again(path: Path) -> None:
+    with contextlib.suppress(Exception):
+        read_image(path)
 
 
 def _bytes_read() -> int:
@@ -109,17 +103,15 @@ def _bytes_read() -> int:
 
 
 def _largest_mib() -> float:
-    unit = 1 if sys.platform == "darwin" else 1024
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / MIB
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
 
 
-def main(arguments: Sequence[str]) -> None:
+def main() -> None:
     """Read the files of a folder and print a line of JSON for each."""
-    folder = Path(arguments[0])
+    folder = Path(sys.argv[1])
     resource.setrlimit(resource.RLIMIT_AS, (MOST_BYTES, MOST_BYTES))
     for path in sorted((folder / WARM).iterdir()):
-        with contextlib.suppress(ImageError):
-            read_image(path)
+        _again(path)
     warnings.simplefilter("always")
     began_mib = _largest_mib()
     for path in sorted(path for path in folder.iterdir() if path.name != WARM):
@@ -127,4 +119,4 @@ def main(arguments: Sequence[str]) -> None:
 
 
 if __name__ == "__main__":
-    main(sys.argv[1:])
+    main()

@@ -5,7 +5,7 @@ import os
 import signal
 import sys
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from functools import cache
 from multiprocessing import forkserver
 from multiprocessing.context import ForkServerContext
@@ -20,8 +20,7 @@ from safetensors.torch import load_file
 from dinomaly_hd.files import TEMPORARY_PREFIX
 from dinomaly_hd.runs.folder import CHECKPOINTS, FINISHED, RESULTS, all_runs, read_state
 from dinomaly_hd.runs.journal import Journal
-from entry_points import horizontal
-from entry_points.common import QUIET, launch
+from entry_points import common, horizontal
 
 STEPS = 40
 FLAGS = {
@@ -38,9 +37,7 @@ FLAGS = {
     "gpu": "cpu",
 }
 PRELOADED = ["entry_points.horizontal", "dinomaly_hd.experiments.protocols", "mlflow", __name__]
-POLL_S = 0.002
-LONGEST_WAIT_S = 900.0
-LAST_LINES = 1500
+POLL_S, LONGEST_WAIT_S = 0.002, 900.0
 
 
 @cache
@@ -50,7 +47,7 @@ def launcher() -> ForkServerContext:
     context.set_forkserver_preload(PRELOADED)
     if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:  # a background job's, which its runs would inherit
         signal.signal(signal.SIGINT, signal.default_int_handler)
-    with mock.patch.dict(os.environ, {**QUIET, "OMP_NUM_THREADS": "1"}):
+    with mock.patch.dict(os.environ, {**common.QUIET, "OMP_NUM_THREADS": "1"}):
         forkserver.ensure_running()
     return context
 
@@ -58,29 +55,27 @@ def launcher() -> ForkServerContext:
 def start(folder: Path, *, uri: str | None = None, **changes: str) -> BaseProcess:
     """Start or go on with the run of ``folder``: its results, MLflow store, encoded images and log.
 
-    ``uri``: another MLflow store than the folder's own.
+    ``uri``: another MLflow store than the folder's own. What else a project holds lies beside the folder.
     """
-    flags = [f"--{name}={value}" for name, value in {**FLAGS, **changes, "result_dir": str(folder)}.items()]
     folder.mkdir(parents=True, exist_ok=True)
-    surroundings = {
-        "MLFLOW_TRACKING_URI": uri or store(folder),
-        "DINOMALY_HD_FEATURES": str(folder / "features"),
-    }
-    process = launcher().Process(target=_train, args=(flags, surroundings, log(folder)))
+    process = launcher().Process(
+        target=_train, args=(folder, {**FLAGS, **changes, "result_dir": str(folder)}, uri or store(folder))
+    )
     process.start()
     return process
 
 
-def _train(flags: list[str], surroundings: Mapping[str, str], log: Path) -> None:
-    descriptor = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
+def _train(folder: Path, flags: dict[str, str], uri: str) -> None:
+    descriptor = os.open(log(folder), os.O_WRONLY | os.O_CREAT | os.O_APPEND)
     for stream in (1, 2):
         os.dup2(descriptor, stream)
     os.environ.pop("MLFLOW_RUN_ID", None)
-    os.environ.update(surroundings)
+    os.environ |= {"MLFLOW_TRACKING_URI": uri, "DINOMALY_HD_FEATURES": str(folder / "features")}
     torch.set_num_threads(1)
     multiprocessing.set_start_method(None, force=True)  # of loader workers: the platform's own, not ours
-    sys.argv = ["horizontal", *flags]
-    sys.exit(launch(horizontal.main))
+    common.ROOT = folder.parent
+    sys.argv = ["horizontal", *(f"--{name}={value}" for name, value in flags.items())]
+    sys.exit(common.launch(horizontal.main))
 
 
 def finish(folder: Path, **changes: str) -> Path:
@@ -94,12 +89,16 @@ def finish(folder: Path, **changes: str) -> Path:
         process.join(timeout=LONGEST_WAIT_S)
         if process.exitcode != 0:
             process.kill()
-            lines = log(folder).read_text()[-LAST_LINES:]
-            raise RuntimeError(f"exit code {process.exitcode}: {lines}")
+            raise RuntimeError(f"exit code {process.exitcode}: {log(folder).read_text()[-1500:]}")
     finished = _finished(folder)
     if len(finished) != 1:
         raise RuntimeError(f"{len(finished)} finished runs in {folder}")
     return finished[0]
+
+
+def _finished(folder: Path) -> list[Path]:
+    runs = all_runs(folder)
+    return [run for run in runs if read_state(run).get("status") == FINISHED and (run / RESULTS).is_file()]
 
 
 @cache
@@ -121,15 +120,8 @@ def run_folder(folder: Path) -> Path | None:
     return max(all_runs(folder), default=None)
 
 
-def steps_done(folder: Path) -> int:
-    return _logged(folder, b'"train/loss"')
-
-
-def figures_logged(folder: Path) -> bool:
-    return _logged(folder, b'"time/') > 0
-
-
-def _logged(folder: Path, name: bytes) -> int:
+def logged(folder: Path, name: bytes = b'"train/loss"') -> int:
+    """Return how often a metric stands in the journal: without a name, the steps that are done."""
     run = run_folder(folder)
     journal = run / "journal.jsonl" if run else None
     return journal.read_bytes().count(name) if journal and journal.exists() else 0
@@ -154,24 +146,19 @@ def difference(run: Path, expected: Path) -> str | None:
     other = [name for name in theirs if name not in ours or not torch.equal(ours[name], theirs[name])]
     if other or ours.keys() != theirs.keys():
         return f"weights differ: {', '.join(other[:3])}"
-    tables = sorted(path.name for path in (expected / "scores").glob("*.csv"))
-    if not tables or tables != sorted(path.name for path in (run / "scores").glob("*.csv")):
+    ours, theirs = (
+        {path.name: pd.read_csv(path) for path in (one / "scores").glob("*.csv")} for one in (run, expected)
+    )
+    if not theirs or ours.keys() != theirs.keys():
         return "other score tables"
-    for name in tables:
-        if not pd.read_csv(run / "scores" / name).equals(pd.read_csv(expected / "scores" / name)):
-            return f"scores/{name} differs"
-    histories = [history(run), history(expected)]
-    other = [name for name in histories[1] if histories[0].get(name) != histories[1][name]]
-    same = not other and len(histories[0]) == len(histories[1])
-    return None if same else f"the history of {', '.join(other)} differs"
+    if other := [name for name in theirs if not ours[name].equals(theirs[name])]:
+        return f"scores/{other[0]} differs"
+    ours, theirs = history(run), history(expected)
+    other = [name for name in theirs if ours.get(name) != theirs[name]]
+    return f"the history of {', '.join(other)} differs" if other or len(ours) != len(theirs) else None
 
 
 def history(run: Path) -> dict[str, list[tuple[int, float]]]:
     """Return a run's metric history but for what was measured with a clock."""
     metrics = Journal(run / "journal.jsonl").history()
     return {name: points for name, points in metrics.items() if not name.startswith("time/")}
-
-
-def _finished(folder: Path) -> list[Path]:
-    runs = all_runs(folder)
-    return [run for run in runs if read_state(run).get("status") == FINISHED and (run / RESULTS).is_file()]

@@ -10,7 +10,7 @@ from pathlib import Path
 
 from optuna.trial import TrialState
 
-from benchmarks.drills.tally import Drill, Tally
+from benchmarks.drills import Drill, Tally
 from dinomaly_hd.config import RunConfig
 from dinomaly_hd.config.resolve import resolve_config
 from dinomaly_hd.tuning.space import make_space
@@ -18,8 +18,7 @@ from dinomaly_hd.tuning.storage import address_of
 from dinomaly_hd.tuning.study import SYNTHETIC, Joined, Plan, chain_of, join
 from dinomaly_hd.tuning.worker import Attempt, work
 
-HEARTBEAT_S, TRIAL_S = 3, 0.5
-BUDGET_S = 900
+HEARTBEAT_S, TRIAL_S, BUDGET_S = 3, 0.5, 900
 
 
 def _build(text: str) -> RunConfig:
@@ -27,7 +26,7 @@ def _build(text: str) -> RunConfig:
 
 
 def joined(folder: Path, *, trials: int) -> Joined:
-    """Make or join a study of one value in a SQLite file of ``folder``."""
+    """Make or join a study of one value in a SQLite file of ``folder``, without Optuna's remarks."""
     plan = Plan(
         study="killed",
         address=address_of(f"sqlite:///{folder / 'optuna.db'}", root=folder),
@@ -42,14 +41,15 @@ def joined(folder: Path, *, trials: int) -> Joined:
         heartbeat_s=HEARTBEAT_S,
         build=lambda text, _: _build(text),
     )
-    return join(plan, code="drill", settings={"space": "row_p"}, parent=lambda known: known or "run-1")
+    with warnings.catch_warnings(action="ignore"):
+        return join(plan, code="drill", settings={"space": "row_p"}, parent=lambda known: known or "run-1")
 
 
 def run_trials(folder: Path, evaluate: Callable[[Attempt], Sequence[float]], *, trials: int) -> None:
-    """Work at the study until it is over, without Optuna's remarks."""
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        work(joined(folder, trials=trials), evaluate=evaluate, tick=lambda: None, on_count=lambda _: None)
+    """Work at the study until it is over."""
+    study = joined(folder, trials=trials)
+    with warnings.catch_warnings(action="ignore"):
+        work(study, evaluate=evaluate, tick=lambda: None, on_count=lambda _: None)
 
 
 def _worker(folder: Path, trials: int) -> None:
@@ -63,10 +63,8 @@ def _worker(folder: Path, trials: int) -> None:
 def killed_workers(folder: Path, full: bool) -> Tally:
     """Kill half of the workers at work: the rest finish the study, each trial once, none stays RUNNING."""
     count, trials = (20, 40) if full else (4, 8)
-    context, moments = multiprocessing.get_context("spawn"), random.Random(13)
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        study = joined(folder, trials=trials).study
+    tally, context, moments = Tally(), multiprocessing.get_context("spawn"), random.Random(13)
+    study = joined(folder, trials=trials).study
     workers = [context.Process(target=_worker, args=(folder, trials)) for _ in range(count)]
     for worker in workers:
         worker.start()
@@ -77,20 +75,17 @@ def killed_workers(folder: Path, full: bool) -> Tally:
     for worker in doomed:
         time.sleep(moments.uniform(0, 2 * TRIAL_S / count))
         worker.kill()
-    for worker in workers:
-        worker.join(timeout=max(0.0, end - time.monotonic()))
-    tally, killed = Tally(), sum(worker.exitcode == -signal.SIGKILL for worker in doomed)
     for number, worker in enumerate(workers):
+        worker.join(timeout=max(0.0, end - time.monotonic()))
         if worker not in doomed:
-            ended = worker.exitcode == 0
-            tally.add(f"worker {number}", None if ended else f"exit code {worker.exitcode}")
-            if not ended:
-                worker.kill()
-    complete = [chain_of(t) for t in study.get_trials(states=(TrialState.COMPLETE,))]
+            tally.add(f"worker {number}", f"exit code {worker.exitcode}" if worker.exitcode != 0 else None)
+            worker.kill()
+    killed = sum(worker.exitcode == -signal.SIGKILL for worker in doomed)
+    complete = [chain_of(trial) for trial in study.get_trials(states=(TrialState.COMPLETE,))]
     running = len(study.get_trials(states=(TrialState.RUNNING,)))
-    once = len(set(complete)) == len(complete)
-    tally.add("finished trials", None if len(complete) == trials and once else f"{len(complete)} of {trials}")
-    tally.add("trials left RUNNING", None if running == 0 else str(running))
+    once = len(set(complete)) == len(complete) == trials
+    tally.add("finished trials", None if once else f"{len(complete)} of {trials}")
+    tally.add("trials left RUNNING", str(running) if running else None)
     tally.note = f"{killed} of {count} workers killed, {len(complete)} of {trials} trials finished"
     return tally
 

@@ -1,19 +1,17 @@
 """Drills 11 and 12: a tracking server that dies, and one SQLite file that many start on at once."""
 
-import contextlib
 import multiprocessing
 import os
 import random
-import socket
 import subprocess
 import sys
 import time
-import urllib.request
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
+from contextlib import AbstractContextManager
 from pathlib import Path
 
-from benchmarks.common import timed
-from benchmarks.drills.tally import Drill, Tally
+from benchmarks.common import answering, free_port, kill, runs_in, timed
+from benchmarks.drills import Drill, Tally
 from dinomaly_hd.runs.mirror import mirror
 from dinomaly_hd.runs.store import client_for, prepare_store
 from dinomaly_hd.runs.tracker import Tracker
@@ -25,43 +23,15 @@ START_S, CLOSE_S = 600.0, 400.0
 STARTERS, POINTS_EACH = 8, 30
 
 
-def free_port() -> int:
-    with socket.socket() as listener:
-        listener.bind(("127.0.0.1", 0))
-        return int(listener.getsockname()[1])
-
-
-@contextlib.contextmanager
-def server(folder: Path, port: int) -> Iterator["subprocess.Popen[bytes]"]:
+def server(folder: Path, port: int) -> AbstractContextManager["subprocess.Popen[bytes]"]:
     """Run MLflow's tracking server on a database of ``folder`` until the block ends or it is killed."""
     command = [sys.executable, "-m", "mlflow", "server", "--workers", "1", "--host", "127.0.0.1"]
     command += ["--port", str(port), "--backend-store-uri", f"sqlite:///{folder / 'server.db'}"]
     command += ["--artifacts-destination", str(folder / "artifacts")]
     environment = {**os.environ, "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false"}
     environment.pop("MLFLOW_TRACKING_URI", None)
-    with (folder / "server.log").open("ab") as log:
-        process = subprocess.Popen(command, stdout=log, stderr=log, env=environment, start_new_session=True)
-    try:
-        _wait_until_healthy(f"http://127.0.0.1:{port}/health", process)
-        yield process
-    finally:
-        kill(process)
-
-
-def kill(process: "subprocess.Popen[bytes]") -> None:
-    """Send SIGKILL to a process and all that it started."""
-    with contextlib.suppress(ProcessLookupError):
-        os.killpg(process.pid, 9)
-    process.wait()
-
-
-def _wait_until_healthy(url: str, process: "subprocess.Popen[bytes]") -> None:
-    end = time.monotonic() + 600
-    while time.monotonic() < end and process.poll() is None:
-        with contextlib.suppress(OSError), urllib.request.urlopen(url, timeout=60):
-            return
-        time.sleep(0.1)
-    raise RuntimeError("the tracking server did not start")
+    url = f"http://127.0.0.1:{port}/health"
+    return answering(command, url=url, log=folder / "server.log", env=environment)
 
 
 def _tracker(folder: Path, uri: str) -> Tracker:
@@ -137,10 +107,8 @@ def starters(folder: Path, full: bool) -> Tally:
         process.start()
     for process in processes:
         process.join(timeout=900)
-    client = client_for(f"sqlite:///{folder / 'mlflow.db'}")
-    experiment = client.get_experiment_by_name(EXPERIMENT)
-    found = client.search_runs([experiment.experiment_id]) if experiment else []
-    runs = {run.info.run_name: run for run in found}
+    uri = f"sqlite:///{folder / 'mlflow.db'}"
+    client, runs = client_for(uri), {run.info.run_name: run for run in runs_in(uri, EXPERIMENT)}
     tally, points = Tally(), 0
     for number, process in enumerate(processes):
         run = runs.get(f"starter{number}")

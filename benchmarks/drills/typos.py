@@ -9,13 +9,13 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
-from benchmarks.drills.tally import Drill, Tally
+from benchmarks.drills import Drill, Tally
 from dinomaly_hd.config.conditions_file import keys_of
 from dinomaly_hd.config.presets import FAMILIES, every_parameter
 from dinomaly_hd.errors import Interrupted
 from dinomaly_hd.training.signals import SignalGuard
 from entry_points.__main__ import NAMES
-from entry_points.common import Main, launch
+from entry_points.common import launch
 
 SEED = 16
 TRIED_FAST = 25
@@ -62,26 +62,21 @@ def typos(
                 yield Typo(where, typed, name, known)
 
 
-def distance(one: str, other: str) -> int:
-    """Return in how many slips one name becomes the other (optimal string alignment)."""
-    rows = [list(range(len(other) + 1))]
-    for i, letter in enumerate(one, start=1):
-        row = [i]
-        for j, counterpart in enumerate(other, start=1):
-            best = min(row[-1] + 1, rows[-1][j] + 1, rows[-1][j - 1] + (letter != counterpart))
-            if i > 1 and j > 1 and (letter, one[i - 2]) == (other[j - 2], counterpart):
-                best = min(best, rows[-2][j - 2] + 1)
-            row.append(best)
-        rows.append(row)
-    return rows[-1][-1]
+def _one_slip(one: str, other: str) -> bool:
+    """Return whether one letter is left out, added or another, or two neighbours are exchanged."""
+    shorter, longer = sorted((one, other), key=len)
+    if len(shorter) < len(longer):
+        return any(shorter == longer[:at] + longer[at + 1 :] for at in range(len(longer)))
+    off = [at for at, (letter, its) in enumerate(zip(one, other, strict=True)) if letter != its]
+    return len(off) == 1 or (len(off) == 2 and off[1] - off[0] == 1 and sorted(one) == sorted(other))
 
 
 def refusal(module: str, argv: Sequence[str], typo: Typo) -> str | None:
     """Start an entry point and return what was wrong about how it refused the typo.
 
-    The name that it offers must be what was meant, or one that is no farther from what was typed.
+    The name that it offers must be what was meant, or one that is as near to what was typed.
     """
-    main: Main = importlib.import_module(f"entry_points.{module}").main
+    main = importlib.import_module(f"entry_points.{module}").main
     errors = io.StringIO()
     with contextlib.redirect_stderr(errors), contextlib.redirect_stdout(io.StringIO()):
         code = launch(lambda words, _: main(words, Unstarted()), argv)
@@ -90,24 +85,16 @@ def refusal(module: str, argv: Sequence[str], typo: Typo) -> str | None:
         return f"exit code {code}: {said.strip()[-200:]}"
     if said.count("\n") != 1 or typo.typed not in said:
         return f"not one line with what was typed: {said!r}"
-    near = distance(typo.typed, typo.meant)
     offered = [name for name in typo.known if f"Did you mean {name!r}?" in said]
-    if not any(distance(typo.typed, name) <= near for name in offered):
-        return f"{typo.meant} was meant: {said.strip()}"
-    return None
-
-
-def _spellings(typed: str) -> Iterator[list[str]]:
-    for name in dict.fromkeys((typed, typed.replace("_", "-"))):
-        yield from ([f"--{name}=1"], [f"--{name}", "1"])
+    near = any(_one_slip(typo.typed, name) for name in offered)
+    return None if near else f"{typo.meant} was meant: {said.strip()}"
 
 
 def _of_flag(typo: Typo, *, full: bool) -> str | None:
-    for argv in list(_spellings(typo.typed))[: None if full else 1]:
-        reason = refusal(typo.where, argv, typo)
-        if reason is not None:
-            return f"{' '.join(argv)}: {reason}"
-    return None
+    names = dict.fromkeys((typo.typed, typo.typed.replace("_", "-")))
+    spellings = [words for name in names for words in ([f"--{name}=1"], [f"--{name}", "1"])]
+    faults = (refusal(typo.where, words, typo) for words in spellings[: None if full else 1])
+    return next(filter(None, faults), None)
 
 
 def _of_key(folder: Path, typo: Typo) -> str | None:
@@ -120,20 +107,14 @@ def _of_key(folder: Path, typo: Typo) -> str | None:
 def mistyped(folder: Path, full: bool) -> Tally:
     """Mistype flags of all entry points and keys: letters swapped, dropped, doubled, wrong."""
     tally, draw = Tally(), random.Random(SEED)
-    commands = {module: importlib.import_module(f"entry_points.{module}").COMMAND for module in NAMES}
-    own = {module: list(command.parameters()) for module, command in commands.items()}
-    keys_by_family = {family: list(keys_of(family).model_fields) for family in FAMILIES}
-    every = sorted({name for names in keys_by_family.values() for name in names})
-    flags = [
-        typo
-        for module, known in own.items()
-        for typo in typos(module, known, known, taken=(*known, *every_parameter()), draw=draw)
-    ]
-    keys = [
-        typo
-        for family, names in keys_by_family.items()
-        for typo in typos(family, names, every, taken=every, draw=draw)
-    ]
+    flags, keys = list[Typo](), list[Typo]()
+    for module in NAMES:
+        known = list(importlib.import_module(f"entry_points.{module}").COMMAND.parameters())
+        flags += typos(module, known, known, taken=(*known, *every_parameter()), draw=draw)
+    of_family = {family: list(keys_of(family).model_fields) for family in FAMILIES}
+    every = sorted({name for names in of_family.values() for name in names})
+    for family, names in of_family.items():
+        keys += typos(family, names, every, taken=every, draw=draw)
     if not full:
         flags, keys = draw.sample(flags, TRIED_FAST), draw.sample(keys, TRIED_FAST)
     for typo in flags:

@@ -12,132 +12,93 @@ github.com/guojiajeremy/Dinomaly and what it imports. Writes benchmarks/results/
 """
 
 import importlib.util
-import json
 import platform
-import subprocess
-import sys
 import tempfile
 from importlib.metadata import version
-from statistics import median
 from typing import Any
 
 import torch
 
-from benchmarks.common import ROOT, given, record
-from benchmarks.speed.measure import MATRIX, SCORE, TRAIN
+from benchmarks.common import given, record, table
+from benchmarks.speed.measure import MATRIX, SCORE, TRAIN, Worker
 from benchmarks.speed.subjects import Case, write_weights
-from dinomaly_hd.jobs.local import usable_cores
 
 OURS, CACHED = "ours", "ours from cache"
-HEAD = "| task | subject | images/s | GFLOP an image | share of the limit | peak GiB | faster than |\n"
-HEAD += "|---|---|---:|---:|---:|---:|---|"
-
-
-class Worker:
-    """A subject in a process of its own, which does one call at a time."""
-
-    def __init__(self, told: dict[str, Any]) -> None:
-        command = [sys.executable, "-m", "benchmarks.speed.measure", json.dumps(told)]
-        self.name = f"{told['task']} {told['subject']}"
-        self.seconds: list[float] = []
-        pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE}
-        self.process = subprocess.Popen(command, cwd=ROOT, text=True, **pipes)
-        self._answer()
-
-    def call(self) -> None:
-        assert self.process.stdin is not None
-        self.process.stdin.write("go\n")
-        self.process.stdin.flush()
-        self.seconds.append(self._answer()["seconds"])
-
-    def end(self) -> dict[str, Any]:
-        assert self.process.stdin is not None
-        self.process.stdin.close()
-        found = self._answer()
-        self.process.wait()
-        return {**found, "seconds": self.seconds}
-
-    def _answer(self) -> dict[str, Any]:
-        assert self.process.stdout is not None
-        line = self.process.stdout.readline()
-        if not line:
-            sys.exit(f"{self.name} failed")
-        answer: dict[str, Any] = json.loads(line)
-        return answer
 
 
 def by_turns(subjects: list[str], told: dict[str, Any], *, rounds: int) -> dict[str, dict[str, Any]]:
     """Let all subjects live at once and do one call each by turns; the matrix product is one of them."""
-    workers = {
-        **{name: Worker({**told, "subject": name}) for name in subjects},
-        MATRIX: Worker({**told, "subject": MATRIX, "task": MATRIX}),
-    }
+    workers = {name: Worker({**told, "subject": name}) for name in subjects}
+    workers[MATRIX] = Worker({**told, "subject": MATRIX, "task": MATRIX})
     for _ in range(rounds):
         for worker in workers.values():
             worker.call()
     return {name: worker.end() for name, worker in workers.items()}
 
 
+def summary(found: dict[str, dict[str, Any]], subjects: list[str], *, batch: int) -> dict[str, Any]:
+    """Return medians over the rounds, ratios to peers and shares of the limit, by subject."""
+    import pandas as pd  # here, since every subject's process imports this module, too
+
+    seconds = pd.DataFrame({name: one["seconds"] for name, one in found.items()})
+    rate = found[MATRIX]["operations"] / seconds[MATRIX].min()
+    peers, rows = [name for name in subjects if not name.startswith(OURS)], {}
+    for name in subjects:
+        own, middle = found[name], seconds[name].median()
+        rows[name] = {
+            "images_per_s": batch / middle,
+            "images_per_s_by_round": (batch / seconds[name]).tolist(),
+            "peak_gib": own["peak_gib"],
+            "gflop_per_image": own["operations"] / batch / 1e9,
+            "share_of_limit": own["operations"] / rate / middle,
+            "times_faster_than": seconds[peers].div(seconds[name], axis=0).median().to_dict(),
+            "memory_share_of": {peer: own["peak_gib"] / found[peer]["peak_gib"] for peer in peers},
+        }
+    return {"matrix_gflops": rate / 1e9, "rows": rows}
+
+
 def series(
     subjects: list[str], base: dict[str, Any], *, batches: dict[str, int], rounds: int
 ) -> dict[str, Any]:
-    """Measure all subjects by turns and return their medians, ratios and shares of the limit."""
+    """Measure all subjects by turns in each task."""
+    import pandas as pd
+
     runs = {
         task: by_turns(subjects, {**base, "task": task, "batch": batch}, rounds=rounds)
         for task, batch in batches.items()
     }
-    rates = {task: _rate(found[MATRIX]) for task, found in runs.items()}
-    scores = {name: runs[SCORE][name]["scores"] for name in subjects}
+    summaries = {task: summary(found, subjects, batch=batches[task]) for task, found in runs.items()}
+    scores = pd.DataFrame({name: runs[SCORE][name]["scores"] for name in subjects})
+    off = scores.sub(scores[OURS], axis=0).abs().max().drop(OURS)
     return {
-        "matrix_gflops": {task: rate / 1e9 for task, rate in rates.items()},
-        "tasks": {
-            task: {name: _summary(name, found, batch=batches[task], rate=rates[task]) for name in subjects}
-            for task, found in runs.items()
-        },
-        "largest_score_difference_to_ours": {
-            name: max(abs(one - other) for one, other in zip(scores[OURS], scores[name], strict=True))
-            for name in subjects
-            if name != OURS
-        },
+        "matrix_gflops": {task: one["matrix_gflops"] for task, one in summaries.items()},
+        "tasks": {task: one["rows"] for task, one in summaries.items()},
+        "largest_score_difference_to_ours": off.to_dict(),
     }
 
 
-def _rate(matrix: dict[str, Any]) -> float:
-    return float(matrix["operations"] / min(matrix["seconds"]))
-
-
-def _summary(name: str, found: dict[str, dict[str, Any]], *, batch: int, rate: float) -> dict[str, Any]:
-    own = found[name]
-    peers = {other: found[other] for other in found if not other.startswith(OURS) and other != MATRIX}
-    seconds = median(own["seconds"])
-    return {
-        "images_per_s": batch / seconds,
-        "images_per_s_by_round": [batch / each for each in own["seconds"]],
-        "peak_gib": own["peak_gib"],
-        "gflop_per_image": own["operations"] / batch / 1e9,
-        "share_of_limit": own["operations"] / rate / seconds,
-        "times_faster_than": {
-            peer: median(theirs / mine for mine, theirs in zip(own["seconds"], other["seconds"], strict=True))
-            for peer, other in peers.items()
-        },
-        "memory_share_of": {peer: own["peak_gib"] / other["peak_gib"] for peer, other in peers.items()},
-    }
-
-
-def table(found: dict[str, Any]) -> str:
-    lines = [HEAD]
+def shown(found: dict[str, Any]) -> str:
+    rows = []
     for task, subjects in found["tasks"].items():
         for name, row in subjects.items():
-            times = {peer: value for peer, value in row["times_faster_than"].items() if peer != name}
-            faster = ", ".join(f"{peer} x {value:.2f}" for peer, value in times.items())
-            lines.append(
-                f"| {task} | {name} | {row['images_per_s']:.2f} | {row['gflop_per_image']:.0f} | "
-                f"{row['share_of_limit']:.0%} | {row['peak_gib']:.2f} | {faster} |"
+            faster = [f"{peer} x {times:.2f}" for peer, times in row["times_faster_than"].items()]
+            rows.append(
+                {
+                    "task": task,
+                    "subject": name,
+                    "images/s": f"{row['images_per_s']:.2f}",
+                    "GFLOP an image": f"{row['gflop_per_image']:.0f}",
+                    "share of the limit": f"{row['share_of_limit']:.0%}",
+                    "peak GiB": f"{row['peak_gib']:.2f}",
+                    "faster than": ", ".join(faster),
+                }
             )
-    return "\n".join(lines)
+    return table(rows)
 
 
 def main() -> None:
+    from dinomaly_hd.jobs.local import usable_cores
+
     told = given(
         __doc__,
         device="cpu",
@@ -170,7 +131,7 @@ def main() -> None:
         **found,
     }
     record(f"speed_{told.device.partition(':')[0]}", result, show=False)
-    print(table(found))
+    print(shown(found))
     print(f"largest difference of scores to ours: {found['largest_score_difference_to_ours']}")
 
 

@@ -31,35 +31,32 @@ def by_turns(works: dict[int, Callable[[], Any]], *, rounds: int) -> dict[int, f
     return {size: median(taken) for size, taken in times.items()}
 
 
-def scored(subject: Subject, case: Case, *, images: int, batch: int) -> None:
-    for _ in range(images // batch):
-        subject.score(case.maps(batch))
-
-
-def trained(subject: Subject, case: Case, *, steps: int, batch: int) -> None:
-    for step in range(steps):
-        subject.train(case.maps(batch), step)
-
-
 def grown(case: Case, *, sides: list[int], factors: list[int], rounds: int) -> dict[str, dict[int, float]]:
     """Return seconds by number of images, steps, tokens and batch."""
+
+    def scored(subject: Subject, own: Case, images: int, batch: int) -> None:
+        for _ in range(images // batch):
+            subject.score(own.maps(batch))
+
+    def trained(steps: int, batch: int) -> None:
+        for step in range(steps):
+            subject.train(case.maps(batch), step)
+
     subject = ours(case, cached=False)
-    scored(subject, case, images=8, batch=8)
-    trained(subject, case, steps=1, batch=4)
-    images = {8 * n: partial(scored, subject, case, images=8 * n, batch=8) for n in factors}
-    steps = {2 * n: partial(trained, subject, case, steps=2 * n, batch=4) for n in factors}
-    batches = {n: partial(trained, subject, case, steps=1, batch=n) for n in factors}
+    scored(subject, case, 8, 8)
+    trained(1, 4)
     sized = {(side // PATCH) ** 2: case._replace(image=side, crop=side) for side in sides}
-    tokens = {
-        count: partial(scored, ours(own, cached=False), own, images=8, batch=4)
-        for count, own in sized.items()
+    of_size = {count: (ours(own, cached=False), own) for count, own in sized.items()}
+    works = {
+        "images": {8 * n: partial(scored, subject, case, 8 * n, 8) for n in factors},
+        "steps": {2 * n: partial(trained, 2 * n, 4) for n in factors},
+        "batch": {n: partial(trained, 1, n) for n in factors},
+        "tokens": {count: partial(scored, *one, 8, 4) for count, one in of_size.items()},
     }
-    return {
-        "images": by_turns(images, rounds=rounds),
-        "steps": by_turns(steps, rounds=rounds),
-        "batch": {n: taken / n for n, taken in by_turns(batches, rounds=rounds).items()},
-        "tokens": {count: taken / 8 for count, taken in by_turns(tokens, rounds=rounds).items()},
-    }
+    found = {name: by_turns(own, rounds=rounds) for name, own in works.items()}
+    found["batch"] = {n: taken / n for n, taken in found["batch"].items()}
+    found["tokens"] = {count: taken / 8 for count, taken in found["tokens"].items()}
+    return found
 
 
 def draw(found: dict[str, dict[int, float]]) -> None:
@@ -77,10 +74,11 @@ def draw(found: dict[str, dict[int, float]]) -> None:
 
 
 def main() -> None:
+    # crop: of all but the growth with tokens
     told = given(
         __doc__,
         encoder="dinov2reg_vit_small_14",
-        crop=196,  # of all but the growth with tokens
+        crop=196,
         sides="98,196,392",
         factors="1,2,4,8",
         rounds=3,

@@ -12,10 +12,10 @@ benchmarks/results/speed_patchcore_{images}.json.
 
 import tempfile
 from pathlib import Path
-from statistics import median
 from typing import Any
 from unittest import mock
 
+import pandas as pd
 import timm
 import torch
 from anomalib.models.components import KCenterGreedy
@@ -58,14 +58,8 @@ def theirs_of(weights: Path) -> PatchcoreModel:
 
 
 def ours_of(weights: Path) -> PatchCore:
-    values = {
-        "encoder": "resnet18",
-        "encoder_weights": str(weights),
-        "layers": "2,3",
-        "image_size": "224",
-        "coreset_sampling_ratio": str(RATIO),
-        "num_neighbors": str(NEIGHBOURS),
-    }
+    values = {"encoder": "resnet18", "encoder_weights": str(weights), "layers": "2,3", "image_size": "224"}
+    values |= {"coreset_sampling_ratio": str(RATIO), "num_neighbors": str(NEIGHBOURS)}
     run = with_values(preset_run("full", PatchCoreConfig()), values)
     detector = build_detector(run, weights=locate(run.encoder.encoder, run.encoder.encoder_weights))
     assert isinstance(detector, PatchCore)
@@ -100,14 +94,15 @@ def compare(count: int, *, rounds: int, their_centres: int) -> dict[str, Any]:
         ours.bank = theirs.memory_bank = tokens_ND[chosen_M]
         part = images_NHW[:BATCH]
         ready = ours.preprocessing(part)
-        predicted = [
-            (timed(lambda: ours.score(ours.encode(part)))[0], timed(lambda: theirs(ready))[0])
-            for _ in range(rounds + 1)
-        ][1:]
-        features = [
-            (timed(lambda: ours.encode(part))[0], timed(lambda: theirs.feature_extractor(ready))[0])
-            for _ in range(rounds)
-        ]
+        calls = {
+            "ours": lambda: ours.score(ours.encode(part)),
+            "theirs": lambda: theirs(ready),
+            "our features": lambda: ours.encode(part),
+            "their features": lambda: theirs.feature_extractor(ready),
+        }
+        turns = [{name: timed(call)[0] for name, call in calls.items()} for _ in range(rounds + 1)]
+    seconds = pd.DataFrame(turns[1:])
+    rates = BATCH / seconds.median()
     return {
         "images": count,
         "tokens": len(tokens_ND),
@@ -124,13 +119,13 @@ def compare(count: int, *, rounds: int, their_centres: int) -> dict[str, Any]:
             "times_faster": their_s / our_s,
         },
         "prediction": {
-            "images_per_s": BATCH / median(mine for mine, _ in predicted),
-            "anomalib_images_per_s": BATCH / median(other for _, other in predicted),
-            "times_faster": median(other / mine for mine, other in predicted),
+            "images_per_s": rates["ours"],
+            "anomalib_images_per_s": rates["theirs"],
+            "times_faster": (seconds["theirs"] / seconds["ours"]).median(),
         },
         "features": {
-            "images_per_s": BATCH / median(mine for mine, _ in features),
-            "anomalib_images_per_s": BATCH / median(other for _, other in features),
+            "images_per_s": rates["our features"],
+            "anomalib_images_per_s": rates["their features"],
         },
     }
 

@@ -9,8 +9,10 @@ from functools import partial
 from importlib import import_module
 from pathlib import Path
 from typing import Any, cast
+from unittest import mock
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from benchmarks.speed.subjects import RATE, Case, Subject, detector_of, optimise
@@ -30,12 +32,9 @@ def anomalib(case: Case) -> Subject:
     from anomalib.models.image.dinomaly.torch_model import DinomalyModel
 
     detector = detector_of(case)
-    create = extractors.timm.create_model
-    extractors.timm.create_model = partial(_create_with, create, case)
-    try:
+    create = partial(_create_with, extractors.timm.create_model, case)
+    with mock.patch.object(extractors.timm, "create_model", create):
         model = DinomalyModel(encoder_name=timm_name(case.encoder)).to(case.device)
-    finally:
-        extractors.timm.create_model = create
     copy_trained(detector, [model.bottleneck, model.decoder])
     model.encoder.requires_grad_(False)
     trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
@@ -72,25 +71,12 @@ def original(case: Case, checkout: Path) -> Subject:
     encoder = _original_encoder(case)
     width = encoder.embed_dim
     bottleneck = nn.ModuleList([layers.bMlp(width, 4 * width, width, drop=0.2)])
-    decoder = nn.ModuleList(
-        layers.Block(
-            dim=width,
-            num_heads=encoder.num_heads,
-            qkv_bias=True,
-            norm_layer=partial(nn.LayerNorm, eps=1e-8),
-            attn=layers.LinearAttention2,
-        )
-        for _ in TARGETS
-    )
+    norm, attention = partial(nn.LayerNorm, eps=1e-8), layers.LinearAttention2
+    build = partial(layers.Block, width, encoder.num_heads, qkv_bias=True, norm_layer=norm, attn=attention)
+    decoder = nn.ModuleList(build() for _ in TARGETS)
     copy_trained(detector, [bottleneck, decoder])
-    model = uad.ViTill(
-        encoder=encoder,
-        bottleneck=bottleneck,
-        decoder=decoder,
-        target_layers=TARGETS,
-        fuse_layer_encoder=GROUPS,
-        fuse_layer_decoder=GROUPS,
-    ).to(case.device)
+    groups = {"fuse_layer_encoder": GROUPS, "fuse_layer_decoder": GROUPS}
+    model = uad.ViTill(encoder, bottleneck, decoder, target_layers=TARGETS, **groups).to(case.device)
     trained = [*bottleneck.parameters(), *decoder.parameters()]
     optimizer = import_module("optimizers").StableAdamW(
         [{"params": trained}], lr=RATE, betas=(0.9, 0.999), weight_decay=1e-4, amsgrad=True, eps=1e-10
@@ -108,9 +94,7 @@ def original(case: Case, checkout: Path) -> Subject:
         model.eval()
         with torch.no_grad():
             maps_B1HW, _ = functions.cal_anomaly_maps(*model(images_B3HW), images_B3HW.shape[-1])
-            maps_B1HW = nn.functional.interpolate(
-                maps_B1HW, size=MAP_SIDE, mode="bilinear", align_corners=False
-            )
+            maps_B1HW = F.interpolate(maps_B1HW, size=MAP_SIDE, mode="bilinear", align_corners=False)
             sorted_BP = torch.sort(blur(maps_B1HW).flatten(1), dim=1, descending=True)[0]
             return sorted_BP[:, : int(sorted_BP.shape[1] * TOP_SHARE)].mean(dim=1)
 
@@ -123,19 +107,13 @@ def _original_encoder(case: Case) -> Any:
     weights = torch.load(case.weights, weights_only=True)
     build = getattr(import_module("dinov2.models.vision_transformer"), f"vit_{size}")
     registers = weights.pop("reg_token", None)
-    encoder = build(
-        patch_size=int(patch),
-        img_size=518,
-        block_chunks=0,
-        init_values=1e-8,
-        num_register_tokens=0 if registers is None else registers.shape[1],
-        interpolate_antialias=False,
-        interpolate_offset=0.1,
-    )
+    count = 0 if registers is None else registers.shape[1]
+    sampled = {"interpolate_antialias": False, "interpolate_offset": 0.1, "num_register_tokens": count}
+    encoder = build(patch_size=int(patch), img_size=518, block_chunks=0, init_values=1e-8, **sampled)
     if registers is not None:
         weights["register_tokens"] = registers
     missing = encoder.pos_embed.shape[1] - weights["pos_embed"].shape[1]
-    weights["pos_embed"] = nn.functional.pad(weights["pos_embed"], (0, 0, missing, 0))
+    weights["pos_embed"] = F.pad(weights["pos_embed"], (0, 0, missing, 0))
     weights["mask_token"] = encoder.mask_token.detach()
     encoder.load_state_dict(weights)
     return encoder
@@ -146,18 +124,15 @@ def copy_trained(detector: Dinomaly, parts: list[nn.Module]) -> None:
 
     A peer may lack a bias; ours are 0 at the start.
     """
-    own = [cast(nn.Module, detector.bottleneck), detector.decoder]
+    mine, theirs = (
+        [layer for part in every for layer in part.modules() if isinstance(layer, nn.Linear | nn.LayerNorm)]
+        for every in ([detector.bottleneck, detector.decoder], parts)
+    )
     with torch.no_grad():
-        for mine, theirs in zip(_layers(own), _layers(parts), strict=True):
-            theirs.weight.copy_(mine.weight)
-            if theirs.bias is not None:
-                theirs.bias.copy_(mine.bias)
-
-
-def _layers(parts: list[nn.Module]) -> list[Any]:
-    return [
-        layer for part in parts for layer in part.modules() if isinstance(layer, nn.Linear | nn.LayerNorm)
-    ]
+        for own, other in zip(mine, theirs, strict=True):
+            other.weight.copy_(own.weight)
+            if other.bias is not None:
+                other.bias.copy_(own.bias)
 
 
 def _create_with(create: Callable[..., nn.Module], case: Case, *names: str, **options: Any) -> nn.Module:

@@ -12,14 +12,14 @@ grows slower or faster favours neither. The largest difference of scores is writ
 threads. Writes benchmarks/results/speed_{whole,ablation}.json.
 """
 
-import csv
 import json
-import subprocess
 import tempfile
 from pathlib import Path
 from typing import Any
 
-from benchmarks.common import ROOT, entry_point, flags, record, surroundings, timed
+import pandas as pd
+
+from benchmarks.common import flags, newest, record, run, timed
 from dinomaly_hd.config.variants import ABLATION
 from dinomaly_hd.runs.journal import Journal
 
@@ -36,33 +36,25 @@ WHOLE = {
 MEASURED = "time/"
 
 
-def started(name: str, values: dict[str, str], *, folder: Path) -> float:
-    command = entry_point(name, {**values, "result_dir": folder / "results"})
-    quiet = {"cwd": ROOT, "env": surroundings(folder), "stdout": subprocess.DEVNULL}
-    return timed(lambda: subprocess.run(command, check=True, **quiet))[0]
-
-
 def whole(values: dict[str, str], folder: Path) -> dict[str, Any]:
     """Do two runs and return the wall time of each and what it measured itself."""
     found: list[dict[str, float]] = []
     for _ in range(2):
-        seconds = started("horizontal", {**WHOLE, **values}, folder=folder)
-        journal = max(folder.glob("results/**/journal.jsonl"), key=lambda path: path.stat().st_mtime)
-        history = Journal(journal).history()
+        own = {**WHOLE, **values, "result_dir": folder / "results"}
+        seconds, _ = timed(lambda own=own: run("horizontal", own, folder=folder))
+        history = Journal(newest(folder, "results/**/journal.jsonl")).history()
         parts = {name: points[-1][1] for name, points in history.items() if name.startswith(MEASURED)}
         found.append({"seconds": seconds, **parts})
     return {"flags": {**WHOLE, **values}, "first": found[0], "second": found[1]}
 
 
-def scores_of(run: Path) -> dict[str, float]:
-    tables = [csv.DictReader(path.read_text().splitlines()) for path in sorted(run.glob("scores/*.csv"))]
-    return {row["path"]: float(row["score"]) for table in tables for row in table}
-
-
-def runs_of(folder: Path) -> dict[str, dict[str, float]]:
-    """Return the scores of the only run of each config, by the hash of its settings."""
-    results = sorted((folder / "results").glob("**/results.json"))
-    return {json.loads(path.read_text())["config_hash"]: scores_of(path.parent) for path in results}
+def scores_of(folder: Path) -> pd.Series:
+    """Return the scores of the only run of each config, by the hash of its settings and the image."""
+    runs = {}
+    for path in (folder / "results").glob("**/results.json"):
+        tables = [pd.read_csv(table) for table in sorted(path.parent.glob("scores/*.csv"))]
+        runs[json.loads(path.read_text())["config_hash"]] = pd.concat(tables).set_index("path")["score"]
+    return pd.concat(runs)
 
 
 def ablation(values: dict[str, str], folder: Path, *, configs: list[str], slots: str) -> dict[str, Any]:
@@ -72,34 +64,34 @@ def ablation(values: dict[str, str], folder: Path, *, configs: list[str], slots:
     alone.mkdir()
     common = {"seeds": "42", "preset": "quick", "gpu": "cpu", **values}
 
+    def done(place: Path, **own: str) -> float:
+        own = {**common, **own, "result_dir": str(place / "results")}
+        return timed(lambda: run("ablation", own, folder=place))[0]
+
     def run_alone(some: list[str]) -> dict[str, float]:
-        plain = {**common, "cache": "off", "feature_gb": "0"}
-        return {one: started("ablation", {**plain, "configs": one}, folder=alone) for one in some}
+        return {one: done(alone, cache="off", feature_gb="0", configs=one) for one in some}
 
     first = run_alone(configs[: len(configs) // 2])
-    own = {"configs": ",".join(configs), "slots": slots, "feature_dir": str(together / "features")}
-    seconds = started("ablation", {**common, **own}, folder=together)
+    features = str(together / "features")
+    seconds = done(together, configs=",".join(configs), slots=slots, feature_dir=features)
     plain = {**first, **run_alone(configs[len(configs) // 2 :])}
-    ours, theirs = runs_of(together), runs_of(alone)
-    assert ours.keys() == theirs.keys(), "both did the same runs"
+    ours, theirs = scores_of(together), scores_of(alone)
+    assert set(ours.index) == set(theirs.index), "both did the same runs"
     return {
         "flags": [f"--{name}={value}" for name, value in common.items() if name != "seeds"],
         "slots": slots,
         "seconds_together": seconds,
         "seconds_one_by_one": plain,
         "times_faster": sum(plain.values()) / seconds,
-        "runs": len(ours),
-        "largest_score_difference": max(
-            abs(ours[run][path] - theirs[run][path]) for run in ours for path in ours[run]
-        ),
+        "runs": len(ours.index.unique(0)),
+        "largest_score_difference": float((ours - theirs).abs().max()),
     }
 
 
 def main() -> None:
-    told, rest = flags(
+    told, values = flags(
         __doc__, first="what", among=("whole", "ablation"), configs=",".join(ABLATION), slots="1"
     )
-    values = dict(word.removeprefix("--").split("=", 1) for word in rest)
     with tempfile.TemporaryDirectory() as name:
         if told.what == "whole":
             result = whole(values, Path(name))

@@ -137,7 +137,9 @@ class TrainingConfig(Frozen):
         0, "optimizer steps after which training ends; 0: max_steps, whose schedule it has"
     )
     start_from: Line = doc(
-        NO_START, "none, or a finished run (folder or MLflow id) whose weights are the start"
+        NO_START,
+        "none, or a finished run (folder or MLflow id), or a file of the original's or anomalib's, whose "
+        "weights are the start",
     )
     batch_size: PositiveCount = doc(16, "images of a step")
     learning_rate: Positive = doc(2e-3, "after warm-up")

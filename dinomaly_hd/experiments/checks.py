@@ -33,8 +33,7 @@ from dinomaly_hd.data.tree import PREFIX as DOMAIN_PREFIX
 from dinomaly_hd.errors import CheckpointError, ConfigError, LayoutError
 from dinomaly_hd.files import file_digest
 from dinomaly_hd.models.build import check_model, texture_folder
-from dinomaly_hd.models.networks import check_weights
-from dinomaly_hd.models.preprocessing import preprocessing_of
+from dinomaly_hd.models.networks import check_weights, preprocessing_of
 from dinomaly_hd.models.weights import Weights, locate
 from dinomaly_hd.runs.context import Context
 from dinomaly_hd.runs.folder import MODEL, find_run
@@ -51,10 +50,14 @@ SHAPES = (
 """What a model and the one it starts from must have in common."""
 
 
-class Start(NamedTuple):
-    """Weights that a training begins with: the model's folder and the digest of its weights."""
+FILES = (".safetensors", ".pth", ".pt", ".ckpt")
+"""Of weights that are no run's."""
 
-    folder: Path
+
+class Start(NamedTuple):
+    """Weights that a training begins with: a run's model folder, or a file of others, and their digest."""
+
+    path: Path
     digest: str
 
 
@@ -212,6 +215,9 @@ def _start(run: RunConfig, context: Context, *, encoder_digest: str) -> Start | 
     """Return the weights that ``start_from`` names, once they are known to fit."""
     if run.training.start_from == NO_START:
         return None
+    file = Path(run.training.start_from).expanduser()
+    if file.suffix in FILES and os.path.isfile(file):  # which says itself what does not fit
+        return Start(file, file_digest(file))
     folder = find_run(context.result_dir, run.training.start_from) / MODEL
     card = read_card(folder)
     theirs, ours = flatten(card.run), flatten(run)

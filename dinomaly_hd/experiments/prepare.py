@@ -16,11 +16,14 @@ from dinomaly_hd.data.features import FeatureCache, TrainingSet, batch_at, diges
 from dinomaly_hd.errors import ConfigError
 from dinomaly_hd.evaluation.metrics import auroc
 from dinomaly_hd.evaluation.synthetic import flat_synthetic
+from dinomaly_hd.experiments.checks import Start
 from dinomaly_hd.experiments.score import Positions, Scorer, score
 from dinomaly_hd.experiments.synthetic import SyntheticBands
 from dinomaly_hd.experiments.work import Work
 from dinomaly_hd.models.build import build_detector
+from dinomaly_hd.models.convert import convert_state
 from dinomaly_hd.models.detector import GROUP_SIZE, Detector
+from dinomaly_hd.models.weights import read_state
 from dinomaly_hd.runs.context import Progress
 from dinomaly_hd.runs.folder import CHECKPOINTS
 from dinomaly_hd.serving.exported import read_weights
@@ -56,8 +59,7 @@ def prepare(work: Work) -> Scorer:
         work.context.say(f"going on at step {checkpoint.step}")
         load_trained_state(detector, checkpoint.weights)
     elif ready.start is not None:
-        work.context.say(f"starting from {ready.start.folder.parent}")
-        load_trained_state(detector, read_weights(ready.start.folder))
+        _begin(work, scorer, features, ready.start)
     else:
         _fit_encoder(work, scorer, features)
     if checkpoint is None:
@@ -66,6 +68,18 @@ def prepare(work: Work) -> Scorer:
     features.use(_encoder_key(work, detector), place=work.feature_place, device=work.device)
     work.timing["encode_s"] = time.monotonic() - began
     return scorer
+
+
+def _begin(work: Work, scorer: Scorer, features: FeatureCache, start: Start) -> None:
+    """Give a fresh detector a finished run's weights, or those of the original's or anomalib's file."""
+    if start.path.is_file():
+        _fit_encoder(work, scorer, features)
+        theirs, place = read_state(start.path, flag="start_from"), start.path
+        weights = {**encoder_state(scorer.detector), **convert_state(theirs)}
+    else:
+        weights, place = read_weights(start.path), start.path.parent
+    work.context.say(f"starting from {place}")
+    load_trained_state(scorer.detector, weights)
 
 
 def _fit_encoder(work: Work, scorer: Scorer, features: FeatureCache) -> None:

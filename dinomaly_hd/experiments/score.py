@@ -26,7 +26,7 @@ from dinomaly_hd.evaluation.results import PixelScores
 from dinomaly_hd.files import publish_text
 from dinomaly_hd.geometry import Box
 from dinomaly_hd.models.detector import Detector, Prediction, encode_in_groups
-from dinomaly_hd.models.preprocessing import visible_box
+from dinomaly_hd.models.networks import visible_box
 from dinomaly_hd.models.row_evidence import Evidence, chunks, image_scores
 
 Positions = npt.NDArray[np.int64]

@@ -5,6 +5,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from dinomaly_hd.config import (
@@ -19,26 +21,24 @@ from dinomaly_hd.config import (
     RunConfig,
     SevNetConfig,
     TrainingConfig,
+    TrivialConfig,
     blocks_of,
     size_of,
 )
 from dinomaly_hd.errors import ConfigError
-from dinomaly_hd.models.detector import Detector
-from dinomaly_hd.models.dinomaly import attention, auxiliary, bottleneck, distance, losses
-from dinomaly_hd.models.dinomaly.decoder import Decoder
+from dinomaly_hd.models.detector import Detector, Prediction
+from dinomaly_hd.models.dinomaly import attention, bottleneck, decoder, losses, score
 from dinomaly_hd.models.dinomaly.detector import Dinomaly
 from dinomaly_hd.models.draem import faults
-from dinomaly_hd.models.draem.detector import Draem
+from dinomaly_hd.models.draem.detector import Draem, SevNet
 from dinomaly_hd.models.draem.networks import check_input
-from dinomaly_hd.models.draem.sevnet import SevNet
 from dinomaly_hd.models.encoders import build_encoder, target_layers
-from dinomaly_hd.models.networks import architecture
+from dinomaly_hd.models.networks import architecture, preprocessing_of
 from dinomaly_hd.models.patchcore.detector import PatchCore
 from dinomaly_hd.models.patchcore.features import build_patch_features, check_layers
-from dinomaly_hd.models.preprocessing import preprocessing_of
 from dinomaly_hd.models.row_evidence import RowEvidence
-from dinomaly_hd.models.trivial import Trivial
 from dinomaly_hd.models.weights import Weights
+from dinomaly_hd.trivial import TRIVIAL
 
 Grid = tuple[int, int]
 
@@ -60,14 +60,14 @@ LOSSES: dict[str, Callable[[Any, Grid], losses.ReconstructionLoss]] = {
     "focal": losses.Focal,
     "topk": losses.TopK,
 }
-DISTANCES: dict[str, Callable[[Any], distance.MeanPooling]] = {
-    "mean": distance.MeanPooling,
-    "gem": distance.GemPooling,
-    "weighted": distance.WeightedPooling,
+DISTANCES: dict[str, Callable[[Any], score.MeanPooling]] = {
+    "mean": score.MeanPooling,
+    "gem": score.GemPooling,
+    "weighted": score.WeightedPooling,
 }
-AUXILIARIES: dict[str, Callable[[Any, int, int], auxiliary.BandClassifier | None]] = {
+AUXILIARIES: dict[str, Callable[[Any, int, int], decoder.BandClassifier | None]] = {
     "none": lambda *_: None,
-    "bands": auxiliary.BandClassifier,
+    "bands": decoder.BandClassifier,
 }
 FAULTS: dict[str, Callable[[Any, int, Tensor | None], faults.Faults]] = {
     "perlin": lambda config, _, textures_KHW: faults.PerlinFaults(config, textures_KHW),
@@ -117,7 +117,7 @@ def _dinomaly(
         encoder=encoder,
         preprocessing=preprocessing_of(source),
         bottleneck=BOTTLENECKS[config.bottleneck.bottleneck](config.bottleneck, width, grid),
-        decoder=Decoder(width, heads=heads, mixings=_mixings(config, grid=grid, heads=heads)),
+        decoder=decoder.Decoder(width, heads=heads, mixings=_mixings(config, grid=grid, heads=heads)),
         loss=LOSSES[config.loss.loss](config.loss, grid),
         pooling=DISTANCES[config.distance.distance](config.distance),
         auxiliary=AUXILIARIES[config.auxiliary.auxiliary](config.auxiliary, width, run.seed),
@@ -172,6 +172,25 @@ def _draem(
         map_size=size_of(run.evaluation.map_size),
         seed=run.seed,
     )
+
+
+class Trivial(Detector):
+    """The score, float64, is a number of the raw map, and the anomaly map is that raw map."""
+
+    def __init__(self, config: TrivialConfig, *, map_size: tuple[int, int]) -> None:
+        super().__init__()
+        self.number, self.map_size = TRIVIAL[config.trivial_score], map_size
+
+    def encode(self, images_BHW: Tensor) -> Tensor:
+        return images_BHW
+
+    @torch.no_grad()
+    def score(self, encoded: Tensor) -> Prediction:
+        score_B = torch.from_numpy(self.number(encoded.float().cpu().numpy())).to(encoded.device)
+        map_B1HW = F.interpolate(
+            encoded[:, None], size=self.map_size, mode="bilinear", align_corners=False, antialias=True
+        )
+        return Prediction(map_B1HW.squeeze(1), score_B)
 
 
 CHECKS: dict[str, Callable[..., object]] = {

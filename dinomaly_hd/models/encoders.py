@@ -12,8 +12,7 @@ from torch import Tensor, nn
 
 from dinomaly_hd.config import AUTO_LAYERS, EncoderConfig, layers_of
 from dinomaly_hd.errors import ConfigError
-from dinomaly_hd.models.fast.pieces import MLP_RATIO, pieces
-from dinomaly_hd.models.fast.products import with_fast_products
+from dinomaly_hd.models.fast import MLP_RATIO, pieces, with_fast_products
 from dinomaly_hd.models.networks import CONV_STRIDES, FrozenNetwork, architecture, network, with_stages
 from dinomaly_hd.models.weights import Weights
 from dinomaly_hd.randomness import derive

@@ -64,7 +64,7 @@ def locate(encoder: str, encoder_weights: str) -> Weights:
     return _found("file", path)
 
 
-def read_state(path: Path) -> dict[str, Tensor]:
+def read_state(path: Path, *, flag: str = "encoder_weights") -> dict[str, Tensor]:
     """Read a state dict from .safetensors or, with ``weights_only``, from .pth; tensors and nothing else."""
     try:
         if path.suffix == ".safetensors":
@@ -73,14 +73,12 @@ def read_state(path: Path) -> dict[str, Tensor]:
             return load_file(path)
         content = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # a damaged file raises almost anything
-        raise EncoderError(
-            f"encoder_weights={path}: cannot be read as weights: {reason_of(error)}"
-        ) from error
+        raise EncoderError(f"{flag}={path}: cannot be read as weights: {reason_of(error)}") from error
     for wrapper in ("state_dict", "model", "teacher"):
         if isinstance(content, dict) and isinstance(content.get(wrapper), dict):
             content = content[wrapper]
     if not isinstance(content, dict) or not all(isinstance(value, Tensor) for value in content.values()):
-        raise EncoderError(f"encoder_weights={path}: expected a dictionary of tensors")
+        raise EncoderError(f"{flag}={path}: expected a dictionary of tensors")
     return content
 
 

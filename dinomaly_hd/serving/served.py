@@ -21,7 +21,7 @@ from mlflow.types.schema import AnyType
 from dinomaly_hd.errors import ConfigError, DataError, NonFiniteError
 from dinomaly_hd.evaluation.pointing import FIRST, LAST, PERCENTILE, TOOTH, percentiles
 from dinomaly_hd.experiments.score import pointed, predict, sample_at_pixels, visible_pixels
-from dinomaly_hd.models.preprocessing import visible_box
+from dinomaly_hd.models.networks import visible_box
 from dinomaly_hd.serving.exported import read_model
 from dinomaly_hd.serving.images import Images, read_input
 from dinomaly_hd.training.loop import resolve_device

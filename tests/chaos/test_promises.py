@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from benchmarks.drills.tally import Drill
+from benchmarks.drills import Drill
 from benchmarks.reliability import DRILLS
 
 

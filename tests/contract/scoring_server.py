@@ -2,28 +2,23 @@
 
 import base64
 import http.client
-import io
 import json
 import os
-import signal
-import socket
-import struct
-import subprocess
 import sys
 import time
-import urllib.request
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
-import tifffile
-from PIL import Image
+
+from benchmarks.common import answering, free_port
+from benchmarks.drills.images import huge_tiff, png, tiff
 
 HOST = "127.0.0.1"
 JSON = "application/json"
-POLL_S, REQUEST_S, STOP_S = 0.25, 600.0, 60.0
+REQUEST_S = 600.0
 
 
 class Request(NamedTuple):
@@ -84,54 +79,15 @@ class Client:
 
 
 @contextmanager
-def serving(model_uri: str, *, tracking_uri: str, log: Path, timeout_s: float = 900.0) -> Iterator[int]:
-    """Serve a model for as long as needed and yield the port; the server's lines go to ``log``.
-
-    Raises:
-        RuntimeError: It ended, or did not answer within ``timeout_s``; with its last lines.
-    """
-    with socket.socket() as free:
-        free.bind((HOST, 0))
-        port = int(free.getsockname()[1])
-    command = ["-m", "mlflow", "models", "serve", "-m", model_uri, "--env-manager", "local"]
+def serving(model_uri: str, *, tracking_uri: str, log: Path) -> Iterator[int]:
+    """Serve a model for as long as needed and yield the port; the server's lines go to ``log``."""
+    port = free_port()
+    command = [sys.executable, "-m", "mlflow", "models", "serve", "-m", model_uri, "--env-manager", "local"]
     path = os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", "")])
-    with log.open("wb") as stream:
-        process = subprocess.Popen(
-            [sys.executable, *command, "-h", HOST, "-p", str(port)],
-            env={**os.environ, "MLFLOW_TRACKING_URI": tracking_uri, "PATH": path},
-            stdout=stream,
-            stderr=stream,
-            start_new_session=True,
-        )
-    try:
-        deadline = time.monotonic() + timeout_s
-        while not _is_up(port):
-            if process.poll() is not None or time.monotonic() > deadline:
-                raise RuntimeError(f"{model_uri} is not served:\n{log.read_text()[-2000:]}")
-            time.sleep(POLL_S)
+    environment = {**os.environ, "MLFLOW_TRACKING_URI": tracking_uri, "PATH": path}
+    url = f"http://{HOST}:{port}/ping"
+    with answering([*command, "-h", HOST, "-p", str(port)], url=url, log=log, env=environment):
         yield port
-    finally:
-        _stop(process)
-
-
-def _is_up(port: int) -> bool:
-    try:
-        urllib.request.urlopen(f"http://{HOST}:{port}/ping", timeout=60.0).close()
-    except (OSError, http.client.HTTPException):
-        return False
-    return True
-
-
-def _stop(process: "subprocess.Popen[bytes]") -> None:
-    """End the server with its children; they are a process group of their own."""
-    for number in (signal.SIGTERM, signal.SIGKILL):
-        try:
-            os.killpg(process.pid, number)
-            process.wait(timeout=STOP_S)
-        except ProcessLookupError:
-            return
-        except subprocess.TimeoutExpired:
-            continue
 
 
 def register(uri: str, run_id: str, *, name: str, alias: str) -> str:
@@ -166,28 +122,6 @@ def as_json(content: Any, **params: Any) -> Request:
 def as_files(*files: bytes, **params: Any) -> Request:
     """Return a request with image files as base64 text."""
     return as_json({"inputs": {"image": [base64.b64encode(file).decode() for file in files]}}, **params)
-
-
-def tiff(image: Any) -> bytes:
-    """Return an array as a TIFF file of its number type."""
-    stream = io.BytesIO()
-    tifffile.imwrite(stream, image)
-    return stream.getvalue()
-
-
-def png(image: Any) -> bytes:
-    """Return an integer array as a PNG file."""
-    stream = io.BytesIO()
-    Image.fromarray(image).save(stream, format="PNG")
-    return stream.getvalue()
-
-
-def huge_tiff(side: int = 60_000) -> bytes:
-    """Return a small TIFF whose header promises side x side pixels (14 GB at the default)."""
-    fields = [(256, side), (257, side), (258, 32), (259, 1), (262, 1), (273, 8), (278, side), (279, 4 * side)]
-    fields += [(339, 3)]
-    entries = b"".join(struct.pack("<HHII", tag, 4, 1, value) for tag, value in fields)
-    return b"II*\0" + struct.pack("<IH", 8, len(fields)) + entries + struct.pack("<I", 0)
 
 
 def malformed(shape: tuple[int, int]) -> dict[str, Refused]:

@@ -19,10 +19,12 @@ from dinomaly_hd.files import publish_json
 from dinomaly_hd.jobs import Slots
 from dinomaly_hd.runs.context import Context
 from dinomaly_hd.runs.folder import STATE, find_run
+from dinomaly_hd.serving.exported import read_weights
 from dinomaly_hd.training.signals import SignalGuard
 from entry_points import ablation, encoders, finetune, steps
 
 from .conftest import SETTINGS
+from .light_runs import assert_same_weights
 
 SMALL = {**SETTINGS, "image_size": "32", "maps_per_group": "0", "domains": "A,B"}
 
@@ -169,6 +171,24 @@ def test_a_start_that_does_not_fit_is_refused(context: Context) -> None:
     deeper = build("A0", 42, decoder_depth="4", start_from=str(first.folder))
     with pytest.raises(CheckpointError, match="differs in decoder_depth"):
         execute(deeper, context)
+
+
+def test_a_model_of_the_original_is_a_start(context: Context, tmp_path: Path) -> None:
+    first = execute(build("A0", 42), context)
+    trained = read_weights(first.folder / "model")
+    names = {"bottleneck.": "bottleneck.0.", "decoder.blocks.": "decoder."}
+    names |= {"mlp.0.": "mlp.fc1.", "mlp.2.": "mlp.fc2."}
+    file, theirs = tmp_path / "original.pth", {}
+    for name, value in trained.items():
+        for ours, original in names.items():
+            name = name.replace(ours, original)
+        theirs[name] = value
+    torch.save(theirs, file)
+    again = execute(build("A0", 42, start_from=str(file), learning_rate="1e-30", max_steps="1"), context)
+    assert_same_weights(read_weights(again.folder / "model"), trained)
+    torch.save({"layer1.weight": torch.zeros(1)}, file)
+    with pytest.raises(CheckpointError, match=r"unknown tensor 'layer1\.weight'"):
+        execute(build("A0", 42, start_from=str(file)), context)
 
 
 def test_finetuning_starts_from_the_unified_model_and_sees_one_domain(context: Context) -> None:

@@ -19,7 +19,7 @@ from dinomaly_hd.data.hdmap import load_manifest
 from dinomaly_hd.experiments.run import Outcome, execute
 from dinomaly_hd.experiments.score import Scorer
 from dinomaly_hd.models.dinomaly.detector import Dinomaly
-from dinomaly_hd.models.preprocessing import preprocessing_of
+from dinomaly_hd.models.networks import preprocessing_of
 from dinomaly_hd.runs.context import Context
 from dinomaly_hd.runs.journal import Journal
 from dinomaly_hd.serving.exported import read_model

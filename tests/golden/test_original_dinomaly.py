@@ -14,9 +14,9 @@ from dinomaly_hd.models.detector import Noise
 from dinomaly_hd.models.dinomaly import score
 from dinomaly_hd.models.dinomaly.attention import LinearAttention, linear_attention
 from dinomaly_hd.models.dinomaly.bottleneck import BottleneckMLP
-from dinomaly_hd.models.dinomaly.distance import MeanPooling
 from dinomaly_hd.models.dinomaly.losses import HardMining, discard_rate, token_distance
-from dinomaly_hd.models.fast.recompute import dropout
+from dinomaly_hd.models.dinomaly.score import MeanPooling
+from dinomaly_hd.models.fast import dropout
 from dinomaly_hd.models.networks import interpolate_positions
 from dinomaly_hd.training.optim import StableAdamW, warm_cosine
 

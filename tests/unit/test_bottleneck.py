@@ -9,6 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from dinomaly_hd.config import RowMaskingBottleneck, Segments
+from dinomaly_hd.models import fast as recompute
 from dinomaly_hd.models.detector import Noise
 from dinomaly_hd.models.dinomaly import bottleneck
 from dinomaly_hd.models.dinomaly.bottleneck import (
@@ -18,8 +19,7 @@ from dinomaly_hd.models.dinomaly.bottleneck import (
     RowMasking,
     SegmentDropout,
 )
-from dinomaly_hd.models.fast import recompute
-from dinomaly_hd.models.fast.recompute import draw_kept
+from dinomaly_hd.models.fast import draw_kept
 
 GRID, WIDTH = (9, 12), 6
 TOKENS = GRID[0] * GRID[1]

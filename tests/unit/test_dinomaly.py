@@ -12,11 +12,11 @@ from dinomaly_hd.batch import Batch
 from dinomaly_hd.config import BandClassifier, TrainingConfig, with_values
 from dinomaly_hd.config.presets import preset_run
 from dinomaly_hd.config.variants import VARIANTS
+from dinomaly_hd.models import fast as pieces
 from dinomaly_hd.models.build import build_detector
-from dinomaly_hd.models.dinomaly import auxiliary
+from dinomaly_hd.models.dinomaly import decoder as auxiliary
 from dinomaly_hd.models.dinomaly.detector import Dinomaly
 from dinomaly_hd.models.draem.faults import horizontal_bands
-from dinomaly_hd.models.fast import pieces
 from dinomaly_hd.models.weights import Weights
 from dinomaly_hd.training.optim import warm_cosine
 from dinomaly_hd.training.task import DetectorTask

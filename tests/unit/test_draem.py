@@ -16,10 +16,10 @@ from dinomaly_hd.errors import ConfigError
 from dinomaly_hd.models.detector import Noise
 from dinomaly_hd.models.dinomaly.score import top_share_score
 from dinomaly_hd.models.draem import networks
-from dinomaly_hd.models.draem.detector import Draem, focal_loss, structural_similarity
+from dinomaly_hd.models.draem.detector import Draem, SevNet, focal_loss, structural_similarity
 from dinomaly_hd.models.draem.faults import Faults, Faulty
-from dinomaly_hd.models.draem.sevnet import SeverityHead, SevNet, SpatialPooling
-from dinomaly_hd.models.preprocessing import Preprocessing
+from dinomaly_hd.models.draem.networks import SeverityHead, SpatialPooling
+from dinomaly_hd.models.networks import Preprocessing
 
 WIDTH = 1 / 16
 SIZE = (33, 40)

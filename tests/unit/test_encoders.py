@@ -14,14 +14,13 @@ from torch import Tensor, nn
 
 from dinomaly_hd.config import EncoderConfig
 from dinomaly_hd.errors import CheckpointError, ConfigError, EncoderError
+from dinomaly_hd.models import fast as pieces
 from dinomaly_hd.models.convert import convert_state
 from dinomaly_hd.models.dinomaly.attention import PlainMixing
 from dinomaly_hd.models.dinomaly.bottleneck import BottleneckMLP
 from dinomaly_hd.models.dinomaly.decoder import Decoder
 from dinomaly_hd.models.encoders import ConvEncoder, ViTEncoder, build_encoder, target_blocks
-from dinomaly_hd.models.fast import pieces
-from dinomaly_hd.models.networks import architecture, check_weights
-from dinomaly_hd.models.preprocessing import Preprocessing
+from dinomaly_hd.models.networks import Preprocessing, architecture, check_weights
 from dinomaly_hd.models.weights import Weights, convert_embedded, locate, read_state
 
 SMALL = "dinov2reg_vit_small_14"

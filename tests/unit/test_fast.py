@@ -10,25 +10,23 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from dinomaly_hd.models import fast
-from dinomaly_hd.models.fast import pieces as pieces_module
-from dinomaly_hd.models.fast import products
-from dinomaly_hd.models.fast.pieces import pieces
-from dinomaly_hd.models.fast.products import (
+from dinomaly_hd.models import fast as pieces_module
+from dinomaly_hd.models import fast as products
+from dinomaly_hd.models.fast import (
+    Kept,
     Linear,
     bias_gradient,
+    divided,
     input_gradient,
     linear,
-    weight_gradient,
-    with_fast_products,
-)
-from dinomaly_hd.models.fast.recompute import (
-    Kept,
-    divided,
     linear_of_gelu,
     linear_of_norm,
     masked,
     mlp_of_norm,
+    pieces,
     positive_feature,
+    weight_gradient,
+    with_fast_products,
 )
 
 WIDE, NARROW = 192, 96

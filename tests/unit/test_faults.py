@@ -14,15 +14,22 @@ from dinomaly_hd.errors import ConfigError
 from dinomaly_hd.models.draem import faults as module
 from dinomaly_hd.models.draem.faults import (
     LARGEST_HEIGHT,
+    PATCH_NUMBERS,
     BandFaults,
     Faults,
     Faulty,
     PatchFaults,
     PerlinFaults,
     horizontal_bands,
+    place_patches,
 )
-from dinomaly_hd.models.draem.shapes import PATCH_NUMBERS, perlin_mask, perlin_noise, place_patches
-from dinomaly_hd.models.draem.textures import FolderSource, drawn_textures, other_images
+from dinomaly_hd.models.draem.textures import (
+    FolderSource,
+    drawn_textures,
+    other_images,
+    perlin_mask,
+    perlin_noise,
+)
 
 
 def seeded(seed: int) -> Generator:

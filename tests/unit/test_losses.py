@@ -25,8 +25,8 @@ from dinomaly_hd.config.presets import preset_run
 from dinomaly_hd.config.variants import VARIANTS
 from dinomaly_hd.models.build import LOSSES, build_detector
 from dinomaly_hd.models.dinomaly import losses, score
-from dinomaly_hd.models.dinomaly.distance import GemPooling, MeanPooling, WeightedPooling
 from dinomaly_hd.models.dinomaly.losses import AdaptiveMining, ReconstructionLoss, angular_power_entropy
+from dinomaly_hd.models.dinomaly.score import GemPooling, MeanPooling, WeightedPooling
 from dinomaly_hd.models.weights import Weights
 from dinomaly_hd.training.task import DetectorTask
 

@@ -16,9 +16,9 @@ from dinomaly_hd.batch import Batch
 from dinomaly_hd.config import EncoderConfig, PatchCoreConfig
 from dinomaly_hd.errors import ConfigError, NonFiniteError
 from dinomaly_hd.models.encoders import build_encoder
+from dinomaly_hd.models.networks import Preprocessing
 from dinomaly_hd.models.patchcore.detector import PatchCore, smooth, with_context
 from dinomaly_hd.models.patchcore.features import PatchFeatures, build_patch_features, check_layers
-from dinomaly_hd.models.preprocessing import Preprocessing
 from dinomaly_hd.models.weights import Weights
 
 GRID = (10, 25)
@@ -201,7 +201,7 @@ from torch import nn
 from dinomaly_hd.config import PatchCoreConfig
 from dinomaly_hd.models.patchcore.detector import PatchCore
 from dinomaly_hd.models.patchcore.features import PatchFeatures
-from dinomaly_hd.models.preprocessing import Preprocessing
+from dinomaly_hd.models.networks import Preprocessing
 from dinomaly_hd.provenance import peak_memory_mib
 
 torch.set_num_threads(1)

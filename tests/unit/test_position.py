@@ -8,8 +8,8 @@ import torch
 from dinomaly_hd.config.families import PatchCoreConfig
 from dinomaly_hd.errors import ConfigError
 from dinomaly_hd.evaluation.pointing import is_right, named_teeth, percentiles, where_text
+from dinomaly_hd.models.networks import PositionScaling
 from dinomaly_hd.models.patchcore.detector import PatchCore
-from dinomaly_hd.models.preprocessing import PositionScaling
 from dinomaly_hd.trivial import Scan, signature_share
 from tests.unit.test_patchcore import GRID, encoded, patchcore
 

@@ -14,8 +14,7 @@ from dinomaly_hd.config import FULL_ROW, RowBlindAttention, RowDropoutAttention
 from dinomaly_hd.errors import ConfigError
 from dinomaly_hd.models.detector import Noise
 from dinomaly_hd.models.dinomaly.bottleneck import Noised, SegmentDropout, check_tokens
-from dinomaly_hd.models.fast.products import Linear
-from dinomaly_hd.models.fast.recompute import divided, positive_feature
+from dinomaly_hd.models.fast import Linear, divided, positive_feature
 
 DENOMINATOR_EPSILON = 1e-6
 SMALLEST_CHUNK = 8

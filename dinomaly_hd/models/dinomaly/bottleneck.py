@@ -10,9 +10,7 @@ from torch import Generator, Tensor, nn
 from dinomaly_hd.config import PlainBottleneck, RowMaskingBottleneck, SegmentBottleneck, Segments
 from dinomaly_hd.errors import ConfigError
 from dinomaly_hd.models.detector import Noise
-from dinomaly_hd.models.fast.pieces import MLP_RATIO
-from dinomaly_hd.models.fast.products import Linear
-from dinomaly_hd.models.fast.recompute import draw_kept, dropout, linear_of_gelu
+from dinomaly_hd.models.fast import MLP_RATIO, Linear, draw_kept, dropout, linear_of_gelu
 
 
 class Noised(NamedTuple):

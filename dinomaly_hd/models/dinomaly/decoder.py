@@ -1,19 +1,21 @@
-"""The decoder that rebuilds the encoder's groups, and the start that all variants have in common."""
+"""The decoder that rebuilds the encoder's groups, a task beside it, and the start that all have in common."""
 
-# B batch, S groups (2), T tokens, D width
+# B batch, S groups (2), T N tokens, D width, H W pixels
 
 from collections.abc import Sequence
 from typing import NamedTuple
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
-from dinomaly_hd.models.detector import Noise
+from dinomaly_hd import config as configs
+from dinomaly_hd.models.detector import Loss, Noise
 from dinomaly_hd.models.dinomaly.attention import LinearAttention, PlainMixing
 from dinomaly_hd.models.dinomaly.bottleneck import Noised
+from dinomaly_hd.models.draem.faults import horizontal_bands
 from dinomaly_hd.models.encoders import mean_of
-from dinomaly_hd.models.fast.pieces import MLP_RATIO
-from dinomaly_hd.models.fast.recompute import linear_of_norm, mlp_of_norm
+from dinomaly_hd.models.fast import MLP_RATIO, linear_of_norm, mlp_of_norm
 from dinomaly_hd.randomness import derive
 
 LAYER_NORM_EPSILON = 1e-8
@@ -73,6 +75,44 @@ class Decoder(nn.Module):
         half = len(outputs) // 2
         groups = [mean_of(outputs[half:]), mean_of(outputs[:half])]
         return Decoded(torch.stack(groups, dim=1), torch.stack(rates).sum() / max(1, len(self.dropping)))
+
+
+class BandClassifier(nn.Module):
+    """An auxiliary task: whether an image got a synthetic band, as the second half of a training batch did.
+
+    Linear-GELU-linear on the mean bottleneck token. Only the clean half is rebuilt (spec/variants.md, Aux). A
+    batch of one image has no altered half. ``seed`` is the run's.
+    """
+
+    def __init__(self, config: configs.BandClassifier, width: int, seed: int) -> None:
+        super().__init__()
+        self.config, self.seed = config, seed
+        self.layers = nn.Sequential(nn.Linear(width, width), nn.GELU(), nn.Linear(width, 1))
+
+    def clean(self, batch: int) -> int:
+        """Return how many of a batch's images, its first ones, stay as they are."""
+        return batch - batch // 2
+
+    def alter(self, images_BHW: Tensor, *, step: int) -> Tensor:
+        """Return the batch with a band added to each image of its second half."""
+        clean = self.clean(len(images_BHW))
+        faulty = horizontal_bands(images_BHW[clean:], seed=self.seed, position=step)
+        return torch.cat([images_BHW[:clean], faulty.images_BHW])
+
+    def logit(self, tokens_BND: Tensor) -> Tensor:
+        """Return the log-odds of a band, (B,)."""
+        logit_B1: Tensor = self.layers(tokens_BND.mean(dim=1))
+        return logit_B1.squeeze(1)
+
+    def loss(self, tokens_BND: Tensor) -> Loss:
+        """Return the weighted cross-entropy of a batch that ``alter`` made, with accuracy."""
+        logit_B = self.logit(tokens_BND)
+        label_B = (torch.arange(len(logit_B), device=logit_B.device) >= self.clean(len(logit_B))).float()
+        entropy = F.binary_cross_entropy_with_logits(logit_B.float(), label_B)
+        accuracy = ((logit_B.detach() > 0) == (label_B > 0)).float().mean()
+        return Loss(
+            self.config.aux_weight * entropy, {"aux_loss": entropy.detach(), "aux_accuracy": accuracy}
+        )
 
 
 def initialise(module: nn.Module, *, seed: int) -> None:

@@ -11,14 +11,13 @@ from dinomaly_hd.batch import Batch
 from dinomaly_hd.config import DinomalyConfig, RunConfig, size_of
 from dinomaly_hd.models.detector import Detector, Loss, Noise, ParameterGroup, Prediction
 from dinomaly_hd.models.dinomaly import score
-from dinomaly_hd.models.dinomaly.auxiliary import BandClassifier
 from dinomaly_hd.models.dinomaly.bottleneck import Bottleneck, Noised
-from dinomaly_hd.models.dinomaly.decoder import Decoded, Decoder, initialise
-from dinomaly_hd.models.dinomaly.distance import MeanPooling
+from dinomaly_hd.models.dinomaly.decoder import BandClassifier, Decoded, Decoder, initialise
 from dinomaly_hd.models.dinomaly.losses import ReconstructionLoss, token_distance
+from dinomaly_hd.models.dinomaly.score import MeanPooling
 from dinomaly_hd.models.encoders import Encoder
-from dinomaly_hd.models.fast.pieces import MLP_RATIO, pieces
-from dinomaly_hd.models.preprocessing import PositionScaling, Preprocessing, scaling_of
+from dinomaly_hd.models.fast import MLP_RATIO, pieces
+from dinomaly_hd.models.networks import PositionScaling, Preprocessing, scaling_of
 
 
 class Dinomaly(Detector):

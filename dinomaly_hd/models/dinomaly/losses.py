@@ -12,8 +12,7 @@ from torch import Tensor, nn
 from dinomaly_hd.batch import Batch
 from dinomaly_hd.config import AdaptiveLoss, FocalLoss, Frozen, HardMiningLoss, PooledMiningLoss, TopKLoss
 from dinomaly_hd.models.detector import Loss
-from dinomaly_hd.models.dinomaly.distance import MeanPooling
-from dinomaly_hd.models.dinomaly.score import row_context_mean
+from dinomaly_hd.models.dinomaly.score import MeanPooling, row_context_mean
 
 SECTORS = 36
 

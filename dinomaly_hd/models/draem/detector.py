@@ -1,14 +1,14 @@
-"""DRAEM: rebuild an image without its synthetic fault, and tell from both where the fault was."""
+"""DRAEM: rebuild an image without its synthetic fault, tell where it was; SevNet also tells how severe."""
 
 # B batch, H W pixels
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import NamedTuple, cast
+from typing import Any, NamedTuple, cast
 
 import torch
 import torch.nn.functional as F
-from torch import Generator, Tensor
+from torch import Generator, Tensor, nn
 from torchvision.ops import sigmoid_focal_loss  # type: ignore[import-untyped]
 
 from dinomaly_hd.batch import Batch
@@ -20,9 +20,11 @@ from dinomaly_hd.models.draem.networks import (
     SSIM_WINDOW,
     DiscriminativeNetwork,
     ReconstructiveNetwork,
+    SeverityHead,
+    activation_channels,
     initialise,
 )
-from dinomaly_hd.models.preprocessing import Preprocessing
+from dinomaly_hd.models.networks import Preprocessing
 
 SSIM_SIGMA, SSIM_WEIGHT = 1.5, 2.0
 FOCAL_GAMMA, NO_ALPHA = 2.0, -1.0
@@ -173,3 +175,52 @@ class Draem(Detector):
 
 def _three_channels(images_BHW: Tensor) -> Tensor:
     return images_BHW.unsqueeze(1).expand(-1, 3, -1, -1)
+
+
+ELEMENT_LOSSES: dict[str, Callable[..., Tensor]] = {
+    "mse": F.mse_loss,
+    # Errors stay below 1, the threshold, where it is half the mse.
+    "smooth_l1": F.smooth_l1_loss,
+}
+COMBINATIONS: dict[str, Callable[[Tensor, Tensor, Any], Tensor]] = {
+    "simple_average": lambda map_B, severity_B, _: _weighted(map_B, severity_B, 0.5),
+    "weighted_average": lambda map_B, severity_B, config: _weighted(
+        map_B, severity_B, config.severity_weight_for_combination
+    ),
+    "maximum": lambda map_B, severity_B, _: torch.maximum(map_B, severity_B),
+}
+"""The image score of the map's largest value and the severity, each (B,), 0..1."""
+
+
+def _weighted(map_B: Tensor, severity_B: Tensor, weight: float) -> Tensor:
+    return (1 - weight) * map_B + weight * severity_B
+
+
+class SevNet(Draem):
+    """DRAEM with a severity head on the discriminator's encoder (spec/models.md, DRAEM-SevNet).
+
+    Both networks start as those of ``Draem`` with the same seed and width, and train on the same faults. The
+    head is compared with severity / severity_max of these, so that both live in 0..1.
+    """
+
+    config: SevNetConfig
+
+    def __init__(self, config: SevNetConfig, **parts: Any) -> None:
+        super().__init__(config, **parts)
+        self.head = SeverityHead(config, activation_channels(config.width))
+        initialise(nn.ModuleDict({"head": self.head}), seed=self.seed)
+
+    def image_losses(
+        self, outputs: Outputs, *, clean_BHW: Tensor, faulty: Faulty, noise: Noise | None
+    ) -> ImageLosses:
+        base = super().image_losses(outputs, clean_BHW=clean_BHW, faulty=faulty, noise=noise)
+        severity_B = self.head(outputs.activations, noise=noise)
+        label_B = faulty.severity_B / self.faults.severity_max
+        loss_B = ELEMENT_LOSSES[self.config.severity_loss_type](severity_B, label_B, reduction="none")
+        parts = {"severity_loss": loss_B, "severity_mae": (severity_B - label_B).abs()}
+        return ImageLosses(base.total_B + self.config.severity_weight * loss_B, {**base.parts, **parts})
+
+    def scores(self, anomaly_BHW: Tensor, outputs: Outputs) -> Tensor:
+        combination, severity_B = self.config.combination, self.head(outputs.activations, noise=None)
+        combine = COMBINATIONS[combination.score_combination]
+        return combine(super().scores(anomaly_BHW, outputs), severity_B, combination)

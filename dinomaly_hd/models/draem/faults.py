@@ -1,6 +1,7 @@
 """Synthetic faults: additive, never clipped, each with its mask and severity, drawn from (seed, position)."""
 
-# B batch, H W pixels of the map, I J points of a gradient grid, P numbers of a patch
+# B batch, H W pixels of the map, I J points of a gradient grid, h w pixels of the largest patch, T tries,
+# P numbers of a patch, S pixels of one axis
 
 from typing import NamedTuple
 
@@ -9,25 +10,24 @@ from torch import Generator, Tensor
 
 from dinomaly_hd import config as configs
 from dinomaly_hd.config import range_of
-from dinomaly_hd.models.draem.shapes import (
-    PATCH_NUMBERS,
-    Placement,
-    add_patches,
+from dinomaly_hd.models.draem.textures import (
     chunks,
-    draw_bands,
     fork,
     integers,
     perlin_mask,
     perlin_noise,
-    place_patches,
+    source_of,
     uniform_rows,
 )
-from dinomaly_hd.models.draem.textures import source_of
 from dinomaly_hd.randomness import derive
 
 LARGEST_HEIGHT = 3
 LARGEST_EXPONENT = 5
 LEAST_BLEND = 0.1
+TRIES = 16
+PATCH_NUMBERS = 4 + 4 * TRIES
+SHORTEST_LENGTH = 2
+BROKEN_SHARE, GAP_SHARE = 0.5, 0.4
 
 
 class Faulty(NamedTuple):
@@ -86,6 +86,81 @@ class PerlinFaults(Faults):
         return Faulty(faulty_BHW, mask_BHW, severity_B * chosen_B)
 
 
+class Placement(NamedTuple):
+    """One patch an image in whole pixels, (B,) each; rows and columns are those of the upper left corners."""
+
+    height: Tensor
+    width: Tensor
+    source_row: Tensor
+    source_column: Tensor
+    target_row: Tensor
+    target_column: Tensor
+
+
+def place_patches(
+    uniform_BP: Tensor, *, width: tuple[int, int], ratio: tuple[float, float], size: tuple[int, int]
+) -> Placement:
+    """Return patches whose source and target overlap by at most 30 % of the patch.
+
+    The first of 16 random pairs of places that keeps the limit; if none does, two opposite corners. From
+    ``PATCH_NUMBERS`` numbers of each image; widths (pixels) and ratios (height / width) are uniform between
+    their two ends; ``size`` (H, W) is 2 x 2 or more.
+    """
+    height_B, width_B = _sizes(uniform_BP[:, :2], width=width, ratio=ratio, size=size)
+    room_B2 = torch.stack([size[0] - height_B, size[1] - width_B], dim=1)
+    tries_BT22 = uniform_BP[:, 4:].reshape(-1, TRIES, 2, 2)
+    random_BT22 = integers(tries_BT22, low=0, high=room_B2[:, None, None, :])
+    corner_B2 = (uniform_BP[:, 2:4] < 0.5).long()
+    corners_B122 = torch.stack([corner_B2, 1 - corner_B2], dim=1)[:, None] * room_B2[:, None, None, :]
+    places_BT22 = torch.cat([random_BT22, corners_B122], dim=1)
+    apart_BT2 = (places_BT22[:, :, 0] - places_BT22[:, :, 1]).abs()
+    fits_BT = _overlaps_little(
+        apart_BT2[..., 0], apart_BT2[..., 1], height=height_B[:, None], width=width_B[:, None]
+    )
+    first_B = fits_BT.int().argmax(dim=1)
+    source_B2, target_B2 = places_BT22[torch.arange(len(first_B), device=first_B.device), first_B].unbind(
+        dim=1
+    )
+    return Placement(height_B, width_B, *source_B2.unbind(dim=1), *target_B2.unbind(dim=1))
+
+
+def _sizes(
+    uniform_B2: Tensor, *, width: tuple[int, int], ratio: tuple[float, float], size: tuple[int, int]
+) -> tuple[Tensor, Tensor]:
+    """Return heights and widths cut to the image, the short side further where no two places would do."""
+    rows, columns = size
+    width_B = integers(uniform_B2[:, 0], low=width[0], high=width[1]).clamp(max=columns)
+    ratio_B = ratio[0] + (ratio[1] - ratio[0]) * uniform_B2[:, 1]
+    height_B = (width_B * ratio_B).round().long().clamp(min=1, max=rows)
+    crowded_B = ~_overlaps_little(rows - height_B, columns - width_B, height=height_B, width=width_B)
+    wide_B = height_B <= width_B
+    # (2 h - H) w <= 0.3 h w for every w if 1.7 h <= H
+    height_B = torch.where(crowded_B & wide_B, height_B.clamp(max=rows * 10 // 17), height_B)
+    width_B = torch.where(crowded_B & ~wide_B, width_B.clamp(max=columns * 10 // 17), width_B)
+    return height_B, width_B
+
+
+def _overlaps_little(rows_apart: Tensor, columns_apart: Tensor, *, height: Tensor, width: Tensor) -> Tensor:
+    """Return whether two patches so far apart share at most 30 % of their pixels, in whole numbers."""
+    overlap = (height - rows_apart).clamp(min=0) * (width - columns_apart).clamp(min=0)
+    return 10 * overlap <= 3 * height * width
+
+
+def add_patches(
+    images_BHW: Tensor, *, to: Tensor, mask_BHW: Tensor, severity_B: Tensor, placement: Placement
+) -> None:
+    """Add one patch to each image of positive severity, in place, and its target to the mask."""
+    height_B11, width_B11 = placement.height[:, None, None], placement.width[:, None, None]
+    row_h1 = torch.arange(int(placement.height.max()), device=images_BHW.device)[:, None]
+    column_w = torch.arange(int(placement.width.max()), device=images_BHW.device)
+    inside_Bhw = (row_h1 < height_B11) & (column_w < width_B11) & (severity_B > 0)[:, None, None]
+    image, row, column = inside_Bhw.nonzero(as_tuple=True)
+    patch = images_BHW[image, placement.source_row[image] + row, placement.source_column[image] + column]
+    target = image, placement.target_row[image] + row, placement.target_column[image] + column
+    to[target] += severity_B[image].to(patch.dtype) * patch
+    mask_BHW[target] = True
+
+
 class PatchFaults(Faults):
     """Patches cut out and added, times severity, elsewhere (spec/models.md, DRAEM-SevNet).
 
@@ -123,6 +198,40 @@ class PatchFaults(Faults):
                     placement=Placement(*(tensor_B[part] for tensor_B in placement)),
                 )
         return Faulty(faulty_BHW, mask_BHW, severity_B)
+
+
+class Bands(NamedTuple):
+    """Which rows and columns a band covers, which columns are missing in it, and how strong it is."""
+
+    row_BH: Tensor
+    column_BW: Tensor
+    missing_BW: Tensor
+    severity_B: Tensor
+
+
+def draw_bands(images_BHW: Tensor, *, height: tuple[int, int], generator: Generator) -> Bands:
+    """Draw one band an image; the order of the draws is part of what a seed means."""
+    batch, rows, columns = images_BHW.shape
+
+    def uniform(*shape: int) -> Tensor:
+        return torch.rand(shape, generator=generator, device=generator.device).to(images_BHW.device)
+
+    row_BH = _segment(rows, batch, lengths=height, generator=generator).to(images_BHW.device)
+    column_BW = _segment(columns, batch, lengths=(SHORTEST_LENGTH, columns), generator=generator)
+    column_BW = column_BW.to(images_BHW.device)
+    broken_B1 = uniform(batch, 1) < BROKEN_SHARE
+    return Bands(row_BH, column_BW, broken_B1 & (uniform(batch, columns) < GAP_SHARE), uniform(batch))
+
+
+def _segment(size: int, batch: int, *, lengths: tuple[int, int], generator: Generator) -> Tensor:
+    """Return (B, size), true on a run of random length and place."""
+    device = generator.device
+    shortest, longest = (min(length, size) for length in lengths)
+    length_B1 = torch.randint(shortest, longest + 1, (batch, 1), generator=generator, device=device)
+    room_B1 = size - length_B1 + 1
+    start_B1 = (torch.rand(batch, 1, generator=generator, device=device) * room_B1).long()
+    place_1S = torch.arange(size, device=device).unsqueeze(0)
+    return (place_1S >= start_B1) & (place_1S < start_B1 + length_B1)
 
 
 class BandFaults(Faults):

@@ -1,16 +1,20 @@
-"""DRAEM's two networks: one rebuilds the image without its faults, one tells where the two differ."""
+"""DRAEM's networks: one rebuilds the image without its faults, one tells where, a head how severe."""
 
-# B batch, C channels, H W pixels
+# B batch, C channels, F features, H W pixels
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from itertools import pairwise
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from dinomaly_hd.config import PooledHead, SevNetConfig, SpatialHead
 from dinomaly_hd.errors import ConfigError
+from dinomaly_hd.models.detector import Noise
+from dinomaly_hd.models.fast import dropout
 from dinomaly_hd.randomness import derive
 
 RECONSTRUCTIVE_WIDTH, DISCRIMINATIVE_WIDTH = 128, 64
@@ -20,6 +24,10 @@ CHANNEL_MULTIPLE = 4
 LARGEST_STRIDE = 2 ** (len(DISCRIMINATIVE_STAGES) - 1)
 INITIAL_SIGMA = 0.02
 SSIM_WINDOW = 11
+FIRST_SCALE = {"single_scale": 5, "multi_scale": 1}
+"""Index of the first of the six activations that a severity head reads: act6 alone, or act2 .. act6."""
+SPATIAL_CHANNELS = 32
+HEAD_DROPOUT = 0.1
 
 
 def channels_of(stages: Sequence[int], *, base: int, width: float) -> tuple[int, ...]:
@@ -143,6 +151,72 @@ class DiscriminativeNetwork(nn.Module):
         for enlarged, joined, skip in zip(self.enlarged, self.joined, skips, strict=True):
             x_BCHW = joined(torch.cat([enlarged(enlarge(x_BCHW, like=skip)), skip], dim=1))
         return self.head(x_BCHW), activations
+
+
+class GlobalPooling(nn.Module):
+    """The mean of each channel of activations (B, C, H, W), side by side (B, F) (gap)."""
+
+    def __init__(self, config: PooledHead, channels: Sequence[int]) -> None:
+        super().__init__()
+        del config
+        self.features = sum(channels)
+
+    def forward(self, activations: Sequence[Tensor]) -> Tensor:
+        return torch.cat([x_BCHW.mean(dim=(2, 3)) for x_BCHW in activations], dim=1)
+
+
+class SpatialPooling(nn.Module):
+    """A 3 x 3 convolution to 32 channels and its means on a small square grid (spatial_aware).
+
+    32 channels for every activation: convolutions that kept the activation's own would make the multi-scale
+    head more than ten times larger, half as large as the discriminator. With attention each cell is weighted
+    by a sigmoid of its channels.
+    """
+
+    def __init__(self, config: SpatialHead, channels: Sequence[int]) -> None:
+        super().__init__()
+        self.size = config.severity_head_spatial_size
+        self.features = len(channels) * SPATIAL_CHANNELS * self.size**2
+        attended = channels if config.severity_head_use_spatial_attention else ()
+        self.units = nn.ModuleList(unit(count, SPATIAL_CHANNELS) for count in channels)
+        self.attention = nn.ModuleList(nn.Conv2d(SPATIAL_CHANNELS, 1, 1) for _ in attended)
+
+    def forward(self, activations: Sequence[Tensor]) -> Tensor:
+        cells = [
+            F.adaptive_avg_pool2d(layer(x_BCHW), self.size)
+            for layer, x_BCHW in zip(self.units, activations, strict=True)
+        ]
+        if self.attention:
+            cells = [x * gate(x).sigmoid() for gate, x in zip(self.attention, cells, strict=True)]
+        return torch.cat([x_BCHW.flatten(1) for x_BCHW in cells], dim=1)
+
+
+POOLINGS: dict[str, Callable[[Any, Sequence[int]], GlobalPooling | SpatialPooling]] = {
+    "gap": GlobalPooling,
+    "spatial_aware": SpatialPooling,
+}
+
+
+class SeverityHead(nn.Module):
+    """Pooled activations, a hidden layer with ReLU and dropout, one sigmoid: severity (B,), 0..1.
+
+    ``channels`` are those of the six activations (``activation_channels``).
+    """
+
+    def __init__(self, config: SevNetConfig, channels: Sequence[int]) -> None:
+        super().__init__()
+        head, self.p = config.head, HEAD_DROPOUT
+        self.first = FIRST_SCALE[config.severity_head_mode]
+        self.pooling = POOLINGS[head.severity_head_pooling_type](head, channels[self.first :])
+        self.fc1 = nn.Linear(self.pooling.features, head.severity_head_hidden_dim)
+        self.fc2 = nn.Linear(head.severity_head_hidden_dim, 1)
+
+    def forward(self, activations: Sequence[Tensor], *, noise: Noise | None) -> Tensor:
+        """Return the severity as a share of the largest; ``noise=None`` means inference (no dropout)."""
+        generator = None if noise is None else noise.generator("severity dropout")
+        hidden = F.relu(self.fc1(self.pooling([x.float() for x in activations[self.first :]])))
+        logit_B1: Tensor = self.fc2(dropout(hidden, p=self.p, generator=generator))
+        return logit_B1.squeeze(1).sigmoid()
 
 
 def initialise(module: nn.Module, *, seed: int) -> None:

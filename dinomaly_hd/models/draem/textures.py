@@ -1,24 +1,95 @@
-"""What Perlin faults are filled with: other images, procedural textures, or a user's pictures.
+"""Perlin noise, and what its faults are filled with: other images, procedural textures, a user's pictures.
 
-Each source gives every image (B, H, W) a new texture of the same shape, dtype and device; may be written to.
+Each source of textures gives every image (B, H, W) a new texture of the same shape, dtype and device, which
+may be written to.
 """
 
-# B batch, H W pixels, K textures or waves, I J points of a gradient grid, P numbers of an image
+# B batch, H W pixels, S pixels of one axis, K textures or waves, I J points of a gradient grid,
+# P numbers of an image
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 
 import torch
 from torch import Generator, Tensor
 
 from dinomaly_hd.config import OTHER_IMAGES, TEXTURES
 from dinomaly_hd.errors import ConfigError
-from dinomaly_hd.models.draem.shapes import chunks, integers, perlin_noise, uniform_rows
 
+CHUNK = 16
+THRESHOLD = 0.5
+THRESHOLD_SHARE = 0.75
 WAVES = 4
 LARGEST_OCTAVE = 5
 OCTAVES = (2, 3, 4, LARGEST_OCTAVE)
 STRIPE_OFFSET = 0.7
+
+
+def uniform_rows(batch: int, numbers: int, *, generator: Generator, device: torch.device) -> Tensor:
+    """Return (B, K) in [0, 1), drawn where the generator lives: a CPU generator gives every device the same.
+
+    On the CPU the first n rows are the same whatever the batch size.
+    """
+    return torch.rand(batch, numbers, generator=generator, device=generator.device).to(device)
+
+
+def fork(generator: Generator) -> Generator:
+    """Return a generator that the given one seeds, so that what it draws moves nothing drawn later."""
+    seed = torch.randint(2**62, (), generator=generator, device=generator.device)
+    return Generator(generator.device).manual_seed(int(seed))
+
+
+def integers(uniform: Tensor, *, low: int, high: Tensor | int) -> Tensor:
+    """Return whole numbers low..high, both included, from numbers in [0, 1); shapes broadcast."""
+    return low + (uniform * (high - low + 1)).long()
+
+
+def chunks(batch: int) -> Iterator[slice]:
+    """Yield the parts of a batch that are worked on at once: intermediate results stay small."""
+    for start in range(0, batch, CHUNK):
+        yield slice(start, min(start + CHUNK, batch))
+
+
+def perlin_noise(turn_BIJ: Tensor, *, cells_B2: Tensor, size: tuple[int, int]) -> Tensor:
+    """Return noise (B, H, W) within -1..1, an own number of cells for each image and axis.
+
+    Gradients of length 1 on a grid, faded by 6 t^5 - 15 t^4 + 10 t^3, times sqrt 2. Pixels are sampled at
+    their centres, since at the grid points, where a fine grid on few pixels would sample, noise is zero.
+    The noise is not rotated: quarter turns only swap two axes that are drawn alike. A grid point's weight
+    factors into rows and columns, so that a batch needs no loop.
+
+    ``turn_BIJ`` are the gradients' directions as shares of a full turn; images use as many as they need of
+    them: ``cells_B2`` along rows and columns are 1..I - 1 and 1..J - 1.
+    """
+    angle_BIJ = 2 * math.pi * turn_BIJ
+    row_BHI, row_offset_BHI = _weights(cells_B2[:, 0], pixels=size[0], points=turn_BIJ.shape[1])
+    column_BWJ, column_offset_BWJ = _weights(cells_B2[:, 1], pixels=size[1], points=turn_BIJ.shape[2])
+    left = torch.cat([row_BHI @ angle_BIJ.cos(), row_offset_BHI @ angle_BIJ.sin()], dim=2)
+    right = torch.cat([column_offset_BWJ, column_BWJ], dim=2)
+    return math.sqrt(2) * left @ right.mT
+
+
+def _weights(cells_B: Tensor, *, pixels: int, points: int) -> tuple[Tensor, Tensor]:
+    """Return the weight of each grid point at each pixel of an axis, and weight times offset, (B, S, I)."""
+    device = cells_B.device
+    place_S = (torch.arange(pixels, device=device) + 0.5) / pixels
+    offset_BSI = (place_S * cells_B[:, None])[:, :, None] - torch.arange(points, device=device)
+    # Beyond one cell the clamp makes the fade 1 and the weight 0.
+    t = offset_BSI.abs().clamp(max=1)
+    weight_BSI = 1 - t**3 * (t * (6 * t - 15) + 10)
+    return weight_BSI, weight_BSI * offset_BSI
+
+
+def perlin_mask(noise_BHW: Tensor) -> Tensor:
+    """Return where noise reaches 0.5, never empty.
+
+    An image whose noise stays below has its threshold three quarters up its own range instead, which is
+    where 0.5 lies in -1..1.
+    """
+    low_B11 = noise_BHW.amin(dim=(1, 2), keepdim=True)
+    high_B11 = noise_BHW.amax(dim=(1, 2), keepdim=True)
+    own_B11 = low_B11 + THRESHOLD_SHARE * (high_B11 - low_B11)
+    return noise_BHW >= own_B11.where(high_B11 < THRESHOLD, THRESHOLD)
 
 
 def other_images(images_BHW: Tensor, *, generator: Generator) -> Tensor:

@@ -13,10 +13,10 @@ from dinomaly_hd.config import FULL_ROW, PatchCoreConfig, context_of
 from dinomaly_hd.errors import ConfigError, NonFiniteError
 from dinomaly_hd.models.detector import Detector, Prediction, take_shapes
 from dinomaly_hd.models.dinomaly.score import filtered, gaussian_kernel, row_context_mean
+from dinomaly_hd.models.networks import PositionScaling, Preprocessing, scaling_of
 from dinomaly_hd.models.patchcore.coreset import select_coreset
 from dinomaly_hd.models.patchcore.features import PatchFeatures
 from dinomaly_hd.models.patchcore.neighbours import Nearest, NeighbourIndex, direct_distance
-from dinomaly_hd.models.preprocessing import PositionScaling, Preprocessing, scaling_of
 
 SIGMA, RADIUS = 4.0, 16
 """Of the map's Gaussian, pixels; a window of four sigmas to each side leaves out 6e-5 of its weight."""

@@ -1,9 +1,11 @@
-"""Steps whose backward pass works out again what it would otherwise keep: same values, same gradients.
+"""Kernels that save time or memory on this processor and move no number beyond rounding.
 
-Decoder blocks and the bottleneck keep most of what a training step holds in memory; their cheap elementwise
-results are rebuilt from what has to be kept anyway.
+``ON`` is the one switch: without it every function here is the plain formula that stands in it.
 """
 
+import platform
+from functools import cache
+from pathlib import Path
 from typing import Any, NamedTuple, cast
 
 import torch
@@ -11,8 +13,147 @@ import torch.nn.functional as F
 from torch import Generator, Tensor, nn
 from torch.autograd.function import once_differentiable
 
-from dinomaly_hd.models import fast
-from dinomaly_hd.models.fast.products import bias_gradient, input_gradient, linear, weight_gradient
+ON = True
+MLP_RATIO = 4
+"""Width of a transformer block's hidden layer over that of its tokens."""
+CACHED_BYTES = 10 * 2**20
+"""Of a widest layer: two images with ViT-S/14 at 392 px, one with ViT-B/14."""
+VENDOR = "AuthenticAMD"
+CPUINFO = Path("/proc/cpuinfo")
+SMALLEST = 2**14
+"""Values of a weight from which on oneDNN pays: each of its calls costs some 20 microseconds."""
+TOLERANCE = 1e-4
+
+
+def pieces(batch: Tensor, *, widest: int) -> tuple[Tensor, ...]:
+    """Return a batch (B, ...) in pieces whose widest layer stays in a CPU's cache: sooner, in less memory.
+
+    ``widest`` is the number of values in one image's widest layer. A GPU wants many images at once and gets
+    the batch whole.
+    """
+    if not ON or batch.device.type != "cpu":
+        return (batch,)
+    return torch.split(batch, max(1, CACHED_BYTES // (widest * torch.float32.itemsize)))
+
+
+# Linear layers by the kernels that are fastest on this processor: oneDNN's on AMD's, else PyTorch's choice.
+# PyTorch multiplies float32 matrices on x86 with MKL, which takes its AVX-512 kernels on Intel's processors
+# only. oneDNN, which PyTorch has for convolutions, takes them wherever they are (benchmarks/limits.md).
+
+
+def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
+    """Return ``F.linear(x, weight, bias)``, with gradients: x (..., K), weight (N, K), bias (N,)."""
+    if not _suits_onednn(x, weight):
+        return F.linear(x, weight, bias)
+    if torch.is_grad_enabled():
+        out: Tensor = _Linear.apply(x, weight, bias)
+        return out
+    return _onednn(x, weight, bias)
+
+
+class Linear(nn.Linear):
+    """A linear layer of the same parameters, multiplied by ``linear``."""
+
+    def forward(self, input: Tensor) -> Tensor:
+        return linear(input, self.weight, self.bias)
+
+
+def with_fast_products(model: nn.Module) -> nn.Module:
+    """Let all plain linear layers of a model multiply by ``linear``; its parameters and their names stay."""
+    for layer in model.modules():
+        if type(layer) is nn.Linear:
+            layer.__class__ = Linear
+    return model
+
+
+# Gradients of a linear layer, whose output's gradient is (..., N) and which was given (..., K). In a backward
+# pass autocast is off: products run in the gradient's type, as its own would.
+
+
+def input_gradient(gradient: Tensor, weight: Tensor) -> Tensor:
+    """Return the gradient (..., K) of a linear layer's input."""
+    return linear(gradient, weight.to(gradient.dtype).t())
+
+
+def weight_gradient(gradient: Tensor, given: Tensor) -> Tensor:
+    """Return the gradient (N, K) of a linear layer's weight."""
+    gradient_MN, given_MK = gradient.flatten(0, -2), given.flatten(0, -2).to(gradient.dtype)
+    # The factor that oneDNN's operator copies is the narrower one.
+    wider = gradient_MN.shape[1] > given_MK.shape[1]
+    if wider and _suits_onednn(given_MK.t(), gradient_MN.t()):
+        return linear(given_MK.t(), gradient_MN.t()).t()
+    return linear(gradient_MN.t(), given_MK.t())
+
+
+def bias_gradient(gradient: Tensor) -> Tensor:
+    """Return the gradient (N,) of a linear layer's bias."""
+    return gradient.flatten(0, -2).sum(dim=0)
+
+
+class _Linear(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+        ctx.save_for_backward(x, weight)
+        return _onednn(x, weight, bias)
+
+    @staticmethod
+    @once_differentiable  # type: ignore[untyped-decorator,unused-ignore]
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
+        x, weight = ctx.saved_tensors
+        of_x, of_weight, of_bias = ctx.needs_input_grad
+        return (
+            input_gradient(gradient, weight) if of_x else None,  # what a frozen encoder gives needs none
+            weight_gradient(gradient, x) if of_weight else None,
+            bias_gradient(gradient) if of_bias else None,
+        )
+
+
+def _suits_onednn(x: Tensor, weight: Tensor) -> bool:
+    return (
+        ON
+        and x.device.type == "cpu"
+        and x.dtype == weight.dtype == torch.float32
+        and weight.nelement() >= SMALLEST
+        and not torch.is_autocast_enabled("cpu")
+        and onednn_is_faster()
+    )
+
+
+def _onednn(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+    out: Tensor = torch.ops.mkldnn._linear_pointwise(x, weight, bias, "none", [], "")
+    return out
+
+
+@cache
+def onednn_is_faster() -> bool:
+    """Return whether the processor is one on which it was measured to be, and PyTorch's operator is there."""
+    return _vendor() == VENDOR and torch._C._has_mkldnn and _onednn_is_right()
+
+
+def _vendor() -> str:
+    """Return who made the processor, "" where the system does not say it."""
+    try:
+        lines = CPUINFO.read_text().splitlines()
+    except OSError:
+        return platform.processor().rpartition(", ")[2]  # Windows: "AMD64 Family 25 Model 33, AuthenticAMD"
+    return next((line.partition(":")[2].strip() for line in lines if line.startswith("vendor_id")), "")
+
+
+def _onednn_is_right() -> bool:
+    """Return whether the operator, which PyTorch promises nobody, does what is expected of it."""
+    with torch.no_grad():
+        x, weight, bias = (torch.linspace(-1, 1, size).sin() for size in (4 * 32, 8 * 32, 8))
+        x, weight = x.view(2, 2, 32), weight.view(8, 32)
+        try:
+            found = _onednn(x, weight, bias)
+        except (AttributeError, RuntimeError, TypeError):
+            return False
+        return torch.allclose(found, F.linear(x, weight, bias), atol=TOLERANCE)
+
+
+# Steps whose backward pass works out again what it would otherwise keep: same values, same gradients. Decoder
+# blocks and the bottleneck keep most of what a training step holds in memory; their cheap elementwise results
+# are rebuilt from what has to be kept anyway.
 
 
 def positive_feature(x: Tensor) -> Tensor:
@@ -20,7 +161,7 @@ def positive_feature(x: Tensor) -> Tensor:
 
     The result is contiguous, ready for a batched matrix product, and all that is kept.
     """
-    if not fast.ON:
+    if not ON:
         return x.clamp(max=0).exp() + F.relu(x)
     feature: Tensor = _PositiveFeature.apply(x)
     return feature
@@ -44,7 +185,7 @@ class _PositiveFeature(torch.autograd.Function):
 
 def divided(value_BhNd: Tensor, denominator_BhN1: Tensor) -> Tensor:
     """Return the quotient (B, h, N, d), laid out token by token as the projection after it reads it."""
-    if not fast.ON:
+    if not ON:
         return value_BhNd / denominator_BhN1
     out: Tensor = _Divided.apply(value_BhNd, denominator_BhN1)
     return out
@@ -95,7 +236,7 @@ def dropout(x: Tensor, *, p: float, generator: Generator | None) -> Tensor:
 
 def masked(x: Tensor, kept: Kept) -> Tensor:
     """Return ``x``, scaled, where ``kept`` says so, else 0, and keep the mask only, a byte a value."""
-    if not fast.ON:
+    if not ON:
         return x * kept.scale * kept.mask
     out: Tensor = _Masked.apply(x, kept)
     return out
@@ -119,7 +260,7 @@ def linear_of_gelu(x: Tensor, *, layer: nn.Linear, kept: Kept | None = None) -> 
 
     Without gradients, and without dropout, it writes over ``x``.
     """
-    if not fast.ON:
+    if not ON:
         return layer(F.gelu(x) if kept is None else masked(F.gelu(x), kept))  # type: ignore[no-any-return]
     if kept is None and not torch.is_grad_enabled():
         return linear(torch.ops.aten.gelu_(x), layer.weight, layer.bias)
@@ -153,7 +294,7 @@ def _dropped_gelu(x: Tensor, kept: Kept | None) -> Tensor:
 
 def linear_of_norm(x: Tensor, *, norm: nn.LayerNorm, layer: nn.Linear) -> Tensor:
     """Return ``layer(norm(x))`` without keeping ``norm(x)``; ``norm`` is over the last dimension."""
-    if not fast.ON:
+    if not ON:
         return layer(norm(x))  # type: ignore[no-any-return]
     out: Tensor = _LinearOfNorm.apply(x, norm.weight, norm.bias, norm.eps, layer.weight, layer.bias)
     return out
