@@ -15,8 +15,7 @@ from dinomaly_hd.errors import CheckpointError, ComparisonError, ConfigError, No
 from dinomaly_hd.evaluation.comparison_members import MemberRun
 from dinomaly_hd.experiments.members import Joined, read_member
 from dinomaly_hd.experiments.reporting import Question, Report, flat_means, write_report
-from dinomaly_hd.experiments.run import Outcome, execute
-from dinomaly_hd.experiments.work import short_domains
+from dinomaly_hd.experiments.run import Outcome, execute, short_domains
 from dinomaly_hd.models.build import check_model
 from dinomaly_hd.runs.context import Context
 from dinomaly_hd.runs.folder import open_folder

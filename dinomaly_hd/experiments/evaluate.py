@@ -2,6 +2,7 @@
 
 import time
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -9,27 +10,50 @@ import numpy.typing as npt
 import pandas as pd
 
 from dinomaly_hd.config import ALL_DOMAINS, TrainingConfig
+from dinomaly_hd.data.features import Positions
+from dinomaly_hd.data.hdmap import Manifest, ground_truth_path
+from dinomaly_hd.data.images import read_image
+from dinomaly_hd.data.tree import NORMALS
 from dinomaly_hd.errors import NonFiniteError
-from dinomaly_hd.evaluation.metrics import Threshold, f1, normal_quantile, youden
-from dinomaly_hd.evaluation.pictures import map_limit
+from dinomaly_hd.evaluation.metrics import Threshold, aupro, f1, normal_quantile, pixel_auroc, youden
+from dinomaly_hd.evaluation.pictures import (
+    MapPicture,
+    SavePicture,
+    map_limit,
+    picture_title,
+    pictures_saved,
+    select_by_rank,
+)
+from dinomaly_hd.evaluation.plots import figure_pixels, histogram_figure, history_figure, roc_figure
+from dinomaly_hd.evaluation.results import PixelScores, domain_names, score_and_label
 from dinomaly_hd.evaluation.results import evaluate as figures_of
 from dinomaly_hd.evaluation.transfer import SOURCE_FPR, transfer_of
-from dinomaly_hd.experiments import gallery
+from dinomaly_hd.experiments.checks import Work
 from dinomaly_hd.experiments.score import (
     Examined,
-    Positions,
     Scorer,
-    pixel_scores,
+    SyntheticBands,
     score_table,
     stack,
-    write_scores,
+    visible_pixels,
 )
-from dinomaly_hd.experiments.synthetic import SyntheticBands
-from dinomaly_hd.experiments.work import Work
+from dinomaly_hd.files import publish_text
+from dinomaly_hd.geometry import Box
 from dinomaly_hd.randomness import derive
 from dinomaly_hd.runs.folder import MODEL, SCORES
 from dinomaly_hd.serving.exported import Card, export_model
 from dinomaly_hd.training.loop import Trained
+
+LONGEST_STEM = 50  # characters: 200 bytes at most, below every file system's limit with what is put before
+HISTORY_SERIES = (
+    "train/loss",
+    "train/lr",
+    "train/grad_norm",
+    "train/discard_rate",
+    "train/drop_rate",
+    "val/loss",
+    "val_image_AUROC",
+)
 
 
 class Scored(NamedTuple):
@@ -99,7 +123,10 @@ def evaluate(work: Work, scorer: Scorer, trained: Trained) -> dict[str, Any]:
     )
     export_model(work.folder / MODEL, scorer.detector, card)
     rows = score_table(store, normals.positions, score_N=normals.examined.score_N, train=ready.split.normals)
-    write_scores(work.folder / SCORES, table, normals=rows)
+    for scored, ending in ((table, ""), (rows, NORMALS)):
+        for name, lines in scored.groupby("domain", sort=False):
+            text = lines.drop(columns="domain").to_csv(index=False, float_format="%.17g")
+            publish_text(work.folder / SCORES / f"{name}{ending}.csv", text)
     scorer.tick()
     say("drawing plots and anomaly maps")
     _draw(work, scorer, normals, table, thresholds)
@@ -144,20 +171,105 @@ def _draw(
 ) -> None:
     lines: dict[str, list[Threshold]] = {}
     for domain, own in table.groupby("domain", sort=False):
-        score, label = own["score"].to_numpy(np.float64), own["label"].to_numpy(np.int64)
+        score, label = score_and_label(own)
         lines[str(domain)] = [thresholds[str(domain)], youden(score, label), f1(score, label)]
+    with pictures_saved() as save:
+        history = work.tracker.journal.history()
+        draw_plots(work.folder / "plots", table, thresholds=lines, history=history, save=save)
+        values = {domain: threshold.value for domain, threshold in thresholds.items()}
+        _draw_maps(work, scorer, normals, table, thresholds=values, save=save)
+
+
+def draw_plots(
+    folder: Path,
+    table: pd.DataFrame,
+    *,
+    thresholds: Mapping[str, list[Threshold]],
+    history: Mapping[str, list[tuple[int, float]]],
+    save: SavePicture,
+) -> None:
+    """Write ``roc_{domain}.png``, ``scores_{domain}.png`` and ``training.png``."""
+    for domain in domain_names(table):
+        save(folder / f"roc_{domain}.png", figure_pixels(roc_figure(table, domain=domain)))
+        figure = histogram_figure(table, domain=domain, thresholds=thresholds.get(domain, []))
+        save(folder / f"scores_{domain}.png", figure_pixels(figure))
+    shown = {name: dict(history[name]) for name in HISTORY_SERIES if name in history}
+    steps = sorted({step for values in shown.values() for step in values})
+    if steps:
+        series = {name: [values.get(step, float("nan")) for step in steps] for name, values in shown.items()}
+        save(folder / "training.png", figure_pixels(history_figure(steps, series=series)))
+
+
+def _draw_maps(
+    work: Work,
+    scorer: Scorer,
+    normals: Scored,
+    table: pd.DataFrame,
+    *,
+    thresholds: Mapping[str, float],
+    save: SavePicture,
+) -> None:
+    """Write three-panel pictures ``{label}_{rank}_{nn}_{stem}.png`` into each domain's folder.
+
+    Per domain and label the highest, nearest the threshold and lowest; one colour scale a domain.
+    """
+    manifest, count = work.ready.manifest, work.run.evaluation.maps_per_group
+    chosen = select_by_rank(table, thresholds=thresholds, count=count) if count else table.iloc[:0]
+    position_of = {record.path: position for position, record in enumerate(manifest.records)}
     images = normals.each(stack(work.store, normals.positions))
     maps = normals.each(normals.examined.map_Nhw)
-    with gallery.pictures_saved() as save:
-        history = work.tracker.journal.history()
-        gallery.draw_plots(work.folder / "plots", table, thresholds=lines, history=history, save=save)
-        gallery.draw_maps(
-            {domain: work.maps_folder(domain) for domain in lines},
-            table,
-            scorer=scorer,
-            limits={domain: map_limit(own) for domain, own in maps.items()},
-            input_limits={domain: map_limit(own) for domain, own in images.items()},
-            thresholds={domain: threshold.value for domain, threshold in thresholds.items()},
-            count=work.run.evaluation.maps_per_group,
-            save=save,
+    for name, rows in chosen.groupby("domain", sort=False):
+        domain = str(name)
+        picture = MapPicture(
+            input_shape=manifest.shape,
+            limit=map_limit(maps[domain]),
+            input_limit=map_limit(images[domain]),
+            box=scorer.box,
         )
+        positions = np.array([position_of[path] for path in rows["path"]], dtype=np.int64)
+        places = zip(rows["rank"], rows.groupby(["label", "rank"]).cumcount() + 1, strict=True)
+        for batch, images_BHW, prediction in scorer.batches(positions):
+            for i, position in enumerate(batch):
+                scorer.tick()
+                record = manifest.records[int(position)]
+                title = picture_title(
+                    path=record.path,
+                    label=record.label,
+                    condition=record.condition,
+                    score=float(prediction.score_B[i]),
+                    threshold=thresholds.get(domain, float("nan")),
+                )
+                pixels_HW3 = picture.draw(
+                    images_BHW[i].numpy(),
+                    prediction.map_BHW[i].numpy(),
+                    title=title,
+                    mask_HW=read_mask(manifest, int(position)) if record.label else None,
+                )
+                rank, number = next(places)
+                kind, stem = "fault" if record.label else "good", Path(record.path).stem[-LONGEST_STEM:]
+                save(work.maps_folder(domain) / f"{kind}_{rank}_{number:02d}_{stem}.png", pixels_HW3)
+
+
+def pixel_scores(
+    manifest: Manifest, positions: Positions, *, map_Nhw: npt.NDArray[np.float32], box: Box
+) -> dict[str, PixelScores]:
+    """Return pixel AUROC and AUPRO of every domain whose faults all have ground-truth masks."""
+    rows, columns = visible_pixels(box, shape=manifest.shape)
+    scores = {}
+    for domain in manifest.domains:
+        own = [n for n, i in enumerate(positions) if manifest.records[int(i)].domain == domain]
+        masks = [read_mask(manifest, int(positions[n])) for n in own]
+        if own and not any(mask is None for mask in masks):
+            masks_Nhw = np.stack([mask[rows, columns] for mask in masks if mask is not None])
+            maps = map_Nhw[own]
+            scores[domain] = PixelScores(pixel_auroc(maps, masks_Nhw), aupro(maps, masks_Nhw))
+    return scores
+
+
+def read_mask(manifest: Manifest, position: int) -> npt.NDArray[np.bool_] | None:
+    """Return the defect mask of a test image: empty for good ones, None where a fault has none."""
+    if manifest.records[position].label == 0:
+        return np.zeros(manifest.shape, dtype=np.bool_)
+    path = ground_truth_path(manifest.root, manifest.records[position].path)
+    mask = None if path is None else read_image(path) > 0
+    return mask if mask is not None and mask.shape == manifest.shape else None

@@ -13,8 +13,7 @@ from dinomaly_hd.data.folder import load_folder
 from dinomaly_hd.data.hdmap import Manifest
 from dinomaly_hd.data.store import ImageStore
 from dinomaly_hd.errors import ConfigError, OutputError
-from dinomaly_hd.evaluation.pictures import MapPicture, map_limit
-from dinomaly_hd.experiments.gallery import pictures_saved
+from dinomaly_hd.evaluation.pictures import MapPicture, map_limit, pictures_saved
 from dinomaly_hd.experiments.score import Scorer, stack
 from dinomaly_hd.files import make_dated_folder, publish_text
 from dinomaly_hd.names import as_cell

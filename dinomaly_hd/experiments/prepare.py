@@ -12,14 +12,13 @@ from torch import Tensor
 
 from dinomaly_hd import provenance
 from dinomaly_hd.config import ALL_DOMAINS, NO_ENCODER, TrainingConfig
-from dinomaly_hd.data.features import FeatureCache, TrainingSet, digests
+from dinomaly_hd.data.features import FeatureCache, Positions, TrainingSet, digests
 from dinomaly_hd.data.order import batch_at
 from dinomaly_hd.errors import ConfigError
 from dinomaly_hd.evaluation.metrics import auroc
 from dinomaly_hd.evaluation.synthetic import flat_synthetic
-from dinomaly_hd.experiments.score import Positions, Scorer, score
-from dinomaly_hd.experiments.synthetic import SyntheticBands
-from dinomaly_hd.experiments.work import Work
+from dinomaly_hd.experiments.checks import Work
+from dinomaly_hd.experiments.score import Scorer, SyntheticBands, score
 from dinomaly_hd.models.build import build_detector
 from dinomaly_hd.models.detector import GROUP_SIZE, Detector
 from dinomaly_hd.runs.context import Progress
@@ -57,8 +56,8 @@ def prepare(work: Work) -> Scorer:
         work.context.say(f"going on at step {checkpoint.step}")
         load_trained_state(detector, checkpoint.weights)
     elif ready.start is not None:
-        work.context.say(f"starting from {ready.start.folder.parent}")
-        load_trained_state(detector, read_weights(ready.start.folder))
+        work.context.say(f"starting from {ready.start.parent}")
+        load_trained_state(detector, read_weights(ready.start))
     else:
         _fit_encoder(work, scorer, features)
     if checkpoint is None:
@@ -181,8 +180,7 @@ def hooks(work: Work) -> Hooks:
 def encode_once(work: Work, scorer: Scorer) -> bool:
     """Encode the training images before the first step and keep that; return whether it was done.
 
-    Raises:
-        ConfigError: They do not fit where ``cache`` wants them.
+    That they do not fit where ``cache`` wants them is a ConfigError.
     """
     began = time.monotonic()
     positions, cache, features = work.ready.split.train, work.run.training.cache, scorer.features

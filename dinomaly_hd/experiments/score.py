@@ -1,10 +1,10 @@
-"""Read, encode and score images of a data set with one detector."""
+"""Read, encode and score images of a data set with one detector, and copies of normals with bands."""
 
 # B batch, N images, H W pixels of a map, h w rows and columns of the input
 
+import hashlib
 from collections.abc import Callable, Iterator, Sequence
-from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -15,28 +15,15 @@ from torch import Tensor
 
 from dinomaly_hd import trivial
 from dinomaly_hd.config import RunConfig
-from dinomaly_hd.data.features import FeatureCache, digests, image_batches
-from dinomaly_hd.data.hdmap import Manifest, ground_truth_path
-from dinomaly_hd.data.images import read_image
+from dinomaly_hd.data.features import FeatureCache, Positions, digests, image_batches
 from dinomaly_hd.data.store import ImageStore
-from dinomaly_hd.data.tree import NORMALS
 from dinomaly_hd.errors import NonFiniteError
-from dinomaly_hd.evaluation import metrics
-from dinomaly_hd.evaluation.results import PixelScores
-from dinomaly_hd.files import publish_text
+from dinomaly_hd.evaluation.synthetic import synthetic_blocks
 from dinomaly_hd.geometry import Box
 from dinomaly_hd.models.detector import Detector, Prediction, encode_in_groups
+from dinomaly_hd.models.draem.faults import horizontal_bands
 from dinomaly_hd.models.preprocessing import visible_box
-
-Positions = npt.NDArray[np.int64]
-
-
-class Batch(NamedTuple):
-    """Images at some positions of a manifest, with their maps and scores."""
-
-    positions: Positions
-    images_BHW: Tensor
-    prediction: Prediction
+from dinomaly_hd.randomness import derive
 
 
 class Examined(NamedTuple):
@@ -91,25 +78,23 @@ class Scorer:
 
     def encoded(self, positions: Positions, *, size: int | None = None) -> Iterator[Tensor]:
         """Yield images' encoder outputs, ``size`` at once."""
+        return (encoded for _, _, encoded in self._batches(positions, size=size))
+
+    def batches(self, positions: Positions) -> Iterator[tuple[Positions, Tensor, Prediction]]:
+        """Yield positions, images (B, H, W), and maps and scores on the CPU, batch by batch."""
+        for chosen, images_BHW, encoded in self._batches(positions):
+            yield chosen, images_BHW, score(self.detector, encoded, bf16=self.run.bf16)
+
+    def _batches(
+        self, positions: Positions, *, size: int | None = None
+    ) -> Iterator[tuple[Positions, Tensor, Tensor]]:
         size = size or self.run.evaluation.eval_batch_size
         for number, images_BHW in enumerate(self.images(positions, size=size)):
             chosen = positions[number * size : (number + 1) * size]
-            yield self.encode(images_BHW, digests(self.store.manifest, chosen))
-
-    def batches(self, positions: Positions) -> Iterator[Batch]:
-        """Yield images with maps and scores on the CPU, batch by batch."""
-        size = self.run.evaluation.eval_batch_size
-        for number, images_BHW in enumerate(self.images(positions)):
-            chosen = positions[number * size : (number + 1) * size]
-            encoded = self.encode(images_BHW, digests(self.store.manifest, chosen))
-            yield Batch(chosen, images_BHW, score(self.detector, encoded, bf16=self.run.bf16))
+            yield chosen, images_BHW, self.encode(images_BHW, digests(self.store.manifest, chosen))
 
     def examine(self, positions: Positions) -> Examined:
-        """Score images.
-
-        Raises:
-            NonFiniteError: A score is NaN or infinite; names the file.
-        """
+        """Score images; a score that is NaN or infinite is a NonFiniteError that names the file."""
         scores, maps = [], []
         for chosen, images_BHW, prediction in self.batches(positions):
             finite = torch.isfinite(prediction.score_B)
@@ -195,34 +180,48 @@ def stack(store: ImageStore, positions: Positions) -> npt.NDArray[np.float32]:
     return np.stack([store[int(i)] for i in positions])
 
 
-def pixel_scores(
-    manifest: Manifest, positions: Positions, *, map_Nhw: npt.NDArray[np.float32], box: Box
-) -> dict[str, PixelScores]:
-    """Return pixel AUROC and AUPRO of every domain whose faults all have ground-truth masks."""
-    rows, columns = visible_pixels(box, shape=manifest.shape)
-    scores = {}
-    for domain in manifest.domains:
-        own = [n for n, i in enumerate(positions) if manifest.records[int(i)].domain == domain]
-        masks = [read_mask(manifest, int(positions[n])) for n in own]
-        if own and not any(mask is None for mask in masks):
-            masks_Nhw = np.stack([mask[rows, columns] for mask in masks if mask is not None])
-            maps = map_Nhw[own]
-            scores[domain] = PixelScores(metrics.pixel_auroc(maps, masks_Nhw), metrics.aupro(maps, masks_Nhw))
-    return scores
+class SyntheticBands:
+    """Examines a detector on one set of bands, always the same for a run's seed and held-out normals.
 
+    The run says how many copies of each normal at ``positions`` get a band.
+    """
 
-def read_mask(manifest: Manifest, position: int) -> npt.NDArray[np.bool_] | None:
-    """Return the defect mask of a test image: empty for good ones, None where a fault has none."""
-    if manifest.records[position].label == 0:
-        return np.zeros(manifest.shape, dtype=np.bool_)
-    path = ground_truth_path(manifest.root, manifest.records[position].path)
-    mask = None if path is None else read_image(path) > 0
-    return mask if mask is not None and mask.shape == manifest.shape else None
+    def __init__(self, scorer: Scorer, positions: Positions) -> None:
+        self.scorer = scorer
+        records, copies = scorer.store.manifest.records, scorer.run.evaluation.synthetic_copies
+        seed = derive(scorer.run.seed, "synthetic bands")
+        images: list[Tensor] = []
+        # By these names their encoder outputs are kept from one examination to the next.
+        self.names: list[str] = []
+        self.label_N: list[int] = []
+        self.domain_N: list[str] = []
+        for domain in dict.fromkeys(records[int(i)].domain for i in positions):
+            own = np.array([i for i in positions if records[int(i)].domain == domain], dtype=np.int64)
+            normals_NHW = torch.from_numpy(stack(scorer.store, own))
+            kept = digests(scorer.store.manifest, own)
+            drawn_from = hashlib.sha256(f"{seed} {kept}".encode()).hexdigest()
+            images.append(normals_NHW)
+            self.names += kept
+            for copy in range(copies):
+                faulty = horizontal_bands(normals_NHW, seed=seed, position=copy)
+                visible = faulty.mask_BHW.any(dim=(1, 2))  # a broken band may lose all its columns
+                images.append(faulty.images_BHW[visible])
+                self.names += [f"{drawn_from}-{copy}-{i}" for i in visible.nonzero().flatten().tolist()]
+            self.label_N += [0] * len(own) + [1] * (len(self.names) - len(self.label_N) - len(own))
+            self.domain_N += [domain] * (len(self.names) - len(self.domain_N))
+        self.images_NHW = torch.cat(images)
 
+    def examine(self) -> dict[str, Any]:
+        """Return the figures (``evaluation.synthetic``); NaN scores count as the least anomalous ones.
 
-def write_scores(folder: Path, table: pd.DataFrame, *, normals: pd.DataFrame) -> None:
-    """Write ``{domain}.csv`` of the test images and ``{domain}_normals.csv`` of the normals."""
-    for rows, ending in ((table, ""), (normals, NORMALS)):
-        for domain, own in rows.groupby("domain", sort=False):
-            text = own.drop(columns="domain").to_csv(index=False, float_format="%.17g")
-            publish_text(folder / f"{domain}{ending}.csv", text)
+        A detector in the midst of its training may be in any state, and must not be ended by this.
+        """
+        scorer, size = self.scorer, self.scorer.run.evaluation.eval_batch_size
+        scores = []
+        for start in range(0, len(self.names), size):
+            scorer.tick()
+            part = slice(start, start + size)
+            encoded = scorer.encode(self.images_NHW[part], self.names[part])
+            scores.append(score(scorer.detector, encoded, bf16=scorer.run.bf16).score_B)
+        score_N = np.nan_to_num(torch.cat(scores).numpy(), nan=-np.finfo(np.float64).max)
+        return synthetic_blocks(score_N, self.label_N, np.array(self.domain_N))

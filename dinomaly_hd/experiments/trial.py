@@ -90,9 +90,9 @@ class Runner:
         self.context.say(f"\n== {name}{f' ({attempt.setting})' if attempt.setting else ''}: {shown}")
         attempt.trial.set_user_attr(CONFIG, config)
         attempt.trial.set_user_attr(WORKER, f"{socket.gethostname()} {os.getpid()}")
-        tags = {"config": config, "sweep": plan.study, "trial": str(attempt.number)}
-        tags |= {"setting": attempt.setting} if attempt.setting else {}
+        tags = {"config": config, "sweep": plan.study}
         own = replace(self.context, parent_run_id=self.parent, tags={**self.context.tags, **tags})
+        tags |= {"trial": str(attempt.number)} | ({"setting": attempt.setting} if attempt.setting else {})
         with study_page(
             folder,
             own,
