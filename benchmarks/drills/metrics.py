@@ -254,7 +254,7 @@ def one_class(folder: Path, tally: Tally) -> None:
             "AUROC": metrics.auroc(score, labels),
             "TPR at FPR": metrics.tpr_at_fpr(score, labels, max_fpr=0.01),
             "average precision": metrics.average_precision(score, labels),
-            "F1": metrics.f1_max(score, labels).value,
+            "F1": metrics.f1_max(score, labels)[0],
             "Youden": youden(score, labels).value,
             "pixels": metrics.pixel_auroc(score.reshape(4, 1, 1), (labels == 1).reshape(4, 1, 1)),
             "AUPRO": metrics.aupro(score.reshape(4, 1, 1), (labels == 1).reshape(4, 1, 1)),

@@ -25,7 +25,6 @@ from dinomaly_hd.evaluation.comparison_members import (
     same_images,
     settings_of,
 )
-from dinomaly_hd.evaluation.intervals import DRAWS, named_generator, shared_bootstrap
 from dinomaly_hd.evaluation.metrics import NAN, FloatArray, IntArray
 from dinomaly_hd.evaluation.results import (
     FPR_TARGETS,
@@ -35,6 +34,7 @@ from dinomaly_hd.evaluation.results import (
     rates,
     shown_conditions,
 )
+from dinomaly_hd.evaluation.statistics import DRAWS, named_generator, shared_bootstrap
 
 NAMES = {
     "auroc": "AUROC",

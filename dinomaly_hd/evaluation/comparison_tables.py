@@ -10,8 +10,8 @@ import pandas as pd
 from dinomaly_hd.evaluation.compare import HIGHER, LOWER, MEAN, NAMES, Comparison, Focus, focus_table, where
 from dinomaly_hd.evaluation.comparison_members import MemberRun
 from dinomaly_hd.evaluation.metrics import number
+from dinomaly_hd.evaluation.report import mean_and_spread, percent
 from dinomaly_hd.evaluation.results import ALL
-from dinomaly_hd.evaluation.tables import mean_and_spread, percent
 
 MARKS = {HIGHER: "▲ ", LOWER: "▼ "}
 TRANSFER_FIGURES = {

@@ -16,8 +16,8 @@ import pandas as pd
 
 from dinomaly_hd.errors import ConfigError, DataError, nearest
 from dinomaly_hd.evaluation import metrics
-from dinomaly_hd.evaluation.intervals import DRAWS, bootstrap, named_generator, percentile_interval
 from dinomaly_hd.evaluation.metrics import NAN, Confusion, FloatArray, IntArray, Threshold
+from dinomaly_hd.evaluation.statistics import DRAWS, bootstrap, named_generator, percentile_interval
 from dinomaly_hd.trivial import PREFIX
 
 COLUMNS = ("path", "domain", "label", "condition", "score")
@@ -172,7 +172,7 @@ def _ranked(
         block: Block = {
             **rates(score, label),
             "average_precision": metrics.average_precision(score, label),
-            "f1_max": metrics.f1_max(score, label).value,
+            "f1_max": metrics.f1_max(score, label)[0],
             "intervals": _intervals(draws_BR),
             "counts": counts,
             "reasons": dict.fromkeys(RANKING, _one_class(counts)) if 0 in counts.values() else {},

@@ -15,6 +15,7 @@ from dinomaly_hd.data.hdmap import Manifest, ground_truth_path
 from dinomaly_hd.data.images import read_image
 from dinomaly_hd.data.tree import NORMALS
 from dinomaly_hd.errors import NonFiniteError
+from dinomaly_hd.evaluation.blocks import SOURCE_FPR, transfer_of
 from dinomaly_hd.evaluation.metrics import Threshold, aupro, f1, normal_quantile, pixel_auroc, youden
 from dinomaly_hd.evaluation.pictures import (
     MapPicture,
@@ -27,7 +28,6 @@ from dinomaly_hd.evaluation.pictures import (
 from dinomaly_hd.evaluation.plots import figure_pixels, histogram_figure, history_figure, roc_figure
 from dinomaly_hd.evaluation.results import PixelScores, domain_names, score_and_label
 from dinomaly_hd.evaluation.results import evaluate as figures_of
-from dinomaly_hd.evaluation.transfer import SOURCE_FPR, transfer_of
 from dinomaly_hd.experiments.checks import Work
 from dinomaly_hd.experiments.score import (
     Examined,

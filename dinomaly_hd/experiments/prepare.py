@@ -15,8 +15,8 @@ from dinomaly_hd.config import ALL_DOMAINS, NO_ENCODER, TrainingConfig
 from dinomaly_hd.data.features import FeatureCache, Positions, TrainingSet, digests
 from dinomaly_hd.data.order import batch_at
 from dinomaly_hd.errors import ConfigError
+from dinomaly_hd.evaluation.blocks import flat_synthetic
 from dinomaly_hd.evaluation.metrics import auroc
-from dinomaly_hd.evaluation.synthetic import flat_synthetic
 from dinomaly_hd.experiments.checks import Work
 from dinomaly_hd.experiments.score import Scorer, SyntheticBands, score
 from dinomaly_hd.models.build import build_detector

@@ -8,10 +8,17 @@ import numpy as np
 
 from dinomaly_hd import provenance
 from dinomaly_hd.config import flatten
-from dinomaly_hd.evaluation.report import Picture, report_html
-from dinomaly_hd.evaluation.synthetic import flat_synthetic, synthetic_lines
-from dinomaly_hd.evaluation.tables import flat_metrics, results_markdown, summary_lines
-from dinomaly_hd.evaluation.transfer import flat_transfer, transfer_lines
+from dinomaly_hd.evaluation.blocks import flat_synthetic, flat_transfer, synthetic_lines, transfer_lines
+from dinomaly_hd.evaluation.report import (
+    Picture,
+    detector_table,
+    flat_metrics,
+    named_rows,
+    render,
+    results_markdown,
+    summary_lines,
+    trivial_table,
+)
 from dinomaly_hd.experiments.checks import Work
 from dinomaly_hd.files import publish_json, publish_text
 from dinomaly_hd.names import as_markdown
@@ -108,7 +115,15 @@ def _write_page(work: Work, results: dict[str, Any], lines: dict[str, list[str]]
         "config hash": work.ready.config_hash,
         **{name: "; ".join(line.strip() for line in part) for name, part in lines.items()},
     }
-    page = report_html(work.name, facts=facts, result=results, pictures=pictures)
+    page = render(
+        "run.html",
+        title=work.name,
+        facts=facts,
+        detector=named_rows(detector_table(results)),
+        trivial=named_rows(trivial_table(results)),
+        missing=results["mean_metrics"]["missing"].get("auroc", []),
+        pictures=pictures,
+    )
     publish_text(work.folder / "report.html", page)
 
 

@@ -18,7 +18,7 @@ from dinomaly_hd.config import RunConfig
 from dinomaly_hd.data.features import FeatureCache, Positions, digests, image_batches
 from dinomaly_hd.data.store import ImageStore
 from dinomaly_hd.errors import NonFiniteError
-from dinomaly_hd.evaluation.synthetic import synthetic_blocks
+from dinomaly_hd.evaluation.blocks import synthetic_blocks
 from dinomaly_hd.geometry import Box
 from dinomaly_hd.models.detector import Detector, Prediction, encode_in_groups
 from dinomaly_hd.models.draem.faults import horizontal_bands

@@ -7,8 +7,8 @@ import numpy as np
 
 from dinomaly_hd.config import WITHOUT_EFFECT, flatten
 from dinomaly_hd.errors import ConfigError, NonFiniteError, nearest
-from dinomaly_hd.evaluation.synthetic import FIGURES, flat_synthetic
-from dinomaly_hd.evaluation.tables import flat_metrics
+from dinomaly_hd.evaluation.blocks import FIGURES, flat_synthetic
+from dinomaly_hd.evaluation.report import flat_metrics
 from dinomaly_hd.experiments.checks import Ready, check
 from dinomaly_hd.runs.context import Context
 from dinomaly_hd.tuning.methods import make_sampler

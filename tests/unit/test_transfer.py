@@ -7,12 +7,12 @@ import numpy as np
 import pandas as pd
 import pytest
 
+from dinomaly_hd.evaluation.blocks import flat_transfer, transfer_lines, transfer_of
 from dinomaly_hd.evaluation.comparison_members import MemberRun
 from dinomaly_hd.evaluation.comparison_plots import pairs_picture, pairs_pictures
 from dinomaly_hd.evaluation.comparison_tables import transfer_table
 from dinomaly_hd.evaluation.metrics import Threshold
 from dinomaly_hd.evaluation.results import evaluate
-from dinomaly_hd.evaluation.transfer import flat_transfer, transfer_lines, transfer_of
 
 AT_3 = Threshold("normal_quantile", 3.0, False, "held-out normals")
 LABEL = [0, 0, 1, 1]
