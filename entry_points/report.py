@@ -43,22 +43,18 @@ COMMAND = Command("report", __doc__, Options)
 def main(argv: Sequence[str], guard: SignalGuard) -> None:
     asked = COMMAND.parse(argv)
     options = asked.options
-    from dinomaly_hd.experiments.find import Asked
-    from dinomaly_hd.experiments.reporting import ReportRequest, report
+    from dinomaly_hd.experiments.find import ReportRequest
+    from dinomaly_hd.experiments.reporting import report
 
     report(
         ReportRequest(
-            asked=Asked(
-                runs=() if options.runs == NONE else names_in(options.runs),
-                query="" if options.query == NONE else options.query,
-                experiment=options.experiment,
-                label_by=options.label_by,
-            ),
+            runs=() if options.runs == NONE else names_in(options.runs),
+            query="" if options.query == NONE else options.query,
             root=ROOT,
             command=asked.command(),
             say=say,
             tick=guard.check,
-            **options.model_dump(include={"reference", "title", "question", "output", "result_dir"}),
+            **options.model_dump(exclude={"runs", "query"}),
         )
     )
 

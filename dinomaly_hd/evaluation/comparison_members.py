@@ -62,7 +62,7 @@ def listed(names: Sequence[str], *, most: int) -> str:
     return ", ".join(names[:most]) + more
 
 
-def check_members(members: Sequence[MemberRun]) -> None:
+def _check_members(members: Sequence[MemberRun]) -> None:
     """Refuse runs that cannot stand in one comparison: two of one label and seed, or of different data."""
     if not members:
         raise ConfigError("comparison: no runs, expected at least one finished run")
@@ -85,9 +85,10 @@ def check_members(members: Sequence[MemberRun]) -> None:
 def same_images(members: Sequence[MemberRun]) -> tuple[pd.DataFrame, FloatArray]:
     """Return the first run's images (path, domain, label, condition) and all runs' scores (M, N) of them.
 
-    Refused are a run of other images, and one whose scores do not give the AUROC of its own result: its
-    folder holds parts of two evaluations.
+    Refused are two runs of one label and seed, runs of other data or images, and one whose scores do not give
+    the AUROC of its own result: its folder holds parts of two evaluations.
     """
+    _check_members(members)
     first, facts = members[0], ["domain", "label", "condition"]
     reference, scores = pd.DataFrame(), []
     for member in members:

@@ -13,8 +13,9 @@ from dinomaly_hd.config import RunConfig, flatten
 from dinomaly_hd.data.features import FeatureCache
 from dinomaly_hd.errors import CheckpointError, ComparisonError, ConfigError, NonFiniteError
 from dinomaly_hd.evaluation.comparison_members import MemberRun
+from dinomaly_hd.evaluation.comparison_pages import Question
 from dinomaly_hd.experiments.members import Joined, read_member
-from dinomaly_hd.experiments.reporting import Question, Report, flat_means, write_report
+from dinomaly_hd.experiments.reporting import Report, flat_means, write_report
 from dinomaly_hd.experiments.run import Outcome, execute, short_domains
 from dinomaly_hd.models.build import check_model
 from dinomaly_hd.runs.context import Context

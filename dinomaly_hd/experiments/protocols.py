@@ -11,10 +11,10 @@ from dinomaly_hd.config import ALL_DOMAINS, EncoderConfig, RunConfig, TrainingCo
 from dinomaly_hd.errors import ConfigError, nearest
 from dinomaly_hd.evaluation.blocks import FROM
 from dinomaly_hd.evaluation.comparison_members import MemberRun
+from dinomaly_hd.evaluation.comparison_pages import Question
 from dinomaly_hd.experiments.as_jobs import Checked, check_for_jobs, run_as_jobs
 from dinomaly_hd.experiments.comparison import ONE_REPORT, Done, Member, Protocol, member, run_comparison
 from dinomaly_hd.experiments.members import SINGLE, UNIFIED, Joined, join_domains, joined
-from dinomaly_hd.experiments.reporting import Question
 from dinomaly_hd.experiments.run import Outcome, execute
 from dinomaly_hd.jobs import ONE_SLOT, Slots
 from dinomaly_hd.runs.context import Context
