@@ -107,7 +107,6 @@ class Comparison:
 
     @property
     def tables(self) -> dict[str, pd.DataFrame]:
-        """All tables by name."""
         return {name: getattr(self, name) for name in ("values", "means", "differences", "delong")}
 
 
@@ -170,7 +169,6 @@ def focus_table(comparison: Comparison, focus: Focus, *, metric: str) -> pd.Data
 
 
 def where(table: pd.DataFrame, **values: str) -> pd.DataFrame:
-    """Rows of a comparison's table whose columns have these values."""
     for column, value in values.items():
         table = table[table[column] == value]
     return table

@@ -36,7 +36,6 @@ class MemberRun(NamedTuple):
 
     @property
     def title(self) -> str:
-        """Label, seed and name, as messages show them."""
         return f"{self.label}, seed {self.seed} ({self.name})"
 
 
@@ -57,7 +56,6 @@ def leaves(config: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def listed(names: Sequence[str], *, most: int) -> str:
-    """Return the names with commas, the surplus as a count."""
     more = f" and {len(names) - most} more" if len(names) > most else ""
     return ", ".join(names[:most]) + more
 

@@ -210,14 +210,12 @@ def means_table(comparison: Comparison, *, condition: str, metric: str) -> Table
 
 
 def focus_text(comparison: Comparison, focus: Focus, *, metric: str) -> Table:
-    """One cell's labels, best first."""
     rows = focus_table(comparison, focus, metric=metric)
     caption = f"{focus.domain} {focus.condition}: {NAMES[metric]}, difference to {comparison.reference}"
     return Table(caption, _told(rows, "label", "seeds", *DIFFERENCE, "p (labels)", "verdict"), ("focus",))
 
 
 def differences_text(comparison: Comparison, *, metric: str) -> Table:
-    """Every difference of one metric."""
     rows = where(comparison.differences, metric=metric)
     reasons = rows["reason"].map(lambda reason: f" ({reason})" if reason else "")
     headings = ("label", "domain", "condition", "seeds", *DIFFERENCE, *TESTS, "verdict")
@@ -252,7 +250,6 @@ def transfer_table(members: Sequence[MemberRun]) -> list[Table]:
 
 
 def points(value: float) -> str:
-    """Return a difference of shares in signed percentage points, "-" for NaN."""
     return "-" if np.isnan(value) else f"{100 * value:+.2f}"
 
 
@@ -262,7 +259,6 @@ def points_interval(low: float, high: float) -> str:
 
 
 def p_text(p: float) -> str:
-    """Return a p-value with three decimals, "-" for NaN."""
     return "-" if np.isnan(p) else "<0.001" if p < 0.001 else f"{p:.3f}"
 
 

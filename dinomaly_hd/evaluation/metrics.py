@@ -69,7 +69,6 @@ def number(value: float | None) -> float:
 
 
 def known(figures: Mapping[str, float | None]) -> dict[str, float]:
-    """Return the figures that can be had."""
     return {name: number(value) for name, value in figures.items() if not np.isnan(number(value))}
 
 
@@ -186,7 +185,6 @@ def youden(score: ArrayLike, label: ArrayLike) -> Threshold:
 
 
 def f1(score: ArrayLike, label: ArrayLike) -> Threshold:
-    """Maximise F1 on the test labels."""
     return Threshold("f1", f1_max(score, label)[1], True, "test labels")
 
 

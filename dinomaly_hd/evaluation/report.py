@@ -31,7 +31,6 @@ class Picture(NamedTuple):
 
 
 def render(template: str, **values: Any) -> str:
-    """Fill one of ``templates/``."""
     return ENVIRONMENT.get_template(template).render(values)
 
 
@@ -107,7 +106,6 @@ def summary_lines(result: Mapping[str, Any]) -> list[str]:
 
 
 def results_markdown(result: Mapping[str, Any]) -> str:
-    """Return the detector's table as Markdown."""
     table = named_rows(detector_table(result))
     rule = ["---", *["---:"] * (table.shape[1] - 1)]
     rows = [[as_markdown(str(cell)) for cell in row] for row in (table.columns, *table.to_numpy())]
@@ -129,7 +127,6 @@ def with_interval(block: Block, metric: str) -> str:
 
 
 def percent(value: float) -> str:
-    """Return a share in per cent with two decimals, "-" for NaN."""
     return "-" if np.isnan(value) else f"{100 * value:.2f}"
 
 

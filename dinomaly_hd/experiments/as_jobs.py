@@ -76,11 +76,10 @@ def run_as_jobs(
     reused = [one for one in members if checked[one].config_hash in before]
     rest = {checked[one].config_hash: one for one in reversed(members) if one not in reused}
     jobs = []
-    for one in members:
-        if rest.get(checked[one].config_hash) is one:
-            surroundings = context_to_plain(parent.member(one))
-            content = {"code_digest": code, "run": json.loads(one.run.to_json()), "context": surroundings}
-            jobs.append(Job(one.place, MODULE, parent.folder / one.place, content))
+    for one in (one for one in members if rest.get(checked[one].config_hash) is one):
+        surroundings = context_to_plain(parent.member(one))
+        content = {"code_digest": code, "run": json.loads(one.run.to_json()), "context": surroundings}
+        jobs.append(Job(one.place, MODULE, parent.folder / one.place, content))
     context.say(f"{len(reused)} finished before, {len(jobs)} to run")
 
     def tell(job: Job, how: Ended) -> None:

@@ -41,7 +41,6 @@ class Member(NamedTuple):
 
     @property
     def title(self) -> str:
-        """What a failure is told by."""
         return f"{self.label}, seed {self.run.seed}"
 
 

@@ -26,7 +26,7 @@ from dinomaly_hd.evaluation.pictures import (
     select_by_rank,
 )
 from dinomaly_hd.evaluation.plots import figure_pixels, histogram_figure, history_figure, roc_figure
-from dinomaly_hd.evaluation.results import PixelScores, domain_names, score_and_label
+from dinomaly_hd.evaluation.results import domain_names, score_and_label
 from dinomaly_hd.evaluation.results import evaluate as figures_of
 from dinomaly_hd.experiments.checks import Work
 from dinomaly_hd.experiments.score import (
@@ -65,7 +65,6 @@ class Scored(NamedTuple):
     failed: dict[str, str]
 
     def each(self, values: npt.NDArray[Any]) -> dict[str, npt.NDArray[Any]]:
-        """Return those of one value an image that are each domain's."""
         return {name: values[self.domain_N == name] for name in dict.fromkeys(self.domain_N.tolist())}
 
 
@@ -173,11 +172,21 @@ def _draw(
     for domain, own in table.groupby("domain", sort=False):
         score, label = score_and_label(own)
         lines[str(domain)] = [thresholds[str(domain)], youden(score, label), f1(score, label)]
+    count, values = work.run.evaluation.maps_per_group, {name: one.value for name, one in thresholds.items()}
+    chosen = select_by_rank(table, thresholds=values, count=count) if count else table.iloc[:0]
+    images = normals.each(stack(work.store, normals.positions))
+    maps = normals.each(normals.examined.map_Nhw)
     with pictures_saved() as save:
         history = work.tracker.journal.history()
         draw_plots(work.folder / "plots", table, thresholds=lines, history=history, save=save)
-        values = {domain: threshold.value for domain, threshold in thresholds.items()}
-        _draw_maps(work, scorer, normals, table, thresholds=values, save=save)
+        for name, rows in chosen.groupby("domain", sort=False):
+            picture = MapPicture(
+                input_shape=work.ready.manifest.shape,
+                limit=map_limit(maps[str(name)]),  # one colour scale a domain
+                input_limit=map_limit(images[str(name)]),
+                box=scorer.box,
+            )
+            _draw_maps(work, scorer, picture, rows, threshold=values[str(name)], save=save)
 
 
 def draw_plots(
@@ -203,56 +212,42 @@ def draw_plots(
 def _draw_maps(
     work: Work,
     scorer: Scorer,
-    normals: Scored,
-    table: pd.DataFrame,
+    picture: MapPicture,
+    rows: pd.DataFrame,
     *,
-    thresholds: Mapping[str, float],
+    threshold: float,
     save: SavePicture,
 ) -> None:
-    """Write three-panel pictures ``{label}_{rank}_{nn}_{stem}.png`` into each domain's folder.
-
-    Per domain and label the highest, nearest the threshold and lowest; one colour scale a domain.
-    """
-    manifest, count = work.ready.manifest, work.run.evaluation.maps_per_group
-    chosen = select_by_rank(table, thresholds=thresholds, count=count) if count else table.iloc[:0]
+    """Write three-panel pictures ``{label}_{rank}_{nn}_{stem}.png`` of a domain's chosen images."""
+    manifest = work.ready.manifest
     position_of = {record.path: position for position, record in enumerate(manifest.records)}
-    images = normals.each(stack(work.store, normals.positions))
-    maps = normals.each(normals.examined.map_Nhw)
-    for name, rows in chosen.groupby("domain", sort=False):
-        domain = str(name)
-        picture = MapPicture(
-            input_shape=manifest.shape,
-            limit=map_limit(maps[domain]),
-            input_limit=map_limit(images[domain]),
-            box=scorer.box,
-        )
-        positions = np.array([position_of[path] for path in rows["path"]], dtype=np.int64)
-        places = zip(rows["rank"], rows.groupby(["label", "rank"]).cumcount() + 1, strict=True)
-        for batch, images_BHW, prediction in scorer.batches(positions):
-            for i, position in enumerate(batch):
-                scorer.tick()
-                record = manifest.records[int(position)]
-                title = picture_title(
-                    path=record.path,
-                    label=record.label,
-                    condition=record.condition,
-                    score=float(prediction.score_B[i]),
-                    threshold=thresholds.get(domain, float("nan")),
-                )
-                pixels_HW3 = picture.draw(
-                    images_BHW[i].numpy(),
-                    prediction.map_BHW[i].numpy(),
-                    title=title,
-                    mask_HW=read_mask(manifest, int(position)) if record.label else None,
-                )
-                rank, number = next(places)
-                kind, stem = "fault" if record.label else "good", Path(record.path).stem[-LONGEST_STEM:]
-                save(work.maps_folder(domain) / f"{kind}_{rank}_{number:02d}_{stem}.png", pixels_HW3)
+    positions = np.array([position_of[path] for path in rows["path"]], dtype=np.int64)
+    places = zip(rows["rank"], rows.groupby(["label", "rank"]).cumcount() + 1, strict=True)
+    for batch, images_BHW, prediction in scorer.batches(positions):
+        for i, position in enumerate(batch):
+            scorer.tick()
+            record = manifest.records[int(position)]
+            title = picture_title(
+                path=record.path,
+                label=record.label,
+                condition=record.condition,
+                score=float(prediction.score_B[i]),
+                threshold=threshold,
+            )
+            pixels_HW3 = picture.draw(
+                images_BHW[i].numpy(),
+                prediction.map_BHW[i].numpy(),
+                title=title,
+                mask_HW=read_mask(manifest, int(position)) if record.label else None,
+            )
+            rank, number = next(places)
+            kind, stem = "fault" if record.label else "good", Path(record.path).stem[-LONGEST_STEM:]
+            save(work.maps_folder(record.domain) / f"{kind}_{rank}_{number:02d}_{stem}.png", pixels_HW3)
 
 
 def pixel_scores(
     manifest: Manifest, positions: Positions, *, map_Nhw: npt.NDArray[np.float32], box: Box
-) -> dict[str, PixelScores]:
+) -> dict[str, dict[str, float]]:
     """Return pixel AUROC and AUPRO of every domain whose faults all have ground-truth masks."""
     rows, columns = visible_pixels(box, shape=manifest.shape)
     scores = {}
@@ -262,7 +257,7 @@ def pixel_scores(
         if own and not any(mask is None for mask in masks):
             masks_Nhw = np.stack([mask[rows, columns] for mask in masks if mask is not None])
             maps = map_Nhw[own]
-            scores[domain] = PixelScores(pixel_auroc(maps, masks_Nhw), aupro(maps, masks_Nhw))
+            scores[domain] = {"pixel_auroc": pixel_auroc(maps, masks_Nhw), "aupro": aupro(maps, masks_Nhw)}
     return scores
 
 

@@ -115,7 +115,6 @@ class Shelf:
         self._folders = [(folder, read_state(folder)) for folder in all_runs(result_dir)]
 
     def find(self, name: str) -> Found:
-        """Return the run or comparison of a path, folder name or MLflow run id."""
         path = Path(name)
         if any(os.path.isfile(path / file) for file in (STATE, RESULTS, SUMMARY)):
             return _at(path)
@@ -166,7 +165,6 @@ class Shelf:
             yield Path(temporary)
 
     def summary(self, comparison: Found) -> dict[str, Any]:
-        """Return a comparison's final_summary.json, empty where it has none yet."""
         with self.folder(comparison, SUMMARY) as folder:
             return read_json(folder / SUMMARY)
 
@@ -179,7 +177,6 @@ def _at(folder: Path) -> Found:
 
 
 def collect(asked: ReportRequest, shelf: Shelf) -> Collected:
-    """Find and read everything that is asked for."""
     if not asked.runs and not asked.query:
         raise ConfigError("runs and query: at least one of them is needed")
     named = _named(asked.runs, shelf)
@@ -264,7 +261,6 @@ class _Collection:
         self._shelf, self._tick = shelf, tick
 
     def add(self, run: Found) -> None:
-        """Add a run under its own label."""
         member = self._member(run)
         if member is not None:
             self._members.setdefault((member.label, member.name), member)

@@ -50,14 +50,6 @@ def predict(
         output: Empty or new folder, which is returned; None for ``{result_dir}/predict/{UTC time}``.
         maps: How many of the highest-scoring images get an anomaly map.
         root: The project, for MLflow's database.
-
-    Raises:
-        ConfigError: No such run or domain, or a bad number.
-        ImageError: An image cannot be used with this model.
-        CheckpointError: The run holds no readable model, or the checkpoint cannot be used.
-        OutOfMemory: The device has no memory left.
-        OutputError: The output folder holds something, or cannot be written.
-        TrackingError: The run is not here and MLflow does not have it either.
     """
     if maps < 0:
         raise ConfigError(f"maps={maps}: expected 0 or more")
@@ -143,8 +135,7 @@ def _draw(folder: Path, rows: pd.DataFrame, *, scorer: Scorer, limit: float) -> 
 
 
 def _summary(table: pd.DataFrame, model: Model, *, drawn: int, output: Path) -> Iterator[str]:
-    counts = table["decision"].value_counts()
-    faults, goods, undecided = (int(counts.get(name, 0)) for name in ("fault", "good", ""))
+    faults, goods, undecided = ((table["decision"] == name).sum() for name in ("fault", "good", ""))
     yield f"{len(table)} images: {faults} fault, {goods} good, {undecided} undecided"
     if model.undecided:
         yield f"undecided: {model.undecided}"

@@ -5,7 +5,7 @@ Members of a comparison differ in one thing; all differences are to the first, o
 
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from dinomaly_hd.config import ALL_DOMAINS, EncoderConfig, RunConfig, TrainingConfig, with_values
 from dinomaly_hd.errors import ConfigError, nearest
@@ -109,44 +109,36 @@ def run_mode(run: RunConfig, context: Context, *, mode: str, seeds: Sequence[int
     return run_comparison(members, context, Protocol(mode, question, gather=join_domains))
 
 
-def run_ablation(
-    configs: Sequence[str],
+def _run_each(
+    kind: str,
+    things: Sequence[Any],
     seeds: Sequence[int],
     context: Context,
     *,
-    build: Callable[[str, int], RunConfig],
+    build: Callable[[Any, int], RunConfig],
     slots: Slots = ONE_SLOT,
 ) -> Done:
-    """Run every config with every seed, seed by seed.
+    """Run everything with every seed, seed by seed; all are compared with the first.
 
-    One slot runs them one after another in this process, more as jobs that share the machine's GPUs or cores.
+    ``build`` makes a member's run. One slot runs them one after another in this process, more as jobs that
+    share the machine's GPUs or cores.
     """
-    members = [member(config, build(config, seed)) for seed in seeds for config in configs]
-    title = f"Ablation of {len(configs)} configs, seeds {', '.join(map(str, seeds))}"
-    protocol = Protocol("ablation", QUESTIONS["ablation"]._replace(title=title))
+    question, name = QUESTIONS[kind], "step {}" if kind == "steps" else "{}"
+    if kind == "ablation":
+        title = f"Ablation of {len(things)} configs, seeds {', '.join(map(str, seeds))}"
+        question = question._replace(title=title)
+    members = [member(name.format(one), build(one, seed)) for seed in seeds for one in things]
+    protocol = Protocol(kind, question)
     if slots != ONE_SLOT:
         checked = check_for_jobs(members, context, slots=slots)
         protocol = protocol._replace(run_members=partial(run_as_jobs, checked=checked, slots=slots))
     return run_comparison(members, context, protocol)
 
 
-def run_encoders(
-    encoders: Sequence[str], seeds: Sequence[int], context: Context, *, build: Callable[[str, int], RunConfig]
-) -> Done:
-    """Train with every encoder and seed; all are compared with the first encoder."""
-    members = [member(encoder, build(encoder, seed)) for seed in seeds for encoder in encoders]
-    return run_comparison(members, context, Protocol("encoders", QUESTIONS["encoders"]))
-
-
-def run_steps(
-    steps: Sequence[int], seeds: Sequence[int], context: Context, *, build: Callable[[int, int], RunConfig]
-) -> Done:
-    """Train every seed once to the last step and evaluate it at each; ``build`` makes the run of a step.
-
-    Each evaluation is a member that goes on where the one before it stopped.
-    """
-    members = [member(f"step {step}", build(step, seed)) for seed in seeds for step in sorted(steps)]
-    return run_comparison(members, context, Protocol("steps", QUESTIONS["steps"]))
+run_ablation, run_encoders, run_steps = (
+    partial(_run_each, kind) for kind in ("ablation", "encoders", "steps")
+)
+"""Configs; encoders; ascending numbers of steps, each of which goes on where the one before it stopped."""
 
 
 def run_single_domain(trials: Sequence[Trial], context: Context) -> Done | None:
@@ -154,28 +146,29 @@ def run_single_domain(trials: Sequence[Trial], context: Context) -> Done | None:
 
     Several sources of one model and seed count as one member, tested on all their domains.
     """
-    if len(trials) == 1:
-        execute(trials[0].run, context)
-        return None
     members = [member(trial.model, trial.run) for trial in trials]
     protocol = Protocol("single_domain", QUESTIONS["single_domain"])
     if len({trial.source for trial in trials}) > 1:
         pairs = zip(members, trials, strict=True)
         members = [one._replace(place=f"{one.place}_{trial.source}") for one, trial in pairs]
         protocol = protocol._replace(gather=partial(join_domains, labels={trial.model for trial in trials}))
-    return run_comparison(members, context, protocol)
+    return _compare_several(members, context, protocol)
 
 
 def run_multi_domain(trials: Sequence[Trial], context: Context) -> Done | None:
     """Train every trial's model on its source and test it on all its domains; several are compared."""
-    if len(trials) == 1:
-        execute(trials[0].run, context)
-        return None
     many = len({trial.source for trial in trials}) > 1
     members = [
         member(f"{trial.model}{FROM}{trial.source}" if many else trial.model, trial.run) for trial in trials
     ]
-    return run_comparison(members, context, Protocol("multi_domain", QUESTIONS["multi_domain"]))
+    return _compare_several(members, context, Protocol("multi_domain", QUESTIONS["multi_domain"]))
+
+
+def _compare_several(members: Sequence[Member], context: Context, protocol: Protocol) -> Done | None:
+    if len(members) > 1:
+        return run_comparison(members, context, protocol)
+    execute(members[0].run, context)
+    return None
 
 
 def run_finetune(

@@ -52,7 +52,6 @@ def record(work: Work, trained: Trained, found: dict[str, Any]) -> dict[str, Any
 
 
 def _head(work: Work, trained: Trained) -> dict[str, Any]:
-    """Return what ``results.json`` says of the run beside its figures."""
     run, manifest = work.run, work.ready.manifest
     return {
         "schema_version": RESULTS_SCHEMA,

@@ -77,7 +77,6 @@ def write_report(
 
 
 def summary(comparison: Comparison, *, question: Question, failed: Mapping[str, str]) -> dict[str, object]:
-    """Return the comparison as JSON: what was asked, runs, means and differences."""
     return {
         "title": question.title,
         "question": question.text,

@@ -59,10 +59,8 @@ def execute(run: RunConfig, context: Context) -> Outcome:
     """Train, evaluate and record one run; goes on with an interrupted one of the same configuration.
 
     A comparison's member (``context.folder``) that any run here has finished already, with the same
-    configuration, data, weights and code, is not run again.
-
-    Raises:
-        DinomalyHDError: Whatever ended the run; its folder and its MLflow run say so.
+    configuration, data, weights and code, is not run again. What ends the run is raised once its folder and
+    its MLflow run say so.
     """
     torch.backends.cudnn.deterministic = True
     ready = check(run, context)
@@ -112,7 +110,6 @@ def _finished_before(ready: Ready, context: Context) -> Outcome | None:
 
 
 def outcome_in(folder: Path) -> Outcome:
-    """Return what a finished run has left in its folder."""
     return Outcome(folder, read_results(folder) or {}, read_state(folder).get("mlflow_run_id"))
 
 
@@ -120,8 +117,7 @@ def outcome_in(folder: Path) -> Outcome:
 def at_work(ready: Ready, context: Context, folder: RunFolder) -> Iterator[Work]:
     """Open a run in its locked folder and in MLflow, and end it in both: FINISHED, KILLED or FAILED.
 
-    Raises:
-        CheckpointError: The folder is another run's; it stays as it is.
+    A folder that is another run's stays as it is: a CheckpointError.
     """
     own = _own_checkpoint(ready, context, folder)
     folder.set_state(status="RUNNING", training_hash=ready.training_hash, code=provenance.code_digest())

@@ -36,13 +36,9 @@ class Examined(NamedTuple):
 class Scorer:
     """What a run does with images: each is read, encoded and scored alone as far as results go.
 
-    Args:
-        detector: On ``device``.
-        store: Images of a manifest.
-        run: Batch size, readers, precision.
-        device: Where the detector is.
-        features: Keeps encoder outputs; None keeps nothing.
-        tick: Called before each batch, and while another process encodes the same images; may raise.
+    ``features`` keeps encoder outputs, None keeps nothing; ``tick`` is called before each batch, and while
+    another process encodes the same images, and may raise. ``box`` is the part of the input that the encoder
+    sees.
     """
 
     def __init__(
@@ -58,7 +54,6 @@ class Scorer:
         self.detector, self.store, self.run, self.device = detector, store, run, device
         self.features, self.tick = features, tick
         self.box = visible_box(run.encoder, shape=store.manifest.shape)
-        """The part of the input that the encoder sees."""
 
     def images(self, positions: Positions, *, size: int | None = None) -> Iterator[Tensor]:
         """Yield maps (B, H, W), ``size`` at once, by default as many as in the evaluation."""
@@ -77,7 +72,6 @@ class Scorer:
         return self.features.encode(names, make, tick=self.tick).to(self.device)
 
     def encoded(self, positions: Positions, *, size: int | None = None) -> Iterator[Tensor]:
-        """Yield images' encoder outputs, ``size`` at once."""
         return (encoded for _, _, encoded in self._batches(positions, size=size))
 
     def batches(self, positions: Positions) -> Iterator[tuple[Positions, Tensor, Prediction]]:
@@ -110,7 +104,6 @@ class Scorer:
 
 
 def predict(detector: Detector, images_BHW: Tensor, *, device: torch.device, bf16: bool) -> Prediction:
-    """Return maps and scores of images on the CPU."""
     return score(detector, detector.encode(images_BHW.to(device)), bf16=bf16)
 
 
@@ -176,7 +169,6 @@ def score_table(
 
 
 def stack(store: ImageStore, positions: Positions) -> npt.NDArray[np.float32]:
-    """Return images as one array (N, H, W)."""
     return np.stack([store[int(i)] for i in positions])
 
 

@@ -10,7 +10,7 @@ from dinomaly_hd.errors import ConfigError, DataError, NonFiniteError
 from dinomaly_hd.evaluation import metrics
 from dinomaly_hd.evaluation.metrics import Threshold, normal_quantile
 from dinomaly_hd.evaluation.report import flat_metrics, summary_lines
-from dinomaly_hd.evaluation.results import PixelScores, check_table, evaluate
+from dinomaly_hd.evaluation.results import check_table, evaluate
 from dinomaly_hd.files import publish_json
 from dinomaly_hd.runs.folder import read_results
 
@@ -168,7 +168,10 @@ def test_nothing_called_a_fault_has_no_precision():
 
 
 def test_pixel_metrics_enter_where_given():
-    scores = {"domain_C": PixelScores(0.9, 0.8), "domain_A": PixelScores(0.7, float("nan"))}
+    scores = {
+        "domain_C": {"pixel_auroc": 0.9, "aupro": 0.8},
+        "domain_A": {"pixel_auroc": 0.7, "aupro": float("nan")},
+    }
     result = run(score_table(), pixel=scores)
     flat = flat_metrics(result)
     assert (flat["domain_C/pixel_auroc"], flat["domain_C/aupro"], flat["mean/pixel_auroc"]) == (0.9, 0.8, 0.8)
