@@ -14,7 +14,6 @@ from dinomaly_hd.errors import ConfigError, DataError, DinomalyHDError
 from dinomaly_hd.evaluation import metrics, results
 from dinomaly_hd.evaluation.metrics import FloatArray, number
 
-TOP_LEVEL = ("encoder", "max_steps", "batch_size")  # settings of a result that holds no config
 BESIDE_CONFIG = ("condition_rule", "encoder_digest", "code_digest")
 NOT_SETTINGS = {*WITHOUT_EFFECT, "seed", "preset", "cache", "val_check_interval", "eval_batch_size"}
 SHOWN_RUNS = 6
@@ -157,8 +156,9 @@ def _check_own_result(member: MemberRun) -> None:
 
 
 def _flat(result: Mapping[str, Any]) -> dict[str, str]:
-    config = result.get("config") or {name: result[name] for name in TOP_LEVEL if name in result}
     beside = {name: result[name] for name in BESIDE_CONFIG if name in result}
     versions = {f"version of {name}": text for name, text in result.get("versions", {}).items()}
-    own = {name: value for name, value in leaves(config).items() if name not in NOT_SETTINGS}
+    own = {
+        name: value for name, value in leaves(result.get("config", {})).items() if name not in NOT_SETTINGS
+    }
     return {name: str(value) for name, value in (own | beside | versions).items()}

@@ -11,12 +11,10 @@ import pandas as pd
 
 from dinomaly_hd.config import ALL_DOMAINS, TrainingConfig
 from dinomaly_hd.data.features import Positions
-from dinomaly_hd.data.hdmap import Manifest, ground_truth_path
-from dinomaly_hd.data.images import read_image
 from dinomaly_hd.data.tree import NORMALS
 from dinomaly_hd.errors import NonFiniteError
 from dinomaly_hd.evaluation.blocks import SOURCE_FPR, transfer_of
-from dinomaly_hd.evaluation.metrics import Threshold, aupro, f1, normal_quantile, pixel_auroc, youden
+from dinomaly_hd.evaluation.metrics import Threshold, f1, normal_quantile, youden
 from dinomaly_hd.evaluation.pictures import (
     MapPicture,
     SavePicture,
@@ -33,12 +31,12 @@ from dinomaly_hd.experiments.score import (
     Examined,
     Scorer,
     SyntheticBands,
+    pixel_scores,
+    read_mask,
     score_table,
     stack,
-    visible_pixels,
 )
 from dinomaly_hd.files import publish_text
-from dinomaly_hd.geometry import Box
 from dinomaly_hd.randomness import derive
 from dinomaly_hd.runs.folder import MODEL, SCORES
 from dinomaly_hd.serving.exported import Card, export_model
@@ -243,28 +241,3 @@ def _draw_maps(
             rank, number = next(places)
             kind, stem = "fault" if record.label else "good", Path(record.path).stem[-LONGEST_STEM:]
             save(work.maps_folder(record.domain) / f"{kind}_{rank}_{number:02d}_{stem}.png", pixels_HW3)
-
-
-def pixel_scores(
-    manifest: Manifest, positions: Positions, *, map_Nhw: npt.NDArray[np.float32], box: Box
-) -> dict[str, dict[str, float]]:
-    """Return pixel AUROC and AUPRO of every domain whose faults all have ground-truth masks."""
-    rows, columns = visible_pixels(box, shape=manifest.shape)
-    scores = {}
-    for domain in manifest.domains:
-        own = [n for n, i in enumerate(positions) if manifest.records[int(i)].domain == domain]
-        masks = [read_mask(manifest, int(positions[n])) for n in own]
-        if own and not any(mask is None for mask in masks):
-            masks_Nhw = np.stack([mask[rows, columns] for mask in masks if mask is not None])
-            maps = map_Nhw[own]
-            scores[domain] = {"pixel_auroc": pixel_auroc(maps, masks_Nhw), "aupro": aupro(maps, masks_Nhw)}
-    return scores
-
-
-def read_mask(manifest: Manifest, position: int) -> npt.NDArray[np.bool_] | None:
-    """Return the defect mask of a test image: empty for good ones, None where a fault has none."""
-    if manifest.records[position].label == 0:
-        return np.zeros(manifest.shape, dtype=np.bool_)
-    path = ground_truth_path(manifest.root, manifest.records[position].path)
-    mask = None if path is None else read_image(path) > 0
-    return mask if mask is not None and mask.shape == manifest.shape else None

@@ -2,8 +2,7 @@
 
 import hashlib
 import time
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping
 from importlib.metadata import version
 
 import numpy as np
@@ -223,15 +222,22 @@ def _validation(work: Work, scorer: Scorer) -> Callable[[], Validation] | None:
         return None
     bands = SyntheticBands(scorer, held_out) if work.run.evaluation.synthetic_copies else None
 
-    def validate() -> Validation:
+    def examine() -> dict[str, float]:
         metrics: dict[str, float] = {}
-        with _evaluating(detector):
-            if len(held_out):
-                metrics["val/loss"] = held_out_loss(scorer, held_out, size=training.batch_size)
-            if watches_test or work.run.data.train_domains != ALL_DOMAINS:
-                metrics["val_image_AUROC"] = image_auroc(scorer, test)
-            if bands is not None:
-                metrics |= flat_synthetic(bands.examine())
+        if len(held_out):
+            metrics["val/loss"] = held_out_loss(scorer, held_out, size=training.batch_size)
+        if watches_test or work.run.data.train_domains != ALL_DOMAINS:
+            metrics["val_image_AUROC"] = image_auroc(scorer, test)
+        return metrics if bands is None else metrics | flat_synthetic(bands.examine())
+
+    def validate() -> Validation:
+        was_training = detector.training
+        detector.eval()  # batch-norm statistics see training images only
+        try:
+            with torch.no_grad():
+                metrics = examine()
+        finally:
+            detector.train(was_training)
         return Validation(1 - metrics["val_image_AUROC"] if watches_test else metrics["val/loss"], metrics)
 
     return validate
@@ -245,21 +251,7 @@ def held_out_loss(scorer: Scorer, positions: Positions, *, size: int) -> float:
 
 def image_auroc(scorer: Scorer, positions: Positions) -> float:
     """Return the AUROC, NaN where a score is not finite: a test image must not end a training."""
-    encoded = scorer.encoded(positions)
-    score_N = torch.cat(
-        [score(scorer.detector, one, bf16=scorer.run.bf16).score_B for one in encoded]
-    ).numpy()
+    scores = [score(scorer.detector, one, bf16=scorer.run.bf16).score_B for one in scorer.encoded(positions)]
+    score_N = torch.cat(scores).numpy()
     labels = [scorer.store.manifest.records[int(i)].label for i in positions]
     return auroc(score_N, labels) if np.isfinite(score_N).all() else float("nan")
-
-
-@contextmanager
-def _evaluating(detector: Detector) -> Iterator[None]:
-    """Put a detector into evaluation mode and back: batch-norm statistics see training images only."""
-    was_training = detector.training
-    detector.eval()
-    try:
-        with torch.no_grad():
-            yield
-    finally:
-        detector.train(was_training)

@@ -16,9 +16,12 @@ from torch import Tensor
 from dinomaly_hd import trivial
 from dinomaly_hd.config import RunConfig
 from dinomaly_hd.data.features import FeatureCache, Positions, digests, image_batches
+from dinomaly_hd.data.hdmap import Manifest, ground_truth_path
+from dinomaly_hd.data.images import read_image
 from dinomaly_hd.data.store import ImageStore
 from dinomaly_hd.errors import NonFiniteError
 from dinomaly_hd.evaluation.blocks import synthetic_blocks
+from dinomaly_hd.evaluation.metrics import aupro, pixel_auroc
 from dinomaly_hd.geometry import Box
 from dinomaly_hd.models.detector import Detector, Prediction, encode_in_groups
 from dinomaly_hd.models.draem.faults import horizontal_bands
@@ -170,6 +173,31 @@ def score_table(
 
 def stack(store: ImageStore, positions: Positions) -> npt.NDArray[np.float32]:
     return np.stack([store[int(i)] for i in positions])
+
+
+def pixel_scores(
+    manifest: Manifest, positions: Positions, *, map_Nhw: npt.NDArray[np.float32], box: Box
+) -> dict[str, dict[str, float]]:
+    """Return pixel AUROC and AUPRO of every domain whose faults all have ground-truth masks."""
+    rows, columns = visible_pixels(box, shape=manifest.shape)
+    scores = {}
+    for domain in manifest.domains:
+        own = [n for n, i in enumerate(positions) if manifest.records[int(i)].domain == domain]
+        masks = [read_mask(manifest, int(positions[n])) for n in own]
+        if own and not any(mask is None for mask in masks):
+            masks_Nhw = np.stack([mask[rows, columns] for mask in masks if mask is not None])
+            maps = map_Nhw[own]
+            scores[domain] = {"pixel_auroc": pixel_auroc(maps, masks_Nhw), "aupro": aupro(maps, masks_Nhw)}
+    return scores
+
+
+def read_mask(manifest: Manifest, position: int) -> npt.NDArray[np.bool_] | None:
+    """Return the defect mask of a test image: empty for good ones, None where a fault has none."""
+    if manifest.records[position].label == 0:
+        return np.zeros(manifest.shape, dtype=np.bool_)
+    path = ground_truth_path(manifest.root, manifest.records[position].path)
+    mask = None if path is None else read_image(path) > 0
+    return mask if mask is not None and mask.shape == manifest.shape else None
 
 
 class SyntheticBands:
