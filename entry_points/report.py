@@ -34,19 +34,18 @@ class Options(Frozen):
 
 def write(start: Start[Options]) -> None:
     options = start.options
-    from dinomaly_hd.experiments.find import Asked
-    from dinomaly_hd.experiments.reporting import ReportRequest, report
+    from dinomaly_hd.experiments.find import ReportRequest
+    from dinomaly_hd.experiments.reporting import report
 
-    runs = () if options.runs == NONE else names_in(options.runs)
-    query = "" if options.query == NONE else options.query
     report(
         ReportRequest(
-            asked=Asked(runs, query, options.experiment, options.label_by),
+            runs=() if options.runs == NONE else names_in(options.runs),
+            query="" if options.query == NONE else options.query,
             root=ROOT,
             command=start.asked.command(),
             say=say,
             tick=start.guard.check,
-            **options.model_dump(include={"reference", "title", "question", "output", "result_dir"}),
+            **options.model_dump(exclude={"runs", "query"}),
         )
     )
 

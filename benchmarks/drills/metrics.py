@@ -237,7 +237,7 @@ def one_class(folder: Path, tally: Tally) -> None:
         tally.add(f"a domain of {name} images only", _of_one_class(folder / name, label))
         for figure, measure in MEASURES.items():
             found = measure(np.arange(4.0), np.full(4, label))
-            value = getattr(found, "value", found)
+            value = getattr(found, "value", found[0] if isinstance(found, tuple) else found)
             tally.add(f"{figure} of {name} only", None if math.isnan(value) else f"is {value}")
 
 

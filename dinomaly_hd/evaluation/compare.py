@@ -6,10 +6,10 @@ correction. ``p_holm`` corrects over the domains of one label, condition and met
 this label differ anywhere?). ``p_holm_labels`` corrects over all compared labels of one domain, condition and
 metric (which of these labels helps here?). The row ``mean`` has no family of domains, so its ``p_holm`` is
 ``p_holm_labels``. Legend: P places, M runs, N images, B draws, R metrics with an interval over images, K
-metrics, S seeds. Source: protocols.md, "Statistics between methods".
+metrics. Source: protocols.md, "Statistics between methods".
 """
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -18,14 +18,7 @@ import pandas as pd
 
 from dinomaly_hd.errors import ConfigError, nearest
 from dinomaly_hd.evaluation import metrics, statistics
-from dinomaly_hd.evaluation.comparison_members import (
-    MemberRun,
-    Settings,
-    check_members,
-    same_images,
-    settings_of,
-)
-from dinomaly_hd.evaluation.intervals import DRAWS, named_generator, shared_bootstrap
+from dinomaly_hd.evaluation.comparison_members import MemberRun, Settings, same_images, settings_of
 from dinomaly_hd.evaluation.metrics import NAN, FloatArray, IntArray
 from dinomaly_hd.evaluation.results import (
     FPR_TARGETS,
@@ -35,6 +28,7 @@ from dinomaly_hd.evaluation.results import (
     rates,
     shown_conditions,
 )
+from dinomaly_hd.evaluation.statistics import DRAWS, named_generator, shared_bootstrap
 
 NAMES = {
     "auroc": "AUROC",
@@ -60,14 +54,6 @@ DELONG_COLUMNS = [
 ]
 
 
-class Cell(NamedTuple):
-    """Scores (M, N) and labels (N,) of one domain and condition, and the draws (M, B, R) of their metrics."""
-
-    scores_MN: FloatArray
-    label: IntArray
-    draws_MBR: FloatArray
-
-
 class Focus(NamedTuple):
     """One domain (or ``mean``) and condition that a comparison asks about, e.g. domain_C, cold."""
 
@@ -75,7 +61,17 @@ class Focus(NamedTuple):
     condition: str
 
 
+class Cell(NamedTuple):
+    """Scores (M, N) and labels (N,) of one focus, and the draws (M, B, R) of their metrics."""
+
+    scores_MN: FloatArray
+    label: IntArray
+    draws_MBR: FloatArray
+
+
 Cells = Mapping[tuple[str, str], Cell]  # by domain and condition
+Pairs = dict[str, list[tuple[int, int, int]]]
+"""By compared label each seed shared with the reference, and the two runs' places, reference first."""
 
 
 @dataclass(frozen=True)
@@ -107,8 +103,11 @@ class Comparison:
 
     @property
     def others(self) -> tuple[str, ...]:
-        """Every label but the reference."""
         return tuple(label for label in self.labels if label != self.reference)
+
+    @property
+    def tables(self) -> dict[str, pd.DataFrame]:
+        return {name: getattr(self, name) for name in ("values", "means", "differences", "delong")}
 
 
 def compare(
@@ -125,17 +124,16 @@ def compare(
     ``compared`` names settings beside the model's that are the compared thing, e.g. ``encoder``. ``tick`` is
     called once per domain and condition.
     """
-    check_members(members)
+    images, scores_MN = same_images(members)
     labels = tuple(dict.fromkeys(member.label for member in members))
     reference = labels[0] if reference is None else reference
     if reference not in labels:
         raise ConfigError(
             f"reference {reference!r} is not a label of these runs.{nearest(reference, labels)}"
         )
-    images, scores_MN = same_images(members)
     draws = draws if len(labels) > 1 else 0
     cells = _cells(images, scores_MN, draws=draws, draw_seed=draw_seed, tick=tick)
-    values = _values(members, cells)
+    values, pairs = _values(members, cells), _pairs(members, reference)
     faults = images.groupby("domain", sort=False)["label"]
     seeds = {label: tuple(sorted(m.seed for m in members if m.label == label)) for label in labels}
     every_seed = sorted({member.seed for member in members})
@@ -154,8 +152,8 @@ def compare(
         means=values.groupby(["label", *PLACE, "metric"], sort=False)["value"]
         .agg(mean=metrics.mean_of_known, std=metrics.std_of_known, n="count")
         .reset_index(),
-        differences=_differences(members, cells, values, reference=reference),
-        delong=_delong(members, cells, reference=reference),
+        differences=_differences(pairs, cells, values, reference=reference),
+        delong=_delong(pairs, cells, reference=reference),
     )
 
 
@@ -167,11 +165,10 @@ def focus_table(comparison: Comparison, focus: Focus, *, metric: str) -> pd.Data
             raise ConfigError(f"{kind} {name!r} is not in this comparison.{nearest(name, known[kind])}")
     rows = where(comparison.differences, **focus._asdict(), metric=metric)
     rows = rows.sort_values("mean_difference", ascending=False, kind="stable", ignore_index=True)
-    return rows.assign(verdict=_verdicts(rows["seeds"], rows["mean_difference"], rows["p_holm_labels"]))
+    return rows.assign(verdict=_verdicts(rows, "mean_difference", "p_holm_labels"))
 
 
 def where(table: pd.DataFrame, **values: str) -> pd.DataFrame:
-    """Rows of a comparison's table whose columns have these values."""
     for column, value in values.items():
         table = table[table[column] == value]
     return table
@@ -229,10 +226,7 @@ def _values(members: Sequence[MemberRun], cells: Cells) -> pd.DataFrame:
 
 
 def _draws(cells: Cells) -> dict[tuple[str, str], FloatArray]:
-    """Draws (M, B, R) of every cell, and of the mean over the domains that have both classes.
-
-    Domains are drawn independently of each other.
-    """
+    """Draws of every cell, and of the mean over the domains that have both classes, drawn independently."""
     draws = {place: cell.draws_MBR for place, cell in cells.items()}
     for condition in dict.fromkeys(condition for _, condition in cells):
         parts = [cell.draws_MBR for (_, name), cell in cells.items() if name == condition]
@@ -241,25 +235,22 @@ def _draws(cells: Cells) -> dict[tuple[str, str], FloatArray]:
     return draws
 
 
-def _pairs(members: Sequence[MemberRun], reference: str) -> dict[str, list[tuple[int, int, int]]]:
-    """By compared label each seed shared with the reference, and the two runs' places, reference first."""
+def _pairs(members: Sequence[MemberRun], reference: str) -> Pairs:
     position = {(member.label, member.seed): i for i, member in enumerate(members)}
-    pairs: dict[str, list[tuple[int, int, int]]] = {m.label: [] for m in members if m.label != reference}
+    pairs: Pairs = {member.label: [] for member in members if member.label != reference}
     for label, seed in sorted(position, key=lambda run: run[1]):
         if label != reference and (reference, seed) in position:
             pairs[label].append((seed, position[reference, seed], position[label, seed]))
     return pairs
 
 
-def _differences(
-    members: Sequence[MemberRun], cells: Cells, values: pd.DataFrame, *, reference: str
-) -> pd.DataFrame:
+def _differences(pairs: Pairs, cells: Cells, values: pd.DataFrame, *, reference: str) -> pd.DataFrame:
     """Differences of seed means, label minus reference, paired over common seeds."""
     draws = _draws(cells)
-    value_PMK = values["value"].to_numpy().reshape(len(draws), len(members), len(METRICS))
+    value_PMK = values["value"].to_numpy().reshape(len(draws), -1, len(METRICS))
     rows = []
-    for label, pairs in _pairs(members, reference).items():
-        first, second = [pair[1] for pair in pairs], [pair[2] for pair in pairs]
+    for label, common in pairs.items():
+        first, second = [pair[1] for pair in common], [pair[2] for pair in common]
         for value_MK, (place, draws_MBR) in zip(value_PMK, draws.items(), strict=True):
             for metric, value_M in zip(METRICS, value_MK.T, strict=True):
                 tested = statistics.paired_test(value_M[first], value_M[second])
@@ -274,10 +265,10 @@ def _differences(
     single = table[~is_mean].groupby(["label", "condition", "metric"], sort=False)
     table["p_holm"] = over_labels.where(is_mean, single["t_p"].transform(statistics.holm))
     table["p_holm_labels"] = over_labels
-    return table.assign(verdict=_verdicts(table["seeds"], table["mean_difference"], table["p_holm"]))
+    return table.assign(verdict=_verdicts(table, "mean_difference", "p_holm"))
 
 
-def _delong(members: Sequence[MemberRun], cells: Cells, *, reference: str) -> pd.DataFrame:
+def _delong(pairs: Pairs, cells: Cells, *, reference: str) -> pd.DataFrame:
     """DeLong's test of every run against the reference's run of the same seed.
 
     ``p_holm`` corrects over the domains of one run and condition. A verdict holds for these two runs only.
@@ -290,16 +281,16 @@ def _delong(members: Sequence[MemberRun], cells: Cells, *, reference: str) -> pd
             *place,
             *statistics.delong(*cell.scores_MN[[first, second]], label=cell.label),
         )
-        for label, pairs in _pairs(members, reference).items()
-        for seed, first, second in pairs
+        for label, common in pairs.items()
+        for seed, first, second in common
         for place, cell in cells.items()
     ]
     table = pd.DataFrame(rows, columns=DELONG_COLUMNS)
     family = table.groupby(["label", "seed", "condition"], sort=False)
     table["p_holm"] = family["p"].transform(statistics.holm)
-    judged = _verdicts([LEAST_SEEDS] * len(table), table["difference"], table["p_holm"])
+    judged = _verdicts(table.assign(seeds=LEAST_SEEDS), "difference", "p_holm")
     return table.assign(verdict=[f"these two runs: {text}" for text in judged])
 
 
-def _verdicts(seeds: Iterable[int], difference: Iterable[float], p: Iterable[float]) -> list[str]:
-    return [verdict(*row) for row in zip(seeds, difference, p, strict=True)]
+def _verdicts(table: pd.DataFrame, difference: str, p: str) -> list[str]:
+    return [verdict(*row) for row in zip(table["seeds"], table[difference], table[p], strict=True)]

@@ -14,7 +14,6 @@ from dinomaly_hd.errors import ConfigError, DataError, DinomalyHDError
 from dinomaly_hd.evaluation import metrics, results
 from dinomaly_hd.evaluation.metrics import FloatArray, number
 
-TOP_LEVEL = ("encoder", "max_steps", "batch_size")  # settings of a result that holds no config
 BESIDE_CONFIG = ("condition_rule", "encoder_digest", "code_digest")
 NOT_SETTINGS = {*WITHOUT_EFFECT, "seed", "preset", "cache", "val_check_interval", "eval_batch_size"}
 SHOWN_RUNS = 6
@@ -36,7 +35,6 @@ class MemberRun(NamedTuple):
 
     @property
     def title(self) -> str:
-        """Label, seed and name, as messages show them."""
         return f"{self.label}, seed {self.seed} ({self.name})"
 
 
@@ -57,12 +55,11 @@ def leaves(config: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def listed(names: Sequence[str], *, most: int) -> str:
-    """Return the names with commas, the surplus as a count."""
     more = f" and {len(names) - most} more" if len(names) > most else ""
     return ", ".join(names[:most]) + more
 
 
-def check_members(members: Sequence[MemberRun]) -> None:
+def _check_members(members: Sequence[MemberRun]) -> None:
     """Refuse runs that cannot stand in one comparison: two of one label and seed, or of different data."""
     if not members:
         raise ConfigError("comparison: no runs, expected at least one finished run")
@@ -85,9 +82,10 @@ def check_members(members: Sequence[MemberRun]) -> None:
 def same_images(members: Sequence[MemberRun]) -> tuple[pd.DataFrame, FloatArray]:
     """Return the first run's images (path, domain, label, condition) and all runs' scores (M, N) of them.
 
-    Refused are a run of other images, and one whose scores do not give the AUROC of its own result: its
-    folder holds parts of two evaluations.
+    Refused are two runs of one label and seed, runs of other data or images, and one whose scores do not give
+    the AUROC of its own result: its folder holds parts of two evaluations.
     """
+    _check_members(members)
     first, facts = members[0], ["domain", "label", "condition"]
     reference, scores = pd.DataFrame(), []
     for member in members:
@@ -158,8 +156,9 @@ def _check_own_result(member: MemberRun) -> None:
 
 
 def _flat(result: Mapping[str, Any]) -> dict[str, str]:
-    config = result.get("config") or {name: result[name] for name in TOP_LEVEL if name in result}
     beside = {name: result[name] for name in BESIDE_CONFIG if name in result}
     versions = {f"version of {name}": text for name, text in result.get("versions", {}).items()}
-    own = {name: value for name, value in leaves(config).items() if name not in NOT_SETTINGS}
+    own = {
+        name: value for name, value in leaves(result.get("config", {})).items() if name not in NOT_SETTINGS
+    }
     return {name: str(value) for name, value in (own | beside | versions).items()}

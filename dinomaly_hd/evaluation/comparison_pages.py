@@ -1,8 +1,10 @@
-"""The pages of a comparison: its tables, and in plain sentences what they allow to conclude and what not."""
+"""The pages of a comparison: its tables as texts, and in plain sentences what they allow to conclude."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Hashable, Mapping, Sequence
+from operator import itemgetter
 from typing import Any, NamedTuple
 
+import numpy as np
 import pandas as pd
 
 from dinomaly_hd.evaluation.compare import (
@@ -20,48 +22,54 @@ from dinomaly_hd.evaluation.compare import (
     focus_table,
     where,
 )
-from dinomaly_hd.evaluation.comparison_members import listed
-from dinomaly_hd.evaluation.comparison_tables import (
-    Table,
-    delong_text,
-    differences_text,
-    focus_text,
-    means_table,
-    points,
-    points_interval,
-)
-from dinomaly_hd.evaluation.report import Picture, render
+from dinomaly_hd.evaluation.comparison_members import MemberRun, listed
+from dinomaly_hd.evaluation.metrics import number
+from dinomaly_hd.evaluation.report import Picture, mean_and_spread, percent, render
 from dinomaly_hd.evaluation.results import ALL
 
+MARKS = {HIGHER: "▲ ", LOWER: "▼ "}
 SHOWN_FINDINGS = 8
+TRANSFER_FIGURES = {
+    "source_auroc": "source AUROC",
+    "average_target_auroc": "mean target AUROC",
+    "transfer_ratio": "ratio",
+    "domain_gap": "gap",
+    "chance_corrected_ratio": "ratio above chance",
+}
+DIFFERENCE = ("difference", "95 % over seeds", "95 % over images")
+TESTS = ("t-test p", "Wilcoxon p", "d_z", "p domains", "p labels")
 
 
-class Story(NamedTuple):
-    """What the numbers cannot tell: title, question, command, and failed members (label/seed -> reason)."""
+class Question(NamedTuple):
+    """What a comparison asks: title, text, and the settings beside the model's that it compares."""
 
     title: str
-    question: str
-    command: str
-    failed: Mapping[str, str]
+    text: str
+    compared: tuple[str, ...] = ()
+    reference: str | None = None
 
 
-def comparison_csv(comparison: Comparison) -> dict[str, str]:
-    """Return the four tables as CSV texts by file name; shares in [0, 1], NaN empty."""
-    tables = {name: getattr(comparison, name) for name in ("values", "means", "differences", "delong")}
-    return {f"{name}.csv": table.to_csv(index=False, lineterminator="\n") for name, table in tables.items()}
+class Table(NamedTuple):
+    """Texts, the first column being the row headings, and which of ``templates/notes.txt`` stand below."""
+
+    caption: str
+    frame: pd.DataFrame
+    notes: tuple[str, ...]
 
 
 def comparison_pages(
     comparison: Comparison,
+    question: Question,
     *,
-    story: Story,
+    command: str,
+    failed: Mapping[str, str],
     focuses: Sequence[Focus],
     pictures: Mapping[str, Picture],
     more: Sequence[Table] = (),
 ) -> dict[str, str]:
     """Return the whole as ``report.html``, and as ``report.md`` what is short enough for a README.
 
-    ``more`` tables stand behind the means, ``pictures`` in their order.
+    ``failed`` says why members are missing; ``more`` tables stand behind the means.
     """
     seeds = sorted(set[int]().union(*comparison.seeds.values()))
     counts = [f"{domain} {good} + {fault}" for domain, (good, fault) in comparison.counts.items()]
@@ -79,11 +87,13 @@ def comparison_pages(
     }
     focuses = focuses if comparison.others else ()
     content = {
-        **story._asdict(),
+        "title": question.title,
+        "question": question.text,
+        "command": command,
         "facts": facts,
         "settings": comparison.settings,
         "stands_for": {label: text or "no such settings" for label, text in stands_for.items()},
-        "sentences": reading(comparison, failed=story.failed, focuses=focuses),
+        "sentences": reading(comparison, failed=failed, focuses=focuses),
         "runs": [list(run.values()) for run in comparison.runs],
         "means": [
             means_table(comparison, condition=condition, metric=metric)
@@ -176,3 +186,99 @@ def _focus(comparison: Comparison, focus: Focus, metric: str) -> dict[str, Any]:
         "unsafe": labels_of(verdict.isin((HIGHER, LOWER)) & holds_zero),
         "off_zero": labels_of(seeds_off_zero & (verdict == NOT_SHOWN)),
     }
+
+
+def means_table(comparison: Comparison, *, condition: str, metric: str) -> Table:
+    """Labels x domains: mean and standard deviation over seeds in %."""
+    values, differences = (
+        where(table, condition=condition, metric=metric)
+        for table in (comparison.values, comparison.differences)
+    )
+    texts = values.groupby(["label", "domain"], sort=False)["value"].agg(mean_and_spread)
+    marks = differences.set_index(["label", "domain"])["verdict"].map(MARKS)
+    cells = (marks.reindex(texts.index).fillna("") + texts).unstack("domain")
+    frame = cells.loc[list(comparison.labels), [*comparison.domains, MEAN]]
+    headings = []
+    for label in comparison.labels:
+        count = len(comparison.seeds[label])
+        reference = "reference, " if label == comparison.reference and comparison.others else ""
+        headings.append(f"{label} ({reference}{count} seed{'' if count == 1 else 's'})")
+    frame.insert(0, "label", headings)
+    place = "all conditions" if condition == ALL else condition
+    notes = (metric, "cells", *(["marks"] if comparison.others else []))
+    return Table(f"{NAMES[metric]} in %, {place}", frame, notes)
+
+
+def focus_text(comparison: Comparison, focus: Focus, *, metric: str) -> Table:
+    rows = focus_table(comparison, focus, metric=metric)
+    caption = f"{focus.domain} {focus.condition}: {NAMES[metric]}, difference to {comparison.reference}"
+    return Table(caption, _told(rows, "label", "seeds", *DIFFERENCE, "p (labels)", "verdict"), ("focus",))
+
+
+def differences_text(comparison: Comparison, *, metric: str) -> Table:
+    rows = where(comparison.differences, metric=metric)
+    reasons = rows["reason"].map(lambda reason: f" ({reason})" if reason else "")
+    headings = ("label", "domain", "condition", "seeds", *DIFFERENCE, *TESTS, "verdict")
+    caption = f"{NAMES[metric]}: {len(rows)} differences to {comparison.reference}"
+    return Table(caption, _told(rows.assign(verdict=rows["verdict"] + reasons), *headings), ("differences",))
+
+
+def delong_text(comparison: Comparison, focus: Focus) -> Table:
+    """DeLong's test, run by run, of one domain and condition."""
+    rows = where(comparison.delong, **focus._asdict()).rename(
+        columns={"difference": "mean_difference", "low": "images_low", "high": "images_high"}
+    )
+    headings = ("label", "seed", "AUROC %", "reference %", "difference", "95 % over images", "p", "p domains")
+    return Table(
+        f"{focus.domain} {focus.condition}: DeLong's test, run by run", _told(rows, *headings), ("delong",)
+    )
+
+
+def transfer_table(members: Sequence[MemberRun]) -> list[Table]:
+    """Return the transfer figures of each label, nothing unless every run has some."""
+    if not all("transfer" in member.result for member in members):
+        return []
+    rows = []
+    for label in dict.fromkeys(member.label for member in members):
+        transfers = pd.DataFrame([one.result["transfer"] for one in members if one.label == label])
+        row = {"label": label, "source": " ".join(transfers["source_domains"].iloc[0])}
+        for name, title in TRANSFER_FIGURES.items():
+            row[title] = mean_and_spread(transfers[name].map(number))
+        row["left out"] = ", ".join(sorted(set().union(*transfers["missing_targets"]))) or "-"
+        rows.append(row)
+    return [Table("Transfer from the source to the other domains", pd.DataFrame(rows), ("transfer",))]
+
+
+def points(value: float) -> str:
+    return "-" if np.isnan(value) else f"{100 * value:+.2f}"
+
+
+def points_interval(low: float, high: float) -> str:
+    """Return "[low, high]" in percentage points, "-" where there is none."""
+    return "-" if np.isnan(low) else f"[{points(low)}, {points(high)}]"
+
+
+def p_text(p: float) -> str:
+    return "-" if np.isnan(p) else "<0.001" if p < 0.001 else f"{p:.3f}"
+
+
+TOLD: dict[str, Callable[[Mapping[Hashable, Any]], str]] = {
+    "AUROC %": lambda row: percent(row["auroc"]),
+    "reference %": lambda row: percent(row["auroc_reference"]),
+    "difference": lambda row: points(row["mean_difference"]),
+    "95 % over seeds": lambda row: points_interval(row["seeds_low"], row["seeds_high"]),
+    "95 % over images": lambda row: points_interval(row["images_low"], row["images_high"]),
+    "p": lambda row: p_text(row["p"]),
+    "t-test p": lambda row: p_text(row["t_p"]),
+    "Wilcoxon p": lambda row: p_text(row["wilcoxon_p"]),
+    "d_z": lambda row: "-" if np.isnan(row["effect_size"]) else f"{row['effect_size']:+.2f}",
+    "p domains": lambda row: p_text(row["p_holm"]),
+    "p labels": lambda row: p_text(row["p_holm_labels"]),
+    "p (labels)": lambda row: p_text(row["p_holm_labels"]),
+}
+"""How a column is told; others as they are."""
+
+
+def _told(rows: pd.DataFrame, *headings: str) -> pd.DataFrame:
+    tell = [TOLD.get(heading, itemgetter(heading)) for heading in headings]
+    return pd.DataFrame([[one(row) for one in tell] for row in rows.to_dict("records")], columns=headings)

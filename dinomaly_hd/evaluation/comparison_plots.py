@@ -7,13 +7,13 @@ import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
+from dinomaly_hd.evaluation.blocks import FROM
 from dinomaly_hd.evaluation.compare import MEAN, NAMES, SHOWN, Comparison, Focus, focus_table, where
 from dinomaly_hd.evaluation.comparison_members import MemberRun
 from dinomaly_hd.evaluation.metrics import number
 from dinomaly_hd.evaluation.plots import FAULT_COLOUR, GOOD_COLOUR, new_figure, png_bytes, printable
 from dinomaly_hd.evaluation.report import Picture
 from dinomaly_hd.evaluation.results import ALL
-from dinomaly_hd.evaluation.transfer import FROM
 
 DOT_CAPTION = (
     "small dots are seeds, the square is their mean, the bar one standard deviation to each side, the dashed "

@@ -23,13 +23,6 @@ NAN = float("nan")
 NORMAL_QUANTILE = 0.995
 
 
-class BestF1(NamedTuple):
-    """The largest F1 over all thresholds and the highest threshold that reaches it."""
-
-    value: float
-    threshold: float
-
-
 class Threshold(NamedTuple):
     """A decision value, NaN where it cannot be had (one class only), with where it came from.
 
@@ -44,7 +37,7 @@ class Threshold(NamedTuple):
 
 
 class Confusion(NamedTuple):
-    """Counts and ratios at one threshold; ratios are NaN with one class, precision also if tp + fp = 0."""
+    """At one threshold; ratios are NaN with one class, precision also if tp + fp = 0."""
 
     tp: int
     fp: int
@@ -57,7 +50,7 @@ class Confusion(NamedTuple):
 
 
 class OperatingPoints(NamedTuple):
-    """Counts of calls at each distinct fault score, highest first: K thresholds."""
+    """Counts of calls at each distinct fault score, highest first: no other threshold can be best."""
 
     threshold_K: FloatArray
     true_positives_K: IntArray
@@ -67,7 +60,6 @@ class OperatingPoints(NamedTuple):
 
     @property
     def one_class(self) -> bool:
-        """Whether there is nothing to tell apart."""
         return not (self.fault_count and self.good_count)
 
 
@@ -77,36 +69,36 @@ def number(value: float | None) -> float:
 
 
 def known(figures: Mapping[str, float | None]) -> dict[str, float]:
-    """Return the figures that can be had."""
     return {name: number(value) for name, value in figures.items() if not np.isnan(number(value))}
 
 
 def mean_of_known(values: ArrayLike) -> float:
     """Mean of what is no NaN, NaN where nothing is."""
-    have = np.asarray(values, dtype=np.float64)
-    have = have[~np.isnan(have)]
+    have = _known(values)
     return float(have.mean()) if have.size else NAN
 
 
 def std_of_known(values: ArrayLike) -> float:
     """Standard deviation (ddof 1) of what is no NaN; fewer than two values have none."""
-    have = np.asarray(values, dtype=np.float64)
-    have = have[~np.isnan(have)]
+    have = _known(values)
     return float(have.std(ddof=1)) if have.size > 1 else NAN
+
+
+def _known(values: ArrayLike) -> FloatArray:
+    array = np.asarray(values, dtype=np.float64)
+    return array[~np.isnan(array)]
 
 
 def check_finite(score: ArrayLike, *, names: Sequence[str] | None = None) -> None:
     """Refuse NaN and infinite scores by the first one's entry in ``names``, else its position."""
     values = np.asarray(score)
-    finite = np.isfinite(values)
-    if finite.all():
-        return
-    bad = np.flatnonzero(~finite.ravel())
-    first = names[bad[0]] if names is not None else f"position {bad[0]}"
-    raise NonFiniteError(
-        f"{first}: score {values.ravel()[bad[0]]}, expected a finite number "
-        f"({bad.size} of {values.size} scores are not)"
-    )
+    bad = np.flatnonzero(~np.isfinite(values))
+    if bad.size:
+        first = names[bad[0]] if names is not None else f"position {bad[0]}"
+        raise NonFiniteError(
+            f"{first}: score {values.ravel()[bad[0]]}, expected a finite number "
+            f"({bad.size} of {values.size} scores are not)"
+        )
 
 
 def split_by_label(score: ArrayLike, label: ArrayLike) -> tuple[FloatArray, FloatArray]:
@@ -141,7 +133,6 @@ def roc_curve(score: ArrayLike, label: ArrayLike) -> tuple[FloatArray, FloatArra
 
 
 def operating_points(score: ArrayLike, label: ArrayLike) -> OperatingPoints:
-    """Count calls at every distinct fault score; no other threshold can be best for anything below."""
     good, fault = split_by_label(score, label)
     threshold_K = np.unique(fault)[::-1]
     return OperatingPoints(
@@ -172,19 +163,19 @@ def average_precision(score: ArrayLike, label: ArrayLike) -> float:
     return float((precision_K * step_K).sum() / points.fault_count)
 
 
-def f1_max(score: ArrayLike, label: ArrayLike) -> BestF1:
-    """Largest F1 = 2 tp / (2 tp + fp + fn) over all thresholds."""
+def f1_max(score: ArrayLike, label: ArrayLike) -> tuple[float, float]:
+    """Largest F1 = 2 tp / (2 tp + fp + fn) over all thresholds, and the highest threshold that reaches it."""
     points = operating_points(score, label)
     if points.one_class:
-        return BestF1(NAN, NAN)
+        return NAN, NAN
     called_K = points.true_positives_K + points.false_positives_K
     f1_K = 2 * points.true_positives_K / (called_K + points.fault_count)
     best = int(f1_K.argmax())
-    return BestF1(float(f1_K[best]), float(points.threshold_K[best]))
+    return float(f1_K[best]), float(points.threshold_K[best])
 
 
 def youden(score: ArrayLike, label: ArrayLike) -> Threshold:
-    """Maximise TPR - FPR on the test labels (the authors' rule); ties go to the higher threshold."""
+    """Maximise TPR - FPR on the test labels (the authors' rule)."""
     points, value = operating_points(score, label), NAN
     if not points.one_class:
         # Integers, so that ties are exact: J times both counts.
@@ -194,8 +185,7 @@ def youden(score: ArrayLike, label: ArrayLike) -> Threshold:
 
 
 def f1(score: ArrayLike, label: ArrayLike) -> Threshold:
-    """Maximise F1 on the test labels; ties go to the higher threshold."""
-    return Threshold("f1", f1_max(score, label).threshold, True, "test labels")
+    return Threshold("f1", f1_max(score, label)[1], True, "test labels")
 
 
 def normal_quantile(score: ArrayLike, *, held_out: bool, quantile: float = NORMAL_QUANTILE) -> Threshold:
@@ -214,7 +204,6 @@ def normal_quantile(score: ArrayLike, *, held_out: bool, quantile: float = NORMA
 
 
 def confusion_at(score: ArrayLike, label: ArrayLike, *, threshold: float) -> Confusion:
-    """Counts and ratios when every ``score >= threshold`` is called a fault."""
     good, fault = split_by_label(score, label)
     assert not np.isnan(threshold), "a NaN threshold decides nothing"
     tp, fp = int((fault >= threshold).sum()), int((good >= threshold).sum())
@@ -222,7 +211,6 @@ def confusion_at(score: ArrayLike, label: ArrayLike, *, threshold: float) -> Con
 
 
 def confusion_from_counts(*, tp: int, fp: int, tn: int, fn: int) -> Confusion:
-    """Precision, recall, F1 and accuracy from the four counts."""
     if tp + fn == 0 or fp + tn == 0:
         return Confusion(tp, fp, tn, fn, NAN, NAN, NAN, NAN)
     precision = tp / (tp + fp) if tp + fp else NAN

@@ -5,7 +5,11 @@ anomaly maps of normal images. What its pictures share is drawn once; a picture 
 Source: protocols.md, "Result file".
 """
 
-from collections.abc import Mapping
+from collections import deque
+from collections.abc import Callable, Iterator, Mapping
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -17,8 +21,9 @@ from matplotlib.image import AxesImage
 from numpy.typing import NDArray
 
 from dinomaly_hd.evaluation.metrics import BoolArray, check_finite
-from dinomaly_hd.evaluation.plots import Pixels, drawn_canvas, new_figure, printable, shown_pixels
+from dinomaly_hd.evaluation.plots import Pixels, drawn_canvas, encode_png, new_figure, printable, shown_pixels
 from dinomaly_hd.evaluation.results import domain_names
+from dinomaly_hd.files import publish
 from dinomaly_hd.geometry import Box
 
 COLOUR_QUANTILE = 0.995
@@ -27,7 +32,28 @@ INPUT_COLOURS = "gray"
 OUTLINE_COLOUR = "#00e5ff"
 OVERLAY_OPACITY = 0.75
 SMALLEST_LIMIT = 1e-12  # a scale needs a length even where all normals are 0
+MOST_WAITING = 8  # pictures that are drawn and not yet written
 Map = NDArray[np.floating]
+SavePicture = Callable[[Path, Pixels], None]
+
+
+@contextmanager
+def pictures_saved() -> Iterator[SavePicture]:
+    """Yield what encodes and publishes a picture while the next one is drawn; all are there at the end.
+
+    That a picture cannot be written is raised with one of the next, or at the end.
+    """
+    waiting: deque[Future[None]] = deque()
+    with ThreadPoolExecutor(max_workers=1) as pool:
+
+        def save(path: Path, pixels_HW3: Pixels) -> None:
+            waiting.append(pool.submit(publish, path, lambda stream: stream.write(encode_png(pixels_HW3))))
+            if len(waiting) > MOST_WAITING:
+                waiting.popleft().result()
+
+        yield save
+        for picture in waiting:
+            picture.result()
 
 
 def map_limit(normals_NHW: Map) -> float:

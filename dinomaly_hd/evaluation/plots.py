@@ -36,7 +36,6 @@ MARKED_POINTS = 50  # fewer points than this are marked one by one
 
 
 def new_figure(width: float, height: float) -> Figure:
-    """Make an empty figure of the given size in inches."""
     return Figure(figsize=(width, height), dpi=DPI, layout="constrained")
 
 
@@ -46,7 +45,6 @@ def png_bytes(figure: Figure) -> bytes:
 
 
 def figure_pixels(figure: Figure) -> Pixels:
-    """Draw a figure and return what it shows (H, W, 3)."""
     return shown_pixels(drawn_canvas(figure))
 
 

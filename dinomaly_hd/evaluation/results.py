@@ -16,8 +16,8 @@ import pandas as pd
 
 from dinomaly_hd.errors import ConfigError, DataError, nearest
 from dinomaly_hd.evaluation import metrics
-from dinomaly_hd.evaluation.intervals import DRAWS, bootstrap, named_generator, percentile_interval
 from dinomaly_hd.evaluation.metrics import NAN, Confusion, FloatArray, IntArray, Threshold
+from dinomaly_hd.evaluation.statistics import DRAWS, bootstrap, named_generator, percentile_interval
 from dinomaly_hd.trivial import PREFIX
 
 COLUMNS = ("path", "domain", "label", "condition", "score")
@@ -30,16 +30,9 @@ RANKING = (*WITH_INTERVAL, "average_precision", "f1_max")
 CALLS = ("precision", "recall", "f1_score", "accuracy")
 PIXEL = ("pixel_auroc", "aupro", "named_tooth")
 COUNTS = Confusion._fields[:4]
+NO_PIXELS = "needs faults with ground-truth masks, and normal pixels"
 
 Block = dict[str, Any]
-
-
-class PixelScores(NamedTuple):
-    """What one domain's ground-truth masks tell: of pixels, and how many faults' named teeth are right."""
-
-    pixel_auroc: float
-    aupro: float
-    named_tooth: float = NAN
 
 
 class Evaluated(NamedTuple):
@@ -79,14 +72,15 @@ def evaluate(
     normal_thresholds: Mapping[str, Threshold],
     seed: int,
     draws: int = DRAWS,
-    pixel: Mapping[str, PixelScores] | None = None,
+    pixel: Mapping[str, Mapping[str, float]] | None = None,
 ) -> dict[str, Any]:
     """Evaluate every domain x condition, the mean over domains, the pooled images and the trivial scores.
 
     ``normal_thresholds`` holds each domain's threshold from normal scores (``metrics.normal_quantile``, or
     the source's in a transfer). Precision, recall, F1, accuracy and ``optimal_threshold`` of a block belong
     to it; they are NaN with a reason for a domain without one. Pooled counts are the sum of the domains'
-    counts, each at its own threshold. NaN stays a float here; the JSON writer turns it into null.
+    counts, each at its own threshold. ``pixel`` holds the metrics of ``PIXEL`` of domains with ground-truth
+    masks. NaN stays a float here; the JSON writer turns it into null.
     """
     check_table(table)
     domains, pixel = domain_names(table), pixel or {}
@@ -98,8 +92,10 @@ def evaluate(
     evaluated = {domain: ranked(rows, "score", domain) for domain, rows in rows_of.items()}
     for domain, parts in evaluated.items():
         _add_thresholds(parts, rows_of[domain], normal_thresholds.get(domain))
-        if domain in pixel:
-            _add_pixel(parts[ALL].block, pixel[domain])
+        for name, value in pixel.get(domain, {}).items():
+            parts[ALL].block[name] = value
+            if np.isnan(value):
+                parts[ALL].block["reasons"][name] = NO_PIXELS
     pooled = ranked(table, "score", "pooled")
     for condition, part in pooled.items():
         _pool_calls(part.block, {domain: parts[condition].block for domain, parts in evaluated.items()})
@@ -111,15 +107,17 @@ def evaluate(
     }
     return {
         "overall_auroc": pooled[ALL].block["auroc"],
-        "per_domain_metrics": _nested_all(evaluated),
+        "per_domain_metrics": {domain: _nested(parts) for domain, parts in evaluated.items()},
         "mean_metrics": _mean_of(evaluated),
         "overall_pooled_metrics": _nested(pooled),
-        "trivial": {score: _nested_all(own) | {"mean": _mean_of(own)} for score, own in trivial.items()},
+        "trivial": {
+            score: {domain: _nested(parts) for domain, parts in own.items()} | {"mean": _mean_of(own)}
+            for score, own in trivial.items()
+        },
     }
 
 
 def domain_names(table: pd.DataFrame) -> list[str]:
-    """Domains of a score table in the order of first appearance."""
     return [str(domain) for domain in table["domain"].unique()]
 
 
@@ -137,12 +135,10 @@ def shown_conditions(table: pd.DataFrame) -> tuple[str, ...]:
 
 
 def trivial_columns(table: pd.DataFrame) -> list[str]:
-    """Columns of a score table that hold model-free scores."""
     return [str(column) for column in table.columns if str(column).startswith(PREFIX)]
 
 
 def of_condition(table: pd.DataFrame, condition: str) -> pd.DataFrame:
-    """Rows of one condition, or all of them."""
     return table if condition == ALL else table[table["condition"].astype(str) == condition]
 
 
@@ -153,7 +149,6 @@ def rates(score: FloatArray, label: IntArray) -> dict[str, float]:
 
 
 def score_and_label(rows: pd.DataFrame, column: str = "score") -> tuple[FloatArray, IntArray]:
-    """Scores and labels of rows of a score table."""
     return rows[column].to_numpy(dtype=np.float64), rows["label"].to_numpy(dtype=np.int64)
 
 
@@ -164,16 +159,14 @@ def _ranked(
     parts = {}
     for condition in conditions:
         score, label = score_and_label(of_condition(rows, condition), column)
-        generator = named_generator(seed, f"{column}/{name}/{condition}")
-        draws_BR = bootstrap(
-            score, label, max_fprs=tuple(FPR_TARGETS.values()), generator=generator, draws=draws
-        )
+        generator, fprs = named_generator(seed, f"{column}/{name}/{condition}"), tuple(FPR_TARGETS.values())
+        draws_BR = bootstrap(score, label, max_fprs=fprs, generator=generator, draws=draws)
         faults = int(label.sum())
         counts = {"good": label.size - faults, "fault": faults}
         block: Block = {
             **rates(score, label),
             "average_precision": metrics.average_precision(score, label),
-            "f1_max": metrics.f1_max(score, label).value,
+            "f1_max": metrics.f1_max(score, label)[0],
             "intervals": _intervals(draws_BR),
             "counts": counts,
             "reasons": dict.fromkeys(RANKING, _one_class(counts)) if 0 in counts.values() else {},
@@ -185,7 +178,7 @@ def _ranked(
 def _add_thresholds(parts: Mapping[str, Evaluated], rows: pd.DataFrame, normal: Threshold | None) -> None:
     """Add the calls at thresholds that belong to the domain, so all its conditions share them."""
     chosen = [metrics.youden(*score_and_label(rows)), metrics.f1(*score_and_label(rows))]
-    chosen += [] if normal is None else [normal]
+    chosen += [normal] if normal else []
     for condition, (block, _) in parts.items():
         score, label = score_and_label(of_condition(rows, condition))
         entries = block["thresholds"] = {}
@@ -219,26 +212,15 @@ def _pool_calls(block: Block, members: Mapping[str, Block]) -> None:
     _explain_calls(block)
 
 
-def _add_pixel(block: Block, scores: PixelScores) -> None:
-    block |= scores._asdict()
-    reason = "needs faults with ground-truth masks, and normal pixels"
-    block["reasons"] |= {name: reason for name, value in scores._asdict().items() if np.isnan(value)}
-
-
 def _nested(parts: Mapping[str, Evaluated]) -> Block:
     """The block of all images, with every condition's block (its own included) under ``by_condition``."""
     return parts[ALL].block | {"by_condition": {name: part.block for name, part in parts.items()}}
 
 
-def _nested_all(evaluated: Mapping[str, Mapping[str, Evaluated]]) -> dict[str, Block]:
-    return {domain: _nested(parts) for domain, parts in evaluated.items()}
-
-
 def _mean_of(evaluated: Mapping[str, Mapping[str, Evaluated]]) -> Block:
-    conditions = next(iter(evaluated.values()))
     by_condition = {
         condition: _mean({domain: parts[condition] for domain, parts in evaluated.items()})
-        for condition in conditions
+        for condition in next(iter(evaluated.values()))
     }
     return by_condition[ALL] | {"by_condition": by_condition}
 
@@ -251,10 +233,9 @@ def _mean(members: Mapping[str, Evaluated]) -> Block:
     block: Block = {}
     used, missing, reasons = {}, {}, {}
     for name in (*RANKING, *CALLS, *PIXEL):
-        values = {key: part.block.get(name, NAN) for key, part in members.items()}
         if not any(name in part.block for part in members.values()):
             continue
-        have = metrics.known(values)
+        have = metrics.known({key: part.block.get(name, NAN) for key, part in members.items()})
         block[name] = metrics.mean_of_known(list(have.values()))
         used[name] = len(have)
         if len(have) < len(members):

@@ -12,12 +12,11 @@ from dinomaly_hd.data.feature_files import FeaturePlace
 from dinomaly_hd.errors import CheckpointError, ConfigError, DataError, EncoderError
 from dinomaly_hd.experiments.checks import check
 from dinomaly_hd.experiments.comparison import Member, Parent, Ran, check_members
-from dinomaly_hd.experiments.run import Outcome, execute
-from dinomaly_hd.experiments.work import short_domains
+from dinomaly_hd.experiments.run import Outcome, execute, outcome_in, short_domains
 from dinomaly_hd.jobs import Ended, Job, Slots, check_engine, read_job, run_jobs, write_progress
 from dinomaly_hd.jobs.job import LOG
 from dinomaly_hd.runs.context import Context
-from dinomaly_hd.runs.folder import finished_runs, read_results, read_state
+from dinomaly_hd.runs.folder import finished_runs
 from dinomaly_hd.runs.sync import complete_finished
 from dinomaly_hd.training.signals import SignalGuard
 
@@ -77,11 +76,10 @@ def run_as_jobs(
     reused = [one for one in members if checked[one].config_hash in before]
     rest = {checked[one].config_hash: one for one in reversed(members) if one not in reused}
     jobs = []
-    for one in members:
-        if rest.get(checked[one].config_hash) is one:
-            surroundings = context_to_plain(parent.member(one))
-            content = {"code_digest": code, "run": json.loads(one.run.to_json()), "context": surroundings}
-            jobs.append(Job(one.place, MODULE, parent.folder / one.place, content))
+    for one in (one for one in members if rest.get(checked[one].config_hash) is one):
+        surroundings = context_to_plain(parent.member(one))
+        content = {"code_digest": code, "run": json.loads(one.run.to_json()), "context": surroundings}
+        jobs.append(Job(one.place, MODULE, parent.folder / one.place, content))
     context.say(f"{len(reused)} finished before, {len(jobs)} to run")
 
     def tell(job: Job, how: Ended) -> None:
@@ -108,7 +106,7 @@ def run_as_jobs(
             continue
         if folder.is_relative_to(parent.folder):
             complete_finished(folder, root=context.root, say=context.say)
-        outcomes[one] = Outcome(folder, read_results(folder) or {}, read_state(folder).get("mlflow_run_id"))
+        outcomes[one] = outcome_in(folder)
     return outcomes, failed
 
 

@@ -1,13 +1,13 @@
-"""Everything that can be wrong with flags, weights and data is found here, before a model is loaded."""
+"""What a run is: checked before a model is loaded, then at work with its folder, images and MLflow run."""
 
 import math
 import os
-from collections.abc import Callable
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
-import numpy.typing as npt
+import torch
 
 from dinomaly_hd.config import (
     AFTER_TRAINING,
@@ -25,8 +25,10 @@ from dinomaly_hd.config import (
     flatten,
     with_values,
 )
+from dinomaly_hd.data.feature_files import FeaturePlace
+from dinomaly_hd.data.features import ImageStore
 from dinomaly_hd.data.folder import TextureStack, read_textures
-from dinomaly_hd.data.hdmap import Manifest, Split, hold_out, load_manifest
+from dinomaly_hd.data.hdmap import Indices, Manifest, Split, hold_out, load_manifest
 from dinomaly_hd.data.images import printable
 from dinomaly_hd.data.simulator import simulate
 from dinomaly_hd.data.tree import PREFIX as DOMAIN_PREFIX
@@ -35,12 +37,14 @@ from dinomaly_hd.files import file_digest
 from dinomaly_hd.models.build import check_model, texture_folder
 from dinomaly_hd.models.networks import check_weights, preprocessing_of
 from dinomaly_hd.models.weights import Weights, locate
+from dinomaly_hd.names import as_markdown
 from dinomaly_hd.runs.context import Context
 from dinomaly_hd.runs.folder import MODEL, find_run
+from dinomaly_hd.runs.tracker import Tracker
 from dinomaly_hd.serving.exported import WEIGHTS, read_card
+from dinomaly_hd.training.checkpoint import Checkpoint
 from dinomaly_hd.training.loop import resolve_device
 
-Positions = npt.NDArray[np.int64]
 SHAPES = (
     "model_type", "bottleneck", "attention", "loss", "distance", "auxiliary", "class_token", "decoder_depth",
     "scale_weights", "target_layers", "encoder", "image_size", "crop", "width", "severity_head_mode",
@@ -54,15 +58,9 @@ FILES = (".safetensors", ".pth", ".pt", ".ckpt")
 """Of weights that are no run's."""
 
 
-class Start(NamedTuple):
-    """Weights that a training begins with: a run's model folder, or a file of others, and their digest."""
-
-    path: Path
-    digest: str
-
-
 class Ready(NamedTuple):
-    """A checked run before any model exists.
+    """A checked run before any model exists; its training begins with ``start``, an exported model, or a file
+    of others' weights.
 
     ``config_hash`` names what decides the run's numbers: resolved config and seed, data, encoder weights, and
     the weights it starts from; ``training_hash`` leaves out what training does not see.
@@ -72,7 +70,7 @@ class Ready(NamedTuple):
     weights: Weights
     manifest: Manifest
     split: Split
-    start: Start | None
+    start: Path | None
     textures: TextureStack | None
     config_hash: str
     training_hash: str
@@ -85,25 +83,64 @@ class Ready(NamedTuple):
 
     @property
     def trained_domains(self) -> set[str]:
-        """The folder names of the domains trained on."""
         return {self.manifest.records[int(i)].domain for i in self.split.train}
 
-    def trained_on(self, positions: Positions) -> Positions:
-        """Return those of the positions whose domains are trained on."""
+    def trained_on(self, positions: Indices) -> Indices:
         records, domains = self.manifest.records, self.trained_domains
         return np.array([i for i in positions if records[int(i)].domain in domains], dtype=np.int64)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Work:
+    """A checked run with its surroundings, its folder, what tells MLflow, and its images.
+
+    ``checkpoint`` is where it goes on, None at a first start; ``timing`` fills up as it goes.
+    """
+
+    ready: Ready
+    context: Context
+    name: str
+    folder: Path
+    tracker: Tracker
+    device: torch.device
+    store: ImageStore
+    checkpoint: Checkpoint | None
+    timing: dict[str, float] = field(default_factory=dict)
+
+    @property
+    def run(self) -> RunConfig:
+        return self.ready.run
+
+    @property
+    def feature_place(self) -> FeaturePlace | None:
+        """Where encoder outputs are kept in files: on a GPU encoding anew is faster than reading."""
+        cache = self.run.training.cache
+        wanted = cache == "files" or (cache == "auto" and self.device.type == "cpu")
+        encodes = self.run.encoder.encoder != NO_ENCODER
+        return self.context.feature_place if wanted and encodes else None
+
+    def maps_folder(self, domain: str) -> Path:
+        """Return where a domain's anomaly maps lie; in a transfer, the source's apart from the targets'."""
+        folder = self.folder / "anomaly_maps"
+        if self.run.data.train_domains != ALL_DOMAINS:
+            folder /= "source" if domain in self.ready.trained_domains else "targets"
+        return folder / domain
+
+    def note(self, results: str) -> None:
+        """Set the description that the run's page shows; ``results`` is Markdown."""
+        domains = as_markdown(", ".join(self.ready.manifest.domains))
+        self.tracker.note(
+            f"**{self.run.model.variant}** on {domains}, seed {self.run.seed}\n\n"
+            f"{results}Repeat it: `{self.context.command}`\n\n"
+            f"Run folder: `{self.folder}`\n\nConditions: {self.ready.manifest.condition_rule}"
+        )
 
 
 def check(run: RunConfig, context: Context) -> Ready:
     """Check a run's settings against each other, find the encoder's weights, then read and check the data.
 
-    The run that is returned has its number of steps, also where epochs were given.
-
-    Raises:
-        ConfigError: Settings that do not fit together or the machine, or no run to start from.
-        CheckpointError: The run to start from has another architecture or encoder.
-        EncoderError: The weights cannot be had; no data were read.
-        DataError: The data cannot be used.
+    The run that is returned has its number of steps, also where epochs were given. What is wrong is a
+    ConfigError, a CheckpointError (the run to start from), an EncoderError, and last a DataError.
     """
     check_model(run)
     resolve_device(run.training.gpu)
@@ -134,7 +171,8 @@ def check(run: RunConfig, context: Context) -> Ready:
         size = preprocessing_of(run.encoder).input_size
         textures = read_textures(folder, size=size, tick=context.guard.check)
     inputs = [manifest.digest, weights.digest]
-    inputs += [one.digest for one in (start, textures) if one is not None]
+    inputs += [file_digest(start if start.is_file() else start / WEIGHTS)] if start else []
+    inputs += [textures.digest] if textures else []
     hashes = [
         "-".join([digest, *(text[:8] for text in inputs)])
         for digest in (run.digest(), run.digest(without=AFTER_TRAINING))
@@ -149,11 +187,10 @@ def _manifest(data: DataConfig, context: Context) -> Manifest:
         [data.data_root, data.simulate_size, str(data.simulate_seed), data.conditions, data.domains]
     )
     if shown not in kept:
-        tick, say = context.guard.check, context.say
-        place = resolve_root(data, root=context.root, say=say, tick=tick)
-        kept[shown] = load_manifest(place, domains=data.domain_names, conditions=data.conditions, tick=tick)
+        root, tick = _root(data, context), context.guard.check
+        kept[shown] = load_manifest(root, domains=data.domain_names, conditions=data.conditions, tick=tick)
         for warning in kept[shown].warnings:
-            say(f"warning: {warning}")
+            context.say(f"warning: {warning}")
     return kept[shown]
 
 
@@ -162,27 +199,20 @@ def simulated_root(data: DataConfig, *, root: Path) -> Path:
     return root / "data" / f"simulated_{data.simulate_size}_seed{data.simulate_seed}"
 
 
-def resolve_root(
-    data: DataConfig, *, root: Path, say: Callable[[str], None], tick: Callable[[], None]
-) -> Path:
-    """Return the data root; ``data_root=simulated`` is written where it is not there yet.
-
-    Raises:
-        OutputError: The simulation cannot be written.
-        LayoutError: There is no such folder, or something else lies where the simulation belongs.
-    """
-    if data.data_root != SIMULATED:
-        given = Path(data.data_root).expanduser()
-        if not os.path.isdir(given):  # False too for what is too long for a path
-            what = "not a folder" if os.path.exists(given) else "no such folder"
-            raise LayoutError(
-                f"data_root={printable(data.data_root)}: {what}; give the one that holds the domain folders "
-                f"(domain_A/train/good ...), or {SIMULATED}"
-            )
-        return given
-    target = simulated_root(data, root=root)
-    say(f"simulated data: {target}")
-    return simulate(target, size=data.simulate_size, seed=data.simulate_seed, tick=tick)
+def _root(data: DataConfig, context: Context) -> Path:
+    """Return the data root; ``data_root=simulated`` is written where it is not there yet."""
+    if data.data_root == SIMULATED:
+        target = simulated_root(data, root=context.root)
+        context.say(f"simulated data: {target}")
+        return simulate(target, size=data.simulate_size, seed=data.simulate_seed, tick=context.guard.check)
+    given = Path(data.data_root).expanduser()
+    if not os.path.isdir(given):  # False too for what is too long for a path
+        what = "not a folder" if os.path.exists(given) else "no such folder"
+        raise LayoutError(
+            f"data_root={printable(data.data_root)}: {what}; give the one that holds the domain folders "
+            f"(domain_A/train/good ...), or {SIMULATED}"
+        )
+    return given
 
 
 def _with_steps(run: RunConfig, split: Split) -> RunConfig:
@@ -211,13 +241,13 @@ def _with_steps(run: RunConfig, split: Split) -> RunConfig:
     return with_values(run, values) if values else run
 
 
-def _start(run: RunConfig, context: Context, *, encoder_digest: str) -> Start | None:
-    """Return the weights that ``start_from`` names, once they are known to fit."""
+def _start(run: RunConfig, context: Context, *, encoder_digest: str) -> Path | None:
+    """Return what ``start_from`` names: a file of others, or an exported model once it is known to fit."""
     if run.training.start_from == NO_START:
         return None
     file = Path(run.training.start_from).expanduser()
     if file.suffix in FILES and os.path.isfile(file):  # which says itself what does not fit
-        return Start(file, file_digest(file))
+        return file
     folder = find_run(context.result_dir, run.training.start_from) / MODEL
     card = read_card(folder)
     theirs, ours = flatten(card.run), flatten(run)
@@ -229,4 +259,4 @@ def _start(run: RunConfig, context: Context, *, encoder_digest: str) -> Start | 
             f"start_from={run.training.start_from}: that model differs in {', '.join(changes)}; "
             "give the same settings"
         )
-    return Start(folder, file_digest(folder / WEIGHTS))
+    return folder

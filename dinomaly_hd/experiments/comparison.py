@@ -13,10 +13,10 @@ from dinomaly_hd.config import RunConfig, flatten
 from dinomaly_hd.data.features import FeatureCache
 from dinomaly_hd.errors import CheckpointError, ComparisonError, ConfigError, NonFiniteError
 from dinomaly_hd.evaluation.comparison_members import MemberRun
+from dinomaly_hd.evaluation.comparison_pages import Question
 from dinomaly_hd.experiments.members import Joined, read_member
-from dinomaly_hd.experiments.reporting import Question, Report, flat_means, write_report
-from dinomaly_hd.experiments.run import Outcome, execute
-from dinomaly_hd.experiments.work import short_domains
+from dinomaly_hd.experiments.reporting import Report, flat_means, write_report
+from dinomaly_hd.experiments.run import Outcome, execute, short_domains
 from dinomaly_hd.models.build import check_model
 from dinomaly_hd.runs.context import Context
 from dinomaly_hd.runs.folder import open_folder
@@ -41,7 +41,6 @@ class Member(NamedTuple):
 
     @property
     def title(self) -> str:
-        """What a failure is told by."""
         return f"{self.label}, seed {self.run.seed}"
 
 
@@ -199,42 +198,37 @@ def _parent(members: Sequence[Member], context: Context, protocol: Protocol) -> 
 def _reports(ran: Ran, parent: Parent, protocol: Protocol) -> dict[str, Report]:
     """Write and log a report on the finished members of each place."""
     reports: dict[str, Report] = {}
-    outcomes, not_run = ran
+    (outcomes, not_run), tracker, context = ran, parent.tracker, parent.context
     place_of = protocol.places or dict.fromkeys([*outcomes, *not_run], ONE_REPORT)
     for place in dict.fromkeys(place_of.values()):
-        done = [
-            read_member(outcome.folder, label=one.label, name=outcome.mlflow_run_id)
-            for one, outcome in outcomes.items()
-            if place_of[one] == place
-        ]
-        failed = {one.title: reason for one, reason in not_run.items() if place_of[one] == place}
-        done, lacking = protocol.gather(done)
-        if done:
-            reports[place] = _report(done, failed | lacking, parent, place=place, question=protocol.question)
+        done, lacking = protocol.gather(
+            [
+                read_member(outcome.folder, label=one.label, name=outcome.mlflow_run_id)
+                for one, outcome in outcomes.items()
+                if place_of[one] == place
+            ]
+        )
+        failed = {one.title: reason for one, reason in not_run.items() if place_of[one] == place} | lacking
+        if not done:
+            continue
+        folder, question = parent.folder / place, protocol.question
+        if place:
+            question = question._replace(title=f"{question.title}: {folder.name.replace('_', ' ')}")
+        context.say(f"\n== report on {len(done)} runs")
+        report = reports[place] = write_report(
+            done, folder, question=question, command=context.command, failed=failed, tick=context.guard.check
+        )
+        for path in report.files:
+            below = path.parent.relative_to(parent.folder)
+            tracker.artifact(path, folder=None if below == Path() else below.as_posix())
+        tracker.metrics(flat_means(report.comparison), step=0)
+        for line in [*report.markdown.splitlines(), f"report: {folder / REPORT}"]:
+            context.say(line)
     if reports:
         runs = [outcome.mlflow_run_id for outcome in outcomes.values() if outcome.mlflow_run_id]
         told = "\n\n".join(report.markdown for report in reports.values())
-        parent.tracker.note(f"{_links(parent, runs)}{told}")
+        tracker.note(f"{_links(parent, runs)}{told}")
     return reports
-
-
-def _report(
-    members: Sequence[MemberRun], failed: dict[str, str], parent: Parent, *, place: str, question: Question
-) -> Report:
-    context, folder = parent.context, parent.folder / place
-    if place:
-        question = question._replace(title=f"{question.title}: {folder.name.replace('_', ' ')}")
-    context.say(f"\n== report on {len(members)} runs")
-    report = write_report(
-        members, folder, question=question, command=context.command, failed=failed, tick=context.guard.check
-    )
-    for path in report.files:
-        below = path.parent.relative_to(parent.folder)
-        parent.tracker.artifact(path, folder=None if below == Path() else below.as_posix())
-    parent.tracker.metrics(flat_means(report.comparison), step=0)
-    for line in [*report.markdown.splitlines(), f"report: {folder / REPORT}"]:
-        context.say(line)
-    return report
 
 
 def _links(parent: Parent, runs: Sequence[str]) -> str:

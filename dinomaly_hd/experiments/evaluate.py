@@ -3,6 +3,7 @@
 import time
 from collections.abc import Mapping
 from functools import partial
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -10,24 +11,34 @@ import numpy.typing as npt
 import pandas as pd
 
 from dinomaly_hd.config import ALL_DOMAINS, RowEvidenceConfig, TrainingConfig
+from dinomaly_hd.data.hdmap import Indices
+from dinomaly_hd.data.tree import NORMALS
 from dinomaly_hd.errors import DataError, NonFiniteError
+from dinomaly_hd.evaluation.blocks import SOURCE_FPR, transfer_of
 from dinomaly_hd.evaluation.metrics import Threshold, f1, normal_quantile, youden
-from dinomaly_hd.evaluation.pictures import map_limit
-from dinomaly_hd.evaluation.pointing import TOOTH
+from dinomaly_hd.evaluation.pictures import (
+    MapPicture,
+    SavePicture,
+    map_limit,
+    picture_title,
+    pictures_saved,
+    select_by_rank,
+)
+from dinomaly_hd.evaluation.plots import figure_pixels, histogram_figure, history_figure, roc_figure
+from dinomaly_hd.evaluation.pointing import TOOTH, where_text
+from dinomaly_hd.evaluation.results import domain_names, score_and_label
 from dinomaly_hd.evaluation.results import evaluate as figures_of
-from dinomaly_hd.evaluation.transfer import SOURCE_FPR, transfer_of
-from dinomaly_hd.experiments import gallery
+from dinomaly_hd.experiments.checks import Work
 from dinomaly_hd.experiments.score import (
     Examined,
-    Positions,
     Scorer,
+    SyntheticBands,
     pixel_scores,
+    read_mask,
     score_table,
     stack,
-    write_scores,
 )
-from dinomaly_hd.experiments.synthetic import SyntheticBands
-from dinomaly_hd.experiments.work import Work
+from dinomaly_hd.files import publish_text
 from dinomaly_hd.models.row_evidence import Evidence, fit
 from dinomaly_hd.randomness import derive
 from dinomaly_hd.runs.folder import MODEL, SCORES
@@ -35,18 +46,27 @@ from dinomaly_hd.serving.exported import Card, export_model
 from dinomaly_hd.training.loop import Trained
 
 SCORES_KEPT = 1000  # of a domain's normals, in the exported model
+LONGEST_STEM = 50  # characters: 200 bytes at most, below every file system's limit with what is put before
+HISTORY_SERIES = (
+    "train/loss",
+    "train/lr",
+    "train/grad_norm",
+    "train/discard_rate",
+    "train/drop_rate",
+    "val/loss",
+    "val_image_AUROC",
+)
 
 
 class Scored(NamedTuple):
     """Images with their scores and domains, and the domains that could not be scored, with why."""
 
-    positions: Positions
+    positions: Indices
     examined: Examined
     domain_N: npt.NDArray[np.str_]
     failed: dict[str, str]
 
     def each(self, values: npt.NDArray[Any]) -> dict[str, npt.NDArray[Any]]:
-        """Return those of one value an image that are each domain's."""
         return {name: values[self.domain_N == name] for name in dict.fromkeys(self.domain_N.tolist())}
 
 
@@ -126,7 +146,10 @@ def evaluate(work: Work, scorer: Scorer, trained: Trained) -> dict[str, Any]:
     )
     export_model(work.folder / MODEL, scorer.detector, card)
     rows = table_of(normals.positions, examined=normals.examined)
-    write_scores(work.folder / SCORES, table, normals=rows)
+    for scored, ending in ((table, ""), (rows, NORMALS)):
+        for name, lines in scored.groupby("domain", sort=False):
+            text = lines.drop(columns="domain").to_csv(index=False, float_format="%.17g")
+            publish_text(work.folder / SCORES / f"{name}{ending}.csv", text)
     scorer.tick()
     say("drawing plots and anomaly maps")
     _draw(work, scorer, normals, table, thresholds)
@@ -152,7 +175,7 @@ def _row_evidence(work: Work) -> Evidence | None:
         return None
 
 
-def _examine(work: Work, scorer: Scorer, positions: Positions, *, failed: Mapping[str, str]) -> Scored:
+def _examine(work: Work, scorer: Scorer, positions: Indices, *, failed: Mapping[str, str]) -> Scored:
     """Score images; a domain that was not trained on may fail without taking the others along.
 
     Domains in ``failed`` are left out from the start.
@@ -186,20 +209,78 @@ def _draw(
 ) -> None:
     lines: dict[str, list[Threshold]] = {}
     for domain, own in table.groupby("domain", sort=False):
-        score, label = own["score"].to_numpy(np.float64), own["label"].to_numpy(np.int64)
+        score, label = score_and_label(own)
         lines[str(domain)] = [thresholds[str(domain)], youden(score, label), f1(score, label)]
+    count, values = work.run.evaluation.maps_per_group, {name: one.value for name, one in thresholds.items()}
+    chosen = select_by_rank(table, thresholds=values, count=count) if count else table.iloc[:0]
     images = normals.each(stack(work.store, normals.positions))
     maps = normals.each(normals.examined.map_Nhw)
-    with gallery.pictures_saved() as save:
+    with pictures_saved() as save:
         history = work.tracker.journal.history()
-        gallery.draw_plots(work.folder / "plots", table, thresholds=lines, history=history, save=save)
-        gallery.draw_maps(
-            {domain: work.maps_folder(domain) for domain in lines},
-            table,
-            scorer=scorer,
-            limits={domain: map_limit(own) for domain, own in maps.items()},
-            input_limits={domain: map_limit(own) for domain, own in images.items()},
-            thresholds={domain: threshold.value for domain, threshold in thresholds.items()},
-            count=work.run.evaluation.maps_per_group,
-            save=save,
-        )
+        draw_plots(work.folder / "plots", table, thresholds=lines, history=history, save=save)
+        for name, rows in chosen.groupby("domain", sort=False):
+            picture = MapPicture(
+                input_shape=work.ready.manifest.shape,
+                limit=map_limit(maps[str(name)]),  # one colour scale a domain
+                input_limit=map_limit(images[str(name)]),
+                box=scorer.box,
+            )
+            _draw_maps(work, scorer, picture, rows, threshold=values[str(name)], save=save)
+
+
+def draw_plots(
+    folder: Path,
+    table: pd.DataFrame,
+    *,
+    thresholds: Mapping[str, list[Threshold]],
+    history: Mapping[str, list[tuple[int, float]]],
+    save: SavePicture,
+) -> None:
+    """Write ``roc_{domain}.png``, ``scores_{domain}.png`` and ``training.png``."""
+    for domain in domain_names(table):
+        save(folder / f"roc_{domain}.png", figure_pixels(roc_figure(table, domain=domain)))
+        figure = histogram_figure(table, domain=domain, thresholds=thresholds.get(domain, []))
+        save(folder / f"scores_{domain}.png", figure_pixels(figure))
+    shown = {name: dict(history[name]) for name in HISTORY_SERIES if name in history}
+    steps = sorted({step for values in shown.values() for step in values})
+    if steps:
+        series = {name: [values.get(step, float("nan")) for step in steps] for name, values in shown.items()}
+        save(folder / "training.png", figure_pixels(history_figure(steps, series=series)))
+
+
+def _draw_maps(
+    work: Work,
+    scorer: Scorer,
+    picture: MapPicture,
+    rows: pd.DataFrame,
+    *,
+    threshold: float,
+    save: SavePicture,
+) -> None:
+    """Write three-panel pictures ``{label}_{rank}_{nn}_{stem}.png`` of a domain's chosen images."""
+    manifest = work.ready.manifest
+    position_of = {record.path: position for position, record in enumerate(manifest.records)}
+    positions = np.array([position_of[path] for path in rows["path"]], dtype=np.int64)
+    numbered = rows.assign(number=rows.groupby(["label", "rank"]).cumcount() + 1)
+    drawn = iter(numbered.to_dict("records"))
+    for batch, images_BHW, prediction in scorer.batches(positions):
+        for i, position in enumerate(batch):
+            scorer.tick()
+            row = next(drawn)
+            title = picture_title(
+                path=row["path"],
+                label=row["label"],
+                condition=row["condition"],
+                score=float(prediction.score_B[i]),
+                threshold=threshold,
+                where=where_text(row),
+            )
+            pixels_HW3 = picture.draw(
+                images_BHW[i].numpy(),
+                prediction.map_BHW[i].numpy(),
+                title=title,
+                mask_HW=read_mask(manifest, int(position)) if row["label"] else None,
+            )
+            kind, stem = "fault" if row["label"] else "good", Path(row["path"]).stem[-LONGEST_STEM:]
+            name = f"{kind}_{row['rank']}_{row['number']:02d}_{stem}.png"
+            save(work.maps_folder(row["domain"]) / name, pixels_HW3)

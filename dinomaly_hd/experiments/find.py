@@ -7,41 +7,46 @@ import os
 import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from dinomaly_hd.errors import ConfigError, DataError, TrackingError
-from dinomaly_hd.evaluation.comparison_members import MemberRun
-from dinomaly_hd.experiments.members import (
-    BETWEEN_RUNS,
-    BY_CONFIG,
-    BY_VARIANT,
-    SINGLE,
-    join_domains,
-    joined,
-    read_member,
-    relabelled,
-)
+from dinomaly_hd.errors import ConfigError, DataError, TrackingError, nearest
+from dinomaly_hd.evaluation.comparison_members import MemberRun, leaves
+from dinomaly_hd.experiments.members import BETWEEN_RUNS, SINGLE, join_domains, joined, read_member
 from dinomaly_hd.files import read_json
 from dinomaly_hd.runs.folder import FINISHED, RESULTS, SCORES, STATE, all_runs, read_state
 from dinomaly_hd.runs.search import RUN_ID, RunStore, StoredRun, recorded
 
 SUMMARY = "final_summary.json"
 TRAINING = "train"
+BY_CONFIG, BY_VARIANT = "config", "variant"
 COMES_WITH = {"encoder": ("encoder_digest",)}
 """Settings that cannot but differ where the one they are named under does."""
 
 
-class Asked(NamedTuple):
-    """Runs and comparisons by path, name or id; and a filter string over an MLflow experiment, "" for none.
+@dataclass(frozen=True, kw_only=True)
+class ReportRequest:
+    """What to report on, how to call it, and where it goes; the help of `report` says what each is.
 
-    ``label_by`` is what a run is called: ``config``, ``variant``, or the name of a value of its config.
+    ``query`` is "" for none. None as ``reference``, ``title`` and ``question`` is the comparison's own, if
+    one is asked for by itself. ``root`` is the project, for MLflow's database; ``command`` repeats the
+    report; ``tick`` is called for each run, domain and condition.
     """
 
     runs: tuple[str, ...]
     query: str
     experiment: str
     label_by: str
+    reference: str | None
+    title: str | None
+    question: str | None
+    output: Path | None
+    result_dir: Path
+    root: Path
+    command: str
+    say: Callable[[str], None]
+    tick: Callable[[], None]
 
 
 class Found(NamedTuple):
@@ -60,7 +65,6 @@ class Found(NamedTuple):
 
     @property
     def run_id(self) -> str | None:
-        """Its MLflow run."""
         return self.name if RUN_ID.fullmatch(self.name) else None
 
     @property
@@ -84,12 +88,10 @@ class Found(NamedTuple):
         label = self.tags.get("config", "-")
         label = self.tags.get("variant", name or self.name) if label == "-" else label
         domains = f" {self.tags['domains']}" if label == SINGLE and "domains" in self.tags else ""
-        if self.stored is not None:
-            seed = self.stored.params.get("seed", seed)
-        elif self.folder is not None:
-            settings = read_json(self.folder / "experiment_settings.json")
-            seed = str(settings.get("config", {}).get("seed", seed))
-        return f"{label}{domains}, seed {seed or 'unknown'}"
+        settings = self.stored.params if self.stored is not None else {}
+        if self.folder is not None:
+            settings = read_json(self.folder / "experiment_settings.json").get("config", {})
+        return f"{label}{domains}, seed {settings.get('seed', seed) or 'unknown'}"
 
 
 class Collected(NamedTuple):
@@ -113,10 +115,9 @@ class Shelf:
         self._folders = [(folder, read_state(folder)) for folder in all_runs(result_dir)]
 
     def find(self, name: str) -> Found:
-        """Return the run or comparison of a path, folder name or MLflow run id."""
         path = Path(name)
         if any(os.path.isfile(path / file) for file in (STATE, RESULTS, SUMMARY)):
-            return self._at(path)
+            return _at(path)
         here = [
             folder for folder, state in self._folders if name in (folder.name, state.get("mlflow_run_id"))
         ]
@@ -124,19 +125,18 @@ class Shelf:
             places = ", ".join(str(folder) for folder in here)
             raise ConfigError(f"{name!r} is the name of {len(here)} runs ({places}); give one's path or id")
         if here:
-            return self._at(here[0])
+            return _at(here[0])
         if os.path.isdir(path):
             raise ConfigError(f"{name!r} holds no run")
         if RUN_ID.fullmatch(name) is None:
             raise ConfigError(f"{name!r} is no run folder, no name of one under {self.result_dir}, and no id")
+        absent = f"{name!r} is not under {self.result_dir}"
         try:
             stored = self.store.run(name)
         except TrackingError as error:
-            raise TrackingError(f"{name!r} is not under {self.result_dir}, and {error}") from error
+            raise TrackingError(f"{absent}, and {error}") from error
         if stored is None:
-            raise ConfigError(
-                f"{name!r} is not under {self.result_dir} and not in MLflow at {self.store.uri}"
-            )
+            raise ConfigError(f"{absent} and not in MLflow at {self.store.uri}")
         return self.of(stored)
 
     def of(self, stored: StoredRun) -> Found:
@@ -144,14 +144,14 @@ class Shelf:
         told = Path(stored.tags.get("run_folder", ""))
         for folder, state in [*self._folders, (told, read_state(told))]:
             if state.get("mlflow_run_id") == stored.run_id:
-                return self._at(folder)
+                return _at(folder)
         return Found(stored.run_id, None, stored, stored.status, stored.tags, stored.began_ms)
 
     def members(self, comparison: Found) -> list[Found]:
         """Return the runs that began in a comparison, in their order."""
         if comparison.stored is not None:
             return [self.of(child) for child in self.store.children(comparison.stored)]
-        found = [self._at(path.parent) for path in sorted(comparison.place.glob(f"*/{STATE}"))]
+        found = [_at(path.parent) for path in sorted(comparison.place.glob(f"*/{STATE}"))]
         return sorted(found, key=lambda run: run.began_ms)
 
     @contextmanager
@@ -165,28 +165,24 @@ class Shelf:
             yield Path(temporary)
 
     def summary(self, comparison: Found) -> dict[str, Any]:
-        """Return a comparison's final_summary.json, empty where it has none yet."""
         with self.folder(comparison, SUMMARY) as folder:
             return read_json(folder / SUMMARY)
 
-    def _at(self, folder: Path) -> Found:
-        """Return what lies in a folder; one without state was copied here from MLflow."""
-        state, record = read_state(folder), recorded(folder)
-        name = state.get("mlflow_run_id") or str(folder)
-        return Found(name, folder, None, state.get("status", FINISHED), record.tags, record.began_ms)
+
+def _at(folder: Path) -> Found:
+    """Return what lies in a folder; one without state was copied here from MLflow."""
+    state, record = read_state(folder), recorded(folder)
+    name = state.get("mlflow_run_id") or str(folder)
+    return Found(name, folder, None, state.get("status", FINISHED), record.tags, record.began_ms)
 
 
-def collect(asked: Asked, shelf: Shelf, *, say: Callable[[str], None], tick: Callable[[], None]) -> Collected:
-    """Find and read everything that is asked for; ``tick`` is called once per run."""
+def collect(asked: ReportRequest, shelf: Shelf) -> Collected:
     if not asked.runs and not asked.query:
         raise ConfigError("runs and query: at least one of them is needed")
     named = _named(asked.runs, shelf)
-    collection = _Collection(shelf, tick=tick)
-    for one in [*named, *(_matching(asked, shelf, say=say) if asked.query else ())]:
-        if one.is_comparison:
-            collection.add_comparison(one)
-        else:
-            collection.add(one)
+    collection = _Collection(shelf, tick=asked.tick)
+    for one in [*named, *(_matching(asked, shelf) if asked.query else ())]:
+        (collection.add_comparison if one.is_comparison else collection.add)(one)
     members, failed = collection.joined()
     if not members:
         reasons = "; ".join(f"{title}: {reason}" for title, reason in failed.items())
@@ -194,14 +190,12 @@ def collect(asked: Asked, shelf: Shelf, *, say: Callable[[str], None], tick: Cal
     alone = len(named) == 1 and named[0].is_comparison and not asked.query
     own = named[0] if alone and asked.label_by == BY_CONFIG else None
     by_name = () if asked.label_by in (BY_CONFIG, BY_VARIANT) else (asked.label_by,)
-    compared = [*collection.compared, *by_name, *COMES_WITH.get(asked.label_by, ())]
-    return Collected(
-        relabelled(members, label_by=asked.label_by),
-        failed,
-        tuple(dict.fromkeys(compared)),
-        own,
-        shelf.summary(own) if own else {},
-    )
+    compared = dict.fromkeys([*collection.compared, *by_name, *COMES_WITH.get(asked.label_by, ())])
+    labelled = [
+        member._replace(label=label)
+        for member, label in zip(members, _labels(members, label_by=asked.label_by), strict=True)
+    ]
+    return Collected(labelled, failed, tuple(compared), own, shelf.summary(own) if own else {})
 
 
 def _named(names: Sequence[str], shelf: Shelf) -> list[Found]:
@@ -219,7 +213,7 @@ def _named(names: Sequence[str], shelf: Shelf) -> list[Found]:
     return found
 
 
-def _matching(asked: Asked, shelf: Shelf, *, say: Callable[[str], None]) -> list[Found]:
+def _matching(asked: ReportRequest, shelf: Shelf) -> list[Found]:
     """Return the training runs that a query matches; a comparison's other members are not asked for."""
     matches = shelf.store.search(asked.query, experiment=asked.experiment)
     runs = [run for run in matches if run.tags.get("kind", TRAINING) == TRAINING]
@@ -230,8 +224,30 @@ def _matching(asked: Asked, shelf: Shelf, *, say: Callable[[str], None]) -> list
             f"query={asked.query!r}: matches no training run of experiment {asked.experiment!r}{but}"
         )
     if kinds:
-        say(f"query: {len(matches) - len(runs)} matches that are no training runs are left out ({kinds})")
+        left_out = len(matches) - len(runs)
+        asked.say(f"query: {left_out} matches that are no training runs are left out ({kinds})")
     return [shelf.of(run) for run in runs]
+
+
+def _labels(members: Sequence[MemberRun], *, label_by: str) -> list[str]:
+    """Return what the members are called: as they are, by variant, or by a value as in "q_percent=1"."""
+    if label_by == BY_CONFIG:
+        return [member.label for member in members]
+    if label_by == BY_VARIANT:
+        return [str(member.result.get("variant")) for member in members]
+    values = [leaves(member.result.get("config", {})) for member in members]
+    known = {name for own in values for name in own}
+    if label_by not in known:
+        raise ConfigError(
+            f"label_by={label_by!r}: no value of these runs' configs."
+            f"{nearest(label_by, [BY_CONFIG, BY_VARIANT, *known])}"
+        )
+
+    def shown(value: Any) -> str:
+        text = f"{value:.6g}" if isinstance(value, float) else str(value)
+        return text.lower() if isinstance(value, bool) else text
+
+    return [f"{label_by}={shown(own[label_by])}" if label_by in own else f"no {label_by}" for own in values]
 
 
 class _Collection:
@@ -245,10 +261,9 @@ class _Collection:
         self._shelf, self._tick = shelf, tick
 
     def add(self, run: Found) -> None:
-        """Add a run under its own label."""
         member = self._member(run)
         if member is not None:
-            self._keep(member)
+            self._members.setdefault((member.label, member.name), member)
 
     def add_comparison(self, comparison: Found) -> None:
         """Add what a comparison's summary lists, wherever it was run, and what began in it since."""
@@ -263,7 +278,7 @@ class _Collection:
                 label, digest = entry["label"], summary.get("data_digest")
                 several = len(parts) > 1
                 whole = joined(members, label=label, data_digest=digest) if several else members[0]
-                self._keep(whole._replace(label=label))
+                self._members.setdefault((label, whole.name), whole._replace(label=label))
         for run in began:
             if run.name not in covered:
                 self.add(run)
@@ -313,6 +328,3 @@ class _Collection:
                 self._failed[run.title()] = str(error)
                 return None
         return self._read[run.name]
-
-    def _keep(self, member: MemberRun) -> None:
-        self._members.setdefault((member.label, member.name), member)

@@ -1,6 +1,6 @@
-"""Finished runs as members of a comparison: read, named, and joined where each is a part of one member."""
+"""Finished runs as members of a comparison: read, and joined where each is a part of one member."""
 
-from collections.abc import Container, Iterable, Mapping, Sequence
+from collections.abc import Container, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -8,16 +8,14 @@ import numpy as np
 import pandas as pd
 
 from dinomaly_hd.config import ALL_DOMAINS, names_in
-from dinomaly_hd.errors import ConfigError, DataError, nearest
+from dinomaly_hd.errors import ConfigError, DataError
 from dinomaly_hd.evaluation.comparison_members import MemberRun, leaves
 from dinomaly_hd.runs.folder import RESULTS, SCORES, read_results
 from dinomaly_hd.trivial import PREFIX, TRIVIAL
 
 UNIFIED, SINGLE = "multiclass_unified", "singleclass"
-BY_CONFIG, BY_VARIANT = "config", "variant"
 BETWEEN_RUNS = ", "
 """Between the names of the runs that a joint member is made of."""
-
 Joined = tuple[list[MemberRun], dict[str, str]]
 """Members, and by title why another was left out."""
 
@@ -48,8 +46,6 @@ def on_scored_domains(members: Sequence[MemberRun]) -> Joined:
         for domain, why in member.result.get("transfer", {}).get("missing_targets", {}).items():
             if domain not in member.result["per_domain_metrics"]:
                 failed.setdefault(domain, f"left out for all: not scored by {member.title}: {why}")
-    if not failed:
-        return list(members), {}
     kept = []
     for member in members:
         blocks = member.result["per_domain_metrics"]
@@ -67,12 +63,21 @@ def joined(parts: Sequence[MemberRun], *, label: str, data_digest: str | None) -
     blocks: dict[str, Any] = {}
     tables = []
     for part in parts:
-        own = _trained_domains(part.result)
+        trained = str(leaves(part.result.get("config", {})).get("train_domains", ALL_DOMAINS))
+        names = names_in(trained)  # a config may shorten domain_A to A
+        own = [
+            domain
+            for domain in part.result["domains"]
+            if trained == ALL_DOMAINS or domain in names or domain.removeprefix("domain_") in names
+        ]
         blocks |= {domain: part.result["per_domain_metrics"][domain] for domain in own}
         tables.append(part.scores[part.scores["domain"].isin(own)])
-    if data_digest is None:
-        data_digest = "+".join(str(part.result.get("data_digest"))[:16] for part in parts)
-    own_result = {"domains": list(blocks), "per_domain_metrics": blocks, "data_digest": data_digest}
+    digests = "+".join(str(part.result.get("data_digest"))[:16] for part in parts)
+    own_result = {
+        "domains": list(blocks),
+        "per_domain_metrics": blocks,
+        "data_digest": data_digest or digests,
+    }
     name = BETWEEN_RUNS.join(part.name for part in parts)
     return MemberRun(label, parts[0].seed, name, {**parts[0].result, **own_result}, pd.concat(tables))
 
@@ -80,9 +85,8 @@ def joined(parts: Sequence[MemberRun], *, label: str, data_digest: str | None) -
 def join_domains(members: Sequence[MemberRun], labels: Container[str] = (SINGLE,)) -> Joined:
     """Join the runs of one seed that have one of these labels; all others stay as they are.
 
-    A joint run counts as tested on a unified run's data where the two have the same test images by their
-    trivial scores, which need no model. One that lacks a domain is left out and named: means over different
-    domains are no means of one thing. Two runs of a domain and seed are a ConfigError.
+    One that lacks a domain is left out and named: means over different domains are no means of one thing. Two
+    runs of a domain and seed are a ConfigError.
     """
     others = [member for member in members if member.label not in labels]
     groups: dict[tuple[str, int], list[MemberRun]] = {}
@@ -90,77 +94,32 @@ def join_domains(members: Sequence[MemberRun], labels: Container[str] = (SINGLE,
         if member.label in labels:
             groups.setdefault((member.label, member.seed), []).append(member)
     unified = {member.seed: member for member in others if member.label == UNIFIED}
-    every = dict.fromkeys(d for group in (*groups.values(), unified.values()) for d in _domains(group))
+    whole = [one for group in groups.values() for one in group] + list(unified.values())
+    every = dict.fromkeys(domain for one in whole for domain in one.result["domains"])
     joint, failed = [], {}
     for (label, seed), parts in groups.items():
-        have = _domains(parts)
+        have = [domain for part in parts for domain in part.result["domains"]]
         lacking = [domain for domain in every if domain not in have]
         if lacking:
             failed[f"{label}, seed {seed}"] = f"no finished run of {', '.join(lacking)}; the others left out"
-        elif len(parts) == 1:
+            continue
+        if len(parts) == 1:
             joint += parts
-        else:
-            _check_apart(parts)
-            joint.append(joined(parts, label=label, data_digest=_common_digest(parts, unified.get(seed))))
+            continue
+        for domain in have:
+            first, *more = [part.name for part in parts if domain in part.result["domains"]]
+            if more:
+                raise ConfigError(
+                    f"{label}, seed {seed}: {domain} has two runs, {first} and {more[0]}; leave one out"
+                )
+        joint.append(joined(parts, label=label, data_digest=_common_digest(parts, unified.get(seed))))
     return [*others, *joint], failed
 
 
-def relabelled(members: Sequence[MemberRun], *, label_by: str) -> list[MemberRun]:
-    """Return the members called by their variant, or by a value of their config as in "q_percent=1".
-
-    ``config`` leaves them as they are. A name that no run has a value of is a ConfigError.
-    """
-    if label_by == BY_CONFIG:
-        return list(members)
-    if label_by == BY_VARIANT:
-        return [member._replace(label=str(member.result.get("variant"))) for member in members]
-    values = [leaves(member.result.get("config", {})) for member in members]
-    known = {name for own in values for name in own}
-    if label_by not in known:
-        raise ConfigError(
-            f"label_by={label_by!r}: no value of these runs' configs."
-            f"{nearest(label_by, [BY_CONFIG, BY_VARIANT, *known])}"
-        )
-    labels = [
-        f"{label_by}={_shown(own[label_by])}" if label_by in own else f"no {label_by}" for own in values
-    ]
-    return [member._replace(label=label) for member, label in zip(members, labels, strict=True)]
-
-
-def _shown(value: Any) -> str:
-    if isinstance(value, bool):
-        return str(value).lower()
-    return f"{value:.6g}" if isinstance(value, float) else str(value)
-
-
-def _trained_domains(result: Mapping[str, Any]) -> list[str]:
-    """Return those of a result's domains that its run was trained on; a config may shorten domain_A to A."""
-    trained = str(leaves(result.get("config", {})).get("train_domains", ALL_DOMAINS))
-    names = names_in(trained)
-    return [
-        domain
-        for domain in result["domains"]
-        if trained == ALL_DOMAINS or domain in names or domain.removeprefix("domain_") in names
-    ]
-
-
-def _domains(parts: Iterable[MemberRun]) -> list[str]:
-    return [domain for part in parts for domain in part.result["domains"]]
-
-
-def _check_apart(parts: Sequence[MemberRun]) -> None:
-    owner: dict[str, MemberRun] = {}
-    for part in parts:
-        for domain in part.result["domains"]:
-            if owner.setdefault(domain, part) is not part:
-                raise ConfigError(
-                    f"{part.label}, seed {part.seed}: {domain} has two runs, {owner[domain].name} and "
-                    f"{part.name}; leave one out"
-                )
-
-
 def _common_digest(parts: Sequence[MemberRun], unified: MemberRun | None) -> str | None:
-    """Return the unified run's digest if the parts were tested on its images, else None."""
+    """Return the unified run's digest if the parts were tested on its images by the trivial scores, which
+    need no model; else None.
+    """
     if unified is None:
         return None
     columns = [PREFIX + name for name in TRIVIAL if PREFIX + name in unified.scores]

@@ -12,9 +12,8 @@ from dinomaly_hd.data.features import ImageStore
 from dinomaly_hd.data.folder import load_folder
 from dinomaly_hd.data.hdmap import Manifest
 from dinomaly_hd.errors import ConfigError, OutputError
-from dinomaly_hd.evaluation.pictures import MapPicture, map_limit
+from dinomaly_hd.evaluation.pictures import MapPicture, map_limit, pictures_saved
 from dinomaly_hd.evaluation.pointing import PERCENTILE, percentiles, where_text
-from dinomaly_hd.experiments.gallery import pictures_saved
 from dinomaly_hd.experiments.score import Examined, Scorer, pointed, stack
 from dinomaly_hd.files import make_dated_folder, publish_text
 from dinomaly_hd.names import as_cell
@@ -51,14 +50,6 @@ def predict(
         output: Empty or new folder, which is returned; None for ``{result_dir}/predict/{UTC time}``.
         maps: How many of the highest-scoring images get an anomaly map.
         root: The project, for MLflow's database.
-
-    Raises:
-        ConfigError: No such run or domain, or a bad number.
-        ImageError: An image cannot be used with this model.
-        CheckpointError: The run holds no readable model, or the checkpoint cannot be used.
-        OutOfMemory: The device has no memory left.
-        OutputError: The output folder holds something, or cannot be written.
-        TrackingError: The run is not here and MLflow does not have it either.
     """
     if maps < 0:
         raise ConfigError(f"maps={maps}: expected 0 or more")
@@ -150,8 +141,7 @@ def _draw(folder: Path, rows: pd.DataFrame, *, scorer: Scorer, limit: float) -> 
 
 
 def _summary(table: pd.DataFrame, model: Model, *, drawn: int, output: Path) -> Iterator[str]:
-    counts = table["decision"].value_counts()
-    faults, goods, undecided = (int(counts.get(name, 0)) for name in ("fault", "good", ""))
+    faults, goods, undecided = ((table["decision"] == name).sum() for name in ("fault", "good", ""))
     yield f"{len(table)} images: {faults} fault, {goods} good, {undecided} undecided"
     if model.undecided:
         yield f"undecided: {model.undecided}"

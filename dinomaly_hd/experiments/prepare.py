@@ -2,9 +2,9 @@
 
 import hashlib
 import time
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping
 from importlib.metadata import version
+from pathlib import Path
 
 import numpy as np
 import torch
@@ -13,13 +13,12 @@ from torch import Tensor
 from dinomaly_hd import provenance
 from dinomaly_hd.config import ALL_DOMAINS, NO_ENCODER, TrainingConfig
 from dinomaly_hd.data.features import FeatureCache, TrainingSet, batch_at, digests
+from dinomaly_hd.data.hdmap import Indices
 from dinomaly_hd.errors import ConfigError
+from dinomaly_hd.evaluation.blocks import flat_synthetic
 from dinomaly_hd.evaluation.metrics import auroc
-from dinomaly_hd.evaluation.synthetic import flat_synthetic
-from dinomaly_hd.experiments.checks import Start
-from dinomaly_hd.experiments.score import Positions, Scorer, score
-from dinomaly_hd.experiments.synthetic import SyntheticBands
-from dinomaly_hd.experiments.work import Work
+from dinomaly_hd.experiments.checks import Work
+from dinomaly_hd.experiments.score import Scorer, SyntheticBands, score
 from dinomaly_hd.models.build import build_detector
 from dinomaly_hd.models.convert import convert_state
 from dinomaly_hd.models.detector import GROUP_SIZE, Detector
@@ -70,15 +69,15 @@ def prepare(work: Work) -> Scorer:
     return scorer
 
 
-def _begin(work: Work, scorer: Scorer, features: FeatureCache, start: Start) -> None:
+def _begin(work: Work, scorer: Scorer, features: FeatureCache, start: Path) -> None:
     """Give a fresh detector a finished run's weights, or those of the original's or anomalib's file."""
-    if start.path.is_file():
+    if start.is_file():
         _fit_encoder(work, scorer, features)
-        theirs, place = read_state(start.path, flag="start_from"), start.path
+        theirs = read_state(start, flag="start_from")
         weights = {**encoder_state(scorer.detector), **convert_state(theirs)}
     else:
-        weights, place = read_weights(start.path), start.path.parent
-    work.context.say(f"starting from {place}")
+        weights = read_weights(start)
+    work.context.say(f"starting from {start if start.is_file() else start.parent}")
     load_trained_state(scorer.detector, weights)
 
 
@@ -194,8 +193,7 @@ def hooks(work: Work) -> Hooks:
 def encode_once(work: Work, scorer: Scorer) -> bool:
     """Encode the training images before the first step and keep that; return whether it was done.
 
-    Raises:
-        ConfigError: They do not fit where ``cache`` wants them.
+    That they do not fit where ``cache`` wants them is a ConfigError.
     """
     began = time.monotonic()
     positions, cache, features = work.ready.split.train, work.run.training.cache, scorer.features
@@ -238,43 +236,36 @@ def _validation(work: Work, scorer: Scorer) -> Callable[[], Validation] | None:
         return None
     bands = SyntheticBands(scorer, held_out) if work.run.evaluation.synthetic_copies else None
 
-    def validate() -> Validation:
+    def examine() -> dict[str, float]:
         metrics: dict[str, float] = {}
-        with _evaluating(detector):
-            if len(held_out):
-                metrics["val/loss"] = held_out_loss(scorer, held_out, size=training.batch_size)
-            if watches_test or work.run.data.train_domains != ALL_DOMAINS:
-                metrics["val_image_AUROC"] = image_auroc(scorer, test)
-            if bands is not None:
-                metrics |= flat_synthetic(bands.examine())
+        if len(held_out):
+            metrics["val/loss"] = held_out_loss(scorer, held_out, size=training.batch_size)
+        if watches_test or work.run.data.train_domains != ALL_DOMAINS:
+            metrics["val_image_AUROC"] = image_auroc(scorer, test)
+        return metrics if bands is None else metrics | flat_synthetic(bands.examine())
+
+    def validate() -> Validation:
+        was_training = detector.training
+        detector.eval()  # batch-norm statistics see training images only
+        try:
+            with torch.no_grad():
+                metrics = examine()
+        finally:
+            detector.train(was_training)
         return Validation(1 - metrics["val_image_AUROC"] if watches_test else metrics["val/loss"], metrics)
 
     return validate
 
 
-def held_out_loss(scorer: Scorer, positions: Positions, *, size: int) -> float:
+def held_out_loss(scorer: Scorer, positions: Indices, *, size: int) -> float:
     parts = enumerate(scorer.encoded(positions, size=size))
     losses = [scorer.detector.validation_loss(one, position=number) for number, one in parts]
     return float(torch.cat(losses).mean())
 
 
-def image_auroc(scorer: Scorer, positions: Positions) -> float:
+def image_auroc(scorer: Scorer, positions: Indices) -> float:
     """Return the AUROC, NaN where a score is not finite: a test image must not end a training."""
-    encoded = scorer.encoded(positions)
-    score_N = torch.cat(
-        [score(scorer.detector, one, bf16=scorer.run.bf16).score_B for one in encoded]
-    ).numpy()
+    scores = [score(scorer.detector, one, bf16=scorer.run.bf16).score_B for one in scorer.encoded(positions)]
+    score_N = torch.cat(scores).numpy()
     labels = [scorer.store.manifest.records[int(i)].label for i in positions]
     return auroc(score_N, labels) if np.isfinite(score_N).all() else float("nan")
-
-
-@contextmanager
-def _evaluating(detector: Detector) -> Iterator[None]:
-    """Put a detector into evaluation mode and back: batch-norm statistics see training images only."""
-    was_training = detector.training
-    detector.eval()
-    try:
-        with torch.no_grad():
-            yield
-    finally:
-        detector.train(was_training)

@@ -3,18 +3,20 @@
 Members of a comparison differ in one thing; all differences are to the first, or to what is named.
 """
 
+import tomllib
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
-from typing import NamedTuple
+from importlib import resources
+from typing import Any, NamedTuple
 
 from dinomaly_hd.config import ALL_DOMAINS, EncoderConfig, RunConfig, TrainingConfig, with_values
 from dinomaly_hd.errors import ConfigError, nearest
+from dinomaly_hd.evaluation.blocks import FROM
 from dinomaly_hd.evaluation.comparison_members import MemberRun
-from dinomaly_hd.evaluation.transfer import FROM
+from dinomaly_hd.evaluation.comparison_pages import Question
 from dinomaly_hd.experiments.as_jobs import Checked, check_for_jobs, run_as_jobs
 from dinomaly_hd.experiments.comparison import ONE_REPORT, Done, Member, Protocol, member, run_comparison
 from dinomaly_hd.experiments.members import SINGLE, UNIFIED, Joined, join_domains, joined
-from dinomaly_hd.experiments.reporting import Question
 from dinomaly_hd.experiments.run import Outcome, execute
 from dinomaly_hd.jobs import ONE_SLOT, Slots
 from dinomaly_hd.runs.context import Context
@@ -27,57 +29,14 @@ START, OWN = "unified", "fine-tuned, own domain"
 MODES = {"multiclass": (True, False), "singleclass": (False, True), "compare": (True, True)}
 REPORTS = "reports"
 
-QUESTIONS = {
-    "ablation": Question(
-        "Ablation",
-        "Which of these changes to Dinomaly find more damaged teeth? Every config starts from the same "
-        "weights and sees the same images in the same order; class tokens are removed in all.",
-    ),
-    "encoders": Question(
-        "Encoders at equal settings",
-        "Which frozen encoder serves Dinomaly best here? All else is equal: size of the images, steps, "
-        "seeds.",
-        compared=("encoder", "encoder_digest"),
-    ),
-    "steps": Question(
-        "One training, evaluated at several numbers of steps",
-        "How long should one train? All rows of a seed are points of one training, whose learning rate falls "
-        "until the last of them: an earlier point is not what a training of that length would have reached.",
-        compared=("stop_step",),
-    ),
-    "multiclass": Question(
-        "One model for all domains, or one a domain",
-        "Does training on all domains help a domain, the hard one first of all? Both have the same settings "
-        "and number of steps, so a single-domain model sees its images more often.",
-        compared=("domains",),
-        reference=SINGLE,
-    ),
-    "single_domain": Question(
-        "Models on single domains",
-        "Which model finds the faults of a domain when it has seen only normal images of that domain?",
-        compared=BY_NATURE,
-    ),
-    "multi_domain": Question(
-        "From one domain to others",
-        "How much of what a model finds on the domain it was trained on does it find on others, of which it "
-        "has seen no image?",
-        compared=(*BY_NATURE, "train_domains"),
-    ),
-    "finetune": Question(
-        "Fine-tuning one domain after unified training",
-        "What does a domain gain when the unified model is trained on for a while on this domain alone, and "
-        f'what do the others lose? Row "{OWN}" has each domain from the model that was fine-tuned on it: its '
-        'difference to the unified model is the gain. The rows "fine-tuned on X" show one model each on all '
-        "domains: what they lose elsewhere is the forgetting.",
-        compared=("train_domains", "max_steps", "learning_rate", "warmup_steps"),
-        reference=START,
-    ),
-    "suite": Question(
-        "Suite of conditions",
-        "How do these conditions do on the same domains? All differences are to the first one.",
-        compared=BY_NATURE,
-    ),
-}
+WORDS = resources.files("dinomaly_hd.evaluation") / "templates" / "questions.toml"
+
+
+def question_of(kind: str) -> Question:
+    """Return what a comparison asks."""
+    words = tomllib.loads(WORDS.read_text("utf-8"))[kind]
+    compared = (*(BY_NATURE if words.get("families") else ()), *words.get("compared", ()))
+    return Question(words["title"], words["text"], compared, words.get("reference"))
 
 
 class Trial(NamedTuple):
@@ -104,49 +63,41 @@ def run_mode(run: RunConfig, context: Context, *, mode: str, seeds: Sequence[int
         for domain in run.data.domain_names if single else ():
             own = with_values(seeded, {"domains": domain})
             members.append(Member(SINGLE, own, f"{SINGLE}_{domain}{suffix}"))
-    question = QUESTIONS["multiclass"]
+    question = question_of("multiclass")
     question = question if mode == "compare" else question._replace(reference=None)
     return run_comparison(members, context, Protocol(mode, question, gather=join_domains))
 
 
-def run_ablation(
-    configs: Sequence[str],
+def _run_each(
+    kind: str,
+    things: Sequence[Any],
     seeds: Sequence[int],
     context: Context,
     *,
-    build: Callable[[str, int], RunConfig],
+    build: Callable[[Any, int], RunConfig],
     slots: Slots = ONE_SLOT,
 ) -> Done:
-    """Run every config with every seed, seed by seed.
+    """Run everything with every seed, seed by seed; all are compared with the first.
 
-    One slot runs them one after another in this process, more as jobs that share the machine's GPUs or cores.
+    ``build`` makes a member's run. One slot runs them one after another in this process, more as jobs that
+    share the machine's GPUs or cores.
     """
-    members = [member(config, build(config, seed)) for seed in seeds for config in configs]
-    title = f"Ablation of {len(configs)} configs, seeds {', '.join(map(str, seeds))}"
-    protocol = Protocol("ablation", QUESTIONS["ablation"]._replace(title=title))
+    question, name = question_of(kind), "step {}" if kind == "steps" else "{}"
+    if kind == "ablation":
+        title = f"Ablation of {len(things)} configs, seeds {', '.join(map(str, seeds))}"
+        question = question._replace(title=title)
+    members = [member(name.format(one), build(one, seed)) for seed in seeds for one in things]
+    protocol = Protocol(kind, question)
     if slots != ONE_SLOT:
         checked = check_for_jobs(members, context, slots=slots)
         protocol = protocol._replace(run_members=partial(run_as_jobs, checked=checked, slots=slots))
     return run_comparison(members, context, protocol)
 
 
-def run_encoders(
-    encoders: Sequence[str], seeds: Sequence[int], context: Context, *, build: Callable[[str, int], RunConfig]
-) -> Done:
-    """Train with every encoder and seed; all are compared with the first encoder."""
-    members = [member(encoder, build(encoder, seed)) for seed in seeds for encoder in encoders]
-    return run_comparison(members, context, Protocol("encoders", QUESTIONS["encoders"]))
-
-
-def run_steps(
-    steps: Sequence[int], seeds: Sequence[int], context: Context, *, build: Callable[[int, int], RunConfig]
-) -> Done:
-    """Train every seed once to the last step and evaluate it at each; ``build`` makes the run of a step.
-
-    Each evaluation is a member that goes on where the one before it stopped.
-    """
-    members = [member(f"step {step}", build(step, seed)) for seed in seeds for step in sorted(steps)]
-    return run_comparison(members, context, Protocol("steps", QUESTIONS["steps"]))
+run_ablation, run_encoders, run_steps = (
+    partial(_run_each, kind) for kind in ("ablation", "encoders", "steps")
+)
+"""Configs; encoders; ascending numbers of steps, each of which goes on where the one before it stopped."""
 
 
 def run_single_domain(trials: Sequence[Trial], context: Context) -> Done | None:
@@ -154,28 +105,29 @@ def run_single_domain(trials: Sequence[Trial], context: Context) -> Done | None:
 
     Several sources of one model and seed count as one member, tested on all their domains.
     """
-    if len(trials) == 1:
-        execute(trials[0].run, context)
-        return None
     members = [member(trial.model, trial.run) for trial in trials]
-    protocol = Protocol("single_domain", QUESTIONS["single_domain"])
+    protocol = Protocol("single_domain", question_of("single_domain"))
     if len({trial.source for trial in trials}) > 1:
         pairs = zip(members, trials, strict=True)
         members = [one._replace(place=f"{one.place}_{trial.source}") for one, trial in pairs]
         protocol = protocol._replace(gather=partial(join_domains, labels={trial.model for trial in trials}))
-    return run_comparison(members, context, protocol)
+    return _compare_several(members, context, protocol)
 
 
 def run_multi_domain(trials: Sequence[Trial], context: Context) -> Done | None:
     """Train every trial's model on its source and test it on all its domains; several are compared."""
-    if len(trials) == 1:
-        execute(trials[0].run, context)
-        return None
     many = len({trial.source for trial in trials}) > 1
     members = [
         member(f"{trial.model}{FROM}{trial.source}" if many else trial.model, trial.run) for trial in trials
     ]
-    return run_comparison(members, context, Protocol("multi_domain", QUESTIONS["multi_domain"]))
+    return _compare_several(members, context, Protocol("multi_domain", question_of("multi_domain")))
+
+
+def _compare_several(members: Sequence[Member], context: Context, protocol: Protocol) -> Done | None:
+    if len(members) > 1:
+        return run_comparison(members, context, protocol)
+    execute(members[0].run, context)
+    return None
 
 
 def run_finetune(
@@ -208,7 +160,7 @@ def run_finetune(
         return tunings
 
     protocol = Protocol(
-        "finetune", QUESTIONS["finetune"], gather=_with_own_domains, then=then, detail=f"{values} {chosen}"
+        "finetune", question_of("finetune"), gather=_with_own_domains, then=then, detail=f"{values} {chosen}"
     )
     return run_comparison([member(START, run) for run in runs], context, protocol)
 
@@ -232,7 +184,7 @@ def run_suite(members: Sequence[Member], context: Context, *, slots: Slots) -> D
     checked = check_for_jobs(members, context, slots=slots)
     protocol = Protocol(
         "suite",
-        QUESTIONS["suite"],
+        question_of("suite"),
         run_members=partial(run_as_jobs, checked=checked, slots=slots),
         places=report_places(checked),
     )

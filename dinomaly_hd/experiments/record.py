@@ -1,22 +1,27 @@
 """What a finished run leaves beside its scores: results.json, the page, and what MLflow is told of it."""
 
 import json
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from dinomaly_hd import provenance
-from dinomaly_hd.config import DinomalyConfig, EncoderConfig, PatchCoreConfig, flatten
-from dinomaly_hd.evaluation.report import Picture, report_html
-from dinomaly_hd.evaluation.synthetic import flat_synthetic, synthetic_lines
-from dinomaly_hd.evaluation.tables import flat_metrics, results_markdown, summary_lines
-from dinomaly_hd.evaluation.transfer import flat_transfer, transfer_lines
-from dinomaly_hd.experiments.work import Work, label_of, run_name
+from dinomaly_hd.config import flatten
+from dinomaly_hd.evaluation.blocks import flat_synthetic, flat_transfer, synthetic_lines, transfer_lines
+from dinomaly_hd.evaluation.report import (
+    MEANINGS,
+    Picture,
+    detector_table,
+    flat_metrics,
+    named_rows,
+    render,
+    results_markdown,
+    summary_lines,
+    trivial_table,
+)
+from dinomaly_hd.experiments.checks import Work
 from dinomaly_hd.files import publish_json, publish_text
-from dinomaly_hd.models.encoders import target_layers
-from dinomaly_hd.models.patchcore.features import check_layers
 from dinomaly_hd.names import as_markdown
 from dinomaly_hd.runs.folder import CHECKPOINTS, MODEL, RESULTS, SCORES
 from dinomaly_hd.runs.pages import artifact_picture
@@ -26,74 +31,6 @@ RESULTS_SCHEMA = 1
 LONGEST_HISTORY = 1000
 MAPS_IN_REPORT = 3
 FIGURES_STEP = 0  # MLflow draws bars, run beside run, of metrics at step 0, and a dot over the step of others
-
-
-def describe(work: Work) -> None:
-    """Record what the run is, in its folder and in MLflow, before it begins."""
-    ready, context, tracker = work.ready, work.context, work.tracker
-    settings = work.folder / "experiment_settings.json"
-    publish_json(
-        settings,
-        {
-            "command": context.command,
-            "entry_point": context.entry_point,
-            "config": json.loads(work.run.to_json()),
-            "config_hash": ready.config_hash,
-            "data_root": str(ready.manifest.root),
-            "data_digest": ready.manifest.digest,
-            "condition_rule": ready.manifest.condition_rule,
-            "encoder_digest": ready.weights.digest,
-        },
-    )
-    records = ready.manifest.records
-    context.say(f"data: {ready.manifest.root}, {len(records)} images; {ready.manifest.condition_rule}")
-    context.say(f"run folder: {work.folder}")
-    if ready.chooses_by_test:
-        context.say("warning: validate_on=source_test: test labels choose, figures are optimistic")
-    tracker.params(_shown_params(work))
-    tracker.artifact(settings)
-    diff = provenance.git_diff(context.root)
-    if diff:
-        tracker.text(diff, file="uncommitted.diff")
-    for split, use in (("train", "training"), ("test", "evaluation")):
-        tracker.dataset(
-            f"{ready.manifest.root.name}-{split}",
-            digest=ready.manifest.digest,
-            count=len(ready.manifest.indices(split=split)),
-            source=str(ready.manifest.root),
-            context=use,
-        )
-    _note(work, "")
-
-
-def _shown_params(work: Work) -> dict[str, Any]:
-    """Return every value of the run once, as it was resolved here."""
-    kept = "files" if work.feature_place is not None else "memory"
-    flat, model, source = flatten(work.run), work.run.model, work.run.encoder
-    layers: Sequence[int] = ()
-    if isinstance(source, EncoderConfig):
-        if isinstance(model, DinomalyConfig):
-            layers = target_layers(source, model.target_layers)
-        elif isinstance(model, PatchCoreConfig):
-            layers = check_layers(source, model.layers)
-    resolved = {
-        **dict.fromkeys(("target_layers", "layers"), ",".join(map(str, layers))),
-        "gpu": str(work.device),
-        "encoder_weights": work.ready.weights.source,
-        "conditions": work.ready.manifest.condition_rule,
-        "cache": kept if flat["cache"] == "auto" else flat["cache"],
-    }
-    return {**flat, **{name: value for name, value in resolved.items() if name in flat}}
-
-
-def _note(work: Work, results: str) -> None:
-    """Set the description that the run's page shows; ``results`` is Markdown."""
-    domains = as_markdown(", ".join(work.ready.manifest.domains))
-    work.tracker.note(
-        f"**{work.run.model.variant}** on {domains}, seed {work.run.seed}\n\n"
-        f"{results}Repeat it: `{work.context.command}`\n\n"
-        f"Run folder: `{work.folder}`\n\nConditions: {work.ready.manifest.condition_rule}"
-    )
 
 
 def record(work: Work, trained: Trained, found: dict[str, Any]) -> dict[str, Any]:
@@ -116,7 +53,6 @@ def record(work: Work, trained: Trained, found: dict[str, Any]) -> dict[str, Any
 
 
 def _head(work: Work, trained: Trained) -> dict[str, Any]:
-    """Return what ``results.json`` says of the run beside its figures."""
     run, manifest = work.run, work.ready.manifest
     return {
         "schema_version": RESULTS_SCHEMA,
@@ -179,10 +115,17 @@ def _write_page(work: Work, results: dict[str, Any], lines: dict[str, list[str]]
         "config hash": work.ready.config_hash,
         **{name: "; ".join(line.strip() for line in part) for name, part in lines.items()},
     }
-    title = run_name(run, label=label_of(work.context))
-    publish_text(
-        work.folder / "report.html", report_html(title, facts=facts, result=results, pictures=pictures)
+    page = render(
+        "run.html",
+        title=work.name,
+        facts=facts,
+        detector=named_rows(detector_table(results)),
+        trivial=named_rows(trivial_table(results)),
+        meanings=MEANINGS,
+        missing=results["mean_metrics"]["missing"].get("auroc", []),
+        pictures=pictures,
     )
+    publish_text(work.folder / "report.html", page)
 
 
 def _track(work: Work, results: dict[str, Any]) -> None:
@@ -204,7 +147,7 @@ def _track(work: Work, results: dict[str, Any]) -> None:
     for domain in work.ready.manifest.domains:
         for step, path in enumerate(_faults_to_browse(work, domain)):
             tracker.image(path, key=f"maps/{domain}", step=step)
-    _note(work, f"{results_markdown(results)}\n{_picture(work, results)}")
+    work.note(f"{results_markdown(results)}\n{_picture(work, results)}")
 
 
 def _picture(work: Work, results: dict[str, Any]) -> str:

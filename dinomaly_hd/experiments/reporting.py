@@ -2,7 +2,6 @@
 
 import os
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
 
@@ -12,10 +11,9 @@ from dinomaly_hd import provenance
 from dinomaly_hd.errors import OutputError, TrackingError
 from dinomaly_hd.evaluation.compare import Comparison, Focus, compare
 from dinomaly_hd.evaluation.comparison_members import MemberRun
-from dinomaly_hd.evaluation.comparison_pages import Story, comparison_csv, comparison_pages
+from dinomaly_hd.evaluation.comparison_pages import Question, comparison_pages, transfer_table
 from dinomaly_hd.evaluation.comparison_plots import comparison_pictures, pairs_pictures
-from dinomaly_hd.evaluation.comparison_tables import transfer_table
-from dinomaly_hd.experiments.find import SUMMARY, Asked, Collected, Shelf, collect
+from dinomaly_hd.experiments.find import SUMMARY, Collected, ReportRequest, Shelf, collect
 from dinomaly_hd.experiments.members import on_scored_domains
 from dinomaly_hd.files import make_dated_folder, publish, publish_json, publish_text
 from dinomaly_hd.runs.folder import FINISHED, RunFolder
@@ -32,44 +30,12 @@ AFTERWARDS = (
 )
 
 
-class Question(NamedTuple):
-    """What a comparison asks: title, text, and the settings beside the model's that it compares."""
-
-    title: str
-    text: str
-    compared: tuple[str, ...] = ()
-    reference: str | None = None
-
-
 class Report(NamedTuple):
     """What was written: the comparison, the files, and the Markdown text."""
 
     comparison: Comparison
     files: list[Path]
     markdown: str
-
-
-@dataclass(frozen=True, kw_only=True)
-class ReportRequest:
-    """What to report on, how to call it, and where it goes.
-
-    None as ``reference``, ``title`` and ``question`` is the comparison's own, if one is asked for by itself,
-    else the first label, a title that names the labels, and a text that says that the choice came after the
-    runs; as ``output`` it is the comparison's folder if that is here, else ``{result_dir}/report/{time}``.
-    ``root`` is the project, for MLflow's database; ``command`` repeats the report; ``say`` prints a line;
-    ``tick`` is called for each run, domain and condition.
-    """
-
-    asked: Asked
-    reference: str | None
-    title: str | None
-    question: str | None
-    output: Path | None
-    result_dir: Path
-    root: Path
-    command: str
-    say: Callable[[str], None]
-    tick: Callable[[], None]
 
 
 def write_report(
@@ -89,23 +55,28 @@ def write_report(
     focuses = [
         focus for focus in CLOSER_LOOK if focus.domain in places and focus.condition in comparison.conditions
     ]
-    story = Story(question.title, question.text, command, failed)
     pictures = {**pairs_pictures(members), **comparison_pictures(comparison, focuses=focuses)}
-    table = transfer_table(members)
-    more = [] if table is None else [table]
-    pages = comparison_pages(comparison, story=story, focuses=focuses, pictures=pictures, more=more)
-    texts = {**pages, **{f"tables/{name}": text for name, text in comparison_csv(comparison).items()}}
+    texts = comparison_pages(
+        comparison,
+        question,
+        command=command,
+        failed=failed,
+        focuses=focuses,
+        pictures=pictures,
+        more=transfer_table(members),
+    )
+    for kind, table in comparison.tables.items():
+        texts[f"tables/{kind}.csv"] = table.to_csv(index=False, lineterminator="\n")
     for name, text in texts.items():
         publish_text(folder / name, text)
     for name, picture in pictures.items():
         publish(folder / "plots" / f"{name}.png", lambda stream, png=picture.png: stream.write(png))  # type: ignore[misc]
     publish_json(folder / SUMMARY, summary(comparison, question=question, failed=failed))
     names = [*texts, *(f"plots/{name}.png" for name in pictures), SUMMARY]
-    return Report(comparison, [folder / name for name in names], pages["report.md"])
+    return Report(comparison, [folder / name for name in names], texts["report.md"])
 
 
 def summary(comparison: Comparison, *, question: Question, failed: Mapping[str, str]) -> dict[str, object]:
-    """Return the comparison as JSON: what was asked, runs, means and differences."""
     return {
         "title": question.title,
         "question": question.text,
@@ -144,7 +115,7 @@ def report(request: ReportRequest) -> tuple[Path, Report]:
         raise OutputError(f"output={output}: already there; give a new or an empty folder")
     uri = default_uri(request.root)
     shelf = Shelf(request.result_dir, RunStore(uri))
-    collected = collect(request.asked, shelf, say=request.say, tick=request.tick)
+    collected = collect(request, shelf)
     own_reference = collected.summary.get("reference", request.reference)
     if output is not None or request.reference not in (None, own_reference):
         collected = collected._replace(own=None)  # another view of it, which must not replace its report
@@ -192,10 +163,10 @@ def _log(request: ReportRequest, collected: Collected, logged: LoggedReport, *, 
 
     A run that `mlflow run` has begun for this process holds the report in either case.
     """
-    asked, own, adopted = request.asked, collected.own, os.environ.pop("MLFLOW_RUN_ID", None)
-    params = {"runs": ",".join(asked.runs), "query": asked.query, "label_by": asked.label_by}
+    own, adopted = collected.own, os.environ.pop("MLFLOW_RUN_ID", None)
+    params = {"runs": ",".join(request.runs), "query": request.query, "label_by": request.label_by}
     run = ReportRun(
-        f"{KIND}-by-{asked.label_by}",
+        f"{KIND}-by-{request.label_by}",
         {"kind": KIND, "command": request.command, **provenance.git_facts(request.root)},
         {name: value for name, value in params.items() if value},
     )
@@ -208,6 +179,6 @@ def _log(request: ReportRequest, collected: Collected, logged: LoggedReport, *, 
             add_report(logged, run, run_id=adopted, uri=uri)
     elif own is None or own.run_id is None or adopted is not None:
         run_id = log_report(
-            logged, run, experiment=asked.experiment, uri=uri, root=request.root, adopted=adopted
+            logged, run, experiment=request.experiment, uri=uri, root=request.root, adopted=adopted
         )
         RunFolder(logged.folder, resumed=False).set_state(status=FINISHED, mlflow_run_id=run_id)

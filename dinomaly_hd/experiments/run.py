@@ -1,21 +1,50 @@
 """One run from config to finished folder: check, train, evaluate, record."""
 
+import json
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
 
 from dinomaly_hd import provenance
-from dinomaly_hd.config import RunConfig, TrainingConfig
-from dinomaly_hd.experiments.checks import Ready, check
+from dinomaly_hd.config import (
+    DinomalyConfig,
+    EncoderConfig,
+    PatchCoreConfig,
+    RunConfig,
+    TrainingConfig,
+    flatten,
+)
+from dinomaly_hd.data.features import ImageStore
+from dinomaly_hd.errors import CheckpointError
+from dinomaly_hd.experiments.checks import Ready, Work, check
 from dinomaly_hd.experiments.evaluate import evaluate
 from dinomaly_hd.experiments.prepare import fill_bank, hooks, prepare, training_data
-from dinomaly_hd.experiments.record import describe, record
-from dinomaly_hd.experiments.work import at_work
+from dinomaly_hd.experiments.record import record
+from dinomaly_hd.files import publish_json
+from dinomaly_hd.models.encoders import target_layers
+from dinomaly_hd.models.patchcore.features import check_layers
 from dinomaly_hd.runs.context import Context
-from dinomaly_hd.runs.folder import finished_runs, open_folder, read_results, read_state
+from dinomaly_hd.runs.folder import (
+    CHECKPOINTS,
+    RunFolder,
+    finished_runs,
+    open_folder,
+    read_results,
+    read_state,
+)
+from dinomaly_hd.runs.journal import JOURNAL, Journal
+from dinomaly_hd.runs.open import tracked
 from dinomaly_hd.runs.sync import complete_finished
-from dinomaly_hd.training.loop import train
+from dinomaly_hd.training.checkpoint import Checkpoint, check_belongs, newest, save
+from dinomaly_hd.training.guards import named_when_exhausted, way_out
+from dinomaly_hd.training.loop import resolve_device, train
+
+KEPT_IMAGES_BYTES = 2 * 1024**3
+NO_LABEL = "-"
+LONGEST_NAME = 200
 
 
 class Outcome(NamedTuple):
@@ -30,10 +59,8 @@ def execute(run: RunConfig, context: Context) -> Outcome:
     """Train, evaluate and record one run; goes on with an interrupted one of the same configuration.
 
     A comparison's member (``context.folder``) that any run here has finished already, with the same
-    configuration, data, weights and code, is not run again.
-
-    Raises:
-        DinomalyHDError: Whatever ended the run; its folder and its MLflow run say so.
+    configuration, data, weights and code, is not run again. What ends the run is raised once its folder and
+    its MLflow run say so.
     """
     torch.backends.cudnn.deterministic = True
     ready = check(run, context)
@@ -78,5 +105,158 @@ def _finished_before(ready: Ready, context: Context) -> Outcome | None:
         if folder is not None:
             if folder == context.folder:
                 complete_finished(folder, root=context.root, say=context.say)
-            return Outcome(folder, read_results(folder) or {}, read_state(folder).get("mlflow_run_id"))
+            return outcome_in(folder)
     return None
+
+
+def outcome_in(folder: Path) -> Outcome:
+    return Outcome(folder, read_results(folder) or {}, read_state(folder).get("mlflow_run_id"))
+
+
+@contextmanager
+def at_work(ready: Ready, context: Context, folder: RunFolder) -> Iterator[Work]:
+    """Open a run in its locked folder and in MLflow, and end it in both: FINISHED, KILLED or FAILED.
+
+    A folder that is another run's stays as it is: a CheckpointError.
+    """
+    own = _own_checkpoint(ready, context, folder)
+    folder.set_state(status="RUNNING", training_hash=ready.training_hash, code=provenance.code_digest())
+    checkpoint = own or _donated_checkpoint(ready, context)
+    if own is None and checkpoint is not None:
+        save(folder.path / CHECKPOINTS, checkpoint)
+    journal = Journal(folder.path / JOURNAL)
+    journal.truncate_after(checkpoint.step - 1 if checkpoint else -1)
+    if checkpoint and checkpoint.patience.get("due"):
+        journal.keep_first_of(checkpoint.step - 1)
+    training, device = ready.run.training, resolve_device(ready.run.training.gpu)
+    tags = {  # what runs are grouped by in MLflow, and what tells where one's numbers come from
+        "variant": ready.run.model.variant,
+        "config": NO_LABEL,
+        "domains": short_domains(ready.manifest.domains),
+        "kind": "train",
+        "sweep": "-",
+        "config_hash": ready.config_hash,
+        "manifest_digest": ready.manifest.digest[:16],
+        "encoder_digest": ready.weights.digest,
+        **context.tags,
+    }
+    name = run_name(ready.run, label=tags["config"])
+    batch_size = training.batch_size if isinstance(training, TrainingConfig) else None
+    with (
+        tracked(folder, context, name=name, tags=tags, system_metrics=True) as tracker,
+        named_when_exhausted(device, hint=way_out(batch_size)),
+    ):
+        yield Work(
+            ready=ready,
+            context=context,
+            name=name,
+            folder=folder.path,
+            tracker=tracker,
+            device=device,
+            store=ImageStore(ready.manifest, keep_bytes=KEPT_IMAGES_BYTES),
+            checkpoint=checkpoint,
+        )
+
+
+def _own_checkpoint(ready: Ready, context: Context, folder: RunFolder) -> Checkpoint | None:
+    found = newest(folder.path / CHECKPOINTS)
+    for line in found.unreadable:
+        context.say(f"warning: {line}; using the one before")
+    if found.checkpoint is not None:
+        check_belongs(
+            found.checkpoint,
+            config=ready.run.to_json(),
+            data_digest=ready.manifest.digest,
+            encoder_digest=ready.weights.digest,
+        )
+    elif folder.state().get("config_hash") != ready.config_hash:
+        raise CheckpointError(
+            f"{folder.path}: belongs to another run and holds no readable checkpoint; "
+            "resume=never starts a new one"
+        )
+    return found.checkpoint
+
+
+def _donated_checkpoint(ready: Ready, context: Context) -> Checkpoint | None:
+    """Return the latest checkpoint of a run whose training began as this one's does."""
+    wanted = {"training_hash": ready.training_hash, "code": provenance.code_digest()}
+    donors = [donor for donor in context.donors if wanted.items() <= read_state(donor).items()]
+    found = [newest(donor / CHECKPOINTS).checkpoint for donor in donors]
+    usable = [one for one in found if one is not None and one.step <= ready.run.training.last_step]
+    latest = max(usable, key=lambda checkpoint: checkpoint.step, default=None)
+    return latest and latest._replace(config=ready.run.to_json())
+
+
+def describe(work: Work) -> None:
+    """Record what the run is, in its folder and in MLflow, before it begins."""
+    ready, context, tracker = work.ready, work.context, work.tracker
+    manifest, settings = ready.manifest, work.folder / "experiment_settings.json"
+    publish_json(
+        settings,
+        {
+            "command": context.command,
+            "entry_point": context.entry_point,
+            "config": json.loads(work.run.to_json()),
+            "config_hash": ready.config_hash,
+            "data_root": str(manifest.root),
+            "data_digest": manifest.digest,
+            "condition_rule": manifest.condition_rule,
+            "encoder_digest": ready.weights.digest,
+        },
+    )
+    context.say(f"data: {manifest.root}, {len(manifest.records)} images; {manifest.condition_rule}")
+    context.say(f"run folder: {work.folder}")
+    if ready.chooses_by_test:
+        context.say("warning: validate_on=source_test: test labels choose, figures are optimistic")
+    tracker.params(_shown_params(work))
+    tracker.artifact(settings)
+    diff = provenance.git_diff(context.root)
+    if diff:
+        tracker.text(diff, file="uncommitted.diff")
+    for split, use in (("train", "training"), ("test", "evaluation")):
+        tracker.dataset(
+            f"{manifest.root.name}-{split}",
+            digest=manifest.digest,
+            count=len(manifest.indices(split=split)),
+            source=str(manifest.root),
+            context=use,
+        )
+    work.note("")
+
+
+def _shown_params(work: Work) -> dict[str, Any]:
+    """Return every value of the run once, as it was resolved here."""
+    kept = "files" if work.feature_place is not None else "memory"
+    flat, model, source = flatten(work.run), work.run.model, work.run.encoder
+    layers: Sequence[int] = ()
+    if isinstance(source, EncoderConfig):
+        if isinstance(model, DinomalyConfig):
+            layers = target_layers(source, model.target_layers)
+        elif isinstance(model, PatchCoreConfig):
+            layers = check_layers(source, model.layers)
+    resolved = {
+        **dict.fromkeys(("target_layers", "layers"), ",".join(map(str, layers))),
+        "gpu": str(work.device),
+        "encoder_weights": work.ready.weights.source,
+        "conditions": work.ready.manifest.condition_rule,
+        "cache": kept if flat["cache"] == "auto" else flat["cache"],
+    }
+    return {**flat, **{name: value for name, value in resolved.items() if name in flat}}
+
+
+def run_name(run: RunConfig, *, label: str) -> str:
+    """Return ``{variant}-{domains}-s{seed}``, behind the label of a comparison's member: MLflow's charts name
+    runs by nothing else.
+    """
+    what = run.model.variant
+    if label.startswith(what) or ":" in label:  # says enough by itself
+        what = label
+    elif label != NO_LABEL:
+        what = f"{label}-{what}"
+    return f"{what[:LONGEST_NAME]}-{short_domains(run.data.domain_names)}-s{run.seed}"
+
+
+def short_domains(names: tuple[str, ...]) -> str:
+    """Return "ABCD" for domain_A .. domain_D; longer names are joined by "+"."""
+    short = [name.removeprefix("domain_") for name in names]
+    return ("" if all(len(name) == 1 for name in short) else "+").join(short)

@@ -1,9 +1,9 @@
-"""Read, encode and score images of a data set with one detector."""
+"""Read, encode and score images of a data set with one detector, and copies of normals with bands."""
 
 # B batch, N images, H W pixels of a map, h w rows and columns of the input
 
+import hashlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -16,28 +16,18 @@ from torch import Tensor
 from dinomaly_hd import trivial
 from dinomaly_hd.config import RunConfig
 from dinomaly_hd.data.features import FeatureCache, ImageStore, digests, image_batches
-from dinomaly_hd.data.hdmap import Manifest, ground_truth_path
+from dinomaly_hd.data.hdmap import Indices, Manifest, ground_truth_path
 from dinomaly_hd.data.images import read_image
-from dinomaly_hd.data.tree import NORMALS
 from dinomaly_hd.errors import NonFiniteError
-from dinomaly_hd.evaluation import metrics
+from dinomaly_hd.evaluation.blocks import synthetic_blocks
+from dinomaly_hd.evaluation.metrics import aupro, pixel_auroc
 from dinomaly_hd.evaluation.pointing import PERCENTILE, is_right, named_teeth, percentiles
-from dinomaly_hd.evaluation.results import PixelScores
-from dinomaly_hd.files import publish_text
 from dinomaly_hd.geometry import Box
 from dinomaly_hd.models.detector import Detector, Prediction, encode_in_groups
+from dinomaly_hd.models.draem.faults import horizontal_bands
 from dinomaly_hd.models.networks import visible_box
 from dinomaly_hd.models.row_evidence import Evidence, chunks, image_scores
-
-Positions = npt.NDArray[np.int64]
-
-
-class Batch(NamedTuple):
-    """Images at some positions of a manifest, with their maps and scores."""
-
-    positions: Positions
-    images_BHW: Tensor
-    prediction: Prediction
+from dinomaly_hd.randomness import derive
 
 
 class Examined(NamedTuple):
@@ -50,13 +40,9 @@ class Examined(NamedTuple):
 class Scorer:
     """What a run does with images: each is read, encoded and scored alone as far as results go.
 
-    Args:
-        detector: On ``device``.
-        store: Images of a manifest.
-        run: Batch size, readers, precision.
-        device: Where the detector is.
-        features: Keeps encoder outputs; None keeps nothing.
-        tick: Called before each batch, and while another process encodes the same images; may raise.
+    ``features`` keeps encoder outputs, None keeps nothing; ``tick`` is called before each batch, and while
+    another process encodes the same images, and may raise. ``box`` is the part of the input that the encoder
+    sees.
     """
 
     def __init__(
@@ -72,9 +58,8 @@ class Scorer:
         self.detector, self.store, self.run, self.device = detector, store, run, device
         self.features, self.tick = features, tick
         self.box = visible_box(run.encoder, shape=store.manifest.shape)
-        """The part of the input that the encoder sees."""
 
-    def images(self, positions: Positions, *, size: int | None = None) -> Iterator[Tensor]:
+    def images(self, positions: Indices, *, size: int | None = None) -> Iterator[Tensor]:
         """Yield maps (B, H, W), ``size`` at once, by default as many as in the evaluation."""
         size = size or self.run.evaluation.eval_batch_size
         workers = self.run.data.num_workers
@@ -90,27 +75,24 @@ class Scorer:
             return make()
         return self.features.encode(names, make, tick=self.tick).to(self.device)
 
-    def encoded(self, positions: Positions, *, size: int | None = None) -> Iterator[Tensor]:
-        """Yield images' encoder outputs, ``size`` at once."""
+    def encoded(self, positions: Indices, *, size: int | None = None) -> Iterator[Tensor]:
+        return (encoded for _, _, encoded in self._batches(positions, size=size))
+
+    def batches(self, positions: Indices) -> Iterator[tuple[Indices, Tensor, Prediction]]:
+        """Yield positions, images (B, H, W), and maps and scores on the CPU, batch by batch."""
+        for chosen, images_BHW, encoded in self._batches(positions):
+            yield chosen, images_BHW, score(self.detector, encoded, bf16=self.run.bf16)
+
+    def _batches(
+        self, positions: Indices, *, size: int | None = None
+    ) -> Iterator[tuple[Indices, Tensor, Tensor]]:
         size = size or self.run.evaluation.eval_batch_size
         for number, images_BHW in enumerate(self.images(positions, size=size)):
             chosen = positions[number * size : (number + 1) * size]
-            yield self.encode(images_BHW, digests(self.store.manifest, chosen))
+            yield chosen, images_BHW, self.encode(images_BHW, digests(self.store.manifest, chosen))
 
-    def batches(self, positions: Positions) -> Iterator[Batch]:
-        """Yield images with maps and scores on the CPU, batch by batch."""
-        size = self.run.evaluation.eval_batch_size
-        for number, images_BHW in enumerate(self.images(positions)):
-            chosen = positions[number * size : (number + 1) * size]
-            encoded = self.encode(images_BHW, digests(self.store.manifest, chosen))
-            yield Batch(chosen, images_BHW, score(self.detector, encoded, bf16=self.run.bf16))
-
-    def examine(self, positions: Positions) -> Examined:
-        """Score images.
-
-        Raises:
-            NonFiniteError: A score is NaN or infinite; names the file.
-        """
+    def examine(self, positions: Indices) -> Examined:
+        """Score images; a score that is NaN or infinite is a NonFiniteError that names the file."""
         scores, maps = [], []
         for chosen, images_BHW, prediction in self.batches(positions):
             finite = torch.isfinite(prediction.score_B)
@@ -126,7 +108,6 @@ class Scorer:
 
 
 def predict(detector: Detector, images_BHW: Tensor, *, device: torch.device, bf16: bool) -> Prediction:
-    """Return maps and scores of images on the CPU."""
     return score(detector, detector.encode(images_BHW.to(device)), bf16=bf16)
 
 
@@ -166,11 +147,11 @@ def sample_at_pixels(map_BHW: Tensor, *, box: Box, shape: tuple[int, ...]) -> Te
 
 def score_table(
     store: ImageStore,
-    positions: Positions,
+    positions: Indices,
     *,
     examined: Examined,
     box: Box,
-    train: Positions,
+    train: Indices,
     normal_scores: Mapping[str, npt.NDArray[np.float64]],
     usual_h: npt.NDArray[np.float64],
     evidence: Evidence | None,
@@ -211,8 +192,7 @@ def score_table(
     return table.assign(**{name: values for name, values in columns.items() if not np.isnan(values).any()})
 
 
-def stack(store: ImageStore, positions: Positions) -> npt.NDArray[np.float32]:
-    """Return images as one array (N, H, W)."""
+def stack(store: ImageStore, positions: Indices) -> npt.NDArray[np.float32]:
     return np.stack([store[int(i)] for i in positions])
 
 
@@ -226,12 +206,12 @@ def pointed(
 
 def pixel_scores(
     manifest: Manifest,
-    positions: Positions,
+    positions: Indices,
     *,
     map_Nhw: npt.NDArray[np.float32],
     tooth_N: "pd.Series[Any]",
     box: Box,
-) -> dict[str, PixelScores]:
+) -> dict[str, dict[str, float]]:
     """Return what is measured on every domain whose faults all have ground-truth masks."""
     rows, columns = visible_pixels(box, shape=manifest.shape)
     scores = {}
@@ -244,11 +224,11 @@ def pixel_scores(
             maps = map_Nhw[own]
             teeth = [(tooth_N[n], mask) for n, mask in zip(own, masks, strict=True) if mask.any()]
             right = [is_right(tooth, mask) for tooth, mask in teeth]
-            scores[domain] = PixelScores(
-                metrics.pixel_auroc(maps, masks_Nhw),
-                metrics.aupro(maps, masks_Nhw),
-                float(np.mean(right)) if right else float("nan"),
-            )
+            scores[domain] = {
+                "pixel_auroc": pixel_auroc(maps, masks_Nhw),
+                "aupro": aupro(maps, masks_Nhw),
+                "named_tooth": float(np.mean(right)) if right else float("nan"),
+            }
     return scores
 
 
@@ -261,9 +241,48 @@ def read_mask(manifest: Manifest, position: int) -> npt.NDArray[np.bool_] | None
     return mask if mask is not None and mask.shape == manifest.shape else None
 
 
-def write_scores(folder: Path, table: pd.DataFrame, *, normals: pd.DataFrame) -> None:
-    """Write ``{domain}.csv`` of the test images and ``{domain}_normals.csv`` of the normals."""
-    for rows, ending in ((table, ""), (normals, NORMALS)):
-        for domain, own in rows.groupby("domain", sort=False):
-            text = own.drop(columns="domain").to_csv(index=False, float_format="%.17g")
-            publish_text(folder / f"{domain}{ending}.csv", text)
+class SyntheticBands:
+    """Examines a detector on one set of bands, always the same for a run's seed and held-out normals.
+
+    The run says how many copies of each normal at ``positions`` get a band.
+    """
+
+    def __init__(self, scorer: Scorer, positions: Indices) -> None:
+        self.scorer = scorer
+        records, copies = scorer.store.manifest.records, scorer.run.evaluation.synthetic_copies
+        seed = derive(scorer.run.seed, "synthetic bands")
+        images: list[Tensor] = []
+        # By these names their encoder outputs are kept from one examination to the next.
+        self.names: list[str] = []
+        self.label_N: list[int] = []
+        self.domain_N: list[str] = []
+        for domain in dict.fromkeys(records[int(i)].domain for i in positions):
+            own = np.array([i for i in positions if records[int(i)].domain == domain], dtype=np.int64)
+            normals_NHW = torch.from_numpy(stack(scorer.store, own))
+            kept = digests(scorer.store.manifest, own)
+            drawn_from = hashlib.sha256(f"{seed} {kept}".encode()).hexdigest()
+            images.append(normals_NHW)
+            self.names += kept
+            for copy in range(copies):
+                faulty = horizontal_bands(normals_NHW, seed=seed, position=copy)
+                visible = faulty.mask_BHW.any(dim=(1, 2))  # a broken band may lose all its columns
+                images.append(faulty.images_BHW[visible])
+                self.names += [f"{drawn_from}-{copy}-{i}" for i in visible.nonzero().flatten().tolist()]
+            self.label_N += [0] * len(own) + [1] * (len(self.names) - len(self.label_N) - len(own))
+            self.domain_N += [domain] * (len(self.names) - len(self.domain_N))
+        self.images_NHW = torch.cat(images)
+
+    def examine(self) -> dict[str, Any]:
+        """Return the figures (``evaluation.synthetic``); NaN scores count as the least anomalous ones.
+
+        A detector in the midst of its training may be in any state, and must not be ended by this.
+        """
+        scorer, size = self.scorer, self.scorer.run.evaluation.eval_batch_size
+        scores = []
+        for start in range(0, len(self.names), size):
+            scorer.tick()
+            part = slice(start, start + size)
+            encoded = scorer.encode(self.images_NHW[part], self.names[part])
+            scores.append(score(scorer.detector, encoded, bf16=scorer.run.bf16).score_B)
+        score_N = np.nan_to_num(torch.cat(scores).numpy(), nan=-np.finfo(np.float64).max)
+        return synthetic_blocks(score_N, self.label_N, np.array(self.domain_N))

@@ -8,31 +8,32 @@ from pathlib import Path
 from typing import Any
 
 from dinomaly_hd import provenance
-from dinomaly_hd.errors import ComparisonError, ConfigError
-from dinomaly_hd.experiments.study_plan import check_plan
+from dinomaly_hd.config import WITHOUT_EFFECT, flatten
+from dinomaly_hd.errors import ComparisonError, ConfigError, nearest
+from dinomaly_hd.evaluation.blocks import FIGURES
+from dinomaly_hd.experiments.checks import check
 from dinomaly_hd.experiments.study_report import report_study
 from dinomaly_hd.experiments.trial import Busy, Runner, study_page
 from dinomaly_hd.files import make_dated_folder
 from dinomaly_hd.jobs import ONE_SLOT, Ended, Job, Slots, check_engine, run_jobs, write_progress
 from dinomaly_hd.runs.context import Context
 from dinomaly_hd.runs.tracker import Tracker
+from dinomaly_hd.tuning.methods import make_sampler
 from dinomaly_hd.tuning.storage import VARIABLE, clear_outage
-from dinomaly_hd.tuning.study import TEST, Counts, Joined, Plan, counts_of, join
+from dinomaly_hd.tuning.study import SYNTHETIC, TEST, Counts, Joined, Plan, check_name, counts_of, join
 from dinomaly_hd.tuning.worker import work
 
 STARTS = 20  # of a worker: each may be killed that often
 RUN_OF_MLFLOW = "MLFLOW_RUN_ID"
+OBJECTIVES = (SYNTHETIC, TEST)
+MOST_METRICS = 2
 
 
 def run_study(plan: Plan, context: Context, *, slots: Slots, flags: Mapping[str, str]) -> None:
     """Make a study or join it, run its trials with others, and report on it.
 
-    Workers in ``slots`` are started with ``flags``, and find the storage in their environment.
-
-    Raises:
-        ConfigError: A setting is wrong, or the study's are others.
-        ComparisonError: Trials failed and too few were finished; the report is written all the same.
-        DinomalyHDError: What would end every trial.
+    Workers in ``slots`` are started with ``flags``, and find the storage in their environment. That trials
+    failed and too few were finished is a ComparisonError; the report is written all the same.
     """
     if not slots.number:
         raise ConfigError(f"workers={slots.number}: expected 1 or more")
@@ -69,17 +70,55 @@ def run_study(plan: Plan, context: Context, *, slots: Slots, flags: Mapping[str,
 
 
 def run_worker(plan: Plan, context: Context, *, folder: Path) -> None:
-    """Run trials of a study that is made already, as a job in ``folder``.
-
-    Raises:
-        DinomalyHDError: What would end every trial.
-    """
+    """Run trials of a study that is made already, as a job in ``folder``."""
 
     def progress(done: int, total: int, seconds_left: float) -> None:
         write_progress(folder, step=done, steps=total, seconds_left=seconds_left)
 
     told = replace(context, on_progress=progress, manifests={})
     _work(told, _join(plan, told, parent=lambda known: known))
+
+
+def check_plan(plan: Plan, context: Context) -> dict[str, Any]:
+    """Refuse a study that could not run, and return the settings that all its workers must have alike."""
+    check_name(plan.study)
+    make_sampler(plan.sampler, seed=0)
+    for name, number in (("trials", plan.trials), ("heartbeat_s", plan.heartbeat_s)):
+        if number < 1:
+            raise ConfigError(f"{name}={number}: expected 1 or more")
+    if plan.objective not in OBJECTIVES:
+        raise ConfigError(f"objective={plan.objective!r}: unknown.{nearest(plan.objective, OBJECTIVES)}")
+    _ = plan.pruning  # refuses an unknown pruner
+    if not 1 <= len(plan.metrics) <= MOST_METRICS or len(set(plan.metrics)) < len(plan.metrics):
+        raise ConfigError(f"metrics={','.join(plan.metrics)!r}: expected one or two figures, each once")
+    for metric in plan.metrics:
+        figure = metric.rpartition("/")[2]
+        if figure not in FIGURES.values():
+            hint = nearest(figure, FIGURES.values())
+            raise ConfigError(f"metrics={metric!r}: expected DOMAIN/FIGURE; unknown {figure!r}.{hint}")
+    if plan.objective == SYNTHETIC and not plan.base.evaluation.synthetic_copies:
+        raise ConfigError("synthetic_copies=0 leaves objective=synthetic without faults; give 1 or more")
+    ready = check(plan.base, context)
+    records = ready.manifest.records
+    trained = {records[int(i)].domain for i in ready.split.train}
+    tested = trained if plan.objective == SYNTHETIC else set(ready.manifest.domains)
+    places = [*sorted(tested), "mean"]
+    for metric in plan.metrics:
+        place = metric.rpartition("/")[0]
+        if place not in places:
+            raise ConfigError(f"metrics={metric}: there is no {place!r}; known: {', '.join(places)}")
+    ignored = {*WITHOUT_EFFECT, *plan.space.dimensions, "seed"}
+    return {name: value for name, value in flatten(ready.run).items() if name not in ignored} | {
+        "config": plan.config,
+        "space": ",".join(plan.space.dimensions),
+        "objective": plan.objective,
+        "metrics": ",".join(plan.metrics),
+        "seeds": ",".join(map(str, plan.seeds)),
+        "sampler": plan.sampler,
+        "pruner": plan.pruner,
+        "data": ready.manifest.digest,
+        "encoder weights": ready.weights.digest,
+    }
 
 
 def _join(plan: Plan, context: Context, *, parent: Callable[[str | None], str | None]) -> Joined:

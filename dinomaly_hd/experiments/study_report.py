@@ -8,8 +8,7 @@ import pandas as pd
 
 from dinomaly_hd.config import RunConfig, text_of
 from dinomaly_hd.evaluation.report import render
-from dinomaly_hd.experiments.study_plan import beside
-from dinomaly_hd.experiments.trial import RUN_ID
+from dinomaly_hd.experiments.trial import RUN_ID, beside
 from dinomaly_hd.files import publish, publish_text
 from dinomaly_hd.runs.context import Context
 from dinomaly_hd.runs.pages import members_line
@@ -112,7 +111,6 @@ def _condition(plan: Plan, row: Row, run: RunConfig, best: Sequence[Row]) -> dic
 
 
 def _trials(plan: Plan, rows: Sequence[Row]) -> pd.DataFrame:
-    """Return what trials.csv holds: a row a trial, figures 0..1."""
     body = [
         {"trial": row.number, "state": row.state, "setting": row.setting}
         | dict(zip(plan.keys, row.values, strict=False))

@@ -5,32 +5,34 @@ import json
 import os
 import socket
 from collections import defaultdict
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import ClassVar
+from typing import Any, ClassVar
+
+import numpy as np
 
 from dinomaly_hd.data.features import FeatureCache
-from dinomaly_hd.errors import ConfigError, DinomalyHDError
+from dinomaly_hd.errors import ConfigError, DinomalyHDError, NonFiniteError
+from dinomaly_hd.evaluation.blocks import FIGURES, flat_synthetic
+from dinomaly_hd.evaluation.report import flat_metrics
 from dinomaly_hd.experiments.run import execute
-from dinomaly_hd.experiments.study_plan import beside, figures_of, means_of
 from dinomaly_hd.runs.context import Context
 from dinomaly_hd.runs.folder import open_folder
 from dinomaly_hd.runs.open import tracked
 from dinomaly_hd.runs.tracker import Tracker
 from dinomaly_hd.tuning.results import BY_SEED, CONFIG, TEST
-from dinomaly_hd.tuning.study import Plan
+from dinomaly_hd.tuning.study import SYNTHETIC, Plan
 from dinomaly_hd.tuning.worker import Attempt
 
 LOCK_WAIT_S = 120.0  # a trial whose worker is taken for dead may still be stopping somewhere
+SHOWN_BESIDE = ("mean/auroc",)
 RUN_ID, WORKER = "mlflow_run_id", "worker"
 """Names of what a trial notes for its retries, beside what the report reads."""
 
 
 class Busy(DinomalyHDError):
-    """Another process works in this folder."""
-
     exit_code: ClassVar[int] = 75
 
 
@@ -82,7 +84,6 @@ class Runner:
     features: defaultdict[int, FeatureCache] = field(default_factory=lambda: defaultdict(FeatureCache))
 
     def __call__(self, attempt: Attempt) -> list[float]:
-        """Run a trial and return its objectives."""
         plan = self.plan
         config, name = plan.space.config(attempt.point), f"trial_{attempt.number:04d}"
         folder = plan.folder(self.context.result_dir) / name
@@ -90,9 +91,9 @@ class Runner:
         self.context.say(f"\n== {name}{f' ({attempt.setting})' if attempt.setting else ''}: {shown}")
         attempt.trial.set_user_attr(CONFIG, config)
         attempt.trial.set_user_attr(WORKER, f"{socket.gethostname()} {os.getpid()}")
-        tags = {"config": config, "sweep": plan.study, "trial": str(attempt.number)}
-        tags |= {"setting": attempt.setting} if attempt.setting else {}
+        tags = {"config": config, "sweep": plan.study}
         own = replace(self.context, parent_run_id=self.parent, tags={**self.context.tags, **tags})
+        tags |= {"trial": str(attempt.number)} | ({"setting": attempt.setting} if attempt.setting else {})
         with study_page(
             folder,
             own,
@@ -136,3 +137,33 @@ class Runner:
         if by == "seeds":
             attempt.report(figures.get(key, float("nan")), step=plan.seeds.index(seed))
         return figures
+
+
+def figures_of(results: Mapping[str, Any]) -> dict[str, float]:
+    """Return a run's AUROC and TPR of domains and mean by their MLflow names, on test and synthetic."""
+    shown = {}
+    for name, value in flat_metrics(results).items():
+        domain, _, figure = name.partition("/")
+        if figure in FIGURES.values() and domain != "pooled":
+            shown[name] = value
+    return shown | (flat_synthetic(results[SYNTHETIC]) if SYNTHETIC in results else {})
+
+
+def means_of(figures: Sequence[Mapping[str, float]], *, needed: Sequence[str]) -> dict[str, float]:
+    """Return the mean over seeds of every figure that all have.
+
+    Raises:
+        NonFiniteError: A needed one cannot be had.
+    """
+    common = [name for name in figures[0] if all(name in other for other in figures)]
+    means = {name: float(np.mean([one[name] for one in figures])) for name in common}
+    for name in needed:
+        if not np.isfinite(means.get(name, np.nan)):
+            raise NonFiniteError(f"{name} cannot be had: too few images, or scores that are not finite")
+    return means
+
+
+def beside(plan: Plan) -> tuple[str, ...]:
+    """Return the test figures that are shown beside the objectives, and never used."""
+    names = (*plan.metrics, *SHOWN_BESIDE)
+    return tuple(dict.fromkeys(name for name in names if name not in plan.keys))

@@ -12,11 +12,12 @@ import pytest
 
 from dinomaly_hd.config import RunConfig, flatten
 from dinomaly_hd.config.resolve import resolve_model
+from dinomaly_hd.data.hdmap import Indices
 from dinomaly_hd.errors import ComparisonError, ConfigError, LayoutError, NonFiniteError
 from dinomaly_hd.experiments import comparison, protocols
 from dinomaly_hd.experiments.protocols import Trial, run_multi_domain, run_single_domain
 from dinomaly_hd.experiments.run import Outcome, execute
-from dinomaly_hd.experiments.score import Examined, Positions, Scorer
+from dinomaly_hd.experiments.score import Examined, Scorer
 from dinomaly_hd.runs.context import Context
 from dinomaly_hd.training.signals import SignalGuard
 from entry_points import multi_domain, single_domain
@@ -51,7 +52,7 @@ def fail_on(monkeypatch: pytest.MonkeyPatch, domain: str, *, splits: tuple[str, 
     """Make every image of a domain, in some splits, unscorable."""
     examine = Scorer.examine
 
-    def refuse(self: Scorer, positions: Positions) -> Examined:
+    def refuse(self: Scorer, positions: Indices) -> Examined:
         records = [self.store.manifest.records[int(i)] for i in positions]
         bad = [one.path for one in records if one.domain == domain and one.split in splits]
         if bad:

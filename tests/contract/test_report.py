@@ -8,7 +8,6 @@ import sqlite3
 import subprocess
 import sys
 from collections.abc import Iterator
-from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -19,8 +18,8 @@ import pytest
 from dinomaly_hd.errors import ConfigError, DataError, OutputError, TrackingError
 from dinomaly_hd.evaluation.results import evaluate
 from dinomaly_hd.experiments import reporting
-from dinomaly_hd.experiments.find import Asked
-from dinomaly_hd.experiments.reporting import ReportRequest, report
+from dinomaly_hd.experiments.find import ReportRequest
+from dinomaly_hd.experiments.reporting import report
 from dinomaly_hd.files import publish_json, read_json
 from dinomaly_hd.runs.folder import read_state
 from dinomaly_hd.runs.outbox import Outbox
@@ -216,8 +215,11 @@ def project(prepared: Project, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
 
 
 def request(project: Project, *runs: str | Path, query: str = "", **changes: Any) -> ReportRequest:
-    asked = Asked(tuple(map(str, runs)), query, EXPERIMENT, changes.pop("label_by", "config"))
     settings: dict[str, Any] = {
+        "runs": tuple(map(str, runs)),
+        "query": query,
+        "experiment": EXPERIMENT,
+        "label_by": "config",
         "reference": None,
         "title": None,
         "question": None,
@@ -228,7 +230,7 @@ def request(project: Project, *runs: str | Path, query: str = "", **changes: Any
         "say": lambda _: None,
         "tick": lambda: None,
     }
-    return ReportRequest(asked=asked, **(settings | changes))
+    return ReportRequest(**(settings | changes))
 
 
 def logged(project: Project, run_id: str, folder: str | None = None) -> set[str]:
@@ -484,9 +486,8 @@ def test_a_set_without_a_finished_run_and_a_full_folder_are_refused(project: Pro
     ],
 )
 def test_a_bad_query_is_one_line(project: Project, query: str, experiment: str, line: str) -> None:
-    asked = Asked((), query, experiment, "config")
     with pytest.raises(ConfigError, match=line) as caught:
-        report(replace(request(project), asked=asked))
+        report(request(project, query=query, experiment=experiment))
     assert "\n" not in str(caught.value)
 
 

@@ -110,7 +110,7 @@ def test_the_logged_model_says_what_it_takes_gives_and_needs(tiny_run: "TinyRun"
 def test_a_finished_run_of_every_family_is_a_model_that_scores_and_decides_as_the_run(
     family: str, context: Context, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(evaluate.gallery, "draw_plots", lambda *_, **__: None)
+    monkeypatch.setattr(evaluate, "draw_plots", lambda *_, **__: None)
     outcome = execute(resolve_model(family, SMALL[family]), context)
     own = pd.read_csv(outcome.folder / "scores" / "domain_B.csv")
     data = context.root / "data" / "simulated_tiny_seed0"

@@ -7,7 +7,7 @@ import pytest
 from PIL import Image
 
 from dinomaly_hd.errors import OutputError
-from dinomaly_hd.experiments.gallery import MOST_WAITING, pictures_saved
+from dinomaly_hd.evaluation.pictures import MOST_WAITING, pictures_saved
 
 
 def picture(value: int) -> np.ndarray:

@@ -6,8 +6,8 @@ from sklearn import config_context
 from sklearn import metrics as sk
 
 from dinomaly_hd.errors import DataError, NonFiniteError
-from dinomaly_hd.evaluation import intervals, metrics
-from dinomaly_hd.evaluation.synthetic import flat_synthetic, synthetic_blocks, synthetic_lines
+from dinomaly_hd.evaluation import metrics, statistics
+from dinomaly_hd.evaluation.blocks import flat_synthetic, synthetic_blocks, synthetic_lines
 
 SETS = 1000
 SCALES = (1e-300, 1e-150, 1e-30, 1.0, 1e30, 1e150, 1e300)
@@ -46,7 +46,7 @@ def test_equal_to_scikit_learn_on_1000_sets():
         pairs = [
             (metrics.auroc(score, label), sk.roc_auc_score(label, score)),
             (metrics.average_precision(score, label), sk.average_precision_score(label, score)),
-            (metrics.f1_max(score, label).value, sk_f1(score, label)),
+            (metrics.f1_max(score, label)[0], sk_f1(score, label)),
             *(
                 (metrics.tpr_at_fpr(score, label, max_fpr=f), tpr[fpr <= f].max())
                 for f in (0.0, 0.01, 0.05, 0.3)
@@ -68,8 +68,8 @@ def test_calls_equal_scikit_learn_and_thresholds_are_the_best_ones():
             *(score_of(label, called) for score_of in (sk.recall_score, sk.f1_score, sk.accuracy_score)),
         )
         assert ours[4:] == pytest.approx(theirs, abs=1e-12, nan_ok=True)
-        best = metrics.f1_max(score, label)
-        assert metrics.confusion_at(score, label, threshold=best.threshold).f1 == best.value
+        value, threshold = metrics.f1_max(score, label)
+        assert metrics.confusion_at(score, label, threshold=threshold).f1 == value
         chosen = metrics.youden(score, label)
         assert chosen.optimistic
         assert chosen.source == "test labels"
@@ -113,7 +113,7 @@ def test_tpr_at_fpr_takes_no_vertex_beyond_the_target():
 @pytest.mark.parametrize("count", [7, 100, 1000, 999])
 def test_allowed_false_positives_compares_as_a_roc_curve_does(count):
     for target in (0.0, 0.01, 0.05, 0.29, 0.57, 0.58, 1.0):
-        allowed = intervals.allowed_false_positives(count, max_fpr=target)
+        allowed = statistics.allowed_false_positives(count, max_fpr=target)
         assert allowed == (np.arange(count + 1) / count <= target).sum() - 1
 
 
@@ -128,7 +128,7 @@ def test_one_class_gives_nan(label):
         metrics.youden(score, label).value,
         metrics.f1(score, label).value,
         *metrics.confusion_at(score, label, threshold=2.0)[4:],
-        *intervals.percentile_interval(bootstrap(score, label)[:, 0]),
+        *statistics.percentile_interval(bootstrap(score, label)[:, 0]),
     ]
     assert np.isnan(values).all()
     assert metrics.roc_curve(score, label)[0].size == 0
@@ -209,13 +209,13 @@ def gaussian_set(count: int) -> tuple[np.ndarray, np.ndarray]:
 
 
 def bootstrap(score, label, *, seed: int = 42, draws: int = 2000) -> np.ndarray:
-    generator = intervals.named_generator(seed, "score/domain_C/all")
-    return intervals.bootstrap(score, label, max_fprs=(0.01, 0.05), generator=generator, draws=draws)
+    generator = statistics.named_generator(seed, "score/domain_C/all")
+    return statistics.bootstrap(score, label, max_fprs=(0.01, 0.05), generator=generator, draws=draws)
 
 
 def test_interval_width_agrees_with_the_theory():
     score, label = gaussian_set(1000)
-    low, high = intervals.percentile_interval(bootstrap(score, label)[:, 0])
+    low, high = statistics.percentile_interval(bootstrap(score, label)[:, 0])
     area = metrics.auroc(score, label)
     # Hanley and McNeil (1982): the standard error of an AUROC.
     q1, q2 = area / (2 - area), 2 * area**2 / (1 + area)
@@ -239,10 +239,10 @@ def test_every_draw_is_the_metric_of_the_images_drawn_for_one_run_and_for_severa
     scores = np.stack([score, score[::-1] + np.random.default_rng(1).normal(size=60)])
     scores = np.round(scores, 1) if ties else scores
     ordered = np.concatenate([np.sort(scores[0, :30]), np.sort(scores[0, 30:])])
-    shared = intervals.shared_bootstrap(
+    shared = statistics.shared_bootstrap(
         scores, label=label, max_fprs=(0.01, 0.05), generator=np.random.default_rng(7), draws=25
     )
-    alone = intervals.bootstrap(
+    alone = statistics.bootstrap(
         scores[0], label, max_fprs=(0.01, 0.05), generator=np.random.default_rng(7), draws=25
     )
     replay = np.random.default_rng(7)

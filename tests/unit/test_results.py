@@ -9,8 +9,8 @@ import pytest
 from dinomaly_hd.errors import ConfigError, DataError, NonFiniteError
 from dinomaly_hd.evaluation import metrics
 from dinomaly_hd.evaluation.metrics import Threshold, normal_quantile
-from dinomaly_hd.evaluation.results import PixelScores, check_table, evaluate
-from dinomaly_hd.evaluation.tables import flat_metrics, summary_lines
+from dinomaly_hd.evaluation.report import flat_metrics, summary_lines
+from dinomaly_hd.evaluation.results import check_table, evaluate
 from dinomaly_hd.files import publish_json
 from dinomaly_hd.runs.folder import read_results
 
@@ -63,7 +63,7 @@ def test_each_block_holds_the_metrics_of_its_own_images(domain, condition):
     assert block["tpr_at_fpr_1pct"] == metrics.tpr_at_fpr(score, label, max_fpr=0.01)
     assert block["tpr_at_fpr_5pct"] == metrics.tpr_at_fpr(score, label, max_fpr=0.05)
     assert block["average_precision"] == metrics.average_precision(score, label)
-    assert block["f1_max"] == metrics.f1_max(score, label).value
+    assert block["f1_max"] == metrics.f1_max(score, label)[0]
     assert block["counts"] == {"good": (label == 0).sum(), "fault": (label == 1).sum()}
     assert "auroc" not in block["reasons"]
     for name, (low, high) in block["intervals"].items():
@@ -168,7 +168,10 @@ def test_nothing_called_a_fault_has_no_precision():
 
 
 def test_pixel_metrics_enter_where_given():
-    scores = {"domain_C": PixelScores(0.9, 0.8), "domain_A": PixelScores(0.7, float("nan"))}
+    scores = {
+        "domain_C": {"pixel_auroc": 0.9, "aupro": 0.8},
+        "domain_A": {"pixel_auroc": 0.7, "aupro": float("nan")},
+    }
     result = run(score_table(), pixel=scores)
     flat = flat_metrics(result)
     assert (flat["domain_C/pixel_auroc"], flat["domain_C/aupro"], flat["mean/pixel_auroc"]) == (0.9, 0.8, 0.8)

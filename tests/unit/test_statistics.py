@@ -8,8 +8,13 @@ from scipy import stats
 from sklearn.metrics import roc_auc_score
 
 from dinomaly_hd.errors import NonFiniteError
-from dinomaly_hd.evaluation.intervals import shared_bootstrap
-from dinomaly_hd.evaluation.statistics import delong, holm, mean_difference_interval, paired_test
+from dinomaly_hd.evaluation.statistics import (
+    delong,
+    holm,
+    mean_difference_interval,
+    paired_test,
+    shared_bootstrap,
+)
 
 LABEL = np.repeat([0, 1], [40, 30])
 

@@ -7,12 +7,12 @@ import numpy as np
 import pandas as pd
 import pytest
 
+from dinomaly_hd.evaluation.blocks import flat_transfer, transfer_lines, transfer_of
 from dinomaly_hd.evaluation.comparison_members import MemberRun
+from dinomaly_hd.evaluation.comparison_pages import transfer_table
 from dinomaly_hd.evaluation.comparison_plots import pairs_picture, pairs_pictures
-from dinomaly_hd.evaluation.comparison_tables import transfer_table
 from dinomaly_hd.evaluation.metrics import Threshold
 from dinomaly_hd.evaluation.results import evaluate
-from dinomaly_hd.evaluation.transfer import flat_transfer, transfer_lines, transfer_of
 
 AT_3 = Threshold("normal_quantile", 3.0, False, "held-out normals")
 LABEL = [0, 0, 1, 1]
@@ -124,14 +124,13 @@ def run(label: str, seed: int, source: str, **changed: float) -> MemberRun:
 
 def test_figures_are_means_over_seeds_and_missing_targets_are_named() -> None:
     members = [run("m", 1, "A"), run("m", 2, "A", B=0.8), run("n", 1, "A", B=math.nan)]
-    table = transfer_table(members)
-    assert table is not None
+    (table,) = transfer_table(members)
     assert list(table.frame)[:4] == ["label", "source", "source AUROC", "mean target AUROC"]
     m, n = table.frame.to_numpy().tolist()
     assert m[:5] == ["m", "A", "90.00 ± 0.00", "75.00 ± 7.07", "83.33 ± 7.86"]
     assert m[-1] == "-"
     assert n == ["n", "A", "90.00", "-", "-", "-", "-", "B"]
-    assert transfer_table([*members, members[0]._replace(result={"per_domain_metrics": {}})]) is None
+    assert transfer_table([*members, members[0]._replace(result={"per_domain_metrics": {}})]) == []
 
 
 def test_pairs_are_drawn_for_models_with_several_sources_and_untested_ones_stay_empty(

@@ -1,7 +1,7 @@
-"""How well a detector trained on some domains does on others (protocols.md, "Transfer").
+"""What a result holds beside detection on the domains trained on: transfer to others, and synthetic bands.
 
 All figures are shares. A target without an AUROC (one class only, or not scored at all) is named and left out
-of the average, never counted as 0.
+of the average, never counted as 0. Source: protocols.md, "Transfer"; tracking.md, "Optuna".
 """
 
 from collections.abc import Mapping, Sequence
@@ -9,14 +9,18 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
+from numpy.typing import ArrayLike, NDArray
 
-from dinomaly_hd.evaluation.metrics import NAN, Threshold, confusion_at, known
+from dinomaly_hd.evaluation.metrics import NAN, Threshold, confusion_at, known, number
+from dinomaly_hd.evaluation.results import rates
 
 FROM = " from "
 """Between a model and its source in the label of a run, where a comparison has several sources."""
 CHANCE = 0.5
 SOURCE_FPR = 0.01
-FIGURES = ("source_auroc", "average_target_auroc", "transfer_ratio", "domain_gap", "chance_corrected_ratio")
+TRANSFER = ("source_auroc", "average_target_auroc", "transfer_ratio", "domain_gap", "chance_corrected_ratio")
+FIGURES = {"auroc": "auroc", "tpr_at_fpr_1pct": "tpr_at_fpr_1", "tpr_at_fpr_5pct": "tpr_at_fpr_5"}
+"""Name in results.json -> name of the metric in MLflow."""
 
 
 def transfer_of(
@@ -43,8 +47,8 @@ def transfer_of(
     for name in target:
         rows = table[table["domain"] == name]
         calls = confusion_at(rows["score"], rows["label"], threshold=threshold.value)
-        rates = {"tpr": (calls.tp, calls.fn), "fpr": (calls.fp, calls.tn)}
-        at_source[name] = {rate: _ratio(called, called + not_) for rate, (called, not_) in rates.items()}
+        tpr, fpr = _ratio(calls.tp, calls.tp + calls.fn), _ratio(calls.fp, calls.fp + calls.tn)
+        at_source[name] = {"tpr": tpr, "fpr": fpr}
     return {
         "source_results": source,
         "target_results": target,
@@ -65,7 +69,7 @@ def transfer_of(
 
 def flat_transfer(transfer: Mapping[str, Any]) -> dict[str, float]:
     """Return ``transfer/...`` metrics for MLflow; NaN is left out."""
-    flat = {f"transfer/{name}": transfer[name] for name in FIGURES}
+    flat = {f"transfer/{name}": transfer[name] for name in TRANSFER}
     for domain, calls in transfer["at_source_threshold"].items():
         flat |= {f"transfer/{domain}/{name}_at_source_threshold": value for name, value in calls.items()}
     return known(flat)
@@ -73,17 +77,50 @@ def flat_transfer(transfer: Mapping[str, Any]) -> dict[str, float]:
 
 def transfer_lines(transfer: Mapping[str, Any]) -> list[str]:
     """Return what a run prints of its transfer, in per cent."""
-    shown = [100 * transfer[name] for name in FIGURES]
+    shown = [100 * transfer[name] for name in TRANSFER]
     lines = [
         "Transfer from {}: source AUROC {:.2f}, targets {:.2f}, ratio {:.1f} %, gap {:.2f}, "
         "chance-corrected ratio {:.1f} %".format(", ".join(transfer["source_domains"]), *shown)
     ]
     for domain, calls in transfer["at_source_threshold"].items():
-        lines.append(
-            f"  {domain}: with the source's threshold TPR {100 * calls['tpr']:.1f} %, "
-            f"FPR {100 * calls['fpr']:.1f} %"
-        )
+        tpr, fpr = 100 * calls["tpr"], 100 * calls["fpr"]
+        lines.append(f"  {domain}: with the source's threshold TPR {tpr:.1f} %, FPR {fpr:.1f} %")
     return lines + [f"  {name}: left out: {why}" for name, why in transfer["missing_targets"].items()]
+
+
+def synthetic_blocks(score: ArrayLike, label: ArrayLike, domain: NDArray[np.str_]) -> dict[str, Any]:
+    """Return ``per_domain`` and ``mean``: AUROC and TPR at FPR 1 % and 5 % on held-out normals against copies
+    of them with bands, which may choose settings.
+
+    ``score`` (N,) is finite, higher is more anomalous; ``label`` (N,) is 0 normal, 1 with a band; ``domain``
+    (N,) names each image's domain.
+    """
+    score, label = np.asarray(score, np.float64), np.asarray(label)
+    per_domain = {}
+    for name in dict.fromkeys(domain.tolist()):
+        own = domain == name
+        counts = {"normals": int((label[own] == 0).sum()), "bands": int((label[own] == 1).sum())}
+        per_domain[name] = rates(score[own], label[own]) | counts
+    mean = {figure: float(np.mean([block[figure] for block in per_domain.values()])) for figure in FIGURES}
+    return {"per_domain": per_domain, "mean": mean}
+
+
+def flat_synthetic(synthetic: Mapping[str, Any]) -> dict[str, float]:
+    """Return ``synthetic/domain_C/auroc``, ``synthetic/mean/tpr_at_fpr_1``, ... for MLflow."""
+    return {
+        f"synthetic/{name}/{metric}": number(block[figure])
+        for name, block in {**synthetic["per_domain"], "mean": synthetic["mean"]}.items()
+        for figure, metric in FIGURES.items()
+    }
+
+
+def synthetic_lines(synthetic: Mapping[str, Any]) -> list[str]:
+    """Return what a run prints of it, in per cent."""
+    lines = ["Held-out normals against synthetic bands (no test image), %: AUROC, TPR at FPR 1 %"]
+    for name, block in synthetic["per_domain"].items():
+        counts = f"{block['normals']} normals, {block['bands']} bands"
+        lines.append(f"  {name}: {100 * block['auroc']:.2f}, {100 * block['tpr_at_fpr_1pct']:.2f} ({counts})")
+    return lines
 
 
 def _mean(values: Sequence[float]) -> float:
