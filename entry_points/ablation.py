@@ -6,7 +6,7 @@ from functools import partial
 from dinomaly_hd.config.base import PositiveCount, doc
 from dinomaly_hd.config.command import OrAuto
 from dinomaly_hd.config.resolve import config_names
-from dinomaly_hd.training.signals import SignalGuard
+from dinomaly_hd.errors import SignalGuard
 from entry_points.common import SeedsOptions, comparison, context_of, launch, member_of
 
 
@@ -28,7 +28,8 @@ def main(argv: Sequence[str], guard: SignalGuard) -> None:
     asked = COMMAND.parse(argv)
     options, context = asked.options, context_of(asked, guard)
     from dinomaly_hd.experiments.protocols import run_ablation
-    from dinomaly_hd.jobs import LOCAL, Slots
+    from dinomaly_hd.jobs.engines import LOCAL
+    from dinomaly_hd.jobs.job import Slots
 
     run_ablation(
         config_names(options.configs),

@@ -16,14 +16,13 @@ from dinomaly_hd.config.command import Asked, Command, Numbers, OrAuto
 from dinomaly_hd.config.parameters import AUTO, all_of, any_of
 from dinomaly_hd.config.resolve import preset_name, resolve_config, resolve_model
 from dinomaly_hd.config.variants import VARIANTS, WITH_TOPK
-from dinomaly_hd.errors import DinomalyHDError, Interrupted
-from dinomaly_hd.training.signals import SignalGuard
+from dinomaly_hd.errors import DinomalyHDError, Interrupted, SignalGuard
 from entry_points import ACTIVATE
 
 if TYPE_CHECKING:
     from dinomaly_hd.config.run import RunConfig
     from dinomaly_hd.data.feature_files import FeaturePlace
-    from dinomaly_hd.runs.context import Context
+    from dinomaly_hd.runs.folder import Context
 
 Own = TypeVar("Own", bound="SurroundingsOptions")
 Main = Callable[[Sequence[str], SignalGuard], Callable[[], object] | None]
@@ -146,7 +145,7 @@ def train(command: Command[TrainingOptions], argv: Sequence[str], guard: SignalG
 
 def context_of(asked: "Asked[Any]", guard: SignalGuard, **spelt_out: object) -> "Context":
     """Return what surrounds a run; its command spells out preset, seeds and more."""
-    from dinomaly_hd.runs.context import Context
+    from dinomaly_hd.runs.folder import Context
 
     options: SurroundingsOptions = asked.options
     preset = preset_name(asked.values.get("preset", AUTO))

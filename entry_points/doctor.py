@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from dinomaly_hd.config.command import Command
 from dinomaly_hd.config.parameters import Fields, parameters
 from dinomaly_hd.config.resolve import resolve_model
-from dinomaly_hd.training.signals import SignalGuard
+from dinomaly_hd.errors import SignalGuard
 from entry_points.common import ROOT, FeatureOptions, feature_place, launch, say
 
 OF_RUN = ("preset", "data_root", "domains", "conditions", "encoder", "encoder_weights")

@@ -13,8 +13,7 @@ from dinomaly_hd.config.presets import MODELS
 from dinomaly_hd.config.resolve import resolve_model
 from dinomaly_hd.config.run import ALL_DOMAINS
 from dinomaly_hd.config.texts import names_in
-from dinomaly_hd.errors import ConfigError, nearest
-from dinomaly_hd.training.signals import SignalGuard
+from dinomaly_hd.errors import ConfigError, SignalGuard, nearest
 from entry_points.common import MEMBERS, Main, RunOptions, context_of
 
 if TYPE_CHECKING:

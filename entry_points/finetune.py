@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from dinomaly_hd.config.base import PositiveCount, doc
 from dinomaly_hd.config.run import ALL_DOMAINS
 from dinomaly_hd.config.texts import names_in
-from dinomaly_hd.training.signals import SignalGuard
+from dinomaly_hd.errors import SignalGuard
 from entry_points.common import ConfigOptions, comparison, context_of, launch, member_of
 
 

@@ -8,8 +8,8 @@ from pydantic import Field
 
 from dinomaly_hd.config.base import Frozen
 from dinomaly_hd.config.command import Command
-from dinomaly_hd.jobs import die_with_parent
-from dinomaly_hd.training.signals import SignalGuard
+from dinomaly_hd.errors import SignalGuard
+from dinomaly_hd.jobs.job import die_with_parent
 from entry_points.common import launch, say
 
 

@@ -8,7 +8,7 @@ from pydantic import Field
 
 from dinomaly_hd.config.base import Count, Frozen, doc
 from dinomaly_hd.config.command import Command, OrAuto
-from dinomaly_hd.training.signals import SignalGuard
+from dinomaly_hd.errors import SignalGuard
 from entry_points.common import ROOT, ResultDir, launch, say
 
 

@@ -6,7 +6,7 @@ from pathlib import Path
 from dinomaly_hd.config.base import Frozen, doc
 from dinomaly_hd.config.command import Command, OrAuto
 from dinomaly_hd.config.texts import names_in
-from dinomaly_hd.training.signals import SignalGuard
+from dinomaly_hd.errors import SignalGuard
 from entry_points.common import EXPERIMENT, ROOT, Experiment, ResultDir, launch, say
 
 NONE = "none"

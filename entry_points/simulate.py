@@ -7,7 +7,7 @@ from typing import Literal
 from dinomaly_hd.config.base import Count, Frozen, Line, doc
 from dinomaly_hd.config.command import Command, OrAuto
 from dinomaly_hd.config.run import DataConfig
-from dinomaly_hd.training.signals import SignalGuard
+from dinomaly_hd.errors import SignalGuard
 from entry_points.common import ROOT, launch, say
 
 

@@ -4,8 +4,7 @@ from collections.abc import Sequence
 
 from dinomaly_hd.config.base import doc
 from dinomaly_hd.config.command import Numbers
-from dinomaly_hd.errors import ConfigError
-from dinomaly_hd.training.signals import SignalGuard
+from dinomaly_hd.errors import ConfigError, SignalGuard
 from entry_points.common import ConfigOptions, comparison, context_of, launch, member_of
 
 

@@ -6,7 +6,7 @@ from pydantic import Field
 
 from dinomaly_hd.config.base import PositiveCount, doc
 from dinomaly_hd.config.command import Command, OrAuto
-from dinomaly_hd.training.signals import SignalGuard
+from dinomaly_hd.errors import SignalGuard
 from entry_points.common import EngineOptions, context_of, launch
 from entry_points.families import ConditionOptions, chosen_conditions, family_fields, trials_of_conditions
 
@@ -35,7 +35,7 @@ def main(argv: Sequence[str], guard: SignalGuard) -> None:
     trials = trials_of_conditions(chosen_conditions(options), asked)
     from dinomaly_hd.experiments.comparison import member
     from dinomaly_hd.experiments.protocols import run_suite
-    from dinomaly_hd.jobs import Slots
+    from dinomaly_hd.jobs.job import Slots
 
     run_suite(
         [member(trial.model, trial.run) for trial in trials],

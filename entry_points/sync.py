@@ -5,8 +5,7 @@ from pathlib import Path
 
 from dinomaly_hd.config.base import Frozen
 from dinomaly_hd.config.command import Command
-from dinomaly_hd.errors import TrackingError
-from dinomaly_hd.training.signals import SignalGuard
+from dinomaly_hd.errors import SignalGuard, TrackingError
 from entry_points.common import ROOT, ResultDir, launch, say
 
 

@@ -14,12 +14,11 @@ from dinomaly_hd.config.command import Asked, Numbers
 from dinomaly_hd.config.resolve import resolve_config
 from dinomaly_hd.config.run import RunConfig
 from dinomaly_hd.config.texts import names_in
-from dinomaly_hd.errors import ConfigError
-from dinomaly_hd.training.signals import SignalGuard
+from dinomaly_hd.errors import ConfigError, SignalGuard
 from entry_points.common import ROOT, EngineOptions, SurroundingsOptions, comparison, context_of, launch
 
 if TYPE_CHECKING:
-    from dinomaly_hd.runs.context import Context
+    from dinomaly_hd.runs.folder import Context
     from dinomaly_hd.tuning.study import Plan
 
 OF_RUNS = {"maps_per_group": "0", "synthetic_copies": "8"}
@@ -105,7 +104,7 @@ def main(argv: Sequence[str], guard: SignalGuard) -> None:
     if context.feature_place is not None:
         given["feature_dir"] = str(context.feature_place.folder)
     from dinomaly_hd.experiments.study import run_study
-    from dinomaly_hd.jobs import Slots
+    from dinomaly_hd.jobs.job import Slots
 
     slots = Slots(options.engine, options.workers, options.ray_address or "")
     run_study(plan, context, slots=slots, flags=given)

@@ -18,7 +18,7 @@ from benchmarks.drills import runs
 from benchmarks.drills.studies import joined, run_trials
 from benchmarks.drills.tally import Drill, Tally
 from dinomaly_hd.models.dinomaly.detector import Dinomaly
-from dinomaly_hd.training.guards import named_when_exhausted, way_out
+from dinomaly_hd.training.loop import named_when_exhausted, way_out
 from dinomaly_hd.tuning.worker import Attempt
 from entry_points import horizontal
 from entry_points.common import launch

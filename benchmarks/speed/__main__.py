@@ -26,7 +26,7 @@ import torch
 from benchmarks.common import ROOT, given, record
 from benchmarks.speed.measure import MATRIX, SCORE, TRAIN
 from benchmarks.speed.subjects import Case, write_weights
-from dinomaly_hd.jobs.local import usable_cores
+from dinomaly_hd.jobs.engines import usable_cores
 
 OURS, CACHED = "ours", "ours from cache"
 HEAD = "| task | subject | images/s | GFLOP an image | share of the limit | peak GiB | faster than |\n"

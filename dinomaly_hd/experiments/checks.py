@@ -37,8 +37,7 @@ from dinomaly_hd.models.build import check_model, texture_folder
 from dinomaly_hd.models.networks import check_weights
 from dinomaly_hd.models.preprocessing import preprocessing_of
 from dinomaly_hd.models.weights import Weights, locate
-from dinomaly_hd.runs.context import Context
-from dinomaly_hd.runs.folder import MODEL, find_run
+from dinomaly_hd.runs.folder import MODEL, Context, find_run
 from dinomaly_hd.serving.exported import WEIGHTS, read_card
 from dinomaly_hd.training.loop import resolve_device
 

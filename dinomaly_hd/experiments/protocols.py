@@ -16,8 +16,9 @@ from dinomaly_hd.experiments.comparison import ONE_REPORT, Done, Member, Protoco
 from dinomaly_hd.experiments.members import SINGLE, UNIFIED, Joined, join_domains, joined
 from dinomaly_hd.experiments.reporting import Question
 from dinomaly_hd.experiments.run import Outcome, execute
-from dinomaly_hd.jobs import ONE_SLOT, Slots
-from dinomaly_hd.runs.context import Context
+from dinomaly_hd.jobs.engines import ONE_SLOT
+from dinomaly_hd.jobs.job import Slots
+from dinomaly_hd.runs.folder import Context
 
 BY_NATURE = (
     "model_type", "variant", "encoder_digest", *EncoderConfig.model_fields, *TrainingConfig.model_fields,

@@ -12,8 +12,7 @@ from dinomaly_hd.experiments.evaluate import evaluate
 from dinomaly_hd.experiments.prepare import fill_bank, hooks, prepare, training_data
 from dinomaly_hd.experiments.record import describe, record
 from dinomaly_hd.experiments.work import at_work
-from dinomaly_hd.runs.context import Context
-from dinomaly_hd.runs.folder import finished_runs, open_folder, read_results, read_state
+from dinomaly_hd.runs.folder import Context, finished_runs, open_folder, read_results, read_state
 from dinomaly_hd.runs.sync import complete_finished
 from dinomaly_hd.training.loop import train
 

@@ -10,9 +10,8 @@ from dinomaly_hd.errors import ConfigError, NonFiniteError, nearest
 from dinomaly_hd.evaluation.synthetic import FIGURES, flat_synthetic
 from dinomaly_hd.evaluation.tables import flat_metrics
 from dinomaly_hd.experiments.checks import Ready, check
-from dinomaly_hd.runs.context import Context
-from dinomaly_hd.tuning.methods import make_sampler
-from dinomaly_hd.tuning.study import SYNTHETIC, TEST, Plan, check_name
+from dinomaly_hd.runs.folder import Context
+from dinomaly_hd.tuning.study import SYNTHETIC, TEST, Plan, check_name, make_sampler
 
 OBJECTIVES = (SYNTHETIC, TEST)
 MOST_METRICS = 2

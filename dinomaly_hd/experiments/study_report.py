@@ -11,10 +11,9 @@ from dinomaly_hd.evaluation.report import render
 from dinomaly_hd.experiments.study_plan import beside
 from dinomaly_hd.experiments.trial import RUN_ID
 from dinomaly_hd.files import publish, publish_text
-from dinomaly_hd.runs.context import Context
+from dinomaly_hd.runs.folder import Context
 from dinomaly_hd.runs.pages import members_line
 from dinomaly_hd.runs.tracker import Tracker
-from dinomaly_hd.tuning.recipe import condition_of, conditions_text, recipe_of
 from dinomaly_hd.tuning.results import (
     BY_SEED,
     COMPLETE,
@@ -22,6 +21,9 @@ from dinomaly_hd.tuning.results import (
     TEST,
     Row,
     best_of,
+    condition_of,
+    conditions_text,
+    recipe_of,
     rows_of,
     study_pictures,
 )

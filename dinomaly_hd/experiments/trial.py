@@ -15,10 +15,8 @@ from dinomaly_hd.data.features import FeatureCache
 from dinomaly_hd.errors import ConfigError, DinomalyHDError
 from dinomaly_hd.experiments.run import execute
 from dinomaly_hd.experiments.study_plan import beside, figures_of, means_of
-from dinomaly_hd.runs.context import Context
-from dinomaly_hd.runs.folder import open_folder
-from dinomaly_hd.runs.open import tracked
-from dinomaly_hd.runs.tracker import Tracker
+from dinomaly_hd.runs.folder import Context, open_folder
+from dinomaly_hd.runs.tracker import Tracker, tracked
 from dinomaly_hd.tuning.results import BY_SEED, CONFIG, TEST
 from dinomaly_hd.tuning.study import Plan
 from dinomaly_hd.tuning.worker import Attempt

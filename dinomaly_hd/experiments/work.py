@@ -13,14 +13,11 @@ from dinomaly_hd.data.feature_files import FeaturePlace
 from dinomaly_hd.data.store import ImageStore
 from dinomaly_hd.errors import CheckpointError
 from dinomaly_hd.experiments.checks import Ready
-from dinomaly_hd.runs.context import Context
-from dinomaly_hd.runs.folder import CHECKPOINTS, RunFolder, read_state
+from dinomaly_hd.runs.folder import CHECKPOINTS, Context, RunFolder, read_state
 from dinomaly_hd.runs.journal import JOURNAL, Journal
-from dinomaly_hd.runs.open import tracked
-from dinomaly_hd.runs.tracker import Tracker
+from dinomaly_hd.runs.tracker import Tracker, tracked
 from dinomaly_hd.training.checkpoint import Checkpoint, check_belongs, newest, save
-from dinomaly_hd.training.guards import named_when_exhausted, way_out
-from dinomaly_hd.training.loop import resolve_device
+from dinomaly_hd.training.loop import named_when_exhausted, resolve_device, way_out
 
 KEPT_IMAGES_BYTES = 2 * 1024**3
 NO_LABEL = "-"

@@ -16,7 +16,7 @@ from dinomaly_hd.files import publish, publish_json
 from dinomaly_hd.models.build import build_detector
 from dinomaly_hd.models.detector import Detector
 from dinomaly_hd.models.weights import locate
-from dinomaly_hd.training.loop import load_trained_state, trained_state
+from dinomaly_hd.training.checkpoint import load_trained_state, trained_state
 
 WEIGHTS, CARD = "weights.safetensors", "model.json"
 SCHEMA_VERSION = 1

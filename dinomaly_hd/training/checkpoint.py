@@ -10,11 +10,13 @@ import torch
 from torch import Tensor
 
 from dinomaly_hd.config import WITHOUT_EFFECT, flatten, from_json
-from dinomaly_hd.errors import CheckpointError, ConfigError, NonFiniteError, reason_of
+from dinomaly_hd.errors import LONGEST_REASON, CheckpointError, ConfigError, NonFiniteError, reason_of
 from dinomaly_hd.files import publish, sweep
+from dinomaly_hd.models.detector import Detector
 
 SCHEMA_VERSION = 3
 KEPT = 2
+ENCODER, FROZEN = "encoder.", "encoder.model."
 NAME = re.compile(r"step_(\d{8})\.pt")
 
 
@@ -144,3 +146,26 @@ def check_belongs(
 
 def _numbered(folder: Path) -> list[Path]:
     return sorted(path for path in folder.glob("step_*.pt") if NAME.fullmatch(path.name))
+
+
+def trained_state(detector: Detector) -> dict[str, Tensor]:
+    """Return copies of all tensors but the frozen network's own weights."""
+    own = {name: value for name, value in detector.state_dict().items() if not name.startswith(FROZEN)}
+    return {name: value.detach().cpu().clone() for name, value in own.items()}
+
+
+def encoder_state(detector: Detector) -> dict[str, Tensor]:
+    """Return copies of what the encoder took from training images."""
+    return {name: value for name, value in trained_state(detector).items() if name.startswith(ENCODER)}
+
+
+def load_trained_state(detector: Detector, weights: dict[str, Tensor]) -> None:
+    """Put back what ``trained_state`` returned."""
+    try:
+        missing, unexpected = detector.load_state_dict(weights, strict=False)
+    except RuntimeError as error:  # other shapes
+        reason = " ".join(str(error).split())[:LONGEST_REASON]
+        raise CheckpointError(f"the checkpoint does not fit the model: {reason}") from error
+    wrong = [*unexpected, *(name for name in missing if not name.startswith(FROZEN))]
+    if wrong:
+        raise CheckpointError(f"the checkpoint does not fit the model: {', '.join(wrong[:5])}")

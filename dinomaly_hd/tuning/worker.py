@@ -11,10 +11,19 @@ from sqlalchemy.exc import SQLAlchemyError
 
 from dinomaly_hd.errors import CheckpointError, DinomalyHDError, NonFiniteError, OutOfMemory, Pruned
 from dinomaly_hd.randomness import derive
-from dinomaly_hd.tuning.methods import make_sampler
 from dinomaly_hd.tuning.space import Space
 from dinomaly_hd.tuning.storage import clear_outage, exclusive, quiet
-from dinomaly_hd.tuning.study import FAILED, SETTING, Counts, Joined, chain_of, counts_of, fill, mend
+from dinomaly_hd.tuning.study import (
+    FAILED,
+    SETTING,
+    Counts,
+    Joined,
+    chain_of,
+    counts_of,
+    fill,
+    make_sampler,
+    mend,
+)
 
 ENDS_A_TRIAL_ONLY = (NonFiniteError, CheckpointError)
 LONGEST_PAUSE_S = 5.0

@@ -21,13 +21,8 @@ import pytest
 from dinomaly_hd.errors import TrackingError
 from dinomaly_hd.runs.journal import Journal
 from dinomaly_hd.runs.mirror import mirror
-from dinomaly_hd.runs.store import (
-    client_for,
-    close_stale_runs,
-    default_uri,
-    prepare_store,
-    process_tag,
-)
+from dinomaly_hd.runs.store import client_for, default_uri, prepare_store
+from dinomaly_hd.runs.sync import close_runs_not_begun, close_stale_runs, process_tag
 from dinomaly_hd.runs.tracker import Tracker
 from tests.work import PATIENCE_S, returned
 
@@ -462,6 +457,24 @@ def test_runs_left_behind_are_closed_and_no_others(uri: str) -> None:
     assert killed == closed
 
 
+def test_runs_that_mlflow_run_left_before_they_began_are_closed_and_no_others(uri: str) -> None:
+    client, now_ms = client_for(uri), int(time.time() * 1000)
+    old_ms = now_ms - 2 * 3600 * 1000
+    ours = {"mlflow.source.type": "PROJECT", "mlflow.project.entryPoint": "topk"}
+    runs = {
+        "never began": (old_ms, ours),
+        "may still begin": (now_ms, ours),
+        "began": (old_ms, {**ours, "run_key": "k"}),
+        "another project's": (old_ms, {**ours, "mlflow.project.entryPoint": "main"}),
+        "no project's": (old_ms, {}),
+    }
+    ids = {client.create_run("0", *own).info.run_id: name for name, own in runs.items()}
+    closed = close_runs_not_begun(client, "0", entry_points={"topk", "gem"})
+    assert [ids[run_id] for run_id in closed] == ["never began"]
+    failed = [ids[run.info.run_id] for run in client.search_runs(["0"]) if run.info.status == "FAILED"]
+    assert failed == ["never began"]
+
+
 # Eight processes that share one import of MLflow (8 s of CPU each, otherwise), but nothing of the database.
 STARTERS = """
 import os, pathlib, sys
@@ -541,8 +554,8 @@ def test_a_foreign_folder_sends_nothing_from_outside_of_it(uri: str, folder: Pat
     run_id = run.start(timeout_s=PATIENCE_S)
     for path in (secret, folder / ".." / "secret.txt"):
         run.artifact(path)
-    run._add("artifact", path="../secret.txt", folder=None)
-    run._add("artifact", path="link.txt", folder=None)
+    run._outbox.add("artifact", path="../secret.txt", folder=None)
+    run._outbox.add("artifact", path="link.txt", folder=None)
     run.artifacts(folder / "plots", folder="plots")
     assert not run.close("FINISHED", timeout_s=PATIENCE_S), "what was refused is not delivered"
     assert client_for(uri).list_artifacts(str(run_id)) == []

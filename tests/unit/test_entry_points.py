@@ -14,8 +14,7 @@ from dinomaly_hd.config import flatten, text_of
 from dinomaly_hd.config.command import MARKER, Command
 from dinomaly_hd.config.resolve import resolve_model
 from dinomaly_hd.data.feature_files import FeaturePlace
-from dinomaly_hd.errors import ConfigError
-from dinomaly_hd.training.signals import SignalGuard
+from dinomaly_hd.errors import ConfigError, SignalGuard
 from entry_points import horizontal
 from entry_points.__main__ import NAMES
 from entry_points.common import context_of, feature_place, launch

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from dinomaly_hd.errors import OutOfMemory
-from dinomaly_hd.training.guards import named_when_exhausted, way_out
+from dinomaly_hd.training.loop import named_when_exhausted, way_out
 
 TOO_MUCH = 2**60
 

@@ -16,13 +16,12 @@ from dinomaly_hd.batch import Batch
 from dinomaly_hd.config import RunConfig, with_values
 from dinomaly_hd.config.presets import preset_run
 from dinomaly_hd.config.variants import baseline
-from dinomaly_hd.errors import CheckpointError, Interrupted, NonFiniteError, OutputError
+from dinomaly_hd.errors import CheckpointError, Interrupted, NonFiniteError, OutputError, SignalGuard
 from dinomaly_hd.models.detector import Detector, Loss, Prediction
 from dinomaly_hd.training import checkpoint as checkpoints
 from dinomaly_hd.training import loop
 from dinomaly_hd.training.checkpoint import Checkpoint
 from dinomaly_hd.training.optim import OPTIMIZERS, StableAdamW
-from dinomaly_hd.training.signals import SignalGuard
 
 STEPS = 12
 DATA = torch.randn(10, 6, generator=torch.Generator().manual_seed(1))
@@ -233,7 +232,7 @@ def test_a_checkpoint_with_malformed_fields_is_named(tmp_path: Path, change: dic
 
 def test_a_checkpoint_of_other_shapes_is_one_error() -> None:
     with pytest.raises(CheckpointError, match="does not fit the model"):
-        loop.load_trained_state(Line(), {"linear.weight": torch.zeros(2, 2)})
+        checkpoints.load_trained_state(Line(), {"linear.weight": torch.zeros(2, 2)})
 
 
 def test_a_zip_whose_pickle_ends_early_is_named(tmp_path: Path) -> None:
