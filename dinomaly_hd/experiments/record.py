@@ -54,10 +54,11 @@ def describe(work: Work) -> None:
     tracker.artifact(settings)
     diff = provenance.git_diff(context.root)
     if diff:
-        tracker.text(diff, file="uncommitted.diff")
+        tracker.add("text", text=diff, file="uncommitted.diff")
     for split, use in (("train", "training"), ("test", "evaluation")):
-        tracker.dataset(
-            f"{ready.manifest.root.name}-{split}",
+        tracker.add(
+            "dataset",
+            name=f"{ready.manifest.root.name}-{split}",
             digest=ready.manifest.digest,
             count=len(ready.manifest.indices(split=split)),
             source=str(ready.manifest.root),
@@ -198,12 +199,12 @@ def _track(work: Work, results: dict[str, Any]) -> None:
         tracker.artifact(folder / name)
     for name in (SCORES, "plots", "anomaly_maps", MODEL):
         if (folder / name).is_dir():
-            tracker.artifacts(folder / name, folder=name)
-    tracker.model(folder / MODEL)
+            tracker.artifact(folder / name, folder=name)
+    tracker.add("model", folder / MODEL)
     tracker.artifact(max((folder / CHECKPOINTS).glob("step_*.pt")), folder=CHECKPOINTS)
     for domain in work.ready.manifest.domains:
         for step, path in enumerate(_faults_to_browse(work, domain)):
-            tracker.image(path, key=f"maps/{domain}", step=step)
+            tracker.add("image", path, key=f"maps/{domain}", step=step)
     _note(work, f"{results_markdown(results)}\n{_picture(work, results)}")
 
 

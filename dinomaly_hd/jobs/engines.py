@@ -104,9 +104,9 @@ class LocalEngine:
     More slots than GPUs share them in turn.
     """
 
-    def __init__(self, *, slots: int | None) -> None:
+    def __init__(self, slots: Slots) -> None:
         devices = _devices()
-        self._count = slots or len(devices) or max(1, usable_cores() // 2)
+        self._count = slots.number or len(devices) or max(1, usable_cores() // 2)
         self._tokens: SimpleQueue[dict[str, str]] = SimpleQueue()
         for token in _tokens(self._count, devices):
             self._tokens.put(token)
@@ -160,19 +160,20 @@ def _tokens(count: int, devices: list[str]) -> list[dict[str, str]]:
 
 
 class RayEngine:
-    """Runs jobs on the cluster whose head is at ``address``, or on a Ray that ends with this process ("").
+    """Runs jobs on the cluster at the slots' address, or on a Ray that ends with this process ("").
 
-    ``slots`` is how many run at once; None takes one a GPU of the cluster, or one a core where it has no
-    GPU (one for two cores on this machine). Raises ConfigError where Ray refuses the address.
+    Where no number is given it runs one a GPU of the cluster, or one a core where it has no GPU (one for two
+    cores on this machine). Raises ConfigError where Ray refuses the address.
     """
 
-    def __init__(self, *, slots: int | None, address: str) -> None:
+    def __init__(self, slots: Slots) -> None:
         for name, value in QUIET.items():
             os.environ.setdefault(name, value)
         import ray
 
         self._ray: Any = ray
-        self._slots = slots if address else slots or max(1, usable_cores() // 2)
+        number, address = slots.number, slots.address
+        self._slots = number if address else number or max(1, usable_cores() // 2)
         own = {"num_cpus": self._slots, "include_dashboard": False, "object_store_memory": STORE_BYTES}
         told: dict[str, Any] = {"address": address} if address else {"address": OF_ITS_OWN, **own}
         handlers = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
@@ -226,18 +227,11 @@ def run_on_node(module: str, folder: Path, directory: Path, environment: Mapping
     return run_process(module, folder, directory=directory, environment=environment, stopping=stopping)
 
 
-ENGINES: Mapping[str, Callable[[Slots], LocalEngine | RayEngine]] = {
-    LOCAL: lambda slots: LocalEngine(slots=slots.number),
-    RAY: lambda slots: RayEngine(slots=slots.number, address=slots.address),
-}
+ENGINES: Mapping[str, type[LocalEngine] | type[RayEngine]] = {LOCAL: LocalEngine, RAY: RayEngine}
 
 
 def check_engine(slots: Slots) -> None:
-    """Refuse an engine that cannot be had; starts nothing. Ray itself would try for minutes.
-
-    Raises:
-        ConfigError: Unknown, an address without Ray, Ray not installed, or nothing answers at the address.
-    """
+    """Refuse an engine that cannot be had; starts nothing. Ray itself would try for minutes."""
     engine, address = slots.engine, slots.address
     if engine not in ENGINES:
         raise ConfigError(f"engine={engine!r}: unknown.{nearest(engine, ENGINES)}")

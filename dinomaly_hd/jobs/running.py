@@ -44,10 +44,6 @@ def run_jobs(
 
     ``tick`` is called several times a second: what it raises stops all jobs, each with what it saved.
     ``on_ended`` is called for every job that has ended for good. ``reused`` are names that were done before.
-
-    Raises:
-        ConfigError: Unknown engine, or it cannot be had.
-        OutputError: A job's folder cannot be written.
     """
     check_engine(slots)
     assert len({job.name for job in jobs} | set(reused)) == len(jobs) + len(reused), "names are unique"

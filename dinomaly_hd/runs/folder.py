@@ -29,48 +29,32 @@ SHOWN_RUNS = 4
 
 @dataclass(frozen=True, kw_only=True)
 class Context:
-    """What surrounds a run and changes none of its numbers: where results go and who is told.
+    """What surrounds a run and changes none of its numbers: where results go and who is told."""
 
-    Attributes:
-        root: The project: MLflow's database and the simulated data lie here.
-        result_dir: Parent of the run folders.
-        experiment: MLflow experiment.
-        guard: Checked between batches.
-        command: Repeats the run.
-        run_name: None for the default name.
-        resume: "auto", "never", or a run.
-        parent_run_id: MLflow parent of a comparison's member.
-        folder: Where a comparison puts its member; None for a dated folder.
-        tags: Further MLflow tags.
-        features: Encoder outputs that the members of a comparison share; None for a run by itself.
-        feature_place: Of the files that hold encoder outputs for other runs; None keeps none.
-        manifests: Data sets that were read and checked, for many runs that begin at about the same time; None
-            reads the data for this run.
-        donors: Folders of runs whose checkpoint may stand for this one's training.
-        lock_wait_s: How long the run waits for another process that still works in its folder.
-        on_progress: Called after every step with the steps done, those in all, and the seconds left.
-        observe: Called with every logged dict of metrics and its step, counted from 0; may raise ``Pruned``.
-    """
-
-    root: Path
-    result_dir: Path
-    experiment: str
-    guard: SignalGuard
-    say: Callable[[str], None]
-    command: str
+    root: Path  # the project: MLflow's database and the simulated data lie here
+    result_dir: Path  # parent of the run folders
+    experiment: str  # MLflow's
+    guard: SignalGuard  # checked between batches
+    say: Callable[[str], None]  # prints a line
+    command: str  # repeats the run
     entry_point: str
-    run_name: str | None = None
-    resume: str = "auto"
-    parent_run_id: str | None = None
-    folder: Path | None = None
-    tags: Mapping[str, str] = field(default_factory=dict)
-    features: "FeatureCache | None" = None
-    feature_place: "FeaturePlace | None" = None
-    manifests: "dict[str, Manifest] | None" = None
-    donors: tuple[Path, ...] = ()
-    lock_wait_s: float = 0.0
-    on_progress: Callable[[int, int, float], None] | None = None
+    run_name: str | None = None  # None for the default name
+    resume: str = "auto"  # or "never", or a run
+    parent_run_id: str | None = None  # MLflow parent of a comparison's member
+    folder: Path | None = None  # where a comparison puts its member; None for a dated folder
+    tags: Mapping[str, str] = field(default_factory=dict)  # further ones for MLflow
+    features: "FeatureCache | None" = None  # encoder outputs that the members of a comparison share
+    feature_place: "FeaturePlace | None" = None  # of files that hold encoder outputs for other runs
+    manifests: "dict[str, Manifest] | None" = (
+        None  # data sets read before, for runs that begin at about one time
+    )
+    donors: tuple[Path, ...] = ()  # folders of runs whose checkpoint may stand for this one's training
+    lock_wait_s: float = 0.0  # for another process that still works in its folder
+    on_progress: Callable[[int, int, float], None] | None = (
+        None  # after every step: done, in all, seconds left
+    )
     observe: Callable[[Mapping[str, float], int], None] | None = None
+    """Called with every logged dict of metrics and its step, counted from 0; may raise ``Pruned``."""
 
 
 class Progress:

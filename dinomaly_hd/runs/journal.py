@@ -21,11 +21,8 @@ class JsonLines:
     """A file of JSON objects, one a line, each handed to the system in a single write.
 
     A line is there after the process dies; after `sync` also when the machine does. A torn last line
-    (power loss, full disk) is never read and is cut off before the next append.
-
-    Raises:
-        OutputError: The file cannot be written.
-        CheckpointError: A line other than the last is damaged.
+    (power loss, full disk) is never read and is cut off before the next append; any other damaged line is a
+    CheckpointError.
     """
 
     def __init__(self, path: Path) -> None:

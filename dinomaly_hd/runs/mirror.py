@@ -5,7 +5,7 @@ import logging
 import re
 from collections.abc import Iterable
 from pathlib import Path
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING
 
 from dinomaly_hd.errors import TrackingError, reason_of
 from dinomaly_hd.runs.journal import JOURNAL, KEY_TAG, OUTBOX, Entry, Journal, Operation, Outbox, now_ms
@@ -34,24 +34,12 @@ PARAM_LENGTH, DIGEST_LENGTH = 6000, 36
 ATTEMPTS = 3
 
 
-class Mirrored(NamedTuple):
-    """What one `mirror` sent: metric points, other operations, and what the store refused."""
-
-    run_id: str
-    points: int
-    operations: int
-    refused: int
-
-
 def mirror(
     folder: Path, *, uri: str, root: Path, ended: str | None = None, adopted: str | None = None
-) -> Mirrored:
-    """Send what MLflow lacks of a tracked run folder; called again, it sends nothing.
+) -> "Mirror":
+    """Send what MLflow lacks of a tracked run folder, and return the copy; called again, it sends nothing.
 
     The run gets the recorded status, else ``ended``; a new run of a folder without any was killed.
-
-    Raises:
-        TrackingError: The folder was never tracked, or the store does not answer or refuses.
     """
     outbox = Outbox(folder)
     if outbox.run is None:
@@ -66,7 +54,7 @@ def mirror(
                 copy.client.set_terminated(copy.run_id, status, end_time=end_ms)
         finally:
             outbox.close()
-    return Mirrored(copy.run_id, copy.points, copy.operations, copy.refused)
+    return copy
 
 
 def attach(
@@ -80,9 +68,7 @@ def attach(
 ) -> "Mirror":
     """Return a folder's copy: the run that `mlflow run` made, or that of an earlier start, or a new one.
 
-    Raises:
-        TrackingError: The store refuses: no such adopted run, or a bad experiment.
-        Exception: What MLflow raises when the store does not answer (`store.is_outage`).
+    A refusal of the store is a TrackingError; where it does not answer, MLflow's own is raised (`is_outage`).
     """
     record, made = outbox.run, False
     assert record is not None, "open_run first"

@@ -10,13 +10,12 @@ from typing import NamedTuple
 from dinomaly_hd.errors import TrackingError
 from dinomaly_hd.runs.journal import JOURNAL, Journal, Outbox
 from dinomaly_hd.runs.mirror import Mirror, mirror
-from dinomaly_hd.runs.store import ANSWER_S, client_of_existing, in_one_line, server_answers
+from dinomaly_hd.runs.store import ANSWER_S, client_of_existing, in_one_line, server_answers, shortened
 
 # A fresh browser would land on MLflow's GenAI pages.
 TRAINING_PAGES = "workflowType=machine_learning"
 TRAINING_RUNS = "tags.kind = 'train'"
 BEST_FIRST = "metrics.`mean/auroc`"
-NOTE_LENGTH = 7800
 MOST_LINKED = 40
 """Runs named one by one in a link, which is part of a description's 8000 characters."""
 
@@ -86,25 +85,17 @@ def artifact_picture(run_id: str, path: str, *, text: str) -> str:
     return f"![{text}](get-artifact?{_query(path=path, run_uuid=run_id)})"
 
 
-def shortened(markdown: str, *, length: int = NOTE_LENGTH) -> str:
-    """Cut a text at a blank line, since MLflow cuts a longer one anywhere, mostly in a table."""
-    if len(markdown) <= length:
-        return markdown
-    rest = "\n\n*Cut here; the whole text is the artifact `report.html`.*\n"
-    return markdown[: markdown.rfind("\n\n", 0, length - len(rest))] + rest
-
-
 def _query(**values: str) -> str:
     return urllib.parse.urlencode(values, quote_via=urllib.parse.quote)
 
 
 class LoggedReport(NamedTuple):
-    """What MLflow is to hold of a report: files below ``folder``, metrics, and the page's description."""
+    """What MLflow is to hold of a report."""
 
     folder: Path
-    files: Sequence[Path]
+    files: Sequence[Path]  # below the folder
     metrics: Mapping[str, float]
-    note: str
+    note: str  # the page's description
 
 
 class ReportRun(NamedTuple):
@@ -120,8 +111,7 @@ def log_report(
 ) -> str:
     """Log a report as a new run, or as one that `mlflow run` made, and return its id.
 
-    Raises:
-        TrackingError: The store does not answer or refuses; `mirror` of the report's folder completes it.
+    Where the store does not answer or refuses (TrackingError), `mirror` of the report's folder completes it.
     """
     outbox = Outbox(report.folder)
     outbox.open_run(experiment=experiment, run_name=run.name, tags=dict(run.tags), parent_run_id=None)
@@ -137,11 +127,7 @@ def log_report(
 
 
 def add_report(report: LoggedReport, run: ReportRun | None, *, run_id: str, uri: str) -> None:
-    """Add a report, and what tells its run from others, to a run, whose state stays as it is.
-
-    Raises:
-        TrackingError: The store does not answer or refuses, or has no such run.
-    """
+    """Add a report, and what tells its run from others, to a run, whose state stays as it is."""
     with tempfile.TemporaryDirectory() as temporary:  # the run folder's own notes stay as they are
         outbox = Outbox(Path(temporary))
         if run is not None:

@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
 STORE_LOCK_TIMEOUT_S, ANSWER_S = 120.0, 5.0
 KEYS_PER_CALL = 100
-KEY_LENGTH, TAG_LENGTH = 250, 8000
+KEY_LENGTH, TAG_LENGTH, NOTE_LENGTH = 250, 8000, 7800
 RUN_ID = re.compile(r"[0-9a-f]{32}")
 NOT_THERE, NOT_UNDERSTOOD = "RESOURCE_DOES_NOT_EXIST", "INVALID_PARAMETER_VALUE"
 _MODULES = ("mlflow.system_metrics.system_metrics_monitor", "mlflow.utils.autologging_utils")
@@ -87,9 +87,6 @@ def prepare_store(uri: str, *, experiment: str, root: Path) -> str:
     A SQLite file is switched to write-ahead logging. The lock lies beside it (for another database in
     ``root``), since processes that share a database must share the lock. A new experiment of a database keeps
     its artifacts in ``root/mlartifacts``. A server needs no lock and decides about artifacts for itself.
-
-    Raises:
-        TrackingError: The store does not answer, is no MLflow store, or refuses the experiment's name.
     """
     database, what = sqlite_file(uri), f"MLflow at {uri}, experiment {experiment!r}"
     folder = root.resolve() if database is None else database.parent
@@ -169,6 +166,14 @@ def send_tags(client: "MlflowClient", run_id: str, tags: Mapping[str, str]) -> N
         client.log_batch(run_id, tags=cut[start : start + KEYS_PER_CALL])
 
 
+def shortened(markdown: str) -> str:
+    """Cut a description at a blank line, since MLflow cuts a longer one anywhere, mostly in a table."""
+    if len(markdown) <= NOTE_LENGTH:
+        return markdown
+    rest = "\n\n*Cut here; the whole text is the artifact `report.html`.*\n"
+    return markdown[: markdown.rfind("\n\n", 0, NOTE_LENGTH - len(rest))] + rest
+
+
 def matching(client: "MlflowClient", experiment_id: str, query: str) -> "Iterator[Run]":
     """Yield all runs of an experiment that match MLflow's filter string, the first one begun first."""
     token: str | None = ""
@@ -229,11 +234,7 @@ class RunStore:
             return [_stored(run) for run in matching(client, parent.experiment_id, children)]
 
     def search(self, query: str, *, experiment: str) -> list[StoredRun]:
-        """Return the runs of an experiment that match MLflow's filter string, the first one begun first.
-
-        Raises:
-            ConfigError: There is no such experiment, or MLflow cannot read the filter string.
-        """
+        """Return the runs of an experiment that match MLflow's filter string, the first one begun first."""
         with self._asking() as client:
             found = client.get_experiment_by_name(experiment)
             if found is None:

@@ -17,7 +17,7 @@ import yaml
 from dinomaly_hd.errors import DinomalyHDError, TrackingError, reason_of
 from dinomaly_hd.runs.folder import FINISHED, IN_MLFLOW, LOCK, RunFolder, all_runs, read_state
 from dinomaly_hd.runs.journal import KEY_TAG, OUTBOX, Outbox, now_ms
-from dinomaly_hd.runs.mirror import Mirror, Mirrored, mirror
+from dinomaly_hd.runs.mirror import Mirror, mirror
 from dinomaly_hd.runs.store import client_for, default_uri, in_one_line, is_outage, matching, send_tags
 
 if TYPE_CHECKING:
@@ -43,13 +43,10 @@ class Synchronised:
     closed: int = 0
 
 
-def complete(folder: Path, *, root: Path) -> Mirrored:
+def complete(folder: Path, *, root: Path) -> Mirror:
     """Give MLflow what it lacks of a run folder that no process works on; again, it sends nothing.
 
     A run whose process died before it could say how it ended was killed.
-
-    Raises:
-        TrackingError: The store does not answer or refuses.
     """
     status = read_state(folder).get("status")
     ended = status if status in ENDINGS else "KILLED"
@@ -85,10 +82,7 @@ def synchronise(
 ) -> Synchronised:
     """Complete every run folder below ``result_dir`` that no process works on; close dead processes' runs.
 
-    ``say`` gets a line for each, ``tick`` is called before each folder and may raise.
-
-    Raises:
-        TrackingError: The store does not answer at all.
+    ``say`` gets a line for each, ``tick`` is called before each folder.
     """
     done = Synchronised()
     for folder in lacking(result_dir):

@@ -14,8 +14,8 @@ from dinomaly_hd.errors import DinomalyHDError, Interrupted, OutputError, Pruned
 from dinomaly_hd.runs.folder import IN_MLFLOW, Context, RunFolder
 from dinomaly_hd.runs.journal import JOURNAL, Journal, Outbox
 from dinomaly_hd.runs.mirror import Mirror, attach
-from dinomaly_hd.runs.pages import charts_page, run_page, shortened
-from dinomaly_hd.runs.store import default_uri, is_outage, load_mlflow, send_tags, server_answers
+from dinomaly_hd.runs.pages import charts_page, run_page
+from dinomaly_hd.runs.store import default_uri, is_outage, load_mlflow, send_tags, server_answers, shortened
 from dinomaly_hd.runs.sync import claim, process_tag
 
 if TYPE_CHECKING:
@@ -47,9 +47,6 @@ def tracked(
 
     ``tags`` come beside those that every run has; ``resumed`` is the run of an earlier start, where the
     folder may not know it.
-
-    Raises:
-        DinomalyHDError: What was raised inside, once the run is closed as KILLED or FAILED.
     """
     facts = provenance.git_facts(context.root)
     changed = " with uncommitted changes" if facts.get("git_dirty") == "true" else ""
@@ -99,9 +96,9 @@ def _close(folder: RunFolder, tracker: "Tracker", status: Status, context: Conte
 
     note(status=status)
     delivered = tracker.close(status, timeout_s=CLOSE_TIMEOUT_S)
-    if tracker.run_id is not None:
-        note(mlflow_run_id=tracker.run_id)  # of a server that was too slow at the start
-    note(**{IN_MLFLOW: delivered})
+    # Its id again: a server may have been too slow at the start.
+    run = {} if tracker.run_id is None else {"mlflow_run_id": tracker.run_id}
+    note(**run, **{IN_MLFLOW: delivered})
     if delivered and status == "FINISHED":
         context.say(f"MLflow run:   {tracker.url()}")
         if context.parent_run_id is None:
@@ -165,10 +162,8 @@ class Tracker:
     def start(self, *, timeout_s: float) -> str | None:
         """Begin to copy; return the run's id, or None if the store did not answer within ``timeout_s``.
 
-        Importing MLflow (3 to 8 s) comes on top. A fresh SQLite file takes another 2 to 7 s to prepare.
-
-        Raises:
-            TrackingError: The store answers with a refusal: bad experiment name, unknown MLFLOW_RUN_ID.
+        Importing MLflow (3 to 8 s) comes on top. A refusal (bad experiment name, unknown MLFLOW_RUN_ID) is a
+        TrackingError.
         """
         load_mlflow(self.uri)  # here, since two threads that import at a time can see half-made modules
         self._thread.start()
@@ -203,41 +198,18 @@ class Tracker:
 
     def params(self, values: Mapping[str, object]) -> None:
         """Log parameters that the run does not have yet."""
-        self._add("params", params={key: str(value) for key, value in values.items()})
+        self.add("params", params={key: str(value) for key, value in values.items()})
 
     def tags(self, values: Mapping[str, str]) -> None:
         """Set tags, cut to 8000 characters."""
-        self._add("tags", tags=dict(values))
+        self.add("tags", tags=dict(values))
 
     def note(self, markdown: str) -> None:
         """Set the description that the run's page shows, cut to what MLflow keeps."""
         self.tags({"mlflow.note.content": shortened(markdown)})
 
-    def text(self, text: str, *, file: str) -> None:
-        """Log a text as the artifact ``file``."""
-        self._add("text", text=text, file=file)
-
-    def artifact(self, path: Path, *, folder: str | None = None) -> None:
-        """Log a file; it must still be there when the thread comes to it."""
-        self._add("artifact", path, folder=folder)
-
-    def artifacts(self, path: Path, *, folder: str) -> None:
-        """Log all files of a folder."""
-        self._add("artifacts", path, folder=folder)
-
-    def image(self, path: Path, *, key: str, step: int) -> None:
-        """Log a PNG file that the run's page shows by step."""
-        self._add("image", path, key=key, step=step)
-
-    def dataset(self, name: str, *, digest: str, count: int, source: str, context: str) -> None:
-        """Log a data set as input; ``context`` is e.g. "training", the digest is cut to 36 characters."""
-        self._add("dataset", name=name, digest=digest, count=count, source=source, context=context)
-
-    def model(self, path: Path) -> None:
-        """Log an exported model as the run's loadable MLflow model."""
-        self._add("model", path)
-
-    def _add(self, kind: str, path: Path | None = None, **values: Any) -> None:
+    def add(self, kind: str, path: Path | None = None, **values: Any) -> None:
+        """Log something of a kind that `Mirror` knows; a file must stay until the thread comes to it."""
         if path is not None:
             whole = path.resolve()
             inside = whole.is_relative_to(self.folder)
@@ -246,6 +218,10 @@ class Tracker:
             self._outbox.add(kind, **values)
         except OutputError as error:
             logger.warning("not sent to MLflow: %s", error)
+
+    def artifact(self, path: Path, *, folder: str | None = None) -> None:
+        """Log a file, or all files of a folder."""
+        self.add("artifacts" if path.is_dir() else "artifact", path, folder=folder)
 
     def url(self) -> str | None:
         """Return the link to the run's page, None as long as there is no run."""
@@ -281,7 +257,11 @@ class Tracker:
                 self._failures, pause = 0, FLUSH_S
             except Exception as error:
                 if self._mirror is None and not is_outage(error):
-                    self._refused(error)
+                    told = TrackingError(f"MLflow at {self.uri}: {reason_of(error)}")
+                    self._refusal = error if isinstance(error, TrackingError) else told
+                    if self._settled.is_set():  # start has returned long ago
+                        logger.warning("%s; this run is not tracked", self._refusal)
+                    self._settled.set()
                     return
                 pause = self._failed(error)
             self._wake.wait(pause)
@@ -300,14 +280,13 @@ class Tracker:
 
     def _watch_machine(self, run_id: str) -> None:
         """Start MLflow's monitor of this machine, and again after an outage, in which it ends itself."""
-        process = None if self._monitor is None else self._monitor._process
+        process = self._monitor and self._monitor._process
         if not self._system_metrics or (process is not None and process.is_alive()):
             return
         from mlflow.system_metrics.system_metrics_monitor import SystemMetricsMonitor
 
-        self._monitor = SystemMetricsMonitor(  # type: ignore[no-untyped-call]
-            run_id, resume_logging=True, tracking_uri=self.uri
-        )
+        options = {"resume_logging": True, "tracking_uri": self.uri}
+        self._monitor = SystemMetricsMonitor(run_id, **options)  # type: ignore[no-untyped-call]
         self._monitor.start()  # type: ignore[no-untyped-call]
 
     def _failed(self, error: Exception) -> float:
@@ -321,10 +300,3 @@ class Tracker:
         self._settled.set()
         longest = GRACE_S if self._closing.is_set() else LONGEST_PAUSE_S
         return min(2.0 ** (self._failures - 1), longest)
-
-    def _refused(self, error: Exception) -> None:
-        refusal = TrackingError(f"MLflow at {self.uri}: {reason_of(error)}")
-        self._refusal = error if isinstance(error, TrackingError) else refusal
-        if self._settled.is_set():  # start has returned long ago
-            logger.warning("%s; this run is not tracked", self._refusal)
-        self._settled.set()

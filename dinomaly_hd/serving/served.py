@@ -9,7 +9,6 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import mlflow.pyfunc
 import numpy as np
 import numpy.typing as npt
 import pandas as pd
@@ -130,6 +129,8 @@ def log_model(client: MlflowClient, run_id: str, *, folder: Path) -> None:
     Requirements are the installed versions, dinomaly_hd among them, so no code is copied into the model and
     MLflow need not load it to find out. MLflow's global state stays untouched. Raises what MLflow raises.
     """
+    import mlflow.pyfunc  # warns of its own types
+
     for name in _TALKATIVE:
         logging.getLogger(name).setLevel(logging.ERROR)
     card, entry = read_card(folder), _entry(client, run_id)

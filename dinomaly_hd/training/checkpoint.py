@@ -55,9 +55,7 @@ class Newest(NamedTuple):
 def save(folder: Path, checkpoint: Checkpoint) -> Path:
     """Write ``step_XXXXXXXX.pt`` at once or not at all, and remove all but the newest two.
 
-    Raises:
-        NonFiniteError: A weight is NaN or infinite; older checkpoints stay.
-        OutputError: The disk is full or the folder read-only; older checkpoints stay.
+    Where a weight is not finite (NonFiniteError) or nothing can be written (OutputError) the older ones stay.
     """
     wrong = [name for name, weight in checkpoint.weights.items() if not bool(torch.isfinite(weight).all())]
     if wrong:
@@ -76,8 +74,7 @@ def save(folder: Path, checkpoint: Checkpoint) -> Path:
 def load(path: Path) -> Checkpoint:
     """Read a checkpoint with ``weights_only``: no code in it can run.
 
-    Raises:
-        CheckpointError: Missing, damaged, foreign, or of another schema.
+    One that is missing, damaged, foreign, or of another schema is a CheckpointError.
     """
     if not path.is_file():
         raise CheckpointError(f"{path}: no such checkpoint")
@@ -121,11 +118,7 @@ def check_belongs(
     encoder_digest: str,
     may_differ: Collection[str] = WITHOUT_EFFECT,
 ) -> None:
-    """Refuse a checkpoint of another configuration (but for ``may_differ``), data set or encoder.
-
-    Raises:
-        CheckpointError: Names every key that differs.
-    """
+    """Refuse a checkpoint of another configuration (but for ``may_differ``), data set or encoder by name."""
     try:
         theirs = flatten(from_json(checkpoint.config))
     except ConfigError as error:

@@ -205,12 +205,8 @@ def train(
 ) -> Trained:
     """Train to the run's last step, or until patience ends, and save a checkpoint of it.
 
-    Where early stopping watches, the detector then has the weights of the best validation.
-
-    Raises:
-        NonFiniteError: Loss or gradient became NaN or infinite (policy ``on_nonfinite=stop``).
-        Interrupted: A signal came; a checkpoint of the last finished step is saved.
-        OutputError: A checkpoint could not be written.
+    Where early stopping watches, the detector then has the weights of the best validation. A signal is
+    Interrupted, once a checkpoint of the last finished step is saved.
     """
     config = run.training
     assert isinstance(config, TrainingConfig), f"{run.model.model_type} is not trained by steps"

@@ -36,8 +36,8 @@ class StableAdamW(Optimizer):
 
     The root mean square of g / sqrt(v) over a tensor, divided by ``clip_threshold`` and at least 1,
     divides that tensor's learning rate (Wortsman et al. 2023, as in the original Dinomaly; golden g5).
-    With ``amsgrad`` the largest second moment so far divides; ``weight_decay`` is decoupled, multiplied by the
-    learning rate. No value leaves the device during a step.
+    With ``amsgrad`` the largest second moment so far divides; ``weight_decay`` is decoupled, times the rate.
+    No value leaves the device during a step.
     """
 
     def __init__(

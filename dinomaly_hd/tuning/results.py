@@ -43,23 +43,14 @@ CAPTIONS = {
 
 
 class Row(NamedTuple):
-    """One trial, however often it was started.
+    """One trial, however often it was started."""
 
-    Attributes:
-        number: Names its folder and MLflow run.
-        state: "complete", "pruned" or "failed".
-        setting: Name of the known setting that it is, "" for a suggested point.
-        params: Searched values.
-        values: Its objectives; empty for a failed one, the last one reported for a pruned one.
-        notes: What it noted: config, figures by seed, test figures, reason of a failure.
-    """
-
-    number: int
-    state: str
-    setting: str
+    number: int  # names its folder and MLflow run
+    state: str  # "complete", "pruned" or "failed"
+    setting: str  # name of the known setting that it is, "" for a suggested point
     params: dict[str, Native]
-    values: tuple[float, ...]
-    notes: dict[str, Any]
+    values: tuple[float, ...]  # its objectives; none of a failed one, the last one reported of a pruned one
+    notes: dict[str, Any]  # config, figures by seed, test figures, reason of a failure
 
 
 def rows_of(study: optuna.Study) -> list[Row]:

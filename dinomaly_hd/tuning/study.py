@@ -91,26 +91,20 @@ def p_threshold(seeds: int) -> float:
 
 @dataclass(frozen=True, kw_only=True)
 class Plan:
-    """A study as its flags ask for it; the help of `tune` says what each is.
-
-    Attributes:
-        config: Text of the config that is searched around.
-        metrics: One or two figures that are maximised, such as "domain_C/tpr_at_fpr_1".
-        build: Makes the run of a config's text and a seed.
-    """
+    """A study as its flags ask for it; the help of `tune` says what each is."""
 
     study: str
     address: Address
     trials: int
-    config: str
+    config: str  # text of the config that is searched around
     space: Space
     objective: str
-    metrics: tuple[str, ...]
+    metrics: tuple[str, ...]  # one or two figures that are maximised, such as "domain_C/tpr_at_fpr_1"
     seeds: tuple[int, ...]
     sampler: str
     pruner: str
     heartbeat_s: int
-    build: Callable[[str, int], RunConfig]
+    build: Callable[[str, int], RunConfig]  # makes the run of a config's text and a seed
 
     @property
     def base(self) -> RunConfig:
@@ -169,10 +163,9 @@ def check_name(name: str) -> None:
 def join(
     plan: Plan, *, code: str, settings: Mapping[str, Any], parent: Callable[[str | None], str | None]
 ) -> Joined:
-    """Make a study, or join the one of this name; only one process at a time does so.
+    """Make a study, or join the one of this name, if ``code`` and ``settings`` are those it was made on.
 
-    ``code`` and ``settings`` are compared with those it was made on. ``parent`` is called with the study's
-    MLflow run, None for a new study, and returns the one it is to have.
+    ``parent`` is called with the study's MLflow run, None for a new study, and returns the one it is to have.
     """
     with exclusive(plan.address), clear_outage(plan.address):
         storage = connect(plan.address, heartbeat_s=plan.heartbeat_s)
@@ -205,10 +198,9 @@ def _check(name: str, known: Mapping[str, Any], *, code: str, settings: Mapping[
     theirs = known.get(SETTINGS, settings)
     different = [key for key in sorted({*theirs, *settings}) if theirs.get(key) != settings.get(key)]
     if different:
-        shown = [
-            f"{key}={theirs.get(key)} (here {settings.get(key)})" for key in different[:SHOWN_DIFFERENCES]
-        ]
-        more = f" and {len(different) - len(shown)} more" if len(different) > len(shown) else ""
+        shown = [f"{key}={theirs.get(key)} (here {settings.get(key)})" for key in different]
+        more = f" and {len(shown) - SHOWN_DIFFERENCES} more" if len(shown) > SHOWN_DIFFERENCES else ""
+        del shown[SHOWN_DIFFERENCES:]
         raise ConfigError(f"study {name} has {', '.join(shown)}{more}; give the same, or another study")
 
 

@@ -235,11 +235,11 @@ def test_without_ray_the_way_to_it_is_said(monkeypatch: pytest.MonkeyPatch) -> N
 
 def test_slots_are_gpus_where_there_are_some(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(engines, "_devices", lambda: ["2", "5"])
-    assert engines.LocalEngine(slots=None).places() == 2
+    assert engines.LocalEngine(Slots("local", None, "")).places() == 2
     told = [token["CUDA_VISIBLE_DEVICES"] for token in engines._tokens(3, ["2", "5"])]
     assert told == ["2", "5", "2"]
     monkeypatch.setattr(engines, "_devices", list)
-    assert engines.LocalEngine(slots=None).places() == 2, "one for two of four cores"
+    assert engines.LocalEngine(Slots("local", None, "")).places() == 2, "one for two of four cores"
 
 
 def test_the_table_shows_what_is_at_work_or_failed_and_counts_the_rest() -> None:
