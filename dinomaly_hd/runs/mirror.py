@@ -235,10 +235,11 @@ class Mirror:
         send_tags(self.client, self.run_id, tags)
 
     def _do_artifact(self, path: str, folder: str | None) -> None:
-        self.client.log_artifact(self.run_id, str(self._own(path)), folder)
+        own = self._own(path)
+        log = self.client.log_artifacts if own.is_dir() else self.client.log_artifact
+        log(self.run_id, str(own), folder)
 
-    def _do_artifacts(self, path: str, folder: str | None) -> None:
-        self.client.log_artifacts(self.run_id, str(self._own(path)), folder)
+    _do_artifacts = _do_artifact  # of notes that tell folders from files
 
     def _do_text(self, text: str, file: str) -> None:
         self.client.log_text(self.run_id, text, file)

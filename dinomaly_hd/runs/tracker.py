@@ -221,7 +221,7 @@ class Tracker:
 
     def artifact(self, path: Path, *, folder: str | None = None) -> None:
         """Log a file, or all files of a folder."""
-        self.add("artifacts" if path.is_dir() else "artifact", path, folder=folder)
+        self.add("artifact", path, folder=folder)
 
     def url(self) -> str | None:
         """Return the link to the run's page, None as long as there is no run."""

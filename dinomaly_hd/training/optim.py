@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from typing import Any, NamedTuple, cast
+from typing import Any, cast
 
 import lightning
 import torch
@@ -15,6 +15,8 @@ from dinomaly_hd.config import TrainingConfig
 from dinomaly_hd.errors import NonFiniteError
 from dinomaly_hd.models.detector import Detector, encode_in_groups
 
+Share = tuple[list[Tensor], ...]
+"""Parameters that are updated at once, and two places for intermediate values of each."""
 Log = Callable[[Mapping[str, float], int], None]
 """Gets metrics and their step; training knows nothing else of journals and MLflow."""
 
@@ -85,7 +87,7 @@ class StableAdamW(Optimizer):
                 self._update(share, group)
         return loss
 
-    def _update(self, share: "_Share", group: dict[str, Any]) -> None:
+    def _update(self, share: Share, group: dict[str, Any]) -> None:
         """Update parameters of one group, each operation on all of them at once."""
         parameters, denominators, ratios = share
         for parameter in parameters:
@@ -125,29 +127,21 @@ def _moments(group: dict[str, Any]) -> list[str]:
     return ["exp_avg", "exp_avg_sq", *(["max_exp_avg_sq"] if group["amsgrad"] else [])]
 
 
-class _Share(NamedTuple):
-    """Parameters that are updated at once, and two places for intermediate values of each."""
-
-    parameters: list[Tensor]
-    first_places: list[Tensor]
-    second_places: list[Tensor]
-
-
-def _shares(parameters: list[Tensor]) -> Iterator[_Share]:
-    """Return all of a GPU's parameters at once, one kernel an operation, and the CPU's one after the other.
+def _shares(parameters: list[Tensor]) -> Iterator[Share]:
+    """Yield all of a GPU's parameters at once, one kernel an operation, and the CPU's one after the other.
 
     On the CPU all use the same places, which stay in the processor's cache: new memory for each tensor took
     three times as long.
     """
     elsewhere = [each for each in parameters if each.device.type != "cpu"]
     if elsewhere:
-        yield _Share(elsewhere, *([torch.empty_like(each) for each in elsewhere] for _ in range(2)))
+        yield elsewhere, *([torch.empty_like(each) for each in elsewhere] for _ in range(2))
     here = [each for each in parameters if each.device.type == "cpu"]
     for dtype in {each.dtype for each in here}:
         alike = [each for each in here if each.dtype == dtype]
         places = torch.empty(2, max(each.numel() for each in alike), dtype=dtype)
         for each in alike:
-            yield _Share([each], *([place[: each.numel()].view(each.shape)] for place in places))
+            yield [each], *([place[: each.numel()].view(each.shape)] for place in places)
 
 
 OPTIMIZERS: dict[str, Callable[..., Optimizer]] = {
