@@ -26,12 +26,10 @@ from dinomaly_hd.training.checkpoint import Checkpoint, load_trained_state, trai
 from dinomaly_hd.training.optim import DetectorTask, Log
 
 NOTICES = (
-    ".*is available but not used.*",
-    ".*in eval mode at the start of training.*",
-    ".*does not have many workers.*",
-    ".*LeafSpec.*is deprecated.*",
-    ".*litlogger.*",
+    *(".*is available but not used.*", ".*in eval mode at the start of training.*"),
+    *(".*does not have many workers.*", ".*LeafSpec.*is deprecated.*", ".*litlogger.*"),
 )
+"""Of Lightning, that are not the user's to mend: the encoder is meant to be in evaluation mode."""
 REFUSALS = (
     *("DefaultCPUAllocator", "can't allocate memory"),
     *("CUDA error: out of memory", "CUBLAS_STATUS_ALLOC_FAILED", "CUDNN_STATUS_ALLOC_FAILED"),
@@ -249,7 +247,8 @@ def train(
         )
         loader = step_loader(data.dataset, steps, num_workers=data.num_workers)
         try:
-            with _quiet_lightning():
+            with warnings.catch_warnings():
+                warnings.filterwarnings("ignore", message="|".join(NOTICES))
                 _trainer(config, steps=config.last_step - start, keeper=keeper).fit(task, loader)
         except SIGTERMException:  # the signal came between our check and Lightning's
             save_now()
@@ -263,6 +262,7 @@ def train(
 
 def _trainer(config: TrainingConfig, *, steps: int, keeper: lightning.Callback) -> lightning.Trainer:
     device = resolve_device(config.gpu)
+    logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)
     return lightning.Trainer(
         accelerator="cpu" if device.type == "cpu" else "gpu",
         devices=1 if device.type == "cpu" else [device.index],
@@ -276,18 +276,3 @@ def _trainer(config: TrainingConfig, *, steps: int, keeper: lightning.Callback) 
         enable_model_summary=False,
         use_distributed_sampler=False,
     )
-
-
-@contextmanager
-def _quiet_lightning() -> Iterator[None]:
-    """Keep Lightning's notices off the user's screen: the encoder is meant to be in evaluation mode."""
-    logger = logging.getLogger("lightning.pytorch")
-    level = logger.level
-    logger.setLevel(logging.WARNING)
-    try:
-        with warnings.catch_warnings():
-            for message in NOTICES:
-                warnings.filterwarnings("ignore", message=message)
-            yield
-    finally:
-        logger.setLevel(level)
