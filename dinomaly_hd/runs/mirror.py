@@ -142,7 +142,8 @@ class Mirror:
         folder: Path | None = None,
     ) -> None:
         self.client, self.made = client, made
-        self.run_id, self.experiment_id = run.info.run_id, run.info.experiment_id
+        self.run_id: str = run.info.run_id
+        self.experiment_id: str = run.info.experiment_id
         self.points = self.operations = self.refused = 0
         self._folder, self._journal, self._outbox = (folder or outbox.path.parent).resolve(), journal, outbox
         self._offset = 0

@@ -280,7 +280,7 @@ class Tracker:
 
     def _watch_machine(self, run_id: str) -> None:
         """Start MLflow's monitor of this machine, and again after an outage, in which it ends itself."""
-        process = self._monitor and self._monitor._process
+        process = None if self._monitor is None else self._monitor._process
         if not self._system_metrics or (process is not None and process.is_alive()):
             return
         from mlflow.system_metrics.system_metrics_monitor import SystemMetricsMonitor
