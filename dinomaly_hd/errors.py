@@ -5,10 +5,14 @@ A message names the thing, the value, the rule and the way out, e.g.
 """
 
 import difflib
+import os
+import signal
 from collections.abc import Iterable
-from typing import ClassVar
+from types import FrameType
+from typing import Any, ClassVar
 
 LONGEST_LIST, LONGEST_REASON = 60, 200
+SIGNALS = (signal.SIGINT, signal.SIGTERM)
 
 
 class DinomalyHDError(Exception):
@@ -93,6 +97,37 @@ class Interrupted(DinomalyHDError):
     def __init__(self, signal_number: int) -> None:
         super().__init__(f"stopped by signal {signal_number}")
         self.signal_number = signal_number
+
+
+class SignalGuard:
+    """Turn the first SIGINT or SIGTERM into an ``Interrupted`` at the next ``check``.
+
+    A second signal ends the process at once. Use as a context manager in the main thread.
+    """
+
+    def __init__(self) -> None:
+        self.received: int | None = None
+        self._previous: dict[int, Any] = {}
+
+    def __enter__(self) -> "SignalGuard":
+        self._previous = {number: signal.signal(number, self._handle) for number in SIGNALS}
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for number, handler in self._previous.items():
+            signal.signal(number, handler)
+
+    def _handle(self, number: int, frame: FrameType | None) -> None:
+        del frame
+        if self.received is not None:
+            signal.signal(number, signal.SIG_DFL)
+            os.kill(os.getpid(), number)
+        self.received = number
+
+    def check(self) -> None:
+        """Raise ``Interrupted`` if a signal came."""
+        if self.received is not None:
+            raise Interrupted(self.received)
 
 
 class Pruned(DinomalyHDError):

@@ -19,7 +19,8 @@ class Options(SeedsOptions):
 def ablation(start: Start[Options]) -> None:
     options, context = start.options, start.context()
     from dinomaly_hd.experiments.protocols import run_ablation
-    from dinomaly_hd.jobs import LOCAL, Slots
+    from dinomaly_hd.jobs.engines import LOCAL
+    from dinomaly_hd.jobs.job import Slots
 
     slots = Slots(LOCAL, options.slots, "")
     run_ablation(config_names(options.configs), options.seeds, context, build=start.member, slots=slots)

@@ -25,14 +25,13 @@ from dinomaly_hd.config.resolve import (
     resolve_model,
 )
 from dinomaly_hd.config.variants import VARIANTS, WITH_TOPK
-from dinomaly_hd.errors import DinomalyHDError, Interrupted
-from dinomaly_hd.training.signals import SignalGuard
+from dinomaly_hd.errors import DinomalyHDError, Interrupted, SignalGuard
 from entry_points import ACTIVATE
 
 if TYPE_CHECKING:
     from dinomaly_hd.config.run import RunConfig
     from dinomaly_hd.data.feature_files import FeaturePlace
-    from dinomaly_hd.runs.context import Context
+    from dinomaly_hd.runs.folder import Context
 
 Work = Callable[[], object]
 Main = Callable[[Sequence[str], SignalGuard], Work | None]
@@ -130,7 +129,7 @@ class Start(Generic[Options]):
 
     def context(self: "Start[SurroundingsOptions]", **spelt_out: object) -> "Context":
         """Return what surrounds a run; its command spells out preset, seeds and more."""
-        from dinomaly_hd.runs.context import Context
+        from dinomaly_hd.runs.folder import Context
 
         asked, options = self.asked, self.options
         preset = preset_name(asked.values.get("preset", AUTO))

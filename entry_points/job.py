@@ -5,7 +5,7 @@ from pathlib import Path
 from pydantic import Field
 
 from dinomaly_hd.config.base import Frozen
-from dinomaly_hd.jobs import die_with_parent
+from dinomaly_hd.jobs.job import die_with_parent
 from entry_points.common import Start, entry_point, launch, say
 
 

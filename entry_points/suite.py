@@ -23,7 +23,7 @@ def suite(start: Start[Options]) -> None:
     trials = trials_of_conditions(chosen_conditions(options), start.asked)
     from dinomaly_hd.experiments.comparison import member
     from dinomaly_hd.experiments.protocols import run_suite
-    from dinomaly_hd.jobs import Slots
+    from dinomaly_hd.jobs.job import Slots
 
     slots = Slots(options.engine, options.slots, options.ray_address or "")
     run_suite([member(trial.model, trial.run) for trial in trials], context, slots=slots)

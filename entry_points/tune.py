@@ -15,7 +15,7 @@ from dinomaly_hd.errors import ConfigError
 from entry_points.common import ROOT, EngineOptions, Start, SurroundingsOptions, comparison, launch
 
 if TYPE_CHECKING:
-    from dinomaly_hd.runs.context import Context
+    from dinomaly_hd.runs.folder import Context
     from dinomaly_hd.tuning.study import Plan
 
 OF_RUNS = {"maps_per_group": "0", "synthetic_copies": "8"}
@@ -102,7 +102,7 @@ def tune(start: Start[Options]) -> None:
     if context.feature_place is not None:
         given["feature_dir"] = str(context.feature_place.folder)
     from dinomaly_hd.experiments.study import run_study
-    from dinomaly_hd.jobs import Slots
+    from dinomaly_hd.jobs.job import Slots
 
     slots = Slots(options.engine, options.workers, options.ray_address or "")
     run_study(plan, context, slots=slots, flags=given)

@@ -8,7 +8,7 @@ from pydantic import Field
 from dinomaly_hd import provenance
 from dinomaly_hd.config.base import Frozen
 from dinomaly_hd.errors import ConfigError
-from dinomaly_hd.jobs import die_with_parent, read_job
+from dinomaly_hd.jobs.job import die_with_parent, read_job
 from entry_points import tune
 from entry_points.common import Start, entry_point, launch
 

@@ -26,13 +26,12 @@ from dinomaly_hd.batch import Batch
 from dinomaly_hd.config import with_values
 from dinomaly_hd.config.presets import preset_run
 from dinomaly_hd.config.variants import baseline
-from dinomaly_hd.errors import Interrupted, NonFiniteError, OutputError
+from dinomaly_hd.errors import Interrupted, NonFiniteError, OutputError, SignalGuard
 from dinomaly_hd.files import TEMPORARY_PREFIX
 from dinomaly_hd.models.detector import Detector, Loss, Prediction
 from dinomaly_hd.training import checkpoint as checkpoints
 from dinomaly_hd.training import loop
 from dinomaly_hd.training.checkpoint import Checkpoint
-from dinomaly_hd.training.signals import SignalGuard
 
 OLDER, NEWER = 5, 10
 CUTS, FAST_CUTS = 100, 20
@@ -253,7 +252,7 @@ def _train(folder: Path, *, policy: str, poison: Poison | None, until: int) -> _
             loop.train(detector, run=run, data=data, hooks=hooks, resume=resume)
         except Exception as ended:  # which one is what the drill looks at
             error = ended
-    state = loop.trained_state(detector)
+    state = checkpoints.trained_state(detector)
     return _Ended(state, checkpoints.newest(folder).checkpoint, skipped[-1], error)
 
 

@@ -17,7 +17,7 @@ from optuna.trial import TrialState
 from benchmarks.drills import Drill, Tally, runs
 from benchmarks.drills.studies import joined, run_trials
 from dinomaly_hd.models.dinomaly.detector import Dinomaly
-from dinomaly_hd.training.guards import named_when_exhausted, way_out
+from dinomaly_hd.training.loop import named_when_exhausted, way_out
 from dinomaly_hd.tuning.worker import Attempt
 from entry_points import common, horizontal
 

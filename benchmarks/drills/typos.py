@@ -12,8 +12,7 @@ from typing import NamedTuple
 from benchmarks.drills import Drill, Tally
 from dinomaly_hd.config.conditions_file import keys_of
 from dinomaly_hd.config.presets import FAMILIES, every_parameter
-from dinomaly_hd.errors import Interrupted
-from dinomaly_hd.training.signals import SignalGuard
+from dinomaly_hd.errors import Interrupted, SignalGuard
 from entry_points.__main__ import NAMES
 from entry_points.common import launch
 

@@ -9,16 +9,15 @@ from typing import Any, NamedTuple
 from dinomaly_hd import provenance
 from dinomaly_hd.config import from_json
 from dinomaly_hd.data.feature_files import FeaturePlace
-from dinomaly_hd.errors import CheckpointError, ConfigError, DataError, EncoderError
+from dinomaly_hd.errors import CheckpointError, ConfigError, DataError, EncoderError, SignalGuard
 from dinomaly_hd.experiments.checks import check
 from dinomaly_hd.experiments.comparison import Member, Parent, Ran, check_members
 from dinomaly_hd.experiments.run import Outcome, execute, outcome_in, short_domains
-from dinomaly_hd.jobs import Ended, Job, Slots, check_engine, read_job, run_jobs, write_progress
-from dinomaly_hd.jobs.job import LOG
-from dinomaly_hd.runs.context import Context
-from dinomaly_hd.runs.folder import finished_runs
+from dinomaly_hd.jobs.engines import check_engine
+from dinomaly_hd.jobs.job import LOG, Ended, Job, Slots, read_job, write_progress
+from dinomaly_hd.jobs.running import run_jobs
+from dinomaly_hd.runs.folder import Context, finished_runs
 from dinomaly_hd.runs.sync import complete_finished
-from dinomaly_hd.training.signals import SignalGuard
 
 REFUSALS = (ConfigError, DataError, EncoderError, CheckpointError)
 MODULE = "entry_points.job"

@@ -38,8 +38,7 @@ from dinomaly_hd.models.build import check_model, texture_folder
 from dinomaly_hd.models.networks import check_weights, preprocessing_of
 from dinomaly_hd.models.weights import Weights, locate
 from dinomaly_hd.names import as_markdown
-from dinomaly_hd.runs.context import Context
-from dinomaly_hd.runs.folder import MODEL, find_run
+from dinomaly_hd.runs.folder import MODEL, Context, find_run
 from dinomaly_hd.runs.tracker import Tracker
 from dinomaly_hd.serving.exported import WEIGHTS, read_card
 from dinomaly_hd.training.checkpoint import Checkpoint

@@ -18,11 +18,9 @@ from dinomaly_hd.experiments.members import Joined, read_member
 from dinomaly_hd.experiments.reporting import Report, flat_means, write_report
 from dinomaly_hd.experiments.run import Outcome, execute, short_domains
 from dinomaly_hd.models.build import check_model
-from dinomaly_hd.runs.context import Context
-from dinomaly_hd.runs.folder import open_folder
-from dinomaly_hd.runs.open import tracked
+from dinomaly_hd.runs.folder import Context, open_folder
 from dinomaly_hd.runs.pages import members_line
-from dinomaly_hd.runs.tracker import Tracker
+from dinomaly_hd.runs.tracker import Tracker, tracked
 
 ENDS_A_MEMBER_ONLY = (NonFiniteError, CheckpointError)
 ONE_REPORT = ""

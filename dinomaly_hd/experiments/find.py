@@ -16,7 +16,8 @@ from dinomaly_hd.evaluation.comparison_members import MemberRun, leaves
 from dinomaly_hd.experiments.members import BETWEEN_RUNS, SINGLE, join_domains, joined, read_member
 from dinomaly_hd.files import read_json
 from dinomaly_hd.runs.folder import FINISHED, RESULTS, SCORES, STATE, all_runs, read_state
-from dinomaly_hd.runs.search import RUN_ID, RunStore, StoredRun, recorded
+from dinomaly_hd.runs.journal import recorded
+from dinomaly_hd.runs.store import RUN_ID, RunStore, StoredRun
 
 SUMMARY = "final_summary.json"
 TRAINING = "train"
@@ -171,9 +172,9 @@ class Shelf:
 
 def _at(folder: Path) -> Found:
     """Return what lies in a folder; one without state was copied here from MLflow."""
-    state, record = read_state(folder), recorded(folder)
+    state, (tags, began_ms) = read_state(folder), recorded(folder)
     name = state.get("mlflow_run_id") or str(folder)
-    return Found(name, folder, None, state.get("status", FINISHED), record.tags, record.began_ms)
+    return Found(name, folder, None, state.get("status", FINISHED), tags, began_ms)
 
 
 def collect(asked: ReportRequest, shelf: Shelf) -> Collected:

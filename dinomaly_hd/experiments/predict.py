@@ -19,8 +19,7 @@ from dinomaly_hd.files import make_dated_folder, publish_text
 from dinomaly_hd.names import as_cell
 from dinomaly_hd.serving.exported import Card, Model
 from dinomaly_hd.serving.find import open_model
-from dinomaly_hd.training.guards import named_when_exhausted
-from dinomaly_hd.training.loop import resolve_device
+from dinomaly_hd.training.loop import named_when_exhausted, resolve_device
 
 KEPT_IMAGES_BYTES = 2 * 1024**3
 HIGHEST_SAID = 5

@@ -23,20 +23,11 @@ from dinomaly_hd.models.build import build_detector
 from dinomaly_hd.models.convert import convert_state
 from dinomaly_hd.models.detector import GROUP_SIZE, Detector
 from dinomaly_hd.models.weights import read_state
-from dinomaly_hd.runs.context import Progress
-from dinomaly_hd.runs.folder import CHECKPOINTS
+from dinomaly_hd.runs.folder import CHECKPOINTS, Progress
 from dinomaly_hd.serving.exported import read_weights
 from dinomaly_hd.training import checkpoint as checkpoints
-from dinomaly_hd.training.checkpoint import Checkpoint
-from dinomaly_hd.training.loop import (
-    Hooks,
-    Trained,
-    TrainingData,
-    Validation,
-    encoder_state,
-    load_trained_state,
-    trained_state,
-)
+from dinomaly_hd.training.checkpoint import Checkpoint, encoder_state, load_trained_state, trained_state
+from dinomaly_hd.training.loop import Hooks, Trained, TrainingData, Validation
 
 
 def prepare(work: Work) -> Scorer:

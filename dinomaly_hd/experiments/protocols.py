@@ -18,8 +18,9 @@ from dinomaly_hd.experiments.as_jobs import Checked, check_for_jobs, run_as_jobs
 from dinomaly_hd.experiments.comparison import ONE_REPORT, Done, Member, Protocol, member, run_comparison
 from dinomaly_hd.experiments.members import SINGLE, UNIFIED, Joined, join_domains, joined
 from dinomaly_hd.experiments.run import Outcome, execute
-from dinomaly_hd.jobs import ONE_SLOT, Slots
-from dinomaly_hd.runs.context import Context
+from dinomaly_hd.jobs.engines import ONE_SLOT
+from dinomaly_hd.jobs.job import Slots
+from dinomaly_hd.runs.folder import Context
 
 BY_NATURE = (
     "model_type", "variant", "encoder_digest", *EncoderConfig.model_fields, *TrainingConfig.model_fields,

@@ -141,12 +141,12 @@ def _track(work: Work, results: dict[str, Any]) -> None:
         tracker.artifact(folder / name)
     for name in (SCORES, "plots", "anomaly_maps", MODEL):
         if (folder / name).is_dir():
-            tracker.artifacts(folder / name, folder=name)
-    tracker.model(folder / MODEL)
+            tracker.artifact(folder / name, folder=name)
+    tracker.add("model", folder / MODEL)
     tracker.artifact(max((folder / CHECKPOINTS).glob("step_*.pt")), folder=CHECKPOINTS)
     for domain in work.ready.manifest.domains:
         for step, path in enumerate(_faults_to_browse(work, domain)):
-            tracker.image(path, key=f"maps/{domain}", step=step)
+            tracker.add("image", path, key=f"maps/{domain}", step=step)
     work.note(f"{results_markdown(results)}\n{_picture(work, results)}")
 
 

@@ -17,9 +17,8 @@ from dinomaly_hd.experiments.find import SUMMARY, Collected, ReportRequest, Shel
 from dinomaly_hd.experiments.members import on_scored_domains
 from dinomaly_hd.files import make_dated_folder, publish, publish_json, publish_text
 from dinomaly_hd.runs.folder import FINISHED, RunFolder
-from dinomaly_hd.runs.reports import LoggedReport, ReportRun, add_report, log_report
-from dinomaly_hd.runs.search import RunStore
-from dinomaly_hd.runs.store import default_uri
+from dinomaly_hd.runs.pages import LoggedReport, ReportRun, add_report, log_report
+from dinomaly_hd.runs.store import RunStore, default_uri
 
 KIND = "report"
 CLOSER_LOOK = (Focus("domain_C", "cold"), Focus("domain_C", "all"), Focus("mean", "all"))

@@ -26,9 +26,9 @@ from dinomaly_hd.experiments.record import record
 from dinomaly_hd.files import publish_json
 from dinomaly_hd.models.encoders import target_layers
 from dinomaly_hd.models.patchcore.features import check_layers
-from dinomaly_hd.runs.context import Context
 from dinomaly_hd.runs.folder import (
     CHECKPOINTS,
+    Context,
     RunFolder,
     finished_runs,
     open_folder,
@@ -36,11 +36,10 @@ from dinomaly_hd.runs.folder import (
     read_state,
 )
 from dinomaly_hd.runs.journal import JOURNAL, Journal
-from dinomaly_hd.runs.open import tracked
 from dinomaly_hd.runs.sync import complete_finished
+from dinomaly_hd.runs.tracker import tracked
 from dinomaly_hd.training.checkpoint import Checkpoint, check_belongs, newest, save
-from dinomaly_hd.training.guards import named_when_exhausted, way_out
-from dinomaly_hd.training.loop import resolve_device, train
+from dinomaly_hd.training.loop import named_when_exhausted, resolve_device, train, way_out
 
 KEPT_IMAGES_BYTES = 2 * 1024**3
 NO_LABEL = "-"
@@ -212,10 +211,11 @@ def describe(work: Work) -> None:
     tracker.artifact(settings)
     diff = provenance.git_diff(context.root)
     if diff:
-        tracker.text(diff, file="uncommitted.diff")
+        tracker.add("text", text=diff, file="uncommitted.diff")
     for split, use in (("train", "training"), ("test", "evaluation")):
-        tracker.dataset(
-            f"{manifest.root.name}-{split}",
+        tracker.add(
+            "dataset",
+            name=f"{manifest.root.name}-{split}",
             digest=manifest.digest,
             count=len(manifest.indices(split=split)),
             source=str(manifest.root),

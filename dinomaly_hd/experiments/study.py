@@ -15,12 +15,23 @@ from dinomaly_hd.experiments.checks import check
 from dinomaly_hd.experiments.study_report import report_study
 from dinomaly_hd.experiments.trial import Busy, Runner, study_page
 from dinomaly_hd.files import make_dated_folder
-from dinomaly_hd.jobs import ONE_SLOT, Ended, Job, Slots, check_engine, run_jobs, write_progress
-from dinomaly_hd.runs.context import Context
+from dinomaly_hd.jobs.engines import ONE_SLOT, check_engine
+from dinomaly_hd.jobs.job import Ended, Job, Slots, write_progress
+from dinomaly_hd.jobs.running import run_jobs
+from dinomaly_hd.runs.folder import Context
 from dinomaly_hd.runs.tracker import Tracker
-from dinomaly_hd.tuning.methods import make_sampler
 from dinomaly_hd.tuning.storage import VARIABLE, clear_outage
-from dinomaly_hd.tuning.study import SYNTHETIC, TEST, Counts, Joined, Plan, check_name, counts_of, join
+from dinomaly_hd.tuning.study import (
+    SYNTHETIC,
+    TEST,
+    Counts,
+    Joined,
+    Plan,
+    check_name,
+    counts_of,
+    join,
+    make_sampler,
+)
 from dinomaly_hd.tuning.worker import work
 
 STARTS = 20  # of a worker: each may be killed that often

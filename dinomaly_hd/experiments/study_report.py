@@ -10,10 +10,9 @@ from dinomaly_hd.config import RunConfig, text_of
 from dinomaly_hd.evaluation.report import render
 from dinomaly_hd.experiments.trial import RUN_ID, beside
 from dinomaly_hd.files import publish, publish_text
-from dinomaly_hd.runs.context import Context
+from dinomaly_hd.runs.folder import Context
 from dinomaly_hd.runs.pages import members_line
 from dinomaly_hd.runs.tracker import Tracker
-from dinomaly_hd.tuning.recipe import condition_of, conditions_text, recipe_of
 from dinomaly_hd.tuning.results import (
     BY_SEED,
     COMPLETE,
@@ -21,6 +20,9 @@ from dinomaly_hd.tuning.results import (
     TEST,
     Row,
     best_of,
+    condition_of,
+    conditions_text,
+    recipe_of,
     rows_of,
     study_pictures,
 )

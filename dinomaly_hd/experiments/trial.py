@@ -18,10 +18,8 @@ from dinomaly_hd.errors import ConfigError, DinomalyHDError, NonFiniteError
 from dinomaly_hd.evaluation.blocks import FIGURES, flat_synthetic
 from dinomaly_hd.evaluation.report import flat_metrics
 from dinomaly_hd.experiments.run import execute
-from dinomaly_hd.runs.context import Context
-from dinomaly_hd.runs.folder import open_folder
-from dinomaly_hd.runs.open import tracked
-from dinomaly_hd.runs.tracker import Tracker
+from dinomaly_hd.runs.folder import Context, open_folder
+from dinomaly_hd.runs.tracker import Tracker, tracked
 from dinomaly_hd.tuning.results import BY_SEED, CONFIG, TEST
 from dinomaly_hd.tuning.study import SYNTHETIC, Plan
 from dinomaly_hd.tuning.worker import Attempt

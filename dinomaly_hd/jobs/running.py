@@ -2,41 +2,33 @@
 
 import time
 from collections import Counter, deque
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, wait
-from contextlib import closing
+from contextlib import closing, contextmanager
+from typing import Any, Literal, Protocol
 
-from dinomaly_hd.errors import ConfigError, nearest, reason_of
+from rich.console import Console
+from rich.progress import Progress, TextColumn
+
+from dinomaly_hd.errors import reason_of
 from dinomaly_hd.files import publish_json, read_json
+from dinomaly_hd.jobs.engines import ENGINES, LocalEngine, RayEngine, check_engine
 from dinomaly_hd.jobs.job import JOB_FILE, PROGRESS, Ended, Exit, Job, Slots
-from dinomaly_hd.jobs.local import LocalEngine
-from dinomaly_hd.jobs.ray_engine import RayEngine, check_ray
-from dinomaly_hd.jobs.table import Row, board
 
-LOCAL, RAY = "local", "ray"
-ONE_SLOT = Slots(LOCAL, 1, "")
-ENGINES: Mapping[str, Callable[[Slots], LocalEngine | RayEngine]] = {
-    LOCAL: lambda slots: LocalEngine(slots=slots.number),
-    RAY: lambda slots: RayEngine(slots=slots.number, address=slots.address),
-}
 POLL_S, PROGRESS_S = 0.2, 1.0
 FINAL_CODES = (64, 65)  # of wrong settings and bad data: the same start would fail in the same way
 LOST = -1000
+State = Literal["running", "failed", "waiting", "finished", "reused"]
+STATES: tuple[State, ...] = ("running", "failed", "waiting", "finished", "reused")
+HIDDEN = ("waiting", "finished", "reused")  # counted in the live table, since not all rows fit on a screen
 
 
-def check_engine(slots: Slots) -> None:
-    """Refuse an engine that cannot be had; starts nothing.
+class Show(Protocol):
+    """Shows a job's state, one line on what went wrong, and the content of its progress.json."""
 
-    Raises:
-        ConfigError: Unknown, an address without Ray, Ray not installed, or nothing answers at the address.
-    """
-    if slots.engine not in ENGINES:
-        raise ConfigError(f"engine={slots.engine!r}: unknown.{nearest(slots.engine, ENGINES)}")
-    if slots.engine == RAY:
-        check_ray(slots.address)
-    elif slots.address:
-        does_nothing = f"does nothing with engine={slots.engine}; leave it out"
-        raise ConfigError(f"ray_address={slots.address}: {does_nothing}")
+    def __call__(
+        self, name: str, state: State, *, note: str = "", progress: Mapping[str, Any] | None = None
+    ) -> None: ...
 
 
 def run_jobs(
@@ -48,26 +40,17 @@ def run_jobs(
     on_ended: Callable[[Job, Ended], None],
     reused: Sequence[str] = (),
 ) -> dict[str, Ended]:
-    """Run all jobs and return how each ended, by name; a failed one does not stop the others.
+    """Run all jobs in their order and return how each ended, by name; a failed one does not stop the others.
 
-    Args:
-        jobs: In the order of their starts.
-        slots: Where, and how many at once.
-        tick: Called several times a second; what it raises stops all jobs, each with what it saved.
-        say: Prints a line, where there is no terminal for a live table.
-        on_ended: Called for every job that has ended for good.
-        reused: Names that the table shows as done before.
-
-    Raises:
-        ConfigError: Unknown engine, or it cannot be had.
-        OutputError: A job's folder cannot be written.
+    ``tick`` is called several times a second: what it raises stops all jobs, each with what it saved.
+    ``on_ended`` is called for every job that has ended for good. ``reused`` are names that were done before.
     """
     check_engine(slots)
     assert len({job.name for job in jobs} | set(reused)) == len(jobs) + len(reused), "names are unique"
-    rows = [Row(name, "reused") for name in reused] + [Row(job.name, "waiting") for job in jobs]
     if not jobs:
         return {}
-    with closing(ENGINES[slots.engine](slots)) as engine, board(rows, say=say) as show:
+    states: dict[str, State] = {**dict.fromkeys(reused, "reused"), **{job.name: "waiting" for job in jobs}}
+    with closing(ENGINES[slots.engine](slots)) as engine, board(states, say=say) as show:
         return _run(deque(jobs), engine, tick=tick, show=show, on_ended=on_ended)
 
 
@@ -76,7 +59,7 @@ def _run(
     engine: LocalEngine | RayEngine,
     *,
     tick: Callable[[], None],
-    show: Callable[[Row], None],
+    show: Show,
     on_ended: Callable[[Job, Ended], None],
 ) -> dict[str, Ended]:
     running, results = dict[Future[Exit], Job](), dict[str, Ended]()
@@ -89,24 +72,55 @@ def _run(
             (job.folder / PROGRESS).unlink(missing_ok=True)
             running[engine.start(job)] = job
             starts[job.name] += 1
-            show(Row(job.name, "running"))
+            show(job.name, "running")
         for future in wait(running, timeout=POLL_S, return_when=FIRST_COMPLETED).done:
-            job = running.pop(future)
-            name, (code, reason) = job.name, _exit_of(future)
+            job, error = running.pop(future), future.exception()
+            name = job.name
+            # An error: it could not be started, or Ray lost it too often.
+            code, reason = future.result() if error is None else Exit(LOST, reason_of(error))
             if code != 0 and code not in FINAL_CODES and starts[name] < job.attempts:
                 waiting.append(job)
-                show(Row(name, "waiting", note=f"start {starts[name]} failed: {reason}"))
+                show(name, "waiting", note=f"start {starts[name]} failed: {reason}")
                 continue
             results[name] = Ended("FAILED" if code else "FINISHED", reason, starts[name])
-            show(Row(name, "failed" if code else "finished", note=reason))
+            show(name, "failed" if code else "finished", note=reason)
             on_ended(job, results[name])
         if time.monotonic() >= next_look:
             next_look = time.monotonic() + PROGRESS_S
             for job in running.values():
-                show(Row(job.name, "running", read_json(job.folder / PROGRESS)))
+                show(job.name, "running", progress=read_json(job.folder / PROGRESS))
     return results
 
 
-def _exit_of(future: Future[Exit]) -> Exit:
-    error = future.exception()  # it could not be started, or Ray lost it too often
-    return future.result() if error is None else Exit(LOST, reason_of(error))
+@contextmanager
+def board(
+    states: Mapping[str, State], *, say: Callable[[str], None], console: Console | None = None
+) -> Iterator[Show]:
+    """Show all jobs, in a live table on a terminal, else a line for every change; yield what changes one."""
+    console, now = console or Console(), {name: (state, "") for name, state in states.items()}
+    columns = [TextColumn(f"{{task.{part}}}", markup=False) for part in ("description", "fields[text]")]
+
+    def counts() -> str:
+        number = Counter(state for state, _ in now.values())
+        return ", ".join(f"{state} {number[state]}" for state in STATES if number[state])
+
+    with Progress(*columns, console=console, disable=not console.is_terminal) as table:
+        total = table.add_task(counts(), text="")
+        tasks = {name: table.add_task(name, text="", visible=False) for name in now}
+        if not console.is_terminal:
+            say(counts())
+
+        def show(
+            name: str, state: State, *, note: str = "", progress: Mapping[str, Any] | None = None
+        ) -> None:
+            before, now[name] = now[name], (state, note)
+            text = f"{state}{f': {note}' if note else ''}"
+            if progress and progress.get("steps"):
+                minutes, seconds = divmod(round(progress.get("seconds_left") or 0), 60)
+                text += f" {progress.get('step')}/{progress['steps']}, {minutes}:{seconds:02d} left"
+            table.update(tasks[name], text=text, visible=state not in HIDDEN)
+            table.update(total, description=counts())
+            if not console.is_terminal and before != now[name]:
+                say(f"{name}: {text} ({counts()})")
+
+        yield show

@@ -1,15 +1,22 @@
-"""The run folder: the truth of a run, of which MLflow is a copy."""
+"""The run folder, the truth of a run, of which MLflow is a copy; and what surrounds a run."""
 
 import os
-from collections.abc import Callable, Iterator
+import time
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import filelock
 
-from dinomaly_hd.errors import ConfigError, OutputError
+from dinomaly_hd.errors import ConfigError, OutputError, SignalGuard
 from dinomaly_hd.files import acquire, make_dated_folder, publish_json, read_json
+
+if TYPE_CHECKING:
+    from dinomaly_hd.data.feature_files import FeaturePlace
+    from dinomaly_hd.data.features import FeatureCache
+    from dinomaly_hd.data.hdmap import Manifest
 
 STATE = "run.json"
 LOCK = ".lock"
@@ -18,6 +25,52 @@ FINISHED = "FINISHED"
 IN_MLFLOW = "in_mlflow"
 """In run.json: whether MLflow has all of the run."""
 SHOWN_RUNS = 4
+
+
+@dataclass(frozen=True, kw_only=True)
+class Context:
+    """What surrounds a run and changes none of its numbers: where results go and who is told."""
+
+    root: Path  # the project: MLflow's database and the simulated data lie here
+    result_dir: Path  # parent of the run folders
+    experiment: str  # MLflow's
+    guard: SignalGuard  # checked between batches
+    say: Callable[[str], None]  # prints a line
+    command: str  # repeats the run
+    entry_point: str
+    run_name: str | None = None  # None for the default name
+    resume: str = "auto"  # or "never", or a run
+    parent_run_id: str | None = None  # MLflow parent of a comparison's member
+    folder: Path | None = None  # where a comparison puts its member; None for a dated folder
+    tags: Mapping[str, str] = field(default_factory=dict)  # further ones for MLflow
+    features: "FeatureCache | None" = None  # encoder outputs that the members of a comparison share
+    feature_place: "FeaturePlace | None" = None  # of files that hold encoder outputs for other runs
+    manifests: "dict[str, Manifest] | None" = (
+        None  # data sets read before, for runs that begin at about one time
+    )
+    donors: tuple[Path, ...] = ()  # folders of runs whose checkpoint may stand for this one's training
+    lock_wait_s: float = 0.0  # for another process that still works in its folder
+    on_progress: Callable[[int, int, float], None] | None = (
+        None  # after every step: done, in all, seconds left
+    )
+    observe: Callable[[Mapping[str, float], int], None] | None = None
+    """Called with every logged dict of metrics and its step, counted from 0; may raise ``Pruned``."""
+
+
+class Progress:
+    """Says how far a training is, about ten times, with the time left; tells the context of every step."""
+
+    def __init__(self, context: Context) -> None:
+        self.context, self.began, self.first = context, time.monotonic(), -1
+
+    def __call__(self, done: int, total: int) -> None:
+        if self.first < 0:
+            self.first, self.began = done, time.monotonic()
+        seconds_left = (time.monotonic() - self.began) / max(1, done - self.first) * (total - done)
+        if self.context.on_progress is not None:
+            self.context.on_progress(done, total, seconds_left)
+        if done == total or done % max(1, total // 10) == 0:
+            self.context.say(f"step {done}/{total}, {seconds_left:.0f} s left")
 
 
 class RunFolder(NamedTuple):
@@ -31,7 +84,6 @@ class RunFolder(NamedTuple):
     finished: bool = False
 
     def state(self) -> dict[str, Any]:
-        """Return what ``run.json`` says: config_hash, status, mlflow_run_id."""
         return read_state(self.path)
 
     def set_state(self, **values: Any) -> None:
@@ -39,7 +91,7 @@ class RunFolder(NamedTuple):
 
 
 def read_state(path: Path) -> dict[str, Any]:
-    """Return a run folder's ``run.json``, empty where there is none or it is no JSON."""
+    """Return what ``run.json`` says: config_hash, status, mlflow_run_id; empty if it says nothing."""
     return read_json(path / STATE)
 
 
@@ -59,11 +111,9 @@ def finished_runs(result_dir: Path, *, code: str) -> dict[str, Path]:
 
 
 def find_run(result_dir: Path, run: str) -> Path:
-    """Return the run folder named by its path, its name, or its MLflow run id.
+    """Return the run folder named by its path, its name, or its MLflow run id, or raise ConfigError.
 
-    Raises:
-        ConfigError: There is none, or several have this name (a comparison's members share theirs with the
-            members of the next one).
+    Several may have one name: a comparison's members share theirs with the members of the next one.
     """
     if os.path.isfile(Path(run) / STATE):  # False too for what is too long for a path
         return Path(run)
@@ -101,18 +151,10 @@ def open_folder(
 ) -> Iterator[RunFolder]:
     """Lock and yield the folder to work in: the newest unfinished one of this ``config_hash``, or a new one.
 
-    A folder without a checkpoint is left behind for a new one, unless members' folders lie in it.
-
-    Args:
-        result_dir: Parent of all variants' folders.
-        variant: Subfolder.
-        seed: Part of the name.
-        config_hash: Of resolved config, seed and data.
-        resume: "auto"; "never"; or the run to continue (path, folder name, MLflow run id).
-        folder: Where a comparison puts its member; None makes a dated folder.
-        of_members: Whether it is a comparison's own folder.
-        wait_s: How long to wait for another process that still works in ``folder``.
-        tick: Called several times a second while waiting.
+    A folder without a checkpoint is left behind for a new one, unless it is a comparison's own
+    (``of_members``). ``resume`` is "auto", "never", or the run to continue. ``folder`` is where a comparison
+    puts its member, None makes a dated one below ``variant``; for another process in it is waited ``wait_s``,
+    with ``tick`` called several times a second.
 
     Raises:
         ConfigError: The run to continue is not there, is another's, or another process works on it.
@@ -165,9 +207,10 @@ def _claimed(path: Path, config_hash: str, *, resumed: bool, waited: bool) -> Ru
 
 
 def _unfinished(where: Path, config_hash: str, *, of_members: bool) -> list[Path]:
-    found = []
-    for path in all_runs(where):
-        state = read_state(path)
-        if state.get("config_hash") == config_hash and state.get("status") != FINISHED:
-            found.append(path)
-    return [path for path in reversed(found) if of_members or any(path.glob(f"**/{CHECKPOINTS}/*.pt"))]
+    states = {path: read_state(path) for path in all_runs(where)}
+    return [
+        path
+        for path, state in reversed(states.items())
+        if state.get("config_hash") == config_hash and state.get("status") != FINISHED
+        if of_members or any(path.glob(f"**/{CHECKPOINTS}/*.pt"))
+    ]

@@ -1,10 +1,11 @@
-"""The run folder's own record of every metric: append-only JSON lines that outlive a killed process."""
+"""What a run notes in its folder: every metric, and what MLflow is to hold besides; it outlives a kill."""
 
 import json
 import math
 import os
 import threading
 import time
+import uuid
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -12,27 +13,25 @@ from typing import Any, NamedTuple
 from dinomaly_hd.errors import CheckpointError, OutputError
 from dinomaly_hd.files import publish
 
-JOURNAL = "journal.jsonl"
+JOURNAL, OUTBOX = "journal.jsonl", "tracking.jsonl"
+KEY_TAG = "run_key"
 
 
 class JsonLines:
     """A file of JSON objects, one a line, each handed to the system in a single write.
 
     A line is there after the process dies; after `sync` also when the machine does. A torn last line
-    (power loss, full disk) is never read and is cut off before the next append.
-
-    Raises:
-        OutputError: The file cannot be written.
-        CheckpointError: A line other than the last is damaged.
+    (power loss, full disk) is never read and is cut off before the next append; any other damaged line is a
+    CheckpointError.
     """
 
     def __init__(self, path: Path) -> None:
         self.path = path
         self._descriptor: int | None = None
-        self._lock = threading.Lock()
+        self._lock = threading.RLock()
 
     def append(self, record: Mapping[str, Any]) -> None:
-        line = json.dumps(record, separators=(",", ":"), ensure_ascii=False, allow_nan=False).encode() + b"\n"
+        line = _line(record)
         with self._lock:
             try:
                 descriptor = self._open()
@@ -57,9 +56,8 @@ class JsonLines:
 
     def keep(self, records: list[dict[str, Any]]) -> None:
         """Replace the contents in one step: a reader finds the old file or the whole new one."""
-        lines = [json.dumps(record, separators=(",", ":"), ensure_ascii=False) for record in records]
         self.close()
-        publish(self.path, lambda stream: stream.write("".join(f"{line}\n" for line in lines).encode()))
+        publish(self.path, lambda stream: stream.write(b"".join(map(_line, records))))
 
     def sync(self) -> None:
         """Force everything appended so far onto the disk."""
@@ -118,15 +116,8 @@ class Journal(JsonLines):
     def tail(self, offset: int = 0) -> tuple[list[Entry], int]:
         """Return the entries from byte ``offset`` on, and the offset at which to go on reading."""
         records, end = self.records(offset)
-        entries = [
-            Entry(
-                record["step"],
-                record["time"],
-                {key: float(value) for key, value in record["metrics"].items()},
-            )
-            for record in records
-        ]
-        return entries, end
+        numbers = [{key: float(value) for key, value in record["metrics"].items()} for record in records]
+        return [Entry(one["step"], one["time"], own) for one, own in zip(records, numbers, strict=True)], end
 
     def history(self) -> dict[str, list[tuple[int, float]]]:
         """Return (step, value) pairs per metric in the order of writing: all but the times."""
@@ -155,12 +146,123 @@ class Journal(JsonLines):
             self.keep(records[: steps.index(step) + 1])
 
 
+class RunRecord(NamedTuple):
+    """How a run is to be made; ``key`` is the tag that finds it again if the answer to "create" got lost."""
+
+    key: str
+    experiment: str
+    run_name: str
+    tags: dict[str, str]
+    parent_run_id: str | None
+    time_ms: int
+
+    @property
+    def all_tags(self) -> dict[str, str]:
+        """What MLflow's run is marked by."""
+        parent = {} if self.parent_run_id is None else {"mlflow.parentRunId": self.parent_run_id}
+        return {**self.tags, **parent, KEY_TAG: self.key}
+
+
+class Operation(NamedTuple):
+    """One thing to send: its number, what ``Mirror`` does with it, and the values for that."""
+
+    number: int
+    kind: str
+    values: dict[str, Any]
+
+
+class Outbox(JsonLines):
+    """The file ``tracking.jsonl`` of a run folder; safe to fill from one thread and empty from another.
+
+    What one MLflow run has, another may lack, so arrivals are noted per run. Of equal operations only the
+    last counts: a resumed training repeats them. ``ending`` is the run's last status and its time.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        super().__init__(folder / OUTBOX)
+        self._operations: dict[str, Operation] = {}
+        self._arrived: set[tuple[int, str]] = set()
+        self._next = 0
+        self.run: RunRecord | None = None
+        self.ending: tuple[str, int] | None = None
+        self.attached: str | None = None
+        self.tags: dict[str, str] = {}
+        for record in self.records()[0]:
+            self._take(record)
+
+    def open_run(
+        self, *, experiment: str, run_name: str, tags: dict[str, str], parent_run_id: str | None
+    ) -> None:
+        """Note how the run is to be made; a folder opened again keeps its key and its first start time."""
+        before = self.run
+        key, began_ms = (before.key, before.time_ms) if before else (uuid.uuid4().hex, now_ms())
+        run = RunRecord(key, experiment, run_name, dict(tags), parent_run_id, began_ms)
+        self._write({"run": run._asdict()})
+
+    def add(self, kind: str, **values: Any) -> None:
+        """Note something to send."""
+        self._write({"number": self._next, "kind": kind, "values": values})
+
+    def pending(self, run_id: str) -> list[Operation]:
+        """Return what ``run_id`` lacks, oldest first."""
+        with self._lock:
+            missing = [one for one in self._operations.values() if (one.number, run_id) not in self._arrived]
+        return sorted(missing)
+
+    def arrived(self, operation: Operation, run_id: str) -> None:
+        """Tick an operation off."""
+        self._write({"arrived": operation.number, "run_id": run_id})
+
+    def attach(self, run_id: str) -> None:
+        """Note the MLflow run that this folder is copied to."""
+        self._write({"attached": run_id})
+
+    def end(self, status: str) -> None:
+        """Note how the run ended."""
+        self._write({"ended": status, "time": now_ms()})
+
+    def _write(self, record: dict[str, Any]) -> None:
+        with self._lock:
+            self.append(record)
+            self._take(record)
+
+    def _take(self, record: dict[str, Any]) -> None:
+        match record:
+            case {"run": fields}:
+                self.run, self.ending = RunRecord(**fields), None
+                self.tags |= self.run.tags
+            case {"number": number, "kind": kind, "values": values}:
+                identity = json.dumps([kind, values], sort_keys=True)
+                self._operations[identity] = Operation(number, kind, values)
+                self._next = number + 1
+                self.tags |= values["tags"] if kind == "tags" else {}
+            case {"arrived": number, "run_id": run_id}:
+                self._arrived.add((number, run_id))
+            case {"attached": run_id}:
+                self.attached = run_id
+            case {"ended": status, "time": time_ms}:
+                self.ending = status, time_ms
+
+
 def now_ms() -> int:
     """Return the time in UTC milliseconds."""
     return time.time_ns() // 1_000_000
+
+
+def _line(record: Mapping[str, Any]) -> bytes:
+    return json.dumps(record, separators=(",", ":"), ensure_ascii=False, allow_nan=False).encode() + b"\n"
 
 
 def _to_json(value: float) -> float | str:
     if math.isfinite(value):
         return value
     return "NaN" if math.isnan(value) else "Infinity" if value > 0 else "-Infinity"
+
+
+def recorded(folder: Path) -> tuple[dict[str, str], int]:
+    """Return a run folder's tags and its start in UTC milliseconds; empty and 0 if it was not tracked."""
+    try:
+        outbox = Outbox(folder)
+    except (CheckpointError, OSError):  # names and order are lost with it, no number is
+        return {}, 0
+    return outbox.tags, outbox.run.time_ms if outbox.run else 0

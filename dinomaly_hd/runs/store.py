@@ -1,4 +1,4 @@
-"""Where runs are kept: the MLflow database or server, its one-time preparation, and runs left behind."""
+"""Where runs are kept: the MLflow database or server, its one-time preparation, and runs looked up in it."""
 
 import contextlib
 import http.client
@@ -7,31 +7,27 @@ import logging
 import os
 import posixpath
 import re
-import socket
 import sqlite3
 import urllib.error
 import urllib.parse
 import urllib.request
 import warnings
-from datetime import UTC, datetime
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
-import psutil
-
-from dinomaly_hd.errors import OutputError, TrackingError, reason_of
+from dinomaly_hd.errors import ConfigError, TrackingError, nearest, reason_of
 from dinomaly_hd.files import locked
 
 if TYPE_CHECKING:
     from mlflow.entities import Run
     from mlflow.tracking import MlflowClient
 
-STORE_LOCK_TIMEOUT_S = 120.0
-HEARTBEAT_LOST_S = 600.0
+STORE_LOCK_TIMEOUT_S, ANSWER_S = 120.0, 5.0
 KEYS_PER_CALL = 100
-KEY_LENGTH = 250
-TAG_LENGTH = 8000
-PROCESS_TAG = "process"
+KEY_LENGTH, TAG_LENGTH, NOTE_LENGTH = 250, 8000, 7800
+RUN_ID = re.compile(r"[0-9a-f]{32}")
+NOT_THERE, NOT_UNDERSTOOD = "RESOURCE_DOES_NOT_EXIST", "INVALID_PARAMETER_VALUE"
 _MODULES = ("mlflow.system_metrics.system_metrics_monitor", "mlflow.utils.autologging_utils")
 _DATABASE_MODULE = "mlflow.store.tracking.sqlalchemy_store"
 _OUTAGE_CODES = {"INTERNAL_ERROR", "TEMPORARILY_UNAVAILABLE", "REQUEST_LIMIT_EXCEEDED", "DEADLINE_EXCEEDED"}
@@ -74,17 +70,25 @@ def sqlite_file(uri: str) -> Path | None:
     return Path(uri.removeprefix("sqlite:///")).resolve() if uri.startswith("sqlite:///") else None
 
 
+@contextlib.contextmanager
+def in_one_line(what: str, *, hint: str = "") -> Iterator[None]:
+    """Turn whatever MLflow raises into a TrackingError that begins with ``what``."""
+    try:
+        yield
+    except (ConfigError, TrackingError):
+        raise
+    except Exception as error:
+        raise TrackingError(f"{what}: {reason_of(error)}{hint}") from error
+
+
 def prepare_store(uri: str, *, experiment: str, root: Path) -> str:
     """Make the database schema and the experiment once, however many processes ask, and return its id.
 
     A SQLite file is switched to write-ahead logging. The lock lies beside it (for another database in
     ``root``), since processes that share a database must share the lock. A new experiment of a database keeps
     its artifacts in ``root/mlartifacts``. A server needs no lock and decides about artifacts for itself.
-
-    Raises:
-        TrackingError: The store does not answer, is no MLflow store, or refuses the experiment's name.
     """
-    database = sqlite_file(uri)
+    database, what = sqlite_file(uri), f"MLflow at {uri}, experiment {experiment!r}"
     folder = root.resolve() if database is None else database.parent
     artifacts: str | None = None
     lock: contextlib.AbstractContextManager[None] = contextlib.nullcontext()
@@ -92,14 +96,33 @@ def prepare_store(uri: str, *, experiment: str, root: Path) -> str:
         artifacts = (root.resolve() / "mlartifacts").as_uri()
         lock = locked(folder / ".mlflow-store.lock", timeout_s=STORE_LOCK_TIMEOUT_S)
     load_mlflow(uri)
-    try:
-        with lock:
-            write_ahead(uri)
-            return _experiment_id(client_for(uri), experiment, artifacts)
-    except OutputError as error:
-        raise TrackingError(str(error)) from error
-    except Exception as error:
-        raise TrackingError(f"MLflow at {uri}, experiment {experiment!r}: {reason_of(error)}") from error
+    with in_one_line(what), lock:
+        write_ahead(uri)
+        client = client_for(uri)
+        found = client.get_experiment_by_name(experiment)
+        if found is None:
+            try:
+                return str(client.create_experiment(experiment, artifact_location=artifacts))
+            except Exception:  # a process on another machine may have been first
+                found = client.get_experiment_by_name(experiment)
+                if found is None:
+                    raise
+    if found.lifecycle_stage != "active":
+        restore = "restore it with `mlflow experiments restore` or take another name"
+        raise TrackingError(f"{what}: it was deleted; {restore}")
+    return str(found.experiment_id)
+
+
+def write_ahead(uri: str) -> None:
+    """Let readers and a writer of a SQLite file work at once; tells fast if it is no database at all."""
+    database = sqlite_file(uri)
+    if database is None:
+        return
+    database.parent.mkdir(parents=True, exist_ok=True)
+    with contextlib.closing(sqlite3.connect(database, timeout=20.0)) as connection:
+        if connection.execute("PRAGMA journal_mode").fetchone() != ("wal",):
+            with contextlib.suppress(sqlite3.OperationalError):  # somebody writes: the next start does it
+                connection.execute("PRAGMA journal_mode = WAL")
 
 
 def server_answers(uri: str, *, timeout_s: float) -> bool:
@@ -134,7 +157,7 @@ def entity_name(name: str) -> str:
     return posixpath.normpath(allowed).lstrip("./")[:KEY_LENGTH] or "_"
 
 
-def send_tags(client: "MlflowClient", run_id: str, tags: dict[str, str]) -> None:
+def send_tags(client: "MlflowClient", run_id: str, tags: Mapping[str, str]) -> None:
     """Set tags, cut to MLflow's limits."""
     from mlflow.entities import RunTag
 
@@ -143,107 +166,117 @@ def send_tags(client: "MlflowClient", run_id: str, tags: dict[str, str]) -> None
         client.log_batch(run_id, tags=cut[start : start + KEYS_PER_CALL])
 
 
-def process_tag() -> dict[str, str]:
-    """Return the tag that lets a later start see whether this process still lives.
-
-    It holds host, process id, start of the process, what makes ids comparable (this boot and this container;
-    "-" where there is no /proc), and the time, UTC.
-    """
-    namespace = "-"
-    with contextlib.suppress(OSError):
-        boot = Path("/proc/sys/kernel/random/boot_id").read_text().strip()
-        namespace = f"{boot}/{os.readlink('/proc/self/ns/pid')}"
-    started = f"{psutil.Process().create_time():.2f}"
-    now = datetime.now(UTC).isoformat(timespec="seconds")
-    return {PROCESS_TAG: " ".join([socket.gethostname(), str(os.getpid()), started, namespace, now])}
+def shortened(markdown: str) -> str:
+    """Cut a description at a blank line, since MLflow cuts a longer one anywhere, mostly in a table."""
+    if len(markdown) <= NOTE_LENGTH:
+        return markdown
+    rest = "\n\n*Cut here; the whole text is the artifact `report.html`.*\n"
+    return markdown[: markdown.rfind("\n\n", 0, NOTE_LENGTH - len(rest))] + rest
 
 
-def close_stale_runs(client: "MlflowClient", experiment_id: str) -> list[str]:
-    """Mark runs of this host KILLED whose process is gone, and return their ids.
-
-    A process is known by its id and start time. Where ids cannot be compared (another container or boot
-    under the same host name) a run counts as left behind once its heartbeat is ten minutes old.
-    """
-    query = f"attributes.status = 'RUNNING' and tags.{PROCESS_TAG} LIKE '{socket.gethostname()} %'"
-    closed: list[str] = []
-    token: str | None = None
-    while True:
-        page = client.search_runs([experiment_id], query, page_token=token)
-        for run in page:
-            # Asked again just before, since another process may have resumed it in the meantime.
-            if _left_behind(run) and _left_behind(client.get_run(run.info.run_id)):
-                client.set_terminated(run.info.run_id, "KILLED")
-                closed.append(run.info.run_id)
-        token = page.token
-        if not token:
-            return closed
+def matching(client: "MlflowClient", experiment_id: str, query: str) -> "Iterator[Run]":
+    """Yield all runs of an experiment that match MLflow's filter string, the first one begun first."""
+    token: str | None = ""
+    while token is not None:
+        order = ["attributes.start_time ASC"]
+        page = client.search_runs([experiment_id], query, order_by=order, page_token=token or None)
+        yield from page
+        token = page.token or None
 
 
-def close_all_stale_runs(uri: str) -> list[str]:
-    """Do so in every experiment of a store.
-
-    Raises:
-        TrackingError: The store does not answer.
-    """
-    try:
-        client = client_for(uri)
-        return [
-            run_id
-            for experiment in client.search_experiments()
-            for run_id in close_stale_runs(client, experiment.experiment_id)
-        ]
-    except Exception as error:
-        raise TrackingError(f"MLflow at {uri}: {reason_of(error)}") from error
-
-
-def _left_behind(run: "Run") -> bool:
-    try:
-        _, pid, started, namespace, heartbeat = run.data.tags[PROCESS_TAG].split(" ")
-        age = datetime.now(UTC) - datetime.fromisoformat(heartbeat)
-    except (KeyError, ValueError, TypeError):  # not written by us
-        return False
-    if run.info.status != "RUNNING":
-        return False
-    if namespace != process_tag()[PROCESS_TAG].split(" ")[3]:
-        return age.total_seconds() > HEARTBEAT_LOST_S
-    return not _alive(pid, started)
-
-
-def _alive(pid: str, started: str) -> bool:
-    try:
-        process = psutil.Process(int(pid))
-        # The kernel's boot time, to which start times are relative, moves when the clock is set.
-        same = abs(process.create_time() - float(started)) < 5.0
-        return same and process.status() != psutil.STATUS_ZOMBIE
-    except psutil.AccessDenied:
-        return True
-    except (psutil.Error, ValueError):
-        return False
-
-
-def write_ahead(uri: str) -> None:
-    """Let readers and a writer of a SQLite file work at once; tells fast if it is no database at all."""
+def client_of_existing(uri: str) -> "MlflowClient":
+    """Return a client of a store that is there and answers; else a TrackingError, and none is made."""
     database = sqlite_file(uri)
-    if database is None:
-        return
-    database.parent.mkdir(parents=True, exist_ok=True)
-    with contextlib.closing(sqlite3.connect(database, timeout=20.0)) as connection:
-        if connection.execute("PRAGMA journal_mode").fetchone() != ("wal",):
-            with contextlib.suppress(sqlite3.OperationalError):  # somebody writes: the next start does it
-                connection.execute("PRAGMA journal_mode = WAL")
+    if database is not None and not database.is_file():
+        raise TrackingError(f"MLflow's database {database} does not exist")
+    if not server_answers(uri, timeout_s=ANSWER_S):
+        raise TrackingError(f"MLflow at {uri} does not answer")
+    return client_for(uri)
 
 
-def _experiment_id(client: "MlflowClient", name: str, artifacts: str | None) -> str:
-    found = client.get_experiment_by_name(name)
-    if found is None:
-        try:
-            return str(client.create_experiment(name, artifact_location=artifacts))
-        except Exception:  # a process on another machine may have been first
-            found = client.get_experiment_by_name(name)
-            if found is None:
+class StoredRun(NamedTuple):
+    """What MLflow says of a run; ``began_ms`` is UTC milliseconds."""
+
+    run_id: str
+    experiment_id: str
+    status: str
+    tags: Mapping[str, str]
+    params: Mapping[str, str]
+    began_ms: int
+
+
+class RunStore:
+    """MLflow to look runs up in; imported and asked only once something is looked up.
+
+    Every method raises TrackingError where the store is not there or does not answer.
+    """
+
+    def __init__(self, uri: str) -> None:
+        self.uri = uri
+        self._client: MlflowClient | None = None
+        self._refusal: TrackingError | None = None
+
+    def run(self, run_id: str) -> StoredRun | None:
+        """Return a run, None where there is none of this id or it was deleted."""
+        with self._asking() as client:
+            try:
+                run = client.get_run(run_id)
+            except Exception as error:
+                if getattr(error, "error_code", None) == NOT_THERE:
+                    return None
                 raise
-    if found.lifecycle_stage != "active":
-        raise TrackingError(
-            "it was deleted; restore it with `mlflow experiments restore` or take another name"
-        )
-    return str(found.experiment_id)
+        return _stored(run) if run.info.lifecycle_stage == "active" else None
+
+    def children(self, parent: StoredRun) -> list[StoredRun]:
+        """Return the members of a comparison, the first one begun first."""
+        children = f"tags.`mlflow.parentRunId` = '{parent.run_id}'"
+        with self._asking() as client:
+            return [_stored(run) for run in matching(client, parent.experiment_id, children)]
+
+    def search(self, query: str, *, experiment: str) -> list[StoredRun]:
+        """Return the runs of an experiment that match MLflow's filter string, the first one begun first."""
+        with self._asking() as client:
+            found = client.get_experiment_by_name(experiment)
+            if found is None:
+                known = nearest(experiment, [one.name for one in client.search_experiments()])
+                lacking = f"MLflow at {self.uri} has none of this name.{known}"
+                raise ConfigError(f"experiment={experiment!r}: {lacking}")
+            try:
+                return [_stored(run) for run in matching(client, found.experiment_id, query)]
+            except Exception as error:
+                if getattr(error, "error_code", None) != NOT_UNDERSTOOD:
+                    raise
+                raise ConfigError(
+                    f"query={query!r}: MLflow cannot read it: {reason_of(error)}; "
+                    "write e.g. tags.variant = 'horizontal' and params.seed = '42'"
+                ) from error
+
+    def download(self, run_id: str, names: Sequence[str], *, target: Path) -> None:
+        """Copy those of a run's artifacts (files or whole folders) that it has to ``target``."""
+        with self._asking() as client:
+            from mlflow.artifacts import download_artifacts
+
+            for name in {item.path for item in client.list_artifacts(run_id)}.intersection(names):
+                download_artifacts(
+                    run_id=run_id, artifact_path=name, dst_path=str(target), tracking_uri=self.uri
+                )
+
+    @contextlib.contextmanager
+    def _asking(self) -> Iterator["MlflowClient"]:
+        """Yield the client; a store that is not there is asked for once only."""
+        if self._refusal is not None:
+            raise self._refusal
+        with in_one_line(f"MLflow at {self.uri}"):
+            try:
+                self._client = self._client or client_of_existing(self.uri)
+            except TrackingError as error:
+                self._refusal = error
+                raise
+            yield self._client
+
+
+def _stored(run: "Run") -> StoredRun:
+    info, data = run.info, run.data
+    return StoredRun(
+        info.run_id, info.experiment_id, info.status, data.tags, data.params, info.start_time or 0
+    )

@@ -4,17 +4,19 @@ import logging
 import os
 import threading
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from dinomaly_hd.errors import OutputError, TrackingError, reason_of
-from dinomaly_hd.runs.attach import Attachment, attach
-from dinomaly_hd.runs.journal import JOURNAL, Journal
-from dinomaly_hd.runs.mirror import Mirror
-from dinomaly_hd.runs.outbox import Outbox
-from dinomaly_hd.runs.pages import TRAINING_RUNS, charts_page, run_page, shortened
-from dinomaly_hd.runs.store import is_outage, load_mlflow, process_tag, send_tags, server_answers
+from dinomaly_hd import provenance
+from dinomaly_hd.errors import DinomalyHDError, Interrupted, OutputError, Pruned, TrackingError, reason_of
+from dinomaly_hd.runs.folder import IN_MLFLOW, Context, RunFolder
+from dinomaly_hd.runs.journal import JOURNAL, Journal, Outbox
+from dinomaly_hd.runs.mirror import Mirror, attach
+from dinomaly_hd.runs.pages import charts_page, run_page
+from dinomaly_hd.runs.store import default_uri, is_outage, load_mlflow, send_tags, server_answers, shortened
+from dinomaly_hd.runs.sync import claim, process_tag
 
 if TYPE_CHECKING:
     from mlflow.system_metrics.system_metrics_monitor import SystemMetricsMonitor
@@ -22,12 +24,87 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 LOCAL_UI = "http://127.0.0.1:5000"
+START_TIMEOUT_S, CLOSE_TIMEOUT_S = 60.0, 120.0
 FLUSH_S = 2.0
 HEARTBEAT_S = 30.0
 LONGEST_PAUSE_S = 30.0
 GRACE_S = 1.0
 
 Status = Literal["FINISHED", "FAILED", "KILLED"]
+
+
+@contextmanager
+def tracked(
+    folder: RunFolder,
+    context: Context,
+    *,
+    name: str,
+    tags: Mapping[str, str],
+    resumed: str | None = None,
+    system_metrics: bool = False,
+) -> Iterator["Tracker"]:
+    """Copy what is noted in a locked folder, be it a training's or a comparison's, to its MLflow run.
+
+    ``tags`` come beside those that every run has; ``resumed`` is the run of an earlier start, where the
+    folder may not know it.
+    """
+    facts = provenance.git_facts(context.root)
+    changed = " with uncommitted changes" if facts.get("git_dirty") == "true" else ""
+    commit = {"git_commit": facts["git_commit"] + changed} if "git_commit" in facts else {}
+    tracker = Tracker(
+        folder.path,
+        uri=default_uri(context.root),
+        experiment=context.experiment,
+        run_name=context.run_name or name,
+        tags={**tags, "run_folder": str(folder.path.resolve()), **commit},
+        root=context.root,
+        parent_run_id=context.parent_run_id,
+        resume_run_id=resumed,
+        system_metrics=system_metrics,
+    )
+    status: Status = "FAILED"
+    try:
+        folder.set_state(**{IN_MLFLOW: False})
+        run_id = tracker.start(timeout_s=START_TIMEOUT_S)
+        if run_id is not None:
+            folder.set_state(mlflow_run_id=run_id)
+        yield tracker
+        status = "FINISHED"
+    except (Interrupted, Pruned) as stop:
+        status = "KILLED"
+        if isinstance(stop, Pruned):
+            tracker.tags({"pruned": "true"})
+        raise
+    except BaseException as error:
+        tracker.tags({"error": str(error) if isinstance(error, DinomalyHDError) else repr(error)})
+        raise
+    finally:
+        _close(folder, tracker, status, context)
+
+
+def _close(folder: RunFolder, tracker: "Tracker", status: Status, context: Context) -> None:
+    """End the run in its folder and in MLflow, and say where to look.
+
+    A folder that cannot be written any more, on a full disk, keeps MLflow from nothing.
+    """
+
+    def note(**values: Any) -> None:
+        try:
+            folder.set_state(**values)
+        except OutputError as error:
+            context.say(f"warning: {error}")
+
+    note(status=status)
+    delivered = tracker.close(status, timeout_s=CLOSE_TIMEOUT_S)
+    # Its id again: a server may have been too slow at the start.
+    run = {} if tracker.run_id is None else {"mlflow_run_id": tracker.run_id}
+    note(**run, **{IN_MLFLOW: delivered})
+    if delivered and status == "FINISHED":
+        context.say(f"MLflow run:   {tracker.url()}")
+        if context.parent_run_id is None:
+            context.say(f"all its runs: {tracker.experiment_url()}")
+            context.say("              (`make ui` starts these pages)")
+    context.say(f"run folder:   {folder.path}")
 
 
 class Tracker:
@@ -37,14 +114,9 @@ class Tracker:
     journal, the rest to ``tracking.jsonl`` beside it. A daemon thread sends both. When the store does not
     answer, it warns once and goes on trying; what is not delivered by `close` is left to `mirror`.
 
-    Args:
-        folder: The run folder.
-        uri: Tracking address, e.g. of `default_uri`.
-        experiment: Made if it is not there; a run that `mlflow run` made and a child of another run have
-            theirs.
-        root: The project's folder, where a database's artifacts go.
-        resume_run_id: A run to go on with; a run folder that was tracked before finds its run by itself.
-        system_metrics: Record CPU, memory, network and GPU of this machine (MLflow's monitor).
+    ``experiment`` is made if it is not there; a run that `mlflow run` made and a child of another run have
+    theirs. A database's artifacts go to ``root``. ``resume_run_id`` is a run to go on with; a folder that was
+    tracked before finds its own. ``system_metrics`` are those of this machine, by MLflow's monitor.
     """
 
     def __init__(
@@ -61,7 +133,7 @@ class Tracker:
         system_metrics: bool = True,
     ) -> None:
         self.uri, self.folder, self.journal = uri, folder.resolve(), Journal(folder / JOURNAL)
-        self.attachment: Attachment | None = None
+        self._ui = (uri if uri.startswith("http") else LOCAL_UI).rstrip("/")
         self._outbox, self._root = Outbox(folder), root
         self._outbox.open_run(
             experiment=experiment, run_name=run_name, tags=dict(tags), parent_run_id=parent_run_id
@@ -80,20 +152,18 @@ class Tracker:
     @property
     def run_id(self) -> str | None:
         """The MLflow run, None as long as the store has not answered."""
-        return self.attachment and self.attachment.run_id
+        return self._mirror.run_id if self._mirror else None
 
     @property
     def experiment_id(self) -> str | None:
         """The run's MLflow experiment, None as long as the store has not answered."""
-        return self.attachment and self.attachment.experiment_id
+        return self._mirror.experiment_id if self._mirror else None
 
     def start(self, *, timeout_s: float) -> str | None:
         """Begin to copy; return the run's id, or None if the store did not answer within ``timeout_s``.
 
-        Importing MLflow (3 to 8 s) comes on top. A fresh SQLite file takes another 2 to 7 s to prepare.
-
-        Raises:
-            TrackingError: The store answers with a refusal: bad experiment name, unknown MLFLOW_RUN_ID.
+        Importing MLflow (3 to 8 s) comes on top. A refusal (bad experiment name, unknown MLFLOW_RUN_ID) is a
+        TrackingError.
         """
         load_mlflow(self.uri)  # here, since two threads that import at a time can see half-made modules
         self._thread.start()
@@ -118,9 +188,8 @@ class Tracker:
                 self._thread.join(rest)
         self._abandoned.set()
         if not self._delivered:
-            logger.warning(
-                "MLflow at %s lacks part of this run; a sync of %s completes it", self.uri, self.folder
-            )
+            told = f"a sync of {self.folder} completes it"
+            logger.warning("MLflow at %s lacks part of this run; %s", self.uri, told)
         return self._delivered
 
     def metrics(self, values: Mapping[str, float], *, step: int) -> None:
@@ -129,62 +198,39 @@ class Tracker:
 
     def params(self, values: Mapping[str, object]) -> None:
         """Log parameters that the run does not have yet."""
-        self._add("params", params={key: str(value) for key, value in values.items()})
+        self.add("params", params={key: str(value) for key, value in values.items()})
 
     def tags(self, values: Mapping[str, str]) -> None:
         """Set tags, cut to 8000 characters."""
-        self._add("tags", tags=dict(values))
+        self.add("tags", tags=dict(values))
 
     def note(self, markdown: str) -> None:
         """Set the description that the run's page shows, cut to what MLflow keeps."""
         self.tags({"mlflow.note.content": shortened(markdown)})
 
-    def text(self, text: str, *, file: str) -> None:
-        """Log a text as the artifact ``file``."""
-        self._add("text", text=text, file=file)
-
-    def artifact(self, path: Path, *, folder: str | None = None) -> None:
-        """Log a file; it must still be there when the thread comes to it."""
-        self._add("artifact", path=self._relative(path), folder=folder)
-
-    def artifacts(self, path: Path, *, folder: str) -> None:
-        """Log all files of a folder."""
-        self._add("artifacts", path=self._relative(path), folder=folder)
-
-    def image(self, path: Path, *, key: str, step: int) -> None:
-        """Log a PNG file that the run's page shows by step."""
-        self._add("image", path=self._relative(path), key=key, step=step)
-
-    def dataset(self, name: str, *, digest: str, count: int, source: str, context: str) -> None:
-        """Log a data set as input; ``context`` is e.g. "training", the digest is cut to 36 characters."""
-        self._add("dataset", name=name, digest=digest, count=count, source=source, context=context)
-
-    def model(self, path: Path) -> None:
-        """Log an exported model as the run's loadable MLflow model."""
-        self._add("model", path=self._relative(path))
-
-    def url(self) -> str | None:
-        """Return the link to the run's page, None as long as there is no run."""
-        at = self.attachment
-        return at and f"{self._base()}/{run_page(at.experiment_id, at.run_id)}"
-
-    def experiment_url(self, *, which: str = TRAINING_RUNS) -> str | None:
-        """Return the link to the charts of the experiment's runs that match MLflow's filter string."""
-        at = self.attachment
-        return at and f"{self._base()}/{charts_page(at.experiment_id, which=which)}"
-
-    def _base(self) -> str:
-        return (self.uri if self.uri.startswith("http") else LOCAL_UI).rstrip("/")
-
-    def _add(self, kind: str, **values: Any) -> None:
+    def add(self, kind: str, path: Path | None = None, **values: Any) -> None:
+        """Log something of a kind that `Mirror` knows; a file must stay until the thread comes to it."""
+        if path is not None:
+            whole = path.resolve()
+            inside = whole.is_relative_to(self.folder)
+            values["path"] = str(whole.relative_to(self.folder) if inside else whole)
         try:
             self._outbox.add(kind, **values)
         except OutputError as error:
             logger.warning("not sent to MLflow: %s", error)
 
-    def _relative(self, path: Path) -> str:
-        whole = path.resolve()
-        return str(whole.relative_to(self.folder) if whole.is_relative_to(self.folder) else whole)
+    def artifact(self, path: Path, *, folder: str | None = None) -> None:
+        """Log a file, or all files of a folder."""
+        self.add("artifact", path, folder=folder)
+
+    def url(self) -> str | None:
+        """Return the link to the run's page, None as long as there is no run."""
+        at = self._mirror
+        return f"{self._ui}/{run_page(at.experiment_id, at.run_id)}" if at else None
+
+    def experiment_url(self) -> str | None:
+        """Return the link to the charts of its experiment's training runs."""
+        return f"{self._ui}/{charts_page(self._mirror.experiment_id)}" if self._mirror else None
 
     # ---- the second thread, which owns every call to MLflow ----
 
@@ -194,49 +240,43 @@ class Tracker:
             try:
                 mirror = self._mirror or self._open()
                 mirror.send()
-                self._beat(mirror)
+                if time.monotonic() >= self._next_beat:
+                    send_tags(mirror.client, mirror.run_id, process_tag())
+                    self._next_beat = time.monotonic() + HEARTBEAT_S
                 if closing:
-                    self._finish(mirror)
+                    if self._monitor is not None:
+                        self._monitor.finish()  # type: ignore[no-untyped-call]
+                    assert self._outbox.ending is not None, "close notes the ending first"
+                    status, end_ms = self._outbox.ending
+                    mirror.client.set_terminated(mirror.run_id, status, end_time=end_ms)
+                    self._delivered = mirror.refused == 0
                     return
                 self._watch_machine(mirror.run_id)
                 if self._failures > 1:
                     logger.warning("MLflow at %s answers again", self.uri)
                 self._failures, pause = 0, FLUSH_S
             except Exception as error:
-                if self.attachment is None and not is_outage(error):
-                    self._refused(error)
+                if self._mirror is None and not is_outage(error):
+                    told = TrackingError(f"MLflow at {self.uri}: {reason_of(error)}")
+                    self._refusal = error if isinstance(error, TrackingError) else told
+                    if self._settled.is_set():  # start has returned long ago
+                        logger.warning("%s; this run is not tracked", self._refusal)
+                    self._settled.set()
                     return
                 pause = self._failed(error)
             self._wake.wait(pause)
             self._wake.clear()
 
     def _open(self) -> Mirror:
-        at = attach(
-            self._outbox,
-            uri=self.uri,
-            root=self._root,
-            adopted=self._adopted,
-            resumed=self._resumed,
-            live=True,
+        adopted, resumed = self._adopted, self._resumed
+        mirror = attach(
+            self._outbox, self.journal, uri=self.uri, root=self._root, adopted=adopted, resumed=resumed
         )
-        self._mirror = Mirror(at, folder=self.folder, journal=self.journal, outbox=self._outbox)
-        self.attachment = at
+        claim(mirror, self._outbox)
         self._next_beat = time.monotonic() + HEARTBEAT_S
+        self._mirror = mirror
         self._settled.set()
-        return self._mirror
-
-    def _beat(self, mirror: Mirror) -> None:
-        if time.monotonic() >= self._next_beat:
-            send_tags(mirror.client, mirror.run_id, process_tag())
-            self._next_beat = time.monotonic() + HEARTBEAT_S
-
-    def _finish(self, mirror: Mirror) -> None:
-        if self._monitor is not None:
-            self._monitor.finish()  # type: ignore[no-untyped-call]
-        ending = self._outbox.ending
-        assert ending is not None, "close notes the ending first"
-        mirror.client.set_terminated(mirror.run_id, ending.status, end_time=ending.time_ms)
-        self._delivered = mirror.refused == 0
+        return mirror
 
     def _watch_machine(self, run_id: str) -> None:
         """Start MLflow's monitor of this machine, and again after an outage, in which it ends itself."""
@@ -245,9 +285,8 @@ class Tracker:
             return
         from mlflow.system_metrics.system_metrics_monitor import SystemMetricsMonitor
 
-        self._monitor = SystemMetricsMonitor(  # type: ignore[no-untyped-call]
-            run_id, resume_logging=True, tracking_uri=self.uri
-        )
+        options = {"resume_logging": True, "tracking_uri": self.uri}
+        self._monitor = SystemMetricsMonitor(run_id, **options)  # type: ignore[no-untyped-call]
         self._monitor.start()  # type: ignore[no-untyped-call]
 
     def _failed(self, error: Exception) -> float:
@@ -256,21 +295,8 @@ class Tracker:
         if self._failures == 1:
             return 0.1
         if self._failures == 2:
-            logger.warning(
-                "MLflow at %s fails (%s); the run goes on, its metrics stay in %s",
-                self.uri,
-                reason_of(error),
-                self.journal.path,
-            )
+            kept = f"the run goes on, its metrics stay in {self.journal.path}"
+            logger.warning("MLflow at %s fails (%s); %s", self.uri, reason_of(error), kept)
         self._settled.set()
         longest = GRACE_S if self._closing.is_set() else LONGEST_PAUSE_S
         return min(2.0 ** (self._failures - 1), longest)
-
-    def _refused(self, error: Exception) -> None:
-        refusal = TrackingError(f"MLflow at {self.uri}: {reason_of(error)}")
-        if isinstance(error, TrackingError):
-            refusal = error
-        if self._settled.is_set():  # start has returned long ago
-            logger.warning("%s; this run is not tracked", refusal)
-        self._refusal = refusal
-        self._settled.set()

@@ -16,7 +16,7 @@ from dinomaly_hd.files import publish, publish_json
 from dinomaly_hd.models.build import build_detector
 from dinomaly_hd.models.detector import Detector
 from dinomaly_hd.models.weights import locate
-from dinomaly_hd.training.loop import load_trained_state, trained_state
+from dinomaly_hd.training.checkpoint import load_trained_state, trained_state
 
 WEIGHTS, CARD = "weights.safetensors", "model.json"
 SCHEMA_VERSION = 1
@@ -58,12 +58,7 @@ class Model(NamedTuple):
     undecided: str = ""
 
     def load(self) -> Detector:
-        """Build the detector.
-
-        Raises:
-            CheckpointError: The tensors are damaged or do not fit, or the encoder's weights here are others.
-            EncoderError: The encoder's weights cannot be had.
-        """
+        """Build the detector; a CheckpointError if tensors do not fit or the encoder's weights are others."""
         weights, config = self.read_weights(), self.card.run.encoder
         located = locate(config.encoder, config.encoder_weights)
         if located.digest != self.card.encoder_digest:
@@ -91,11 +86,7 @@ def read_model(folder: Path) -> Model:
 
 
 def read_card(folder: Path) -> Card:
-    """Read what a model says of itself; nothing heavy is loaded.
-
-    Raises:
-        CheckpointError: No card, a damaged one, or one of another version.
-    """
+    """Read what a model says of itself; nothing heavy is loaded. Raises CheckpointError."""
     try:
         card = json.loads((folder / CARD).read_text())
         if not isinstance(card, dict) or card.get("schema") != SCHEMA_VERSION:

@@ -5,6 +5,7 @@ import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import torch
 
@@ -13,13 +14,14 @@ from dinomaly_hd.data.hdmap import load_manifest
 from dinomaly_hd.errors import CheckpointError, ConfigError, DataError
 from dinomaly_hd.files import read_json
 from dinomaly_hd.runs.folder import MODEL, STATE, find_run, read_results
-from dinomaly_hd.runs.search import RUN_ID
-from dinomaly_hd.runs.store import default_uri
+from dinomaly_hd.runs.store import RUN_ID, client_of_existing, default_uri, in_one_line
 from dinomaly_hd.serving.exported import CARD, Card, Model, read_card, read_model, read_weights
-from dinomaly_hd.serving.in_mlflow import REGISTERED, download_model
 from dinomaly_hd.training.checkpoint import Checkpoint, check_belongs, load
 
-CHECKPOINT = ".pt"
+if TYPE_CHECKING:
+    from mlflow.tracking import MlflowClient
+
+CHECKPOINT, REGISTERED = ".pt", "models:/"
 SHOWN = 4
 
 
@@ -120,3 +122,33 @@ def _from_data(path: Path, checkpoint: Checkpoint, folder: Path, *, tick: Callab
             "so what images it takes is unknown"
         )
     return Card(run, manifest.shape, manifest.dtype, {}, checkpoint.data_digest, checkpoint.encoder_digest)
+
+
+def download_model(reference: str, *, uri: str, target: Path) -> Path:
+    """Copy a model out of MLflow to a folder below ``target`` and return it.
+
+    ``reference`` is an MLflow run id, ``models:/NAME/VERSION`` or ``models:/NAME@ALIAS``.
+
+    Raises:
+        TrackingError: The store does not answer or has no such run or model.
+    """
+    with in_one_line(f"{reference}: no model of this name at {uri}"):
+        client = client_of_existing(uri)
+        from mlflow.artifacts import download_artifacts
+
+        place = _place(client, reference)
+        return Path(download_artifacts(artifact_uri=place, dst_path=str(target), tracking_uri=uri))
+
+
+def _place(client: "MlflowClient", reference: str) -> str:
+    """Return where a model's files lie. MLflow itself would look ``models:/`` up in its global store."""
+    if "/" not in reference:
+        return f"runs:/{reference}/model"
+    if not reference.startswith(REGISTERED):  # what a registered version was made from
+        return reference
+    name = reference.removeprefix(REGISTERED)
+    if "@" in name:
+        return _place(client, str(client.get_model_version_by_alias(*name.rsplit("@", 1)).source))
+    if "/" in name:
+        return _place(client, str(client.get_model_version(*name.rsplit("/", 1)).source))
+    return str(client.get_logged_model(name).artifact_location)

@@ -1,9 +1,10 @@
-"""What an MLflow server calls: images in; scores, decisions and anomaly maps out. Imports mlflow."""
+"""A model in MLflow: how a run's gets there, and what a server calls: images in, scores and maps out."""
 
 # B batch, H W pixels of the input
 
 import json
 import logging
+import tempfile
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -12,18 +13,21 @@ import numpy as np
 import numpy.typing as npt
 import pandas as pd
 import torch
+from mlflow.entities import LoggedModel, LoggedModelOutput
 from mlflow.exceptions import MlflowException
-from mlflow.models import ModelSignature
+from mlflow.models import Model, ModelSignature
 from mlflow.protos.databricks_pb2 import BAD_REQUEST, INTERNAL_ERROR
+from mlflow.tracking import MlflowClient
 from mlflow.types import ColSpec, DataType, ParamSchema, ParamSpec, Schema
 from mlflow.types.schema import AnyType
 
+from dinomaly_hd import provenance
 from dinomaly_hd.errors import ConfigError, DataError, NonFiniteError
 from dinomaly_hd.evaluation.pointing import FIRST, LAST, PERCENTILE, TOOTH, percentiles
 from dinomaly_hd.experiments.score import pointed, predict, sample_at_pixels, visible_pixels
 from dinomaly_hd.models.networks import visible_box
-from dinomaly_hd.serving.exported import read_model
-from dinomaly_hd.serving.images import Images, read_input
+from dinomaly_hd.serving.exported import read_card, read_model
+from dinomaly_hd.serving.images import Images, input_example, read_input
 from dinomaly_hd.training.loop import resolve_device
 
 SIGNATURE = ModelSignature(  # inputs stay open: no MLflow schema can say "array or table"
@@ -43,6 +47,8 @@ SIGNATURE = ModelSignature(  # inputs stay open: no MLflow schema can say "array
         [ParamSpec("domain", DataType.string, ""), ParamSpec("return_map", DataType.boolean, False)]
     ),
 )
+MODEL_NAME, LOADER = "model", "dinomaly_hd.serving"
+_TALKATIVE = ("mlflow.pyfunc", "mlflow.utils.environment")  # say that an example is valid, that pip is absent
 _logger = logging.getLogger(__name__)
 
 
@@ -125,3 +131,52 @@ class ServedModel:
             number = int(np.argmin(np.isfinite(score_B)))
             raise NonFiniteError(f"image {number}: the score is NaN or infinite")
         return score_B, map_BHW
+
+
+def log_model(client: MlflowClient, run_id: str, *, folder: Path) -> None:
+    """Log an exported model under its run as the MLflow model ``model``; repeated, it adds no second one.
+
+    Requirements are the installed versions, dinomaly_hd among them, so no code is copied into the model and
+    MLflow need not load it to find out. MLflow's global state stays untouched. Raises what MLflow raises.
+    """
+    import mlflow.pyfunc  # warns of its own types
+
+    for name in _TALKATIVE:
+        logging.getLogger(name).setLevel(logging.ERROR)
+    card, entry = read_card(folder), _entry(client, run_id)
+    needed = {name: version.partition("+")[0] for name, version in provenance.package_versions().items()}
+    with tempfile.TemporaryDirectory(prefix="dinomaly-hd-") as temporary:
+        mlflow.pyfunc.save_model(
+            path=temporary,
+            loader_module=LOADER,
+            mlflow_model=Model(
+                artifact_path=entry.artifact_location,
+                run_id=run_id,
+                model_uuid=entry.model_id,
+                model_id=entry.model_id,
+            ),
+            signature=SIGNATURE,
+            input_example=input_example(shape=card.shape, dtype=card.dtype),
+            pip_requirements=[f"{name}=={needed[name]}" for name in needed if name != "python"],
+        )
+        client.log_model_artifacts(entry.model_id, temporary)
+    # Beside MLflow's files, not below: without ``data_path`` the loader is given the model's own folder.
+    client.log_model_artifacts(entry.model_id, str(folder))
+    client.finalize_logged_model(entry.model_id, "READY")
+
+
+def _entry(client: MlflowClient, run_id: str) -> LoggedModel:
+    """Return the model entry of a run, made where there is none.
+
+    It holds the run's parameters, by which the page of all models can be sorted.
+    """
+    run = client.get_run(run_id)
+    for output in run.outputs.model_outputs if run.outputs is not None else ():
+        model = client.get_logged_model(output.model_id)
+        if model.name == MODEL_NAME:
+            return model
+    made = client.create_logged_model(
+        run.info.experiment_id, name=MODEL_NAME, source_run_id=run_id, params=run.data.params
+    )
+    client.log_outputs(run_id, models=[LoggedModelOutput(made.model_id, step=0)])
+    return made

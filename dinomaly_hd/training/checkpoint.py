@@ -10,11 +10,13 @@ import torch
 from torch import Tensor
 
 from dinomaly_hd.config import WITHOUT_EFFECT, flatten, from_json
-from dinomaly_hd.errors import CheckpointError, ConfigError, NonFiniteError, reason_of
+from dinomaly_hd.errors import LONGEST_REASON, CheckpointError, ConfigError, NonFiniteError, reason_of
 from dinomaly_hd.files import publish, sweep
+from dinomaly_hd.models.detector import Detector
 
 SCHEMA_VERSION = 3
 KEPT = 2
+ENCODER, FROZEN = ("encoder.", "scaling."), "encoder.model."
 NAME = re.compile(r"step_(\d{8})\.pt")
 
 
@@ -53,9 +55,7 @@ class Newest(NamedTuple):
 def save(folder: Path, checkpoint: Checkpoint) -> Path:
     """Write ``step_XXXXXXXX.pt`` at once or not at all, and remove all but the newest two.
 
-    Raises:
-        NonFiniteError: A weight is NaN or infinite; older checkpoints stay.
-        OutputError: The disk is full or the folder read-only; older checkpoints stay.
+    Where a weight is not finite (NonFiniteError) or nothing can be written (OutputError) the older ones stay.
     """
     wrong = [name for name, weight in checkpoint.weights.items() if not bool(torch.isfinite(weight).all())]
     if wrong:
@@ -74,8 +74,7 @@ def save(folder: Path, checkpoint: Checkpoint) -> Path:
 def load(path: Path) -> Checkpoint:
     """Read a checkpoint with ``weights_only``: no code in it can run.
 
-    Raises:
-        CheckpointError: Missing, damaged, foreign, or of another schema.
+    One that is missing, damaged, foreign, or of another schema is a CheckpointError.
     """
     if not path.is_file():
         raise CheckpointError(f"{path}: no such checkpoint")
@@ -119,11 +118,7 @@ def check_belongs(
     encoder_digest: str,
     may_differ: Collection[str] = WITHOUT_EFFECT,
 ) -> None:
-    """Refuse a checkpoint of another configuration (but for ``may_differ``), data set or encoder.
-
-    Raises:
-        CheckpointError: Names every key that differs.
-    """
+    """Refuse a checkpoint of another configuration (but for ``may_differ``), data set or encoder by name."""
     try:
         theirs = flatten(from_json(checkpoint.config))
     except ConfigError as error:
@@ -144,3 +139,26 @@ def check_belongs(
 
 def _numbered(folder: Path) -> list[Path]:
     return sorted(path for path in folder.glob("step_*.pt") if NAME.fullmatch(path.name))
+
+
+def trained_state(detector: Detector) -> dict[str, Tensor]:
+    """Return copies of all tensors but the frozen network's own weights."""
+    own = {name: value for name, value in detector.state_dict().items() if not name.startswith(FROZEN)}
+    return {name: value.detach().cpu().clone() for name, value in own.items()}
+
+
+def encoder_state(detector: Detector) -> dict[str, Tensor]:
+    """Return copies of what the encoder took from training images."""
+    return {name: value for name, value in trained_state(detector).items() if name.startswith(ENCODER)}
+
+
+def load_trained_state(detector: Detector, weights: dict[str, Tensor]) -> None:
+    """Put back what ``trained_state`` returned."""
+    try:
+        missing, unexpected = detector.load_state_dict(weights, strict=False)
+    except RuntimeError as error:  # other shapes
+        reason = " ".join(str(error).split())[:LONGEST_REASON]
+        raise CheckpointError(f"the checkpoint does not fit the model: {reason}") from error
+    wrong = [*unexpected, *(name for name in missing if not name.startswith(FROZEN))]
+    if wrong:
+        raise CheckpointError(f"the checkpoint does not fit the model: {', '.join(wrong[:5])}")

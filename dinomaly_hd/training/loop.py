@@ -1,11 +1,14 @@
 """One training from start or from its newest checkpoint to its last step."""
 
+import gc
 import logging
 import signal
 import time
+import traceback
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
 import lightning
@@ -17,21 +20,21 @@ from torch.utils.data import Dataset
 from dinomaly_hd.batch import Batch
 from dinomaly_hd.config import RunConfig, TrainingConfig
 from dinomaly_hd.data.features import StepBatches, step_loader
-from dinomaly_hd.errors import LONGEST_REASON, CheckpointError, ConfigError, Interrupted
+from dinomaly_hd.errors import ConfigError, Interrupted, OutOfMemory, SignalGuard, reason_of
 from dinomaly_hd.models.detector import Detector
-from dinomaly_hd.training.checkpoint import Checkpoint
-from dinomaly_hd.training.early_stopping import EarlyStopping
-from dinomaly_hd.training.signals import SignalGuard
-from dinomaly_hd.training.task import DetectorTask, Log
+from dinomaly_hd.training.checkpoint import Checkpoint, load_trained_state, trained_state
+from dinomaly_hd.training.optim import DetectorTask, Log
 
-ENCODER, FROZEN = ("encoder.", "scaling."), "encoder.model."
 NOTICES = (
-    ".*is available but not used.*",
-    ".*in eval mode at the start of training.*",
-    ".*does not have many workers.*",
-    ".*LeafSpec.*is deprecated.*",
-    ".*litlogger.*",
+    *(".*is available but not used.*", ".*in eval mode at the start of training.*"),
+    *(".*does not have many workers.*", ".*LeafSpec.*is deprecated.*", ".*litlogger.*"),
 )
+"""Of Lightning, that are not the user's to mend: the encoder is meant to be in evaluation mode."""
+REFUSALS = (
+    *("DefaultCPUAllocator", "can't allocate memory"),
+    *("CUDA error: out of memory", "CUBLAS_STATUS_ALLOC_FAILED", "CUDNN_STATUS_ALLOC_FAILED"),
+)
+"""What PyTorch says in a plain RuntimeError when the host, or a library on the GPU, has no memory left."""
 
 
 class Validation(NamedTuple):
@@ -81,60 +84,82 @@ class Trained(NamedTuple):
 
 
 def resolve_device(gpu: str) -> torch.device:
-    """Return the device of ``gpu`` = auto, cpu or an index.
-
-    Raises:
-        ConfigError: The index is not there.
-    """
+    """Return the device of ``gpu`` = auto, cpu or an index; one that is not there is a ConfigError."""
     if gpu == "cpu" or (gpu == "auto" and not torch.cuda.is_available()):
         return torch.device("cpu")
     index = 0 if gpu == "auto" else int(gpu)
-    if index >= torch.cuda.device_count():
-        raise ConfigError(
-            f"gpu={gpu}: this machine has {torch.cuda.device_count()} CUDA devices; use gpu=cpu"
-        )
+    count = torch.cuda.device_count()
+    if index >= count:
+        raise ConfigError(f"gpu={gpu}: this machine has {count} CUDA devices; use gpu=cpu")
     return torch.device("cuda", index)
 
 
-def trained_state(detector: Detector) -> dict[str, Tensor]:
-    """Return copies of all tensors but the frozen network's own weights."""
-    state = detector.state_dict()
-    return {
-        name: value.detach().cpu().clone() for name, value in state.items() if not name.startswith(FROZEN)
-    }
-
-
-def encoder_state(detector: Detector) -> dict[str, Tensor]:
-    """Return copies of what the encoder took from training images."""
-    return {name: value for name, value in trained_state(detector).items() if name.startswith(ENCODER)}
-
-
-def load_trained_state(detector: Detector, weights: dict[str, Tensor]) -> None:
-    """Put back what ``trained_state`` returned."""
+@contextmanager
+def named_when_exhausted(device: torch.device, *, hint: str) -> Iterator[None]:
+    """Turn running out of GPU or host memory into one error with ``hint``; the memory is free again."""
     try:
-        missing, unexpected = detector.load_state_dict(weights, strict=False)
-    except RuntimeError as error:  # other shapes
-        reason = " ".join(str(error).split())[:LONGEST_REASON]
-        raise CheckpointError(f"the checkpoint does not fit the model: {reason}") from error
-    wrong = [*unexpected, *(name for name in missing if not name.startswith(FROZEN))]
-    if wrong:
-        raise CheckpointError(f"the checkpoint does not fit the model: {', '.join(wrong[:5])}")
+        yield
+    except (torch.OutOfMemoryError, MemoryError, RuntimeError) as error:
+        named = isinstance(error, torch.OutOfMemoryError | MemoryError)
+        if not (named or any(words in str(error) for words in REFUSALS)):
+            raise
+        traceback.clear_frames(error.__traceback__)  # they hold what the failed work held
+        gc.collect()
+        if device.type == "cuda":
+            torch.cuda.empty_cache()
+        raise OutOfMemory(f"out of memory on {device}: {reason_of(error)}; {hint}") from None
 
 
+def way_out(batch_size: int | None) -> str:
+    """Return what a run may try next; ``batch_size`` is that of training, None where there is none."""
+    if batch_size is None or batch_size <= 1:
+        return "try a smaller image_size and crop, or a device with more memory (gpu=cpu)"
+    return f"try batch_size={batch_size // 2}"
+
+
+@dataclass
+class EarlyStopping:
+    """Watches one value, lower is better, and keeps a copy of the weights that had the lowest.
+
+    ``patience`` validations in a row without a better value end the training; 0 watches nothing. ``due``: the
+    validation after the last step is still to be made: a signal broke it off.
+    """
+
+    patience: int
+    best_value: float = float("inf")
+    best_step: int = -1
+    stale: int = 0
+    best_weights: dict[str, Tensor] = field(default_factory=dict)
+    due: bool = False
+
+    @property
+    def exhausted(self) -> bool:
+        """Whether training should end."""
+        return 0 < self.patience <= self.stale
+
+    def observe(self, value: float, *, step: int, weights: Callable[[], dict[str, Tensor]]) -> None:
+        """Take in the value after ``step`` steps; a NaN is never better."""
+        if not self.patience:
+            return
+        if value < self.best_value:
+            self.best_value, self.best_step, self.stale = value, step, 0
+            self.best_weights = weights()
+        else:
+            self.stale += 1
+
+    def state(self) -> dict[str, Any]:
+        return {name: value for name, value in vars(self).items() if name != "patience"}
+
+
+@dataclass(eq=False)
 class _Keeper(lightning.Callback):
     """After each step: validate and save when due, or save when asked by a signal."""
 
-    def __init__(
-        self,
-        task: DetectorTask,
-        stopping: EarlyStopping,
-        *,
-        validate: Callable[[], Validation] | None,
-        save: Callable[[], None],
-        hooks: Hooks,
-    ) -> None:
-        self.task, self.stopping, self.examine, self.save = task, stopping, validate, save
-        self.guard, self.progress = hooks.guard, hooks.progress
+    task: DetectorTask
+    stopping: EarlyStopping
+    examine: Callable[[], Validation] | None
+    save: Callable[[], None]
+    hooks: Hooks
 
     def on_train_batch_end(
         self, trainer: Any, pl_module: Any, outputs: Any, batch: Any, batch_idx: int
@@ -145,14 +170,14 @@ class _Keeper(lightning.Callback):
         if self.examine and config.val_check_interval and done % config.val_check_interval == 0:
             self.stopping.due = True
             self.validate()
-        self.progress(done, last)
+        self.hooks.progress(done, last)
         # Looked at once: a signal that comes while a checkpoint is written waits for the next step's.
-        asked_to_stop = self.guard.received is not None
+        asked_to_stop = self.hooks.guard.received is not None
         trainer.should_stop = self.stopping.exhausted
         if asked_to_stop or done == last or done % config.checkpoint_interval == 0 or trainer.should_stop:
             self.save()
         if asked_to_stop:
-            self.guard.check()
+            self.hooks.guard.check()
 
     def validate(self) -> None:
         """Examine the detector; a signal that breaks it off leaves a checkpoint that makes up for it."""
@@ -178,12 +203,8 @@ def train(
 ) -> Trained:
     """Train to the run's last step, or until patience ends, and save a checkpoint of it.
 
-    Where early stopping watches, the detector then has the weights of the best validation.
-
-    Raises:
-        NonFiniteError: Loss or gradient became NaN or infinite (policy ``on_nonfinite=stop``).
-        Interrupted: A signal came; a checkpoint of the last finished step is saved.
-        OutputError: A checkpoint could not be written.
+    Where early stopping watches, the detector then has the weights of the best validation. A signal is
+    Interrupted, once a checkpoint of the last finished step is saved.
     """
     config = run.training
     assert isinstance(config, TrainingConfig), f"{run.model.model_type} is not trained by steps"
@@ -196,12 +217,11 @@ def train(
         name_files=data.name_files,
         position=start,
     )
-    stopping = EarlyStopping(config.early_stopping_patience)
+    stopping = EarlyStopping(config.early_stopping_patience, **(resume.patience if resume else {}))
     if resume:
         load_trained_state(detector, resume.weights)
         task.optimizer.load_state_dict(resume.optimizer)
         task.nonfinite = resume.nonfinite
-        stopping.load(resume.patience)
 
     def save_now() -> None:
         state = Checkpoint(
@@ -217,7 +237,7 @@ def train(
         hooks.save(state)
 
     began = time.monotonic()
-    keeper = _Keeper(task, stopping, validate=data.validate, save=save_now, hooks=hooks)
+    keeper = _Keeper(task, stopping, data.validate, save_now, hooks)
     if stopping.due:
         keeper.validate()
     if start < config.last_step and not stopping.exhausted:
@@ -227,7 +247,8 @@ def train(
         )
         loader = step_loader(data.dataset, steps, num_workers=data.num_workers)
         try:
-            with _quiet_lightning():
+            with warnings.catch_warnings():
+                warnings.filterwarnings("ignore", message="|".join(NOTICES))
                 _trainer(config, steps=config.last_step - start, keeper=keeper).fit(task, loader)
         except SIGTERMException:  # the signal came between our check and Lightning's
             save_now()
@@ -241,6 +262,7 @@ def train(
 
 def _trainer(config: TrainingConfig, *, steps: int, keeper: lightning.Callback) -> lightning.Trainer:
     device = resolve_device(config.gpu)
+    logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)
     return lightning.Trainer(
         accelerator="cpu" if device.type == "cpu" else "gpu",
         devices=1 if device.type == "cpu" else [device.index],
@@ -254,18 +276,3 @@ def _trainer(config: TrainingConfig, *, steps: int, keeper: lightning.Callback) 
         enable_model_summary=False,
         use_distributed_sampler=False,
     )
-
-
-@contextmanager
-def _quiet_lightning() -> Iterator[None]:
-    """Keep Lightning's notices off the user's screen: the encoder is meant to be in evaluation mode."""
-    logger = logging.getLogger("lightning.pytorch")
-    level = logger.level
-    logger.setLevel(logging.WARNING)
-    try:
-        with warnings.catch_warnings():
-            for message in NOTICES:
-                warnings.filterwarnings("ignore", message=message)
-            yield
-    finally:
-        logger.setLevel(level)

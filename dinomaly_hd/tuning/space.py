@@ -59,21 +59,13 @@ DIMENSIONS = dimensions()
 
 @dataclass(frozen=True, kw_only=True)
 class Space:
-    """What is searched around a base config.
+    """What is searched around a base config."""
 
-    Attributes:
-        base: Text of the base config.
-        variant: The base's; ``use_topk`` may turn it into another one.
-        fixed: What the base's text changes in that variant and is not searched.
-        dimensions: What is searched.
-        build: Makes the run of a config's text.
-    """
-
-    base: str
-    variant: str
-    fixed: Point
-    dimensions: Mapping[str, Distribution]
-    build: Build
+    base: str  # text of the base config
+    variant: str  # its own; ``use_topk`` may turn it into another one
+    fixed: Point  # what the base's text changes in that variant and is not searched
+    dimensions: Mapping[str, Distribution]  # what is searched
+    build: Build  # makes the run of a config's text
 
     def suggest(self, trial: Trial) -> dict[str, str]:
         """Ask Optuna for a point; values on a logarithmic scale have three digits."""
@@ -127,12 +119,9 @@ class Space:
 
 
 def make_space(names: Sequence[str], *, base: str, build: Build, check: Callable[[RunConfig], None]) -> Space:
-    """Return the space of some of ``DIMENSIONS`` around a base config.
+    """Return the space of some of ``DIMENSIONS`` around a base config; each must change something in it.
 
     ``check`` refuses a run whose settings do not fit each other: segments are no longer than it allows.
-
-    Raises:
-        ConfigError: An unknown name, a name twice, or one that changes nothing in the base.
     """
     for name in names:
         if name not in DIMENSIONS:

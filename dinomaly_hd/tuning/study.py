@@ -14,13 +14,14 @@ from typing import Any, NamedTuple
 
 import optuna
 import sqlalchemy
+from optuna.pruners import BasePruner, MedianPruner, NopPruner, WilcoxonPruner
+from optuna.samplers import BaseSampler, GPSampler, RandomSampler, TPESampler
 from optuna.storages import RetryHeartbeatStaleTrialCallback
 from optuna.study import StudyDirection
 from optuna.trial import FrozenTrial, TrialState
 
 from dinomaly_hd.config import RunConfig, flatten
-from dinomaly_hd.errors import ConfigError
-from dinomaly_hd.tuning.methods import Pruning, make_sampler
+from dinomaly_hd.errors import ConfigError, nearest
 from dinomaly_hd.tuning.space import Space
 from dinomaly_hd.tuning.storage import Address, Storage, clear_outage, connect, exclusive, quiet
 
@@ -33,30 +34,77 @@ SHOWN_DIFFERENCES = 3
 SETTING, FAILED = "setting", "failed"
 MOST_RETRIES = 30
 VALID = (TrialState.COMPLETE, TrialState.PRUNED)
+STARTUP_TRIALS = 8  # finished ones, the authors' settings among them, before a sampler learns from them
+PRUNE_AFTER = 0.25  # share of a training before which no trial is given up
+P_THRESHOLD = 0.1
+
+SAMPLERS: dict[str, Callable[[int], BaseSampler]] = {
+    "tpe": lambda seed: TPESampler(seed=seed, n_startup_trials=STARTUP_TRIALS, multivariate=True, group=True),
+    "gp": lambda seed: GPSampler(seed=seed, n_startup_trials=STARTUP_TRIALS, warn_independent_sampling=False),
+    "random": lambda seed: RandomSampler(seed=seed),
+}
+PRUNERS = ("auto", "none")
+
+
+def make_sampler(name: str, *, seed: int) -> BaseSampler:
+    """Return a sampler whose draws are those of ``seed``."""
+    if name not in SAMPLERS:
+        raise ConfigError(f"sampler={name!r}: unknown.{nearest(name, SAMPLERS)}")
+    with quiet():
+        return SAMPLERS[name](seed)
+
+
+class Pruning:
+    """How trials are given up: ``by`` "steps" within a seed, "seeds", or "nothing"; ``text`` says it.
+
+    It depends on the ``seeds`` of a trial, and whether the objective is ``watched`` during its ``steps``.
+    """
+
+    def __init__(self, name: str, *, seeds: int, objectives: int, steps: int, watched: bool) -> None:
+        if name not in PRUNERS:
+            raise ConfigError(f"pruner={name!r}: unknown.{nearest(name, PRUNERS)}")
+        self.by, self.text = "nothing", "no trial is given up"
+        self.pruner: BasePruner = NopPruner()
+        if name == "none" or objectives > 1:
+            return
+        if seeds == 1 and watched:
+            first = int(PRUNE_AFTER * steps)
+            self.by, self.pruner = "steps", MedianPruner(n_warmup_steps=first)
+            self.text = f"a trial is given up below the median of the others, after step {first}"
+        elif seeds > 2:
+            with quiet():
+                self.by, self.pruner = "seeds", WilcoxonPruner(p_threshold=p_threshold(seeds))
+            rule = f"p < {p_threshold(seeds):.3g}"
+            self.text = f"a trial is given up after seeds that are worse than the best trial's, {rule}"
+
+
+def p_threshold(seeds: int) -> float:
+    """Return .1, or with few seeds what all but the last can just reach: they must all be worse.
+
+    n pairs that all differ in one direction have a one-sided p-value of 2^-n in the signed-rank test.
+
+    >>> p_threshold(10), round(p_threshold(3), 3)
+    (0.1, 0.253)
+    """
+    return max(P_THRESHOLD, 1.01 * 2.0 ** -(seeds - 1))
 
 
 @dataclass(frozen=True, kw_only=True)
 class Plan:
-    """A study as its flags ask for it; the help of `tune` says what each is.
-
-    Attributes:
-        config: Text of the config that is searched around.
-        metrics: One or two figures that are maximised, such as "domain_C/tpr_at_fpr_1".
-        build: Makes the run of a config's text and a seed.
-    """
+    """A study as its flags ask for it; the help of `tune` says what each is."""
 
     study: str
     address: Address
     trials: int
-    config: str
+    config: str  # text of the config that is searched around
     space: Space
     objective: str
-    metrics: tuple[str, ...]
+    metrics: tuple[str, ...]  # one or two figures that are maximised, such as "domain_C/tpr_at_fpr_1"
     seeds: tuple[int, ...]
     sampler: str
     pruner: str
     heartbeat_s: int
-    build: Callable[[str, int], RunConfig]
+    build: Callable[[str, int], RunConfig]  # makes the run of a config's text and a seed
 
     @property
     def base(self) -> RunConfig:
@@ -115,10 +163,9 @@ def check_name(name: str) -> None:
 def join(
     plan: Plan, *, code: str, settings: Mapping[str, Any], parent: Callable[[str | None], str | None]
 ) -> Joined:
-    """Make a study, or join the one of this name; only one process at a time does so.
+    """Make a study, or join the one of this name, if ``code`` and ``settings`` are those it was made on.
 
-    ``code`` and ``settings`` are compared with those it was made on. ``parent`` is called with the study's
-    MLflow run, None for a new study, and returns the one it is to have.
+    ``parent`` is called with the study's MLflow run, None for a new study, and returns the one it is to have.
     """
     with exclusive(plan.address), clear_outage(plan.address):
         storage = connect(plan.address, heartbeat_s=plan.heartbeat_s)
@@ -151,10 +198,9 @@ def _check(name: str, known: Mapping[str, Any], *, code: str, settings: Mapping[
     theirs = known.get(SETTINGS, settings)
     different = [key for key in sorted({*theirs, *settings}) if theirs.get(key) != settings.get(key)]
     if different:
-        shown = [
-            f"{key}={theirs.get(key)} (here {settings.get(key)})" for key in different[:SHOWN_DIFFERENCES]
-        ]
-        more = f" and {len(different) - len(shown)} more" if len(different) > len(shown) else ""
+        shown = [f"{key}={theirs.get(key)} (here {settings.get(key)})" for key in different]
+        more = f" and {len(shown) - SHOWN_DIFFERENCES} more" if len(shown) > SHOWN_DIFFERENCES else ""
+        del shown[SHOWN_DIFFERENCES:]
         raise ConfigError(f"study {name} has {', '.join(shown)}{more}; give the same, or another study")
 
 

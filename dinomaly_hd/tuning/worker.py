@@ -11,10 +11,19 @@ from sqlalchemy.exc import SQLAlchemyError
 
 from dinomaly_hd.errors import CheckpointError, DinomalyHDError, NonFiniteError, OutOfMemory, Pruned
 from dinomaly_hd.randomness import derive
-from dinomaly_hd.tuning.methods import make_sampler
 from dinomaly_hd.tuning.space import Space
 from dinomaly_hd.tuning.storage import clear_outage, exclusive, quiet
-from dinomaly_hd.tuning.study import FAILED, SETTING, Counts, Joined, chain_of, counts_of, fill, mend
+from dinomaly_hd.tuning.study import (
+    FAILED,
+    SETTING,
+    Counts,
+    Joined,
+    chain_of,
+    counts_of,
+    fill,
+    make_sampler,
+    mend,
+)
 
 ENDS_A_TRIAL_ONLY = (NonFiniteError, CheckpointError)
 LONGEST_PAUSE_S = 5.0
@@ -35,10 +44,9 @@ class Attempt:
         self.trial, self._reported = trial, set(record.intermediate_values)
 
     def report(self, value: float, *, step: int) -> None:
-        """Say how good it is so far; a retry's reports at the steps of its first start count once.
+        """Say how good it is so far, or raise Pruned where it cannot become the best any more.
 
-        Raises:
-            Pruned: It cannot become the best any more. Known settings are always brought to their end.
+        A retry's reports at the steps of its first start count once; known settings are brought to their end.
         """
         if step not in self._reported:
             self._reported.add(step)
@@ -55,12 +63,8 @@ def work(
 ) -> Counts:
     """Run trials until the study's number is finished or given up, and return what became of all.
 
-    ``evaluate`` runs a trial and returns its objectives; ``tick`` is called while waiting for others, and may
-    raise; ``on_count`` is called with every count.
-
-    Raises:
-        DinomalyHDError: What ended a trial and would end others; that trial goes back to the queue.
-        TrackingError: The database failed.
+    ``evaluate`` runs a trial and returns its objectives; where it raises what would end others, too, the
+    trial goes back to the queue. ``tick`` is called while waiting for others, ``on_count`` with every count.
     """
     plan, study = joined.plan, joined.study
     while True:

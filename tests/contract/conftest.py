@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, NamedTuple
 import pytest
 
 if TYPE_CHECKING:
-    from dinomaly_hd.runs.context import Context
+    from dinomaly_hd.runs.folder import Context
 
 SETTINGS = {
     "preset": "quick",
@@ -57,8 +57,8 @@ def tiny_settings() -> dict[str, str]:
 def project(root: Path) -> "Iterator[Context]":
     """Yield what runs in an empty project share, with an MLflow store of its own."""
     # Here, so that contract tests without a run need no torch.
-    from dinomaly_hd.runs.context import Context
-    from dinomaly_hd.training.signals import SignalGuard
+    from dinomaly_hd.errors import SignalGuard
+    from dinomaly_hd.runs.folder import Context
 
     with pytest.MonkeyPatch.context() as patch, warnings.catch_warnings():
         patch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{root / 'mlflow.db'}")

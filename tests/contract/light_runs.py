@@ -11,8 +11,9 @@ from dinomaly_hd.experiments import evaluate, run
 from dinomaly_hd.experiments.checks import Work
 from dinomaly_hd.experiments.score import Scorer
 from dinomaly_hd.models.detector import Detector
-from dinomaly_hd.runs.mirror import SENDERS
-from dinomaly_hd.training.loop import Trained, trained_state
+from dinomaly_hd.runs.mirror import Mirror
+from dinomaly_hd.training.checkpoint import trained_state
+from dinomaly_hd.training.loop import Trained
 
 BASE = {
     "preset": "quick",
@@ -73,7 +74,7 @@ def evaluate_four_images(monkeypatch: pytest.MonkeyPatch) -> list[Seen]:
 def without_pictures(monkeypatch: pytest.MonkeyPatch) -> None:
     """Leave out plots and the model's copy for MLflow, which are most of a tiny run's time."""
     monkeypatch.setattr(evaluate, "draw_plots", lambda *_, **__: None)
-    monkeypatch.setitem(SENDERS, "model", lambda *_, **__: None)
+    monkeypatch.setattr(Mirror, "_do_model", lambda *_, **__: None)
 
 
 def assert_same_weights(ours: Mapping[str, Tensor], theirs: Mapping[str, Tensor]) -> None:

@@ -11,16 +11,14 @@ import torch
 
 from dinomaly_hd.config import RunConfig, flatten, with_values
 from dinomaly_hd.config.resolve import resolve_config
-from dinomaly_hd.errors import CheckpointError, ComparisonError, ConfigError, NonFiniteError
+from dinomaly_hd.errors import CheckpointError, ComparisonError, ConfigError, NonFiniteError, SignalGuard
 from dinomaly_hd.experiments import comparison, protocols
 from dinomaly_hd.experiments.protocols import OWN, run_ablation, run_encoders, run_finetune, run_steps
 from dinomaly_hd.experiments.run import Outcome, execute
 from dinomaly_hd.files import publish_json
-from dinomaly_hd.jobs import Slots
-from dinomaly_hd.runs.context import Context
-from dinomaly_hd.runs.folder import STATE, find_run
+from dinomaly_hd.jobs.job import Slots
+from dinomaly_hd.runs.folder import STATE, Context, find_run
 from dinomaly_hd.serving.exported import read_weights
-from dinomaly_hd.training.signals import SignalGuard
 from entry_points import ablation, encoders, finetune, steps
 
 from .conftest import SETTINGS

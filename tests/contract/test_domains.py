@@ -13,13 +13,12 @@ import pytest
 from dinomaly_hd.config import RunConfig, flatten
 from dinomaly_hd.config.resolve import resolve_model
 from dinomaly_hd.data.hdmap import Indices
-from dinomaly_hd.errors import ComparisonError, ConfigError, LayoutError, NonFiniteError
+from dinomaly_hd.errors import ComparisonError, ConfigError, LayoutError, NonFiniteError, SignalGuard
 from dinomaly_hd.experiments import comparison, protocols
 from dinomaly_hd.experiments.protocols import Trial, run_multi_domain, run_single_domain
 from dinomaly_hd.experiments.run import Outcome, execute
 from dinomaly_hd.experiments.score import Examined, Scorer
-from dinomaly_hd.runs.context import Context
-from dinomaly_hd.training.signals import SignalGuard
+from dinomaly_hd.runs.folder import Context
 from entry_points import multi_domain, single_domain
 
 from .conftest import project

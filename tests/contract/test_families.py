@@ -16,16 +16,15 @@ from safetensors.torch import load_file
 from dinomaly_hd.config.resolve import resolve_model
 from dinomaly_hd.data.images import read_image
 from dinomaly_hd.data.simulator import simulate
-from dinomaly_hd.errors import ConfigError, Interrupted
+from dinomaly_hd.errors import ConfigError, Interrupted, SignalGuard
 from dinomaly_hd.experiments import prepare
 from dinomaly_hd.experiments import run as runs
 from dinomaly_hd.experiments.protocols import Trial, run_single_domain
 from dinomaly_hd.experiments.run import Outcome, execute
 from dinomaly_hd.experiments.score import score
 from dinomaly_hd.models.patchcore.detector import PatchCore
-from dinomaly_hd.runs.context import Context
+from dinomaly_hd.runs.folder import Context
 from dinomaly_hd.serving.exported import read_model
-from dinomaly_hd.training.signals import SignalGuard
 from dinomaly_hd.trivial import PREFIX, TRIVIAL
 
 from .conftest import project

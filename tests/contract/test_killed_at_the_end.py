@@ -6,9 +6,8 @@ import pytest
 
 from dinomaly_hd.config.resolve import resolve_model
 from dinomaly_hd.experiments.run import Outcome, execute
-from dinomaly_hd.runs.context import Context
-from dinomaly_hd.runs.folder import IN_MLFLOW, RunFolder, read_state
-from dinomaly_hd.runs.mirror import SENDERS
+from dinomaly_hd.runs.folder import IN_MLFLOW, Context, RunFolder, read_state
+from dinomaly_hd.runs.mirror import Mirror
 from dinomaly_hd.runs.store import client_for, default_uri
 
 from .light_runs import SMALL
@@ -23,7 +22,7 @@ def killed(context: Context, monkeypatch: pytest.MonkeyPatch) -> tuple[Outcome, 
 
     own = replace(context, folder=context.result_dir / "suite" / "member")
     with monkeypatch.context() as patch:
-        patch.setitem(SENDERS, "model", dies)
+        patch.setattr(Mirror, "_do_model", dies)
         outcome = execute(resolve_model("trivial", SMALL["trivial"]), own)
     assert outcome.mlflow_run_id is not None
     client_for(default_uri(context.root)).set_terminated(outcome.mlflow_run_id, "KILLED")

@@ -16,15 +16,15 @@ from dinomaly_hd.config.resolve import resolve_model
 from dinomaly_hd.data.feature_files import FeaturePlace
 from dinomaly_hd.data.features import ImageStore
 from dinomaly_hd.data.hdmap import load_manifest
+from dinomaly_hd.errors import SignalGuard
 from dinomaly_hd.experiments.run import Outcome, execute
 from dinomaly_hd.experiments.score import Scorer
 from dinomaly_hd.models.dinomaly.detector import Dinomaly
 from dinomaly_hd.models.networks import preprocessing_of
-from dinomaly_hd.runs.context import Context
+from dinomaly_hd.runs.folder import Context
 from dinomaly_hd.runs.journal import Journal
 from dinomaly_hd.serving.exported import read_model
 from dinomaly_hd.training.checkpoint import newest
-from dinomaly_hd.training.signals import SignalGuard
 
 from .conftest import SETTINGS, TinyRun
 

@@ -7,11 +7,9 @@ import pytest
 
 from dinomaly_hd.config import RunConfig, with_values
 from dinomaly_hd.config.resolve import resolve_model
-from dinomaly_hd.errors import ConfigError, Interrupted
+from dinomaly_hd.errors import ConfigError, Interrupted, SignalGuard
 from dinomaly_hd.experiments.protocols import run_mode
-from dinomaly_hd.runs.context import Context
-from dinomaly_hd.runs.folder import read_state
-from dinomaly_hd.training.signals import SignalGuard
+from dinomaly_hd.runs.folder import Context, read_state
 
 MEMBERS = ["multiclass_unified", "singleclass_A", "singleclass_B"]
 

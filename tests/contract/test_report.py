@@ -22,7 +22,7 @@ from dinomaly_hd.experiments.find import ReportRequest
 from dinomaly_hd.experiments.reporting import report
 from dinomaly_hd.files import publish_json, read_json
 from dinomaly_hd.runs.folder import read_state
-from dinomaly_hd.runs.outbox import Outbox
+from dinomaly_hd.runs.journal import Outbox
 from dinomaly_hd.runs.store import client_for, prepare_store
 from entry_points.common import launch
 from entry_points.report import main

@@ -20,12 +20,11 @@ from dinomaly_hd.errors import ImageError
 from dinomaly_hd.experiments import evaluate
 from dinomaly_hd.experiments.predict import predict
 from dinomaly_hd.experiments.run import execute
-from dinomaly_hd.runs.context import Context
+from dinomaly_hd.runs.folder import Context
 from dinomaly_hd.runs.store import client_for
 from dinomaly_hd.serving import _load_pyfunc
 from dinomaly_hd.serving.images import encode_files, input_example, read_input
-from dinomaly_hd.serving.in_mlflow import log_model
-from dinomaly_hd.serving.served import ServedModel
+from dinomaly_hd.serving.served import ServedModel, log_model
 
 from .light_runs import SMALL
 from .scoring_server import Client, Request, as_files, as_json, malformed, png, register, serving

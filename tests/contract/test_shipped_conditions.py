@@ -19,7 +19,7 @@ from dinomaly_hd.config import TrainingConfig, flatten, layers_of, range_of
 from dinomaly_hd.config.conditions_file import Condition, read_conditions
 from dinomaly_hd.config.resolve import resolve_model
 from dinomaly_hd.experiments.run import execute
-from dinomaly_hd.runs.context import Context
+from dinomaly_hd.runs.folder import Context
 from dinomaly_hd.training.optim import OPTIMIZERS
 
 from .conftest import project

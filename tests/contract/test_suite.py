@@ -17,17 +17,15 @@ from dinomaly_hd.config.resolve import resolve_model
 from dinomaly_hd.data import hdmap
 from dinomaly_hd.data.feature_files import FeaturePlace
 from dinomaly_hd.data.simulator import simulate
-from dinomaly_hd.errors import ComparisonError, ConfigError, DataError, Interrupted
+from dinomaly_hd.errors import ComparisonError, ConfigError, DataError, Interrupted, SignalGuard
 from dinomaly_hd.experiments import checks
 from dinomaly_hd.experiments.as_jobs import Checked, context_from_plain, context_to_plain
 from dinomaly_hd.experiments.comparison import Member, member
 from dinomaly_hd.experiments.protocols import report_places, run_suite
 from dinomaly_hd.experiments.run import execute
 from dinomaly_hd.files import locked
-from dinomaly_hd.jobs import Slots
-from dinomaly_hd.runs.context import Context
-from dinomaly_hd.runs.folder import open_folder
-from dinomaly_hd.training.signals import SignalGuard
+from dinomaly_hd.jobs.job import Slots
+from dinomaly_hd.runs.folder import Context, open_folder
 from entry_points import suite
 
 ROOT = Path(__file__).resolve().parents[2]

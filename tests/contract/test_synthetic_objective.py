@@ -13,9 +13,8 @@ from dinomaly_hd.config.resolve import resolve_model
 from dinomaly_hd.data.hdmap import load_manifest
 from dinomaly_hd.errors import ConfigError, Pruned
 from dinomaly_hd.experiments.run import Outcome, execute
-from dinomaly_hd.runs.context import Context
-from dinomaly_hd.runs.folder import all_runs, read_state
-from dinomaly_hd.runs.search import RunStore
+from dinomaly_hd.runs.folder import Context, all_runs, read_state
+from dinomaly_hd.runs.store import RunStore
 
 from .light_runs import SMALL, without_pictures
 

@@ -21,13 +21,8 @@ import pytest
 from dinomaly_hd.errors import TrackingError
 from dinomaly_hd.runs.journal import Journal
 from dinomaly_hd.runs.mirror import mirror
-from dinomaly_hd.runs.store import (
-    client_for,
-    close_stale_runs,
-    default_uri,
-    prepare_store,
-    process_tag,
-)
+from dinomaly_hd.runs.store import client_for, default_uri, prepare_store
+from dinomaly_hd.runs.sync import close_runs_not_begun, close_stale_runs, process_tag
 from dinomaly_hd.runs.tracker import Tracker
 from tests.work import PATIENCE_S, returned
 
@@ -116,12 +111,12 @@ def test_a_run_holds_what_was_logged(uri: str, folder: Path) -> None:
     run.params({"learning_rate": 0.001, "long": "x" * 9000} | {f"value{i}": i for i in range(150)})
     run.tags({"kind": "baseline"})
     run.note("# repeat me")
-    run.text("diff", file="provenance/git.diff")
+    run.add("text", text="diff", file="provenance/git.diff")
     run.artifact(folder / "results.json")
-    run.artifacts(folder / "plots", folder="plots")
+    run.artifact(folder / "plots", folder="plots")
     for step in (3, 4):
-        run.image(picture(folder), key="maps/domain_C", step=step)
-    run.dataset("domain_C", digest="d" * 64, count=12, source="data/domain_C", context="training")
+        run.add("image", picture(folder), key="maps/domain_C", step=step)
+    run.add("dataset", name="domain_C", digest="d" * 64, count=12, source="data/domain_C", context="training")
     assert run.close("FINISHED", timeout_s=PATIENCE_S)
 
     client = client_for(uri)
@@ -265,7 +260,7 @@ def test_a_resumed_run_goes_on_without_doubles(uri: str, folder: Path) -> None:
     run_id = first.start(timeout_s=PATIENCE_S)
     for step in range(50):
         first.metrics({"train/loss": step / 3}, step=step)
-    first.image(picture(folder), key="maps", step=1)
+    first.add("image", picture(folder), key="maps", step=1)
     assert first.close("KILLED", timeout_s=PATIENCE_S)
 
     Journal(folder / "journal.jsonl").truncate_after(30)
@@ -274,7 +269,7 @@ def test_a_resumed_run_goes_on_without_doubles(uri: str, folder: Path) -> None:
     assert client_for(uri).get_run(str(run_id)).info.status == "RUNNING"
     for step in range(31, 80):
         second.metrics({"train/loss": step / 3}, step=step)
-    second.image(picture(folder), key="maps", step=1)
+    second.add("image", picture(folder), key="maps", step=1)
     assert second.close("FINISHED", timeout_s=PATIENCE_S)
     assert points(uri, str(run_id), "train/loss") == [(step, step / 3) for step in range(80)]
     images = folder.parent / "mlartifacts" / str(run_id) / "artifacts" / "images"
@@ -337,7 +332,7 @@ def test_a_dead_server_is_not_waited_for_and_a_later_sync_completes_the_run(
         for step in range(200):
             run.metrics({"train/loss": step / 7}, step=step)
         run.params({"seed": 42})
-        run.image(picture(folder), key="maps", step=1)
+        run.add("image", picture(folder), key="maps", step=1)
         assert not returned(lambda: run.close("FINISHED", timeout_s=FOR_EVER_S))
     assert len(Journal(folder / "journal.jsonl").history()["train/loss"]) == 200
     assert "lacks part of this run" in caplog.text
@@ -345,7 +340,7 @@ def test_a_dead_server_is_not_waited_for_and_a_later_sync_completes_the_run(
     report = mirror(folder, uri=uri, root=folder.parent)
     assert (report.points, report.operations, report.refused) == (200, 2, 0)
     again = mirror(folder, uri=uri, root=folder.parent)
-    assert again == report._replace(points=0, operations=0)
+    assert (again.run_id, again.points, again.operations, again.refused) == (report.run_id, 0, 0, 0)
     found = client_for(uri).get_run(report.run_id)
     assert (found.info.status, found.data.params) == ("FINISHED", {"seed": "42"})
     assert points(uri, report.run_id, "train/loss") == [(step, step / 7) for step in range(200)]
@@ -401,7 +396,8 @@ def test_what_the_store_refuses_does_not_stop_the_rest(
     assert (found.info.status, found.data.tags["kind"]) == ("FINISHED", "later")
     assert "does not take artifact gone.txt" in caplog.text
     (folder / "gone.txt").touch()
-    assert mirror(folder, uri=uri, root=folder.parent)[1:] == (0, 1, 0)
+    again = mirror(folder, uri=uri, root=folder.parent)
+    assert (again.points, again.operations, again.refused) == (0, 1, 0)
 
 
 KILLED = """
@@ -462,43 +458,22 @@ def test_runs_left_behind_are_closed_and_no_others(uri: str) -> None:
     assert killed == closed
 
 
-# Eight processes that share one import of MLflow (8 s of CPU each, otherwise), but nothing of the database.
-STARTERS = """
-import os, pathlib, sys
-from dinomaly_hd.runs.journal import Journal
-from dinomaly_hd.runs.tracker import Tracker
-from dinomaly_hd.runs.store import load_mlflow
-
-root, uri = pathlib.Path(sys.argv[1]), sys.argv[2]
-settings = {"experiment": "contract", "tags": {}, "system_metrics": False}
-load_mlflow(uri)
-children = []
-for number in range(8):
-    child = os.fork()
-    if child == 0:
-        run = Tracker(root / f"run{number}", uri=uri, root=root, run_name=f"run{number}", **settings)
-        started = run.start(timeout_s=600)
-        for step in range(30):
-            run.metrics({"loss": step / 9}, step=step)
-        os._exit(0 if started and run.close("FINISHED", timeout_s=600) else 1)
-    children.append(child)
-print([os.waitpid(child, 0)[1] for child in children])
-"""
-
-
-def test_eight_starters_on_a_fresh_file_all_live(tmp_path: Path) -> None:
-    uri = f"sqlite:///{tmp_path / 'mlflow.db'}"
-    command = [sys.executable, "-c", STARTERS, str(tmp_path), uri]
-    ended = subprocess.run(command, capture_output=True, text=True, check=False)
-    assert ended.stdout == f"{[0] * 8}\n", ended.stderr
-    client = client_for(uri)
-    experiment = client.get_experiment_by_name(EXPERIMENT)
-    assert experiment is not None
-    runs = client.search_runs([experiment.experiment_id])
-    logged = [points(uri, run.info.run_id, "loss") for run in runs]
-    assert logged == [[(step, step / 9) for step in range(30)]] * 8
-    with contextlib.closing(sqlite3.connect(tmp_path / "mlflow.db")) as connection:
-        assert connection.execute("PRAGMA journal_mode").fetchone() == ("wal",)
+def test_runs_that_mlflow_run_left_before_they_began_are_closed_and_no_others(uri: str) -> None:
+    client, now_ms = client_for(uri), int(time.time() * 1000)
+    old_ms = now_ms - 2 * 3600 * 1000
+    ours = {"mlflow.source.type": "PROJECT", "mlflow.project.entryPoint": "topk"}
+    runs = {
+        "never began": (old_ms, ours),
+        "may still begin": (now_ms, ours),
+        "began": (old_ms, {**ours, "run_key": "k"}),
+        "another project's": (old_ms, {**ours, "mlflow.project.entryPoint": "main"}),
+        "no project's": (old_ms, {}),
+    }
+    ids = {client.create_run("0", *own).info.run_id: name for name, own in runs.items()}
+    closed = close_runs_not_begun(client, "0", entry_points={"topk", "gem"})
+    assert [ids[run_id] for run_id in closed] == ["never began"]
+    failed = [ids[run.info.run_id] for run in client.search_runs(["0"]) if run.info.status == "FAILED"]
+    assert failed == ["never began"]
 
 
 def test_the_experiment_is_made_once_with_its_artifacts_in_the_project(uri: str, tmp_path: Path) -> None:
@@ -541,8 +516,8 @@ def test_a_foreign_folder_sends_nothing_from_outside_of_it(uri: str, folder: Pat
     run_id = run.start(timeout_s=PATIENCE_S)
     for path in (secret, folder / ".." / "secret.txt"):
         run.artifact(path)
-    run._add("artifact", path="../secret.txt", folder=None)
-    run._add("artifact", path="link.txt", folder=None)
-    run.artifacts(folder / "plots", folder="plots")
+    run._outbox.add("artifact", path="../secret.txt", folder=None)
+    run._outbox.add("artifact", path="link.txt", folder=None)
+    run.artifact(folder / "plots", folder="plots")
     assert not run.close("FINISHED", timeout_s=PATIENCE_S), "what was refused is not delivered"
     assert client_for(uri).list_artifacts(str(run_id)) == []

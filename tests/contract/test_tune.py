@@ -13,9 +13,8 @@ import pytest
 
 from dinomaly_hd.config.conditions_file import read_conditions
 from dinomaly_hd.config.resolve import resolve_model
-from dinomaly_hd.errors import NonFiniteError, TrackingError
+from dinomaly_hd.errors import NonFiniteError, SignalGuard, TrackingError
 from dinomaly_hd.experiments import trial
-from dinomaly_hd.training.signals import SignalGuard
 from dinomaly_hd.tuning import storage
 from dinomaly_hd.tuning.storage import VARIABLE, address_of, connect
 from entry_points import tune, tune_worker

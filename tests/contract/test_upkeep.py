@@ -9,8 +9,7 @@ import pytest
 
 from dinomaly_hd.config.resolve import resolve_model
 from dinomaly_hd.experiments.run import Outcome, execute
-from dinomaly_hd.runs.context import Context
-from dinomaly_hd.runs.folder import IN_MLFLOW, LOCK, RunFolder, read_state
+from dinomaly_hd.runs.folder import IN_MLFLOW, LOCK, Context, RunFolder, read_state
 from dinomaly_hd.runs.store import client_for, default_uri
 from dinomaly_hd.runs.sync import Synchronised, lacking, synchronise
 from dinomaly_hd.runs.tracker import Tracker

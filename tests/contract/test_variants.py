@@ -29,13 +29,12 @@ from dinomaly_hd.config.variants import ABLATION, VARIANTS
 from dinomaly_hd.data.features import FeatureCache, ImageStore, TrainingSet, digests, image_batches
 from dinomaly_hd.data.hdmap import hold_out, load_manifest
 from dinomaly_hd.data.simulator import simulate
-from dinomaly_hd.errors import Interrupted
+from dinomaly_hd.errors import Interrupted, SignalGuard
 from dinomaly_hd.models.build import build_detector
 from dinomaly_hd.models.dinomaly.detector import Dinomaly
 from dinomaly_hd.models.weights import Weights
 from dinomaly_hd.training import checkpoint as checkpoints
 from dinomaly_hd.training import loop
-from dinomaly_hd.training.signals import SignalGuard
 
 STEPS, BATCH, INTERRUPTED_AT = 20, 4, 12
 ROWS = COLUMNS = 6
@@ -129,7 +128,7 @@ def train(run: RunConfig, maps: Maps, folder: Path, *, until: int | None = None)
         detector.fit_encoder(maps.batches())
         detector.fit_loss(maps.batches())
     else:
-        loop.load_trained_state(detector, resume.weights)
+        checkpoints.load_trained_state(detector, resume.weights)
     with SignalGuard() as guard:
 
         def progress(done: int, total: int) -> None:

@@ -22,7 +22,7 @@ from dinomaly_hd.config.presets import preset_run
 from dinomaly_hd.config.variants import ABLATION, VARIANTS
 from dinomaly_hd.models.build import build_detector
 from dinomaly_hd.models.weights import Weights
-from dinomaly_hd.training.task import DetectorTask
+from dinomaly_hd.training.optim import DetectorTask
 
 FILE = Path(__file__).parent / "variant_losses.json"
 STEPS, BATCH, IMAGES = 6, 4, 8

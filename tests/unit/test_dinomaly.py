@@ -18,8 +18,7 @@ from dinomaly_hd.models.dinomaly import decoder as auxiliary
 from dinomaly_hd.models.dinomaly.detector import Dinomaly
 from dinomaly_hd.models.draem.faults import horizontal_bands
 from dinomaly_hd.models.weights import Weights
-from dinomaly_hd.training.optim import warm_cosine
-from dinomaly_hd.training.task import DetectorTask
+from dinomaly_hd.training.optim import DetectorTask, warm_cosine
 
 
 @cache

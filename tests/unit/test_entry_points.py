@@ -13,8 +13,7 @@ import yaml
 from dinomaly_hd.config.base import flatten, text_of
 from dinomaly_hd.config.resolve import MARKER, Command, resolve_model
 from dinomaly_hd.data.feature_files import FeaturePlace
-from dinomaly_hd.errors import ConfigError
-from dinomaly_hd.training.signals import SignalGuard
+from dinomaly_hd.errors import ConfigError, SignalGuard
 from entry_points import horizontal
 from entry_points.__main__ import NAMES
 from entry_points.common import Start, launch

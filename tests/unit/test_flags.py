@@ -10,8 +10,7 @@ from dinomaly_hd.config.dinomaly import SegmentBottleneck, TopKLoss
 from dinomaly_hd.config.presets import parameters
 from dinomaly_hd.config.resolve import MARKER, Asked, Command, Numbers, config_names, resolve_config
 from dinomaly_hd.config.variants import ABLATION, CONFIG_SETS, VARIANTS
-from dinomaly_hd.errors import ConfigError
-from dinomaly_hd.training.signals import SignalGuard
+from dinomaly_hd.errors import ConfigError, SignalGuard
 from entry_points import ablation
 from entry_points.common import Start
 

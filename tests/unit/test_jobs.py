@@ -16,14 +16,15 @@ from rich.console import Console
 
 from dinomaly_hd.errors import ConfigError, Interrupted
 from dinomaly_hd.files import read_json
-from dinomaly_hd.jobs import Ended, Job, Slots, check_engine, local, read_job, run_jobs, write_progress
-from dinomaly_hd.jobs.job import LOG, PROGRESS
-from dinomaly_hd.jobs.table import Row, board
+from dinomaly_hd.jobs import engines
+from dinomaly_hd.jobs.engines import check_engine
+from dinomaly_hd.jobs.job import LOG, PROGRESS, Ended, Job, Slots, read_job, write_progress
+from dinomaly_hd.jobs.running import State, board, run_jobs
 
 WORKER = """
 import json, os, signal, sys, time
 from pathlib import Path
-from dinomaly_hd.jobs import die_with_parent
+from dinomaly_hd.jobs.job import die_with_parent
 die_with_parent()
 path = Path(sys.argv[2])
 told = json.loads(path.read_text())
@@ -45,8 +46,8 @@ def two_cores_and_no_gpu(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Non
     (tmp_path / "worker.py").write_text(WORKER)
     monkeypatch.chdir(tmp_path)
     monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
-    monkeypatch.setattr(local, "_devices", list)
-    monkeypatch.setattr(local, "usable_cores", lambda: 4)
+    monkeypatch.setattr(engines, "_devices", list)
+    monkeypatch.setattr(engines, "usable_cores", lambda: 4)
 
 
 def job(name: str, does: str = "", *, attempts: int = 2) -> Job:
@@ -126,8 +127,10 @@ def test_a_killed_parent_leaves_no_orphan(tmp_path: Path) -> None:
     one = job("orphan", "time.sleep(600)")
     code = f"""
 from pathlib import Path
-from dinomaly_hd.jobs import Job, Slots, local, run_jobs
-local._devices = list
+from dinomaly_hd.jobs import engines
+from dinomaly_hd.jobs.job import Job, Slots
+from dinomaly_hd.jobs.running import run_jobs
+engines._devices = list
 job = Job("orphan", "worker", Path({str(one.folder)!r}), {{"does": "time.sleep(600)"}})
 run_jobs([job], Slots("local", 1, ""), tick=lambda: None, say=print, on_ended=print)
 """
@@ -154,7 +157,8 @@ def test_ray_runs_starts_again_and_stops_jobs(tmp_path: Path) -> None:
 import json
 from pathlib import Path
 from dinomaly_hd.errors import Interrupted
-from dinomaly_hd.jobs import Job, Slots, run_jobs
+from dinomaly_hd.jobs.job import Job, Slots
+from dinomaly_hd.jobs.running import run_jobs
 
 does = {
     "stopped": "time.sleep(600)",
@@ -230,21 +234,21 @@ def test_without_ray_the_way_to_it_is_said(monkeypatch: pytest.MonkeyPatch) -> N
 
 
 def test_slots_are_gpus_where_there_are_some(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(local, "_devices", lambda: ["2", "5"])
-    assert local.LocalEngine(slots=None).places() == 2
-    told = [token["CUDA_VISIBLE_DEVICES"] for token in local._tokens(3, ["2", "5"])]
+    monkeypatch.setattr(engines, "_devices", lambda: ["2", "5"])
+    assert engines.LocalEngine(Slots("local", None, "")).places() == 2
+    told = [token["CUDA_VISIBLE_DEVICES"] for token in engines._tokens(3, ["2", "5"])]
     assert told == ["2", "5", "2"]
-    monkeypatch.setattr(local, "_devices", list)
-    assert local.LocalEngine(slots=None).places() == 2, "one for two of four cores"
+    monkeypatch.setattr(engines, "_devices", list)
+    assert engines.LocalEngine(Slots("local", None, "")).places() == 2, "one for two of four cores"
 
 
 def test_the_table_shows_what_is_at_work_or_failed_and_counts_the_rest() -> None:
-    rows = [Row(f"done{number}", "finished") for number in range(40)]
-    rows += [Row(name, "waiting") for name in ("busy", "bad[/]")]
+    states: dict[str, State] = {f"done{number}": "finished" for number in range(40)}
+    states |= {"busy": "waiting", "bad[/]": "waiting"}
     console = Console(file=io.StringIO(), force_terminal=True, width=80, height=20, color_system=None)
-    with board(rows, say=pytest.fail, console=console) as show:
-        show(Row("busy", "running", {"step": 30, "steps": 100, "seconds_left": 65.0}))
-        show(Row("bad[/]", "failed", note="DataError: torn"))
+    with board(states, say=pytest.fail, console=console) as show:
+        show("busy", "running", progress={"step": 30, "steps": 100, "seconds_left": 65.0})
+        show("bad[/]", "failed", note="DataError: torn")
     text = console.file.getvalue()  # type: ignore[attr-defined]
     assert "running 1, failed 1, finished 40" in text
     assert re.search(r"busy +running 30/100, 1:05 left", text)

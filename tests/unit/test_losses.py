@@ -28,7 +28,7 @@ from dinomaly_hd.models.dinomaly import losses, score
 from dinomaly_hd.models.dinomaly.losses import AdaptiveMining, ReconstructionLoss, angular_power_entropy
 from dinomaly_hd.models.dinomaly.score import GemPooling, MeanPooling, WeightedPooling
 from dinomaly_hd.models.weights import Weights
-from dinomaly_hd.training.task import DetectorTask
+from dinomaly_hd.training.optim import DetectorTask
 
 IMAGES, ROWS, COLUMNS, WIDTH = 4, 3, 5, 4
 TOKENS = ROWS * COLUMNS

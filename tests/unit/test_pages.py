@@ -7,14 +7,13 @@ import pytest
 
 from dinomaly_hd.runs.pages import (
     MOST_LINKED,
-    NOTE_LENGTH,
     artifact_picture,
     charts_page,
     compare_page,
     members_line,
-    shortened,
     these_runs,
 )
+from dinomaly_hd.runs.store import NOTE_LENGTH, shortened
 
 
 def test_charts_list_runs_one_by_one_and_no_parents():
