@@ -1,12 +1,15 @@
-"""How much a call does, counted: what a clock would say depends on what else the machine does."""
+"""What tests of several folders share: counting calls instead of seconds, and waiting that ends early."""
 
 import sys
 import threading
+import time
 from collections.abc import Callable
 from typing import Any, TypeVar
 
 PATIENCE_S = 600.0
 """How long a test waits for what comes at once on a machine of its own."""
+NOWHERE = "http://127.0.0.1:9"
+"""A tracking server that is not there: the port of a service that nobody runs any more."""
 
 Result = TypeVar("Result")
 
@@ -36,3 +39,11 @@ def returned(work: Callable[[], Result]) -> Result:
     thread.join(PATIENCE_S)
     assert results, "it raised, or has not returned"
     return results[0]
+
+
+def wait_for(happened: Callable[[], bool]) -> None:
+    """Return as soon as something has happened."""
+    deadline = time.monotonic() + PATIENCE_S
+    while not happened():
+        assert time.monotonic() < deadline, "it did not happen"
+        time.sleep(0.05)

@@ -11,7 +11,9 @@ from dinomaly_hd.experiments import evaluate, run
 from dinomaly_hd.experiments.score import Scorer
 from dinomaly_hd.experiments.work import Work
 from dinomaly_hd.models.detector import Detector
+from dinomaly_hd.runs.context import Context
 from dinomaly_hd.runs.mirror import SENDERS
+from dinomaly_hd.runs.store import client_for, default_uri
 from dinomaly_hd.training.loop import Trained, trained_state
 
 BASE = {
@@ -81,3 +83,11 @@ def assert_same_weights(ours: Mapping[str, Tensor], theirs: Mapping[str, Tensor]
     assert ours.keys() == theirs.keys()
     different = [name for name in ours if not torch.equal(ours[name], theirs[name])]
     assert not different
+
+
+def runs_in(context: Context, kind: str = "") -> list[Any]:
+    """Return the MLflow runs of a context's experiment, of one kind or all."""
+    client = client_for(default_uri(context.root))
+    experiment = client.get_experiment_by_name(context.experiment)
+    assert experiment is not None
+    return list(client.search_runs([experiment.experiment_id], f"tags.kind = '{kind}'" if kind else ""))

@@ -1,6 +1,7 @@
 """A real `mlflow models serve`: started, asked, stopped; a registered model; requests to be refused."""
 
 import base64
+import contextlib
 import http.client
 import io
 import json
@@ -13,7 +14,6 @@ import sys
 import time
 import urllib.request
 from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -83,7 +83,7 @@ class Client:
         return Answer(response.status, body, time.perf_counter() - began)
 
 
-@contextmanager
+@contextlib.contextmanager
 def serving(model_uri: str, *, tracking_uri: str, log: Path, timeout_s: float = 900.0) -> Iterator[int]:
     """Serve a model for as long as needed and yield the port; the server's lines go to ``log``.
 
@@ -111,7 +111,10 @@ def serving(model_uri: str, *, tracking_uri: str, log: Path, timeout_s: float = 
             time.sleep(POLL_S)
         yield port
     finally:
-        _stop(process)
+        for number in (signal.SIGTERM, signal.SIGKILL):  # its children too: they are a process group
+            with contextlib.suppress(ProcessLookupError, subprocess.TimeoutExpired):
+                os.killpg(process.pid, number)
+                process.wait(timeout=STOP_S)
 
 
 def _is_up(port: int) -> bool:
@@ -120,18 +123,6 @@ def _is_up(port: int) -> bool:
     except (OSError, http.client.HTTPException):
         return False
     return True
-
-
-def _stop(process: "subprocess.Popen[bytes]") -> None:
-    """End the server with its children; they are a process group of their own."""
-    for number in (signal.SIGTERM, signal.SIGKILL):
-        try:
-            os.killpg(process.pid, number)
-            process.wait(timeout=STOP_S)
-        except ProcessLookupError:
-            return
-        except subprocess.TimeoutExpired:
-            continue
 
 
 def register(uri: str, run_id: str, *, name: str, alias: str) -> str:

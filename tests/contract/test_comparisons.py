@@ -3,13 +3,13 @@
 import json
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import pandas as pd
 import pytest
 import torch
 
-from dinomaly_hd.config import RunConfig, flatten, with_values
+from dinomaly_hd.config import RunConfig, flatten
 from dinomaly_hd.config.resolve import resolve_config
 from dinomaly_hd.errors import CheckpointError, ComparisonError, ConfigError, NonFiniteError
 from dinomaly_hd.experiments import comparison, protocols
@@ -23,15 +23,9 @@ from dinomaly_hd.training.signals import SignalGuard
 from entry_points import ablation, encoders, finetune, steps
 
 from .conftest import SETTINGS
+from .light_runs import runs_in
 
 SMALL = {**SETTINGS, "image_size": "32", "maps_per_group": "0", "domains": "A,B"}
-
-
-class Call(NamedTuple):
-    """What a function was called with."""
-
-    args: tuple[Any, ...]
-    named: dict[str, Any]
 
 
 def build(config: str, seed: int, **values: str) -> RunConfig:
@@ -40,14 +34,6 @@ def build(config: str, seed: int, **values: str) -> RunConfig:
 
 def scores(folder: Path) -> pd.DataFrame:
     return pd.concat(pd.read_csv(path) for path in sorted((folder / "scores").glob("domain_?.csv")))
-
-
-def runs_in(context: Context) -> list[Any]:
-    from mlflow import MlflowClient
-
-    client = MlflowClient(tracking_uri=f"sqlite:///{context.root / 'mlflow.db'}")
-    experiment = client.get_experiment_by_name(context.experiment)
-    return list(client.search_runs([experiment.experiment_id]))
 
 
 def test_an_ablation_shares_work_reports_and_is_not_repeated(context: Context) -> None:
@@ -118,12 +104,6 @@ def test_a_member_that_diverges_is_named_and_the_others_go_on(
     assert top.info.status == "FAILED"
 
 
-def test_a_bad_member_is_refused_before_the_first_is_run(context: Context) -> None:
-    with pytest.raises(ConfigError, match="F:seg_len=99: seg_len=99: the token grid is only 4 wide"):
-        run_ablation(("A0", "F:seg_len=99"), (42,), context, build=build)
-    assert not context.result_dir.exists()
-
-
 def test_steps_are_points_of_one_training(context: Context) -> None:
     lines: list[str] = []
     done = run_steps(
@@ -152,23 +132,25 @@ def test_encoders_are_compared_by_name(context: Context) -> None:
     assert not done.report.comparison.settings.notes, "the encoder is what is compared"
 
 
-def test_training_on_some_domains_tests_all(context: Context) -> None:
-    run = with_values(build("A0", 42), {"train_domains": "A"})
+def test_training_on_some_domains_tests_all_and_a_start_that_does_not_fit_is_refused(
+    context: Context,
+) -> None:
+    run = build("A0", 42, train_domains="A")
     lines: list[str] = []
-    outcome = execute(run, replace(context, say=lines.append))
-    assert list(outcome.results["per_domain_metrics"]) == ["domain_A", "domain_B"]
+    first = execute(run, replace(context, say=lines.append))
+    assert list(first.results["per_domain_metrics"]) == ["domain_A", "domain_B"]
     assert "encoder: statistics of 7 training images" in lines
-    with pytest.raises(ConfigError, match="train_domains=domain_C: expected one or more of domain_A"):
-        execute(with_values(run, {"train_domains": "C"}), context)
-
-
-def test_a_start_that_does_not_fit_is_refused(context: Context) -> None:
-    first = execute(build("A0", 42), context)
-    with pytest.raises(ConfigError, match="no run folder"):
-        execute(with_values(build("A0", 42), {"start_from": "20250101_000000_seed42"}), context)
-    deeper = build("A0", 42, decoder_depth="4", start_from=str(first.folder))
-    with pytest.raises(CheckpointError, match="differs in decoder_depth"):
-        execute(deeper, context)
+    for values, error, message in (
+        ({"train_domains": "C"}, ConfigError, "train_domains=domain_C: expected one or more of domain_A"),
+        ({"start_from": "20250101_000000_seed42"}, ConfigError, "no run folder"),
+        (
+            {"decoder_depth": "4", "start_from": str(first.folder)},
+            CheckpointError,
+            "differs in decoder_depth",
+        ),
+    ):
+        with pytest.raises(error, match=message):
+            execute(build("A0", 42, **values), context)
 
 
 def test_finetuning_starts_from_the_unified_model_and_sees_one_domain(context: Context) -> None:
@@ -198,29 +180,23 @@ def test_a_name_that_several_runs_have_is_refused_with_their_paths(tmp_path: Pat
     assert find_run(tmp_path, "second") == tmp_path / "second" / "A0_seed42"
 
 
-def called(monkeypatch: pytest.MonkeyPatch, name: str) -> list[Call]:
-    """Keep what an entry point would run."""
-    calls: list[Call] = []
-    monkeypatch.setattr(protocols, name, lambda *args, **named: calls.append(Call(args, named)))
-    return calls
+def test_entry_points_ask_for_what_the_flags_say(monkeypatch: pytest.MonkeyPatch) -> None:
+    calls: list[tuple[tuple[Any, ...], dict[str, Any]]] = []
+    for name in ("run_ablation", "run_encoders", "run_steps", "run_finetune"):
+        monkeypatch.setattr(protocols, name, lambda *args, **named: calls.append((args, named)))
 
+    def asked(module: Any, flags: str) -> tuple[tuple[Any, ...], dict[str, Any]]:
+        module.main(flags.split(), SignalGuard())
+        return calls.pop()
 
-def test_ablation_asks_for_what_the_flags_say(monkeypatch: pytest.MonkeyPatch) -> None:
-    calls = called(monkeypatch, "run_ablation")
-    ablation.main(["--configs", "A0,F", "--seeds", "1,2"], SignalGuard())
-    ablation.main(["--slots", "3"], SignalGuard())
-    ablation.main(["--slots", "auto"], SignalGuard())
-    (configs, seeds, context), named = calls[0]
+    (configs, seeds, context), named = asked(ablation, "--configs A0,F --seeds 1,2")
     assert (list(configs), seeds, context.entry_point) == (["A0", "F"], (1, 2), "ablation")
-    assert [call.named["slots"].number for call in calls] == [1, 3, None]
     assert named["build"]("F", 2).seed == 2
+    slots = [asked(ablation, flags)[1]["slots"].number for flags in ("", "--slots 3", "--slots auto")]
+    assert slots == [1, 3, None]
 
-
-def test_encoders_asks_for_what_the_flags_say(monkeypatch: pytest.MonkeyPatch) -> None:
-    calls = called(monkeypatch, "run_encoders")
-    flags = ["--encoders", "small,resnet18", "--seeds", "42,43", "--config", "C", "--batch_size", "4"]
-    encoders.main(flags, SignalGuard())
-    ((names, seeds, context), named) = calls[0]
+    flags = "--encoders small,resnet18 --seeds 42,43 --config C --batch_size 4"
+    (names, seeds, context), named = asked(encoders, flags)
     assert (names, seeds) == (["dinov2reg_vit_small_14", "resnet18"], (42, 43))
     assert context.entry_point == "encoders"
     run = named["build"]("resnet18", 43)
@@ -228,55 +204,24 @@ def test_encoders_asks_for_what_the_flags_say(monkeypatch: pytest.MonkeyPatch) -
     assert flatten(run)["bottleneck"] == "segment"
     assert flatten(run)["loss"] == flatten(resolve_config("C", SMALL))["loss"]
 
-
-def test_steps_asks_for_points_of_one_training(monkeypatch: pytest.MonkeyPatch) -> None:
-    calls = called(monkeypatch, "run_steps")
-    steps.main(["--steps", "30,10,20"], SignalGuard())
-    ((points, seeds, _), named) = calls[0]
+    (points, seeds, _), named = asked(steps, "--steps 30,10,20")
     assert (points, seeds) == ([10, 20, 30], (42,))
     run = named["build"](10, 42)
     assert (run.training.max_steps, run.training.last_step) == (30, 10)
 
-
-def test_finetune_asks_for_what_the_flags_say(monkeypatch: pytest.MonkeyPatch) -> None:
-    calls = called(monkeypatch, "run_finetune")
-    flags = ["--finetune_domains", "A,C", "--finetune_steps", "7", "--finetune_learning_rate", "0.5"]
-    finetune.main([*flags, "--seeds", "1,2", "--config", "A0"], SignalGuard())
-    finetune.main([], SignalGuard())
-    ((runs, _), named), (_, unspecific) = calls
+    flags = "--finetune_domains A,C --finetune_steps 7 --finetune_learning_rate 0.5 --seeds 1,2 --config A0"
+    (runs, _), named = asked(finetune, flags)
     assert ([run.seed for run in runs], named["domains"]) == ([1, 2], ("A", "C"))
     assert (named["steps"], named["learning_rate"]) == (7, 0.5)
-    assert unspecific["domains"] is None, "all of them"
+    assert asked(finetune, "")[1]["domains"] is None, "all of them"
 
 
-@pytest.mark.parametrize(
-    ("module", "flags", "message"),
-    [
-        (ablation, ["--slots", "0"], "slots='0': input should be greater than or equal to 1, or auto"),
-        (encoders, ["--encoders", ""], "encoders='': expected one or more, each once"),
-        (encoders, ["--encoders", "small,dinov2reg_vit_small_14"], "each once"),
-        (encoders, ["--encoder", "resnet18"], "encoder"),
-        (steps, ["--steps", "0,10"], "0 is no training"),
-        (steps, ["--steps", "ten"], "steps"),
-        (steps, ["--max_steps", "10"], "max_steps"),
-        (finetune, ["--finetune_steps", "0"], "finetune_steps='0'"),
-        (finetune, ["--finetune_learning_rate", "fast"], "finetune_learning_rate='fast'"),
-        (finetune, ["--finetune_learning_rate", "0"], "greater than 0"),
-        (finetune, ["--stop_step", "5"], "stop_step"),
-    ],
-)
-def test_flags_of_comparisons_are_checked(module: Any, flags: list[str], message: str) -> None:
-    with pytest.raises(ConfigError, match=message):
-        module.main(flags, SignalGuard())
-
-
-@pytest.mark.parametrize(
-    ("domains", "message"),
-    [((), "expected one or more of A, B"), (("A", "A"), "each once"), (("A", "E"), "'E' is not trained on")],
-)
-def test_fine_tuning_on_wrong_domains_is_refused(
-    context: Context, domains: tuple[str, ...], message: str
-) -> None:
-    with pytest.raises(ConfigError, match=f"finetune_domains: .*{message}"):
-        run_finetune([build("A0", 42)], context, steps=1, learning_rate=1e-4, domains=domains)
+def test_fine_tuning_on_wrong_domains_is_refused(context: Context) -> None:
+    for domains, message in (
+        ((), "expected one or more of A, B"),
+        (("A", "A"), "each once"),
+        (("A", "E"), "'E' is not trained on"),
+    ):
+        with pytest.raises(ConfigError, match=f"finetune_domains: .*{message}"):
+            run_finetune([build("A0", 42)], context, steps=1, learning_rate=1e-4, domains=domains)
     assert not context.result_dir.exists()

@@ -6,8 +6,7 @@ width, and encoders of random weights, a small transformer in the place of ViT-B
 
 import json
 import math
-from collections.abc import Iterator, Mapping
-from dataclasses import replace
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +21,6 @@ from dinomaly_hd.experiments.run import execute
 from dinomaly_hd.runs.context import Context
 from dinomaly_hd.training.optim import OPTIMIZERS
 
-from .conftest import project
 from .light_runs import Seen, evaluate_four_images
 
 CONDITIONS = Path(__file__).resolve().parents[2] / "conditions"
@@ -50,13 +48,6 @@ def entries(file: str) -> list[dict[str, Any]]:
 
 
 EVERY = {entry["name"]: (file, entry["config"]) for file in FILES for entry in entries(file)}
-
-
-@pytest.fixture(scope="module")
-def place(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Context]:
-    """Give all runs of this file one project, so that data and MLflow's store are made once."""
-    with project(tmp_path_factory.mktemp("shipped")) as context:
-        yield context
 
 
 @pytest.fixture(scope="module")
@@ -115,8 +106,7 @@ def assert_filled(seen: Seen) -> None:
 def test_a_shipped_condition_runs_with_its_own_values(
     name: str,
     conditions: dict[str, Condition],
-    place: Context,
-    tmp_path: Path,
+    own: Context,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     _, config = EVERY[name]
@@ -130,7 +120,7 @@ def test_a_shipped_condition_runs_with_its_own_values(
 
         monkeypatch.setitem(OPTIMIZERS, optimizer, keep)
     one = conditions[name]
-    run_small(one, replace(place, result_dir=tmp_path))
+    run_small(one, own)
     (done,) = seen
     flat = flatten(done.work.run)
     assert_values(flat, config, family=one.model_type)
