@@ -11,7 +11,6 @@ import re
 import shutil
 import subprocess
 import sys
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -22,10 +21,8 @@ import torch
 
 from dinomaly_hd.experiments import prepare
 from dinomaly_hd.runs.folder import read_state
-from dinomaly_hd.runs.tracker import Tracker
-from entry_points import common, horizontal
+from entry_points import common
 from entry_points.common import launch
-from tests.work import NOWHERE, returned
 
 from .conftest import SETTINGS, TinyRun
 
@@ -108,10 +105,8 @@ REFUSED = [
     ("topk", "row_p=.2", "only to horizontal, horizontal_topk, decoder_dropout, row_masking;"),
     ("baseline", "mode=compar", "Did you mean 'compare'"),
     ("baseline", "mode=compare domains=A,B train_domains=A", "train_domains=A: mode=compare"),
-    ("baseline", "mode=singleclass domains=A,B train_domains=A", "train_domains=A: mode=singleclass"),
     ("single_domain", "model_type=dream", "model_type 'dream': unknown.*draem"),
     ("single_domain", "model_type=draem,draem", "model_type='draem,draem'.*each once"),
-    ("single_domain", "model_type=,", "model_type=','.*one or more"),
     ("single_domain", "source_domain=,", "source_domain=','.*one or more"),
     ("single_domain", "model_type=draem:fault_sauce=band", "'fault_sauce=band' is not name=v.*fault_source"),
     ("single_domain", "condition=first", "condition=first: give the conditions_file"),
@@ -134,7 +129,6 @@ REFUSED = [
     ),
     ("single_domain", "target_domains=B", "unknown flag --target_domains"),
     ("multi_domain", "source_domain=E", "'E' is not one of domains=A,B,C,D"),
-    ("multi_domain", "target_domains=B,F", "'F' is not one of domains=A,B,C,D"),
     ("multi_domain", "target_domains=A,B", "target_domains='A,B'.*other domains than A"),
     ("multi_domain", "domains=A", "expected one or more other domains than A"),
     ("multi_domain", f"{OF_FILE} source_domain=B", "source_domain and conditions_file"),
@@ -145,36 +139,25 @@ REFUSED = [
         "configs=A0,F:seg_len=99 image_size=32",
         "F:seg_len=99: seg_len=99: the token grid is only 4",
     ),
-    ("encoders", "encoders=", "encoders='': expected one or more, each once"),
     ("encoders", "encoders=small,dinov2reg_vit_small_14", "each once"),
-    ("encoders", "encoder=resnet18", "encoder"),
     ("steps", "steps=0,10", "0 is no training"),
-    ("steps", "max_steps=10", "max_steps"),
     ("finetune", "finetune_steps=0", "finetune_steps='0'"),
-    ("finetune", "finetune_learning_rate=0", "greater than 0"),
-    ("finetune", "stop_step=5", "stop_step"),
     ("suite", "", "--conditions_file is needed"),
     ("suite", f"{OF_FILE} condition=secnod", "condition='secnod': not in .*json. Did you mean 'second'"),
     ("suite", f"{OF_FILE} condition=first,first", "condition='first,first': expected one or more, each once"),
-    ("suite", f"{OF_FILE} slots=many", "slots='many': input should be a valid integer"),
     ("suite", f"{OF_FILE} engine=dask", "engine='dask': unknown."),
     ("suite", f"{OF_FILE} ray_address=head:1", "ray_address=head:1: does nothing with engine=local"),
     ("suite", f"{OF_FILE} seeds=1,1", "seeds='1,1': expected whole numbers, each once"),
     ("suite", f"{OF_FILE} source_domain=A", "source_domain: suite has no such flag; give a condition of the"),
-    ("suite", f"{OF_FILE} seed=1", "seed: suite has no such flag; give seeds"),
     ("tune", "workers=0", "workers=0: expected 1 or more"),
-    ("tune", "trials=0", "trials=0: expected 1 or more"),
     ("tune", "metrics=domain_C/tpr", "unknown 'tpr'. Known: auroc, tpr_at_fpr_1"),
     ("tune", "domains=A metrics=domain_X/auroc", "auroc: there is no 'domain_X'; known: domain_A"),
     ("tune", "metrics=a/auroc,b/auroc,c/auroc", "expected one or two figures"),
-    ("tune", "space=row_p config=A0", "space=row_p: changes nothing in config=A0"),
     ("tune", "objective=tests", "objective='tests': unknown. Did you mean 'test'"),
     ("tune", "sampler=tpf", "sampler='tpf': unknown. Did you mean 'tpe'"),
-    ("tune", "pruner=nonne", "pruner='nonne': unknown. Did you mean 'none'"),
     ("tune", "study=a/b", "study='a/b': expected 1 to 80 letters"),
     ("tune", "synthetic_copies=0", "synthetic_copies=0 leaves objective=synthetic without faults"),
     ("tune", "resume=never", "resume: tune has no such flag; give study"),
-    ("tune", "storage=redis://me:secret@host/0", r"storage=redis://me:\*\*\*@host/0: expected auto, sqlite"),
 ]
 
 
@@ -197,7 +180,8 @@ def test_other_causes_have_other_exit_codes(refused: Refusal, data: Path, tmp_pa
     line = refused(65, entry_point="single_domain", data_root=str(data), **asked)
     assert "unknown domain 'E'. Known: domain_A" in line
     storage = "postgresql://me:secret@127.0.0.1:9/db"
-    line = refused(75, entry_point="tune", data_root=str(data), domains="A", storage=storage)
+    asked = {"data_root": str(data), "domains": "A", "metrics": "mean/auroc", "storage": storage}
+    line = refused(75, entry_point="tune", **asked)
     assert "storage postgresql://me:***@127.0.0.1:9/db: " in line
     garbage, other = tmp_path / "g.safetensors", tmp_path / "o.pth"
     garbage.write_bytes(b"no weights at all")
@@ -213,7 +197,7 @@ def test_other_causes_have_other_exit_codes(refused: Refusal, data: Path, tmp_pa
         assert reason in line
 
 
-def test_unreachable_weights_come_before_missing_data_and_fast(
+def test_unreachable_weights_come_before_data(
     refused: Refusal, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     import huggingface_hub
@@ -271,7 +255,7 @@ def test_a_run_of_another_configuration_or_data_is_refused_by_key_and_stays_as_i
     assert read_state(finished) == before
 
 
-def test_an_output_folder_that_cannot_be_is_74(
+def test_an_output_folder_that_cannot_be(
     refused: Refusal, data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     (tmp_path / "file").write_text("in the way")
@@ -307,37 +291,3 @@ def test_the_process_itself_ends_with_the_code() -> None:
         assert ended.returncode == 64
         assert ended.stderr.startswith(message)
         assert len(ended.stderr.splitlines()) == 1
-
-
-def test_a_damaged_newest_checkpoint_falls_back_and_a_dead_server_is_not_waited_for(
-    tiny_run: TinyRun,
-    finished: Path,
-    capsys: pytest.CaptureFixture[str],
-    caplog: pytest.LogCaptureFixture,
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    (newest,) = (finished / "checkpoints").glob("step_*.pt")
-    newest.with_name("step_00000009.pt").write_bytes(newest.read_bytes()[:1000])
-    (finished / "tracking.jsonl").unlink()
-    monkeypatch.setenv("MLFLOW_TRACKING_URI", NOWHERE)
-    waited: list[str] = []
-
-    def for_ever(name: str) -> Callable[..., Any]:
-        method = getattr(Tracker, name)
-
-        def call(*values: Any, **_: float) -> Any:
-            waited.append(name)
-            return returned(lambda: method(*values, timeout_s=1e5))
-
-        return call
-
-    for name in ("start", "close"):
-        monkeypatch.setattr(Tracker, name, for_ever(name))
-    assert launch(horizontal.main, arguments(resumed(tiny_run, finished))) == 0
-    assert waited == ["start", "close"]
-    said = capsys.readouterr()
-    for words in ("step_00000009.pt", "using the one before", "going on at step 2"):
-        assert words in said.out
-    warnings = [record.message for record in caplog.records if "the run goes on" in record.message]
-    assert len(warnings) == 1
-    assert "this is a bug" not in said.err

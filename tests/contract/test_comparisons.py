@@ -10,20 +10,27 @@ import pytest
 import torch
 
 from dinomaly_hd.config import RunConfig, flatten
-from dinomaly_hd.config.resolve import resolve_config
-from dinomaly_hd.errors import CheckpointError, ComparisonError, ConfigError, NonFiniteError
-from dinomaly_hd.experiments import comparison, protocols
-from dinomaly_hd.experiments.protocols import OWN, run_ablation, run_encoders, run_finetune, run_steps
-from dinomaly_hd.experiments.run import Outcome, execute
+from dinomaly_hd.config.resolve import resolve_config, resolve_model
+from dinomaly_hd.errors import CheckpointError, ConfigError, Interrupted
+from dinomaly_hd.experiments import protocols
+from dinomaly_hd.experiments.protocols import (
+    OWN,
+    run_ablation,
+    run_encoders,
+    run_finetune,
+    run_mode,
+    run_steps,
+)
+from dinomaly_hd.experiments.run import execute
 from dinomaly_hd.files import publish_json
 from dinomaly_hd.jobs import Slots
 from dinomaly_hd.runs.context import Context
-from dinomaly_hd.runs.folder import STATE, find_run
+from dinomaly_hd.runs.folder import STATE, find_run, read_state
 from dinomaly_hd.training.signals import SignalGuard
 from entry_points import ablation, encoders, finetune, steps
 
 from .conftest import SETTINGS
-from .light_runs import runs_in
+from .light_runs import runs_in, without_pictures
 
 SMALL = {**SETTINGS, "image_size": "32", "maps_per_group": "0", "domains": "A,B"}
 
@@ -87,23 +94,6 @@ def test_an_ablation_in_slots_finds_the_same(context: Context, monkeypatch: pyte
         )
 
 
-def test_a_member_that_diverges_is_named_and_the_others_go_on(
-    context: Context, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    def diverge(run: RunConfig, own: Context) -> Outcome:
-        if run.model.variant == "topk":
-            raise NonFiniteError("step 1: loss nan")
-        return execute(run, own)
-
-    monkeypatch.setattr(comparison, "execute", diverge)
-    with pytest.raises(ComparisonError, match=r"1 of 2 members failed: A, seed 42: step 1: loss nan"):
-        run_ablation(("A", "A0"), (42,), context, build=build)
-    (report,) = context.result_dir.rglob("report.md")
-    assert "A, seed 42 (step 1: loss nan)" in report.read_text()
-    top = next(run for run in runs_in(context) if run.data.tags["kind"] == "ablation")
-    assert top.info.status == "FAILED"
-
-
 def test_steps_are_points_of_one_training(context: Context) -> None:
     lines: list[str] = []
     done = run_steps(
@@ -132,9 +122,7 @@ def test_encoders_are_compared_by_name(context: Context) -> None:
     assert not done.report.comparison.settings.notes, "the encoder is what is compared"
 
 
-def test_training_on_some_domains_tests_all_and_a_start_that_does_not_fit_is_refused(
-    context: Context,
-) -> None:
+def test_training_on_some_domains_tests_all_and_starts_that_do_not_fit_are_refused(context: Context) -> None:
     run = build("A0", 42, train_domains="A")
     lines: list[str] = []
     first = execute(run, replace(context, say=lines.append))
@@ -225,3 +213,50 @@ def test_fine_tuning_on_wrong_domains_is_refused(context: Context) -> None:
         with pytest.raises(ConfigError, match=f"finetune_domains: .*{message}"):
             run_finetune([build("A0", 42)], context, steps=1, learning_rate=1e-4, domains=domains)
     assert not context.result_dir.exists()
+
+
+UNIFIED = "multiclass_unified"
+
+
+def test_compare_runs_all_members_under_one_parent(context: Context, monkeypatch: pytest.MonkeyPatch) -> None:
+    without_pictures(monkeypatch)
+    lines: list[str] = []
+    stopper = SignalGuard()
+    run = resolve_model("baseline", {**SETTINGS, "domains": "A,B", "maps_per_group": "0", "image_size": "32"})
+
+    def stop_in_the_second_member(line: str) -> None:
+        if "singleclass_A" in line and "run folder:" in line:
+            stopper.received = 15
+
+    stopped = replace(context, guard=stopper, say=stop_in_the_second_member)
+    with pytest.raises(Interrupted):
+        run_mode(run, stopped, mode="compare", seeds=[42])
+    (folder,) = (context.result_dir / "compare" / "baseline").iterdir()
+    assert read_state(folder)["status"] == "KILLED"
+    first = (folder / UNIFIED / "results.json").stat().st_mtime_ns
+
+    run_mode(run, replace(context, say=lines.append), mode="compare", seeds=[42])
+    assert list(folder.parent.iterdir()) == [folder], "the comparison was begun anew"
+    assert (folder / UNIFIED / "results.json").stat().st_mtime_ns == first, "a finished member ran twice"
+    summary = json.loads((folder / "final_summary.json").read_text())
+    assert summary["labels"] == [UNIFIED, "singleclass"]
+    assert summary["reference"] == "singleclass"
+    for domain in ("A", "B"):
+        whole, alone = (
+            json.loads((folder / name / "results.json").read_text())["per_domain_metrics"][f"domain_{domain}"]
+            for name in (UNIFIED, f"singleclass_{domain}")
+        )
+        (difference,) = (
+            row["mean_difference"]
+            for row in summary["differences"]
+            if (row["domain"], row["condition"], row["metric"]) == (f"domain_{domain}", "all", "auroc")
+        )
+        assert difference == pytest.approx(whole["auroc"] - alone["auroc"])
+    assert any("Nothing can be concluded" in line for line in lines)
+
+    (parent,) = runs_in(context, "compare")
+    runs = runs_in(context)
+    children = [one for one in runs if one.data.tags.get("mlflow.parentRunId") == parent.info.run_id]
+    assert len(children) == 3
+    assert {one.info.status for one in runs} == {"FINISHED"}
+    assert len(runs) == 4

@@ -1,6 +1,7 @@
 """Every model family from start to end: results, its own scores again, resumption, honest early stopping."""
 
 import shutil
+from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -13,22 +14,24 @@ import torch
 from safetensors.torch import load_file
 
 from dinomaly_hd.config.resolve import resolve_model
+from dinomaly_hd.data.hdmap import load_manifest
 from dinomaly_hd.data.images import read_image
 from dinomaly_hd.data.simulator import simulate
-from dinomaly_hd.errors import ConfigError, Interrupted
+from dinomaly_hd.errors import ConfigError, Interrupted, Pruned
 from dinomaly_hd.experiments import prepare
 from dinomaly_hd.experiments import run as runs
 from dinomaly_hd.experiments.predict import predict
 from dinomaly_hd.experiments.protocols import Trial, run_single_domain
-from dinomaly_hd.experiments.run import execute
+from dinomaly_hd.experiments.run import Outcome, execute
 from dinomaly_hd.models.patchcore.detector import PatchCore
 from dinomaly_hd.runs.context import Context
+from dinomaly_hd.runs.folder import all_runs, read_state
 from dinomaly_hd.serving import _load_pyfunc
 from dinomaly_hd.serving.exported import read_model
 from dinomaly_hd.training.signals import SignalGuard
 from dinomaly_hd.trivial import PREFIX
 
-from .light_runs import SMALL, assert_same_weights, evaluate_four_images
+from .light_runs import SMALL, assert_same_weights, evaluate_four_images, runs_in, without_pictures
 
 MODELS = (
     "dinomaly",
@@ -59,9 +62,7 @@ def build(model: str, **values: str) -> Any:
 
 
 @pytest.mark.parametrize("model", MODELS)
-def test_a_finished_run_says_what_it_is_and_its_exported_model_gives_its_scores(
-    model: str, own: Context
-) -> None:
+def test_a_finished_run_says_what_it_is_and_its_model_gives_its_scores(model: str, own: Context) -> None:
     outcome = execute(build(model, synthetic_copies="2"), own)
     results, family = outcome.results, model.split(":")[0]
     assert results.keys() >= RESULT_KEYS
@@ -113,7 +114,7 @@ def stopping_at(context: Context, step: int) -> Context:
         "draem_sevnet:severity_head_pooling_type=spatial_aware:patch_width_range=4-12",
     ],
 )
-def test_an_interrupted_training_goes_on_to_the_same_bits(
+def test_interrupted_trainings_end_with_the_same_bits(
     model: str, own: Context, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     seen = evaluate_four_images(monkeypatch)
@@ -176,7 +177,7 @@ def other_test_images(tmp_path_factory: pytest.TempPathFactory) -> Path:
 EARLY = {"max_steps": "6", "val_check_interval": "2", "early_stopping_patience": "2"}
 
 
-def test_early_stopping_sees_no_test_image(
+def test_early_stopping_is_blind(
     own: Context, other_test_images: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     seen = evaluate_four_images(monkeypatch)
@@ -193,9 +194,7 @@ def test_early_stopping_sees_no_test_image(
     assert watched[0] != watched[1], "the test images are looked at, and reported"
 
 
-def test_the_older_rule_chooses_by_the_test_images_and_is_marked(
-    own: Context, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_the_older_rule_chooses_by_test_images(own: Context, monkeypatch: pytest.MonkeyPatch) -> None:
     """The loss is lowest after step 2, the AUROC highest after step 4, and 6 steps are asked for."""
     values = {**EARLY, "early_stopping_patience": "9"}
     chosen, marked = {}, {}
@@ -213,17 +212,6 @@ def test_the_older_rule_chooses_by_the_test_images_and_is_marked(
         assert counted == {results["tested_step"]}, "the best weights are exported, not the last"
     assert chosen == {"held_out": (6, 2, 0.1), "source_test": (6, 4, pytest.approx(0.1))}
     assert marked == {"held_out": "held_out", "source_test": "source_test"}
-
-
-def test_patience_ends_a_training(own: Context, monkeypatch: pytest.MonkeyPatch) -> None:
-    seen = evaluate_four_images(monkeypatch)
-    loss = iter([0.5, 0.4, 0.4, float("nan"), 0.1])
-    monkeypatch.setattr(prepare, "held_out_loss", lambda *_, **__: next(loss))
-    values = {"max_steps": "6", "val_check_interval": "1", "early_stopping_patience": "2"}
-    execute(build("draem", **values, train_domains="all", domains="A"), own)
-    trained = seen[0].trained
-    assert (trained.last_step, trained.tested_step, trained.best_value) == (4, 2, 0.4)
-    assert "val_image_AUROC" not in seen[0].history, "without targets no test image is looked at"
 
 
 def test_a_folder_of_textures_is_needed_to_train_and_not_to_score(own: Context, tmp_path: Path) -> None:
@@ -248,9 +236,7 @@ def test_a_folder_of_textures_is_needed_to_train_and_not_to_score(own: Context, 
         execute(build("draem", **values), own)
 
 
-def test_models_that_share_an_encoder_do_not_disturb_each_other(
-    own: Context, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_an_encoder_that_models_share_stays_as_it_is(own: Context, monkeypatch: pytest.MonkeyPatch) -> None:
     """In one comparison a memory bank, then a Dinomaly that takes statistics of the same encoder's output."""
     seen = evaluate_four_images(monkeypatch)
     values = {"domains": "A", "train_domains": "all"}
@@ -262,3 +248,55 @@ def test_models_that_share_an_encoder_do_not_disturb_each_other(
     run_single_domain(trials, own)
     alone, _, together = seen
     assert_same_weights(alone.weights, together.weights)
+
+
+# The synthetic objective: measured in training and at its end, from held-out normals only.
+
+
+def run_watched(context: Context) -> Outcome:
+    values = {"synthetic_copies": "3", "val_check_interval": "1"}
+    return execute(resolve_model("dinomaly", {**SMALL["dinomaly"], **values}), context)
+
+
+def poison_test_split(data: Path) -> None:
+    """Turn every test image around its mean; labels and folders stay."""
+    manifest = load_manifest(data, domains=("A", "B"), conditions="auto")
+    for position in manifest.indices(split="test"):
+        path = manifest.path(int(position))
+        image = tifffile.imread(path)
+        tifffile.imwrite(path, (2 * image.mean() - image).astype(np.float32))
+
+
+def test_no_test_image_changes_synthetic_figures(context: Context, monkeypatch: pytest.MonkeyPatch) -> None:
+    without_pictures(monkeypatch)
+    seen: list[tuple[int, Mapping[str, float]]] = []
+    watched = replace(context, observe=lambda values, step: seen.append((step, dict(values))))
+    first = run_watched(watched)
+    block = first.results["synthetic"]
+    assert list(block["per_domain"]) == ["domain_A"], "B is not trained on"
+    figures = block["per_domain"]["domain_A"]
+    assert 0 <= figures["auroc"] <= 1
+    assert figures["bands"] <= 3 * figures["normals"]
+    reported = {step: values["synthetic/domain_A/auroc"] for step, values in seen if "val/loss" in values}
+    assert sorted(reported) == [0, 1]
+    assert reported[1] == figures["auroc"], "the last step's detector is the one that is evaluated"
+
+    poison_test_split(context.root / "data" / "simulated_tiny_seed0")
+    again = run_watched(replace(context, resume="never"))
+    assert again.results["per_domain_metrics"] != first.results["per_domain_metrics"]
+    assert again.results["synthetic"] == block
+
+
+def test_a_run_that_is_given_up_is_closed_and_says_so(context: Context) -> None:
+    def give_up(values: Mapping[str, float], step: int) -> None:
+        if "synthetic/domain_A/auroc" in values:
+            raise Pruned(f"given up at step {step + 1}")
+
+    with pytest.raises(Pruned, match="given up at step 1"):
+        run_watched(replace(context, observe=give_up))
+    (folder,) = all_runs(context.result_dir)
+    state = read_state(folder)
+    assert state["status"] == "KILLED"
+    (tracked,) = runs_in(context)
+    assert tracked.info.run_id == state["mlflow_run_id"]
+    assert (tracked.info.status, tracked.data.tags["pruned"]) == ("KILLED", "true")

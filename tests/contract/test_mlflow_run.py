@@ -60,9 +60,7 @@ def test_the_literal_command_runs_after_make_setup(clone: Path) -> None:
     assert (clone / "results" / "horizontal").is_dir()
 
 
-def test_each_checkout_and_lock_file_has_a_link_of_its_own_and_keeps_it(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_each_checkout_and_lock_keeps_its_own_link(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("MLFLOW_ENV_ROOT", str(tmp_path / "envs"))
     for name, lock in (("a", "numpy==2.0"), ("b", "numpy==2.0")):
         (tmp_path / name / ".venv").mkdir(parents=True)
@@ -75,9 +73,7 @@ def test_each_checkout_and_lock_file_has_a_link_of_its_own_and_keeps_it(
     assert project_environment.lay(tmp_path / "a") not in (first, second)
 
 
-def test_an_environment_that_mlflow_made_itself_is_left(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_an_environment_that_mlflow_made_is_left(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("MLFLOW_ENV_ROOT", str(tmp_path / "envs"))
     (tmp_path / "requirements.lock").write_text("numpy==2.0")
     link = project_environment.lay(tmp_path)

@@ -92,9 +92,7 @@ def change_card(folder: Path, change: Callable[[dict[str, Any]], object]) -> Non
 # ---- scores and decisions ----
 
 
-def test_a_runs_own_test_images_get_its_own_scores_thresholds_and_pictures(
-    tiny_run: "TinyRun", tmp_path: Path
-) -> None:
+def test_a_runs_own_images_get_its_own_scores_and_pictures(tiny_run: "TinyRun", tmp_path: Path) -> None:
     written = predicted(tiny_run, tmp_path / "out", images=tiny_run.data, maps=2)
     pictures = [Image.open(path) for path in sorted((tmp_path / "out" / "anomaly_maps").iterdir())]
     highest = written.sort_values("score", ascending=False)["path"].head(2)
@@ -116,9 +114,7 @@ def test_a_runs_own_test_images_get_its_own_scores_thresholds_and_pictures(
         assert list(rows["decision"]) == decided
 
 
-def test_folders_are_searched_in_order_into_a_new_dated_one_and_unknown_domains_are_undecided(
-    tiny_run: "TinyRun", tmp_path: Path
-) -> None:
+def test_folders_are_searched_in_order_into_a_new_dated_one(tiny_run: "TinyRun", tmp_path: Path) -> None:
     for name in ("b/2.tiff", "a.tif", "b/10.TIFF", ".hidden.tiff", "notes.txt"):
         (tmp_path / "maps" / name).parent.mkdir(parents=True, exist_ok=True)
         shutil.copy(tiny_run.data / FIRST, tmp_path / "maps" / name)
@@ -136,7 +132,7 @@ def test_folders_are_searched_in_order_into_a_new_dated_one_and_unknown_domains_
     assert all([item.name for item in folder.iterdir()] == ["scores.csv"] for folder in folders)
 
 
-def test_the_domain_asked_for_or_the_only_one_decides_for_every_image(
+def test_the_domain_asked_for_or_the_only_one_decides(
     tiny_run: "TinyRun", copy: Path, tmp_path: Path
 ) -> None:
     table = predicted(tiny_run, tmp_path / "asked", domain="B")
@@ -192,9 +188,7 @@ def undecided(run: "TinyRun", checkpoint: Path, output: Path) -> tuple[pd.Series
     return table["score"], [line for line in lines if line.startswith("undecided: ")]
 
 
-def test_only_the_checkpoint_that_a_run_finished_with_decides(
-    tiny_run: "TinyRun", copy: Path, tmp_path: Path
-) -> None:
+def test_only_a_runs_last_checkpoint_decides(tiny_run: "TinyRun", copy: Path, tmp_path: Path) -> None:
     own = predicted(tiny_run, tmp_path / "own")
     table = predicted(tiny_run, tmp_path / "last", tiny_run.folder / "checkpoints" / LAST)
     pd.testing.assert_frame_equal(table, own)
@@ -272,9 +266,7 @@ def test_what_the_user_got_wrong_is_one_line(tiny_run: "TinyRun", tmp_path: Path
     refused(tiny_run, ImageError, r"^000001\.png: 31 x 95 8-bit PNG or TIFF, but the model", images=tmp_path)
 
 
-def test_memory_that_runs_out_is_one_line(
-    tiny_run: "TinyRun", tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_memory_that_ran_out(tiny_run: "TinyRun", tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def examine(*_: object) -> None:
         raise MemoryError
 
@@ -284,7 +276,7 @@ def test_memory_that_runs_out_is_one_line(
     assert not (tmp_path / "out").exists()
 
 
-def test_errors_of_the_entry_point_have_their_exit_codes(
+def test_errors_have_their_exit_codes(
     tiny_run: "TinyRun", tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     def run(*argv: str) -> tuple[int, str]:

@@ -216,7 +216,7 @@ def report_runs(project: Project) -> list[Any]:
 # ---- which runs, and where they lie ----
 
 
-def test_runs_by_folder_and_by_name_are_reported_in_a_new_folder_and_logged(
+def test_runs_are_reported_in_a_new_folder_and_logged(
     project: Project, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(reporting, "comparison_pictures", DRAWN)
@@ -277,9 +277,7 @@ def test_a_comparison_stands_for_its_members_and_names_what_is_missing(project: 
     assert second.markdown == written.markdown
 
 
-def test_what_failed_is_named_until_an_attempt_finishes_and_what_did_not_end_says_so(
-    project: Project,
-) -> None:
+def test_what_failed_is_named_until_an_attempt_finishes_or_did_not_end(project: Project) -> None:
     def markdown() -> str:
         return report(request(project, project.ablation))[1].markdown
 
@@ -346,43 +344,10 @@ def test_a_report_can_be_reported_on_again_and_is_kept_beside_another_view(proje
     assert written.comparison.labels == ("no q_percent", "q_percent=100")
 
 
-def test_single_domains_of_a_seed_count_as_one_and_incomplete_ones_are_named(project: Project) -> None:
-    parent = project.results / "compare" / "baseline" / "20260202_000000_seed42"
-    publish_json(parent / "run.json", {"status": "KILLED"})
-    for seed in (42, 43):
-        write_run(parent / f"multiclass_unified_seed{seed}", seed=seed, label="multiclass_unified")
-        for domain in DOMAINS:
-            write_run(
-                parent / f"singleclass_{domain}_seed{seed}",
-                seed=seed,
-                label="singleclass",
-                domains=(domain,),
-                digest=domain,
-                effect=0.5,
-                status="RUNNING" if (seed, domain) == (43, "domain_C") else "FINISHED",
-                tags={"domains": domain[-1]},
-            )
-    _, written = report(request(project, parent, reference="singleclass"))
-    assert written.comparison.seeds == {"multiclass_unified": (42, 43), "singleclass": (42,)}
-    assert written.comparison.data_digest == "d" * 64
-    assert "singleclass C, seed 43 (status RUNNING" in written.markdown
-    assert "singleclass, seed 43 (no finished run of domain_C; the others left out)" in written.markdown
-    again = report(request(project, parent))[1].comparison
-    assert (again.seeds, again.runs) == (written.comparison.seeds, written.comparison.runs)
-    assert again.reference == "singleclass"
-    part = parent / "singleclass_domain_C_seed42" / "scores" / "domain_C.csv"
-    part.write_text(part.read_text().replace("trivial/max", "trivial/other"))
-    (parent / "final_summary.json").unlink()
-    with pytest.raises(DataError, match="tested on different data"):
-        report(request(project, parent))
-
-
 # ---- what is refused ----
 
 
-def test_what_cannot_be_reported_is_one_line_and_leaves_nothing_behind(
-    project: Project, tmp_path: Path
-) -> None:
+def test_what_cannot_be_reported_is_one_line_and_leaves_nothing(project: Project, tmp_path: Path) -> None:
     def refusal(error: type[Exception], *runs: str | Path, **changes: Any) -> str:
         with pytest.raises(error) as caught:
             report(request(project, *runs, **changes))
@@ -439,9 +404,7 @@ def test_what_cannot_be_reported_is_one_line_and_leaves_nothing_behind(
 # ---- MLflow ----
 
 
-def test_without_mlflow_or_some_scores_the_rest_is_written_and_a_line_warns(
-    project: Project, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_without_mlflow_or_scores_a_line_warns(project: Project, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("MLFLOW_TRACKING_URI", NOWHERE)
     lines: list[str] = []
     _, written = report(request(project, "A0_seed42", "F_seed42", say=lines.append))
@@ -455,9 +418,7 @@ def test_without_mlflow_or_some_scores_the_rest_is_written_and_a_line_warns(
     assert "domain_C.csv cannot be read" in markdown
 
 
-def test_a_run_begun_by_mlflow_run_holds_the_report(
-    project: Project, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_run_of_mlflow_run_holds_the_report(project: Project, monkeypatch: pytest.MonkeyPatch) -> None:
     client = client_for(project.uri)
     experiment = client.get_experiment_by_name(EXPERIMENT)
     assert experiment is not None

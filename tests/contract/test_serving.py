@@ -168,9 +168,7 @@ def served(tiny_run: "TinyRun") -> ServedModel:
     return _load_pyfunc(str(tiny_run.folder / "model"))
 
 
-def test_without_a_domain_nothing_is_decided_and_what_cannot_be_answered_is_one_line(
-    served: ServedModel, images_BHW: np.ndarray
-) -> None:
+def test_what_cannot_be_answered_is_one_line(served: ServedModel, images_BHW: np.ndarray) -> None:
     answer = served.predict(images_BHW[:1])
     assert np.isfinite(answer["score"]).all()
     assert answer[["threshold", "fault"]].isna().all(axis=None)
@@ -184,9 +182,7 @@ def test_without_a_domain_nothing_is_decided_and_what_cannot_be_answered_is_one_
         served.predict(np.stack([images_BHW[0], np.full((31, 95), 3e38)]))
 
 
-def test_a_map_comes_at_the_inputs_pixels_and_is_empty_where_a_crop_hid_them(
-    served: ServedModel, images_BHW: np.ndarray
-) -> None:
+def test_a_map_has_the_inputs_pixels_but_cropped_ones(served: ServedModel, images_BHW: np.ndarray) -> None:
     def drawn() -> np.ndarray:
         return np.array(served.predict(images_BHW[:1], params={"return_map": True})["map"][0], dtype=float)
 
@@ -200,9 +196,7 @@ def test_a_map_comes_at_the_inputs_pixels_and_is_empty_where_a_crop_hid_them(
     assert not np.isnan(map_HW[5:26]).any()
 
 
-def test_random_encoder_weights_come_back_by_their_seed(
-    tiny_run: "TinyRun", tmp_path: Path, images_BHW: np.ndarray
-) -> None:
+def test_random_weights_come_back(tiny_run: "TinyRun", tmp_path: Path, images_BHW: np.ndarray) -> None:
     shutil.copytree(tiny_run.folder / "model", tmp_path / "model")
     card = json.loads((tmp_path / "model" / "model.json").read_text())
     card["config"]["encoder"]["encoder_weights"] = card["encoder_digest"] = "random"

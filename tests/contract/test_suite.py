@@ -50,9 +50,7 @@ def statuses(context: Context, kind: str) -> dict[str, list[str]]:
     return found
 
 
-def test_members_of_two_sets_of_domains_are_run_reported_and_used_again(
-    context: Context, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_members_are_run_reported_and_used_again(context: Context, monkeypatch: pytest.MonkeyPatch) -> None:
     read: list[Path] = []
     load = hdmap.load_manifest
     monkeypatch.setattr(
@@ -74,6 +72,7 @@ def test_members_of_two_sets_of_domains_are_run_reported_and_used_again(
         run_suite(members, told, slots=LOCAL)
     assert len(read) == 2, "once for each set of domains"
     assert statuses(context, "train") == {"max": ["FINISHED"], "to_B": ["FINISHED"], "diverges": ["FAILED"]}
+    assert statuses(context, "suite") == {"-": ["FAILED"]}
     (parent,) = (context.result_dir / "suite").glob("*/*_seed42")
     assert "diverges, seed 42" in (parent / "reports" / "A" / "report.md").read_text()
     summary = json.loads((parent / "reports" / "A" / "final_summary.json").read_text())
@@ -133,9 +132,7 @@ def test_a_suite_killed_or_stopped_goes_on_and_runs_each_member_once(context: Co
     assert statuses(context, "suite") == {"-": ["FINISHED"]}
 
 
-def test_of_two_processes_one_is_at_work_and_what_it_finishes_is_not_run_again(
-    context: Context, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_of_two_processes_one_is_at_work(context: Context, monkeypatch: pytest.MonkeyPatch) -> None:
     told = {"variant": "trivial", "seed": 1, "config_hash": "a", "resume": "auto", "of_members": True}
     with (
         open_folder(context.root / "other", **told),

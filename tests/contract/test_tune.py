@@ -98,9 +98,7 @@ def test_every_trial_is_an_mlflow_run_with_its_seeds_below_it(found: Found) -> N
     assert "Found and known settings" in study.data.tags["mlflow.note.content"]
 
 
-def test_the_report_says_what_was_found_and_the_best_is_an_exact_command_and_a_conditions_file(
-    found: Found,
-) -> None:
+def test_the_best_is_reported_with_its_exact_command_and_conditions_file(found: Found) -> None:
     text = (found.folder / "report.md").read_text()
     assert "3 complete" in text or "2 complete, 1 pruned" in text
     assert "0 (F)" in text
@@ -125,9 +123,7 @@ def test_the_report_says_what_was_found_and_the_best_is_an_exact_command_and_a_c
     assert condition.name == "first_best"
 
 
-def test_a_trial_that_is_stopped_goes_on_in_its_folder_and_its_mlflow_run(
-    root: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_stopped_trial_goes_on_in_its_folder_and_run(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     flags = flags_in(root, study="stopped", trials="1", space="row_p", max_steps="3", checkpoint_interval="1")
     execute, guard = trial.execute, SignalGuard()
     starts: list[Any] = []

@@ -54,9 +54,7 @@ def test_a_run_of_an_outage_is_completed_once(context: Context, monkeypatch: pyt
     assert sync(context)[0] == Synchronised(0, 0, 0, 0, 0, 0)
 
 
-def test_a_server_that_is_slow_at_the_start_is_known_at_the_end(
-    context: Context, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_slow_server_is_known_at_the_end(context: Context, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(
         Tracker, "start", lambda self, *, timeout_s: started(self, timeout_s=timeout_s) and None
     )
@@ -66,7 +64,7 @@ def test_a_server_that_is_slow_at_the_start_is_known_at_the_end(
     assert lacking(context.result_dir) == []
 
 
-def test_a_folder_at_work_or_damaged_does_not_stop_the_others(
+def test_a_folder_at_work_or_damaged_stops_no_other(
     context: Context, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     folders = {"at_work": run_without_server(context, monkeypatch, name="at_work").folder}

@@ -1,6 +1,7 @@
 """Fast kernels give the values and gradients of plain ones: products, steps worked out again, pieces."""
 
 from collections.abc import Callable
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -54,7 +55,7 @@ def random(*shape: int, seed: int = 0) -> Tensor:
 
 @pytest.mark.parametrize("bias", [True, False])
 @pytest.mark.parametrize(("inputs", "outputs"), [(WIDE, NARROW), (NARROW, WIDE)])
-def test_values_and_gradients_are_those_of_a_linear_layer(
+def test_values_and_gradients_are_a_linear_layers(
     inputs: int, outputs: int, bias: bool, onednn: bool
 ) -> None:
     layer = Linear(inputs, outputs, bias=bias)
@@ -72,15 +73,10 @@ def test_values_and_gradients_are_those_of_a_linear_layer(
     layer.zero_grad()
     layer.requires_grad_(False)(x).sum().backward()
     assert not any(parameter.grad is not None for parameter in layer.parameters())
-
-
-def test_with_onednn_a_row_does_not_depend_on_the_others(onednn: bool) -> None:
-    if not onednn:
-        pytest.skip("MKL takes other kernels for few rows")
-    weight, bias, x = random(WIDE, NARROW), random(WIDE, seed=1), random(200, NARROW, seed=2)
-    whole = linear(x, weight, bias)
-    for rows in (2, 7, 64, 100):
-        assert torch.equal(linear(x[50 : 50 + rows], weight, bias), whole[50 : 50 + rows])
+    if onednn:  # a row does not depend on the others; MKL takes other kernels for few rows
+        rows = random(200, inputs, seed=2)
+        whole = layer(rows)
+        assert all(torch.equal(layer(rows[50 : 50 + n]), whole[50 : 50 + n]) for n in (2, 7, 64, 100))
 
 
 def test_all_else_is_pytorchs_own(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -93,14 +89,11 @@ def test_all_else_is_pytorchs_own(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.usefixtures("onednn")
-def test_under_autocast_products_are_autocasts() -> None:
+def test_under_autocast_products_are_autocasts_and_gradients_of_the_outputs_type() -> None:
     layer, x = Linear(WIDE, WIDE), random(4, WIDE)
     with torch.autocast("cpu", dtype=torch.bfloat16):
         assert torch.equal(layer(x), F.linear(x, layer.weight, layer.bias))
         assert layer(x).dtype == torch.bfloat16
-
-
-def test_gradients_run_in_the_type_of_the_outputs_gradient() -> None:
     gradient = random(2, 4, 8).bfloat16()
     found = input_gradient(gradient, random(8, 6)), weight_gradient(gradient, random(2, 4, 6))
     assert [each.dtype for each in found] == [torch.bfloat16] * 2
@@ -117,32 +110,19 @@ def test_a_model_keeps_its_parameters_and_their_names() -> None:
     torch.testing.assert_close(after(x), expected, atol=1e-5, rtol=0)
 
 
-@pytest.mark.parametrize(
-    ("vendor", "right", "expected"),
-    [("AuthenticAMD", True, True), ("GenuineIntel", True, False), ("AuthenticAMD", False, False)],
-)
-@pytest.mark.parametrize("cpuinfo", [True, False], ids=["cpuinfo", "platform"])
-def test_the_choice_is_the_processors_and_the_operators(
-    vendor: str, right: bool, expected: bool, cpuinfo: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    file = tmp_path / "cpuinfo"
-    if cpuinfo:
-        file.write_text(f"processor\t: 0\nvendor_id\t: {vendor}\nmodel name\t: some\n")
-    monkeypatch.setattr(products, "CPUINFO", file)
-    monkeypatch.setattr(products.platform, "processor", lambda: f"AMD64 Family 25 Model 33, {vendor}")
-    monkeypatch.setattr(products, "_onednn_is_right", lambda: right)
-    assert products.onednn_is_faster.__wrapped__() == expected
-
-
-@pytest.mark.parametrize("fault", ["raises", "is wrong"])
-def test_an_operator_that_is_not_what_it_was_is_not_used(fault: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    def operator(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-        if fault == "raises":
-            raise AttributeError("no such operator")
-        return F.linear(x, weight, bias) + 1e-3
-
-    monkeypatch.setattr(products, "_onednn", operator)
-    assert not products._onednn_is_right()
+def test_the_processor_and_the_operator_choose(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(products, "CPUINFO", tmp_path / "cpuinfo")
+    for cpuinfo, (vendor, right) in product((False, True), (("AMD", True), ("Intel", True), ("AMD", False))):
+        name = {"AMD": "AuthenticAMD", "Intel": "GenuineIntel"}[vendor]
+        if cpuinfo:
+            products.CPUINFO.write_text(f"processor\t: 0\nvendor_id\t: {name}\nmodel name\t: some\n")
+        monkeypatch.setattr(products.platform, "processor", lambda n=name: f"AMD64 Family 25 Model 33, {n}")
+        monkeypatch.setattr(products, "_onednn_is_right", lambda r=right: r)
+        assert products.onednn_is_faster.__wrapped__() == (right and vendor == "AMD")
+    monkeypatch.undo()
+    for operator in (None, lambda x, weight, bias: F.linear(x, weight, bias) + 1e-3):  # raises; is wrong
+        monkeypatch.setattr(products, "_onednn", operator)
+        assert not products._onednn_is_right()
 
 
 def test_pieces_are_the_batch_and_no_larger_than_the_cache(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -211,19 +191,14 @@ def test_positive_feature_is_elu_plus_one_and_its_slope_does_not_jump_at_zero() 
     assert slope[3:5].tolist() == [1.0, 1.0]
 
 
-def test_positive_feature_equals_autograd_on_a_permuted_view() -> None:
+def test_feature_and_quotient_equal_autograd_and_lie_token_by_token() -> None:
     x = leaf(2, 7, 3, 4)
     view = x.permute(0, 2, 1, 3)
     assert positive_feature(view).is_contiguous()
     assert_equals_autograd(lambda: positive_feature(view), lambda: plain_feature(view), (x,))
-
-
-def test_quotient_equals_autograd_and_lies_token_by_token() -> None:
-    value, denominator = leaf(2, 3, 5, 4), (leaf(2, 3, 5, 1, seed=1).detach().abs() + 1).requires_grad_()
-    assert divided(value, denominator).transpose(1, 2).is_contiguous()
-    assert_equals_autograd(
-        lambda: divided(value, denominator), lambda: value / denominator, (value, denominator)
-    )
+    value, below = leaf(2, 3, 5, 4), (leaf(2, 3, 5, 1, seed=1).detach().abs() + 1).requires_grad_()
+    assert divided(value, below).transpose(1, 2).is_contiguous()
+    assert_equals_autograd(lambda: divided(value, below), lambda: value / below, (value, below))
 
 
 def mask(*shape: int) -> Kept:
@@ -255,18 +230,17 @@ def test_dropout_between_gelu_and_a_linear_layer_equals_autograd() -> None:
     assert torch.equal(x, before)
 
 
-@pytest.mark.parametrize("bias", [True, False])
-def test_linear_of_norm_equals_autograd(bias: bool) -> None:
+def test_linear_of_norm_equals_autograd() -> None:
     torch.manual_seed(0)
-    norm, layer = nn.LayerNorm(8, eps=1e-8), nn.Linear(8, 12, bias=bias)
-    nn.init.normal_(norm.weight)
-    nn.init.normal_(norm.bias)
-    x = leaf(3, 5, 8)
-    assert_equals_autograd(
-        lambda: linear_of_norm(x, norm=norm, layer=layer),
-        lambda: layer(norm(x)),
-        (x, *norm.parameters(), *layer.parameters()),
-    )
+    norm, x = nn.LayerNorm(8, eps=1e-8), leaf(3, 5, 8)
+    for parameter in norm.parameters():
+        nn.init.normal_(parameter)
+    for layer in (nn.Linear(8, 12), nn.Linear(8, 12, bias=False)):
+        assert_equals_autograd(
+            lambda layer=layer: linear_of_norm(x, norm=norm, layer=layer),
+            lambda layer=layer: layer(norm(x)),
+            (x, *norm.parameters(), *layer.parameters()),
+        )
 
 
 @pytest.fixture
