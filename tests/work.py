@@ -1,9 +1,17 @@
-"""What tests of several folders share: counting calls instead of seconds, and waiting that ends early."""
+"""What tests of several folders share: counts instead of seconds, waiting that ends early, servers."""
 
+import contextlib
+import http.client
+import os
+import signal
+import socket
+import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable
+import urllib.request
+from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any, TypeVar
 
 PATIENCE_S = 600.0
@@ -47,3 +55,31 @@ def wait_for(happened: Callable[[], bool]) -> None:
     while not happened():
         assert time.monotonic() < deadline, "it did not happen"
         time.sleep(0.05)
+
+
+@contextlib.contextmanager
+def mlflow_server(*words: str, answers: str, log: Path, **environment: str) -> Iterator[int]:
+    """Run a server of MLflow's, its lines going to ``log``; yield its port once a path of it answers."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = int(free.getsockname()[1])
+    command = [sys.executable, "-m", "mlflow", *words, "--host", "127.0.0.1", "--port", str(port)]
+    with log.open("wb") as stream:
+        told: Any = {"stdout": stream, "stderr": stream, "env": {**os.environ, **environment}}
+        process = subprocess.Popen(command, start_new_session=True, **told)
+
+    def up() -> bool:
+        assert process.poll() is None, f"it ended: {log.read_text()[-2000:]}"
+        with contextlib.suppress(OSError, http.client.HTTPException):
+            urllib.request.urlopen(f"http://127.0.0.1:{port}{answers}", timeout=60).close()
+            return True
+        return False
+
+    try:
+        wait_for(up)
+        yield port
+    finally:
+        for number in (signal.SIGTERM, signal.SIGKILL):  # with its children: they are a process group
+            with contextlib.suppress(ProcessLookupError, subprocess.TimeoutExpired):
+                os.killpg(process.pid, number)
+                process.wait(timeout=60)

@@ -3,12 +3,6 @@
 import contextlib
 import os
 import shutil
-import signal
-import socket
-import subprocess
-import sys
-import urllib.error
-import urllib.request
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -22,9 +16,10 @@ from selenium.webdriver.common.keys import Keys
 from selenium.webdriver.remote.webelement import WebElement
 from selenium.webdriver.support.ui import WebDriverWait
 
+from tests.work import PATIENCE_S, mlflow_server
+
 BROWSERS = ("chromium", "chromium-browser", "google-chrome")
 WIDTH, HEIGHT = 1280, 800
-PATIENCE_S = 600.0
 POLL_S = 0.3
 # MLflow's assistant opens at the first visit and covers a quarter of the page.
 NO_ASSISTANT = """
@@ -171,36 +166,7 @@ def browsing(base: str, *, output: Path) -> Iterator[Pages]:
 @contextlib.contextmanager
 def served(uri: str, *, log: Path) -> Iterator[str]:
     """Yield the address of an `mlflow ui` of its own on a store."""
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    command = [sys.executable, "-m", "mlflow", "ui", "--workers", "1", "--host", "127.0.0.1"]
-    command += ["--port", str(port), "--backend-store-uri", uri]
     settings = {"MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false", "MLFLOW_DISABLE_TELEMETRY": "true"}
-    with log.open("w") as stream:
-        server = subprocess.Popen(
-            command,
-            env={**os.environ, **settings},
-            stdout=stream,
-            stderr=subprocess.STDOUT,
-            start_new_session=True,
-        )
-    base = f"http://127.0.0.1:{port}"
-    try:
-        WebDriverWait(server, PATIENCE_S, poll_frequency=POLL_S).until(
-            lambda process: process.poll() is not None or _healthy(base), message=f"{base} does not answer"
-        )
-        if server.poll() is not None:
-            raise RuntimeError(f"mlflow ui ended: {log.read_text()[-2000:]}")
-        yield base
-    finally:
-        with contextlib.suppress(ProcessLookupError):
-            os.killpg(server.pid, signal.SIGTERM)
-        server.wait(timeout=PATIENCE_S)
-
-
-def _healthy(base: str) -> bool:
-    with contextlib.suppress(OSError, urllib.error.URLError):
-        urllib.request.urlopen(f"{base}/health", timeout=60).close()
-        return True
-    return False
+    words = ("ui", "--workers", "1", "--backend-store-uri", uri)
+    with mlflow_server(*words, answers="/health", log=log, **settings) as port:
+        yield f"http://127.0.0.1:{port}"

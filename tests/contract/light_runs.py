@@ -1,6 +1,7 @@
 """Runs of any model family on tiny maps, without what takes longest: pictures, or the whole evaluation."""
 
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any, NamedTuple
 
 import pytest
@@ -15,6 +16,7 @@ from dinomaly_hd.runs.context import Context
 from dinomaly_hd.runs.mirror import SENDERS
 from dinomaly_hd.runs.store import client_for, default_uri
 from dinomaly_hd.training.loop import Trained, trained_state
+from dinomaly_hd.training.signals import SignalGuard
 
 BASE = {
     "preset": "quick",
@@ -91,3 +93,14 @@ def runs_in(context: Context, kind: str = "") -> list[Any]:
     experiment = client.get_experiment_by_name(context.experiment)
     assert experiment is not None
     return list(client.search_runs([experiment.experiment_id], f"tags.kind = '{kind}'" if kind else ""))
+
+
+def stopping_at(context: Context, step: int) -> Context:
+    """Return surroundings in which a signal comes after ``step`` steps."""
+    guard = SignalGuard()
+
+    def progress(done: int, _total: int, _seconds_left: float) -> None:
+        if done == step:
+            guard.received = 15
+
+    return replace(context, guard=guard, on_progress=progress)

@@ -1,19 +1,14 @@
 """A real `mlflow models serve`: started, asked, stopped; a registered model; requests to be refused."""
 
 import base64
-import contextlib
 import http.client
 import io
 import json
 import os
-import signal
-import socket
 import struct
-import subprocess
 import sys
 import time
-import urllib.request
-from collections.abc import Iterator
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -21,9 +16,10 @@ import numpy as np
 import tifffile
 from PIL import Image
 
+from tests.work import PATIENCE_S, mlflow_server
+
 HOST = "127.0.0.1"
 JSON = "application/json"
-POLL_S, REQUEST_S, STOP_S = 0.25, 600.0, 60.0
 
 
 class Request(NamedTuple):
@@ -66,7 +62,7 @@ class Client:
     """One connection to a server; not to be shared by threads."""
 
     def __init__(self, port: int) -> None:
-        self.connection = http.client.HTTPConnection(HOST, port, timeout=REQUEST_S)
+        self.connection = http.client.HTTPConnection(HOST, port, timeout=PATIENCE_S)
 
     def close(self) -> None:
         """End the connection; for ``contextlib.closing``."""
@@ -83,46 +79,11 @@ class Client:
         return Answer(response.status, body, time.perf_counter() - began)
 
 
-@contextlib.contextmanager
-def serving(model_uri: str, *, tracking_uri: str, log: Path, timeout_s: float = 900.0) -> Iterator[int]:
-    """Serve a model for as long as needed and yield the port; the server's lines go to ``log``.
-
-    Raises:
-        RuntimeError: It ended, or did not answer within ``timeout_s``; with its last lines.
-    """
-    with socket.socket() as free:
-        free.bind((HOST, 0))
-        port = int(free.getsockname()[1])
-    command = ["-m", "mlflow", "models", "serve", "-m", model_uri, "--env-manager", "local"]
+def serving(model_uri: str, *, tracking_uri: str, log: Path) -> AbstractContextManager[int]:
+    """Serve a model for as long as needed and yield the port; the server's lines go to ``log``."""
     path = os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", "")])
-    with log.open("wb") as stream:
-        process = subprocess.Popen(
-            [sys.executable, *command, "-h", HOST, "-p", str(port)],
-            env={**os.environ, "MLFLOW_TRACKING_URI": tracking_uri, "PATH": path},
-            stdout=stream,
-            stderr=stream,
-            start_new_session=True,
-        )
-    try:
-        deadline = time.monotonic() + timeout_s
-        while not _is_up(port):
-            if process.poll() is not None or time.monotonic() > deadline:
-                raise RuntimeError(f"{model_uri} is not served:\n{log.read_text()[-2000:]}")
-            time.sleep(POLL_S)
-        yield port
-    finally:
-        for number in (signal.SIGTERM, signal.SIGKILL):  # its children too: they are a process group
-            with contextlib.suppress(ProcessLookupError, subprocess.TimeoutExpired):
-                os.killpg(process.pid, number)
-                process.wait(timeout=STOP_S)
-
-
-def _is_up(port: int) -> bool:
-    try:
-        urllib.request.urlopen(f"http://{HOST}:{port}/ping", timeout=60.0).close()
-    except (OSError, http.client.HTTPException):
-        return False
-    return True
+    words = ("models", "serve", "-m", model_uri, "--env-manager", "local")
+    return mlflow_server(*words, answers="/ping", log=log, MLFLOW_TRACKING_URI=tracking_uri, PATH=path)
 
 
 def register(uri: str, run_id: str, *, name: str, alias: str) -> str:

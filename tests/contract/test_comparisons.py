@@ -43,7 +43,9 @@ def scores(folder: Path) -> pd.DataFrame:
     return pd.concat(pd.read_csv(path) for path in sorted((folder / "scores").glob("domain_?.csv")))
 
 
-def test_an_ablation_shares_work_reports_and_is_not_repeated(context: Context) -> None:
+def test_an_ablation_shares_work_reports_is_not_repeated_and_finds_the_same_in_slots(
+    context: Context, monkeypatch: pytest.MonkeyPatch
+) -> None:
     lines: list[str] = []
     told = replace(context, say=lines.append)
     configs = ("A0", "A0:row_context=1")
@@ -77,21 +79,17 @@ def test_an_ablation_shares_work_reports_and_is_not_repeated(context: Context) -
     pd.testing.assert_frame_equal(scores(alone.folder), shared, check_exact=True)
     assert not scores(first[-2])["score"].equals(shared["score"]), "row_context does nothing"
 
-
-def test_an_ablation_in_slots_finds_the_same(context: Context, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("OMP_NUM_THREADS", str(torch.get_num_threads()))
-    lines: list[str] = []
-    told = replace(context, say=lines.append)
-    several = run_ablation(("A0", "F"), (42,), told, build=build, slots=Slots("local", 2, ""))
-    assert sum(line.startswith(("A0_seed42: finished", "F_seed42: finished")) for line in lines) == 2
+    lines.clear()
+    elsewhere = replace(told, result_dir=context.root / "slots")
+    several = run_ablation(configs, (42,), elsewhere, build=build, slots=Slots("local", 2, ""))
+    assert sum("_seed42: finished" in line for line in lines) == 2
     assert several.report is not None
-    assert several.report.comparison.labels == ("A0", "F")
-    alone = run_ablation(("A0", "F"), (42,), replace(context, result_dir=context.root / "alone"), build=build)
-    for label, one in alone.outcomes.items():
-        assert one.folder != several.outcomes[label].folder
-        pd.testing.assert_frame_equal(
-            scores(one.folder), scores(several.outcomes[label].folder), check_exact=True
-        )
+    assert several.report.comparison.labels == configs
+    for label, one in several.outcomes.items():
+        same = done.outcomes[label]
+        assert one.folder != same.folder
+        pd.testing.assert_frame_equal(scores(one.folder), scores(same.folder), check_exact=True)
 
 
 def test_steps_are_points_of_one_training(context: Context) -> None:

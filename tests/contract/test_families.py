@@ -28,10 +28,9 @@ from dinomaly_hd.runs.context import Context
 from dinomaly_hd.runs.folder import all_runs, read_state
 from dinomaly_hd.serving import _load_pyfunc
 from dinomaly_hd.serving.exported import read_model
-from dinomaly_hd.training.signals import SignalGuard
 from dinomaly_hd.trivial import PREFIX
 
-from .light_runs import SMALL, assert_same_weights, evaluate_four_images, runs_in, without_pictures
+from .light_runs import SMALL, assert_same_weights, evaluate_four_images, runs_in, stopping_at
 
 MODELS = (
     "dinomaly",
@@ -96,17 +95,6 @@ def test_a_finished_run_says_what_it_is_and_its_model_gives_its_scores(model: st
     assert set(found["decision"]) <= {"fault", "good"}
 
 
-def stopping_at(context: Context, step: int) -> Context:
-    """Return surroundings in which a signal comes after ``step`` steps."""
-    guard = SignalGuard()
-
-    def listen(line: str) -> None:
-        if line.startswith(f"step {step}/"):
-            guard.received = 15
-
-    return replace(context, guard=guard, say=listen)
-
-
 @pytest.mark.parametrize(
     "model",
     [
@@ -160,38 +148,43 @@ def test_a_filled_memory_bank_is_not_filled_again(own: Context, monkeypatch: pyt
     assert len(kept) > 1
 
 
-@pytest.fixture(scope="module")
-def other_test_images(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Return the data of A and B with D's faults for good test images, and D's good ones for faults."""
-    root = simulate(tmp_path_factory.mktemp("other") / "data", size="tiny", seed=0)
-    swap = {"good": "fault", "fault": "good"}
-    for domain in ("domain_A", "domain_B"):
-        for kind, other in swap.items():
-            own = sorted((root / domain / "test" / kind).iterdir())
-            new = sorted((root / "domain_D" / "test" / other).iterdir())
-            for target, source in zip(own, new, strict=True):
-                shutil.copyfile(source, target)
-    return root
-
-
 EARLY = {"max_steps": "6", "val_check_interval": "2", "early_stopping_patience": "2"}
 
 
-def test_early_stopping_is_blind(
-    own: Context, other_test_images: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    seen = evaluate_four_images(monkeypatch)
-    execute(build("draem", **EARLY), own)
-    execute(build("draem", **EARLY, data_root=str(other_test_images)), own)
-    first, second = seen
-    assert first.work.ready.manifest.digest != second.work.ready.manifest.digest
-    assert_same_weights(first.weights, second.weights)
-    assert first.trained.tested_step == second.trained.tested_step
-    assert first.trained.best_value == second.trained.best_value
-    assert first.history["val/loss"] == second.history["val/loss"]
-    assert len(first.history["val/loss"]) == 3
-    watched = [one.history["val_image_AUROC"] for one in seen]
+def exported(outcome: Outcome) -> dict[str, torch.Tensor]:
+    return load_file(outcome.folder / "model" / "weights.safetensors")
+
+
+def test_no_test_image_changes_weights_or_synthetic_figures(own: Context, tmp_path: Path) -> None:
+    data = simulate(tmp_path / "maps", size="tiny", seed=0)
+    run = build("draem", **EARLY, synthetic_copies="3", data_root=str(data))
+    seen: list[tuple[int, Mapping[str, float]]] = []
+    first = execute(run, replace(own, observe=lambda values, step: seen.append((step, dict(values)))))
+    manifest = load_manifest(data, domains=("A", "B"), conditions="auto")
+    for position in manifest.indices(split="test"):  # turned around its mean; labels and folders stay
+        path = manifest.path(int(position))
+        image = tifffile.imread(path)
+        tifffile.imwrite(path, (2 * image.mean() - image).astype(np.float32))
+    second = execute(run, replace(own, result_dir=own.result_dir / "second"))
+
+    ours, theirs = first.results, second.results
+    assert ours["per_domain_metrics"] != theirs["per_domain_metrics"]
+    assert_same_weights(exported(first), exported(second))
+    for name in ("tested_step", "best_val", "synthetic"):
+        assert ours[name] == theirs[name], name
+    history, other = (one["training_history"] for one in (ours, theirs))
+    assert history["val/loss"]["value"] == other["val/loss"]["value"]
+    assert len(history["val/loss"]["value"]) == 3
+    watched = [one["val_image_AUROC"]["value"] for one in (history, other)]
     assert watched[0] != watched[1], "the test images are looked at, and reported"
+
+    assert list(ours["synthetic"]["per_domain"]) == ["domain_A"], "B is not trained on"
+    figures = ours["synthetic"]["per_domain"]["domain_A"]
+    assert 0 <= figures["auroc"] <= 1
+    assert figures["bands"] <= 3 * figures["normals"]
+    reported = {step: values["synthetic/domain_A/auroc"] for step, values in seen if "val/loss" in values}
+    assert sorted(reported) == [1, 3, 5]
+    assert reported[ours["tested_step"] - 1] == figures["auroc"]
 
 
 def test_the_older_rule_chooses_by_test_images(own: Context, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -207,8 +200,8 @@ def test_the_older_rule_chooses_by_test_images(own: Context, monkeypatch: pytest
         chosen[rule] = (results["steps"], results["tested_step"], results["best_val"])
         marked[rule] = results["config"]["training"]["validate_on"]
         assert results["training_history"]["val_image_AUROC"]["value"] == [0.6, 0.9, 0.7]
-        exported = load_file(outcome.folder / "model" / "weights.safetensors")
-        counted = {int(v) for name, v in exported.items() if name.endswith("num_batches_tracked")}
+        weights = exported(outcome)
+        counted = {int(v) for name, v in weights.items() if name.endswith("num_batches_tracked")}
         assert counted == {results["tested_step"]}, "the best weights are exported, not the last"
     assert chosen == {"held_out": (6, 2, 0.1), "source_test": (6, 4, pytest.approx(0.1))}
     assert marked == {"held_out": "held_out", "source_test": "source_test"}
@@ -226,7 +219,7 @@ def test_a_folder_of_textures_is_needed_to_train_and_not_to_score(own: Context, 
     tifffile.imwrite(folder / "a.tiff", generator.random((9, 30), dtype=np.float32))
     second = execute(build("draem", **values), own)
     assert first.results["config_hash"] != second.results["config_hash"]
-    weights = [load_file(one.folder / "model" / "weights.safetensors") for one in (first, second)]
+    weights = [exported(one) for one in (first, second)]
     assert any(not torch.equal(weights[0][name], weights[1][name]) for name in weights[0])
 
     shutil.rmtree(folder)
@@ -250,50 +243,14 @@ def test_an_encoder_that_models_share_stays_as_it_is(own: Context, monkeypatch: 
     assert_same_weights(alone.weights, together.weights)
 
 
-# The synthetic objective: measured in training and at its end, from held-out normals only.
-
-
-def run_watched(context: Context) -> Outcome:
-    values = {"synthetic_copies": "3", "val_check_interval": "1"}
-    return execute(resolve_model("dinomaly", {**SMALL["dinomaly"], **values}), context)
-
-
-def poison_test_split(data: Path) -> None:
-    """Turn every test image around its mean; labels and folders stay."""
-    manifest = load_manifest(data, domains=("A", "B"), conditions="auto")
-    for position in manifest.indices(split="test"):
-        path = manifest.path(int(position))
-        image = tifffile.imread(path)
-        tifffile.imwrite(path, (2 * image.mean() - image).astype(np.float32))
-
-
-def test_no_test_image_changes_synthetic_figures(context: Context, monkeypatch: pytest.MonkeyPatch) -> None:
-    without_pictures(monkeypatch)
-    seen: list[tuple[int, Mapping[str, float]]] = []
-    watched = replace(context, observe=lambda values, step: seen.append((step, dict(values))))
-    first = run_watched(watched)
-    block = first.results["synthetic"]
-    assert list(block["per_domain"]) == ["domain_A"], "B is not trained on"
-    figures = block["per_domain"]["domain_A"]
-    assert 0 <= figures["auroc"] <= 1
-    assert figures["bands"] <= 3 * figures["normals"]
-    reported = {step: values["synthetic/domain_A/auroc"] for step, values in seen if "val/loss" in values}
-    assert sorted(reported) == [0, 1]
-    assert reported[1] == figures["auroc"], "the last step's detector is the one that is evaluated"
-
-    poison_test_split(context.root / "data" / "simulated_tiny_seed0")
-    again = run_watched(replace(context, resume="never"))
-    assert again.results["per_domain_metrics"] != first.results["per_domain_metrics"]
-    assert again.results["synthetic"] == block
-
-
 def test_a_run_that_is_given_up_is_closed_and_says_so(context: Context) -> None:
     def give_up(values: Mapping[str, float], step: int) -> None:
         if "synthetic/domain_A/auroc" in values:
             raise Pruned(f"given up at step {step + 1}")
 
+    run = build("dinomaly", synthetic_copies="3", val_check_interval="1")
     with pytest.raises(Pruned, match="given up at step 1"):
-        run_watched(replace(context, observe=give_up))
+        execute(run, replace(context, observe=give_up))
     (folder,) = all_runs(context.result_dir)
     state = read_state(folder)
     assert state["status"] == "KILLED"

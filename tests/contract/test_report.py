@@ -50,10 +50,10 @@ class Project(NamedTuple):
         return self.root / "results"
 
 
-def scores(seed: int, *, effect: float, domains: tuple[str, ...]) -> pd.DataFrame:
+def scores(seed: int, *, effect: float) -> pd.DataFrame:
     rows = [
         (f"{domain}/test/{kind}/{condition}{i}.tiff", domain, fault, condition)
-        for domain, condition in product(domains, ("cold", "warm"))
+        for domain, condition in product(DOMAINS, ("cold", "warm"))
         for fault, kind in enumerate(("good", "fault"))
         for i in range(6)
     ]
@@ -67,39 +67,30 @@ def write_run(
     folder: Path,
     *,
     seed: int,
-    label: str = "-",
+    label: str = "A0",
     variant: str = "baseline",
     effect: float = 0.0,
-    domains: tuple[str, ...] = DOMAINS,
     digest: str = "d" * 64,
-    model: dict[str, Any] | None = None,
     encoder: str = "small",
     status: str = "FINISHED",
     run_id: str | None = None,
-    tags: dict[str, str] | None = None,
 ) -> Path:
     """Write what a run leaves behind; one that is not finished has no results."""
     config = {
         "seed": seed,
-        "model": {"variant": variant, **(model or {})},
+        "model": {"variant": variant, **({"q_percent": 100.0} if label == "K100" else {})},
         "encoder": {"encoder": encoder},
-        "data": {"domains": ",".join(domains), "train_domains": "all"},
+        "data": {"domains": ",".join(DOMAINS), "train_domains": "all"},
     }
     publish_json(folder / "run.json", {"status": status, **({"mlflow_run_id": run_id} if run_id else {})})
     publish_json(folder / "experiment_settings.json", {"config": config})
-    track(folder, {"kind": "train", "variant": variant, "config": label, **(tags or {})})
+    track(folder, {"kind": "train", "variant": variant, "config": label})
     if status != "FINISHED":
         return folder
-    table = scores(seed, effect=effect, domains=domains)
-    head = {
-        "variant": variant,
-        "label": variant if label == "-" else label,
-        "seed": seed,
-        "domains": list(domains),
-        "config": config,
-        "data_digest": digest,
-    }
-    publish_json(folder / "results.json", head | evaluate(table, normal_thresholds={}, seed=0, draws=2))
+    table = scores(seed, effect=effect)
+    head = {"variant": variant, "label": label, "seed": seed, "config": config, "data_digest": digest}
+    head |= {"domains": list(DOMAINS)} | evaluate(table, normal_thresholds={}, seed=0, draws=2)
+    publish_json(folder / "results.json", head)
     (folder / "scores").mkdir()
     for number, name in enumerate(("max", "mean", "std", "contrast")):
         table[f"trivial/{name}"] = [float(len(path) + number) for path in table["path"]]
@@ -148,8 +139,7 @@ def prepared(tmp_path_factory: pytest.TempPathFactory) -> Project:
         run_id = new_run(folder.name, tags | above)
         client.log_param(run_id, "seed", str(seed))
         told: dict[str, Any] = {"variant": variant, "status": status, "effect": effect, "encoder": encoder}
-        model = {"q_percent": 100.0} if label == "K100" else {}
-        write_run(folder, seed=seed, label=label, model=model, run_id=run_id, **told)
+        write_run(folder, seed=seed, label=label, run_id=run_id, **told)
         if status == "FINISHED":
             client.log_artifact(run_id, str(folder / "results.json"))
             client.log_artifacts(run_id, str(folder / "scores"), "scores")

@@ -126,16 +126,6 @@ def test_a_run_holds_what_was_logged_and_leaves_nothing_global(uri: str, folder:
     assert os.environ["MLFLOW_DISABLE_TELEMETRY"] == "true"
 
 
-def test_the_pages_that_the_links_name_exist_in_this_mlflow() -> None:
-    import mlflow
-
-    scripts = Path(mlflow.__file__).parent / "server" / "js" / "build" / "static" / "js"
-    text = "".join(path.read_text() for path in scripts.glob("*.js"))
-    for name in ("workflowType", "machine_learning", "compareRunsMode", "CHART"):
-        assert f'"{name}"' in text
-    assert "/experiments/:experimentId/runs" in text
-
-
 def test_a_child_hides_under_its_parent_in_the_experiment_that_mlflow_run_chose(
     uri: str, folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -64,30 +64,23 @@ def test_a_slow_server_is_known_at_the_end(context: Context, monkeypatch: pytest
     assert lacking(context.result_dir) == []
 
 
-def test_a_folder_at_work_or_damaged_stops_no_other(
+def test_a_folder_at_work_or_damaged_stops_no_other_and_one_that_died_is_killed(
     context: Context, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     folders = {"at_work": run_without_server(context, monkeypatch, name="at_work").folder}
-    for name in ("damaged", "whole"):  # the same run is not run again for another folder: copies of it
+    for name in ("damaged", "whole", "died"):  # the same run is not run again for another folder: copies
         folders[name] = Path(shutil.copytree(folders["at_work"], context.result_dir / name))
         outbox = folders[name] / "tracking.jsonl"
-        outbox.write_text(outbox.read_text().replace('"key": "', f'"key": "{name}'))
+        lines = [line for line in outbox.read_text().splitlines() if name != "died" or '"ended"' not in line]
+        outbox.write_text("\n".join(lines).replace('"key": "', f'"key": "{name}') + "\n")
     (folders["damaged"] / "journal.jsonl").write_text('{"broken\n{"a": 1}\n')
+    RunFolder(folders["died"], resumed=True).set_state(status="RUNNING")
     with filelock.FileLock(folders["at_work"] / LOCK):
         done, lines = sync(context)
-    assert (done.completed, done.refused, done.at_work) == (1, 1, 1)
+    assert (done.completed, done.refused, done.at_work) == (2, 1, 1)
     assert any("at work" in line for line in lines)
     assert any("damaged" in line and "journal.jsonl" in line for line in lines)
-
-
-def test_a_run_that_died_is_marked_killed(context: Context, monkeypatch: pytest.MonkeyPatch) -> None:
-    outcome = run_without_server(context, monkeypatch, name="died")
-    outbox = outcome.folder / "tracking.jsonl"
-    kept = [line for line in outbox.read_text().splitlines() if '"ended"' not in line]
-    outbox.write_text("\n".join(kept) + "\n")
-    RunFolder(outcome.folder, resumed=True).set_state(status="RUNNING")
-    assert sync(context)[0].completed == 1
-    state = read_state(outcome.folder)
+    state = read_state(folders["died"])
     assert state["status"] == "KILLED"
     assert client_for(default_uri(context.root)).get_run(state["mlflow_run_id"]).info.status == "KILLED"
 

@@ -149,19 +149,6 @@ def value_and_gradients(out: Tensor, *given: Tensor) -> list[Tensor]:
     return [out.detach(), *torch.autograd.grad((out * weights).sum(), given)]
 
 
-def assert_equals_autograd(
-    work: Callable[[], Tensor], plain: Callable[[], Tensor], given: tuple[Tensor, ...]
-) -> None:
-    """Compare bit by bit with autograd's, and with what the function does where the switch is off."""
-    found, expected = value_and_gradients(work(), *given), value_and_gradients(plain(), *given)
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(fast, "ON", False)
-        off = value_and_gradients(work(), *given)
-    for one, other, third in zip(found, expected, off, strict=True):
-        assert torch.equal(one, other)
-        assert torch.equal(one, third)
-
-
 def kept_bytes(work: Callable[[], Tensor]) -> int:
     """Return what autograd keeps for the backward pass, each storage once."""
     kept: dict[int, int] = {}
@@ -191,78 +178,95 @@ def test_positive_feature_is_elu_plus_one_and_its_slope_does_not_jump_at_zero() 
     assert slope[3:5].tolist() == [1.0, 1.0]
 
 
-def test_feature_and_quotient_equal_autograd_and_lie_token_by_token() -> None:
-    x = leaf(2, 7, 3, 4)
-    view = x.permute(0, 2, 1, 3)
-    assert positive_feature(view).is_contiguous()
-    assert_equals_autograd(lambda: positive_feature(view), lambda: plain_feature(view), (x,))
-    value, below = leaf(2, 3, 5, 4), (leaf(2, 3, 5, 1, seed=1).detach().abs() + 1).requires_grad_()
-    assert divided(value, below).transpose(1, 2).is_contiguous()
-    assert_equals_autograd(lambda: divided(value, below), lambda: value / below, (value, below))
-
-
 def mask(*shape: int) -> Kept:
     return Kept(torch.rand(*shape, generator=torch.Generator().manual_seed(1)) >= 0.3, 1 / 0.7)
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
-def test_a_mask_equals_a_product_and_keeps_a_byte_a_value(dtype: torch.dtype) -> None:
-    x, kept = random(3, 50, 8).to(dtype).requires_grad_(), mask(3, 50, 8)
-    factor = kept.mask.to(dtype).mul_(kept.scale)
-    assert_equals_autograd(lambda: masked(x, kept), lambda: x * factor, (x,))
-    assert kept_bytes(lambda: masked(x, kept)) == kept.mask.nelement()
-
-
-def test_dropout_between_gelu_and_a_linear_layer_equals_autograd() -> None:
+def made_mlp() -> tuple[nn.LayerNorm, nn.Sequential]:
     torch.manual_seed(0)
+    norm = nn.LayerNorm(8, eps=1e-8)
+    for parameter in norm.parameters():
+        nn.init.normal_(parameter)
+    return norm, nn.Sequential(nn.Linear(8, 32), nn.GELU(), nn.Linear(32, 8))
+
+
+Work = Callable[[], Tensor]
+
+
+def fused() -> dict[str, tuple[Work, Work, tuple[Tensor, ...]]]:
+    """Return by name: what is worked out again, the same by autograd, and what has gradients."""
+    x, value = leaf(2, 7, 3, 4), leaf(2, 3, 5, 4)
+    below = (random(2, 3, 5, 1).abs() + 1).requires_grad_()
+    view, kept, wide = x.permute(0, 2, 1, 3), mask(3, 50, 32), leaf(3, 50, 32)
+    double = wide.detach().double().requires_grad_()
+    norm, mlp = made_mlp()
+    layer, plain, given = nn.Linear(32, 8), nn.Linear(8, 12, bias=False), leaf(3, 5, 8)
+    normed = (given, *norm.parameters())
+
+    def scaled(of: Tensor) -> Tensor:
+        return kept.mask.to(of.dtype).mul_(kept.scale)
+
+    return {
+        "feature": (lambda: positive_feature(view), lambda: plain_feature(view), (x,)),
+        "quotient": (lambda: divided(value, below), lambda: value / below, (value, below)),
+        "mask": (lambda: masked(wide, kept), lambda: wide * scaled(wide), (wide,)),
+        "mask, float64": (lambda: masked(double, kept), lambda: double * scaled(double), (double,)),
+        "gelu and linear": (
+            lambda: linear_of_gelu(wide * 1, layer=layer, kept=kept),
+            lambda: layer(F.gelu(wide * 1) * kept.scale * kept.mask),
+            (wide, *layer.parameters()),
+        ),
+        "norm and linear": (
+            lambda: linear_of_norm(given, norm=norm, layer=mlp[0]),
+            lambda: mlp[0](norm(given)),
+            (*normed, *mlp[0].parameters()),
+        ),
+        "norm and linear without bias": (
+            lambda: linear_of_norm(given, norm=norm, layer=plain),
+            lambda: plain(norm(given)),
+            (*normed, plain.weight),
+        ),
+        "norm and MLP": (
+            lambda: mlp_of_norm(given, norm=norm, mlp=mlp),
+            lambda: mlp(norm(given)),
+            (*normed, *mlp.parameters()),
+        ),
+    }
+
+
+@pytest.mark.parametrize("name", fused())
+def test_values_and_gradients_equal_autograds_bit_by_bit(name: str) -> None:
+    """Also where the switch is off; without gradients it writes over its hidden layer, not over its input."""
+    work, plain, given = fused()[name]
+    found, expected = value_and_gradients(work(), *given), value_and_gradients(plain(), *given)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(fast, "ON", False)
+        off = value_and_gradients(work(), *given)
+    for one, other, third in zip(found, expected, off, strict=True):
+        assert torch.equal(one, other)
+        assert torch.equal(one, third)
+    with torch.no_grad():
+        assert torch.equal(work(), expected[0])
+        assert torch.equal(work(), expected[0])
+
+
+def test_results_lie_token_by_token_and_less_is_kept_than_by_autograd() -> None:
+    assert positive_feature(leaf(2, 7, 3, 4).permute(0, 2, 1, 3)).is_contiguous()
+    assert divided(leaf(2, 3, 5, 4), leaf(2, 3, 5, 1)).transpose(1, 2).is_contiguous()
     x, layer, kept = leaf(3, 50, 32), nn.Linear(32, 8), mask(3, 50, 32)
-    assert_equals_autograd(
-        lambda: linear_of_gelu(x * 1, layer=layer, kept=kept),
-        lambda: layer(F.gelu(x * 1) * kept.scale * kept.mask),
-        (x, *layer.parameters()),
-    )
+    assert kept_bytes(lambda: masked(x, kept)) == kept.mask.nelement(), "a byte a value"
     # Beside the parameters: its input and a byte a value, not the hidden layer once more.
     most = x.nelement() * x.element_size() + kept.mask.nelement() + layer.weight.nelement() * 4
     assert kept_bytes(lambda: linear_of_gelu(x, layer=layer, kept=kept)) <= most
-    expected, before = linear_of_gelu(x, layer=layer, kept=kept), x.detach().clone()
-    with torch.no_grad():
-        assert torch.equal(linear_of_gelu(x, layer=layer, kept=kept), expected)
-    assert torch.equal(x, before)
+    (norm, mlp), many = made_mlp(), leaf(64, 8)
+    ours = kept_bytes(lambda: mlp_of_norm(many, norm=norm, mlp=mlp))
+    assert ours < 0.65 * kept_bytes(lambda: mlp(norm(many)))
+    ours = kept_bytes(lambda: positive_feature(many * 1))
+    assert ours < 0.5 * kept_bytes(lambda: plain_feature(many * 1))
 
 
-def test_linear_of_norm_equals_autograd() -> None:
-    torch.manual_seed(0)
-    norm, x = nn.LayerNorm(8, eps=1e-8), leaf(3, 5, 8)
-    for parameter in norm.parameters():
-        nn.init.normal_(parameter)
-    for layer in (nn.Linear(8, 12), nn.Linear(8, 12, bias=False)):
-        assert_equals_autograd(
-            lambda layer=layer: linear_of_norm(x, norm=norm, layer=layer),
-            lambda layer=layer: layer(norm(x)),
-            (x, *norm.parameters(), *layer.parameters()),
-        )
-
-
-@pytest.fixture
-def mlp() -> nn.Sequential:
-    torch.manual_seed(0)
-    return nn.Sequential(nn.Linear(8, 32), nn.GELU(), nn.Linear(32, 8))
-
-
-def test_mlp_equals_autograd_and_without_gradients_leaves_its_input(mlp: nn.Sequential) -> None:
-    x, norm = leaf(3, 5, 8), nn.LayerNorm(8)
-    assert_equals_autograd(
-        lambda: mlp_of_norm(x, norm=norm, mlp=mlp),
-        lambda: mlp(norm(x)),
-        (x, *norm.parameters(), *mlp.parameters()),
-    )
-    with torch.no_grad():  # it writes over its hidden layer
-        assert torch.equal(mlp_of_norm(x, norm=norm, mlp=mlp), mlp(norm(x)))
-        assert torch.equal(mlp_of_norm(x, norm=norm, mlp=mlp), mlp(norm(x)))
-
-
-def test_under_autocast_gradients_are_those_of_autocast(mlp: nn.Sequential) -> None:
-    x, norm = leaf(3, 5, 8), nn.LayerNorm(8)
+def test_under_autocast_gradients_are_those_of_autocast() -> None:
+    (norm, mlp), x = made_mlp(), leaf(3, 5, 8)
     given = (x, *norm.parameters(), *mlp.parameters())
     with torch.autocast("cpu", dtype=torch.bfloat16):
         ours, plain = mlp_of_norm(x, norm=norm, mlp=mlp), mlp(norm(x))
@@ -270,11 +274,3 @@ def test_under_autocast_gradients_are_those_of_autocast(mlp: nn.Sequential) -> N
     for one, other in zip(value_and_gradients(ours, *given), value_and_gradients(plain, *given), strict=True):
         assert one.dtype == other.dtype
         assert torch.allclose(one.float(), other.float(), rtol=2e-2, atol=2e-2)
-
-
-def test_less_is_kept_than_by_autograd(mlp: nn.Sequential) -> None:
-    x, norm = leaf(64, 8), nn.LayerNorm(8)
-    ours = kept_bytes(lambda: mlp_of_norm(x, norm=norm, mlp=mlp))
-    assert ours < 0.65 * kept_bytes(lambda: mlp(norm(x)))
-    ours = kept_bytes(lambda: positive_feature(x * 1))
-    assert ours < 0.5 * kept_bytes(lambda: plain_feature(x * 1))
