@@ -50,6 +50,14 @@ class TinyRun(NamedTuple):
     lines: tuple[str, ...]
 
 
+@pytest.fixture(scope="session", autouse=True)
+def project_of_entry_points(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """Give entry points another place than the checkout for simulated maps and MLflow's files."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("entry_points.common.ROOT", tmp_path_factory.mktemp("checkout"))
+        yield
+
+
 @pytest.fixture(scope="session")
 def empty_store(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A database with MLflow's tables: making them takes seconds, copying them none."""
@@ -120,9 +128,9 @@ def place(tmp_path_factory: pytest.TempPathFactory, empty_store: Path) -> "Itera
 
 @pytest.fixture
 def own(place: "Context", tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> "Context":
-    """Return the file's project with a result folder for one test alone; its runs draw nothing."""
+    """Return the file's project with results and an experiment for one test alone; its runs draw nothing."""
     from .light_runs import without_pictures
 
     without_pictures(monkeypatch)
     monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{place.root / 'mlflow.db'}")
-    return replace(place, result_dir=tmp_path / "results")
+    return replace(place, result_dir=tmp_path / "results", experiment=tmp_path.name)

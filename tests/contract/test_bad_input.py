@@ -21,11 +21,11 @@ import torch
 
 from dinomaly_hd.experiments import prepare
 from dinomaly_hd.runs.folder import read_state
-from entry_points import common
 from entry_points.common import launch
 
 from .conftest import SETTINGS, TinyRun
 
+ROOT = Path(__file__).resolve().parents[2]
 TINY = {**SETTINGS, "maps_per_group": "0", "domains": "A"}
 VIT = "encoder=dinov2reg_vit_small_14 encoder_weights=random"
 CONDITIONS = [
@@ -287,7 +287,7 @@ def test_the_process_itself_ends_with_the_code() -> None:
         (["stray"], "ConfigError: unexpected word 'stray'; write --name value\n"),
     ):
         command = [sys.executable, "-m", "entry_points.topk", *flags]
-        ended = subprocess.run(command, cwd=common.ROOT, capture_output=True, text=True, check=False)
+        ended = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
         assert ended.returncode == 64
         assert ended.stderr.startswith(message)
         assert len(ended.stderr.splitlines()) == 1

@@ -30,7 +30,7 @@ from dinomaly_hd.training.signals import SignalGuard
 from entry_points import ablation, encoders, finetune, steps
 
 from .conftest import SETTINGS
-from .light_runs import runs_in, without_pictures
+from .light_runs import runs_in
 
 SMALL = {**SETTINGS, "image_size": "32", "maps_per_group": "0", "domains": "A,B"}
 
@@ -44,10 +44,10 @@ def scores(folder: Path) -> pd.DataFrame:
 
 
 def test_an_ablation_shares_work_reports_is_not_repeated_and_finds_the_same_in_slots(
-    context: Context, monkeypatch: pytest.MonkeyPatch
+    own: Context, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     lines: list[str] = []
-    told = replace(context, say=lines.append)
+    told = replace(own, say=lines.append)
     configs = ("A0", "A0:row_context=1")
     done = run_ablation(configs, (42, 43), told, build=build)
     assert sum("once for all steps" in line for line in lines) == 2, "encoded once a seed, for all configs"
@@ -60,7 +60,7 @@ def test_an_ablation_shares_work_reports_is_not_repeated_and_finds_the_same_in_s
     assert "<html" in (parent / "report.html").read_text()
     assert {path.name for path in (parent / "tables").iterdir()} >= {"means.csv", "differences.csv"}
 
-    runs = runs_in(context)
+    runs = runs_in(own)
     top = next(run for run in runs if run.data.tags["kind"] == "ablation")
     children = [run for run in runs if run.data.tags.get("mlflow.parentRunId") == top.info.run_id]
     assert sorted(run.data.tags["config"] for run in children) == sorted(configs * 2)
@@ -74,14 +74,14 @@ def test_an_ablation_shares_work_reports_is_not_repeated_and_finds_the_same_in_s
     first, second = ([outcome.folder for outcome in one.outcomes.values()] for one in (done, again))
     assert first == second
 
-    alone = execute(build(configs[1], 43), replace(context, result_dir=context.root / "alone"))
+    alone = execute(build(configs[1], 43), replace(own, result_dir=own.result_dir.parent / "alone"))
     shared = scores(first[-1])
     pd.testing.assert_frame_equal(scores(alone.folder), shared, check_exact=True)
     assert not scores(first[-2])["score"].equals(shared["score"]), "row_context does nothing"
 
     monkeypatch.setenv("OMP_NUM_THREADS", str(torch.get_num_threads()))
     lines.clear()
-    elsewhere = replace(told, result_dir=context.root / "slots")
+    elsewhere = replace(told, result_dir=own.result_dir.parent / "slots")
     several = run_ablation(configs, (42,), elsewhere, build=build, slots=Slots("local", 2, ""))
     assert sum("_seed42: finished" in line for line in lines) == 2
     assert several.report is not None
@@ -92,27 +92,27 @@ def test_an_ablation_shares_work_reports_is_not_repeated_and_finds_the_same_in_s
         pd.testing.assert_frame_equal(scores(one.folder), scores(same.folder), check_exact=True)
 
 
-def test_steps_are_points_of_one_training(context: Context) -> None:
+def test_steps_are_points_of_one_training(own: Context) -> None:
     lines: list[str] = []
     done = run_steps(
         (2, 4),
         (42,),
-        replace(context, say=lines.append),
+        replace(own, say=lines.append),
         build=lambda step, seed: build("D", seed, max_steps="4", stop_step=str(step)),
     )
     assert "going on at step 2" in lines
     last = done.outcomes[next(m for m in done.outcomes if m.label == "step 4")]
-    whole = execute(build("D", 42, max_steps="4"), replace(context, result_dir=context.root / "whole"))
+    whole = execute(build("D", 42, max_steps="4"), replace(own, result_dir=own.result_dir.parent / "whole"))
     pd.testing.assert_frame_equal(scores(whole.folder), scores(last.folder), check_exact=True)
     rates = [o.results["training_history"]["train/lr"]["value"] for o in done.outcomes.values()]
     assert rates[0] + rates[1] == whole.results["training_history"]["train/lr"]["value"]
 
 
-def test_encoders_are_compared_by_name(context: Context) -> None:
+def test_encoders_are_compared_by_name(own: Context) -> None:
     done = run_encoders(
         ("efficientnet_lite0", "resnet18"),
         (42,),
-        context,
+        own,
         build=lambda encoder, seed: build("A0", seed, encoder=encoder, encoder_weights="random"),
     )
     assert done.report is not None
@@ -120,10 +120,10 @@ def test_encoders_are_compared_by_name(context: Context) -> None:
     assert not done.report.comparison.settings.notes, "the encoder is what is compared"
 
 
-def test_training_on_some_domains_tests_all_and_starts_that_do_not_fit_are_refused(context: Context) -> None:
+def test_training_on_some_domains_tests_all_and_starts_that_do_not_fit_are_refused(own: Context) -> None:
     run = build("A0", 42, train_domains="A")
     lines: list[str] = []
-    first = execute(run, replace(context, say=lines.append))
+    first = execute(run, replace(own, say=lines.append))
     assert list(first.results["per_domain_metrics"]) == ["domain_A", "domain_B"]
     assert "encoder: statistics of 7 training images" in lines
     for values, error, message in (
@@ -136,14 +136,14 @@ def test_training_on_some_domains_tests_all_and_starts_that_do_not_fit_are_refus
         ),
     ):
         with pytest.raises(error, match=message):
-            execute(build("A0", 42, **values), context)
+            execute(build("A0", 42, **values), own)
 
 
-def test_finetuning_starts_from_the_unified_model_and_sees_one_domain(context: Context) -> None:
+def test_finetuning_starts_from_the_unified_model_and_sees_one_domain(own: Context) -> None:
     lines: list[str] = []
     done = run_finetune(
         [build("A0", 42)],
-        replace(context, say=lines.append),
+        replace(own, say=lines.append),
         steps=1,
         learning_rate=1e-30,
         domains=None,
@@ -175,16 +175,16 @@ def test_entry_points_ask_for_what_the_flags_say(monkeypatch: pytest.MonkeyPatch
         module.main(flags.split(), SignalGuard())
         return calls.pop()
 
-    (configs, seeds, context), named = asked(ablation, "--configs A0,F --seeds 1,2")
-    assert (list(configs), seeds, context.entry_point) == (["A0", "F"], (1, 2), "ablation")
+    (configs, seeds, own), named = asked(ablation, "--configs A0,F --seeds 1,2")
+    assert (list(configs), seeds, own.entry_point) == (["A0", "F"], (1, 2), "ablation")
     assert named["build"]("F", 2).seed == 2
     slots = [asked(ablation, flags)[1]["slots"].number for flags in ("", "--slots 3", "--slots auto")]
     assert slots == [1, 3, None]
 
     flags = "--encoders small,resnet18 --seeds 42,43 --config C --batch_size 4"
-    (names, seeds, context), named = asked(encoders, flags)
+    (names, seeds, own), named = asked(encoders, flags)
     assert (names, seeds) == (["dinov2reg_vit_small_14", "resnet18"], (42, 43))
-    assert context.entry_point == "encoders"
+    assert own.entry_point == "encoders"
     run = named["build"]("resnet18", 43)
     assert (run.encoder.encoder, run.seed, run.training.batch_size) == ("resnet18", 43, 4)
     assert flatten(run)["bottleneck"] == "segment"
@@ -202,22 +202,21 @@ def test_entry_points_ask_for_what_the_flags_say(monkeypatch: pytest.MonkeyPatch
     assert asked(finetune, "")[1]["domains"] is None, "all of them"
 
 
-def test_fine_tuning_on_wrong_domains_is_refused(context: Context) -> None:
+def test_fine_tuning_on_wrong_domains_is_refused(own: Context) -> None:
     for domains, message in (
         ((), "expected one or more of A, B"),
         (("A", "A"), "each once"),
         (("A", "E"), "'E' is not trained on"),
     ):
         with pytest.raises(ConfigError, match=f"finetune_domains: .*{message}"):
-            run_finetune([build("A0", 42)], context, steps=1, learning_rate=1e-4, domains=domains)
-    assert not context.result_dir.exists()
+            run_finetune([build("A0", 42)], own, steps=1, learning_rate=1e-4, domains=domains)
+    assert not own.result_dir.exists()
 
 
 UNIFIED = "multiclass_unified"
 
 
-def test_compare_runs_all_members_under_one_parent(context: Context, monkeypatch: pytest.MonkeyPatch) -> None:
-    without_pictures(monkeypatch)
+def test_compare_runs_all_members_under_one_parent(own: Context) -> None:
     lines: list[str] = []
     stopper = SignalGuard()
     run = resolve_model("baseline", {**SETTINGS, "domains": "A,B", "maps_per_group": "0", "image_size": "32"})
@@ -226,14 +225,14 @@ def test_compare_runs_all_members_under_one_parent(context: Context, monkeypatch
         if "singleclass_A" in line and "run folder:" in line:
             stopper.received = 15
 
-    stopped = replace(context, guard=stopper, say=stop_in_the_second_member)
+    stopped = replace(own, guard=stopper, say=stop_in_the_second_member)
     with pytest.raises(Interrupted):
         run_mode(run, stopped, mode="compare", seeds=[42])
-    (folder,) = (context.result_dir / "compare" / "baseline").iterdir()
+    (folder,) = (own.result_dir / "compare" / "baseline").iterdir()
     assert read_state(folder)["status"] == "KILLED"
     first = (folder / UNIFIED / "results.json").stat().st_mtime_ns
 
-    run_mode(run, replace(context, say=lines.append), mode="compare", seeds=[42])
+    run_mode(run, replace(own, say=lines.append), mode="compare", seeds=[42])
     assert list(folder.parent.iterdir()) == [folder], "the comparison was begun anew"
     assert (folder / UNIFIED / "results.json").stat().st_mtime_ns == first, "a finished member ran twice"
     summary = json.loads((folder / "final_summary.json").read_text())
@@ -252,8 +251,8 @@ def test_compare_runs_all_members_under_one_parent(context: Context, monkeypatch
         assert difference == pytest.approx(whole["auroc"] - alone["auroc"])
     assert any("Nothing can be concluded" in line for line in lines)
 
-    (parent,) = runs_in(context, "compare")
-    runs = runs_in(context)
+    (parent,) = runs_in(own, "compare")
+    runs = runs_in(own)
     children = [one for one in runs if one.data.tags.get("mlflow.parentRunId") == parent.info.run_id]
     assert len(children) == 3
     assert {one.info.status for one in runs} == {"FINISHED"}

@@ -4,7 +4,7 @@ import json
 import shutil
 from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -28,16 +28,14 @@ from dinomaly_hd.training import checkpoint as checkpoints
 from entry_points.common import launch
 from entry_points.predict import main
 
+from .conftest import TinyRun
 from .scoring_server import register
-
-if TYPE_CHECKING:
-    from conftest import TinyRun
 
 FIRST = "domain_A/test/good/000000.tiff"
 LAST = "step_00000002.pt"
 
 
-def predicted(run: "TinyRun", output: Path | None, /, name: str | Path = "", **changes: Any) -> pd.DataFrame:
+def predicted(run: TinyRun, output: Path | None, /, name: str | Path = "", **changes: Any) -> pd.DataFrame:
     """Score domain C's test images unless told otherwise, and return the table that was written."""
     settings: dict[str, Any] = {
         "images": run.data / "domain_C" / "test",
@@ -54,7 +52,7 @@ def predicted(run: "TinyRun", output: Path | None, /, name: str | Path = "", **c
     return pd.read_csv(folder / "scores.csv", keep_default_na=False)
 
 
-def refused(run: "TinyRun", error: type[Exception], line: str, **changes: Any) -> None:
+def refused(run: TinyRun, error: type[Exception], line: str, **changes: Any) -> None:
     """Check that nothing is scored and one line says why."""
     with pytest.raises(error, match=line) as raised:
         predicted(run, changes.pop("output", None), **changes)
@@ -70,7 +68,7 @@ def never_loaded(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.fixture
-def copy(tiny_run: "TinyRun", tmp_path: Path) -> Path:
+def copy(tiny_run: TinyRun, tmp_path: Path) -> Path:
     """Return a copy of the run that a test may change."""
     return Path(shutil.copytree(tiny_run.folder, tmp_path / "copy"))
 
@@ -92,7 +90,7 @@ def change_card(folder: Path, change: Callable[[dict[str, Any]], object]) -> Non
 # ---- scores and decisions ----
 
 
-def test_a_runs_own_images_get_its_own_scores_and_pictures(tiny_run: "TinyRun", tmp_path: Path) -> None:
+def test_a_runs_own_images_get_its_own_scores_and_pictures(tiny_run: TinyRun, tmp_path: Path) -> None:
     written = predicted(tiny_run, tmp_path / "out", images=tiny_run.data, maps=2)
     pictures = [Image.open(path) for path in sorted((tmp_path / "out" / "anomaly_maps").iterdir())]
     highest = written.sort_values("score", ascending=False)["path"].head(2)
@@ -114,7 +112,7 @@ def test_a_runs_own_images_get_its_own_scores_and_pictures(tiny_run: "TinyRun", 
         assert list(rows["decision"]) == decided
 
 
-def test_folders_are_searched_in_order_into_a_new_dated_one(tiny_run: "TinyRun", tmp_path: Path) -> None:
+def test_folders_are_searched_in_order_into_a_new_dated_one(tiny_run: TinyRun, tmp_path: Path) -> None:
     for name in ("b/2.tiff", "a.tif", "b/10.TIFF", ".hidden.tiff", "notes.txt"):
         (tmp_path / "maps" / name).parent.mkdir(parents=True, exist_ok=True)
         shutil.copy(tiny_run.data / FIRST, tmp_path / "maps" / name)
@@ -132,9 +130,7 @@ def test_folders_are_searched_in_order_into_a_new_dated_one(tiny_run: "TinyRun",
     assert all([item.name for item in folder.iterdir()] == ["scores.csv"] for folder in folders)
 
 
-def test_the_domain_asked_for_or_the_only_one_decides(
-    tiny_run: "TinyRun", copy: Path, tmp_path: Path
-) -> None:
+def test_the_domain_asked_for_or_the_only_one_decides(tiny_run: TinyRun, copy: Path, tmp_path: Path) -> None:
     table = predicted(tiny_run, tmp_path / "asked", domain="B")
     assert set(table["domain"]) == {"domain_B"}
     assert set(table["decision"]) <= {"fault", "good"}
@@ -148,7 +144,7 @@ def test_the_domain_asked_for_or_the_only_one_decides(
 
 
 def test_a_run_is_known_by_its_names_also_where_its_model_lies_only_in_mlflow(
-    tiny_run: "TinyRun", tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    tiny_run: TinyRun, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     version = register(tiny_run.uri, tiny_run.run_id, name="gears", alias="champion")
     (model,) = client_for(tiny_run.uri).get_run(tiny_run.run_id).outputs.model_outputs
@@ -180,7 +176,7 @@ def test_a_run_is_known_by_its_names_also_where_its_model_lies_only_in_mlflow(
 # ---- a checkpoint ----
 
 
-def undecided(run: "TinyRun", checkpoint: Path, output: Path) -> tuple[pd.Series, list[str]]:
+def undecided(run: TinyRun, checkpoint: Path, output: Path) -> tuple[pd.Series, list[str]]:
     """Return scores, and why there are no decisions."""
     lines: list[str] = []
     table = predicted(run, output, checkpoint, say=lines.append)
@@ -188,7 +184,7 @@ def undecided(run: "TinyRun", checkpoint: Path, output: Path) -> tuple[pd.Series
     return table["score"], [line for line in lines if line.startswith("undecided: ")]
 
 
-def test_only_a_runs_last_checkpoint_decides(tiny_run: "TinyRun", copy: Path, tmp_path: Path) -> None:
+def test_only_a_runs_last_checkpoint_decides(tiny_run: TinyRun, copy: Path, tmp_path: Path) -> None:
     own = predicted(tiny_run, tmp_path / "own")
     table = predicted(tiny_run, tmp_path / "last", tiny_run.folder / "checkpoints" / LAST)
     pd.testing.assert_frame_equal(table, own)
@@ -205,7 +201,7 @@ def test_only_a_runs_last_checkpoint_decides(tiny_run: "TinyRun", copy: Path, tm
 
 
 def test_the_checkpoint_of_a_run_that_was_killed_scores_where_its_data_are_those_of_then(
-    tiny_run: "TinyRun", unfinished: Path, tmp_path: Path
+    tiny_run: TinyRun, unfinished: Path, tmp_path: Path
 ) -> None:
     checkpoint = unfinished / "checkpoints" / LAST
     scores, why = undecided(tiny_run, checkpoint, tmp_path / "out")
@@ -228,7 +224,7 @@ def test_the_checkpoint_of_a_run_that_was_killed_scores_where_its_data_are_those
 
 
 @pytest.mark.usefixtures("never_loaded")
-def test_a_checkpoint_that_cannot_be_used_is_one_line(tiny_run: "TinyRun", copy: Path) -> None:
+def test_a_checkpoint_that_cannot_be_used_is_one_line(tiny_run: TinyRun, copy: Path) -> None:
     last = copy / "checkpoints" / LAST
     shutil.copy(last, copy.parent / LAST)
     for path, line in (
@@ -248,7 +244,7 @@ def test_a_checkpoint_that_cannot_be_used_is_one_line(tiny_run: "TinyRun", copy:
 
 
 @pytest.mark.usefixtures("never_loaded")
-def test_what_the_user_got_wrong_is_one_line(tiny_run: "TinyRun", tmp_path: Path) -> None:
+def test_what_the_user_got_wrong_is_one_line(tiny_run: TinyRun, tmp_path: Path) -> None:
     refused(tiny_run, ImageError, "nowhere: cannot be read", images=Path("nowhere"))
     refused(tiny_run, ImageError, r"holds no images \(\.tif", images=tmp_path)
     refused(tiny_run, ConfigError, "domain='E': the model has no threshold", domain="E")
@@ -266,7 +262,7 @@ def test_what_the_user_got_wrong_is_one_line(tiny_run: "TinyRun", tmp_path: Path
     refused(tiny_run, ImageError, r"^000001\.png: 31 x 95 8-bit PNG or TIFF, but the model", images=tmp_path)
 
 
-def test_memory_that_ran_out(tiny_run: "TinyRun", tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_memory_that_ran_out(tiny_run: TinyRun, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def examine(*_: object) -> None:
         raise MemoryError
 
@@ -277,7 +273,7 @@ def test_memory_that_ran_out(tiny_run: "TinyRun", tmp_path: Path, monkeypatch: p
 
 
 def test_errors_have_their_exit_codes(
-    tiny_run: "TinyRun", tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    tiny_run: TinyRun, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     def run(*argv: str) -> tuple[int, str]:
         code = launch(main, argv)

@@ -1,17 +1,15 @@
 """A finished run's folder is complete, MLflow holds a copy of it, and its last lines say where to look."""
 
 import json
-from typing import TYPE_CHECKING
 
 from dinomaly_hd.runs.store import client_for
 
-if TYPE_CHECKING:
-    from tests.contract.conftest import TinyRun
+from .conftest import TinyRun
 
 PARTS = ["anomaly_maps", "checkpoints", "model", "plots", "scores", "results.json", "report.html"]
 
 
-def test_the_run_folder_is_complete(tiny_run: "TinyRun") -> None:
+def test_the_run_folder_is_complete(tiny_run: TinyRun) -> None:
     names = {path.name for path in tiny_run.folder.iterdir()}
     assert {*PARTS, "experiment_settings.json", "journal.jsonl", "run.json"} <= names
     for domain in "ABCD":
@@ -25,7 +23,7 @@ def test_the_run_folder_is_complete(tiny_run: "TinyRun") -> None:
         assert words in "\n".join(tiny_run.lines)
 
 
-def test_mlflow_holds_a_copy(tiny_run: "TinyRun") -> None:
+def test_mlflow_holds_a_copy(tiny_run: TinyRun) -> None:
     client = client_for(tiny_run.uri)
     run = client.get_run(tiny_run.run_id)
     assert run.info.status == "FINISHED"

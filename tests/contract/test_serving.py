@@ -7,7 +7,7 @@ import shutil
 import warnings
 from contextlib import closing
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -22,16 +22,14 @@ from dinomaly_hd.serving.images import encode_files, input_example, read_input
 from dinomaly_hd.serving.in_mlflow import log_model
 from dinomaly_hd.serving.served import ServedModel
 
+from .conftest import TinyRun
 from .scoring_server import Client, Request, as_files, as_json, malformed, png, register, serving
-
-if TYPE_CHECKING:
-    from conftest import TinyRun
 
 DOMAIN = "domain_C"
 
 
 @pytest.fixture(scope="module")
-def loaded(tiny_run: "TinyRun") -> Any:
+def loaded(tiny_run: TinyRun) -> Any:
     """The model as a user gets it from MLflow."""
     import mlflow
 
@@ -46,20 +44,20 @@ def loaded(tiny_run: "TinyRun") -> Any:
 
 
 @pytest.fixture(scope="module")
-def own(tiny_run: "TinyRun") -> pd.DataFrame:
+def own(tiny_run: TinyRun) -> pd.DataFrame:
     """The run's scores of one domain."""
     return pd.read_csv(tiny_run.folder / "scores" / f"{DOMAIN}.csv")
 
 
 @pytest.fixture(scope="module")
-def threshold(tiny_run: "TinyRun") -> float:
+def threshold(tiny_run: TinyRun) -> float:
     """The run's own, of this domain."""
     card = json.loads((tiny_run.folder / "model" / "model.json").read_text())
     return float(card["thresholds"][DOMAIN])
 
 
 @pytest.fixture(scope="module")
-def images_BHW(tiny_run: "TinyRun", own: pd.DataFrame) -> np.ndarray:
+def images_BHW(tiny_run: TinyRun, own: pd.DataFrame) -> np.ndarray:
     return np.stack([read_image(tiny_run.data / path) for path in own["path"]])
 
 
@@ -67,7 +65,7 @@ def images_BHW(tiny_run: "TinyRun", own: pd.DataFrame) -> np.ndarray:
 
 
 def test_arrays_and_files_get_the_runs_own_scores_and_decisions(
-    tiny_run: "TinyRun", loaded: Any, own: pd.DataFrame, threshold: float, images_BHW: np.ndarray
+    tiny_run: TinyRun, loaded: Any, own: pd.DataFrame, threshold: float, images_BHW: np.ndarray
 ) -> None:
     files = encode_files([(tiny_run.data / path).read_bytes() for path in own["path"]])
     for given in (images_BHW, images_BHW.tolist(), files, pd.DataFrame(files)):
@@ -78,7 +76,7 @@ def test_arrays_and_files_get_the_runs_own_scores_and_decisions(
         assert list(answer.columns) == ["score", "threshold", "fault"]
 
 
-def test_the_logged_model_says_what_it_takes_gives_and_needs(tiny_run: "TinyRun", loaded: Any) -> None:
+def test_the_logged_model_says_what_it_takes_gives_and_needs(tiny_run: TinyRun, loaded: Any) -> None:
     signature = loaded.metadata.signature
     assert signature.outputs.input_names() == ["score", "threshold", "fault", "map"]
     assert [param.name for param in signature.params] == ["domain", "return_map"]
@@ -113,7 +111,7 @@ def single_request(image_HW: np.ndarray, path: Path, number: int) -> Request:
 
 
 def test_a_registered_model_is_served_and_lives_on_through_malformed_requests(
-    tiny_run: "TinyRun", own: pd.DataFrame, threshold: float, images_BHW: np.ndarray, tmp_path: Path
+    tiny_run: TinyRun, own: pd.DataFrame, threshold: float, images_BHW: np.ndarray, tmp_path: Path
 ) -> None:
     register(tiny_run.uri, tiny_run.run_id, name="served", alias="champion")
     shape, log = images_BHW.shape[1:], tmp_path / "server.log"
@@ -163,7 +161,7 @@ def test_a_failure_that_is_not_the_requests_is_500_with_the_traceback_in_the_log
 
 
 @pytest.fixture
-def served(tiny_run: "TinyRun") -> ServedModel:
+def served(tiny_run: TinyRun) -> ServedModel:
     """The model as MLflow loads it."""
     return _load_pyfunc(str(tiny_run.folder / "model"))
 
@@ -196,7 +194,7 @@ def test_a_map_has_the_inputs_pixels_but_cropped_ones(served: ServedModel, image
     assert not np.isnan(map_HW[5:26]).any()
 
 
-def test_random_weights_come_back(tiny_run: "TinyRun", tmp_path: Path, images_BHW: np.ndarray) -> None:
+def test_random_weights_come_back(tiny_run: TinyRun, tmp_path: Path, images_BHW: np.ndarray) -> None:
     shutil.copytree(tiny_run.folder / "model", tmp_path / "model")
     card = json.loads((tmp_path / "model" / "model.json").read_text())
     card["config"]["encoder"]["encoder_weights"] = card["encoder_digest"] = "random"

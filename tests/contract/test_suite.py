@@ -24,6 +24,7 @@ from dinomaly_hd.files import locked
 from dinomaly_hd.jobs import Slots
 from dinomaly_hd.runs.context import Context
 from dinomaly_hd.runs.folder import open_folder
+from dinomaly_hd.runs.store import default_uri, prepare_store
 from dinomaly_hd.training.signals import SignalGuard
 from entry_points import suite
 from tests.work import wait_for
@@ -110,6 +111,7 @@ def test_a_suite_killed_or_stopped_goes_on_and_runs_each_member_once(context: Co
     def states() -> list[str]:
         return [one["status"] for one in members()]
 
+    prepare_store(default_uri(context.root), experiment=context.experiment, root=context.root)
     command = [sys.executable, "-m", "entry_points.suite", *flags]
     with subprocess.Popen(command, cwd=ROOT, stdout=subprocess.DEVNULL) as killed:
         wait_for(lambda: "FINISHED" in states())

@@ -1,10 +1,7 @@
 """`tune`: a real study of a few steps, what it leaves behind, and what it refuses in one line."""
 
 import json
-import os
 import shlex
-import shutil
-import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -14,12 +11,11 @@ import pytest
 from dinomaly_hd.config.conditions_file import read_conditions
 from dinomaly_hd.config.resolve import resolve_model
 from dinomaly_hd.data.simulator import simulate
-from dinomaly_hd.errors import NonFiniteError, TrackingError
+from dinomaly_hd.errors import NonFiniteError
 from dinomaly_hd.experiments import trial
 from dinomaly_hd.runs.context import Context
 from dinomaly_hd.runs.store import client_for
 from dinomaly_hd.training.signals import SignalGuard
-from dinomaly_hd.tuning import storage
 from dinomaly_hd.tuning.storage import VARIABLE, address_of, connect
 from entry_points import tune, tune_worker
 from entry_points.common import launch
@@ -200,39 +196,3 @@ def test_what_cannot_join_a_study_is_refused_in_one_line(
         job.write_text(json.dumps(content))
         assert launch(tune_worker.main, ["--config", str(job)]) == 64
         assert message in capsys.readouterr().err
-
-
-@pytest.fixture(scope="module")
-def server() -> Iterator[Any]:
-    """Start a PostgreSQL server."""
-    if shutil.which("initdb") is None and not list(Path("/usr/lib/postgresql").glob("*/bin/initdb")):
-        pytest.skip("no PostgreSQL server here")
-    if os.geteuid() == 0 and shutil.which("runuser") is None:
-        pytest.skip("the server does not run as root, and there is no runuser")
-    pytest.importorskip("psycopg2")
-    with pytest.MonkeyPatch.context() as patch, tempfile.TemporaryDirectory() as folder:
-        patch.syspath_prepend(ROOT)
-        from benchmarks.studies import running_server
-
-        with running_server(Path(folder)) as running:
-            yield running
-
-
-def test_a_real_server_says_what_is_wrong_and_one_process_at_a_time_holds_it(
-    server: Any, found: Found, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    for url, message in (
-        (server.url("postgres", password="wrong"), "password authentication failed"),
-        (server.url("nowhere"), 'database "nowhere" does not exist'),
-    ):
-        assert launch(tune.main, arguments({**found.flags, "storage": url})) == 64
-        (line,) = capsys.readouterr().err.strip().splitlines()
-        assert message in line
-        assert ":***@" in line
-    address = address_of(server.url("postgres"), root=ROOT)
-    monkeypatch.setattr(storage, "LOCK_TIMEOUT_S", 1)
-    refused = pytest.raises(TrackingError, match="lock timeout")
-    with storage.exclusive(address), refused, storage.exclusive(address):
-        pass
-    with storage.exclusive(address):
-        assert connect(address).get_all_studies() == []
