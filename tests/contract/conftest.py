@@ -50,7 +50,7 @@ class TinyRun(NamedTuple):
     lines: tuple[str, ...]
 
 
-@pytest.fixture(scope="session", autouse=True)
+@pytest.fixture(scope="module", autouse=True)
 def project_of_entry_points(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
     """Give entry points another place than the checkout for simulated maps and MLflow's files."""
     with pytest.MonkeyPatch.context() as patch:

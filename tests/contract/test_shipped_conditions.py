@@ -1,7 +1,8 @@
 """Each of the 32 shipped conditions starts and learns (its values reach its run: test_condition_files.py).
 
 Every value is the condition's own but for the sizes: small maps, two steps, a sixteenth of the published
-width, and encoders of random weights, a small transformer in the place of ViT-B.
+width, and encoders of random weights, a small transformer in the place of ViT-B,
+a small ResNet in that of a wide one.
 """
 
 import math
@@ -35,7 +36,7 @@ SMALLER = {
         "encoder": "vit_tiny_patch16_224",
         "encoder_weights": "random",
     },
-    "patchcore": {"image_size": "64", "encoder_weights": "random"},
+    "patchcore": {"image_size": "64", "encoder": "resnet18", "encoder_weights": "random"},
 }
 KINDS = dict(OPTIMIZERS)
 EVERY = [one for file in FILES for one in read_conditions(FOLDER / file)]

@@ -1,5 +1,6 @@
 """`sync` completes what an outage cut off, and `doctor` says what is wrong with an installation."""
 
+import re
 import shutil
 from dataclasses import replace
 from pathlib import Path
@@ -72,7 +73,7 @@ def test_a_folder_at_work_or_damaged_stops_no_other_and_one_that_died_is_killed(
         folders[name] = Path(shutil.copytree(folders["at_work"], context.result_dir / name))
         outbox = folders[name] / "tracking.jsonl"
         lines = [line for line in outbox.read_text().splitlines() if name != "died" or '"ended"' not in line]
-        outbox.write_text("\n".join(lines).replace('"key": "', f'"key": "{name}') + "\n")
+        outbox.write_text(re.sub('"key": ?"', f'"key": "{name}', "\n".join(lines)) + "\n")
     (folders["damaged"] / "journal.jsonl").write_text('{"broken\n{"a": 1}\n')
     RunFolder(folders["died"], resumed=True).set_state(status="RUNNING")
     with filelock.FileLock(folders["at_work"] / LOCK):
