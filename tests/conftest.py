@@ -1,15 +1,19 @@
-"""Tests see none of the surroundings' MLflow settings and leave none behind."""
+"""Tests see none of the surroundings' MLflow settings and leave nothing behind in the checkout."""
 
+import os
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 
 
 @pytest.fixture(scope="session", autouse=True)
-def encoded_images_of_the_tests(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
-    """Keep encoded images out of the project's folder."""
+def elsewhere(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """Work outside of the checkout: encoded images, and what MLflow puts into the working directory."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("DINOMALY_HD_FEATURES", str(tmp_path_factory.mktemp("features")))
+        patch.setenv("PYTHONPATH", str(Path(__file__).parents[1]), prepend=os.pathsep)
+        patch.chdir(tmp_path_factory.mktemp("elsewhere"))
         yield
 
 

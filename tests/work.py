@@ -1,12 +1,23 @@
-"""How much a call does, counted: what a clock would say depends on what else the machine does."""
+"""What tests of several folders share: counts instead of seconds, waiting that ends early, servers."""
 
+import contextlib
+import http.client
+import os
+import signal
+import socket
+import subprocess
 import sys
 import threading
-from collections.abc import Callable
+import time
+import urllib.request
+from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any, TypeVar
 
 PATIENCE_S = 600.0
 """How long a test waits for what comes at once on a machine of its own."""
+NOWHERE = "http://127.0.0.1:9"
+"""A tracking server that is not there: the port of a service that nobody runs any more."""
 
 Result = TypeVar("Result")
 
@@ -36,3 +47,39 @@ def returned(work: Callable[[], Result]) -> Result:
     thread.join(PATIENCE_S)
     assert results, "it raised, or has not returned"
     return results[0]
+
+
+def wait_for(happened: Callable[[], bool]) -> None:
+    """Return as soon as something has happened."""
+    deadline = time.monotonic() + PATIENCE_S
+    while not happened():
+        assert time.monotonic() < deadline, "it did not happen"
+        time.sleep(0.05)
+
+
+@contextlib.contextmanager
+def mlflow_server(*words: str, answers: str, log: Path, **environment: str) -> Iterator[int]:
+    """Run a server of MLflow's, its lines going to ``log``; yield its port once a path of it answers."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = int(free.getsockname()[1])
+    command = [sys.executable, "-m", "mlflow", *words, "--host", "127.0.0.1", "--port", str(port)]
+    with log.open("wb") as stream:
+        told: Any = {"stdout": stream, "stderr": stream, "env": {**os.environ, **environment}}
+        process = subprocess.Popen(command, start_new_session=True, **told)
+
+    def up() -> bool:
+        assert process.poll() is None, f"it ended: {log.read_text()[-2000:]}"
+        with contextlib.suppress(OSError, http.client.HTTPException):
+            urllib.request.urlopen(f"http://127.0.0.1:{port}{answers}", timeout=60).close()
+            return True
+        return False
+
+    try:
+        wait_for(up)
+        yield port
+    finally:
+        for number in (signal.SIGTERM, signal.SIGKILL):  # with its children: they are a process group
+            with contextlib.suppress(ProcessLookupError, subprocess.TimeoutExpired):
+                os.killpg(process.pid, number)
+                process.wait(timeout=60)

@@ -3,7 +3,6 @@
 import contextlib
 import os
 import shutil
-import sys
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -17,11 +16,10 @@ from selenium.webdriver.common.keys import Keys
 from selenium.webdriver.remote.webelement import WebElement
 from selenium.webdriver.support.ui import WebDriverWait
 
-from benchmarks.common import answering, free_port
+from tests.work import PATIENCE_S, mlflow_server
 
 BROWSERS = ("chromium", "chromium-browser", "google-chrome")
 WIDTH, HEIGHT = 1280, 800
-PATIENCE_S = 600.0
 POLL_S = 0.3
 # MLflow's assistant opens at the first visit and covers a quarter of the page.
 NO_ASSISTANT = """
@@ -168,10 +166,7 @@ def browsing(base: str, *, output: Path) -> Iterator[Pages]:
 @contextlib.contextmanager
 def served(uri: str, *, log: Path) -> Iterator[str]:
     """Yield the address of an `mlflow ui` of its own on a store."""
-    port = free_port()
-    command = [sys.executable, "-m", "mlflow", "ui", "--workers", "1", "--host", "127.0.0.1"]
-    command += ["--port", str(port), "--backend-store-uri", uri]
     settings = {"MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false", "MLFLOW_DISABLE_TELEMETRY": "true"}
-    base = f"http://127.0.0.1:{port}"
-    with answering(command, url=f"{base}/health", log=log, env={**os.environ, **settings}):
-        yield base
+    words = ("ui", "--workers", "1", "--backend-store-uri", uri)
+    with mlflow_server(*words, answers="/health", log=log, **settings) as port:
+        yield f"http://127.0.0.1:{port}"

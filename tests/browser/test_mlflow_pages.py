@@ -11,7 +11,11 @@ from typing import TYPE_CHECKING, NamedTuple
 
 import pytest
 
+from dinomaly_hd.runs.pages import artifact_page, charts_page, compare_page, run_page
+from dinomaly_hd.runs.store import client_for
+
 from ..contract.conftest import SETTINGS, project
+from ..contract.light_runs import runs_in
 
 if TYPE_CHECKING:
     from .chromium import Pages
@@ -54,8 +58,6 @@ class Recorded(NamedTuple):
 @pytest.fixture(scope="session")
 def recorded(tmp_path_factory: pytest.TempPathFactory) -> Recorded:
     """Compare three tiny runs of two steps, each with other values of the parameters compared."""
-    from mlflow import MlflowClient
-
     from dinomaly_hd.config.resolve import resolve_config
     from dinomaly_hd.experiments.protocols import run_ablation
 
@@ -67,14 +69,11 @@ def recorded(tmp_path_factory: pytest.TempPathFactory) -> Recorded:
             replace(context, command="python -m entry_points.ablation"),
             build=lambda config, seed: resolve_config(config, {**SMALL, "seed": str(seed)}),
         )
-    uri = f"sqlite:///{root / 'mlflow.db'}"
-    client = MlflowClient(tracking_uri=uri)
-    experiment = client.get_experiment_by_name("contract")
-    runs = client.search_runs([experiment.experiment_id])
-    parent = next(run for run in runs if run.data.tags["kind"] == "ablation")
-    members = {run.info.run_id: run.info.run_name for run in runs if run.data.tags["kind"] == "train"}
+        (parent,), runs = runs_in(context, "ablation"), runs_in(context, "train")
+    members = {run.info.run_id: run.info.run_name for run in runs}
     assert len(members) == len(CONFIGS)
-    return Recorded(uri, experiment.experiment_id, parent.info.run_id, members)
+    uri = f"sqlite:///{root / 'mlflow.db'}"
+    return Recorded(uri, parent.info.experiment_id, parent.info.run_id, members)
 
 
 @pytest.fixture(scope="session")
@@ -95,16 +94,12 @@ def pages(browser: "Pages", request: pytest.FixtureRequest) -> "Iterator[Pages]"
 
 
 def test_the_run_table_lists_the_runs_by_label(pages: "Pages", recorded: Recorded) -> None:
-    from dinomaly_hd.runs.pages import charts_page
-
     table = charts_page(recorded.experiment).replace("compareRunsMode=CHART", "compareRunsMode=TABLE")
     pages.open(table)
     pages.reads(*recorded.members.values(), "3 matching runs")
 
 
 def test_bars_stand_for_configs_and_none_for_the_parent(pages: "Pages", recorded: Recorded) -> None:
-    from dinomaly_hd.runs.pages import charts_page
-
     pages.open(charts_page(recorded.experiment))
     pages.group_by("config")
     pages.only_charts("^domain_C/auroc$")
@@ -113,15 +108,11 @@ def test_bars_stand_for_configs_and_none_for_the_parent(pages: "Pages", recorded
 
 
 def test_parameters_are_compared_on_parallel_coordinates(pages: "Pages", recorded: Recorded) -> None:
-    from dinomaly_hd.runs.pages import compare_page
-
     pages.open(compare_page(recorded.experiment, list(recorded.members)))
     assert pages.compare_parameters(COMPARED, metric="domain_C/auroc") == [*COMPARED, "domain_C/auroc"]
 
 
 def test_an_anomaly_map_is_seen_on_the_page_of_its_run(pages: "Pages", recorded: Recorded) -> None:
-    from dinomaly_hd.runs.pages import run_page
-
     pages.open(run_page(recorded.experiment, next(iter(recorded.members))))
     pages.press("button", "Show more")
     (picture,) = pages.pictures("anomaly_maps")
@@ -131,8 +122,6 @@ def test_an_anomaly_map_is_seen_on_the_page_of_its_run(pages: "Pages", recorded:
 
 
 def test_the_image_grid_shows_the_maps_of_each_domain(pages: "Pages", recorded: Recorded) -> None:
-    from dinomaly_hd.runs.pages import run_page
-
     page = run_page(recorded.experiment, next(iter(recorded.members)))
     pages.open(page.replace("?", "/model-metrics?"))
     pages.only_charts("^maps/")  # which lets pictures through, whatever it is
@@ -141,8 +130,6 @@ def test_the_image_grid_shows_the_maps_of_each_domain(pages: "Pages", recorded: 
 
 
 def test_the_report_of_a_comparison_opens_among_its_artifacts(pages: "Pages", recorded: Recorded) -> None:
-    from dinomaly_hd.runs.pages import artifact_page
-
     pages.open(artifact_page(recorded.experiment, recorded.parent, "report.html"))
     frame = pages.first("iframe")
     pages.driver.switch_to.frame(frame)
@@ -156,11 +143,7 @@ def test_the_report_of_a_comparison_opens_among_its_artifacts(pages: "Pages", re
 
 
 def test_all_tables_of_a_comparison_are_tables_in_its_description(pages: "Pages", recorded: Recorded) -> None:
-    from mlflow import MlflowClient
-
-    from dinomaly_hd.runs.pages import run_page
-
-    note = MlflowClient(tracking_uri=recorded.uri).get_run(recorded.parent).data.tags["mlflow.note.content"]
+    note = client_for(recorded.uri).get_run(recorded.parent).data.tags["mlflow.note.content"]
     pages.open(run_page(recorded.experiment, recorded.parent))
     pages.press("button", "Show more")
     pages.reads("Charts of its runs", "Parameters side by side")

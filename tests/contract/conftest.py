@@ -1,5 +1,8 @@
-"""One tiny finished run that contract tests share."""
+"""One tiny finished run that contract tests share, and projects for their own runs."""
 
+import contextlib
+import shutil
+import sqlite3
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -47,19 +50,35 @@ class TinyRun(NamedTuple):
     lines: tuple[str, ...]
 
 
+@pytest.fixture(scope="module", autouse=True)
+def project_of_entry_points(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """Give entry points another place than the checkout for simulated maps and MLflow's files."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("entry_points.common.ROOT", tmp_path_factory.mktemp("checkout"))
+        yield
+
+
 @pytest.fixture(scope="session")
-def tiny_settings() -> dict[str, str]:
-    """Return flags of a run that takes seconds."""
-    return dict(SETTINGS)
+def empty_store(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A database with MLflow's tables: making them takes seconds, copying them none."""
+    from dinomaly_hd.runs.store import prepare_store
+
+    root = tmp_path_factory.mktemp("empty_store")
+    prepare_store(f"sqlite:///{root / 'mlflow.db'}", experiment="Template", root=root)
+    with contextlib.closing(sqlite3.connect(root / "mlflow.db")) as connection:
+        connection.execute("PRAGMA wal_checkpoint(TRUNCATE)")
+    return root / "mlflow.db"
 
 
 @contextmanager
-def project(root: Path) -> "Iterator[Context]":
-    """Yield what runs in an empty project share, with an MLflow store of its own."""
+def project(root: Path, store: Path | None = None) -> "Iterator[Context]":
+    """Yield what runs in an empty project share, with an MLflow store of its own, a copy of ``store``."""
     # Here, so that contract tests without a run need no torch.
     from dinomaly_hd.errors import SignalGuard
     from dinomaly_hd.runs.folder import Context
 
+    if store is not None:
+        shutil.copy(store, root / "mlflow.db")
     with pytest.MonkeyPatch.context() as patch, warnings.catch_warnings():
         patch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{root / 'mlflow.db'}")
         patch.delenv("MLFLOW_RUN_ID", raising=False)
@@ -87,19 +106,31 @@ def tiny_run(tmp_path_factory: pytest.TempPathFactory) -> TinyRun:
     with project(root) as context:
         outcome = execute(resolve_model("horizontal", SETTINGS), replace(context, say=lines.append))
     assert outcome.mlflow_run_id is not None
+    data, uri = root / "data" / "simulated_tiny_seed0", f"sqlite:///{root / 'mlflow.db'}"
     return TinyRun(
-        folder=outcome.folder,
-        data=root / "data" / "simulated_tiny_seed0",
-        root=root,
-        result_dir=root / "results",
-        uri=f"sqlite:///{root / 'mlflow.db'}",
-        run_id=outcome.mlflow_run_id,
-        lines=tuple(lines),
+        outcome.folder, data, root, root / "results", uri, outcome.mlflow_run_id, lines=tuple(lines)
     )
 
 
 @pytest.fixture
-def context(tmp_path: Path) -> "Iterator[Context]":
+def context(tmp_path: Path, empty_store: Path) -> "Iterator[Context]":
     """Give runs an empty project."""
-    with project(tmp_path) as context:
+    with project(tmp_path, empty_store) as context:
         yield context
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory: pytest.TempPathFactory, empty_store: Path) -> "Iterator[Context]":
+    """Give all runs of a file one project, so that data and MLflow's store are made once."""
+    with project(tmp_path_factory.mktemp("place"), empty_store) as context:
+        yield context
+
+
+@pytest.fixture
+def own(place: "Context", tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> "Context":
+    """Return the file's project with results and an experiment for one test alone; its runs draw nothing."""
+    from .light_runs import without_pictures
+
+    without_pictures(monkeypatch)
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{place.root / 'mlflow.db'}")
+    return replace(place, result_dir=tmp_path / "results", experiment=tmp_path.name)

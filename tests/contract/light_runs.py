@@ -1,17 +1,21 @@
 """Runs of any model family on tiny maps, without what takes longest: pictures, or the whole evaluation."""
 
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any, NamedTuple
 
 import pytest
 import torch
 from torch import Tensor
 
+from dinomaly_hd.errors import SignalGuard
 from dinomaly_hd.experiments import evaluate, run
 from dinomaly_hd.experiments.checks import Work
 from dinomaly_hd.experiments.score import Scorer
 from dinomaly_hd.models.detector import Detector
+from dinomaly_hd.runs.folder import Context
 from dinomaly_hd.runs.mirror import Mirror
+from dinomaly_hd.runs.store import client_for, default_uri
 from dinomaly_hd.training.checkpoint import trained_state
 from dinomaly_hd.training.loop import Trained
 
@@ -82,3 +86,22 @@ def assert_same_weights(ours: Mapping[str, Tensor], theirs: Mapping[str, Tensor]
     assert ours.keys() == theirs.keys()
     different = [name for name in ours if not torch.equal(ours[name], theirs[name])]
     assert not different
+
+
+def runs_in(context: Context, kind: str = "") -> list[Any]:
+    """Return the MLflow runs of a context's experiment, of one kind or all."""
+    client = client_for(default_uri(context.root))
+    experiment = client.get_experiment_by_name(context.experiment)
+    assert experiment is not None
+    return list(client.search_runs([experiment.experiment_id], f"tags.kind = '{kind}'" if kind else ""))
+
+
+def stopping_at(context: Context, step: int) -> Context:
+    """Return surroundings in which a signal comes after ``step`` steps."""
+    guard = SignalGuard()
+
+    def progress(done: int, _total: int, _seconds_left: float) -> None:
+        if done == step:
+            guard.received = 15
+
+    return replace(context, guard=guard, on_progress=progress)

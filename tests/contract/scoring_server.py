@@ -2,23 +2,24 @@
 
 import base64
 import http.client
+import io
 import json
 import os
+import struct
 import sys
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
+import tifffile
+from PIL import Image
 
-from benchmarks.common import answering, free_port
-from benchmarks.drills.images import huge_tiff, png, tiff
+from tests.work import PATIENCE_S, mlflow_server
 
 HOST = "127.0.0.1"
 JSON = "application/json"
-REQUEST_S = 600.0
 
 
 class Request(NamedTuple):
@@ -61,7 +62,7 @@ class Client:
     """One connection to a server; not to be shared by threads."""
 
     def __init__(self, port: int) -> None:
-        self.connection = http.client.HTTPConnection(HOST, port, timeout=REQUEST_S)
+        self.connection = http.client.HTTPConnection(HOST, port, timeout=PATIENCE_S)
 
     def close(self) -> None:
         """End the connection; for ``contextlib.closing``."""
@@ -78,16 +79,11 @@ class Client:
         return Answer(response.status, body, time.perf_counter() - began)
 
 
-@contextmanager
-def serving(model_uri: str, *, tracking_uri: str, log: Path) -> Iterator[int]:
+def serving(model_uri: str, *, tracking_uri: str, log: Path) -> AbstractContextManager[int]:
     """Serve a model for as long as needed and yield the port; the server's lines go to ``log``."""
-    port = free_port()
-    command = [sys.executable, "-m", "mlflow", "models", "serve", "-m", model_uri, "--env-manager", "local"]
     path = os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", "")])
-    environment = {**os.environ, "MLFLOW_TRACKING_URI": tracking_uri, "PATH": path}
-    url = f"http://{HOST}:{port}/ping"
-    with answering([*command, "-h", HOST, "-p", str(port)], url=url, log=log, env=environment):
-        yield port
+    words = ("models", "serve", "-m", model_uri, "--env-manager", "local")
+    return mlflow_server(*words, answers="/ping", log=log, MLFLOW_TRACKING_URI=tracking_uri, PATH=path)
 
 
 def register(uri: str, run_id: str, *, name: str, alias: str) -> str:
@@ -122,6 +118,28 @@ def as_json(content: Any, **params: Any) -> Request:
 def as_files(*files: bytes, **params: Any) -> Request:
     """Return a request with image files as base64 text."""
     return as_json({"inputs": {"image": [base64.b64encode(file).decode() for file in files]}}, **params)
+
+
+def tiff(image: Any) -> bytes:
+    """Return an array as a TIFF file of its number type."""
+    stream = io.BytesIO()
+    tifffile.imwrite(stream, image)
+    return stream.getvalue()
+
+
+def png(image: Any) -> bytes:
+    """Return an integer array as a PNG file."""
+    stream = io.BytesIO()
+    Image.fromarray(image).save(stream, format="PNG")
+    return stream.getvalue()
+
+
+def huge_tiff(side: int = 60_000) -> bytes:
+    """Return a small TIFF whose header promises side x side pixels (14 GB at the default)."""
+    fields = [(256, side), (257, side), (258, 32), (259, 1), (262, 1), (273, 8), (278, side), (279, 4 * side)]
+    fields += [(339, 3)]
+    entries = b"".join(struct.pack("<HHII", tag, 4, 1, value) for tag, value in fields)
+    return b"II*\0" + struct.pack("<IH", 8, len(fields)) + entries + struct.pack("<I", 0)
 
 
 def malformed(shape: tuple[int, int]) -> dict[str, Refused]:

@@ -1,7 +1,7 @@
 """Every model family from start to end: results, its own scores again, resumption, honest early stopping."""
 
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -14,26 +14,22 @@ import torch
 from safetensors.torch import load_file
 
 from dinomaly_hd.config.resolve import resolve_model
+from dinomaly_hd.data.hdmap import load_manifest
 from dinomaly_hd.data.images import read_image
 from dinomaly_hd.data.simulator import simulate
-from dinomaly_hd.errors import ConfigError, Interrupted, SignalGuard
+from dinomaly_hd.errors import ConfigError, Interrupted, Pruned
 from dinomaly_hd.experiments import prepare
 from dinomaly_hd.experiments import run as runs
+from dinomaly_hd.experiments.predict import predict
 from dinomaly_hd.experiments.protocols import Trial, run_single_domain
 from dinomaly_hd.experiments.run import Outcome, execute
-from dinomaly_hd.experiments.score import score
 from dinomaly_hd.models.patchcore.detector import PatchCore
-from dinomaly_hd.runs.folder import Context
+from dinomaly_hd.runs.folder import Context, all_runs, read_state
+from dinomaly_hd.serving import _load_pyfunc
 from dinomaly_hd.serving.exported import read_model
-from dinomaly_hd.trivial import PREFIX, TRIVIAL
+from dinomaly_hd.trivial import PREFIX
 
-from .conftest import project
-from .light_runs import (
-    SMALL,
-    assert_same_weights,
-    evaluate_four_images,
-    without_pictures,
-)
+from .light_runs import SMALL, assert_same_weights, evaluate_four_images, runs_in, stopping_at
 
 MODELS = (
     "dinomaly",
@@ -59,50 +55,16 @@ METRIC_KEYS = {
 }  # fmt: skip
 
 
-def family(model: str) -> str:
-    return model.split(":")[0]
-
-
 def build(model: str, **values: str) -> Any:
-    return resolve_model(model, {**SMALL[family(model)], **values})
-
-
-@pytest.fixture(scope="module")
-def place(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Context]:
-    """Give all runs of this file one project, so that data and MLflow's store are made once."""
-    with project(tmp_path_factory.mktemp("families")) as context:
-        yield context
-
-
-@pytest.fixture
-def own(place: Context, tmp_path: Path) -> Context:
-    """Return the project with a result folder for one test alone."""
-    return replace(place, result_dir=tmp_path / "results")
-
-
-@pytest.fixture(scope="module")
-def finished(place: Context) -> Iterator[Callable[[str], Outcome]]:
-    """Return what runs a model to its end, once for all tests."""
-    done: dict[str, Outcome] = {}
-
-    def finish(model: str) -> Outcome:
-        if model not in done:
-            with pytest.MonkeyPatch.context() as patch:
-                without_pictures(patch)
-                done[model] = execute(build(model), place)
-        return done[model]
-
-    return finish
-
-
-Finished = Callable[[str], Outcome]
+    return resolve_model(model, {**SMALL[model.split(":")[0]], **values})
 
 
 @pytest.mark.parametrize("model", MODELS)
-def test_a_finished_run_says_what_it_is_and_how_it_did(model: str, finished: Finished) -> None:
-    results = finished(model).results
+def test_a_finished_run_says_what_it_is_and_its_model_gives_its_scores(model: str, own: Context) -> None:
+    outcome = execute(build(model, synthetic_copies="2"), own)
+    results, family = outcome.results, model.split(":")[0]
     assert results.keys() >= RESULT_KEYS
-    assert results["model_type"] == results["config"]["model"]["model_type"] == family(model)
+    assert results["model_type"] == results["config"]["model"]["model_type"] == family
     assert list(results["per_domain_metrics"]) == ["domain_A", "domain_B"]
     assert all(block.keys() >= METRIC_KEYS for block in results["per_domain_metrics"].values())
     assert results["source_results"] == {"domain_A": results["per_domain_metrics"]["domain_A"]}
@@ -110,65 +72,36 @@ def test_a_finished_run_says_what_it_is_and_how_it_did(model: str, finished: Fin
     transfer = results["transfer"]
     assert (transfer["source_domains"], transfer["missing_targets"]) == (["domain_A"], {})
     assert transfer["average_target_auroc"] == results["target_results"]["domain_B"]["auroc"]
-    trained = family(model) not in ("patchcore", "trivial")
+    trained = family not in ("patchcore", "trivial")
     assert (results["max_steps"], results["batch_size"]) == ((2, 4) if trained else (0, None))
     assert ("train/loss" in results["training_history"]) == trained
+    assert set(results["synthetic"]["per_domain"]) == {"domain_A"}
 
-
-@pytest.mark.parametrize("model", MODELS)
-def test_an_exported_model_gives_the_runs_own_scores(model: str, finished: Finished, place: Context) -> None:
-    folder = finished(model).folder
-    table = pd.read_csv(folder / "scores" / "domain_B.csv")
-    root = place.root / "data" / "simulated_tiny_seed0"
-    images = np.stack([read_image(root / path) for path in table["path"]])
-    detector = read_model(folder / "model").load()
-    found = score(detector, detector.encode(torch.from_numpy(images)), bf16=False)
-    np.testing.assert_allclose(found.score_B.numpy(), table["score"].to_numpy(), rtol=1e-5)
-    assert found.map_BHW.shape == (len(table), 32, 32)
-
-
-def test_runs_of_different_models_are_different_runs(finished: Finished) -> None:
-    hashes = {model: finished(model).results["config_hash"] for model in MODELS}
-    assert len(set(hashes.values())) == len(MODELS), hashes
-
-
-def test_the_trivial_detector_is_the_trivial_column_of_its_own_table(finished: Finished) -> None:
-    for domain in ("domain_A", "domain_B"):
-        table = pd.read_csv(finished("trivial").folder / "scores" / f"{domain}.csv")
-        assert table["score"].tolist() == table[f"{PREFIX}max"].tolist()
-
-
-@pytest.mark.parametrize("name", [name for name in TRIVIAL if name != "max"])
-def test_each_trivial_score_is_its_column_too(
-    name: str, own: Context, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    without_pictures(monkeypatch)
-    outcome = execute(build("trivial", trivial_score=name), own)
     table = pd.read_csv(outcome.folder / "scores" / "domain_B.csv")
-    assert table["score"].tolist() == table[f"{PREFIX}{name}"].tolist()
-
-
-def stopping_at(context: Context, step: int) -> Context:
-    """Return surroundings in which a signal comes after ``step`` steps."""
-    guard = SignalGuard()
-
-    def listen(line: str) -> None:
-        if line.startswith(f"step {step}/"):
-            guard.received = 15
-
-    return replace(context, guard=guard, say=listen)
+    assert (table["score"].tolist() == table[f"{PREFIX}max"].tolist()) == (family == "trivial")
+    root = own.root / "data" / "simulated_tiny_seed0"
+    images_BHW = np.stack([read_image(root / path) for path in table["path"]])
+    served = _load_pyfunc(str(outcome.folder / "model"))
+    answer = served.predict(images_BHW, params={"domain": "B", "return_map": True})
+    np.testing.assert_allclose(answer["score"], table["score"], rtol=0, atol=1e-6)
+    assert list(answer["fault"]) == list(answer["score"] >= answer["threshold"])
+    assert np.shape(answer["map"][0]) == images_BHW.shape[1:]
+    (last,) = sorted((outcome.folder / "checkpoints").glob("*.pt"))[-1:]
+    place = {"output": own.result_dir / "out", "result_dir": own.result_dir, "root": own.root}
+    settings = {"domain": None, "maps": 0, "gpu": "cpu", "say": own.say, "tick": lambda: None}
+    found = pd.read_csv(predict(str(last), root / "domain_B" / "test", **place, **settings) / "scores.csv")
+    np.testing.assert_allclose(found["score"], table.sort_values("path")["score"], rtol=0, atol=1e-6)
+    assert set(found["decision"]) <= {"fault", "good"}
 
 
 @pytest.mark.parametrize(
     "model",
     [
-        "draem",
         "draem:fault_source=band",
-        "draem_sevnet:patch_width_range=4-12",
         "draem_sevnet:severity_head_pooling_type=spatial_aware:patch_width_range=4-12",
     ],
 )
-def test_an_interrupted_training_goes_on_to_the_same_bits(
+def test_interrupted_trainings_end_with_the_same_bits(
     model: str, own: Context, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     seen = evaluate_four_images(monkeypatch)
@@ -214,45 +147,47 @@ def test_a_filled_memory_bank_is_not_filled_again(own: Context, monkeypatch: pyt
     assert len(kept) > 1
 
 
-@pytest.fixture(scope="module")
-def other_test_images(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Return the data of A and B with D's faults for good test images, and D's good ones for faults."""
-    root = simulate(tmp_path_factory.mktemp("other") / "data", size="tiny", seed=0)
-    swap = {"good": "fault", "fault": "good"}
-    for domain in ("domain_A", "domain_B"):
-        for kind, other in swap.items():
-            own = sorted((root / domain / "test" / kind).iterdir())
-            new = sorted((root / "domain_D" / "test" / other).iterdir())
-            for target, source in zip(own, new, strict=True):
-                shutil.copyfile(source, target)
-    return root
-
-
 EARLY = {"max_steps": "6", "val_check_interval": "2", "early_stopping_patience": "2"}
 
 
-def test_early_stopping_sees_no_test_image(
-    own: Context, other_test_images: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    seen = evaluate_four_images(monkeypatch)
-    execute(build("draem", **EARLY), own)
-    execute(build("draem", **EARLY, data_root=str(other_test_images)), own)
-    first, second = seen
-    assert first.work.ready.manifest.digest != second.work.ready.manifest.digest
-    assert_same_weights(first.weights, second.weights)
-    assert first.trained.tested_step == second.trained.tested_step
-    assert first.trained.best_value == second.trained.best_value
-    assert first.history["val/loss"] == second.history["val/loss"]
-    assert len(first.history["val/loss"]) == 3
-    watched = [one.history["val_image_AUROC"] for one in seen]
+def exported(outcome: Outcome) -> dict[str, torch.Tensor]:
+    return load_file(outcome.folder / "model" / "weights.safetensors")
+
+
+def test_no_test_image_changes_weights_or_synthetic_figures(own: Context, tmp_path: Path) -> None:
+    data = simulate(tmp_path / "maps", size="tiny", seed=0)
+    run = build("draem", **EARLY, synthetic_copies="3", data_root=str(data))
+    seen: list[tuple[int, Mapping[str, float]]] = []
+    first = execute(run, replace(own, observe=lambda values, step: seen.append((step, dict(values)))))
+    manifest = load_manifest(data, domains=("A", "B"), conditions="auto")
+    for position in manifest.indices(split="test"):  # turned around its mean; labels and folders stay
+        path = manifest.path(int(position))
+        image = tifffile.imread(path)
+        tifffile.imwrite(path, (2 * image.mean() - image).astype(np.float32))
+    second = execute(run, replace(own, result_dir=own.result_dir / "second"))
+
+    ours, theirs = first.results, second.results
+    assert ours["per_domain_metrics"] != theirs["per_domain_metrics"]
+    assert_same_weights(exported(first), exported(second))
+    for name in ("tested_step", "best_val", "synthetic"):
+        assert ours[name] == theirs[name], name
+    history, other = (one["training_history"] for one in (ours, theirs))
+    assert history["val/loss"]["value"] == other["val/loss"]["value"]
+    assert len(history["val/loss"]["value"]) == 3
+    watched = [one["val_image_AUROC"]["value"] for one in (history, other)]
     assert watched[0] != watched[1], "the test images are looked at, and reported"
 
+    assert list(ours["synthetic"]["per_domain"]) == ["domain_A"], "B is not trained on"
+    figures = ours["synthetic"]["per_domain"]["domain_A"]
+    assert 0 <= figures["auroc"] <= 1
+    assert figures["bands"] <= 3 * figures["normals"]
+    reported = {step: values["synthetic/domain_A/auroc"] for step, values in seen if "val/loss" in values}
+    assert sorted(reported) == [1, 3, 5]
+    assert reported[ours["tested_step"] - 1] == figures["auroc"]
 
-def test_the_older_rule_chooses_by_the_test_images_and_is_marked(
-    own: Context, monkeypatch: pytest.MonkeyPatch
-) -> None:
+
+def test_the_older_rule_chooses_by_test_images(own: Context, monkeypatch: pytest.MonkeyPatch) -> None:
     """The loss is lowest after step 2, the AUROC highest after step 4, and 6 steps are asked for."""
-    without_pictures(monkeypatch)
     values = {**EARLY, "early_stopping_patience": "9"}
     chosen, marked = {}, {}
     for rule in ("held_out", "source_test"):
@@ -264,47 +199,14 @@ def test_the_older_rule_chooses_by_the_test_images_and_is_marked(
         chosen[rule] = (results["steps"], results["tested_step"], results["best_val"])
         marked[rule] = results["config"]["training"]["validate_on"]
         assert results["training_history"]["val_image_AUROC"]["value"] == [0.6, 0.9, 0.7]
-        exported = load_file(outcome.folder / "model" / "weights.safetensors")
-        counted = {int(v) for name, v in exported.items() if name.endswith("num_batches_tracked")}
+        weights = exported(outcome)
+        counted = {int(v) for name, v in weights.items() if name.endswith("num_batches_tracked")}
         assert counted == {results["tested_step"]}, "the best weights are exported, not the last"
     assert chosen == {"held_out": (6, 2, 0.1), "source_test": (6, 4, pytest.approx(0.1))}
     assert marked == {"held_out": "held_out", "source_test": "source_test"}
 
 
-def test_patience_ends_a_training(own: Context, monkeypatch: pytest.MonkeyPatch) -> None:
-    seen = evaluate_four_images(monkeypatch)
-    loss = iter([0.5, 0.4, 0.4, float("nan"), 0.1])
-    monkeypatch.setattr(prepare, "held_out_loss", lambda *_, **__: next(loss))
-    values = {"max_steps": "6", "val_check_interval": "1", "early_stopping_patience": "2"}
-    execute(build("draem", **values, train_domains="all", domains="A"), own)
-    trained = seen[0].trained
-    assert (trained.last_step, trained.tested_step, trained.best_value) == (4, 2, 0.4)
-    assert "val_image_AUROC" not in seen[0].history, "without targets no test image is looked at"
-
-
-def test_patience_without_held_out_normals_is_refused(own: Context) -> None:
-    with pytest.raises(ConfigError, match=r"early_stopping_patience needs held-out normals.*give val_split"):
-        execute(build("draem", val_split_ratio="0"), own)
-
-
-@pytest.mark.parametrize("model", ["draem", "draem_sevnet:patch_width_range=4-12"])
-def test_validation_leaves_weights_and_batch_statistics_alone(
-    model: str, own: Context, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    seen = evaluate_four_images(monkeypatch)
-    for interval in ("0", "1"):
-        values = {"max_steps": "3", "early_stopping_patience": "0", "val_check_interval": interval}
-        execute(build(model, **values), own)
-    without, with_validation = seen
-    assert [len(one.history.get("val/loss", [])) for one in seen] == [0, 3]
-    assert any(name.endswith("running_mean") for name in without.weights)
-    assert_same_weights(without.weights, with_validation.weights)
-
-
-def test_a_folder_of_textures_is_needed_to_train_and_not_to_score(
-    own: Context, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
-) -> None:
-    without_pictures(monkeypatch)
+def test_a_folder_of_textures_is_needed_to_train_and_not_to_score(own: Context, tmp_path: Path) -> None:
     folder = tmp_path / "textures"
     folder.mkdir()
     generator = np.random.default_rng(0)
@@ -316,7 +218,7 @@ def test_a_folder_of_textures_is_needed_to_train_and_not_to_score(
     tifffile.imwrite(folder / "a.tiff", generator.random((9, 30), dtype=np.float32))
     second = execute(build("draem", **values), own)
     assert first.results["config_hash"] != second.results["config_hash"]
-    weights = [load_file(one.folder / "model" / "weights.safetensors") for one in (first, second)]
+    weights = [exported(one) for one in (first, second)]
     assert any(not torch.equal(weights[0][name], weights[1][name]) for name in weights[0])
 
     shutil.rmtree(folder)
@@ -326,9 +228,7 @@ def test_a_folder_of_textures_is_needed_to_train_and_not_to_score(
         execute(build("draem", **values), own)
 
 
-def test_models_that_share_an_encoder_do_not_disturb_each_other(
-    own: Context, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_an_encoder_that_models_share_stays_as_it_is(own: Context, monkeypatch: pytest.MonkeyPatch) -> None:
     """In one comparison a memory bank, then a Dinomaly that takes statistics of the same encoder's output."""
     seen = evaluate_four_images(monkeypatch)
     values = {"domains": "A", "train_domains": "all"}
@@ -340,3 +240,19 @@ def test_models_that_share_an_encoder_do_not_disturb_each_other(
     run_single_domain(trials, own)
     alone, _, together = seen
     assert_same_weights(alone.weights, together.weights)
+
+
+def test_a_run_that_is_given_up_is_closed_and_says_so(context: Context) -> None:
+    def give_up(values: Mapping[str, float], step: int) -> None:
+        if "synthetic/domain_A/auroc" in values:
+            raise Pruned(f"given up at step {step + 1}")
+
+    run = build("dinomaly", synthetic_copies="3", val_check_interval="1")
+    with pytest.raises(Pruned, match="given up at step 1"):
+        execute(run, replace(context, observe=give_up))
+    (folder,) = all_runs(context.result_dir)
+    state = read_state(folder)
+    assert state["status"] == "KILLED"
+    (tracked,) = runs_in(context)
+    assert tracked.info.run_id == state["mlflow_run_id"]
+    assert (tracked.info.status, tracked.data.tags["pruned"]) == ("KILLED", "true")

@@ -1,17 +1,15 @@
-"""A finished run's folder is complete, and MLflow holds a copy of it."""
+"""A finished run's folder is complete, MLflow holds a copy of it, and its last lines say where to look."""
 
 import json
-from typing import TYPE_CHECKING
 
-import pytest
+from dinomaly_hd.runs.store import client_for
 
-if TYPE_CHECKING:
-    from tests.contract.conftest import TinyRun
+from .conftest import TinyRun
 
 PARTS = ["anomaly_maps", "checkpoints", "model", "plots", "scores", "results.json", "report.html"]
 
 
-def test_the_run_folder_is_complete(tiny_run: "TinyRun") -> None:
+def test_the_run_folder_is_complete(tiny_run: TinyRun) -> None:
     names = {path.name for path in tiny_run.folder.iterdir()}
     assert {*PARTS, "experiment_settings.json", "journal.jsonl", "run.json"} <= names
     for domain in "ABCD":
@@ -19,34 +17,21 @@ def test_the_run_folder_is_complete(tiny_run: "TinyRun") -> None:
         assert (tiny_run.folder / "plots" / f"roc_domain_{domain}.png").is_file()
         assert list((tiny_run.folder / "anomaly_maps" / f"domain_{domain}").glob("fault_highest_*.png"))
     assert not list(tiny_run.folder.rglob(".writing-*"))
+    results = json.loads((tiny_run.folder / "results.json").read_text())  # its keys: test_families.py
+    assert all(results[key] for key in ("training_history", "timing", "versions", "data_digest", "trivial"))
+    for words in ("workflowType=machine_learning", "compareRunsMode=CHART", "row_filter"):
+        assert words in "\n".join(tiny_run.lines)
 
 
-@pytest.mark.parametrize(
-    "key",
-    [
-        *("experiment_type", "variant", "domains", "encoder", "max_steps", "batch_size", "seed"),
-        *("overall_auroc", "per_domain_metrics", "mean_metrics", "overall_pooled_metrics"),
-        *("training_history", "timing", "versions", "data_digest", "schema_version", "trivial"),
-    ],
-)
-def test_results_hold_what_the_protocol_names(tiny_run: "TinyRun", key: str) -> None:
-    assert json.loads((tiny_run.folder / "results.json").read_text())[key] not in (None, "", {})
-
-
-def test_mlflow_holds_a_copy(tiny_run: "TinyRun") -> None:
-    from mlflow import MlflowClient
-
-    client = MlflowClient(tracking_uri=tiny_run.uri)
+def test_mlflow_holds_a_copy(tiny_run: TinyRun) -> None:
+    client = client_for(tiny_run.uri)
     run = client.get_run(tiny_run.run_id)
     assert run.info.status == "FINISHED"
     assert run.info.run_name == "horizontal-ABCD-s42"
     assert set(PARTS) <= {item.path for item in client.list_artifacts(tiny_run.run_id)}
-    assert {"domain_C/auroc", "domain_C/cold/auroc", "mean/tpr_at_fpr_1", "trivial/max/mean.auroc"} <= set(
-        run.data.metrics
-    )
-    assert {"train/loss", "train/lr", "train/grad_norm", "train/drop_rate", "train/discard_rate"} <= set(
-        run.data.metrics
-    )
+    names = {"domain_C/auroc", "domain_C/cold/auroc", "mean/tpr_at_fpr_1", "trivial/max/mean.auroc"}
+    names |= {f"train/{name}" for name in ("loss", "lr", "grad_norm", "drop_rate", "discard_rate")}
+    assert names <= set(run.data.metrics)
     assert run.data.params["row_p"] == "0.2"
     assert len(run.data.params) <= 70
     assert "auto" not in run.data.params.values(), "what was resolved is shown"
@@ -58,10 +43,3 @@ def test_mlflow_holds_a_copy(tiny_run: "TinyRun") -> None:
     assert "Repeat it: `python -m entry_points.horizontal --seed 42`" in note
     assert "| domain_C |" in note
     assert "](get-artifact?path=anomaly_maps%2Fdomain_" in note
-
-
-def test_the_end_of_a_run_says_where_to_look(tiny_run: "TinyRun") -> None:
-    text = "\n".join(tiny_run.lines)
-    assert "workflowType=machine_learning" in text
-    assert "compareRunsMode=CHART" in text
-    assert "row_filter" in text

@@ -7,68 +7,56 @@ import shutil
 import warnings
 from contextlib import closing
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import pandas as pd
 import pytest
 from mlflow.exceptions import MlflowException
 
-from dinomaly_hd.config.resolve import resolve_model
 from dinomaly_hd.data.images import read_image
 from dinomaly_hd.errors import ImageError
-from dinomaly_hd.experiments import evaluate
-from dinomaly_hd.experiments.predict import predict
-from dinomaly_hd.experiments.run import execute
-from dinomaly_hd.runs.folder import Context
 from dinomaly_hd.runs.store import client_for
 from dinomaly_hd.serving import _load_pyfunc
 from dinomaly_hd.serving.images import encode_files, input_example, read_input
 from dinomaly_hd.serving.served import ServedModel, log_model
 
-from .light_runs import SMALL
+from .conftest import TinyRun
 from .scoring_server import Client, Request, as_files, as_json, malformed, png, register, serving
-
-if TYPE_CHECKING:
-    from conftest import TinyRun
 
 DOMAIN = "domain_C"
 
 
-def load_from_mlflow(run_id: str, uri: str) -> Any:
+@pytest.fixture(scope="module")
+def loaded(tiny_run: TinyRun) -> Any:
+    """The model as a user gets it from MLflow."""
     import mlflow
 
     before = mlflow.get_tracking_uri()
-    mlflow.set_tracking_uri(uri)
+    mlflow.set_tracking_uri(tiny_run.uri)
     try:
         with warnings.catch_warnings():
             warnings.filterwarnings("ignore", module=r"(mlflow|pydantic|sqlalchemy)\.")
-            return mlflow.pyfunc.load_model(f"runs:/{run_id}/model")
+            return mlflow.pyfunc.load_model(f"runs:/{tiny_run.run_id}/model")
     finally:
         mlflow.set_tracking_uri(before)
 
 
 @pytest.fixture(scope="module")
-def loaded(tiny_run: "TinyRun") -> Any:
-    """The model as a user gets it from MLflow."""
-    return load_from_mlflow(tiny_run.run_id, tiny_run.uri)
-
-
-@pytest.fixture(scope="module")
-def own(tiny_run: "TinyRun") -> pd.DataFrame:
+def own(tiny_run: TinyRun) -> pd.DataFrame:
     """The run's scores of one domain."""
     return pd.read_csv(tiny_run.folder / "scores" / f"{DOMAIN}.csv")
 
 
 @pytest.fixture(scope="module")
-def threshold(tiny_run: "TinyRun") -> float:
+def threshold(tiny_run: TinyRun) -> float:
     """The run's own, of this domain."""
     card = json.loads((tiny_run.folder / "model" / "model.json").read_text())
     return float(card["thresholds"][DOMAIN])
 
 
 @pytest.fixture(scope="module")
-def images_BHW(tiny_run: "TinyRun", own: pd.DataFrame) -> np.ndarray:
+def images_BHW(tiny_run: TinyRun, own: pd.DataFrame) -> np.ndarray:
     return np.stack([read_image(tiny_run.data / path) for path in own["path"]])
 
 
@@ -76,7 +64,7 @@ def images_BHW(tiny_run: "TinyRun", own: pd.DataFrame) -> np.ndarray:
 
 
 def test_arrays_and_files_get_the_runs_own_scores_and_decisions(
-    tiny_run: "TinyRun", loaded: Any, own: pd.DataFrame, threshold: float, images_BHW: np.ndarray
+    tiny_run: TinyRun, loaded: Any, own: pd.DataFrame, threshold: float, images_BHW: np.ndarray
 ) -> None:
     files = encode_files([(tiny_run.data / path).read_bytes() for path in own["path"]])
     for given in (images_BHW, images_BHW.tolist(), files, pd.DataFrame(files)):
@@ -87,7 +75,7 @@ def test_arrays_and_files_get_the_runs_own_scores_and_decisions(
         assert list(answer.columns) == ["score", "threshold", "fault"]
 
 
-def test_the_logged_model_says_what_it_takes_gives_and_needs(tiny_run: "TinyRun", loaded: Any) -> None:
+def test_the_logged_model_says_what_it_takes_gives_and_needs(tiny_run: TinyRun, loaded: Any) -> None:
     signature = loaded.metadata.signature
     assert signature.outputs.input_names() == ["score", "threshold", "fault", "map"]
     assert [param.name for param in signature.params] == ["domain", "return_map"]
@@ -103,29 +91,6 @@ def test_the_logged_model_says_what_it_takes_gives_and_needs(tiny_run: "TinyRun"
     assert any(line.startswith("torch==") and "+" not in line for line in needs)
     example = json.loads((files / "input_example.json").read_text())
     assert len(loaded.predict(example)) == 1
-
-
-@pytest.mark.parametrize("family", [name for name in SMALL if name != "dinomaly"])
-def test_a_finished_run_of_every_family_is_a_model_that_scores_and_decides_as_the_run(
-    family: str, context: Context, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(evaluate, "draw_plots", lambda *_, **__: None)
-    outcome = execute(resolve_model(family, SMALL[family]), context)
-    own = pd.read_csv(outcome.folder / "scores" / "domain_B.csv")
-    data = context.root / "data" / "simulated_tiny_seed0"
-    images_BHW = np.stack([read_image(data / path) for path in own["path"]])
-    assert outcome.mlflow_run_id is not None
-    model = load_from_mlflow(outcome.mlflow_run_id, f"sqlite:///{context.root / 'mlflow.db'}")
-    answer = model.predict(images_BHW, params={"domain": "B", "return_map": True})
-    np.testing.assert_allclose(answer["score"], own["score"], rtol=0, atol=1e-6)
-    assert list(answer["fault"]) == list(answer["score"] >= answer["threshold"])
-    assert np.shape(answer["map"][0]) == images_BHW.shape[1:]
-    (last,) = sorted((outcome.folder / "checkpoints").glob("*.pt"))[-1:]
-    place = {"output": context.root / "out", "result_dir": context.result_dir, "root": context.root}
-    settings = {"domain": None, "maps": 0, "gpu": "cpu", "say": context.say, "tick": lambda: None}
-    table = pd.read_csv(predict(str(last), data / "domain_B" / "test", **place, **settings) / "scores.csv")
-    np.testing.assert_allclose(table["score"], own.sort_values("path")["score"], rtol=0, atol=1e-6)
-    assert set(table["decision"]) <= {"fault", "good"}
 
 
 # ---- a server ----
@@ -145,7 +110,7 @@ def single_request(image_HW: np.ndarray, path: Path, number: int) -> Request:
 
 
 def test_a_registered_model_is_served_and_lives_on_through_malformed_requests(
-    tiny_run: "TinyRun", own: pd.DataFrame, threshold: float, images_BHW: np.ndarray, tmp_path: Path
+    tiny_run: TinyRun, own: pd.DataFrame, threshold: float, images_BHW: np.ndarray, tmp_path: Path
 ) -> None:
     register(tiny_run.uri, tiny_run.run_id, name="served", alias="champion")
     shape, log = images_BHW.shape[1:], tmp_path / "server.log"
@@ -195,34 +160,26 @@ def test_a_failure_that_is_not_the_requests_is_500_with_the_traceback_in_the_log
 
 
 @pytest.fixture
-def served(tiny_run: "TinyRun") -> ServedModel:
+def served(tiny_run: TinyRun) -> ServedModel:
     """The model as MLflow loads it."""
     return _load_pyfunc(str(tiny_run.folder / "model"))
 
 
-def test_without_a_domain_several_thresholds_decide_nothing_and_an_unknown_one_is_one_line(
-    served: ServedModel, images_BHW: np.ndarray
-) -> None:
+def test_what_cannot_be_answered_is_one_line(served: ServedModel, images_BHW: np.ndarray) -> None:
     answer = served.predict(images_BHW[:1])
     assert np.isfinite(answer["score"]).all()
     assert answer[["threshold", "fault"]].isna().all(axis=None)
     with pytest.raises(MlflowException) as refused:
         served.predict(images_BHW, {"domain": "E"})
     refused.value.message = "Failed to predict data ...: as MLflow's server puts it"
-    answer = json.loads(refused.value.serialize_as_json())
-    assert answer["error_code"] == "BAD_REQUEST"
-    assert answer["message"].startswith("domain='E': the model has no threshold for it.")
-
-
-def test_a_score_that_is_no_number_is_refused(served: ServedModel, images_BHW: np.ndarray) -> None:
-    images_BHW = np.stack([images_BHW[0], np.full((31, 95), 3e38)])
+    told = json.loads(refused.value.serialize_as_json())
+    assert told["error_code"] == "BAD_REQUEST"
+    assert told["message"].startswith("domain='E': the model has no threshold for it.")
     with pytest.raises(MlflowException, match="image 1: the score is NaN or infinite"):
-        served.predict(images_BHW)
+        served.predict(np.stack([images_BHW[0], np.full((31, 95), 3e38)]))
 
 
-def test_a_map_comes_at_the_inputs_pixels_and_is_empty_where_a_crop_hid_them(
-    served: ServedModel, images_BHW: np.ndarray
-) -> None:
+def test_a_map_has_the_inputs_pixels_but_cropped_ones(served: ServedModel, images_BHW: np.ndarray) -> None:
     def drawn() -> np.ndarray:
         return np.array(served.predict(images_BHW[:1], params={"return_map": True})["map"][0], dtype=float)
 
@@ -236,9 +193,7 @@ def test_a_map_comes_at_the_inputs_pixels_and_is_empty_where_a_crop_hid_them(
     assert not np.isnan(map_HW[5:26]).any()
 
 
-def test_random_encoder_weights_come_back_by_their_seed(
-    tiny_run: "TinyRun", tmp_path: Path, images_BHW: np.ndarray
-) -> None:
+def test_random_weights_come_back(tiny_run: TinyRun, tmp_path: Path, images_BHW: np.ndarray) -> None:
     shutil.copytree(tiny_run.folder / "model", tmp_path / "model")
     card = json.loads((tmp_path / "model" / "model.json").read_text())
     card["config"]["encoder"]["encoder_weights"] = card["encoder_digest"] = "random"
@@ -247,43 +202,29 @@ def test_random_encoder_weights_come_back_by_their_seed(
     np.testing.assert_array_equal(first["score"], second["score"])
 
 
-@pytest.mark.parametrize(  # beside what ``malformed`` tries over a connection
-    ("given", "line"),
-    [
-        (np.zeros((0, 31, 95)), "shape"),
-        (np.full((1, 31, 95), np.nan), "image 0 holds NaN"),
-        ([[True, False]], "holds bool, expected numbers"),
-        ([[10**400]], "a number beyond 64 bits"),
-        ([[1.0, 2.0], [3.0]], r"different lengths, expected \(images, 31, 95\)"),
-        ("gear", "holds text"),
-        (pd.DataFrame({"image": []}), "column 'image': no images"),
-        ([{"image": "AAAA", "domain": "C"}], "columns image, domain: expected one column"),
-        ({}, "columns none: expected one column"),
-        ({"image": [["AAAA"]]}, "image 0: not base64 text"),
-        ({"image": base64.b64encode(b"/etc/passwd").decode()}, "image 0.tiff: not a TIFF"),
-    ],
-)
-def test_an_input_that_cannot_be_scored_is_one_line(given: Any, line: str) -> None:
-    with pytest.raises(ImageError, match=line):
-        read_input(given, shape=(31, 95), dtype="float32")
+UNSCORABLE: list[tuple[Any, str]] = [  # beside what `malformed` tries over a connection
+    (np.zeros((0, 31, 95)), "shape"),
+    ([[True, False]], "holds bool, expected numbers"),
+    ([[10**400]], "a number beyond 64 bits"),
+    ("gear", "holds text"),
+    (pd.DataFrame({"image": []}), "column 'image': no images"),
+    ({}, "columns none: expected one column"),
+    ({"image": [["AAAA"]]}, "image 0: not base64 text"),
+    ({"image": base64.b64encode(b"/etc/passwd").decode()}, "image 0.tiff: not a TIFF"),
+]
 
 
-@pytest.mark.parametrize("value", [51, 1.001, -0.1])
-def test_numbers_beyond_what_a_png_can_hold_are_refused(value: float) -> None:
-    with pytest.raises(ImageError, match="expected 0 to 1: the model was trained on 8-bit PNG"):
-        read_input(np.full((1, 31, 95), value), shape=(31, 95), dtype="uint8")
-    assert read_input(np.full((1, 31, 95), value), shape=(31, 95), dtype="float32").shape == (1, 31, 95)
-
-
-@pytest.mark.parametrize("dtype", ["float32", "float64", "uint8", "uint16", "uint32"])
-def test_the_example_is_an_image_the_model_takes(dtype: str) -> None:
-    image = read_input(input_example(shape=(31, 95), dtype=dtype), shape=(31, 95), dtype=dtype)
-    assert image.shape == (1, 31, 95)
-    assert image.dtype == np.float32
-
-
-def test_a_png_file_is_scaled_as_the_reader_does() -> None:
-    file = png(np.full((31, 95), 51, np.uint8))
-    np.testing.assert_allclose(
-        read_input(encode_files([file]), shape=(31, 95), dtype="uint8"), 0.2, rtol=1e-6
-    )
+def test_an_input_is_an_image_of_the_models_form_or_one_line() -> None:
+    for given, line in UNSCORABLE:
+        with pytest.raises(ImageError, match=line):
+            read_input(given, shape=(31, 95), dtype="float32")
+    for value in (51, 1.001, -0.1):
+        given = np.full((1, 31, 95), value)
+        with pytest.raises(ImageError, match="expected 0 to 1: the model was trained on 8-bit PNG"):
+            read_input(given, shape=(31, 95), dtype="uint8")
+        assert read_input(given, shape=(31, 95), dtype="float32").shape == (1, 31, 95)
+    for dtype in ("float32", "float64", "uint8", "uint16", "uint32"):
+        image = read_input(input_example(shape=(31, 95), dtype=dtype), shape=(31, 95), dtype=dtype)
+        assert (image.shape, image.dtype) == ((1, 31, 95), np.float32)
+    file = encode_files([png(np.full((31, 95), 51, np.uint8))])
+    np.testing.assert_allclose(read_input(file, shape=(31, 95), dtype="uint8"), 0.2, rtol=1e-6)

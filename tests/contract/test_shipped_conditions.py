@@ -1,13 +1,11 @@
-"""Each of the 32 shipped conditions starts, learns, and is run with the values that stand in its file.
+"""Each of the 32 shipped conditions starts and learns (its values reach its run: test_condition_files.py).
 
 Every value is the condition's own but for the sizes: small maps, two steps, a sixteenth of the published
-width, and encoders of random weights, a small transformer in the place of ViT-B.
+width, and encoders of random weights, a small transformer in the place of ViT-B,
+a small ResNet in that of a wide one.
 """
 
-import json
 import math
-from collections.abc import Iterator, Mapping
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -15,75 +13,33 @@ import pytest
 import torch
 from torch.optim import Optimizer
 
-from dinomaly_hd.config import TrainingConfig, flatten, layers_of, range_of
+from dinomaly_hd.config import TrainingConfig, flatten
 from dinomaly_hd.config.conditions_file import Condition, read_conditions
 from dinomaly_hd.config.resolve import resolve_model
 from dinomaly_hd.experiments.run import execute
 from dinomaly_hd.runs.folder import Context
 from dinomaly_hd.training.optim import OPTIMIZERS
 
-from .conftest import project
 from .light_runs import Seen, evaluate_four_images
 
-CONDITIONS = Path(__file__).resolve().parents[2] / "conditions"
+FOLDER = Path(__file__).resolve().parents[2] / "conditions"
 FILES = ("single_domain.json", "multi_domain.json")
 EVERYWHERE = {"preset": "full", "gpu": "cpu", "simulate_size": "tiny", "map_size": "32"}
-TWO_STEPS = {"max_epochs": "0", "max_steps": "2"}
+TRAINED = {"max_epochs": "0", "max_steps": "2"}
+FROM_SCRATCH = {**TRAINED, "image_size": "32x48", "width": "0.0625"}
 SMALLER = {
-    "draem": {**TWO_STEPS, "image_size": "32x48", "width": "0.0625"},
-    "draem_sevnet": {**TWO_STEPS, "image_size": "32x48", "width": "0.0625"},
+    "draem": FROM_SCRATCH,
+    "draem_sevnet": FROM_SCRATCH,
     "dinomaly": {
-        **TWO_STEPS,
+        **TRAINED,
         "image_size": "32",
         "encoder": "vit_tiny_patch16_224",
         "encoder_weights": "random",
     },
-    "patchcore": {"image_size": "64", "encoder_weights": "random"},
+    "patchcore": {"image_size": "64", "encoder": "resnet18", "encoder_weights": "random"},
 }
-FLAGS = {"encoder_name": "encoder", "backbone": "encoder"}
 KINDS = dict(OPTIMIZERS)
-NO_VALUES = ("model_type", "source_domain", "target_domains")
-
-
-def entries(file: str) -> list[dict[str, Any]]:
-    return list(json.loads((CONDITIONS / file).read_text())["experiment_conditions"])
-
-
-EVERY = {entry["name"]: (file, entry["config"]) for file in FILES for entry in entries(file)}
-
-
-@pytest.fixture(scope="module")
-def place(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Context]:
-    """Give all runs of this file one project, so that data and MLflow's store are made once."""
-    with project(tmp_path_factory.mktemp("shipped")) as context:
-        yield context
-
-
-@pytest.fixture(scope="module")
-def conditions() -> dict[str, Condition]:
-    return {one.name: one for file in FILES for one in read_conditions(CONDITIONS / file)}
-
-
-def run_small(one: Condition, context: Context) -> None:
-    targets = ",".join((str(one.source_domain), *one.target_domains))
-    own = {"domains": targets, "train_domains": str(one.source_domain) if one.target_domains else "all"}
-    values = {**one.values, **EVERYWHERE, **SMALLER[one.model_type], **own}
-    execute(resolve_model(one.model_type, values), context)
-
-
-def assert_values(flat: Mapping[str, Any], config: Mapping[str, Any], *, family: str) -> None:
-    """Compare every value of the file that was not made smaller with the run's."""
-    for name, wanted in config.items():
-        flag = FLAGS.get(name, name)
-        flag = "eval_batch_size" if (family, name) == ("patchcore", "batch_size") else flag
-        if name in NO_VALUES or flag in SMALLER[family] or name == "max_epochs":
-            continue
-        if name.endswith("_range"):
-            assert range_of(flat[flag]) == tuple(wanted), name
-        elif isinstance(wanted, list):
-            assert layers_of(flat[flag]) == [int(str(one).removeprefix("layer")) for one in wanted], name
-        else:
-            assert flat[flag] == wanted, name
+EVERY = [one for file in FILES for one in read_conditions(FOLDER / file)]
 
 
 def assert_trained(seen: Seen, made: list[Optimizer]) -> None:
@@ -102,26 +58,17 @@ def assert_trained(seen: Seen, made: list[Optimizer]) -> None:
 
 
 def assert_filled(seen: Seen) -> None:
-    flat = flatten(seen.work.run)
-    bank = seen.weights["bank"]
-    image = torch.from_numpy(seen.work.store[int(seen.work.ready.split.train[0])])
+    bank, train = seen.weights["bank"], seen.work.ready.split.train
+    image = torch.from_numpy(seen.work.store[int(train[0])])
     rows, columns = seen.detector.encode(image[None]).shape[2:]
-    tokens = len(seen.work.ready.split.train) * rows * columns
-    assert len(bank) == max(1, round(flat["coreset_sampling_ratio"] * tokens))
+    share = flatten(seen.work.run)["coreset_sampling_ratio"]
+    assert len(bank) == max(1, round(share * len(train) * rows * columns))
     assert torch.isfinite(bank).all()
 
 
-@pytest.mark.parametrize("name", EVERY)
-def test_a_shipped_condition_runs_with_its_own_values(
-    name: str,
-    conditions: dict[str, Condition],
-    place: Context,
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    _, config = EVERY[name]
-    seen = evaluate_four_images(monkeypatch)
-    made: list[Optimizer] = []
+@pytest.mark.parametrize("one", EVERY, ids=lambda one: one.name)
+def test_a_shipped_condition_runs(one: Condition, own: Context, monkeypatch: pytest.MonkeyPatch) -> None:
+    seen, made = evaluate_four_images(monkeypatch), list[Optimizer]()
     for optimizer, make in KINDS.items():
 
         def keep(*args: Any, make: Any = make, **named: Any) -> Optimizer:
@@ -129,17 +76,15 @@ def test_a_shipped_condition_runs_with_its_own_values(
             return made[-1]
 
         monkeypatch.setitem(OPTIMIZERS, optimizer, keep)
-    one = conditions[name]
-    run_small(one, replace(place, result_dir=tmp_path))
+    domains = ",".join((str(one.source_domain), *one.target_domains))
+    data = {"domains": domains, "train_domains": str(one.source_domain) if one.target_domains else "all"}
+    values = {**one.values, **EVERYWHERE, **SMALLER[one.model_type], **data}
+    execute(resolve_model(one.model_type, values), own)
     (done,) = seen
-    flat = flatten(done.work.run)
-    assert_values(flat, config, family=one.model_type)
-    assert (flat["domains"], flat["train_domains"]) == (
-        ("A,B,C,D", "A") if one.target_domains else ("A", "all")
-    )
-    assert {done.work.ready.manifest.records[int(i)].domain for i in done.work.ready.split.train} == {
-        "domain_A"
-    }
+    flat, records = flatten(done.work.run), done.work.ready.manifest.records
+    expected = ("A,B,C,D", "A") if one.target_domains else ("A", "all")
+    assert (flat["domains"], flat["train_domains"]) == expected
+    assert {records[int(i)].domain for i in done.work.ready.split.train} == {"domain_A"}
     if one.model_type == "patchcore":
         assert_filled(done)
     else:
@@ -147,5 +92,5 @@ def test_a_shipped_condition_runs_with_its_own_values(
 
 
 def test_there_are_sixteen_of_each() -> None:
-    assert [len(entries(file)) for file in FILES] == [16, 16]
-    assert len(EVERY) == 32, "names differ between the files"
+    assert [len(read_conditions(FOLDER / file)) for file in FILES] == [16, 16]
+    assert len({one.name for one in EVERY}) == 32, "names differ between the files"

@@ -1,12 +1,9 @@
 """A suite runs every member once, whatever fails, is stopped or is killed."""
 
 import json
-import os
 import signal
 import subprocess
 import sys
-import time
-from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -26,7 +23,11 @@ from dinomaly_hd.experiments.run import execute
 from dinomaly_hd.files import locked
 from dinomaly_hd.jobs.job import Slots
 from dinomaly_hd.runs.folder import Context, open_folder
+from dinomaly_hd.runs.store import default_uri, prepare_store
 from entry_points import suite
+from tests.work import wait_for
+
+from .light_runs import runs_in
 
 ROOT = Path(__file__).resolve().parents[2]
 LOCAL = Slots("local", 2, "")
@@ -40,27 +41,15 @@ def trivial(label: str, root: Path, **values: str) -> Member:
     return member(label, run)
 
 
-def runs_in(context: Context) -> list[Any]:
-    from mlflow import MlflowClient
-
-    client = MlflowClient(tracking_uri=os.environ["MLFLOW_TRACKING_URI"])
-    experiment = client.get_experiment_by_name(context.experiment)
-    assert experiment is not None
-    return list(client.search_runs([experiment.experiment_id]))
-
-
 def statuses(context: Context, kind: str) -> dict[str, list[str]]:
     """Return the MLflow statuses of the runs of one kind by the label of the member."""
     found: dict[str, list[str]] = {}
-    for run in runs_in(context):
-        if run.data.tags["kind"] == kind:
-            found.setdefault(run.data.tags.get("config", "-"), []).append(run.info.status)
+    for run in runs_in(context, kind):
+        found.setdefault(run.data.tags.get("config", "-"), []).append(run.info.status)
     return found
 
 
-def test_members_of_two_sets_of_domains_are_run_reported_and_used_again(
-    context: Context, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_members_are_run_reported_and_used_again(context: Context, monkeypatch: pytest.MonkeyPatch) -> None:
     read: list[Path] = []
     load = hdmap.load_manifest
     monkeypatch.setattr(
@@ -82,6 +71,7 @@ def test_members_of_two_sets_of_domains_are_run_reported_and_used_again(
         run_suite(members, told, slots=LOCAL)
     assert len(read) == 2, "once for each set of domains"
     assert statuses(context, "train") == {"max": ["FINISHED"], "to_B": ["FINISHED"], "diverges": ["FAILED"]}
+    assert statuses(context, "suite") == {"-": ["FAILED"]}
     (parent,) = (context.result_dir / "suite").glob("*/*_seed42")
     assert "diverges, seed 42" in (parent / "reports" / "A" / "report.md").read_text()
     summary = json.loads((parent / "reports" / "A" / "final_summary.json").read_text())
@@ -119,6 +109,7 @@ def test_a_suite_killed_or_stopped_goes_on_and_runs_each_member_once(context: Co
     def states() -> list[str]:
         return [one["status"] for one in members()]
 
+    prepare_store(default_uri(context.root), experiment=context.experiment, root=context.root)
     command = [sys.executable, "-m", "entry_points.suite", *flags]
     with subprocess.Popen(command, cwd=ROOT, stdout=subprocess.DEVNULL) as killed:
         wait_for(lambda: "FINISHED" in states())
@@ -141,19 +132,14 @@ def test_a_suite_killed_or_stopped_goes_on_and_runs_each_member_once(context: Co
     assert statuses(context, "suite") == {"-": ["FINISHED"]}
 
 
-def test_a_suite_is_not_started_twice_at_a_time(context: Context) -> None:
+def test_of_two_processes_one_is_at_work(context: Context, monkeypatch: pytest.MonkeyPatch) -> None:
     told = {"variant": "trivial", "seed": 1, "config_hash": "a", "resume": "auto", "of_members": True}
     with (
-        open_folder(context.result_dir, **told),
+        open_folder(context.root / "other", **told),
         pytest.raises(ConfigError, match="another process is at work on the same runs; wait for it, or stop"),
-        open_folder(context.result_dir, **told),
+        open_folder(context.root / "other", **told),
     ):
         pass
-
-
-def test_a_run_that_another_process_finishes_meanwhile_is_not_run_again(
-    context: Context, monkeypatch: pytest.MonkeyPatch
-) -> None:
     one = trivial("max", context.root)
     own = replace(context, folder=context.result_dir / "max", lock_wait_s=60.0)
     first = execute(one.run, own)
@@ -208,42 +194,3 @@ def test_bad_members_are_refused_before_the_first_is_run(context: Context, tmp_p
     with pytest.raises(DataError, match=r"^lost: data_root=/nowhere: no such folder"):
         run_suite([one, lost], context, slots=LOCAL)
     assert not context.result_dir.exists()
-
-
-FILE = """
-experiment_conditions:
-  - {name: one, config: {model_type: trivial, source_domain: A}}
-  - {name: two, config: {model_type: trivial, domains: [A, B]}}
-"""
-
-
-@pytest.mark.parametrize(
-    ("flags", "message"),
-    [
-        ([], "--conditions_file is needed"),
-        (["--condition", "tow"], "condition='tow': not in FILE. Did you mean 'two'?"),
-        (["--condition", "two,two"], "condition='two,two': expected one or more, each once"),
-        (["--slots", "0"], "slots='0': input should be greater than or equal to 1, or auto"),
-        (["--slots", "many"], "slots='many': input should be a valid integer"),
-        (["--engine", "dask"], "engine='dask': unknown."),
-        (["--ray_address", "head:1"], "ray_address=head:1: does nothing with engine=local"),
-        (["--seeds", "1,1"], "seeds='1,1': expected whole numbers, each once"),
-        (["--source_domain", "A"], "source_domain: suite has no such flag; give a condition of the"),
-        (["--seed", "1"], "seed: suite has no such flag; give seeds"),
-        (["--slotz", "1"], "unknown flag --slotz. Did you mean 'slots'?"),
-    ],
-)
-def test_bad_flags_are_refused_in_one_line(flags: list[str], message: str, tmp_path: Path) -> None:
-    file = tmp_path / "conditions.yaml"
-    file.write_text(FILE)
-    with pytest.raises(ConfigError) as caught:
-        suite.main([*flags, *([f"--conditions_file={file}"] if flags else [])], SignalGuard())
-    assert message.replace("FILE", str(file)) in str(caught.value)
-    assert "\n" not in str(caught.value)
-
-
-def wait_for(happened: Callable[[], bool], *, timeout_s: float = 600.0) -> None:
-    deadline = time.monotonic() + timeout_s
-    while not happened():
-        assert time.monotonic() < deadline, "it did not happen"
-        time.sleep(0.1)

@@ -1,10 +1,7 @@
 """`tune`: a real study of a few steps, what it leaves behind, and what it refuses in one line."""
 
 import json
-import os
 import shlex
-import shutil
-import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -13,9 +10,11 @@ import pytest
 
 from dinomaly_hd.config.conditions_file import read_conditions
 from dinomaly_hd.config.resolve import resolve_model
-from dinomaly_hd.errors import NonFiniteError, SignalGuard, TrackingError
+from dinomaly_hd.data.simulator import simulate
+from dinomaly_hd.errors import NonFiniteError, SignalGuard
 from dinomaly_hd.experiments import trial
-from dinomaly_hd.tuning import storage
+from dinomaly_hd.runs.folder import Context
+from dinomaly_hd.runs.store import client_for
 from dinomaly_hd.tuning.storage import VARIABLE, address_of, connect
 from entry_points import tune, tune_worker
 from entry_points.common import launch
@@ -24,7 +23,9 @@ from .conftest import SETTINGS
 from .light_runs import without_pictures
 
 ROOT = Path(__file__).resolve().parents[2]
-TINY = {name: text for name, text in SETTINGS.items() if name not in ("seed", "maps_per_group")}
+TINY = {
+    name: text for name, text in SETTINGS.items() if name not in ("seed", "maps_per_group", "simulate_size")
+}
 TINY |= {"domains": "B,C", "image_size": "32x48", "heartbeat_s": "5", "synthetic_copies": "2"}
 
 
@@ -41,43 +42,40 @@ def arguments(values: dict[str, str]) -> list[str]:
 
 
 def flags_in(root: Path, **more: str) -> dict[str, str]:
-    address = f"sqlite:///{root / 'optuna.db'}"
-    return {**TINY, "result_dir": str(root / "results"), "storage": address, "experiment": "tune", **more}
+    own = {
+        "data_root": str(simulate(root / "maps", size="tiny", seed=0)),
+        "result_dir": str(root / "results"),
+    }
+    return {**TINY, **own, "storage": f"sqlite:///{root / 'optuna.db'}", "experiment": "tune", **more}
 
 
 @pytest.fixture(scope="module")
-def place(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+def root(place: Context) -> Iterator[Path]:
     """Give this module's studies one MLflow store, and runs without pictures and model copies."""
-    root = tmp_path_factory.mktemp("tune")
     with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{root / 'mlflow.db'}")
-        patch.delenv("MLFLOW_RUN_ID", raising=False)
         patch.delenv(VARIABLE, raising=False)
         without_pictures(patch)
-        yield root
+        yield place.root
 
 
 @pytest.fixture(autouse=True)
-def quiet(place: Path, monkeypatch: pytest.MonkeyPatch, recwarn: pytest.WarningsRecorder) -> None:
+def quiet(root: Path, monkeypatch: pytest.MonkeyPatch, recwarn: pytest.WarningsRecorder) -> None:
     del recwarn  # other packages' warnings are not ours to mend
-    monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{place / 'mlflow.db'}")
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{root / 'mlflow.db'}")
 
 
 @pytest.fixture(scope="module")
-def found(place: Path) -> Found:
+def found(root: Path) -> Found:
     """Run three trials: F, G, and a suggested one."""
-    from mlflow import MlflowClient
-
-    flags = flags_in(place, study="first", trials="3", space="row_p,q_percent,row_context")
+    flags = flags_in(root, study="first", trials="3", space="row_p,q_percent,row_context")
     with SignalGuard() as guard:
         tune.main(arguments({**flags, "trials": "2"}), guard)
         tune.main(arguments(flags), guard)  # tops up
-    client = MlflowClient(tracking_uri=f"sqlite:///{place / 'mlflow.db'}")
+    client = client_for(f"sqlite:///{root / 'mlflow.db'}")
     experiment = client.get_experiment_by_name("tune")
     assert experiment is not None
-    return Found(
-        place / "results" / "tune" / "first", flags, list(client.search_runs([experiment.experiment_id]))
-    )
+    runs = list(client.search_runs([experiment.experiment_id]))
+    return Found(root / "results" / "tune" / "first", flags, runs)
 
 
 def test_every_trial_is_an_mlflow_run_with_its_seeds_below_it(found: Found) -> None:
@@ -95,23 +93,17 @@ def test_every_trial_is_an_mlflow_run_with_its_seeds_below_it(found: Found) -> N
     assert "Found and known settings" in study.data.tags["mlflow.note.content"]
 
 
-def test_the_report_says_what_was_found_beside_the_known_settings(found: Found) -> None:
+def test_the_best_is_reported_with_its_exact_command_and_conditions_file(found: Found) -> None:
     text = (found.folder / "report.md").read_text()
     assert "3 complete" in text or "2 complete, 1 pruned" in text
     assert "0 (F)" in text
     assert "domain_C/tpr_at_fpr_1 (test, not used)" in text
-    page = (found.folder / "report.html").read_text()
-    assert page.count("<img") >= 3
-    assert {path.stem for path in (found.folder / "plots").iterdir()} >= {
-        *("history", "parallel_coordinates", "slices")
-    }
+    assert (found.folder / "report.html").read_text().count("<img") >= 3
+    plots = {path.stem for path in (found.folder / "plots").iterdir()}
+    assert plots >= {"history", "parallel_coordinates", "slices"}
     assert len((found.folder / "trials.csv").read_text().splitlines()) == 4
 
-
-def test_the_best_is_an_exact_command_and_a_conditions_file(found: Found) -> None:
-    best = next(
-        line for line in (found.folder / "report.md").read_text().splitlines() if "mlflow run" in line
-    )
+    best = next(line for line in text.splitlines() if "mlflow run" in line)
     words = shlex.split(best)
     told = dict(word.split("=", 1) for word in words[6:-2:2])
     again = resolve_model(words[4], told)
@@ -126,12 +118,8 @@ def test_the_best_is_an_exact_command_and_a_conditions_file(found: Found) -> Non
     assert condition.name == "first_best"
 
 
-def test_a_trial_that_is_stopped_goes_on_in_its_folder_and_its_mlflow_run(
-    place: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    flags = flags_in(
-        place, study="stopped", trials="1", space="row_p", max_steps="3", checkpoint_interval="1"
-    )
+def test_a_stopped_trial_goes_on_in_its_folder_and_run(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    flags = flags_in(root, study="stopped", trials="1", space="row_p", max_steps="3", checkpoint_interval="1")
     execute, guard = trial.execute, SignalGuard()
     starts: list[Any] = []
 
@@ -146,18 +134,18 @@ def test_a_trial_that_is_stopped_goes_on_in_its_folder_and_its_mlflow_run(
     assert launch(tune.main, arguments(flags)) == 0
     assert starts[0].folder == starts[1].folder
     assert starts[0].parent_run_id == starts[1].parent_run_id
-    database = connect(address_of(flags["storage"], root=place))
+    database = connect(address_of(flags["storage"], root=root))
     trials = database.get_all_trials(database.get_study_id_from_name("stopped"))
     assert [one.state.name for one in trials] == ["FAIL", "COMPLETE"]
 
 
-def test_a_trial_is_the_mean_of_its_seeds_and_two_objectives_have_a_front(place: Path) -> None:
+def test_a_trial_is_the_mean_of_its_seeds_and_two_objectives_have_a_front(root: Path) -> None:
     metrics = "mean/auroc,domain_C/tpr_at_fpr_5"
     flags = flags_in(
-        place, study="front", trials="1", space="row_p", seeds="42,43", metrics=metrics, synthetic_copies="3"
+        root, study="front", trials="1", space="row_p", seeds="42,43", metrics=metrics, synthetic_copies="3"
     )
     assert launch(tune.main, arguments(flags)) == 0
-    folder = place / "results" / "tune" / "front"
+    folder = root / "results" / "tune" / "front"
     results = [json.loads(path.read_text()) for path in folder.glob("trial_0000/seed*/results.json")]
     mean = sum(one["synthetic"]["mean"]["auroc"] for one in results) / 2
     row = (folder / "trials.csv").read_text().splitlines()[1].split(",")
@@ -168,71 +156,37 @@ def test_a_trial_is_the_mean_of_its_seeds_and_two_objectives_have_a_front(place:
 
 
 def test_a_study_whose_trials_all_diverge_ends_and_names_them(
-    place: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    root: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     def diverges(*_: object) -> None:
         raise NonFiniteError("step 1: loss nan")
 
     monkeypatch.setattr(trial, "execute", diverges)
-    assert launch(tune.main, arguments(flags_in(place, study="bad", trials="1", space="row_p"))) == 71
+    assert launch(tune.main, arguments(flags_in(root, study="bad", trials="1", space="row_p"))) == 71
     out, error = capsys.readouterr()
     assert error.count("\n") == 1
     assert "0 of 1 trials finished, 4 failed" in error
     assert "step 1: loss nan" in out
 
 
-REFUSED: list[tuple[dict[str, str], int, str]] = [
-    ({"workers": "0"}, 64, "workers=0: expected 1 or more"),
-    ({"workers": "two"}, 64, "workers='two': input should be a valid integer"),
-    ({"trials": "0"}, 64, "trials=0: expected 1 or more"),
-    ({"metrics": "domain_C/tpr"}, 64, "unknown 'tpr'. Known: auroc, tpr_at_fpr_1"),
-    ({"metrics": "domain_X/auroc"}, 64, "metrics=domain_X/auroc: there is no 'domain_X'; known: domain_B"),
-    ({"metrics": "a/auroc,b/auroc,c/auroc"}, 64, "expected one or two figures"),
-    ({"space": "row_p", "config": "A0"}, 64, "space=row_p: changes nothing in config=A0"),
-    ({"objective": "tests"}, 64, "objective='tests': unknown. Did you mean 'test'"),
-    ({"sampler": "tpf"}, 64, "sampler='tpf': unknown. Did you mean 'tpe'"),
-    ({"pruner": "nonne"}, 64, "pruner='nonne': unknown. Did you mean 'none'"),
-    ({"engine": "dask", "workers": "2"}, 64, "engine='dask': unknown"),
-    ({"study": "a/b"}, 64, "study='a/b': expected 1 to 80 letters"),
-    ({"synthetic_copies": "0"}, 64, "synthetic_copies=0 leaves objective=synthetic without faults"),
-    ({"seed": "1"}, 64, "seed: tune has no such flag; give seeds"),
-    ({"resume": "never"}, 64, "resume: tune has no such flag; give study"),
-    (
-        {"storage": "postgresql://me:secret@127.0.0.1:9/db"},
-        75,
-        "storage postgresql://me:***@127.0.0.1:9/db: ",
-    ),
-    ({"storage": "redis://me:secret@host/0"}, 64, "storage=redis://me:***@host/0: expected auto, sqlite"),
-    ({"max_steps": "3", "study": "first"}, 64, "study first has max_steps=2 (here 3)"),
-]
-
-
-@pytest.mark.parametrize(("flags", "code", "message"), REFUSED, ids=lambda value: str(value)[:40])
-def test_what_cannot_work_is_refused_in_one_line(
-    flags: dict[str, str], code: int, message: str, found: Found, capsys: pytest.CaptureFixture[str]
+def test_what_cannot_join_a_study_is_refused_in_one_line(
+    found: Found, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    values = {**found.flags, "study": "refused", **flags}
-    if "config" in flags or "space" not in flags:
-        values["space"] = flags.get("space", found.flags["space"])
-    assert launch(tune.main, arguments(values)) == code
-    (line,) = capsys.readouterr().err.strip().splitlines()
-    assert message in line
-    assert "secret" not in line
+    def refused(**flags: str) -> str:
+        assert launch(tune.main, arguments({**found.flags, **flags})) == 64
+        (line,) = capsys.readouterr().err.strip().splitlines()
+        assert "secret" not in line
+        return str(line)
 
-
-def test_other_code_does_not_join_a_study(
-    found: Found, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    monkeypatch.setattr("dinomaly_hd.provenance.code_digest", lambda: "0123456789abcdef")
-    assert launch(tune.main, arguments(found.flags)) == 64
-    (line,) = capsys.readouterr().err.strip().splitlines()
+    assert "study first has max_steps=2 (here 3)" in refused(max_steps="3")
+    with monkeypatch.context() as patch:
+        patch.setattr("dinomaly_hd.provenance.code_digest", lambda: "0123456789abcdef")
+        line = refused()
     assert "study first: its trials were run by code" in line
     assert "here it is 0123456789abcdef" in line
+    monkeypatch.setenv("MLFLOW_RUN_ID", "0" * 32)  # MLflow shows the parameters of `mlflow run`
+    assert "PGPASSWORD" in refused(storage="postgresql://me:secret@127.0.0.1:9/db")
 
-
-def test_a_worker_of_other_code_or_without_its_storage_is_refused(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
     job = tmp_path / "job.json"
     for content, message in (
         ({"code_digest": "other", "flags": {}}, "made by code other"),
@@ -241,50 +195,3 @@ def test_a_worker_of_other_code_or_without_its_storage_is_refused(
         job.write_text(json.dumps(content))
         assert launch(tune_worker.main, ["--config", str(job)]) == 64
         assert message in capsys.readouterr().err
-
-
-def test_a_password_in_a_parameter_of_mlflow_run_is_refused(
-    found: Found, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    monkeypatch.setenv("MLFLOW_RUN_ID", "0" * 32)
-    values = {**found.flags, "storage": "postgresql://me:secret@127.0.0.1:9/db"}
-    assert launch(tune.main, arguments(values)) == 64
-    (line,) = capsys.readouterr().err.strip().splitlines()
-    assert "PGPASSWORD" in line
-    assert "secret" not in line
-
-
-@pytest.fixture(scope="module")
-def server() -> Iterator[Any]:
-    """Start a PostgreSQL server."""
-    if shutil.which("initdb") is None and not list(Path("/usr/lib/postgresql").glob("*/bin/initdb")):
-        pytest.skip("no PostgreSQL server here")
-    if os.geteuid() == 0 and shutil.which("runuser") is None:
-        pytest.skip("the server does not run as root, and there is no runuser")
-    pytest.importorskip("psycopg2")
-    with pytest.MonkeyPatch.context() as patch, tempfile.TemporaryDirectory() as folder:
-        patch.syspath_prepend(ROOT)
-        from benchmarks.studies import running_server
-
-        with running_server(Path(folder)) as running:
-            yield running
-
-
-def test_a_real_server_says_what_is_wrong_and_one_process_at_a_time_holds_it(
-    server: Any, found: Found, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    for url, message in (
-        (server.url("postgres", password="wrong"), "password authentication failed"),
-        (server.url("nowhere"), 'database "nowhere" does not exist'),
-    ):
-        assert launch(tune.main, arguments({**found.flags, "storage": url})) == 64
-        (line,) = capsys.readouterr().err.strip().splitlines()
-        assert message in line
-        assert ":***@" in line
-    address = address_of(server.url("postgres"), root=ROOT)
-    monkeypatch.setattr(storage, "LOCK_TIMEOUT_S", 1)
-    refused = pytest.raises(TrackingError, match="lock timeout")
-    with storage.exclusive(address), refused, storage.exclusive(address):
-        pass
-    with storage.exclusive(address):
-        assert connect(address).get_all_studies() == []

@@ -1,5 +1,6 @@
 """`sync` completes what an outage cut off, and `doctor` says what is wrong with an installation."""
 
+import re
 import shutil
 from dataclasses import replace
 from pathlib import Path
@@ -10,16 +11,17 @@ import pytest
 from dinomaly_hd.config.resolve import resolve_model
 from dinomaly_hd.experiments.run import Outcome, execute
 from dinomaly_hd.runs.folder import IN_MLFLOW, LOCK, Context, RunFolder, read_state
+from dinomaly_hd.runs.mirror import Mirror
 from dinomaly_hd.runs.store import client_for, default_uri
 from dinomaly_hd.runs.sync import Synchronised, lacking, synchronise
 from dinomaly_hd.runs.tracker import Tracker
 from entry_points import doctor
 from entry_points.common import launch
+from tests.work import NOWHERE
 
 from .light_runs import SMALL
 
 started = Tracker.start
-NOWHERE = "http://127.0.0.1:9"
 
 
 def run_without_server(context: Context, monkeypatch: pytest.MonkeyPatch, *, name: str) -> Outcome:
@@ -52,9 +54,7 @@ def test_a_run_of_an_outage_is_completed_once(context: Context, monkeypatch: pyt
     assert sync(context)[0] == Synchronised(0, 0, 0, 0, 0, 0)
 
 
-def test_a_server_that_is_slow_at_the_start_is_known_at_the_end(
-    context: Context, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_slow_server_is_known_at_the_end(context: Context, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(
         Tracker, "start", lambda self, *, timeout_s: started(self, timeout_s=timeout_s) and None
     )
@@ -64,83 +64,91 @@ def test_a_server_that_is_slow_at_the_start_is_known_at_the_end(
     assert lacking(context.result_dir) == []
 
 
-def test_a_folder_at_work_or_damaged_does_not_stop_the_others(
+def test_a_folder_at_work_or_damaged_stops_no_other_and_one_that_died_is_killed(
     context: Context, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    names = ("at_work", "damaged", "whole")
-    folders = {name: run_without_server(context, monkeypatch, name=name).folder for name in names[:1]}
-    for name in names[1:]:  # the same run is not run again for another folder: copies of it
-        folders[name] = context.result_dir / name
-        copy(folders["at_work"], folders[name])
+    folders = {"at_work": run_without_server(context, monkeypatch, name="at_work").folder}
+    for name in ("damaged", "whole", "died"):  # the same run is not run again for another folder: copies
+        folders[name] = Path(shutil.copytree(folders["at_work"], context.result_dir / name))
+        outbox = folders[name] / "tracking.jsonl"
+        lines = [line for line in outbox.read_text().splitlines() if name != "died" or '"ended"' not in line]
+        outbox.write_text(re.sub('"key": ?"', f'"key": "{name}', "\n".join(lines)) + "\n")
     (folders["damaged"] / "journal.jsonl").write_text('{"broken\n{"a": 1}\n')
+    RunFolder(folders["died"], resumed=True).set_state(status="RUNNING")
     with filelock.FileLock(folders["at_work"] / LOCK):
         done, lines = sync(context)
-    assert (done.completed, done.refused, done.at_work) == (1, 1, 1)
+    assert (done.completed, done.refused, done.at_work) == (2, 1, 1)
     assert any("at work" in line for line in lines)
     assert any("damaged" in line and "journal.jsonl" in line for line in lines)
-
-
-def copy(source: Path, target: Path) -> None:
-    shutil.copytree(source, target)
-    outbox = target / "tracking.jsonl"
-    outbox.write_text(outbox.read_text().replace('"key": "', f'"key": "{target.name}'))
-
-
-def test_a_run_that_died_is_marked_killed(context: Context, monkeypatch: pytest.MonkeyPatch) -> None:
-    outcome = run_without_server(context, monkeypatch, name="died")
-    outbox = outcome.folder / "tracking.jsonl"
-    kept = [line for line in outbox.read_text().splitlines() if '"ended"' not in line]
-    outbox.write_text("\n".join(kept) + "\n")
-    RunFolder(outcome.folder, resumed=True).set_state(status="RUNNING")
-    assert sync(context)[0].completed == 1
-    state = read_state(outcome.folder)
+    state = read_state(folders["died"])
     assert state["status"] == "KILLED"
     assert client_for(default_uri(context.root)).get_run(state["mlflow_run_id"]).info.status == "KILLED"
+
+
+# ---- a process killed between its run's end and MLflow's: the next start completes MLflow, runs nothing ----
+
+
+def test_a_finished_run_has_all_of_it_in_mlflow_and_a_store_that_does_not_answer_ends_nothing(
+    context: Context, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def dies(*_: object, **__: object) -> None:
+        raise ValueError("the process dies here")
+
+    run = resolve_model("trivial", SMALL["trivial"])
+    own = replace(context, folder=context.result_dir / "suite" / "member")
+    with monkeypatch.context() as patch:
+        patch.setattr(Mirror, "_do_model", dies)
+        outcome = execute(run, own)
+    assert outcome.mlflow_run_id is not None
+    client_for(default_uri(context.root)).set_terminated(outcome.mlflow_run_id, "KILLED")
+    RunFolder(outcome.folder, resumed=True).set_state(**{IN_MLFLOW: False})
+
+    lines: list[str] = []
+    with monkeypatch.context() as patch:
+        patch.setenv("MLFLOW_TRACKING_URI", NOWHERE)
+        assert execute(run, replace(own, say=lines.append)).folder == outcome.folder
+    assert any(line.startswith("warning: ") and "MLflow" in line for line in lines)
+    assert read_state(outcome.folder)[IN_MLFLOW] is False
+
+    again = execute(run, replace(own, say=lines.append))
+    assert (again.folder, again.mlflow_run_id) == (outcome.folder, outcome.mlflow_run_id)
+    assert f"already finished: {outcome.folder}" in lines
+    assert f"completed in MLflow: {outcome.folder}" in lines
+    tracked = client_for(default_uri(context.root)).get_run(outcome.mlflow_run_id)
+    assert tracked.info.status == "FINISHED"
+    assert tracked.outputs is not None
+    assert len(tracked.outputs.model_outputs) == 1, "the model was logged"
+    assert read_state(outcome.folder)[IN_MLFLOW] is True
 
 
 # ---- doctor ----
 
 
-def examined(tmp_path: Path, capsys: pytest.CaptureFixture[str], **flags: str) -> tuple[int, str]:
-    told = {"result_dir": str(tmp_path / "results"), "feature_dir": str(tmp_path / "features"), **flags}
-    code = launch(doctor.main, [f"--{name}={value}" for name, value in told.items()])
-    return code, "".join(capsys.readouterr())
+def test_doctor_names_what_is_wrong_in_one_line_with_a_runs_exit_code(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def examined(**flags: str) -> tuple[int, str]:
+        told = {"result_dir": str(tmp_path / "results"), "feature_dir": str(tmp_path / "features"), **flags}
+        code = launch(doctor.main, [f"--{name}={value}" for name, value in told.items()])
+        return code, "".join(capsys.readouterr())
 
-
-@pytest.fixture(autouse=True)
-def own_store(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{tmp_path / 'mlflow.db'}")
-
-
-def test_a_sound_installation_has_no_problem(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    code, text = examined(tmp_path, capsys)
+    code, text = examined()
     assert code == 0, text
     assert "PROBLEM" not in text
     for what in ("Python", "packages", "device", "weights", "results", "features", "MLflow", "runs", "data"):
         assert any(line[8:].startswith(what) for line in text.splitlines()), what
-
-
-@pytest.mark.parametrize(
-    ("flags", "code", "named"),
-    [
+    wrong: list[tuple[dict[str, str], int, str]] = [
         ({"data_root": "/nowhere"}, 65, "/nowhere"),
         ({"encoder": "dinov2reg_vit_small_14", "encoder_weights": "/nowhere.pth"}, 75, "/nowhere.pth"),
         ({"result_dir": "/dev/null/results"}, 74, "/dev/null/results"),
         ({"preset": "quck"}, 64, "Did you mean 'quick'"),
-    ],
-)
-def test_what_is_wrong_is_one_line_with_a_runs_exit_code(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str], flags: dict[str, str], code: int, named: str
-) -> None:
-    found, text = examined(tmp_path, capsys, **flags)
-    assert found == code
-    assert named in text
-
-
-def test_a_dead_server_is_named(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
-) -> None:
+    ]
+    for flags, expected, named in wrong:
+        code, text = examined(**flags)
+        assert code == expected
+        assert named in text
     monkeypatch.setenv("MLFLOW_TRACKING_URI", NOWHERE)
-    code, text = examined(tmp_path, capsys)
+    code, text = examined()
     assert code == 75
     assert f"no server answers at {NOWHERE}" in text

@@ -23,6 +23,7 @@ from dinomaly_hd.training.optim import StableAdamW, warm_cosine
 HERE = Path(__file__).parent
 TOLERANCE = {torch.float32: 1e-5, torch.float64: 1e-12}
 PRECISIONS = [("32", torch.float32), ("64", torch.float64)]
+precisions = pytest.mark.parametrize(("suffix", "dtype"), PRECISIONS)
 
 
 def load(name: str) -> dict[str, Any]:
@@ -30,8 +31,13 @@ def load(name: str) -> dict[str, Any]:
         return {key: archive[key] for key in archive.files}
 
 
-def assert_close(actual: Tensor, expected: np.ndarray, *, tolerance: float) -> None:
-    actual, scale = actual.detach().double().numpy(), max(np.abs(expected).max(), 1e-30)
+def part_of(golden: dict[str, Any], prefix: str) -> dict[str, Any]:
+    return {name.removeprefix(prefix): value for name, value in golden.items() if name.startswith(prefix)}
+
+
+def assert_close(tensor: Tensor | None, expected: np.ndarray, *, tolerance: float) -> None:
+    assert tensor is not None
+    actual, scale = tensor.detach().double().numpy(), max(np.abs(expected).max(), 1e-30)
     assert actual.shape == expected.shape
     assert np.abs(actual - expected).max() / scale <= tolerance
 
@@ -41,33 +47,26 @@ def filled(module: torch.nn.Module, weights: dict[str, np.ndarray], dtype: torch
     return module.to(dtype)
 
 
-@pytest.mark.parametrize(("suffix", "dtype"), PRECISIONS)
-@pytest.mark.parametrize("tag", ["a", "b", "c"])
-def test_g1_linear_attention(tag: str, suffix: str, dtype: torch.dtype) -> None:
+@precisions
+def test_g1_linear_attention(suffix: str, dtype: torch.dtype) -> None:
     # The 1e-6 in the denominator, which keeps underflow finite, moves float64 by more than 1e-12.
     golden = load("g1_linear_attention2")
-    weights = {
-        key.removeprefix(f"{tag}_w."): value for key, value in golden.items() if key.startswith(f"{tag}_w.")
-    }
-    x = torch.from_numpy(golden[f"{tag}_x"]).to(dtype).requires_grad_()
-    module = LinearAttention(x.shape[-1], heads=int(golden[f"{tag}_heads"]), qkv_bias="qkv.bias" in weights)
-    module = filled(module, weights, dtype)
-    out = module(module.qkv(x), noise=None).tokens_BND
-    out.backward(torch.from_numpy(golden[f"{tag}_gy"]).to(dtype))
-    assert_close(out, golden[f"{tag}_y{suffix}"], tolerance=1e-5)
-    assert x.grad is not None
-    assert_close(x.grad, golden[f"{tag}_dx{suffix}"], tolerance=1e-5)
-    for name, parameter in module.named_parameters():
-        assert parameter.grad is not None
-        assert_close(parameter.grad, golden[f"{tag}_grad{suffix}.{name}"], tolerance=1e-5)
-
-
-@pytest.mark.parametrize(("suffix", "dtype"), PRECISIONS)
-def test_g1_state(suffix: str, dtype: torch.dtype) -> None:
-    golden = load("g1_linear_attention2")
-    x = torch.from_numpy(golden["a_x"]).to(dtype)
-    weight = torch.from_numpy(golden["a_w.qkv.weight"]).to(dtype)
-    bias = torch.from_numpy(golden["a_w.qkv.bias"]).to(dtype)
+    for tag in "abc":
+        weights = part_of(golden, f"{tag}_w.")
+        x = torch.from_numpy(golden[f"{tag}_x"]).to(dtype).requires_grad_()
+        heads = int(golden[f"{tag}_heads"])
+        module = filled(
+            LinearAttention(x.shape[-1], heads=heads, qkv_bias="qkv.bias" in weights), weights, dtype
+        )
+        out = module(module.qkv(x), noise=None).tokens_BND
+        out.backward(torch.from_numpy(golden[f"{tag}_gy"]).to(dtype))
+        assert_close(out, golden[f"{tag}_y{suffix}"], tolerance=1e-5)
+        assert_close(x.grad, golden[f"{tag}_dx{suffix}"], tolerance=1e-5)
+        for name, parameter in module.named_parameters():
+            assert_close(parameter.grad, golden[f"{tag}_grad{suffix}.{name}"], tolerance=1e-5)
+    x, weight, bias = (
+        torch.from_numpy(golden[f"a_{n}"]).to(dtype) for n in ("x", "w.qkv.weight", "w.qkv.bias")
+    )
     qkv = (x @ weight.T + bias).reshape(2, 7, 3, 3, 4).permute(2, 0, 3, 1, 4)
     state = linear_attention(*qkv.unbind(0)).state_Bhdd
     assert_close(state, golden[f"a_kv{suffix}"], tolerance=TOLERANCE[dtype])
@@ -76,13 +75,12 @@ def test_g1_state(suffix: str, dtype: torch.dtype) -> None:
 def test_g1_underflow_is_finite_where_the_original_is_nan() -> None:
     golden = load("g1_linear_attention2")
     assert np.isnan(golden["nan_y"]).all()
-    weights = {key.removeprefix("nan_w."): value for key, value in golden.items() if key.startswith("nan_w.")}
-    module = filled(LinearAttention(4, heads=1), weights, torch.float32)
+    module = filled(LinearAttention(4, heads=1), part_of(golden, "nan_w."), torch.float32)
     out = module(module.qkv(torch.from_numpy(golden["nan_x"])), noise=None).tokens_BND
     assert torch.isfinite(out).all()
 
 
-@pytest.mark.parametrize(("suffix", "dtype"), PRECISIONS)
+@precisions
 @pytest.mark.parametrize("factor", [0.1, 0.0])
 @pytest.mark.parametrize("p", [0, 0.5, 0.9, 0.2997])
 @pytest.mark.parametrize("tag", ["s", "m", "r"])
@@ -104,7 +102,6 @@ def test_g2_hard_mining(tag: str, p: float, factor: float, suffix: str, dtype: t
     key = f"{tag}_p{p:g}_f{factor:g}"
     assert_close(result.total, golden[f"{key}_loss{suffix}"], tolerance=TOLERANCE[dtype])
     for i, group in enumerate(decoder):
-        assert group.grad is not None
         assert_close(group.grad, golden[f"{key}_grad{i}_{suffix}"], tolerance=TOLERANCE[dtype])
 
 
@@ -154,20 +151,17 @@ def test_g3_gaussian() -> None:
     assert torch.allclose(score.blur(ones, border="reflect"), ones)
 
 
-@pytest.mark.parametrize(
-    ("key", "total", "warmup", "start"),
-    [
+def test_g4_warm_cosine() -> None:
+    for key, total, warmup, start in (
         ("lr_before_step", 300, 100, 0.0),
         ("lr_before_step_1000_100", 1000, 100, 0.0),
         ("lr_before_step_5000_100", 5000, 100, 0.0),
         ("lr_before_step_start1e-4", 50, 10, 1e-4),
-    ],
-)
-def test_g4_warm_cosine(key: str, total: int, warmup: int, start: float) -> None:
-    expected = load("g4_warm_cosine")[key]
-    shape = {"base": 2e-3, "final": 2e-4, "warmup": warmup, "total": total, "start": start}
-    actual = [warm_cosine(i, **shape) for i in range(len(expected))]
-    np.testing.assert_allclose(actual, expected, rtol=1e-12, atol=1e-18)
+    ):
+        expected = load("g4_warm_cosine")[key]
+        shape = {"base": 2e-3, "final": 2e-4, "warmup": warmup, "total": total, "start": start}
+        actual = [warm_cosine(i, **shape) for i in range(len(expected))]
+        np.testing.assert_allclose(actual, expected, rtol=1e-12, atol=1e-18)
 
 
 CONFIGS: dict[str, dict[str, Any]] = {
@@ -178,7 +172,7 @@ CONFIGS: dict[str, dict[str, Any]] = {
 }
 
 
-@pytest.mark.parametrize(("suffix", "dtype"), PRECISIONS)
+@precisions
 @pytest.mark.parametrize("config", CONFIGS)
 def test_g5_stable_adamw(config: str, suffix: str, dtype: torch.dtype) -> None:
     golden = load("g5_stable_adamw")
@@ -198,7 +192,7 @@ def test_g5_stable_adamw(config: str, suffix: str, dtype: torch.dtype) -> None:
             assert_close(optimizer.state[parameter][moment], expected, tolerance=TOLERANCE[dtype])
 
 
-@pytest.mark.parametrize(("suffix", "dtype"), PRECISIONS)
+@precisions
 def test_g5_thirty_steps_with_clipping_and_schedule(suffix: str, dtype: torch.dtype) -> None:
     golden = load("g5_stable_adamw")
     w = torch.from_numpy(golden["quad_w0"]).to(dtype).requires_grad_()
@@ -216,31 +210,21 @@ def test_g5_thirty_steps_with_clipping_and_schedule(suffix: str, dtype: torch.dt
         assert_close(loss, golden[f"quad_loss_{suffix}"][step], tolerance=TOLERANCE[dtype])
 
 
-@pytest.mark.parametrize(
-    ("tag", "to", "grid"),
-    [
-        ("small", "7", (7, 7)),
-        ("small", "4", (4, 4)),
-        ("small", "10", (10, 10)),
-        ("dino", "28", (28, 28)),
-        ("dino", "32", (32, 32)),
-        ("dino", "16", (16, 16)),
-        ("dino", "28x20", (28, 20)),
-    ],
-)
-def test_g6c_position_embedding(tag: str, to: str, grid: tuple[int, int]) -> None:
+def test_g6c_position_embedding() -> None:
     golden = load("g6c_pos_embed")
-    table = torch.from_numpy(golden[f"{tag}_pos_embed"])
-    expected = golden[f"{tag}_to{to}"]
-    assert_close(interpolate_positions(table[:, 1:], grid=grid), expected[:, 1:], tolerance=1e-5)
-    assert (expected[:, :1] == table[:, :1].numpy()).all()
+    grids = {"small": ((7, 7), (4, 4), (10, 10)), "dino": ((28, 28), (32, 32), (16, 16), (28, 20))}
+    for tag, (rows, columns) in ((tag, grid) for tag, own in grids.items() for grid in own):
+        table = torch.from_numpy(golden[f"{tag}_pos_embed"])
+        expected = golden[f"{tag}_to{rows}" if rows == columns else f"{tag}_to{rows}x{columns}"]
+        found = interpolate_positions(table[:, 1:], grid=(rows, columns))
+        assert_close(found, expected[:, 1:], tolerance=1e-5)
+        assert (expected[:, :1] == table[:, :1].numpy()).all()
 
 
-@pytest.mark.parametrize(("suffix", "dtype"), PRECISIONS)
+@precisions
 def test_g7_bottleneck(suffix: str, dtype: torch.dtype) -> None:
     golden = load("g7_bmlp")
-    weights = {key.removeprefix("w."): value for key, value in golden.items() if key.startswith("w.")}
-    mlp = filled(BottleneckMLP(12, p=0.2), weights, dtype)
+    mlp = filled(BottleneckMLP(12, p=0.2), part_of(golden, "w."), dtype)
     out = mlp(torch.from_numpy(golden["x"]).to(dtype), noise=None)
     assert_close(out.tokens_BND, golden[f"y{suffix}"], tolerance=TOLERANCE[dtype])
 

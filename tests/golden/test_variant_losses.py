@@ -8,7 +8,7 @@ rewrites ``variant_losses.json``; its diff says which variants moved.
 """
 
 import json
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -44,17 +44,6 @@ VALUES = {
 }
 
 
-class Record:
-    """A log that keeps the losses."""
-
-    def __init__(self) -> None:
-        self.losses: list[float] = []
-
-    def __call__(self, values: Mapping[str, float], step: int) -> None:
-        del step
-        self.losses.append(values["train/loss"])
-
-
 @contextmanager
 def one_thread() -> Iterator[None]:
     """Sum in one order: the number of threads moves the last digits."""
@@ -80,12 +69,12 @@ def losses(run: RunConfig) -> list[float]:
     detector = build_detector(run, weights=Weights("random", None, "random"))
     images_NHW, encoded_NSTD = problem()
     detector.fit_loss([images_NHW])
-    record = Record()
+    found: list[float] = []
     task = DetectorTask(
         detector,
         training=run.training,
         steps_per_epoch=1,
-        log=record,
+        log=lambda values, _: found.append(values["train/loss"]),
         name_files=str,
         position=0,
     )
@@ -94,7 +83,7 @@ def losses(run: RunConfig) -> list[float]:
     for step in range(STEPS):
         chosen = torch.arange(step * BATCH, (step + 1) * BATCH) % IMAGES
         task.training_step(Batch(images_NHW[chosen], chosen % 3, encoded_NSTD[chosen]), step)
-    return record.losses
+    return found
 
 
 def run_of(case: str) -> RunConfig:
@@ -123,12 +112,7 @@ def test_only_what_is_one_config_by_two_names_trains_alike() -> None:
     assert len({tuple(values) for values in expected.values()}) == len(CASES) - len(SAME)
 
 
-def main() -> None:
-    """Write the file."""
-    with one_thread():
-        found = {case: losses(run_of(case)) for case in CASES}
-    FILE.write_text(json.dumps(found, indent=2) + "\n")
-
-
 if __name__ == "__main__":
-    main()
+    with one_thread():
+        first = {case: losses(run_of(case)) for case in CASES}
+    FILE.write_text(json.dumps(first, indent=2) + "\n")

@@ -99,28 +99,19 @@ def test_target_blocks_are_the_middle_eight() -> None:
         target_blocks(6)
 
 
-def test_a_vit_takes_images_in_pieces_and_gives_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
-    encoder, images = build(SMALL, "28"), torch.rand(5, 3, 28, 28)
-    sizes: list[int] = []
-    encoder.register_forward_pre_hook(lambda *_: sizes.clear())
-    blocks: Any = encoder.get_submodule("model.blocks")
-    blocks[0].register_forward_pre_hook(lambda _, given: sizes.append(len(given[0])))
-    whole = encoder(images)
-    assert sizes == [5]
-    monkeypatch.setattr(pieces, "CACHED_BYTES", 2 * 4 * (2 * 2) * (4 * 384))
-    torch.testing.assert_close(encoder(images), whole, rtol=1e-5, atol=1e-5)
-    assert sizes == [2, 2, 1]
-
-
-def test_blocks_after_the_last_target_are_let_go_and_the_others_run_once() -> None:
+def test_a_vit_takes_images_in_pieces_and_runs_its_first_blocks_once(monkeypatch: pytest.MonkeyPatch) -> None:
     encoder: ViTEncoder = build(SMALL, "28")
-    calls: list[nn.Module] = []
+    images, calls = torch.rand(5, 3, 28, 28), list[tuple[nn.Module, int]]()
     blocks: Any = encoder.model.get_submodule("blocks")
     for block in blocks:
-        block.register_forward_hook(lambda own, *_: calls.append(own))
-    encoder(torch.rand(2, 3, 28, 28))
+        block.register_forward_pre_hook(lambda own, given: calls.append((own, len(given[0]))))
+    whole = encoder(images)
     assert len(blocks) == 10
-    assert calls == list(blocks)
+    assert calls == [(block, 5) for block in blocks]
+    calls.clear()
+    monkeypatch.setattr(pieces, "CACHED_BYTES", 2 * 4 * (2 * 2) * (4 * 384))
+    torch.testing.assert_close(encoder(images), whole, rtol=1e-5, atol=1e-5)
+    assert [size for own, size in calls if own is blocks[0]] == [2, 2, 1]
 
 
 @pytest.mark.parametrize(
@@ -161,15 +152,15 @@ def test_conv_features_are_standardised_and_projected_without_loss() -> None:
         torch.testing.assert_close(after, before, rtol=1e-5, atol=1e-5 * float(before.max()))
 
 
-@pytest.mark.parametrize(("name", "width"), [("resnet18", 384), ("resnet50", 768)])
-def test_any_cnn_fits_its_own_width(name: str, width: int) -> None:
-    encoder = build(name, "64x32")
-    assert (encoder.grid, encoder.width, encoder.heads) == ((8, 4), width, width // 32)
-    images = torch.rand(3, 3, 64, 32, generator=torch.Generator().manual_seed(1))
-    encoder.fit(iter([images]))
-    out_BSND = encoder(images)
-    assert out_BSND.shape == (3, 2, 32, width)
-    assert bool(torch.isfinite(out_BSND).all())
+def test_any_cnn_fits_its_own_width() -> None:
+    for name, width in (("resnet18", 384), ("resnet50", 768)):
+        encoder = build(name, "64x32")
+        assert (encoder.grid, encoder.width, encoder.heads) == ((8, 4), width, width // 32)
+        images = torch.rand(3, 3, 64, 32, generator=torch.Generator().manual_seed(1))
+        encoder.fit(iter([images]))
+        out_BSND = encoder(images)
+        assert out_BSND.shape == (3, 2, 32, width)
+        assert bool(torch.isfinite(out_BSND).all())
 
 
 def test_the_box_says_what_the_crop_hides() -> None:
@@ -210,29 +201,20 @@ def output(module: nn.ModuleDict, x: Tensor) -> Tensor:
     return out
 
 
-@pytest.mark.parametrize("prefix", ["", "model.", "model.model.", "module."])
-def test_the_originals_checkpoint_computes_the_same(prefix: str) -> None:
+def test_the_originals_checkpoint_computes_the_same_under_every_prefix() -> None:
     source, target = ours(), ours()
-    theirs = {f"{prefix}{name}": value for name, value in original_names(source.state_dict()).items()}
-    target.load_state_dict(convert_state(theirs), strict=True)
+    original = original_names(source.state_dict())
     x = torch.randn(2, 9, WIDTH, generator=torch.Generator().manual_seed(1))
-    assert torch.equal(output(source, x), output(target, x))
-
-
-def test_anomalibs_layers_without_bias_get_zeros() -> None:
-    theirs = {n: v for n, v in original_names(ours().state_dict()).items() if not re.search(r"mlp.*bias", n)}
-    target = ours()
-    target.load_state_dict(convert_state(theirs), strict=True)
-    assert not target.state_dict()["decoder.blocks.0.mlp.0.bias"].any()
-
-
-@pytest.mark.parametrize(
-    ("state", "message"),
-    [
+    for prefix in ("", "model.", "model.model.", "module."):
+        theirs = {f"{prefix}{name}": value for name, value in original.items()}
+        target.load_state_dict(convert_state(theirs), strict=True)
+        assert torch.equal(output(source, x), output(target, x))
+    anomalib = {name: value for name, value in original.items() if not re.search(r"mlp.*bias", name)}
+    target.load_state_dict(convert_state(anomalib), strict=True)
+    assert not target.state_dict()["decoder.blocks.0.mlp.0.bias"].any(), "its layers have no bias"
+    for state, message in (
         ({"layer1.0.conv1.weight": torch.zeros(1)}, r"unknown tensor 'layer1\.0\.conv1\.weight'"),
         ({"encoder.norm.weight": torch.zeros(1)}, "no decoder"),
-    ],
-)
-def test_other_models_are_refused(state: dict[str, Tensor], message: str) -> None:
-    with pytest.raises(CheckpointError, match=message):
-        convert_state(state)
+    ):
+        with pytest.raises(CheckpointError, match=message):
+            convert_state(state)

@@ -1,6 +1,7 @@
 """Fast kernels give the values and gradients of plain ones: products, steps worked out again, pieces."""
 
 from collections.abc import Callable
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -52,7 +53,7 @@ def random(*shape: int, seed: int = 0) -> Tensor:
 
 @pytest.mark.parametrize("bias", [True, False])
 @pytest.mark.parametrize(("inputs", "outputs"), [(WIDE, NARROW), (NARROW, WIDE)])
-def test_values_and_gradients_are_those_of_a_linear_layer(
+def test_values_and_gradients_are_a_linear_layers(
     inputs: int, outputs: int, bias: bool, onednn: bool
 ) -> None:
     layer = Linear(inputs, outputs, bias=bias)
@@ -70,15 +71,10 @@ def test_values_and_gradients_are_those_of_a_linear_layer(
     layer.zero_grad()
     layer.requires_grad_(False)(x).sum().backward()
     assert not any(parameter.grad is not None for parameter in layer.parameters())
-
-
-def test_with_onednn_a_row_does_not_depend_on_the_others(onednn: bool) -> None:
-    if not onednn:
-        pytest.skip("MKL takes other kernels for few rows")
-    weight, bias, x = random(WIDE, NARROW), random(WIDE, seed=1), random(200, NARROW, seed=2)
-    whole = linear(x, weight, bias)
-    for rows in (2, 7, 64, 100):
-        assert torch.equal(linear(x[50 : 50 + rows], weight, bias), whole[50 : 50 + rows])
+    if onednn:  # a row does not depend on the others; MKL takes other kernels for few rows
+        rows = random(200, inputs, seed=2)
+        whole = layer(rows)
+        assert all(torch.equal(layer(rows[50 : 50 + n]), whole[50 : 50 + n]) for n in (2, 7, 64, 100))
 
 
 def test_all_else_is_pytorchs_own(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -91,14 +87,11 @@ def test_all_else_is_pytorchs_own(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.usefixtures("onednn")
-def test_under_autocast_products_are_autocasts() -> None:
+def test_under_autocast_products_are_autocasts_and_gradients_of_the_outputs_type() -> None:
     layer, x = Linear(WIDE, WIDE), random(4, WIDE)
     with torch.autocast("cpu", dtype=torch.bfloat16):
         assert torch.equal(layer(x), F.linear(x, layer.weight, layer.bias))
         assert layer(x).dtype == torch.bfloat16
-
-
-def test_gradients_run_in_the_type_of_the_outputs_gradient() -> None:
     gradient = random(2, 4, 8).bfloat16()
     found = input_gradient(gradient, random(8, 6)), weight_gradient(gradient, random(2, 4, 6))
     assert [each.dtype for each in found] == [torch.bfloat16] * 2
@@ -115,32 +108,19 @@ def test_a_model_keeps_its_parameters_and_their_names() -> None:
     torch.testing.assert_close(after(x), expected, atol=1e-5, rtol=0)
 
 
-@pytest.mark.parametrize(
-    ("vendor", "right", "expected"),
-    [("AuthenticAMD", True, True), ("GenuineIntel", True, False), ("AuthenticAMD", False, False)],
-)
-@pytest.mark.parametrize("cpuinfo", [True, False], ids=["cpuinfo", "platform"])
-def test_the_choice_is_the_processors_and_the_operators(
-    vendor: str, right: bool, expected: bool, cpuinfo: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    file = tmp_path / "cpuinfo"
-    if cpuinfo:
-        file.write_text(f"processor\t: 0\nvendor_id\t: {vendor}\nmodel name\t: some\n")
-    monkeypatch.setattr(products, "CPUINFO", file)
-    monkeypatch.setattr(products.platform, "processor", lambda: f"AMD64 Family 25 Model 33, {vendor}")
-    monkeypatch.setattr(products, "_onednn_is_right", lambda: right)
-    assert products.onednn_is_faster.__wrapped__() == expected
-
-
-@pytest.mark.parametrize("fault", ["raises", "is wrong"])
-def test_an_operator_that_is_not_what_it_was_is_not_used(fault: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    def operator(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-        if fault == "raises":
-            raise AttributeError("no such operator")
-        return F.linear(x, weight, bias) + 1e-3
-
-    monkeypatch.setattr(products, "_onednn", operator)
-    assert not products._onednn_is_right()
+def test_the_processor_and_the_operator_choose(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(products, "CPUINFO", tmp_path / "cpuinfo")
+    for cpuinfo, (vendor, right) in product((False, True), (("AMD", True), ("Intel", True), ("AMD", False))):
+        name = {"AMD": "AuthenticAMD", "Intel": "GenuineIntel"}[vendor]
+        if cpuinfo:
+            products.CPUINFO.write_text(f"processor\t: 0\nvendor_id\t: {name}\nmodel name\t: some\n")
+        monkeypatch.setattr(products.platform, "processor", lambda n=name: f"AMD64 Family 25 Model 33, {n}")
+        monkeypatch.setattr(products, "_onednn_is_right", lambda r=right: r)
+        assert products.onednn_is_faster.__wrapped__() == (right and vendor == "AMD")
+    monkeypatch.undo()
+    for operator in (None, lambda x, weight, bias: F.linear(x, weight, bias) + 1e-3):  # raises; is wrong
+        monkeypatch.setattr(products, "_onednn", operator)
+        assert not products._onednn_is_right()
 
 
 def test_pieces_are_the_batch_and_no_larger_than_the_cache(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -165,19 +145,6 @@ def leaf(*shape: int, seed: int = 0) -> Tensor:
 def value_and_gradients(out: Tensor, *given: Tensor) -> list[Tensor]:
     weights = random(*out.shape, seed=9).to(out.dtype)
     return [out.detach(), *torch.autograd.grad((out * weights).sum(), given)]
-
-
-def assert_equals_autograd(
-    work: Callable[[], Tensor], plain: Callable[[], Tensor], given: tuple[Tensor, ...]
-) -> None:
-    """Compare bit by bit with autograd's, and with what the function does where the switch is off."""
-    found, expected = value_and_gradients(work(), *given), value_and_gradients(plain(), *given)
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(fast, "ON", False)
-        off = value_and_gradients(work(), *given)
-    for one, other, third in zip(found, expected, off, strict=True):
-        assert torch.equal(one, other)
-        assert torch.equal(one, third)
 
 
 def kept_bytes(work: Callable[[], Tensor]) -> int:
@@ -209,84 +176,95 @@ def test_positive_feature_is_elu_plus_one_and_its_slope_does_not_jump_at_zero() 
     assert slope[3:5].tolist() == [1.0, 1.0]
 
 
-def test_positive_feature_equals_autograd_on_a_permuted_view() -> None:
-    x = leaf(2, 7, 3, 4)
-    view = x.permute(0, 2, 1, 3)
-    assert positive_feature(view).is_contiguous()
-    assert_equals_autograd(lambda: positive_feature(view), lambda: plain_feature(view), (x,))
-
-
-def test_quotient_equals_autograd_and_lies_token_by_token() -> None:
-    value, denominator = leaf(2, 3, 5, 4), (leaf(2, 3, 5, 1, seed=1).detach().abs() + 1).requires_grad_()
-    assert divided(value, denominator).transpose(1, 2).is_contiguous()
-    assert_equals_autograd(
-        lambda: divided(value, denominator), lambda: value / denominator, (value, denominator)
-    )
-
-
 def mask(*shape: int) -> Kept:
     return Kept(torch.rand(*shape, generator=torch.Generator().manual_seed(1)) >= 0.3, 1 / 0.7)
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
-def test_a_mask_equals_a_product_and_keeps_a_byte_a_value(dtype: torch.dtype) -> None:
-    x, kept = random(3, 50, 8).to(dtype).requires_grad_(), mask(3, 50, 8)
-    factor = kept.mask.to(dtype).mul_(kept.scale)
-    assert_equals_autograd(lambda: masked(x, kept), lambda: x * factor, (x,))
-    assert kept_bytes(lambda: masked(x, kept)) == kept.mask.nelement()
-
-
-def test_dropout_between_gelu_and_a_linear_layer_equals_autograd() -> None:
+def made_mlp() -> tuple[nn.LayerNorm, nn.Sequential]:
     torch.manual_seed(0)
+    norm = nn.LayerNorm(8, eps=1e-8)
+    for parameter in norm.parameters():
+        nn.init.normal_(parameter)
+    return norm, nn.Sequential(nn.Linear(8, 32), nn.GELU(), nn.Linear(32, 8))
+
+
+Work = Callable[[], Tensor]
+
+
+def fused() -> dict[str, tuple[Work, Work, tuple[Tensor, ...]]]:
+    """Return by name: what is worked out again, the same by autograd, and what has gradients."""
+    x, value = leaf(2, 7, 3, 4), leaf(2, 3, 5, 4)
+    below = (random(2, 3, 5, 1).abs() + 1).requires_grad_()
+    view, kept, wide = x.permute(0, 2, 1, 3), mask(3, 50, 32), leaf(3, 50, 32)
+    double = wide.detach().double().requires_grad_()
+    norm, mlp = made_mlp()
+    layer, plain, given = nn.Linear(32, 8), nn.Linear(8, 12, bias=False), leaf(3, 5, 8)
+    normed = (given, *norm.parameters())
+
+    def scaled(of: Tensor) -> Tensor:
+        return kept.mask.to(of.dtype).mul_(kept.scale)
+
+    return {
+        "feature": (lambda: positive_feature(view), lambda: plain_feature(view), (x,)),
+        "quotient": (lambda: divided(value, below), lambda: value / below, (value, below)),
+        "mask": (lambda: masked(wide, kept), lambda: wide * scaled(wide), (wide,)),
+        "mask, float64": (lambda: masked(double, kept), lambda: double * scaled(double), (double,)),
+        "gelu and linear": (
+            lambda: linear_of_gelu(wide * 1, layer=layer, kept=kept),
+            lambda: layer(F.gelu(wide * 1) * kept.scale * kept.mask),
+            (wide, *layer.parameters()),
+        ),
+        "norm and linear": (
+            lambda: linear_of_norm(given, norm=norm, layer=mlp[0]),
+            lambda: mlp[0](norm(given)),
+            (*normed, *mlp[0].parameters()),
+        ),
+        "norm and linear without bias": (
+            lambda: linear_of_norm(given, norm=norm, layer=plain),
+            lambda: plain(norm(given)),
+            (*normed, plain.weight),
+        ),
+        "norm and MLP": (
+            lambda: mlp_of_norm(given, norm=norm, mlp=mlp),
+            lambda: mlp(norm(given)),
+            (*normed, *mlp.parameters()),
+        ),
+    }
+
+
+@pytest.mark.parametrize("name", fused())
+def test_values_and_gradients_equal_autograds_bit_by_bit(name: str) -> None:
+    """Also where the switch is off; without gradients it writes over its hidden layer, not over its input."""
+    work, plain, given = fused()[name]
+    found, expected = value_and_gradients(work(), *given), value_and_gradients(plain(), *given)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(fast, "ON", False)
+        off = value_and_gradients(work(), *given)
+    for one, other, third in zip(found, expected, off, strict=True):
+        assert torch.equal(one, other)
+        assert torch.equal(one, third)
+    with torch.no_grad():
+        assert torch.equal(work(), expected[0])
+        assert torch.equal(work(), expected[0])
+
+
+def test_results_lie_token_by_token_and_less_is_kept_than_by_autograd() -> None:
+    assert positive_feature(leaf(2, 7, 3, 4).permute(0, 2, 1, 3)).is_contiguous()
+    assert divided(leaf(2, 3, 5, 4), leaf(2, 3, 5, 1)).transpose(1, 2).is_contiguous()
     x, layer, kept = leaf(3, 50, 32), nn.Linear(32, 8), mask(3, 50, 32)
-    assert_equals_autograd(
-        lambda: linear_of_gelu(x * 1, layer=layer, kept=kept),
-        lambda: layer(F.gelu(x * 1) * kept.scale * kept.mask),
-        (x, *layer.parameters()),
-    )
+    assert kept_bytes(lambda: masked(x, kept)) == kept.mask.nelement(), "a byte a value"
     # Beside the parameters: its input and a byte a value, not the hidden layer once more.
     most = x.nelement() * x.element_size() + kept.mask.nelement() + layer.weight.nelement() * 4
     assert kept_bytes(lambda: linear_of_gelu(x, layer=layer, kept=kept)) <= most
-    expected, before = linear_of_gelu(x, layer=layer, kept=kept), x.detach().clone()
-    with torch.no_grad():
-        assert torch.equal(linear_of_gelu(x, layer=layer, kept=kept), expected)
-    assert torch.equal(x, before)
+    (norm, mlp), many = made_mlp(), leaf(64, 8)
+    ours = kept_bytes(lambda: mlp_of_norm(many, norm=norm, mlp=mlp))
+    assert ours < 0.65 * kept_bytes(lambda: mlp(norm(many)))
+    ours = kept_bytes(lambda: positive_feature(many * 1))
+    assert ours < 0.5 * kept_bytes(lambda: plain_feature(many * 1))
 
 
-@pytest.mark.parametrize("bias", [True, False])
-def test_linear_of_norm_equals_autograd(bias: bool) -> None:
-    torch.manual_seed(0)
-    norm, layer = nn.LayerNorm(8, eps=1e-8), nn.Linear(8, 12, bias=bias)
-    nn.init.normal_(norm.weight)
-    nn.init.normal_(norm.bias)
-    x = leaf(3, 5, 8)
-    assert_equals_autograd(
-        lambda: linear_of_norm(x, norm=norm, layer=layer),
-        lambda: layer(norm(x)),
-        (x, *norm.parameters(), *layer.parameters()),
-    )
-
-
-@pytest.fixture
-def mlp() -> nn.Sequential:
-    torch.manual_seed(0)
-    return nn.Sequential(nn.Linear(8, 32), nn.GELU(), nn.Linear(32, 8))
-
-
-def test_mlp_equals_autograd_and_without_gradients_leaves_its_input(mlp: nn.Sequential) -> None:
-    x, norm = leaf(3, 5, 8), nn.LayerNorm(8)
-    assert_equals_autograd(
-        lambda: mlp_of_norm(x, norm=norm, mlp=mlp),
-        lambda: mlp(norm(x)),
-        (x, *norm.parameters(), *mlp.parameters()),
-    )
-    with torch.no_grad():  # it writes over its hidden layer
-        assert torch.equal(mlp_of_norm(x, norm=norm, mlp=mlp), mlp(norm(x)))
-        assert torch.equal(mlp_of_norm(x, norm=norm, mlp=mlp), mlp(norm(x)))
-
-
-def test_under_autocast_gradients_are_those_of_autocast(mlp: nn.Sequential) -> None:
-    x, norm = leaf(3, 5, 8), nn.LayerNorm(8)
+def test_under_autocast_gradients_are_those_of_autocast() -> None:
+    (norm, mlp), x = made_mlp(), leaf(3, 5, 8)
     given = (x, *norm.parameters(), *mlp.parameters())
     with torch.autocast("cpu", dtype=torch.bfloat16):
         ours, plain = mlp_of_norm(x, norm=norm, mlp=mlp), mlp(norm(x))
@@ -294,11 +272,3 @@ def test_under_autocast_gradients_are_those_of_autocast(mlp: nn.Sequential) -> N
     for one, other in zip(value_and_gradients(ours, *given), value_and_gradients(plain, *given), strict=True):
         assert one.dtype == other.dtype
         assert torch.allclose(one.float(), other.float(), rtol=2e-2, atol=2e-2)
-
-
-def test_less_is_kept_than_by_autograd(mlp: nn.Sequential) -> None:
-    x, norm = leaf(64, 8), nn.LayerNorm(8)
-    ours = kept_bytes(lambda: mlp_of_norm(x, norm=norm, mlp=mlp))
-    assert ours < 0.65 * kept_bytes(lambda: mlp(norm(x)))
-    ours = kept_bytes(lambda: positive_feature(x * 1))
-    assert ours < 0.5 * kept_bytes(lambda: plain_feature(x * 1))

@@ -91,6 +91,9 @@ def test_images_differ_inside_the_mask_and_nowhere_else_and_the_generator_alone_
     assert all(torch.equal(a, b) for a, b in zip(faulty, again, strict=True))
     assert not torch.equal(faulty.mask_BHW, other.mask_BHW)
     assert not torch.equal(faulty.severity_B, other.severity_B)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        mixed = drawn(kind, IMAGES)
+    assert all(torch.equal(a, b) for a, b in zip(faulty, mixed, strict=True))
 
 
 @every_kind
@@ -116,22 +119,9 @@ def test_type_and_shape_are_kept_down_to_the_smallest_image_and_none(kind: str) 
         assert torch.equal(faulty.images_BHW[~faulty.mask_BHW], images_BHW[~faulty.mask_BHW])
     assert drawn(kind, IMAGES[:0]).images_BHW.shape == (0, 31, 95)
     assert drawn(kind, IMAGES[:1, :2, :2], probability=1).mask_BHW.any()
-
-
-@pytest.mark.parametrize("kind", sorted(set(KINDS) - {"perlin of other images", "band", "tall band"}))
-def test_a_fault_does_not_depend_on_the_images_after_it(kind: str) -> None:
-    all_of_them = drawn(kind, IMAGES[:40])
-    few = drawn(kind, IMAGES[:5])
-    others = drawn(kind, torch.cat([IMAGES[:5], IMAGES[100:135]]))
-    for found in (few, others):
-        assert all(torch.equal(a[:5], b[:5]) for a, b in zip(all_of_them, found, strict=True))
-
-
-@every_kind
-def test_mixed_precision_around_it_changes_no_fault(kind: str) -> None:
-    with torch.autocast("cpu", dtype=torch.bfloat16):
-        found = drawn(kind, IMAGES[:10])
-    assert all(torch.equal(a, b) for a, b in zip(found, drawn(kind, IMAGES[:10]), strict=True))
+    for images in (IMAGES[0], IMAGES[:, :1], IMAGES.int(), IMAGES[:, None]):
+        with pytest.raises(ValueError, match=r"faults need float images \(B, H, W\)"):
+            drawn(kind, images)
 
 
 @pytest.mark.parametrize("kind", ["wide patch", "tall patches", "band"])
@@ -152,9 +142,6 @@ def test_perlin_faults_are_the_blend_of_texture_and_image() -> None:
     assert 0 < faulty.severity_B.min() < 0.05
     assert 0.85 < faulty.severity_B.max() <= 0.9
     assert faulty.severity_B.mean() == pytest.approx(0.45, abs=3 * 0.9 / (12 * 400) ** 0.5)
-
-
-def test_perlin_masks_are_of_every_size_and_never_empty() -> None:
     share_B = drawn("perlin of textures", IMAGES, probability=1).mask_BHW.float().mean(dim=(1, 2))
     assert 0 < share_B.min() < 0.01 < 0.2 < share_B.max() < 0.6
 
@@ -215,19 +202,16 @@ def test_patches_lie_in_the_image_and_overlap_at_most_30_percent(
 
 
 @pytest.mark.parametrize(("values", "wide"), [({}, True), ({"patch_ratio_range": "1.5-2.5"}, False)])
-def test_patches_are_wide_unless_asked_to_be_tall(values: dict[str, str], wide: bool) -> None:
-    faults = patches(**values)
+def test_patches_are_wide_or_tall_and_of_every_severity(values: dict[str, str], wide: bool) -> None:
+    faults = patches(**values, severity_max=2)
     low, high = faults.ratio
-    for mask in faults(IMAGES[:1, :1, :1].expand(200, 224, 224), generator=seeded(3)).mask_BHW:
+    faulty = faults(IMAGES[:1, :1, :1].expand(400, 224, 224), generator=seeded(3))
+    for mask in faulty.mask_BHW:
         _, _, height, width = sides(mask)
         assert (width > height) is wide
         assert 20 <= width <= 80
         assert low * width - 0.5 <= height <= high * width + 0.5
-
-
-def test_the_severity_of_a_patch_is_uniform_up_to_its_maximum() -> None:
-    faults = patches(severity_max=2)
-    severity_B = faults(IMAGES, generator=seeded(3)).severity_B
+    severity_B = faulty.severity_B
     assert 0 < severity_B.min() < 0.1
     assert 1.9 < severity_B.max() <= 2
     assert severity_B.mean() == pytest.approx(1, abs=3 * 2 / (12 * 400) ** 0.5)
@@ -243,16 +227,12 @@ def test_a_band_is_its_severity_times_the_images_maximum_thin_long_and_sometimes
     broken = [bool((row.nonzero().diff(dim=0) > 1).any()) for row in columns_BW]
     assert 0.3 < sum(broken) / len(broken) < 0.6
     assert columns_BW.sum(dim=1).float().mean() > 20
+    again, *others = (horizontal_bands(IMAGES, seed=s, position=p) for s, p in ((3, 0), (4, 0), (3, 1)))
+    assert torch.equal(faulty.images_BHW, again.images_BHW)
+    assert not any(torch.equal(mask_BHW, other.mask_BHW) for other in others)
 
 
-def test_the_same_place_in_a_run_has_the_same_faults() -> None:
-    places = ((3, 0), (3, 0), (4, 0), (3, 1))
-    first, again, *others = (horizontal_bands(IMAGES, seed=s, position=p) for s, p in places)
-    assert torch.equal(first.images_BHW, again.images_BHW)
-    assert not any(torch.equal(first.mask_BHW, other.mask_BHW) for other in others)
-
-
-def test_band_faults_are_the_horizontal_bands_but_never_vanish(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_band_faults_are_bands_that_never_vanish_and_may_be_tall(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(module, "derive", lambda *_: 3)
     images_BHW = IMAGES[..., :4]
     old = horizontal_bands(images_BHW, seed=0, position=0)
@@ -261,20 +241,10 @@ def test_band_faults_are_the_horizontal_bands_but_never_vanish(monkeypatch: pyte
     assert not there.all(), "short broken bands may lose every column"
     assert all(torch.equal(a[there], b[there]) for a, b in zip(old, new, strict=True))
     assert new.mask_BHW.any(dim=2).any(dim=1).all()
-
-
-def test_bands_have_the_heights_asked_for() -> None:
     faulty = drawn("tall band", IMAGES, probability=1)
     heights_B = faulty.mask_BHW.any(dim=2).sum(dim=1)
     assert (heights_B.min(), heights_B.max()) == (7, 21)
     assert drawn("tall band", IMAGES[:, :5], probability=1).mask_BHW.all(dim=1).any(dim=1).all(), "cut to fit"
-
-
-@every_kind
-def test_what_is_no_batch_of_maps_is_refused(kind: str) -> None:
-    for images in (IMAGES[0], IMAGES[:, :1], IMAGES.int(), IMAGES[:, None]):
-        with pytest.raises(ValueError, match=r"faults need float images \(B, H, W\)"):
-            drawn(kind, images)
 
 
 # Perlin noise and what its masks are filled with
@@ -287,41 +257,38 @@ def textures_of(source: Source, images_BHW: Tensor = RANGES, *, seed: int = 3) -
     return source(images_BHW, generator=seeded(seed))
 
 
-def fade(t: float) -> float:
-    return 6 * t**5 - 15 * t**4 + 10 * t**3
+def plain_noise(turns: Tensor, cells: tuple[int, int], size: tuple[int, int]) -> Tensor:
+    """Return Perlin noise corner by corner: each pixel's are above and left of it, and one further."""
 
+    def fade(t: Tensor) -> Tensor:
+        return 1 - (6 * t**5 - 15 * t**4 + 10 * t**3)
 
-def slow_noise(turns: list[list[float]], cells: tuple[int, int], size: tuple[int, int]) -> Tensor:
-    """Return Perlin noise, one pixel and one corner at a time."""
-    found = torch.zeros(size)
-    for row, column in product(range(size[0]), range(size[1])):
-        y, x = (row + 0.5) / size[0] * cells[0], (column + 0.5) / size[1] * cells[1]
-        for i, j in product((math.floor(y), math.floor(y) + 1), (math.floor(x), math.floor(x) + 1)):
-            angle = 2 * math.pi * turns[i][j]
-            slope = math.cos(angle) * (x - j) + math.sin(angle) * (y - i)
-            found[row, column] += (1 - fade(abs(y - i))) * (1 - fade(abs(x - j))) * slope
+    y, x = ((torch.arange(side) + 0.5) / side * count for side, count in zip(size, cells, strict=True))
+    y, x, found = y[:, None].expand(size), x.expand(size), torch.zeros(size)
+    for down, right in product((0, 1), (0, 1)):
+        i, j = y.floor().long() + down, x.floor().long() + right
+        angle = 2 * math.pi * turns[i, j]
+        slope = angle.cos() * (x - j) + angle.sin() * (y - i)
+        found += fade((y - i).abs()) * fade((x - j).abs()) * slope
     return math.sqrt(2) * found
 
 
-def test_perlin_noise_equals_the_loop_over_pixels_and_corners() -> None:
+def test_perlin_noise_equals_the_sum_over_corners() -> None:
     turns = torch.rand(4, 9, 9, generator=seeded(1))
     cells, size = torch.tensor([[1, 1], [8, 8], [2, 8], [4, 1]]), (9, 14)
     found = perlin_noise(turns, cells_B2=cells, size=size)
     for image, turn, (rows, columns) in zip(found, turns, cells.tolist(), strict=True):
         # cells that end exactly at a pixel's centre would need one more corner of weight 0
-        padded = torch.nn.functional.pad(turn, (0, 1, 0, 1)).tolist()
-        assert (image - slow_noise(padded, (rows, columns), size)).abs().max() < 1e-5
+        padded = torch.nn.functional.pad(turn, (0, 1, 0, 1))
+        assert (image - plain_noise(padded, (rows, columns), size)).abs().max() < 1e-5
 
 
-def test_perlin_noise_is_never_zero_everywhere_and_within_its_range() -> None:
+def test_masks_are_where_noise_reaches_a_half_or_else_the_top_quarter_of_its_range() -> None:
     turns = torch.rand(500, 33, 33, generator=seeded(1))
     cells = 2 ** torch.randint(0, 6, (500, 2), generator=seeded(2))
     noise = perlin_noise(turns, cells_B2=cells, size=(32, 32))
     assert noise.abs().max() <= 1
     assert (noise.amax(dim=(1, 2)) - noise.amin(dim=(1, 2))).min() > 0.05
-
-
-def test_the_mask_is_where_noise_reaches_a_half_or_else_the_top_quarter_of_its_range() -> None:
     noise = torch.tensor([[[-1.0, 0.49, 0.5, 0.9]], [[-0.8, -0.1, 0.0, 0.4]], [[-0.3, -0.3, -0.3, -0.3]]])
     expected = [[[False, False, True, True]], [[False, False, False, True]], [[True, True, True, True]]]
     assert perlin_mask(noise).tolist() == expected
@@ -334,9 +301,7 @@ def test_other_images_are_a_permutation_that_leaves_none_in_place() -> None:
         assert all(sum(row) == 1 for row in given)
         assert all(sum(column) == 1 for column in zip(*given, strict=True))
         assert not any(row[number] for number, row in enumerate(given))
-
-
-def test_an_image_alone_is_its_own_texture_rolled_far() -> None:
+    # An image alone is its own texture, rolled far.
     for seed in range(50):
         (texture,) = textures_of(other_images, RANGES[:1], seed=seed)
         assert sorted(texture.flatten().tolist()) == sorted(RANGES[0].flatten().tolist())
@@ -383,15 +348,12 @@ def test_folder_textures_start_anywhere_and_wrap_around(size: tuple[int, int]) -
     assert textures_of(FolderSource(torch.ones(1, 4, 4)), images).isfinite().all(), "a flat texture"
 
 
-@pytest.mark.parametrize(
-    ("textures", "message"),
-    [
+def test_a_folder_that_cannot_be_drawn_from_is_refused() -> None:
+    for textures, message in (
         (torch.rand(4, 4), r"textures of shape \(4, 4\)"),
         (torch.rand(0, 4, 4), r"textures of shape \(0, 4, 4\)"),
         (torch.ones(1, 4, 4, dtype=torch.uint8), "type torch.uint8: use one stack"),
         (torch.full((1, 4, 4), math.nan), "not finite"),
-    ],
-)
-def test_a_folder_that_cannot_be_drawn_from_is_refused(textures: Tensor, message: str) -> None:
-    with pytest.raises(ConfigError, match=message):
-        FolderSource(textures)
+    ):
+        with pytest.raises(ConfigError, match=message):
+            FolderSource(textures)

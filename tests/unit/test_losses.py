@@ -1,13 +1,12 @@
-"""Every loss equals a slow loop over tokens, in float64, values and gradients alike."""
+"""Every loss equals its formula in float64, values and gradients alike; hard mining: golden vectors."""
 
-import itertools
 import math
-from functools import cache
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from dinomaly_hd.batch import Batch
@@ -30,9 +29,9 @@ from dinomaly_hd.models.dinomaly.score import GemPooling, MeanPooling, WeightedP
 from dinomaly_hd.models.weights import Weights
 from dinomaly_hd.training.optim import DetectorTask
 
+# B images, S groups, N tokens, D width
 IMAGES, ROWS, COLUMNS, WIDTH = 4, 3, 5, 4
 TOKENS = ROWS * COLUMNS
-ONE_TOKEN = 1.001 / (IMAGES * TOKENS)
 BATCH = Batch(torch.zeros(IMAGES, 3, 3), torch.tensor([2, 0, 2, 1]), None)
 MEAN = MeanPooling()
 
@@ -41,38 +40,13 @@ def generator(seed: int) -> torch.Generator:
     return torch.Generator().manual_seed(seed)
 
 
-DRAWN = generator(7)
 ENCODER, DECODER = (
-    torch.randn(IMAGES, 2, TOKENS, WIDTH, dtype=torch.float64, generator=DRAWN).requires_grad_()
-    for _ in range(2)
+    torch.randn(IMAGES, 2, TOKENS, WIDTH, dtype=torch.float64, generator=generator(seed)).requires_grad_()
+    for seed in (7, 8)
 )
-
-
-def cosine_distance(a: Tensor, b: Tensor) -> Tensor:
-    return 1 - (a * b).sum() / ((a * a).sum().sqrt() * (b * b).sum().sqrt())
-
-
-@cache
-def distances() -> list[list[list[Tensor]]]:
-    """Return d[image][group][token]."""
-    return [
-        [[cosine_distance(*both) for both in zip(*group, strict=True)] for group in zip(*image, strict=True)]
-        for image in zip(ENCODER, DECODER, strict=True)
-    ]
-
-
-def means() -> list[list[Tensor]]:
-    """Return m[image][token], the mean over groups."""
-    return [[(a + b) / 2 for a, b in zip(*image, strict=True)] for image in distances()]
-
-
-def flat(values: list[list[Tensor]]) -> list[Tensor]:
-    return [value for own in values for value in own]
-
-
-def image_losses(group: int) -> list[Tensor]:
-    """Return 1 - cos of each whole image of a group."""
-    return [cosine_distance(*image) for image in zip(ENCODER[:, group], DECODER[:, group], strict=True)]
+DISTANCE_BSN = 1 - F.cosine_similarity(ENCODER, DECODER, dim=-1)
+MEAN_BN = DISTANCE_BSN.mean(1)
+OF_IMAGES_S = (1 - F.cosine_similarity(ENCODER.flatten(2), DECODER.flatten(2), dim=-1)).mean(0)
 
 
 def made(config: Any) -> ReconstructionLoss:
@@ -98,28 +72,12 @@ def assert_equal(
     return {name: float(part) for name, part in parts.items()}, found
 
 
-def largest(values: list[Tensor], k: int) -> list[Tensor]:
-    return sorted(values, key=Tensor.item, reverse=True)[:k]
+def largest(values: Tensor, k: int) -> Tensor:
+    return values.flatten().sort(descending=True).values[:k]
 
 
-def average(values: list[Tensor]) -> Tensor:
-    return torch.stack(values).mean()
-
-
-def is_easy(values: list[Tensor], p: float) -> list[bool]:
-    threshold = largest(values, max(1, int(len(values) * (1 - p))))[-1]
-    return [bool(value < threshold) for value in values]
-
-
-@pytest.mark.parametrize(("step", "p"), [(0, 0.0), (500, 0.45), (2000, 0.9)])
-def test_hard_mining_equals_a_loop(step: int, p: float) -> None:
-    value = (average(image_losses(0)) + average(image_losses(1))) / 2
-    easy = [is_easy(flat([image[group] for image in distances()]), p) for group in range(2)]
-    factor = 1 - 0.9 * torch.tensor(easy).view(2, IMAGES, TOKENS).transpose(0, 1).double()[..., None]
-    parts, _ = assert_equal(made(HardMiningLoss()), value, step=step, factor=factor)
-    assert parts["discard_rate"] == pytest.approx(float((factor < 1).double().mean()))
-    assert parts["discard_rate"] == pytest.approx(p, abs=ONE_TOKEN)
-    assert parts["discard_target"] == pytest.approx(p)
+def is_easy(values: Tensor, p: float) -> Tensor:
+    return values < largest(values, max(1, int(values.numel() * (1 - p))))[-1]
 
 
 # TopK
@@ -127,31 +85,26 @@ def test_hard_mining_equals_a_loop(step: int, p: float) -> None:
 
 @pytest.mark.parametrize(("step", "q"), [(0, 100.0), (100, 51.0), (200, 2.0), (500, 2.0)])
 @pytest.mark.parametrize("scope", ["batch", "sample", "domain"])
-def test_topk_equals_a_loop(scope: str, step: int, q: float) -> None:
+def test_topk_is_the_mean_of_each_scopes_largest_distances(scope: str, step: int, q: float) -> None:
     members = {"batch": [[0, 1, 2, 3]], "sample": [[0], [1], [2], [3]], "domain": [[0, 2], [1], [3]]}[scope]
-    tails, kept = [], 0
-    for images in members:
-        own = flat([means()[image] for image in images])
-        k = max(1, math.floor(q / 100 * len(own)))
-        tails.append(average(largest(own, k)))
-        kept += k
-    parts, gradient = assert_equal(made(TopKLoss(topk_scope=scope)), average(tails), step=step)
-    assert parts["discard_rate"] == pytest.approx(1 - kept / (IMAGES * TOKENS))
+    counts = [max(1, math.floor(q / 100 * len(images) * TOKENS)) for images in members]
+    tails = [largest(MEAN_BN[images], k).mean() for images, k in zip(members, counts, strict=True)]
+    loss = made(TopKLoss(topk_scope=scope))
+    parts, gradient = assert_equal(loss, torch.stack(tails).mean(), step=step)
+    assert parts["discard_rate"] == pytest.approx(1 - sum(counts) / (IMAGES * TOKENS))
     assert parts["discard_target"] == pytest.approx(1 - q / 100)
-    assert int((gradient.abs().sum((1, 3)) > 0).sum()) == kept
+    assert int((gradient.abs().sum((1, 3)) > 0).sum()) == sum(counts)
 
 
 @pytest.mark.parametrize("context", [1, 2, COLUMNS])
 def test_a_directional_tail_is_chosen_on_smoothed_rows_and_paid_in_plain_distances(context: int) -> None:
-    ranked: list[tuple[float, Tensor]] = []
-    for own, row, column in itertools.product(means(), range(ROWS), range(COLUMNS)):
-        inside = range(max(0, column - context), min(COLUMNS, column + context + 1))
-        smoothed = sum(own[row * COLUMNS + near].item() for near in inside) / len(inside)
-        ranked.append((smoothed, own[row * COLUMNS + column]))
-    ranked.sort(key=lambda item: item[0], reverse=True)
-    k = math.floor(0.25 * len(ranked))
+    rows = MEAN_BN.view(IMAGES, ROWS, COLUMNS)
+    near = (torch.arange(COLUMNS)[:, None] - torch.arange(COLUMNS)).abs() <= context
+    smoothed = (rows @ near.double() / near.sum(0)).flatten()
+    k = math.floor(0.25 * IMAGES * TOKENS)
     assert k % COLUMNS == 0  # where the context is a whole row, the tail is whole rows
-    tail, plain = average([value for _, value in ranked[:k]]), average(largest(flat(means()), k))
+    tail = MEAN_BN.flatten()[smoothed.argsort(descending=True, stable=True)[:k]].mean()
+    plain = largest(MEAN_BN, k).mean()
     assert tail < plain, "the smoothed map chose the same tail"
     assert_equal(made(TopKLoss(q_percent=25, q_warmup=0, tail_context=context)), tail)
     assert_equal(made(TopKLoss(q_percent=25, q_warmup=0)), plain)
@@ -162,16 +115,14 @@ def test_a_directional_tail_is_chosen_on_smoothed_rows_and_paid_in_plain_distanc
 
 @pytest.mark.parametrize("power", [0.5, 1.0, 3.0, 12.0])
 @pytest.mark.parametrize("p", [0.0, 0.5, 0.9])
-def test_gem_equals_a_loop(power: float, p: float) -> None:
-    tokens = [both for image in distances() for both in zip(*image, strict=True)]
-    powers = [[d.clamp(min=1e-6) ** power for d in both] for both in tokens]
-    pooled = [((a + b) / 2) ** (1 / power) for a, b in powers]
+def test_gem_is_the_power_mean_mined_by_token(power: float, p: float) -> None:
+    pooled_BN = (DISTANCE_BSN.clamp(min=1e-6) ** power).mean(1) ** (1 / power)
     # A token's pooled distance reads that token only, so its factor scales the whole gradient of the token.
-    factor = 1 - 0.7 * torch.tensor(is_easy(pooled, p)).view(IMAGES, 1, TOKENS, 1).double()
+    factor = 1 - 0.7 * is_easy(pooled_BN, p).view(IMAGES, 1, TOKENS, 1).double()
     config = PooledMiningLoss(discard_final=p, discard_warmup=0)
     pooling = GemPooling(GemDistance(gem_p=power))
-    parts, _ = assert_equal(made(config), average(pooled), factor=factor, pooling=pooling)
-    assert parts["discard_rate"] == pytest.approx(p, abs=ONE_TOKEN)
+    parts, _ = assert_equal(made(config), pooled_BN.mean(), factor=factor, pooling=pooling)
+    assert parts["discard_rate"] == pytest.approx(p, abs=1.001 / (IMAGES * TOKENS))
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
@@ -195,22 +146,11 @@ def test_gem_stays_finite_where_powers_underflow(power: float, dtype: torch.dtyp
 
 
 @pytest.mark.parametrize("gamma", [0.0, 0.5, 2.0, 6.0])
-def test_focal_equals_a_loop_whose_weights_are_plain_numbers(gamma: float) -> None:
-    total, largest_weight = torch.zeros((), dtype=torch.float64), 0.0
-    for group in range(2):
-        own = flat([image[group] for image in distances()])
-        tau = sum(value.item() for value in own) / len(own)
-        raw = [(value.item() / tau) ** gamma for value in own]
-        weights = [weight * len(raw) / sum(raw) for weight in raw]
-        largest_weight = max(largest_weight, *weights)
-        terms = [weight * value for weight, value in zip(weights, own, strict=True)]
-        total = total + average(terms) / 2
-    parts, _ = assert_equal(made(FocalLoss(focal_gamma=gamma)), total)
-    assert parts["focal_weight_max"] == pytest.approx(largest_weight)
-
-
-@pytest.mark.parametrize("gamma", [0.0, 2.0])
-def test_focal_of_a_perfect_copy_is_zero_and_finite(gamma: float) -> None:
+def test_focal_weights_are_plain_numbers_and_a_perfect_copy_is_zero(gamma: float) -> None:
+    raw_BSN = (DISTANCE_BSN / DISTANCE_BSN.mean((0, 2), keepdim=True)).detach() ** gamma
+    weight_BSN = raw_BSN / raw_BSN.mean((0, 2), keepdim=True)
+    parts, _ = assert_equal(made(FocalLoss(focal_gamma=gamma)), (weight_BSN * DISTANCE_BSN).mean())
+    assert parts["focal_weight_max"] == pytest.approx(float(weight_BSN.max()))
     encoder = torch.randn(2, 2, 6, 4, generator=generator(2))
     decoder = encoder.clone().requires_grad_()
     total = made(FocalLoss(focal_gamma=gamma))(encoder, decoder, pooling=MEAN, batch=BATCH, step=0).total
@@ -221,37 +161,27 @@ def test_focal_of_a_perfect_copy_is_zero_and_finite(gamma: float) -> None:
 # Adaptive
 
 
-def looped_entropy(image: np.ndarray) -> float:
-    height, width = image.shape
-    spectrum = np.fft.fft2(image.astype(np.float64))
-    share = np.zeros(losses.SECTORS)
-    for row, column in itertools.product(range(height), range(width)):
-        # Frequencies in cycles per pixel, -1/2 .. 1/2; a direction and its opposite are one.
-        vertical = (row if row < (height + 1) // 2 else row - height) / height
-        horizontal = (column if column < (width + 1) // 2 else column - width) / width
-        if vertical == horizontal == 0:
-            continue
-        angle = math.atan2(vertical, horizontal) % math.pi
-        sector = min(int(angle * losses.SECTORS / math.pi), losses.SECTORS - 1)
-        share[sector] += abs(spectrum[row, column]) ** 2
-    share = share[share > 0] / share.sum()
-    return float(-(share * np.log(share)).sum() / math.log(losses.SECTORS))
-
-
 def noise_maps(count: int, *, shape: tuple[int, int] = (31, 95), seed: int = 0) -> Tensor:
     return torch.randn(count, *shape, generator=generator(seed))
 
 
-@pytest.mark.parametrize("shape", [(31, 95), (12, 8), (7, 30), (16, 16)])
-def test_the_entropy_equals_a_loop(shape: tuple[int, int]) -> None:
-    images_BHW = noise_maps(2, shape=shape).cumsum(dim=2)
-    found = angular_power_entropy(images_BHW)
-    assert found.dtype == torch.float64
-    expected = [looped_entropy(image) for image in images_BHW.double().numpy()]
-    assert found.tolist() == pytest.approx(expected, abs=1e-9)
+def plain_entropy(image: Tensor) -> float:
+    power = np.abs(np.fft.fft2(image.double().numpy())) ** 2
+    vertical, horizontal = np.meshgrid(*(np.fft.fftfreq(side) for side in image.shape), indexing="ij")
+    power[0, 0] = 0
+    angle = np.arctan2(vertical, horizontal) % math.pi  # a direction and its opposite are one
+    sector = np.minimum((angle * losses.SECTORS / math.pi).astype(int), losses.SECTORS - 1)
+    share = np.bincount(sector.ravel(), weights=power.ravel(), minlength=losses.SECTORS)
+    share = share[share > 0] / share.sum()
+    return float(-(share * np.log(share)).sum() / math.log(losses.SECTORS))
 
 
-def test_one_direction_is_zero_and_no_direction_is_one() -> None:
+def test_the_entropy_of_directions_is_zero_for_one_and_one_for_none() -> None:
+    for shape in ((31, 95), (12, 8), (7, 30), (16, 16)):
+        images_BHW = noise_maps(2, shape=shape).cumsum(dim=2)
+        found = angular_power_entropy(images_BHW)
+        assert found.dtype == torch.float64
+        assert found.tolist() == pytest.approx([plain_entropy(image) for image in images_BHW], abs=1e-9)
     bands = torch.full((2, 31, 95), 0.2)
     bands[0, 10:12] += 0.7
     bands[1, 10:12, 20:60] += 0.7
@@ -263,12 +193,13 @@ def test_one_direction_is_zero_and_no_direction_is_one() -> None:
     assert angular_power_entropy(flat_maps).tolist() == [1.0] * 4, "no variation"
 
 
-@pytest.mark.parametrize(("scale", "offset"), [(1e-6, 0.0), (1e3, 0.0), (1.0, -40.0), (0.3, 5.0)])
-def test_scale_offset_mirrors_and_neighbours_do_not_count(scale: float, offset: float) -> None:
+def test_scale_offset_mirrors_and_neighbours_do_not_count() -> None:
     images_BHW = noise_maps(3).double().cumsum(dim=2)
     expected = angular_power_entropy(images_BHW)
-    alone = torch.cat([angular_power_entropy(image[None]) for image in images_BHW])
-    for found in (angular_power_entropy(scale * images_BHW.flip(1, 2) + offset), alone):
+    others = [torch.cat([angular_power_entropy(image[None]) for image in images_BHW])]
+    for scale, offset in ((1e-6, 0.0), (1e3, 0.0), (1.0, -40.0), (0.3, 5.0)):
+        others.append(angular_power_entropy(scale * images_BHW.flip(1, 2) + offset))
+    for found in others:
         torch.testing.assert_close(found, expected, atol=1e-9, rtol=0)
 
 
@@ -294,8 +225,8 @@ def test_the_mean_rate_of_the_training_images_is_p_also_after_loading(p: float) 
     assert torch.equal(rate_B, loaded.rates(images_BHW, p=p))
     assert rate_B.mean().item() == pytest.approx(p, abs=1e-12)
     entropy_B = angular_power_entropy(images_BHW)
-    raw = [1 / (1 + math.exp(-4.0 * (entropy_B.mean().item() - e))) for e in entropy_B.tolist()]
-    assert rate_B.tolist() == pytest.approx([p * one * len(raw) / sum(raw) for one in raw], abs=1e-12)
+    raw_B = torch.sigmoid(4.0 * (entropy_B.mean() - entropy_B))
+    torch.testing.assert_close(rate_B, p * raw_B / raw_B.mean(), atol=1e-12, rtol=0)
     assert adaptive(50.0, images_BHW).rates(images_BHW, p=0.9).max() == 1, "never above"
 
 
@@ -306,11 +237,13 @@ def test_each_image_is_mined_at_its_own_rate_within_itself(scale: float, spread:
     rates = loss.rates(images_BHW, p=0.54).tolist()
     assert max(rates) - min(rates) >= spread
     assert spread or rates == pytest.approx([0.54] * IMAGES, abs=1e-12), "all alike without a scale"
-    easy = [[is_easy(group, rate) for group in image] for image, rate in zip(distances(), rates, strict=True)]
-    factor = 1 - 0.9 * torch.tensor(easy).double()[..., None]
-    plain = (average(image_losses(0)) + average(image_losses(1))) / 2
+    easy = [
+        torch.stack([is_easy(group, rate) for group in image])
+        for image, rate in zip(DISTANCE_BSN, rates, strict=True)
+    ]
+    factor = 1 - 0.9 * torch.stack(easy).double()[..., None]
     batch = BATCH._replace(images_BHW=images_BHW)
-    parts, _ = assert_equal(loss, plain, step=600, factor=factor, batch=batch)
+    parts, _ = assert_equal(loss, OF_IMAGES_S.mean(), step=600, factor=factor, batch=batch)
     assert parts["discard_rate"] == pytest.approx(float((factor < 1).double().mean()))
     assert parts["discard_target"] == pytest.approx(0.54)
 
@@ -328,25 +261,22 @@ def learned(*theta: float) -> WeightedPooling:
 FIXED = WeightedPooling(WeightedDistance(scale_weights="35,65"))
 
 
-def test_learned_weights_start_equal_sum_to_one_and_keep_their_floor() -> None:
+def test_learned_weights_start_equal_keep_their_floor_and_learn_from_the_loss() -> None:
     assert not WeightedPooling(WeightedDistance()).theta.any(), "they start equal"
     for theta in (0.0, 0.7, -3.0, 60.0):
         share = 1 / (1 + math.exp(-theta))
         weight = learned(theta, 0.0).weights(torch.zeros((), dtype=torch.float64)).tolist()
         assert weight == pytest.approx([0.1 + 0.8 * share, 0.1 + 0.8 * (1 - share)])
-
-
-@pytest.mark.parametrize("step", [0, 1000])
-def test_the_loss_weighs_the_groups_and_theta_learns_from_it(step: int) -> None:
-    pooling = learned(0.4, -0.2)
-    total = made(HardMiningLoss())(ENCODER, DECODER, pooling=pooling, batch=BATCH, step=step).total
-    early, late = (average(image_losses(group)) for group in range(2))
-    weight = pooling.weights(total)
-    assert total.item() == pytest.approx((weight[0] * early + weight[1] * late).item(), abs=1e-12)
+    pooling, (early, late) = learned(0.4, -0.2), OF_IMAGES_S
     share = 1 / (1 + math.exp(-0.6))
     slope = 0.8 * share * (1 - share) * (early - late).item()
-    (found,) = torch.autograd.grad(total, pooling.theta)
-    assert found.tolist() == pytest.approx([slope, -slope], abs=1e-12)
+    for step in (0, 1000):
+        total = made(HardMiningLoss())(ENCODER, DECODER, pooling=pooling, batch=BATCH, step=step).total
+        weight_S = pooling.weights(total)
+        expected = weight_S[0] * early + weight_S[1] * late
+        assert total.item() == pytest.approx(expected.item(), abs=1e-12)
+        (found,) = torch.autograd.grad(total, pooling.theta)
+        assert found.tolist() == pytest.approx([slope, -slope], abs=1e-12)
 
 
 def test_the_entropy_term_pulls_the_weights_together() -> None:
@@ -376,7 +306,7 @@ def scaled(weights: str = "learned") -> Any:
     return build_detector(run, weights=Weights("random", None, "random"))
 
 
-def test_theta_alone_has_ten_times_the_scheduled_rate() -> None:
+def test_theta_alone_has_ten_times_the_scheduled_rate_and_fixed_weights_are_not_trained() -> None:
     model, logged = scaled(), {}
     task = DetectorTask(
         model,
@@ -401,19 +331,17 @@ def test_theta_alone_has_ten_times_the_scheduled_rate() -> None:
     assert weights == pytest.approx([0.5, 0.5]), "what is logged is what the step used"
     assert model.pooling.weights(encoded).tolist() != [0.5, 0.5]  # theta has moved
 
-
-def test_fixed_weights_are_shares_and_not_trained() -> None:
-    model = scaled("1,3")
-    assert [group.rate_factor for group in model.parameter_groups()] == [1.0]
-    assert not list(model.pooling.parameters())
-    assert model.pooling.weights(torch.zeros(())).tolist() == pytest.approx([0.25, 0.75])
-    assert model.pooling.state() == {}
+    fixed = scaled("1,3")
+    assert [group.rate_factor for group in fixed.parameter_groups()] == [1.0]
+    assert not list(fixed.pooling.parameters())
+    assert fixed.pooling.weights(torch.zeros(())).tolist() == pytest.approx([0.25, 0.75])
+    assert fixed.pooling.state() == {}
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-def test_a_scaled_gradient_keeps_its_type(dtype: torch.dtype) -> None:
-    x = torch.ones(3, dtype=dtype, requires_grad=True)
-    losses.scale_gradient(x, torch.tensor([0.0, 0.5, 1.0])).sum().backward()
-    assert x.grad is not None
-    assert x.grad.dtype == dtype
-    assert x.grad.tolist() == [0.0, 0.5, 1.0]
+def test_a_scaled_gradient_keeps_its_type() -> None:
+    for dtype in (torch.float32, torch.bfloat16):
+        x = torch.ones(3, dtype=dtype, requires_grad=True)
+        losses.scale_gradient(x, torch.tensor([0.0, 0.5, 1.0])).sum().backward()
+        assert x.grad is not None
+        assert x.grad.dtype == dtype
+        assert x.grad.tolist() == [0.0, 0.5, 1.0]

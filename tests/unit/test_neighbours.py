@@ -32,24 +32,24 @@ def test_distances_are_those_of_double_precision(offset: float, spread: float, s
 
 
 @pytest.mark.parametrize("chunk", [1, 700, 2**23])
-def test_distances_equal_direct_ones_to_the_last_bit_in_chunks(
-    chunk: int, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_distances_equal_direct_ones_to_the_last_bit(chunk: int, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(neighbours, "CHUNK", chunk)
     queries, bank = tokens(100, 33, offset=50, seed=1), tokens(70, 33, offset=50, seed=2)
     assert_exact(nearest(queries, bank), queries, bank)
     found = nearest(bank.flip(0), bank)
     assert float(found.distance_Q.max()) == 0, "a token of the bank"
     assert found.index_Q.tolist() == list(range(70))[::-1]
-
-
-@pytest.mark.parametrize("copies", [2, 7, 40])
-def test_the_first_of_equally_near_tokens_is_named(copies: int) -> None:
-    bank = tokens(300, 8, offset=0, seed=5)
-    places = list(range(3, 3 + 7 * copies, 7))
-    bank[places] = bank[3].clone()
-    found = nearest(bank[[3, 4]] + 1e-3, bank)
-    assert found.index_Q.tolist() == [3, 4]
+    for copies in (2, 7, 40):
+        equal = tokens(300, 8, offset=0, seed=5)
+        equal[list(range(3, 3 + 7 * copies, 7))] = equal[3].clone()
+        assert nearest(equal[[3, 4]] + 1e-3, equal).index_Q.tolist() == [3, 4], (
+            "the first of equally near ones"
+        )
+    ones = torch.ones(300, 16)
+    queries = torch.cat([ones[:20], tokens(20, 16, offset=0, seed=6)])
+    found = NeighbourIndex(ones).nearest(queries)
+    assert_exact(found, queries, ones)
+    assert found.index_Q.tolist() == [0] * 40
 
 
 def flat(count: int, *, rest: float, offset: float = 0.0, seed: int) -> Tensor:
@@ -70,7 +70,7 @@ def assert_exact(found: Nearest, queries: Tensor, bank: Tensor) -> None:
 
 @pytest.mark.parametrize(("rest", "offset"), [(0.0, 0.0), (1e-4, 0.0), (0.03, 0.0), (0.03, 100.0)])
 @pytest.mark.parametrize("chunk", [700, 2**23])
-def test_few_coordinates_find_the_same(
+def test_few_coordinates_find_it(
     rest: float, offset: float, chunk: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(neighbours, "CHUNK", chunk)
@@ -108,18 +108,6 @@ def test_banks_without_few_coordinates_and_queries_that_are_no_numbers() -> None
     assert len(index.nearest(queries[:0]).index_Q) == 0
 
 
-@pytest.mark.parametrize("chunk", [700, 2**23])
-def test_equal_tokens_are_all_candidates_and_the_first_is_named(
-    chunk: int, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(neighbours, "CHUNK", chunk)
-    bank = torch.ones(300, 16)
-    queries = torch.cat([bank[:20], tokens(20, 16, offset=0, seed=6)])
-    found = NeighbourIndex(bank).nearest(queries)
-    assert_exact(found, queries, bank)
-    assert found.index_Q.tolist() == [0] * 40
-
-
 # The coreset
 
 
@@ -153,9 +141,7 @@ def test_the_centres_are_those_of_the_plain_algorithm_also_in_pieces(
 
 
 @pytest.mark.parametrize("block", [1, 8, 1024])
-def test_ties_go_to_the_first_token_and_none_is_chosen_twice(
-    block: int, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_ties_go_to_the_first_and_none_is_chosen_twice(block: int, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(coreset, "BLOCK", block)
     axis = torch.arange(5).float()
     points = torch.cartesian_prod(axis, axis).repeat(2, 1)  # nothing but ties
@@ -165,22 +151,16 @@ def test_ties_go_to_the_first_token_and_none_is_chosen_twice(
     assert greedy_centres(torch.ones(3000, 2), count=3, start=9).tolist() == [9, 0, 1]
 
 
-def test_the_seed_decides_and_no_global_generator() -> None:
-    points, chosen = normal(400, 300), []
-    for state, seed in ((1, 3), (2, 3), (2, 4)):
-        torch.manual_seed(state)
-        np.random.seed(state)  # noqa: NPY002
-        chosen.append(select_coreset([points], ratio=0.05, seed=seed, device=CPU))
+def test_the_seed_decides_and_the_bank_keeps_a_share_and_at_least_one() -> None:
+    points = normal(400, 300)
+    chosen = [select_coreset([points], ratio=0.05, seed=seed, device=CPU) for seed in (3, 3, 4)]
     assert torch.equal(chosen[0], chosen[1])
     assert not torch.equal(chosen[1], chosen[2])
-
-
-def test_the_bank_keeps_a_share_and_at_least_one() -> None:
-    points = normal(40, 3)
     ticks: list[None] = []
-    assert len(select_coreset([points], ratio=0.001, seed=0, device=CPU)) == 1
-    chosen = select_coreset([points], ratio=1.0, seed=0, device=CPU, tick=lambda: ticks.append(None))
-    assert sorted(chosen.tolist()) == list(range(40))
+    few = normal(40, 3)
+    assert len(select_coreset([few], ratio=0.001, seed=0, device=CPU)) == 1
+    every = select_coreset([few], ratio=1.0, seed=0, device=CPU, tick=lambda: ticks.append(None))
+    assert sorted(every.tolist()) == list(range(40))
     assert len(ticks) == 40
 
 
@@ -198,9 +178,7 @@ def test_the_projection_is_sparse_and_keeps_distances() -> None:
     assert float((ratio[pairs[0], pairs[1]].square() - 1).abs().max()) < 0.9
     assert projection(256, count=33_000, seed=5) is None, "it would not shrink"
     assert projection(257, count=33_000, seed=5) is not None
-
-
-def test_wide_tokens_are_chosen_by_their_projection() -> None:
+    # Wide tokens are chosen by their projection.
     points = normal(500, 400)
     matrix = projection(400, count=500, seed=8)
     assert matrix is not None

@@ -1,7 +1,6 @@
 """The detector without a model: its scores are the trivial scores, its map is the input."""
 
 import numpy as np
-import pytest
 import torch
 
 from dinomaly_hd.config.resolve import resolve_model
@@ -18,26 +17,16 @@ def detector_of(name: str, *, map_size: str = "31x95") -> Detector:
     return build_detector(run, weights=locate(run.encoder.encoder, run.encoder.encoder_weights))
 
 
-@pytest.mark.parametrize("name", TRIVIAL)
-def test_its_scores_are_the_tables_to_the_last_bit(name: str) -> None:
-    detector = detector_of(name)
-    found = detector.score(detector.encode(torch.from_numpy(IMAGES))).score_B
-    assert found.dtype == torch.float64
-    np.testing.assert_array_equal(found.numpy(), trivial_scores(IMAGES)[PREFIX + name])
-
-
-def test_a_score_does_not_depend_on_the_batch_and_nothing_is_learned() -> None:
-    detector = detector_of("std")
+def test_its_scores_are_the_tables_to_the_last_bit_whatever_the_batch_and_its_map_is_the_input() -> None:
     images = torch.from_numpy(IMAGES)
-    together = detector.score(detector.encode(images)).score_B
-    for image, expected in zip(images, together, strict=True):
-        assert detector.score(detector.encode(image[None])).score_B == expected
-    assert detector.parameter_groups() == []
-    assert detector.state_dict() == {}
-
-
-def test_its_map_is_the_input_at_the_maps_size() -> None:
-    same, small = detector_of("max"), detector_of("max", map_size="8x16")
-    images = torch.from_numpy(IMAGES)
-    torch.testing.assert_close(same.score(images).map_BHW, images)
-    assert small.score(images).map_BHW.shape == (5, 8, 16)
+    for name in TRIVIAL:
+        detector = detector_of(name)
+        found = detector.score(detector.encode(images)).score_B
+        assert found.dtype == torch.float64
+        np.testing.assert_array_equal(found.numpy(), trivial_scores(IMAGES)[PREFIX + name])
+        for image, expected in zip(images, found, strict=True):
+            assert detector.score(detector.encode(image[None])).score_B == expected
+        assert detector.parameter_groups() == []
+        assert detector.state_dict() == {}
+    torch.testing.assert_close(detector_of("max").score(images).map_BHW, images)
+    assert detector_of("max", map_size="8x16").score(images).map_BHW.shape == (5, 8, 16)
