@@ -22,7 +22,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from benchmarks.common import given, record, timed
 from dinomaly_hd.batch import Batch
-from dinomaly_hd.config import HardMiningLoss, Segments
+from dinomaly_hd.config.dinomaly import HardMiningLoss, Segments
 from dinomaly_hd.models.detector import Noise
 from dinomaly_hd.models.dinomaly.attention import PlainMixing, linear_attention, row_blind_attention
 from dinomaly_hd.models.dinomaly.bottleneck import BottleneckMLP, NoisyMLP, SegmentDropout

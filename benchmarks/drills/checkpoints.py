@@ -23,7 +23,7 @@ from torch.utils.data import Dataset
 
 from benchmarks.drills import Drill, Tally
 from dinomaly_hd.batch import Batch
-from dinomaly_hd.config import with_values
+from dinomaly_hd.config.base import with_values
 from dinomaly_hd.config.presets import preset_run
 from dinomaly_hd.config.variants import baseline
 from dinomaly_hd.errors import Interrupted, NonFiniteError, OutputError, SignalGuard

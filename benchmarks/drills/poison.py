@@ -23,9 +23,10 @@ import torch
 import yaml
 
 from benchmarks.drills import Drill, Tally
-from dinomaly_hd.config import WITHOUT_EFFECT, Frozen, RunConfig, flatten, with_values
+from dinomaly_hd.config.base import Frozen, flatten, with_values
 from dinomaly_hd.config.conditions_file import read_conditions
 from dinomaly_hd.config.presets import FAMILIES, preset_run
+from dinomaly_hd.config.run import WITHOUT_EFFECT, RunConfig
 from dinomaly_hd.config.variants import VARIANTS
 from dinomaly_hd.data.feature_files import CHECK_BYTES, SUFFIX, FeatureFiles, FeaturePlace
 from dinomaly_hd.errors import CheckpointError, ConfigError, DinomalyHDError, EncoderError

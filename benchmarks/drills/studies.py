@@ -11,8 +11,8 @@ from pathlib import Path
 from optuna.trial import TrialState
 
 from benchmarks.drills import Drill, Tally
-from dinomaly_hd.config import RunConfig
 from dinomaly_hd.config.resolve import resolve_config
+from dinomaly_hd.config.run import RunConfig
 from dinomaly_hd.tuning.space import make_space
 from dinomaly_hd.tuning.storage import address_of
 from dinomaly_hd.tuning.study import SYNTHETIC, Joined, Plan, chain_of, join

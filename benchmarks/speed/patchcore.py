@@ -23,7 +23,8 @@ from anomalib.models.image.patchcore.torch_model import PatchcoreModel
 from torch import Tensor
 
 from benchmarks.common import given, record, timed
-from dinomaly_hd.config import PatchCoreConfig, with_values
+from dinomaly_hd.config.base import with_values
+from dinomaly_hd.config.families import PatchCoreConfig
 from dinomaly_hd.config.presets import preset_run
 from dinomaly_hd.data.features import ImageStore
 from dinomaly_hd.data.hdmap import load_manifest

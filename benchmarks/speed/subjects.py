@@ -10,8 +10,9 @@ import torch
 from torch import Tensor, nn
 
 from dinomaly_hd.batch import Batch
-from dinomaly_hd.config import RunConfig, with_values
+from dinomaly_hd.config.base import with_values
 from dinomaly_hd.config.presets import preset_run
+from dinomaly_hd.config.run import RunConfig
 from dinomaly_hd.config.variants import baseline
 from dinomaly_hd.models.build import build_detector
 from dinomaly_hd.models.dinomaly.detector import Dinomaly

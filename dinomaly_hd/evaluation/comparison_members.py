@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import pandas as pd
 
-from dinomaly_hd.config import WITHOUT_EFFECT
+from dinomaly_hd.config.run import WITHOUT_EFFECT
 from dinomaly_hd.errors import ConfigError, DataError, DinomalyHDError
 from dinomaly_hd.evaluation import metrics, results
 from dinomaly_hd.evaluation.metrics import FloatArray, number

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from dinomaly_hd import provenance
-from dinomaly_hd.config import from_json
+from dinomaly_hd.config.run import from_json
 from dinomaly_hd.data.feature_files import FeaturePlace
 from dinomaly_hd.errors import CheckpointError, ConfigError, DataError, EncoderError, SignalGuard
 from dinomaly_hd.experiments.checks import check

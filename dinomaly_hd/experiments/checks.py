@@ -9,7 +9,8 @@ from typing import NamedTuple
 import numpy as np
 import torch
 
-from dinomaly_hd.config import (
+from dinomaly_hd.config.base import flatten, with_values
+from dinomaly_hd.config.run import (
     AFTER_TRAINING,
     ALL_DOMAINS,
     HELD_OUT,
@@ -22,8 +23,6 @@ from dinomaly_hd.config import (
     ImageInput,
     RunConfig,
     TrainingConfig,
-    flatten,
-    with_values,
 )
 from dinomaly_hd.data.feature_files import FeaturePlace
 from dinomaly_hd.data.features import ImageStore

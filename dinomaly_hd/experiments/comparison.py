@@ -9,7 +9,8 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import NamedTuple
 
-from dinomaly_hd.config import RunConfig, flatten
+from dinomaly_hd.config.base import flatten
+from dinomaly_hd.config.run import RunConfig
 from dinomaly_hd.data.features import FeatureCache
 from dinomaly_hd.errors import CheckpointError, ComparisonError, ConfigError, NonFiniteError
 from dinomaly_hd.evaluation.comparison_members import MemberRun

@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 
 from dinomaly_hd import provenance
-from dinomaly_hd.config import SIMULATED, DataConfig, RunConfig
+from dinomaly_hd.config.run import SIMULATED, DataConfig, RunConfig
 from dinomaly_hd.data.features import ImageStore
 from dinomaly_hd.data.hdmap import load_manifest
 from dinomaly_hd.errors import DinomalyHDError, OutputError, TrackingError, UnfitError

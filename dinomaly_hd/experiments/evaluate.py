@@ -10,7 +10,8 @@ import numpy as np
 import numpy.typing as npt
 import pandas as pd
 
-from dinomaly_hd.config import ALL_DOMAINS, RowEvidenceConfig, TrainingConfig
+from dinomaly_hd.config.families import RowEvidenceConfig
+from dinomaly_hd.config.run import ALL_DOMAINS, TrainingConfig
 from dinomaly_hd.data.hdmap import Indices
 from dinomaly_hd.data.tree import NORMALS
 from dinomaly_hd.errors import DataError, NonFiniteError

@@ -7,7 +7,8 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from dinomaly_hd.config import ALL_DOMAINS, names_in
+from dinomaly_hd.config.base import names_in
+from dinomaly_hd.config.run import ALL_DOMAINS
 from dinomaly_hd.errors import ConfigError, DataError
 from dinomaly_hd.evaluation.comparison_members import MemberRun, leaves
 from dinomaly_hd.runs.folder import RESULTS, SCORES, read_results

@@ -7,7 +7,8 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from dinomaly_hd.config import TrainingConfig, with_values
+from dinomaly_hd.config.base import with_values
+from dinomaly_hd.config.run import TrainingConfig
 from dinomaly_hd.data.features import ImageStore
 from dinomaly_hd.data.folder import load_folder
 from dinomaly_hd.data.hdmap import Manifest

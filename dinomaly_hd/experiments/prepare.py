@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from dinomaly_hd import provenance
-from dinomaly_hd.config import ALL_DOMAINS, NO_ENCODER, TrainingConfig
+from dinomaly_hd.config.run import ALL_DOMAINS, NO_ENCODER, TrainingConfig
 from dinomaly_hd.data.features import FeatureCache, TrainingSet, batch_at, digests
 from dinomaly_hd.data.hdmap import Indices
 from dinomaly_hd.errors import ConfigError

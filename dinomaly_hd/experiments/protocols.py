@@ -9,7 +9,8 @@ from functools import partial
 from importlib import resources
 from typing import Any, NamedTuple
 
-from dinomaly_hd.config import ALL_DOMAINS, EncoderConfig, RunConfig, TrainingConfig, with_values
+from dinomaly_hd.config.base import with_values
+from dinomaly_hd.config.run import ALL_DOMAINS, EncoderConfig, RunConfig, TrainingConfig
 from dinomaly_hd.errors import ConfigError, nearest
 from dinomaly_hd.evaluation.blocks import FROM
 from dinomaly_hd.evaluation.comparison_members import MemberRun

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 
 from dinomaly_hd import provenance
-from dinomaly_hd.config import flatten
+from dinomaly_hd.config.base import flatten
 from dinomaly_hd.evaluation.blocks import flat_synthetic, flat_transfer, synthetic_lines, transfer_lines
 from dinomaly_hd.evaluation.report import (
     MEANINGS,

@@ -9,14 +9,10 @@ from typing import Any, NamedTuple
 import torch
 
 from dinomaly_hd import provenance
-from dinomaly_hd.config import (
-    DinomalyConfig,
-    EncoderConfig,
-    PatchCoreConfig,
-    RunConfig,
-    TrainingConfig,
-    flatten,
-)
+from dinomaly_hd.config.base import flatten
+from dinomaly_hd.config.dinomaly import DinomalyConfig
+from dinomaly_hd.config.families import PatchCoreConfig
+from dinomaly_hd.config.run import EncoderConfig, RunConfig, TrainingConfig
 from dinomaly_hd.data.features import ImageStore
 from dinomaly_hd.errors import CheckpointError
 from dinomaly_hd.experiments.checks import Ready, Work, check

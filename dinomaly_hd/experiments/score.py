@@ -14,7 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from dinomaly_hd import trivial
-from dinomaly_hd.config import RunConfig
+from dinomaly_hd.config.run import RunConfig
 from dinomaly_hd.data.features import FeatureCache, ImageStore, digests, image_batches
 from dinomaly_hd.data.hdmap import Indices, Manifest, ground_truth_path
 from dinomaly_hd.data.images import read_image

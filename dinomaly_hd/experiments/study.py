@@ -8,7 +8,8 @@ from pathlib import Path
 from typing import Any
 
 from dinomaly_hd import provenance
-from dinomaly_hd.config import WITHOUT_EFFECT, flatten
+from dinomaly_hd.config.base import flatten
+from dinomaly_hd.config.run import WITHOUT_EFFECT
 from dinomaly_hd.errors import ComparisonError, ConfigError, nearest
 from dinomaly_hd.evaluation.blocks import FIGURES
 from dinomaly_hd.experiments.checks import check

@@ -6,7 +6,8 @@ from typing import Any
 
 import pandas as pd
 
-from dinomaly_hd.config import RunConfig, text_of
+from dinomaly_hd.config.base import text_of
+from dinomaly_hd.config.run import RunConfig
 from dinomaly_hd.evaluation.report import render
 from dinomaly_hd.experiments.trial import RUN_ID, beside
 from dinomaly_hd.files import publish, publish_text

@@ -9,22 +9,18 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from dinomaly_hd.config import (
+from dinomaly_hd.config.base import blocks_of, size_of
+from dinomaly_hd.config.dinomaly import DinomalyConfig
+from dinomaly_hd.config.families import (
     OTHER_IMAGES,
     TEXTURES,
-    DinomalyConfig,
     DraemConfig,
-    EncoderConfig,
-    ImageInput,
     PatchCoreConfig,
     PerlinFaults,
-    RunConfig,
     SevNetConfig,
-    TrainingConfig,
     TrivialConfig,
-    blocks_of,
-    size_of,
 )
+from dinomaly_hd.config.run import EncoderConfig, ImageInput, RunConfig, TrainingConfig
 from dinomaly_hd.errors import ConfigError
 from dinomaly_hd.models.detector import Detector, Prediction
 from dinomaly_hd.models.dinomaly import attention, bottleneck, decoder, losses, score

@@ -12,7 +12,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from dinomaly_hd.config import NO_CROP, EncoderConfig, ImageInput, RawInput, size_of
+from dinomaly_hd.config.base import NO_CROP, size_of
+from dinomaly_hd.config.run import EncoderConfig, ImageInput, RawInput
 from dinomaly_hd.errors import ConfigError, EncoderError, nearest
 from dinomaly_hd.geometry import Box
 from dinomaly_hd.models.detector import take_shapes

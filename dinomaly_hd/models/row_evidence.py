@@ -20,7 +20,7 @@ from sklearn.linear_model import LogisticRegression
 from threadpoolctl import threadpool_limits
 from torch import Tensor
 
-from dinomaly_hd.config import RowEvidenceConfig
+from dinomaly_hd.config.families import RowEvidenceConfig
 from dinomaly_hd.errors import DataError
 from dinomaly_hd.models.detector import Detector, Prediction, take_shapes
 from dinomaly_hd.models.draem.faults import horizontal_bands

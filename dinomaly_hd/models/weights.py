@@ -9,7 +9,7 @@ from typing import Literal, NamedTuple
 import torch
 from torch import Tensor
 
-from dinomaly_hd.config import NO_ENCODER
+from dinomaly_hd.config.run import NO_ENCODER
 from dinomaly_hd.errors import ConfigError, EncoderError, reason_of
 
 EMBEDDED_ENCODER = "efficientnet_lite0"

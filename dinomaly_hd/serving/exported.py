@@ -10,7 +10,7 @@ import safetensors
 from safetensors.torch import load_file, save
 from torch import Tensor
 
-from dinomaly_hd.config import RunConfig, from_json
+from dinomaly_hd.config.run import RunConfig, from_json
 from dinomaly_hd.errors import CheckpointError, ConfigError, nearest
 from dinomaly_hd.files import publish, publish_json
 from dinomaly_hd.models.build import build_detector

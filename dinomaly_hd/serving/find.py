@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from dinomaly_hd.config import from_json
+from dinomaly_hd.config.run import from_json
 from dinomaly_hd.data.hdmap import load_manifest
 from dinomaly_hd.errors import CheckpointError, ConfigError, DataError
 from dinomaly_hd.files import read_json

@@ -9,7 +9,8 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from dinomaly_hd.config import WITHOUT_EFFECT, flatten, from_json
+from dinomaly_hd.config.base import flatten
+from dinomaly_hd.config.run import WITHOUT_EFFECT, from_json
 from dinomaly_hd.errors import LONGEST_REASON, CheckpointError, ConfigError, NonFiniteError, reason_of
 from dinomaly_hd.files import publish, sweep
 from dinomaly_hd.models.detector import Detector

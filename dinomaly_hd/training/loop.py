@@ -18,7 +18,7 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from dinomaly_hd.batch import Batch
-from dinomaly_hd.config import RunConfig, TrainingConfig
+from dinomaly_hd.config.run import RunConfig, TrainingConfig
 from dinomaly_hd.data.features import StepBatches, step_loader
 from dinomaly_hd.errors import ConfigError, Interrupted, OutOfMemory, SignalGuard, reason_of
 from dinomaly_hd.models.detector import Detector

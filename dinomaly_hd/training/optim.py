@@ -11,7 +11,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from torch.optim import Optimizer
 
 from dinomaly_hd.batch import Batch
-from dinomaly_hd.config import TrainingConfig
+from dinomaly_hd.config.run import TrainingConfig
 from dinomaly_hd.errors import NonFiniteError
 from dinomaly_hd.models.detector import Detector, encode_in_groups
 

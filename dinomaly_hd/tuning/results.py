@@ -16,10 +16,11 @@ from optuna.importance import FanovaImportanceEvaluator
 from optuna.trial import TrialState
 from optuna.visualization import matplotlib as plots
 
-from dinomaly_hd.config import RunConfig, flatten, names_in, text_of
+from dinomaly_hd.config.base import flatten, names_in, text_of
 from dinomaly_hd.config.conditions_file import keys_of
 from dinomaly_hd.config.presets import PRESETS, every_parameter
 from dinomaly_hd.config.resolve import resolve_model
+from dinomaly_hd.config.run import RunConfig
 from dinomaly_hd.config.variants import WITH_TOPK
 from dinomaly_hd.evaluation.report import Picture
 from dinomaly_hd.tuning.space import Native

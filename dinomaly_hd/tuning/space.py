@@ -6,16 +6,11 @@ from dataclasses import dataclass, replace
 from optuna import Trial
 from optuna.distributions import CategoricalDistribution, FloatDistribution, IntDistribution
 
-from dinomaly_hd.config import (
-    RunConfig,
-    SegmentBottleneck,
-    Segments,
-    TopKLoss,
-    flatten,
-    text_of,
-)
+from dinomaly_hd.config.base import flatten, text_of
+from dinomaly_hd.config.dinomaly import SegmentBottleneck, Segments, TopKLoss
 from dinomaly_hd.config.presets import search_ranges
 from dinomaly_hd.config.resolve import resolve_config
+from dinomaly_hd.config.run import RunConfig
 from dinomaly_hd.config.variants import WITH_TOPK
 from dinomaly_hd.errors import ConfigError, nearest
 

@@ -20,7 +20,8 @@ from optuna.storages import RetryHeartbeatStaleTrialCallback
 from optuna.study import StudyDirection
 from optuna.trial import FrozenTrial, TrialState
 
-from dinomaly_hd.config import RunConfig, flatten
+from dinomaly_hd.config.base import flatten
+from dinomaly_hd.config.run import RunConfig
 from dinomaly_hd.errors import ConfigError, nearest
 from dinomaly_hd.tuning.space import Space
 from dinomaly_hd.tuning.storage import Address, Storage, clear_outage, connect, exclusive, quiet

@@ -9,8 +9,9 @@ import pandas as pd
 import pytest
 import torch
 
-from dinomaly_hd.config import RunConfig, flatten
+from dinomaly_hd.config.base import flatten
 from dinomaly_hd.config.resolve import resolve_config, resolve_model
+from dinomaly_hd.config.run import RunConfig
 from dinomaly_hd.errors import CheckpointError, ConfigError, Interrupted, SignalGuard
 from dinomaly_hd.experiments import protocols
 from dinomaly_hd.experiments.protocols import (

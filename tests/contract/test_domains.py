@@ -10,8 +10,9 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from dinomaly_hd.config import RunConfig, flatten
+from dinomaly_hd.config.base import flatten
 from dinomaly_hd.config.resolve import resolve_model
+from dinomaly_hd.config.run import RunConfig
 from dinomaly_hd.data.hdmap import Indices
 from dinomaly_hd.errors import ComparisonError, NonFiniteError, SignalGuard
 from dinomaly_hd.experiments import comparison, protocols

@@ -13,9 +13,10 @@ import pytest
 import torch
 from torch.optim import Optimizer
 
-from dinomaly_hd.config import TrainingConfig, flatten
+from dinomaly_hd.config.base import flatten
 from dinomaly_hd.config.conditions_file import Condition, read_conditions
 from dinomaly_hd.config.resolve import resolve_model
+from dinomaly_hd.config.run import TrainingConfig
 from dinomaly_hd.experiments.run import execute
 from dinomaly_hd.runs.folder import Context
 from dinomaly_hd.training.optim import OPTIMIZERS

@@ -11,16 +11,15 @@ import torch
 from torch import Tensor
 
 from dinomaly_hd.batch import Batch
-from dinomaly_hd.config import (
+from dinomaly_hd.config.base import flatten, with_values
+from dinomaly_hd.config.dinomaly import (
     DinomalyConfig,
     RowDropoutAttention,
     RowMaskingBottleneck,
-    RunConfig,
     SegmentBottleneck,
-    flatten,
-    with_values,
 )
 from dinomaly_hd.config.presets import preset_run
+from dinomaly_hd.config.run import RunConfig
 from dinomaly_hd.config.variants import ABLATION, VARIANTS
 from dinomaly_hd.errors import Interrupted
 from dinomaly_hd.experiments.run import execute

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from dinomaly_hd.batch import Batch
-from dinomaly_hd.config import HardMiningLoss
+from dinomaly_hd.config.dinomaly import HardMiningLoss
 from dinomaly_hd.models.detector import Noise
 from dinomaly_hd.models.dinomaly import score
 from dinomaly_hd.models.dinomaly.attention import LinearAttention, linear_attention

@@ -14,7 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from dinomaly_hd.batch import Batch
-from dinomaly_hd.config import with_values
+from dinomaly_hd.config.base import with_values
 from dinomaly_hd.config.presets import preset_run
 from dinomaly_hd.config.variants import baseline
 from dinomaly_hd.models import fast

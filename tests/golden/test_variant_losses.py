@@ -17,8 +17,10 @@ import torch
 from torch import Tensor
 
 from dinomaly_hd.batch import Batch
-from dinomaly_hd.config import DinomalyConfig, RunConfig, with_values
+from dinomaly_hd.config.base import with_values
+from dinomaly_hd.config.dinomaly import DinomalyConfig
 from dinomaly_hd.config.presets import preset_run
+from dinomaly_hd.config.run import RunConfig
 from dinomaly_hd.config.variants import ABLATION, VARIANTS
 from dinomaly_hd.models.build import build_detector
 from dinomaly_hd.models.weights import Weights

@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from dinomaly_hd.config import RowBlindAttention, RowDropoutAttention
+from dinomaly_hd.config.dinomaly import RowBlindAttention, RowDropoutAttention
 from dinomaly_hd.errors import ConfigError
 from dinomaly_hd.models.detector import Noise
 from dinomaly_hd.models.dinomaly.attention import (

@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from dinomaly_hd.config import RowMaskingBottleneck, Segments
+from dinomaly_hd.config.dinomaly import RowMaskingBottleneck, Segments
 from dinomaly_hd.models.detector import Noise
 from dinomaly_hd.models.dinomaly.bottleneck import (
     Bottleneck,

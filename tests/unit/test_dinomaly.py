@@ -9,7 +9,8 @@ import torch
 from torch import Tensor
 
 from dinomaly_hd.batch import Batch
-from dinomaly_hd.config import BandClassifier, with_values
+from dinomaly_hd.config.base import with_values
+from dinomaly_hd.config.dinomaly import BandClassifier
 from dinomaly_hd.config.presets import preset_run
 from dinomaly_hd.config.variants import VARIANTS
 from dinomaly_hd.models import fast as pieces

@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from torch import Generator, Tensor, nn
 
 from dinomaly_hd.batch import Batch
-from dinomaly_hd.config import DraemConfig, PooledHead, SevNetConfig, SpatialHead
+from dinomaly_hd.config.families import DraemConfig, PooledHead, SevNetConfig, SpatialHead
 from dinomaly_hd.errors import ConfigError
 from dinomaly_hd.models.detector import Noise
 from dinomaly_hd.models.dinomaly.score import top_share_score

@@ -12,7 +12,7 @@ from safetensors.torch import save_file
 from sklearn.datasets import load_sample_image
 from torch import Tensor, nn
 
-from dinomaly_hd.config import EncoderConfig
+from dinomaly_hd.config.run import EncoderConfig
 from dinomaly_hd.errors import CheckpointError, ConfigError, EncoderError
 from dinomaly_hd.models import fast as pieces
 from dinomaly_hd.models.convert import convert_state

@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import Generator, Tensor
 
-from dinomaly_hd import config as configs
+from dinomaly_hd.config import families as configs
 from dinomaly_hd.errors import ConfigError
 from dinomaly_hd.models.draem import faults as module
 from dinomaly_hd.models.draem.faults import (

@@ -10,7 +10,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from dinomaly_hd.batch import Batch
-from dinomaly_hd.config import (
+from dinomaly_hd.config.base import with_values
+from dinomaly_hd.config.dinomaly import (
     AdaptiveLoss,
     FocalLoss,
     GemDistance,
@@ -18,7 +19,6 @@ from dinomaly_hd.config import (
     PooledMiningLoss,
     TopKLoss,
     WeightedDistance,
-    with_values,
 )
 from dinomaly_hd.config.presets import preset_run
 from dinomaly_hd.config.variants import VARIANTS

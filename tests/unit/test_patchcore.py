@@ -12,7 +12,8 @@ from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from dinomaly_hd.batch import Batch
-from dinomaly_hd.config import EncoderConfig, PatchCoreConfig
+from dinomaly_hd.config.families import PatchCoreConfig
+from dinomaly_hd.config.run import EncoderConfig
 from dinomaly_hd.errors import ConfigError, NonFiniteError
 from dinomaly_hd.models.encoders import build_encoder
 from dinomaly_hd.models.networks import Preprocessing

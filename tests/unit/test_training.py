@@ -12,8 +12,9 @@ from torch import Tensor, nn
 from torch.utils.data import Dataset
 
 from dinomaly_hd.batch import Batch
-from dinomaly_hd.config import RunConfig, with_values
+from dinomaly_hd.config.base import with_values
 from dinomaly_hd.config.presets import preset_run
+from dinomaly_hd.config.run import RunConfig
 from dinomaly_hd.config.variants import baseline
 from dinomaly_hd.errors import CheckpointError, Interrupted, NonFiniteError, SignalGuard
 from dinomaly_hd.models.detector import Detector, Loss, Prediction

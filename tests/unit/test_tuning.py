@@ -14,9 +14,10 @@ import pytest
 import yaml
 from optuna.distributions import CategoricalDistribution, IntDistribution
 
-from dinomaly_hd.config import RunConfig, flatten, text_of
+from dinomaly_hd.config.base import flatten, text_of
 from dinomaly_hd.config.conditions_file import read_conditions
 from dinomaly_hd.config.resolve import resolve_config, resolve_model
+from dinomaly_hd.config.run import RunConfig
 from dinomaly_hd.config.variants import ABLATION
 from dinomaly_hd.errors import ConfigError, DataError, Interrupted, NonFiniteError, Pruned, TrackingError
 from dinomaly_hd.models.build import check_model

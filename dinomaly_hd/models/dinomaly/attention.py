@@ -10,7 +10,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from dinomaly_hd.config import FULL_ROW, RowBlindAttention, RowDropoutAttention
+from dinomaly_hd.config.base import FULL_ROW
+from dinomaly_hd.config.dinomaly import RowBlindAttention, RowDropoutAttention
 from dinomaly_hd.errors import ConfigError
 from dinomaly_hd.models.detector import Noise
 from dinomaly_hd.models.dinomaly.bottleneck import Noised, SegmentDropout, check_tokens

@@ -7,7 +7,7 @@ from typing import NamedTuple
 import torch
 from torch import Generator, Tensor, nn
 
-from dinomaly_hd.config import PlainBottleneck, RowMaskingBottleneck, SegmentBottleneck, Segments
+from dinomaly_hd.config.dinomaly import PlainBottleneck, RowMaskingBottleneck, SegmentBottleneck, Segments
 from dinomaly_hd.errors import ConfigError
 from dinomaly_hd.models.detector import Noise
 from dinomaly_hd.models.fast import MLP_RATIO, Linear, draw_kept, dropout, linear_of_gelu

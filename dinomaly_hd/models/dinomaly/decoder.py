@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from dinomaly_hd import config as configs
+from dinomaly_hd.config import dinomaly as configs
 from dinomaly_hd.models.detector import Loss, Noise
 from dinomaly_hd.models.dinomaly.attention import LinearAttention, PlainMixing
 from dinomaly_hd.models.dinomaly.bottleneck import Noised

@@ -8,7 +8,9 @@ import torch
 from torch import Tensor, nn
 
 from dinomaly_hd.batch import Batch
-from dinomaly_hd.config import DinomalyConfig, RunConfig, size_of
+from dinomaly_hd.config.base import size_of
+from dinomaly_hd.config.dinomaly import DinomalyConfig
+from dinomaly_hd.config.run import RunConfig
 from dinomaly_hd.models.detector import Detector, Loss, Noise, ParameterGroup, Prediction
 from dinomaly_hd.models.dinomaly import score
 from dinomaly_hd.models.dinomaly.bottleneck import Bottleneck, Noised

@@ -10,7 +10,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from dinomaly_hd.batch import Batch
-from dinomaly_hd.config import AdaptiveLoss, FocalLoss, Frozen, HardMiningLoss, PooledMiningLoss, TopKLoss
+from dinomaly_hd.config.base import Frozen
+from dinomaly_hd.config.dinomaly import AdaptiveLoss, FocalLoss, HardMiningLoss, PooledMiningLoss, TopKLoss
 from dinomaly_hd.models.detector import Loss
 from dinomaly_hd.models.dinomaly.score import MeanPooling, row_context_mean
 

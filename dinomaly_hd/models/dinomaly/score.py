@@ -13,7 +13,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from dinomaly_hd.config import GROUPS, LEARNED, GemDistance, MeanDistance, WeightedDistance, weights_of
+from dinomaly_hd.config.base import GROUPS, LEARNED, weights_of
+from dinomaly_hd.config.dinomaly import GemDistance, MeanDistance, WeightedDistance
 from dinomaly_hd.models.detector import Prediction
 
 Border = Literal["zero", "reflect"]

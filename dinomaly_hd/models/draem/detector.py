@@ -12,7 +12,7 @@ from torch import Generator, Tensor, nn
 from torchvision.ops import sigmoid_focal_loss  # type: ignore[import-untyped]
 
 from dinomaly_hd.batch import Batch
-from dinomaly_hd.config import DraemConfig, SevNetConfig
+from dinomaly_hd.config.families import DraemConfig, SevNetConfig
 from dinomaly_hd.models.detector import Detector, Loss, Noise, Prediction
 from dinomaly_hd.models.dinomaly.score import top_share_score
 from dinomaly_hd.models.draem.faults import Faults, Faulty

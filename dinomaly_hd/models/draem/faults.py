@@ -8,8 +8,8 @@ from typing import NamedTuple
 import torch
 from torch import Generator, Tensor
 
-from dinomaly_hd import config as configs
-from dinomaly_hd.config import range_of
+from dinomaly_hd.config import families as configs
+from dinomaly_hd.config.base import range_of
 from dinomaly_hd.models.draem.textures import (
     chunks,
     fork,

@@ -11,7 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from dinomaly_hd.config import PooledHead, SevNetConfig, SpatialHead
+from dinomaly_hd.config.families import PooledHead, SevNetConfig, SpatialHead
 from dinomaly_hd.errors import ConfigError
 from dinomaly_hd.models.detector import Noise
 from dinomaly_hd.models.fast import dropout

@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterator
 import torch
 from torch import Generator, Tensor
 
-from dinomaly_hd.config import OTHER_IMAGES, TEXTURES
+from dinomaly_hd.config.families import OTHER_IMAGES, TEXTURES
 from dinomaly_hd.errors import ConfigError
 
 CHUNK = 16

@@ -9,7 +9,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from dinomaly_hd.config import FULL_ROW, PatchCoreConfig, context_of
+from dinomaly_hd.config.base import FULL_ROW, context_of
+from dinomaly_hd.config.families import PatchCoreConfig
 from dinomaly_hd.errors import ConfigError, NonFiniteError
 from dinomaly_hd.models.detector import Detector, Prediction, take_shapes
 from dinomaly_hd.models.dinomaly.score import filtered, gaussian_kernel, row_context_mean

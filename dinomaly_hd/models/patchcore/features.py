@@ -8,7 +8,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from dinomaly_hd.config import AUTO_LAYERS, EncoderConfig, layers_of
+from dinomaly_hd.config.base import AUTO_LAYERS, layers_of
+from dinomaly_hd.config.run import EncoderConfig
 from dinomaly_hd.errors import ConfigError
 from dinomaly_hd.models.networks import FrozenNetwork, architecture, network, with_stages
 from dinomaly_hd.models.weights import Weights
