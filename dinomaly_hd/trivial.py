@@ -19,10 +19,8 @@ Images = NDArray[np.floating]
 PREFIX = "trivial/"  # of the scores' columns in a score table
 ROW_FILTER, SCAN, ROW_EVIDENCE = (PREFIX + name for name in ("row_filter", "scan", "row_evidence"))
 BATCH = 1024  # images filtered at once
-LENGTHS, LEAST = (
-    (8, 12, 16, 24, 32, 48, 64),
-    1e-3,
-)  # columns of scanned intervals; value, before the logarithm
+LENGTHS = (8, 12, 16, 24, 32, 48, 64)  # columns of scanned intervals
+LEAST = 1e-3  # what is below counts as that before its logarithm
 
 
 def maximum(images_NHW: Images) -> FloatArray:
@@ -151,8 +149,10 @@ def log_level(images_NHW: Images) -> FloatArray:
 def signature_share(normals_NHW: Images) -> float:
     """Return how much of maps' variance is the same at each position in all of them, 0..1.
 
-    What a mean over N maps has of the maps' own variance is taken off.
+    What a mean over N maps has of the maps' own variance is taken off; of one map nothing is known: 0.
     """
+    if len(normals_NHW) < 2:
+        return 0.0
     level_NHW = log_level(normals_NHW)
     within = level_NHW.var(axis=0, ddof=1).mean()
     fixed = max(0.0, float(level_NHW.mean(axis=0).var() - within / len(level_NHW)))

@@ -109,7 +109,7 @@ class SeedsOptions(RunOptions):
 
 
 class ConfigOptions(SeedsOptions):
-    config: str = doc("D", "what is trained: a config of the ablation or a variant, e.g. A0 or F:q_percent=1")
+    config: str = doc("D", "what is trained: the ablation's config, a variant or family: A0, F:q_percent=1")
 
 
 # ---- from a module to its end ----

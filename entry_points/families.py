@@ -30,7 +30,7 @@ class ConditionOptions(RunOptions):
 class FamilyOptions(ConditionOptions):
     model_type: Names = doc(
         ("dinomaly",),
-        "dinomaly, patchcore, draem, draem_sevnet, trivial, or a Dinomaly variant; several are compared "
+        "dinomaly, patchcore, draem, draem_sevnet, row_evidence, trivial, or a variant; several are compared "
         "with the first, changes behind colons: patchcore,patchcore:context=2,draem:fault_source=band",
     )
     source_domain: Names = doc(("A",), "the domain trained on; several, or all, are trained one by one")

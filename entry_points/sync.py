@@ -1,4 +1,4 @@
-"""Complete in MLflow what run folders hold and MLflow lacks; mark runs of dead processes KILLED."""
+"""Complete in MLflow what run folders hold and MLflow lacks; close what dead processes left running."""
 
 from pathlib import Path
 
@@ -17,7 +17,7 @@ def sync(start: Start[Options]) -> None:
     done = synchronise(start.options.result_dir, root=ROOT, say=say, tick=start.guard.check)
     say(
         f"{done.completed} run folders completed ({done.points} points, {done.operations} other records), "
-        f"{done.at_work} at work, {done.closed} runs of dead processes closed"
+        f"{done.at_work} at work, {done.closed} runs closed that were left running"
     )
     if done.refused:
         raise TrackingError(f"{done.refused} run folders could not be completed; nothing is lost, sync again")

@@ -20,7 +20,7 @@ from dinomaly_hd.names import as_markdown
 NAME_WIDTH = 14
 TRIVIAL_METRICS = ("auroc", "tpr_at_fpr_1pct")
 REFERENCES = ("row_filter", "scan", "row_evidence")
-TRIVIAL_HEADING = "Without a network, AUROC in % (the last three know that a fault is a band in a row)"
+TRIVIAL_HEADING = "Without a network, AUROC in % (from row_filter on it is known that a fault is a band)"
 MEANINGS = {
     "max, mean, std, contrast": "the image's largest value, mean, standard deviation, and (max - mean) / std",
     "row_filter": "the row that stands out most from its neighbours, in deviations of the training normals",
@@ -117,16 +117,15 @@ def summary_lines(result: Mapping[str, Any]) -> list[str]:
 
 
 def warning_lines(result: Mapping[str, Any]) -> list[str]:
-    """Return what the scan says of a detector: where it is better, positions are not made use of."""
+    """Return where the scan, which needs no model, is better than the detector."""
     scan = result["trivial"].get("scan", {})
     behind = [
         name
         for name, own in result["per_domain_metrics"].items()
         if name in scan and scan[name]["auroc"] > own["auroc"]
     ]
-    return (
-        [f"scan is better on {', '.join(behind)}: the detector makes no use of positions"] if behind else []
-    )
+    said = f"scan is better on {', '.join(behind)}: positions tell more than the detector makes of them"
+    return [said] if behind else []
 
 
 def results_markdown(result: Mapping[str, Any]) -> str:

@@ -45,8 +45,8 @@ from dinomaly_hd.training.loop import resolve_device
 
 SHAPES = (
     "model_type", "bottleneck", "attention", "loss", "distance", "auxiliary", "class_token", "decoder_depth",
-    "scale_weights", "target_layers", "encoder", "image_size", "crop", "width", "severity_head_mode",
-    "severity_head_pooling_type", "severity_head_hidden_dim", "severity_head_spatial_size",
+    "scaling", "scale_weights", "target_layers", "encoder", "image_size", "crop", "width",
+    "severity_head_mode", "severity_head_pooling_type", "severity_head_hidden_dim", "severity_head_spatial_size",
     "severity_head_use_spatial_attention",
 )  # fmt: skip
 """What a model and the one it starts from must have in common."""

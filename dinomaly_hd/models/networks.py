@@ -86,7 +86,8 @@ class PositionScaling(nn.Module):
         """Learn from training images; to be called before the encoder sees any."""
         share = (images_NHW <= 0).double().mean()
         self.logarithm = (share <= DARK_SHARE).double()
-        level_NHW = self._level(images_NHW)
+        # In parts: torch takes quantiles of 16 million values at most.
+        level_NHW = torch.cat([self._level(part) for part in torch.split(images_NHW, 1024)])
         std_HW = level_NHW.std(dim=0, correction=0)
         self.mean, self.std = level_NHW.mean(dim=0), torch.where(std_HW > 0, std_HW, 1.0)
 
