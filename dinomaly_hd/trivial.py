@@ -18,9 +18,10 @@ Images = NDArray[np.floating]
 
 PREFIX = "trivial/"  # of the scores' columns in a score table
 ROW_FILTER, SCAN, ROW_EVIDENCE = (PREFIX + name for name in ("row_filter", "scan", "row_evidence"))
-BATCH = 1024  # images filtered at once
+BATCH = 256  # images filtered at once
 LENGTHS = (8, 12, 16, 24, 32, 48, 64)  # columns of scanned intervals
 LEAST = 1e-3  # what is below counts as that before its logarithm
+DARK_SHARE = 0.01  # of pixels at or below 0: where there are more, detectors take no logarithm
 
 
 def maximum(images_NHW: Images) -> FloatArray:

@@ -182,7 +182,7 @@ def resolve_config(text: str, values: Mapping[str, str]) -> RunConfig:
     """
     name, changes = _split_text("config", text)
     known: dict[str, Callable[[], ModelConfig]] = {
-        **MODELS,
+        **{key: make for key, make in MODELS.items() if key != "dinomaly"},  # is called baseline
         **{key: partial(bare_grid, make()) for key, make in VARIANTS.items()},
         **ABLATION,
     }

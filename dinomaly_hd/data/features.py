@@ -105,7 +105,7 @@ class FeatureCache:
         if source not in self._statistics:
             files = _files(place, source) if like else None
             found = files.get(STATISTICS) if files else None
-            if found is None or _shapes(found) != _shapes(like):
+            if found is None or not _alike(found, like):
                 found = take()
                 if files:
                     files.put(STATISTICS, found)
@@ -193,8 +193,12 @@ def _rooms(device: torch.device) -> dict[torch.device, float]:
     return {device: MEMORY_SHARE * torch.cuda.mem_get_info(device)[0], **host}
 
 
-def _shapes(tensors: Mapping[str, Tensor]) -> dict[str, tuple[torch.dtype, torch.Size]]:
-    return {name: (tensor.dtype, tensor.shape) for name, tensor in tensors.items()}
+def _alike(found: Mapping[str, Tensor], like: Mapping[str, Tensor]) -> bool:
+    """Tell whether tensors have the names, types and shapes of others, of which an empty one has any."""
+    return found.keys() == like.keys() and all(
+        own.dtype == found[name].dtype and (own.shape == found[name].shape or not own.numel())
+        for name, own in like.items()
+    )
 
 
 class TrainingSet(Dataset[Batch]):

@@ -20,7 +20,7 @@ from dinomaly_hd.names import as_markdown
 NAME_WIDTH = 14
 TRIVIAL_METRICS = ("auroc", "tpr_at_fpr_1pct")
 REFERENCES = ("row_filter", "scan", "row_evidence")
-TRIVIAL_HEADING = "Without a network, AUROC in % (from row_filter on it is known that a fault is a band)"
+TRIVIAL_HEADING = "Without a network, AUROC in %; these know that a fault is a band: "
 MEANINGS = {
     "max, mean, std, contrast": "the image's largest value, mean, standard deviation, and (max - mean) / std",
     "row_filter": "the row that stands out most from its neighbours, in deviations of the training normals",
@@ -108,11 +108,17 @@ def summary_lines(result: Mapping[str, Any]) -> list[str]:
         lines.append(f"mean: over {mean['domains_used']['auroc']} of {mean['domains']} domains")
     lines += [f"{_cut(name, 40)}: {domains[name]['reasons']['auroc']}" for name in without]
     if result["trivial"]:
-        lines += ["", TRIVIAL_HEADING, *_printed(trivial_table(result)), *warning_lines(result)]
+        known = [name for name in REFERENCES if name in result["trivial"]]
+        lines += [
+            "",
+            TRIVIAL_HEADING + (", ".join(known) or "none"),
+            *_printed(trivial_table(result)),
+            *warning_lines(result),
+        ]
     named = {name: own["named_tooth"] for name, own in domains.items() if "named_tooth" in own}
     if named:
         said = ", ".join(f"{_cut(name, NAME_WIDTH)} {percent(share)}" for name, share in named.items())
-        lines += ["", f"Named tooth is the damaged one (+- 1), % of faults: {said}"]
+        lines += ["", f"Named tooth right (+- 1), %: {said}"]
     return lines
 
 

@@ -46,14 +46,17 @@ from dinomaly_hd.training.loop import resolve_device
 SHAPES = (
     "model_type", "bottleneck", "attention", "loss", "distance", "auxiliary", "class_token", "decoder_depth",
     "scaling", "scale_weights", "target_layers", "encoder", "image_size", "crop", "width",
-    "severity_head_mode", "severity_head_pooling_type", "severity_head_hidden_dim", "severity_head_spatial_size",
-    "severity_head_use_spatial_attention",
+    "severity_head_mode", "severity_head_pooling_type", "severity_head_hidden_dim",
+    "severity_head_spatial_size", "severity_head_use_spatial_attention",
 )  # fmt: skip
 """What a model and the one it starts from must have in common."""
 
 
 FILES = (".safetensors", ".pth", ".pt", ".ckpt")
 """Of weights that are no run's."""
+
+
+CHOSEN_BY_TEST = f"**validate_on={SOURCE_TEST}: test labels choose, figures are optimistic.**\n\n"
 
 
 class Ready(NamedTuple):
@@ -129,6 +132,7 @@ class Work:
         domains = as_markdown(", ".join(self.ready.manifest.domains))
         self.tracker.note(
             f"**{self.run.model.variant}** on {domains}, seed {self.run.seed}\n\n"
+            f"{CHOSEN_BY_TEST if self.ready.chooses_by_test else ''}"
             f"{results}Repeat it: `{self.context.command}`\n\n"
             f"Run folder: `{self.folder}`\n\nConditions: {self.ready.manifest.condition_rule}"
         )

@@ -115,13 +115,14 @@ def _write_page(work: Work, results: dict[str, Any], lines: dict[str, list[str]]
         "config hash": work.ready.config_hash,
         **{name: "; ".join(line.strip() for line in part) for name, part in lines.items()},
     }
+    trivial = trivial_table(results)
     page = render(
         "run.html",
         title=work.name,
         facts=facts,
         detector=named_rows(detector_table(results)),
-        trivial=named_rows(trivial_table(results)),
-        meanings=MEANINGS,
+        trivial=named_rows(trivial),
+        meanings={name: text for name, text in MEANINGS.items() if name.partition(",")[0] in trivial},
         missing=results["mean_metrics"]["missing"].get("auroc", []),
         pictures=pictures,
     )

@@ -273,7 +273,7 @@ class SyntheticBands:
         self.images_NHW = torch.cat(images)
 
     def examine(self) -> dict[str, Any]:
-        """Return the figures (``evaluation.synthetic``); NaN scores count as the least anomalous ones.
+        """Return the figures (``evaluation.blocks``); NaN scores count as the least anomalous ones.
 
         A detector in the midst of its training may be in any state, and must not be ended by this.
         """

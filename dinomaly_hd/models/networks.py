@@ -18,10 +18,10 @@ from dinomaly_hd.errors import ConfigError, EncoderError, nearest
 from dinomaly_hd.geometry import Box
 from dinomaly_hd.models.detector import take_shapes
 from dinomaly_hd.models.weights import ALIASES, CONVERTERS, EMBEDDED_ENCODER, Weights, read_state, timm_name
+from dinomaly_hd.trivial import DARK_SHARE, LEAST
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
-DARK, DARK_SHARE = 1e-3, 0.01  # the logarithm's least value; share of pixels at or below 0 from which none is
 USUAL_LEVEL, USUAL_SPREAD = 0.25, 0.084  # of HDMAP's training pixels (spec/hdmap.md)
 CONV_STRIDES, CONV_GRID_STRIDE = (4, 8, 16), 8
 """Of the stages that Dinomaly takes of a CNN, and of its token grid, pixels."""
@@ -94,7 +94,7 @@ class PositionScaling(nn.Module):
     def _level(self, images_BHW: Tensor) -> Tensor:
         values_BHW = images_BHW.double()
         if self.logarithm:
-            values_BHW = values_BHW.clamp(min=DARK).log()
+            values_BHW = values_BHW.clamp(min=LEAST).log()
         return values_BHW - values_BHW.flatten(1).quantile(0.5, dim=1)[:, None, None]
 
     def forward(self, images_BHW: Tensor) -> Tensor:

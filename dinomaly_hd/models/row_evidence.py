@@ -25,11 +25,11 @@ from dinomaly_hd.errors import DataError
 from dinomaly_hd.models.detector import Detector, Prediction, take_shapes
 from dinomaly_hd.models.draem.faults import horizontal_bands
 from dinomaly_hd.randomness import derive
+from dinomaly_hd.trivial import DARK_SHARE, LEAST
 
 Floats = NDArray[np.float64]
 
-FEWEST_MAPS, MOST_MAPS, SMALLEST = 10, 10_000, (7, 47)
-DARK, DARK_SHARE = 1e-3, 0.01  # the logarithm's least value; share of pixels at or below 0 from which none is
+FEWEST_MAPS, MOST_MAPS, MOST_PIXELS, SMALLEST = 10, 10_000, 2**25, (7, 47)
 CLIP, TO_SIGMA = 4.0, 1.4826  # the latter makes a normal distribution's median deviation its standard one
 NEIGHBOURS = [(row, column) for row in (-3, -2, -1, 1, 2, 3) for column in range(-3, 4)]
 RIDGE = 1e-3  # of the mean diagonal
@@ -40,7 +40,7 @@ REACH = 6  # rows, to either side, on which a row's features depend
 SHORTEST, GAPS, GAP_COLUMNS = 20, 3, (3, 15)
 SEVERITY, ROUGHNESS, LEAK = (0.08, 1.5), 0.2, 0.6
 STANDARD = (-6.0, 8.0)  # what standardised features are clipped to
-MAP_WIDTH = 9
+MAP_WIDTH, LEAST_MEAN = 9, 1e-3  # the latter keeps the share of a row without any rise finite
 ALIKE = 1e-9  # largest difference of logarithms that rounding may make
 CHUNK = 32  # maps worked on at once
 
@@ -142,7 +142,7 @@ def image_scores(evidence_NR: Floats) -> Floats:
 
 def level(maps_NRC: Floats, *, logarithm: bool) -> Floats:
     """Return maps, or their logarithms, less their own median."""
-    values_NRC = np.log(np.maximum(maps_NRC, DARK)) if logarithm else maps_NRC
+    values_NRC = np.log(np.maximum(maps_NRC, LEAST)) if logarithm else maps_NRC
     return values_NRC - np.median(values_NRC, axis=(1, 2), keepdims=True)
 
 
@@ -185,17 +185,23 @@ def fit(maps: NDArray[Any], config: RowEvidenceConfig, *, seed: int, tick: Calla
     Raises:
         DataError: Fewer than 10 maps, maps without variation, or smaller than 7 x 47.
     """
-    maps_NRC = maps[:: -(-len(maps) // MOST_MAPS) or 1].astype(np.float64)
-    check(maps_NRC)
+    check(maps)
+    most = min(MOST_MAPS, MOST_PIXELS // maps[0].size)
+    maps_NRC = maps[:: -(-len(maps) // most)].astype(np.float64)
     positive = bool((maps_NRC <= 0).mean() <= DARK_SHARE)
     level_NRC = level(maps_NRC, logarithm=positive)
     normal_RC = level_NRC.mean(axis=0)
     if np.abs(level_NRC - normal_RC).max() < ALIKE:
         raise DataError("row_evidence: all training maps are alike but for a factor, so nothing is learned")
     residual_NRC = residual(level_NRC, normal_RC)
+    if not residual_NRC.any():
+        raise DataError(
+            "row_evidence: most pixels are the same in every training map; nothing can be learned"
+        )
     with threadpool_limits(1):
         neighbour_K = neighbour_weights(residual_NRC)
-    remainder = np.asarray(np.std(residual_NRC - explained(residual_NRC, neighbour_K)))
+    # A constant has no remainder; 1 then leaves it as it is.
+    remainder = np.asarray(np.std(residual_NRC - explained(residual_NRC, neighbour_K)) or 1.0)
     parts = []
     for chunk in chunks(residual_NRC):
         tick()
@@ -247,7 +253,7 @@ def chunks(values: NDArray[Any]) -> Iterator[NDArray[Any]]:
         yield values[first : first + CHUNK]
 
 
-def check(maps_NRC: Floats) -> None:
+def check(maps_NRC: NDArray[Any]) -> None:
     count, *shape = maps_NRC.shape
     if count < FEWEST_MAPS:
         raise DataError(f"row_evidence: {count} training maps; it needs at least {FEWEST_MAPS}")
@@ -286,7 +292,7 @@ class RowEvidence(Detector):
         learned = Evidence(**{one.name: getattr(self, one.name).cpu().numpy() for one in fields(Evidence)})
         evidence_NR, residual_NRC = learned.of(encoded.double().cpu().numpy())
         raised_NRC = np.maximum(windowed(residual_NRC, MAP_WIDTH), 0)
-        share_NRC = raised_NRC / np.maximum(raised_NRC.mean(axis=2, keepdims=True), DARK)
+        share_NRC = raised_NRC / np.maximum(raised_NRC.mean(axis=2, keepdims=True), LEAST_MEAN)
         map_NRC = torch.from_numpy(np.maximum(evidence_NR, 0)[..., None] * share_NRC)
         map_N1HW = torch.nn.functional.interpolate(
             map_NRC[:, None], size=self.map_size, mode="bilinear", align_corners=False, antialias=True

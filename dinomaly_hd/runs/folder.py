@@ -45,14 +45,10 @@ class Context:
     tags: Mapping[str, str] = field(default_factory=dict)  # further ones for MLflow
     features: "FeatureCache | None" = None  # encoder outputs that the members of a comparison share
     feature_place: "FeaturePlace | None" = None  # of files that hold encoder outputs for other runs
-    manifests: "dict[str, Manifest] | None" = (
-        None  # data sets read before, for runs that begin at about one time
-    )
+    manifests: "dict[str, Manifest] | None" = None  # data sets read before, for runs that begin together
     donors: tuple[Path, ...] = ()  # folders of runs whose checkpoint may stand for this one's training
     lock_wait_s: float = 0.0  # for another process that still works in its folder
-    on_progress: Callable[[int, int, float], None] | None = (
-        None  # after every step: done, in all, seconds left
-    )
+    on_progress: Callable[[int, int, float], None] | None = None  # after a step: done, in all, seconds left
     observe: Callable[[Mapping[str, float], int], None] | None = None
     """Called with every logged dict of metrics and its step, counted from 0; may raise ``Pruned``."""
 

@@ -101,7 +101,8 @@ def _beside_model(path: Path, checkpoint: Checkpoint, folder: Path) -> tuple[Car
     if ours.keys() == finished.keys() and all(torch.equal(ours[name], finished[name]) for name in ours):
         return card, ""
     tested = (read_results(folder) or {}).get("tested_step", "unknown")
-    return card._replace(thresholds={}), f"the run's thresholds are those of its step {tested}"
+    undecided = card._replace(thresholds={}, normal_scores={}, normal_rows=(0.0,))
+    return undecided, f"the run's thresholds are those of its step {tested}"
 
 
 def _from_data(path: Path, checkpoint: Checkpoint, folder: Path, *, tick: Callable[[], None]) -> Card:

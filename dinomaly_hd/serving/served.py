@@ -109,6 +109,8 @@ class ServedModel:
         table = table.join(pointed(map_BHW[:, rows, columns], usual_h=usual_h, box=self.box, shape=shape))
         normal = self.card.normal_scores.get(chosen[0], []) if len(chosen) == 1 else []
         table[PERCENTILE] = percentiles(score_B, normal)
+        told = table[[TOOTH, FIRST, LAST, PERCENTILE]].astype(object)
+        table[told.columns] = told.where(told.notna(), None)  # JSON has no NA
         if params.get("return_map"):
             cells_BHW = map_BHW.astype(object)
             cells_BHW[np.isnan(map_BHW)] = None  # JSON has no NaN

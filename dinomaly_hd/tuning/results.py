@@ -154,12 +154,11 @@ def condition_of(run: RunConfig, *, name: str, description: str, spelt: Collecti
     flats = [flatten(resolve_model(run.model.variant, {"preset": preset})) for preset in PRESETS]
     by_preset = [key for key in flats[0] if flats[0][key] != flats[1].get(key) and key != "preset"]
     flags = dict(recipe_of(run, spelt=(*spelt, *by_preset)).flags)
-    keys = keys_of("dinomaly").model_fields
-    config: dict[str, Any] = {
-        "model_type": "dinomaly",
-        "domains": list(names_in(flags.pop("domains"))),
-        "variant": run.model.variant,  # it says use_topk
-    }
+    family = run.model.model_type
+    keys = keys_of(family).model_fields
+    config: dict[str, Any] = {"model_type": family, "domains": list(names_in(flags.pop("domains")))}
+    if family == "dinomaly":
+        config["variant"] = run.model.variant  # it says use_topk
     left_out = {*NOT_OF_A_CONDITION, "use_topk", *(["max_epochs"] if flags.get("max_epochs") == "0" else [])}
     config |= {flag: _plain(flags[flag]) for flag in flags if flag in keys and flag not in left_out}
     return {"name": name, "description": description, "config": config}

@@ -20,7 +20,6 @@ from optuna.storages import RetryHeartbeatStaleTrialCallback
 from optuna.study import StudyDirection
 from optuna.trial import FrozenTrial, TrialState
 
-from dinomaly_hd.config.base import flatten
 from dinomaly_hd.config.run import RunConfig
 from dinomaly_hd.errors import ConfigError, nearest
 from dinomaly_hd.tuning.space import Space
@@ -115,13 +114,13 @@ class Plan:
     @property
     def pruning(self) -> Pruning:
         """When a trial is given up."""
-        training = flatten(self.base)
+        training = self.base.training
         return Pruning(
             self.pruner,
             seeds=len(self.seeds),
             objectives=len(self.metrics),
-            steps=int(training["max_steps"]),
-            watched=self.objective == SYNTHETIC and training["val_check_interval"] > 0,
+            steps=training.max_steps,
+            watched=self.objective == SYNTHETIC and getattr(training, "val_check_interval", 0) > 0,
         )
 
     @property

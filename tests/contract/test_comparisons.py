@@ -40,7 +40,9 @@ def build(config: str, seed: int, **values: str) -> RunConfig:
 
 
 def scores(folder: Path) -> pd.DataFrame:
-    return pd.concat(pd.read_csv(path) for path in sorted((folder / "scores").glob("domain_?.csv")))
+    """Return a run's scores, without what a run by itself has beside them."""
+    tables = [pd.read_csv(path) for path in sorted((folder / "scores").glob("domain_?.csv"))]
+    return pd.concat(tables).drop(columns="trivial/row_evidence", errors="ignore")
 
 
 def test_an_ablation_shares_work_reports_is_not_repeated_and_finds_the_same_in_slots(

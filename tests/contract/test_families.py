@@ -1,5 +1,6 @@
 """Every model family from start to end: results, its own scores again, resumption, honest early stopping."""
 
+import json
 import shutil
 from collections.abc import Mapping
 from dataclasses import replace
@@ -32,8 +33,8 @@ from dinomaly_hd.trivial import PREFIX
 from .light_runs import SMALL, assert_same_weights, evaluate_four_images, runs_in, stopping_at
 
 MODELS = (
-    "dinomaly",
-    "patchcore:context=1",
+    "dinomaly:scaling=position",
+    "patchcore:context=1:position_radius=4:scaling=position",
     "draem",
     "draem:anomaly_source_path=textures:image_score=top_share",
     "draem:fault_source=patch:patch_width_range=4-12",
@@ -77,8 +78,13 @@ def test_a_finished_run_says_what_it_is_and_its_model_gives_its_scores(model: st
     assert ("train/loss" in results["training_history"]) == trained
     assert set(results["synthetic"]["per_domain"]) == {"domain_A"}
 
-    table = pd.read_csv(outcome.folder / "scores" / "domain_B.csv")
+    table = check_model(outcome, own)
     assert (table["score"].tolist() == table[f"{PREFIX}max"].tolist()) == (family == "trivial")
+
+
+def check_model(outcome: Outcome, own: Context) -> pd.DataFrame:
+    """Return the run's table of domain B after its served model and its checkpoint gave the same scores."""
+    table = pd.read_csv(outcome.folder / "scores" / "domain_B.csv")
     root = own.root / "data" / "simulated_tiny_seed0"
     images_BHW = np.stack([read_image(root / path) for path in table["path"]])
     served = _load_pyfunc(str(outcome.folder / "model"))
@@ -92,6 +98,30 @@ def test_a_finished_run_says_what_it_is_and_its_model_gives_its_scores(model: st
     found = pd.read_csv(predict(str(last), root / "domain_B" / "test", **place, **settings) / "scores.csv")
     np.testing.assert_allclose(found["score"], table.sort_values("path")["score"], rtol=0, atol=1e-6)
     assert set(found["decision"]) <= {"fault", "good"}
+    where = ["tooth", "first_column", "last_column", "normal_percentile"]
+    told = answer[where].astype(float).reset_index(drop=True)
+    pd.testing.assert_frame_equal(told, table[where].astype(float), check_exact=False, atol=1e-6)
+    in_order = table.sort_values("path")[where].astype(float).reset_index(drop=True)
+    pd.testing.assert_frame_equal(found[where].astype(float), in_order, check_exact=False, atol=1e-6)
+    return table
+
+
+def test_row_evidence_is_a_family_like_others_and_a_reference_beside_them(own: Context) -> None:
+    values = {**SMALL["trivial"], "train_domains": "all", "evidence_bands": "both"}  # 14 maps
+    outcome = execute(resolve_model("row_evidence", values), own)
+    table = check_model(outcome, own)
+    assert "trivial/row_evidence" not in table
+    assert table["trivial/scan"].notna().all()
+    again = execute(resolve_model("row_evidence", values), replace(own, result_dir=own.result_dir / "again"))
+    same = pd.read_csv(again.folder / "scores" / "domain_B.csv")
+    pd.testing.assert_frame_equal(same, table, check_exact=True)
+    beside = {**SMALL["trivial"], "train_domains": "all"}
+    own_column = execute(resolve_model("trivial", beside), replace(own, result_dir=own.result_dir / "other"))
+    assert "row_evidence" in own_column.results["trivial"]
+    even = _load_pyfunc(str(own_column.folder / "model")).predict(np.full((1, 31, 95), 0.2))
+    assert even["tooth"].tolist() == [None], "no row of an even map stands out"
+    json.dumps(even[["tooth", "first_column", "last_column", "normal_percentile"]].to_dict("records"))
+    assert 0 <= outcome.results["per_domain_metrics"]["domain_B"]["named_tooth"] <= 1
 
 
 @pytest.mark.parametrize(

@@ -31,6 +31,7 @@ from entry_points.predict import main
 from .conftest import TinyRun
 from .scoring_server import register
 
+WHERE = ["tooth", "first_column", "last_column", "normal_percentile"]
 FIRST = "domain_A/test/good/000000.tiff"
 LAST = "step_00000002.pt"
 
@@ -120,7 +121,7 @@ def test_folders_are_searched_in_order_into_a_new_dated_one(tiny_run: TinyRun, t
         lines: list[str] = []
         own: dict[str, Any] = {"images": tmp_path / "maps", "result_dir": tmp_path, "say": lines.append}
         table = predicted(tiny_run, None, **own)
-        assert list(table.columns) == ["path", "domain", "score", "threshold", "decision"]
+        assert list(table.columns) == ["path", "domain", "score", "threshold", "decision", *WHERE]
         assert list(table["path"]) == ["a.tif", "b/10.TIFF", "b/2.tiff"]
         assert table["score"].nunique() == 1
         assert (table[["domain", "threshold", "decision"]] == "").all(axis=None)

@@ -24,6 +24,7 @@ from dinomaly_hd.serving.served import ServedModel, log_model
 from .conftest import TinyRun
 from .scoring_server import Client, Request, as_files, as_json, malformed, png, register, serving
 
+WHERE = ["tooth", "first_column", "last_column", "normal_percentile"]
 DOMAIN = "domain_C"
 
 
@@ -72,12 +73,14 @@ def test_arrays_and_files_get_the_runs_own_scores_and_decisions(
         np.testing.assert_allclose(answer["score"], own["score"], rtol=0, atol=1e-6)
         assert (answer["threshold"] == threshold).all()
         assert list(answer["fault"]) == list(answer["score"] >= threshold)
-        assert list(answer.columns) == ["score", "threshold", "fault"]
+        assert list(answer.columns) == ["score", "threshold", "fault", *WHERE]
+        assert list(answer["tooth"]) == list(own["tooth"])
+        np.testing.assert_allclose(answer["normal_percentile"].astype(float), own["normal_percentile"])
 
 
 def test_the_logged_model_says_what_it_takes_gives_and_needs(tiny_run: TinyRun, loaded: Any) -> None:
     signature = loaded.metadata.signature
-    assert signature.outputs.input_names() == ["score", "threshold", "fault", "map"]
+    assert signature.outputs.input_names() == ["score", "threshold", "fault", *WHERE, "map"]
     assert [param.name for param in signature.params] == ["domain", "return_map"]
     assert loaded.metadata.flavors["python_function"]["loader_module"] == "dinomaly_hd.serving"
     client = client_for(tiny_run.uri)
@@ -188,6 +191,7 @@ def test_a_map_has_the_inputs_pixels_but_cropped_ones(served: ServedModel, image
     assert (map_HW >= 0).all()
     assert map_HW.std() > 0
     served.box = served.box._replace(top=5.0, bottom=26.0)
+    served.card = served.card._replace(normal_rows=(0.0,))
     map_HW = drawn()
     assert list(np.isnan(map_HW).all(axis=1)) == [not 5 <= row < 26 for row in range(31)]
     assert not np.isnan(map_HW[5:26]).any()

@@ -91,6 +91,7 @@ class PatchCore(Detector):
         if config.position_radius != FULL_ROW:  # each bank token's place in the grid
             self.register_buffer("place", torch.empty(0, dtype=torch.int64))
         self._index: NeighbourIndex | None = None
+        self._near: tuple[Tensor, list[Tensor]] | None = None  # by place, of the bank whose places these are
 
     def fit_encoder(self, batches: Iterable[Tensor]) -> None:
         if isinstance(self.scaling, PositionScaling):
@@ -132,8 +133,8 @@ class PatchCore(Detector):
         self.bank = self.bank.to(device)
         if self.config.position_radius != FULL_ROW:
             self.place = (chosen_M % (height * width)).to(device)
-            for place in range(height * width):
-                if not len(self._near(place, grid=(height, width))):
+            for place, near_P in enumerate(self._near_places((height, width))):
+                if not len(near_P):
                     raise ConfigError(
                         f"position_radius={self.config.position_radius}: the bank has no token near row "
                         f"{place // width}, column {place % width} of {height}x{width}; take a larger one, "
@@ -167,21 +168,25 @@ class PatchCore(Detector):
             return self._index.nearest(tokens_QD)
         tokens_BND = tokens_QD.view(-1, grid[0] * grid[1], tokens_QD.shape[1])
         distances, indices = [], []
-        for place in range(grid[0] * grid[1]):
-            near_P = self._near(place, grid=grid)
+        for place, near_P in enumerate(self._near_places(grid)):
             nearest = direct_distance(tokens_BND[:, place], self.bank[near_P]).min(dim=1)
             distances.append(nearest.values)
             indices.append(near_P[nearest.indices])
         return Nearest(torch.stack(distances, dim=1).flatten(), torch.stack(indices, dim=1).flatten())
 
-    def _near(self, place: int, *, grid: tuple[int, int]) -> Tensor:
-        """Return the bank's tokens from a place, or within the radius of it; rows and columns are rings."""
-        away_2M = torch.stack(
-            [self.place // grid[1] - place // grid[1], self.place % grid[1] - place % grid[1]]
-        )
-        ring_2 = away_2M.new_tensor(grid)[:, None]
-        away_2M = torch.minimum(away_2M.abs(), ring_2 - away_2M.abs())
-        return (away_2M.amax(dim=0) <= int(self.config.position_radius)).nonzero().flatten()
+    def _near_places(self, grid: tuple[int, int]) -> list[Tensor]:
+        """Return for each place the bank's tokens from within the radius; rows and columns are rings."""
+        if self._near is None or self._near[0] is not self.place:
+            rows, columns = grid
+            every = torch.arange(rows * columns, device=self.place.device)[:, None]
+            down, along = (
+                (self.place // columns - every // columns).abs(),
+                (self.place - every).remainder(columns),
+            )
+            away = torch.maximum(torch.minimum(down, rows - down), torch.minimum(along, columns - along))
+            near = [one.nonzero().flatten() for one in away <= int(self.config.position_radius)]
+            self._near = self.place, near
+        return self._near[1]
 
     def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *rest: Any) -> None:
         take_shapes(self, state_dict, prefix)
