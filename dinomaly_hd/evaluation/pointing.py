@@ -11,6 +11,7 @@ from numpy.typing import ArrayLike, NDArray
 
 TOOTH, FIRST, LAST, PERCENTILE = "tooth", "first_column", "last_column", "normal_percentile"
 POINTED = (TOOTH, FIRST, LAST)
+ROUNDING = 1e-6  # share of a flat map's value that float32 may make of it
 
 
 def named_teeth(
@@ -27,10 +28,10 @@ def named_teeth(
     for map_hw in map_Nhw:
         row = int((map_hw.mean(axis=1) - usual_h).argmax())
         rise_w = map_hw[row] - np.median(map_hw)
-        on = np.flatnonzero(rise_w > rise_w.max() / 2)
-        if not len(on) or rise_w.max() <= 0:
+        if rise_w.max() <= ROUNDING * np.abs(map_hw).max():
             rows.append((pd.NA, pd.NA, pd.NA))
             continue
+        on = np.flatnonzero(rise_w > rise_w.max() / 2)
         gap = int(np.diff(on, append=on[0] + len(rise_w)).argmax())  # the columns before it end the interval
         rows.append((top + row, left + on[(gap + 1) % len(on)], left + on[gap]))
     return pd.DataFrame(rows, columns=list(POINTED), dtype="Int64")
