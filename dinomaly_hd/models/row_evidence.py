@@ -40,9 +40,9 @@ REACH = 6  # rows, to either side, on which a row's features depend
 SHORTEST, GAPS, GAP_COLUMNS = 20, 3, (3, 15)
 SEVERITY, ROUGHNESS, LEAK = (0.08, 1.5), 0.2, 0.6
 STANDARD = (-6.0, 8.0)  # what standardised features are clipped to
+SHARPNESS = 2.0  # chosen of 1/2, 1, 2, 4 on held-out normals with bands of a third kind (docs/findings.md)
 MAP_WIDTH, LEAST_MEAN = 9, 1e-3  # the latter keeps the share of a row without any rise finite
-ALIKE = 1e-9  # largest difference of logarithms that rounding may make
-CHUNK = 32  # maps worked on at once
+ALIKE, CHUNK = 1e-9, 32  # difference of logarithms that rounding may make; maps worked on at once
 
 
 class Bands(NamedTuple):
@@ -135,9 +135,9 @@ class Evidence:
 
 
 def image_scores(evidence_NR: Floats) -> Floats:
-    """Return the log of the rows' mean ratio (N,)."""
-    scores_N: Floats = logsumexp(evidence_NR, axis=1) - np.log(evidence_NR.shape[1])
-    return scores_N
+    """Return log mean exp of the rows' evidence (N,), sharpened towards the highest."""
+    sum_N = logsumexp(SHARPNESS * evidence_NR, axis=1)
+    return np.asarray((sum_N - np.log(evidence_NR.shape[1])) / SHARPNESS)
 
 
 def level(maps_NRC: Floats, *, logarithm: bool) -> Floats:
@@ -191,13 +191,9 @@ def fit(maps: NDArray[Any], config: RowEvidenceConfig, *, seed: int, tick: Calla
     positive = bool((maps_NRC <= 0).mean() <= DARK_SHARE)
     level_NRC = level(maps_NRC, logarithm=positive)
     normal_RC = level_NRC.mean(axis=0)
-    if np.abs(level_NRC - normal_RC).max() < ALIKE:
-        raise DataError("row_evidence: all training maps are alike but for a factor, so nothing is learned")
     residual_NRC = residual(level_NRC, normal_RC)
-    if not residual_NRC.any():
-        raise DataError(
-            "row_evidence: most pixels are the same in every training map; nothing can be learned"
-        )
+    if np.abs(level_NRC - normal_RC).max() < ALIKE or not residual_NRC.any():
+        raise DataError("row_evidence: training maps are alike but for a factor, or in most of their pixels")
     with threadpool_limits(1):
         neighbour_K = neighbour_weights(residual_NRC)
     # A constant has no remainder; 1 then leaves it as it is.
@@ -232,8 +228,7 @@ def banded_features(maps_PRC: Floats, row_P: NDArray[np.int64], learned: Evidenc
     rows_PS = (row_P[:, None] + np.arange(-REACH, REACH + 1)) % rest_PRC.shape[1]
     around_PSC = rest_PRC[np.arange(len(row_P))[:, None], rows_PS]
     features_PSF = both_features(around_PSC, learned.neighbour_K, learned.remainder)
-    standard: Floats = (features_PSF[:, REACH] - learned.usual_RF[row_P]) / learned.scale_F
-    return standard
+    return (features_PSF[:, REACH] - learned.usual_RF[row_P]) / learned.scale_F
 
 
 def regression(normal_MF: Floats, banded_PF: Floats, *, penalty: float) -> tuple[Floats, Floats]:
@@ -253,13 +248,13 @@ def chunks(values: NDArray[Any]) -> Iterator[NDArray[Any]]:
         yield values[first : first + CHUNK]
 
 
-def check(maps_NRC: NDArray[Any]) -> None:
-    count, *shape = maps_NRC.shape
+def check(maps: NDArray[Any]) -> None:
+    count, *shape = maps.shape
     if count < FEWEST_MAPS:
         raise DataError(f"row_evidence: {count} training maps; it needs at least {FEWEST_MAPS}")
     if shape[0] < SMALLEST[0] or shape[1] < SMALLEST[1]:
         raise DataError(f"row_evidence: maps of {shape[0]}x{shape[1]}; it needs at least 7x47")
-    flat = int((np.ptp(maps_NRC, axis=(1, 2)) == 0).sum())
+    flat = int((np.ptp(maps, axis=(1, 2)) == 0).sum())
     if flat:
         raise DataError(f"row_evidence: {flat} of {count} training maps are constant; take them out")
 
