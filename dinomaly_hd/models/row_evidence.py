@@ -40,7 +40,6 @@ REACH = 6  # rows, to either side, on which a row's features depend
 SHORTEST, GAPS, GAP_COLUMNS = 20, 3, (3, 15)
 SEVERITY, ROUGHNESS, LEAK = (0.08, 1.5), 0.2, 0.6
 STANDARD = (-6.0, 8.0)  # what standardised features are clipped to
-SHARPNESS = 2.0  # chosen of 1/2, 1, 2, 4 on held-out normals with bands of a third kind (docs/findings.md)
 MAP_WIDTH, LEAST_MEAN = 9, 1e-3  # the latter keeps the share of a row without any rise finite
 ALIKE, CHUNK = 1e-9, 32  # difference of logarithms that rounding may make; maps worked on at once
 
@@ -135,9 +134,8 @@ class Evidence:
 
 
 def image_scores(evidence_NR: Floats) -> Floats:
-    """Return log mean exp of the rows' evidence (N,), sharpened towards the highest."""
-    sum_N = logsumexp(SHARPNESS * evidence_NR, axis=1)
-    return np.asarray((sum_N - np.log(evidence_NR.shape[1])) / SHARPNESS)
+    """Return the log of the rows' mean ratio (N,)."""
+    return np.asarray(logsumexp(evidence_NR, axis=1) - np.log(evidence_NR.shape[1]))
 
 
 def level(maps_NRC: Floats, *, logarithm: bool) -> Floats:
