@@ -17,7 +17,7 @@ from dinomaly_hd.evaluation.metrics import NAN, known, mean_of_known, std_of_kno
 from dinomaly_hd.evaluation.results import ALL, CALLS, PIXEL, RANKING, WITH_INTERVAL, Block
 from dinomaly_hd.names import as_markdown
 
-NAME_WIDTH = 14
+NAME_WIDTH, TOOTH_RIGHT = 14, "tooth right"
 TRIVIAL_METRICS = ("auroc", "tpr_at_fpr_1pct")
 REFERENCES = ("row_filter", "scan", "row_evidence")
 TRIVIAL_HEADING = "Without a network, AUROC in %; these know that a fault is a band: "
@@ -70,12 +70,15 @@ def detector_table(result: Mapping[str, Any]) -> pd.DataFrame:
     """A row a domain, then ``mean`` and ``pooled``; columns (condition or "", figure) of texts."""
     conditions = [name for name in result["overall_pooled_metrics"]["by_condition"] if name != ALL]
     rows: dict[str, dict[tuple[str, str], str]] = {}
+    pointed = any("named_tooth" in block for block in result["per_domain_metrics"].values())
     for name, block in _blocks(result).items():
         counts = block.get("counts", {"good": "", "fault": ""})
         row = rows[name] = {("", kind): str(counts[kind]) for kind in ("good", "fault")}
         row["", "AUROC [95 %]"] = with_interval(block, "auroc")
         row["", "TPR@FPR 1 % [95 %]"] = with_interval(block, "tpr_at_fpr_1pct")
         row["", "TPR@FPR 5 %"] = percent(block["tpr_at_fpr_5pct"])
+        if pointed:
+            row["", TOOTH_RIGHT] = percent(block.get("named_tooth", NAN))
         for condition in conditions if len(conditions) > 1 else ():
             part = block["by_condition"][condition]
             row[condition, "AUROC"] = percent(part["auroc"])
@@ -99,7 +102,8 @@ def summary_lines(result: Mapping[str, Any]) -> list[str]:
     """Lay the result out as plain text of at most 110 columns; ``-`` is what cannot be had."""
     table = detector_table(result)
     conditions = table.columns.unique(0)[:3]  # "" and two
-    printed = _printed(table[list(conditions)].drop(columns=[("", "TPR@FPR 5 %")]))
+    told_below = [("", "TPR@FPR 5 %"), ("", TOOTH_RIGHT)]
+    printed = _printed(table[list(conditions)].drop(columns=told_below, errors="ignore"))
     lines = [line for line in printed if line.strip()]  # where all is one condition, none is named
     lines.insert(len(lines) - 2, "-" * len(lines[0]))
     mean, domains = result["mean_metrics"], result["per_domain_metrics"]

@@ -9,7 +9,7 @@ import pytest
 from dinomaly_hd.errors import ConfigError, DataError, NonFiniteError
 from dinomaly_hd.evaluation import metrics
 from dinomaly_hd.evaluation.metrics import Threshold, normal_quantile
-from dinomaly_hd.evaluation.report import flat_metrics, summary_lines
+from dinomaly_hd.evaluation.report import detector_table, flat_metrics, summary_lines
 from dinomaly_hd.evaluation.results import check_table, evaluate
 from dinomaly_hd.files import publish_json
 from dinomaly_hd.runs.folder import read_results
@@ -169,7 +169,7 @@ def test_nothing_called_a_fault_has_no_precision():
 
 def test_pixel_metrics_enter_where_given():
     scores = {
-        "domain_C": {"pixel_auroc": 0.9, "aupro": 0.8},
+        "domain_C": {"pixel_auroc": 0.9, "aupro": 0.8, "named_tooth": 0.5},
         "domain_A": {"pixel_auroc": 0.7, "aupro": float("nan")},
     }
     result = run(score_table(), pixel=scores)
@@ -178,6 +178,12 @@ def test_pixel_metrics_enter_where_given():
     assert result["mean_metrics"]["missing"]["aupro"] == ["domain_D", "domain_A"]
     assert "aupro" in result["per_domain_metrics"]["domain_A"]["reasons"]
     assert "domain_D/pixel_auroc" not in flat
+    assert flat["domain_C/named_tooth"] == 0.5
+    assert detector_table(result)["", "tooth right"].to_dict() == {
+        **dict.fromkeys([*DOMAINS, "pooled"], "-"),
+        **dict.fromkeys(["domain_C", "mean"], "50.00"),
+    }
+    assert any(line.startswith("Named tooth right (+- 1), %: domain_") for line in summary_lines(result))
 
 
 def test_one_known_condition_gives_one_block():
