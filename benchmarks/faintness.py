@@ -23,6 +23,7 @@ import torch
 from matplotlib.figure import Figure
 
 from benchmarks.common import RESULTS, flags, numbers, record, run
+from benchmarks.quality import scores_of
 from dinomaly_hd.data.features import ImageStore
 from dinomaly_hd.data.hdmap import load_manifest
 from dinomaly_hd.data.simulator import simulate
@@ -41,7 +42,7 @@ TOKENS_A_MAP = 31 * 12
 
 
 def subset(source: Path, target: Path, *, train: int, test: int) -> Path:
-    """Copy the first ``train`` normals and ``test`` evenly chosen test maps of each kind of every domain."""
+    """Copy ``train`` normals and ``test`` test maps of each kind of every domain, evenly chosen."""
     conditions = pd.read_csv(source / "conditions.csv").set_index("path")
     kept = []
     for folder in sorted(path for path in source.glob("domain_*/*/*") if path.is_dir()):
@@ -58,14 +59,9 @@ def subset(source: Path, target: Path, *, train: int, test: int) -> Path:
 
 def of_test(table: pd.DataFrame, column: str) -> dict[str, float]:
     """Return the AUROC by domain, and of C's conditions."""
-    parts = {str(name): own for name, own in table.groupby("domain")}
-    parts |= {f"C {name}": own for name, own in table[table["domain"] == "C"].groupby("condition")}
+    parts = {str(name).removeprefix("domain_"): own for name, own in table.groupby("domain")}
+    parts |= {f"C {name}": own for name, own in parts["C"].groupby("condition")}
     return {name: auroc(own[column].to_numpy(), own["label"].to_numpy()) for name, own in parts.items()}
-
-
-def scores_of(folder: Path) -> pd.DataFrame:
-    files = sorted((folder / "scores").glob("domain_?.csv"))
-    return pd.concat([pd.read_csv(file).assign(domain=file.stem[-1]) for file in files])
 
 
 def scores_by(detector: Detector, scan: Scan, maps: Floats) -> dict[str, Floats]:

@@ -75,14 +75,11 @@ class RowFilter:
     @classmethod
     def fit(cls, normals_NHW: Images) -> "RowFilter":
         """Learn each row's usual contrast from train normals (N >= 2)."""
-        if len(normals_NHW) < 2:
-            raise DataError(f"row filter: {len(normals_NHW)} train normals, expected at least 2")
         # A quarter of the columns, made odd (23 of 95): short enough to fit a piece of a broken band, long
         # enough to average the texture away. No test data went into this choice.
         width = max(1, (normals_NHW.shape[2] // 4 - 1) | 1)
-        contrast_NH = _row_contrast(normals_NHW, width)
-        std_H = contrast_NH.std(axis=0)
-        return cls(width=width, mean_H=contrast_NH.mean(axis=0), std_H=np.where(std_H > 0, std_H, 1.0))
+        mean_H, std_H = _usual(_row_contrast(normals_NHW, width), name="row filter")
+        return cls(width=width, mean_H=mean_H, std_H=std_H)
 
     def score(self, images_NHW: Images) -> FloatArray:
         """How many standard deviations each image's most unusual row lies above that row's mean."""
@@ -120,11 +117,8 @@ class Scan:
     @classmethod
     def fit(cls, normals_NHW: Images) -> "Scan":
         """Learn each position's usual level and spread from train normals (N >= 2)."""
-        if len(normals_NHW) < 2:
-            raise DataError(f"scan: {len(normals_NHW)} train normals, expected at least 2")
-        level_NHW = log_level(normals_NHW)
-        std_HW = level_NHW.std(axis=0)
-        return cls(mean_HW=level_NHW.mean(axis=0), std_HW=np.where(std_HW > 0, std_HW, 1.0))
+        mean_HW, std_HW = _usual(log_level(normals_NHW), name="scan")
+        return cls(mean_HW=mean_HW, std_HW=std_HW)
 
     def score(self, images_NHW: Images) -> FloatArray:
         """How far each image's most unusual interval lies above the normals, in standard deviations."""
@@ -139,6 +133,14 @@ class Scan:
             best = [(sums_NHW[..., n:] - sums_NHW[..., :-n]).max(axis=(1, 2)) / np.sqrt(n) for n in lengths]
             score_N[batch] = np.max(best, axis=0)
         return score_N
+
+
+def _usual(values_N: FloatArray, *, name: str) -> tuple[FloatArray, FloatArray]:
+    """Mean and standard deviation over train normals (N, ...), the latter 1 where nothing varies."""
+    if len(values_N) < 2:
+        raise DataError(f"{name}: {len(values_N)} train normals, expected at least 2")
+    std = values_N.std(axis=0)
+    return values_N.mean(axis=0), np.where(std > 0, std, 1.0)
 
 
 def log_level(images_NHW: Images) -> FloatArray:
@@ -160,5 +162,9 @@ def signature_share(normals_NHW: Images) -> float:
     return fixed / (fixed + float(within)) if fixed + within > 0 else 0.0
 
 
-REFERENCES: dict[str, type[RowFilter] | type[Scan]] = {ROW_FILTER: RowFilter, SCAN: Scan}
-"""Scores that know the defect's shape: fitted on each domain's train normals."""
+Fitted = dict[str, RowFilter | Scan]
+
+
+def fit_references(normals_NHW: Images) -> Fitted:
+    """What knows the defect's shape, by its score's column, fitted on one domain's train normals (N >= 2)."""
+    return {ROW_FILTER: RowFilter.fit(normals_NHW), SCAN: Scan.fit(normals_NHW)}

@@ -16,10 +16,11 @@ from jinja2 import Environment, PackageLoader, StrictUndefined, select_autoescap
 from dinomaly_hd.evaluation.metrics import NAN, known, mean_of_known, std_of_known
 from dinomaly_hd.evaluation.results import ALL, CALLS, PIXEL, RANKING, WITH_INTERVAL, Block
 from dinomaly_hd.names import as_markdown
+from dinomaly_hd.trivial import PREFIX, ROW_EVIDENCE, ROW_FILTER, SCAN
 
 NAME_WIDTH, TOOTH_RIGHT = 14, "tooth right"
 TRIVIAL_METRICS = ("auroc", "tpr_at_fpr_1pct")
-REFERENCES = ("row_filter", "scan", "row_evidence")
+REFERENCES = tuple(name.removeprefix(PREFIX) for name in (ROW_FILTER, SCAN, ROW_EVIDENCE))
 TRIVIAL_HEADING = "Without a network, AUROC in %; these know that a fault is a band: "
 MEANINGS = {
     "max, mean, std, contrast": "the image's largest value, mean, standard deviation, and (max - mean) / std",

@@ -34,6 +34,7 @@ from dinomaly_hd.experiments.score import (
     Examined,
     Scorer,
     SyntheticBands,
+    fit_references,
     pixel_scores,
     read_mask,
     score_table,
@@ -91,19 +92,16 @@ def evaluate(work: Work, scorer: Scorer, trained: Trained) -> dict[str, Any]:
     say(f"scoring {len(test)} test images")
     tested = _examine(work, scorer, test, failed=normals.failed)
     score_s = time.monotonic() - began
-    thresholds = {
-        domain: normal_quantile(own, held_out=held_out)
-        for domain, own in normals.each(normals.examined.score_N).items()
-    }
-    normal_scores = {name: np.sort(own) for name, own in normals.each(normals.examined.score_N).items()}
+    normal_scores = normals.each(normals.examined.score_N)
+    thresholds = {name: normal_quantile(own, held_out=held_out) for name, own in normal_scores.items()}
     usual_h = normals.examined.map_Nhw.mean(axis=(0, 2), dtype=np.float64)
     table_of = partial(
         score_table,
         store,
         box=scorer.box,
-        train=ready.split.normals,
         normal_scores=normal_scores,
         usual_h=usual_h,
+        references=fit_references(store, ready.split.normals),
         evidence=_row_evidence(work),
     )
     table = table_of(tested.positions, examined=tested.examined)

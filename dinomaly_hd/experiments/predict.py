@@ -14,7 +14,7 @@ from dinomaly_hd.data.folder import load_folder
 from dinomaly_hd.data.hdmap import Manifest
 from dinomaly_hd.errors import ConfigError, OutputError
 from dinomaly_hd.evaluation.pictures import MapPicture, map_limit, pictures_saved
-from dinomaly_hd.evaluation.pointing import PERCENTILE, percentiles, where_text
+from dinomaly_hd.evaluation.pointing import where_text
 from dinomaly_hd.experiments.score import Examined, Scorer, pointed, stack
 from dinomaly_hd.files import make_dated_folder, publish_text
 from dinomaly_hd.names import as_cell
@@ -92,7 +92,7 @@ def _table(
     manifest: Manifest, examined: Examined, *, scorer: Scorer, card: Card, chosen: str | None
 ) -> pd.DataFrame:
     """Return path, domain, score, threshold, decision, named tooth and percentile, as far as known."""
-    thresholds, score_N = card.thresholds, examined.score_N
+    thresholds = card.thresholds
     only = next(iter(thresholds)) if len(thresholds) == 1 else ""
 
     def domain_of(path: Path) -> str:
@@ -101,18 +101,20 @@ def _table(
 
     paths = [as_cell(record.path) for record in manifest.records]
     domains = [chosen or domain_of(manifest.path(i)) for i in range(len(paths))]
-    table = pd.DataFrame({"path": paths, "domain": domains, "score": score_N})
+    table = pd.DataFrame({"path": paths, "domain": domains, "score": examined.score_N})
     table["threshold"] = table["domain"].map(thresholds).astype(float)  # NaN where unknown
     sides = np.where(table["score"] >= table["threshold"], "fault", "good")
     table["decision"] = np.where(table["threshold"].isna(), "", sides)
-    table = table.join(
-        pointed(examined.map_Nhw, usual_h=card.normal_rows, box=scorer.box, shape=manifest.shape)
+    return table.join(
+        pointed(
+            examined,
+            domains,
+            normal_scores=card.normal_scores,
+            usual_h=card.normal_rows,
+            box=scorer.box,
+            shape=manifest.shape,
+        )
     )
-    table[PERCENTILE] = np.nan
-    for domain, normal in card.normal_scores.items():
-        own = (table["domain"] == domain).to_numpy()
-        table.loc[own, PERCENTILE] = percentiles(score_N[own], normal)
-    return table
 
 
 def _draw(folder: Path, rows: pd.DataFrame, *, scorer: Scorer, limit: float) -> None:

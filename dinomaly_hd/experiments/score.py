@@ -151,16 +151,15 @@ def score_table(
     *,
     examined: Examined,
     box: Box,
-    train: Indices,
-    normal_scores: Mapping[str, npt.NDArray[np.float64]],
-    usual_h: npt.NDArray[np.float64],
+    normal_scores: Mapping[str, npt.ArrayLike],
+    usual_h: npt.ArrayLike,
+    references: Mapping[str, trivial.Fitted],
     evidence: Evidence | None,
 ) -> pd.DataFrame:
     """Return one row per image: path, domain, label, condition, score, named tooth and the trivial scores.
 
-    What they know of a domain's normals comes from its training images ``train``; ``normal_scores`` are
-    the detector's own on each domain's normals, ``usual_h`` the means of their maps' rows, and
-    ``evidence`` what row evidence learned from all domains' training images.
+    ``references`` were fitted on each domain's training images, ``evidence`` on those of all domains; for
+    ``normal_scores`` and ``usual_h`` see ``pointed``.
     """
     records = store.manifest.records
     table = pd.DataFrame(
@@ -168,21 +167,22 @@ def score_table(
         columns=["path", "domain", "label", "condition"],
     )
     table["score"] = examined.score_N
-    table = table.join(pointed(examined.map_Nhw, usual_h=usual_h, box=box, shape=store.manifest.shape))
-    table[PERCENTILE] = np.nan
+    table = table.join(
+        pointed(
+            examined,
+            table["domain"].tolist(),
+            normal_scores=normal_scores,
+            usual_h=usual_h,
+            box=box,
+            shape=store.manifest.shape,
+        )
+    )
     columns: dict[str, npt.NDArray[np.float64]] = {}
-    domains = np.array([record.domain for record in records])
     for domain in dict.fromkeys(table["domain"]):
         rows = np.flatnonzero((table["domain"] == domain).to_numpy())
-        own_scores = normal_scores.get(domain, np.empty(0))
-        table.loc[rows, PERCENTILE] = percentiles(examined.score_N[rows], own_scores)
         images = stack(store, positions[rows])
-        normals = train[domains[train] == domain]
         own = trivial.trivial_scores(images)
-        if len(normals) > 1:
-            normals_NHW = stack(store, normals)
-            for name, kind in trivial.REFERENCES.items():
-                own[name] = kind.fit(normals_NHW).score(images)
+        own |= {name: fitted.score(images) for name, fitted in references.get(domain, {}).items()}
         if evidence is not None:
             own[trivial.ROW_EVIDENCE] = np.concatenate(
                 [image_scores(evidence.of(chunk.astype(np.float64))[0]) for chunk in chunks(images)]
@@ -196,12 +196,33 @@ def stack(store: ImageStore, positions: Indices) -> npt.NDArray[np.float32]:
     return np.stack([store[int(i)] for i in positions])
 
 
+def fit_references(store: ImageStore, train: Indices) -> dict[str, trivial.Fitted]:
+    """Return what is fitted on the training images of each domain that has two of them or more."""
+    domains = np.array([store.manifest.records[int(i)].domain for i in train])
+    own = {domain: train[domains == domain] for domain in dict.fromkeys(domains.tolist())}
+    return {name: trivial.fit_references(stack(store, i)) for name, i in own.items() if len(i) > 1}
+
+
 def pointed(
-    map_Nhw: npt.NDArray[np.float32], *, usual_h: npt.ArrayLike, box: Box, shape: tuple[int, int]
+    examined: Examined,
+    domain_N: Sequence[str],
+    *,
+    normal_scores: Mapping[str, npt.ArrayLike],
+    usual_h: npt.ArrayLike,
+    box: Box,
+    shape: tuple[int, int],
 ) -> pd.DataFrame:
-    """Return the named teeth of maps at the input's pixels that the model sees."""
+    """Return the named tooth of each image, and its score's percentile among its domain's normals.
+
+    ``normal_scores`` are the normals' own by domain, ``usual_h`` the means of their maps' rows.
+    """
     rows, columns = visible_pixels(box, shape=shape)
-    return named_teeth(map_Nhw, usual_h=usual_h, top=rows.start, left=columns.start)
+    table = named_teeth(examined.map_Nhw, usual_h=usual_h, top=rows.start, left=columns.start)
+    table[PERCENTILE] = np.nan
+    for domain, normal in normal_scores.items():
+        own_N = np.asarray(domain_N) == domain
+        table.loc[own_N, PERCENTILE] = percentiles(examined.score_N[own_N], normal)
+    return table
 
 
 def pixel_scores(

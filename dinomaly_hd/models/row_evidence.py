@@ -16,7 +16,6 @@ import torch
 import torch.nn.functional
 from numpy.typing import NDArray
 from scipy.special import logsumexp
-from sklearn.linear_model import LogisticRegression
 from threadpoolctl import threadpool_limits
 from torch import Tensor
 
@@ -205,8 +204,9 @@ def fit(maps: NDArray[Any], config: RowEvidenceConfig, *, seed: int, tick: Calla
     features_NRF -= usual_RF
     scale_F = features_NRF.std(axis=(0, 1))
     scale_F[scale_F == 0] = 1.0
+    unweighted = np.zeros_like(scale_F), np.zeros(())  # until the regression
     learned = Evidence(
-        np.asarray(float(positive)), normal_RC, neighbour_K, remainder, usual_RF, scale_F, scale_F, remainder
+        np.asarray(float(positive)), normal_RC, neighbour_K, remainder, usual_RF, scale_F, *unweighted
     )
     kinds = BANDS[config.evidence_bands]
     banded = []
@@ -231,6 +231,8 @@ def banded_features(maps_PRC: Floats, row_P: NDArray[np.int64], learned: Evidenc
 
 def regression(normal_MF: Floats, banded_PF: Floats, *, penalty: float) -> tuple[Floats, Floats]:
     """Return weights (F,) and bias of the log of the odds of a band, both classes weighing the same."""
+    from sklearn.linear_model import LogisticRegression  # seconds, which only fitting needs
+
     rows_MF = np.clip(np.concatenate([normal_MF, banded_PF]), *STANDARD)
     model = LogisticRegression(  # converges where L-BFGS stops early, to the last digits
         C=1 / (penalty * len(rows_MF)), class_weight="balanced", solver="newton-cholesky", tol=1e-9

@@ -23,8 +23,8 @@ from mlflow.types.schema import AnyType
 
 from dinomaly_hd import provenance
 from dinomaly_hd.errors import ConfigError, DataError, NonFiniteError
-from dinomaly_hd.evaluation.pointing import FIRST, LAST, PERCENTILE, TOOTH, percentiles
-from dinomaly_hd.experiments.score import pointed, predict, sample_at_pixels, visible_pixels
+from dinomaly_hd.evaluation.pointing import FIRST, LAST, PERCENTILE, TOOTH
+from dinomaly_hd.experiments.score import Examined, pointed, predict, sample_at_pixels, visible_pixels
 from dinomaly_hd.models.networks import visible_box
 from dinomaly_hd.serving.exported import read_card, read_model
 from dinomaly_hd.serving.images import Images, input_example, read_input
@@ -105,12 +105,15 @@ class ServedModel:
         table["threshold"] = np.nan if threshold is None else threshold
         table["fault"] = None if threshold is None else score_B >= threshold
         rows, columns = visible_pixels(self.box, shape=self.card.shape)
-        usual_h, shape = self.card.normal_rows, self.card.shape
-        table = table.join(pointed(map_BHW[:, rows, columns], usual_h=usual_h, box=self.box, shape=shape))
-        normal = self.card.normal_scores.get(chosen[0], []) if len(chosen) == 1 else []
-        table[PERCENTILE] = percentiles(score_B, normal)
-        told = table[[TOOTH, FIRST, LAST, PERCENTILE]].astype(object)
-        table[told.columns] = told.where(told.notna(), None)  # JSON has no NA
+        told = pointed(
+            Examined(score_B, map_BHW[:, rows, columns]),
+            [chosen[0] if len(chosen) == 1 else ""] * len(score_B),
+            normal_scores=self.card.normal_scores,
+            usual_h=self.card.normal_rows,
+            box=self.box,
+            shape=self.card.shape,
+        ).astype(object)
+        table = table.join(told.where(told.notna(), None))  # JSON has no NA
         if params.get("return_map"):
             cells_BHW = map_BHW.astype(object)
             cells_BHW[np.isnan(map_BHW)] = None  # JSON has no NaN

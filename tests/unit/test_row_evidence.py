@@ -220,6 +220,16 @@ def test_maps_with_values_below_zero_take_no_logarithm() -> None:
 
 
 @pytest.mark.parametrize(
+    "changed", [{"evidence_bands": "both"}, {"evidence_copies": 3}, {"evidence_penalty": 0.1}]
+)
+def test_every_value_changes_what_is_learned(changed: dict[str, object]) -> None:
+    images = maps(12)
+    other = fit(images, CONFIG.model_copy(update=changed), seed=0, tick=lambda: None)
+    assert not np.array_equal(other.weight_F, fitted(images).weight_F)
+    assert not np.array_equal(fitted(images, seed=1).weight_F, fitted(images).weight_F)
+
+
+@pytest.mark.parametrize(
     ("images", "said"),
     [
         (maps(9), "9 training maps; it needs at least 10"),
