@@ -8,14 +8,8 @@ from torch import Tensor
 
 
 class Batch(NamedTuple):
-    """Samples of one optimizer step.
+    """Samples of one optimizer step."""
 
-    Attributes:
-        images_BHW: Raw maps, float32.
-        domain_B: Number of each sample's domain, int64.
-        encoded: The frozen half's output, leading dimension B; None where it is still to be computed.
-    """
-
-    images_BHW: Tensor
-    domain_B: Tensor
-    encoded: Tensor | None
+    images_BHW: Tensor  # raw maps, float32
+    domain_B: Tensor  # number of each sample's domain, int64
+    encoded: Tensor | None  # the frozen half's output (B, ...); None where it is still to be computed

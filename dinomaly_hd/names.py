@@ -6,8 +6,8 @@ import sys
 import unicodedata
 from typing import Any
 
+# Unicode's categories of what is not seen: control, format (right-to-left too), line ends.
 HIDDEN = {"Cc", "Cf", "Zl", "Zp"}
-"""Unicode's categories of what is not seen: control, format (right-to-left too), line ends."""
 FORMULA_STARTS = ("=", "+", "-", "@")
 _SHORT = reprlib.Repr()
 _SHORT.maxlevel, _SHORT.maxstring, _SHORT.maxlist, _SHORT.maxdict, _SHORT.maxother = 2, 120, 6, 3, 60

@@ -6,6 +6,7 @@ higher = more anomalous. Source: models.md, "Trivial scores".
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -21,7 +22,7 @@ ROW_FILTER, SCAN, ROW_EVIDENCE = (PREFIX + name for name in ("row_filter", "scan
 BATCH = 256  # images filtered at once
 LENGTHS = (8, 12, 16, 24, 32, 48, 64)  # columns of scanned intervals
 LEAST = 1e-3  # what is below counts as that before its logarithm
-DARK_SHARE = 0.01  # of pixels at or below 0: where there are more, detectors take no logarithm
+DARK_SHARE = 0.01  # of pixels at or below 0
 
 
 def maximum(images_NHW: Images) -> FloatArray:
@@ -63,9 +64,6 @@ class RowFilter:
     """Largest row contrast after a 1 x ``width`` mean, standardised per row on one domain's train normals.
 
     It knows the defect's shape, so it is a reference for what the physics gives away, not a trivial score.
-    Both gears turn, so rows and columns are circular. A row's contrast is its smoothed value over the mean of
-    the rows 2 and 3 above and below (a fault leaks into the next row), less 1: a ratio, because cold and warm
-    images differ by a factor.
     """
 
     width: int
@@ -88,7 +86,9 @@ class RowFilter:
 
 
 def _row_contrast(images_NHW: Images, width: int) -> FloatArray:
-    """Largest contrast of each row (N, H)."""
+    """Largest smoothed value of each row (N, H) over the mean of rows 2 and 3 above and below, less 1."""
+    # A ratio: cold and warm images differ by a factor. Not of the next rows: a fault leaks into them. Both
+    # gears turn, so rows and columns are circular.
     contrast_NH = np.empty(images_NHW.shape[:2])
     for start in range(0, len(images_NHW), BATCH):
         batch = slice(start, start + BATCH)
@@ -143,10 +143,21 @@ def _usual(values_N: FloatArray, *, name: str) -> tuple[FloatArray, FloatArray]:
     return values_N.mean(axis=0), np.where(std > 0, std, 1.0)
 
 
+def has_logarithm(normals_NHW: Images) -> bool:
+    """Return whether a detector takes logarithms: at most 1 % of the pixels are at or below 0."""
+    return bool((normals_NHW <= 0).mean() <= DARK_SHARE)
+
+
+def level(images_NHW: Images, *, logarithm: bool, centre: Callable[..., Any] = np.median) -> FloatArray:
+    """Return images or their logarithms (values below .001 count as that) less each image's own median."""
+    values_NHW = images_NHW.astype(np.float64, copy=False)
+    values_NHW = np.log(np.maximum(values_NHW, LEAST)) if logarithm else values_NHW
+    return np.asarray(values_NHW - centre(values_NHW, axis=(1, 2), keepdims=True))
+
+
 def log_level(images_NHW: Images) -> FloatArray:
-    """Return logarithms less each image's own mean; values below .001 count as that."""
-    log_NHW = np.log(np.maximum(images_NHW.astype(np.float64), LEAST))
-    return np.asarray(log_NHW - log_NHW.mean(axis=(1, 2), keepdims=True))
+    """Return logarithms less each image's own mean."""
+    return level(images_NHW, logarithm=True, centre=np.mean)
 
 
 def signature_share(normals_NHW: Images) -> float:

@@ -6,7 +6,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from dinomaly_hd.config.base import blocks_of, size_of
@@ -22,8 +21,9 @@ from dinomaly_hd.config.families import (
 )
 from dinomaly_hd.config.run import EncoderConfig, ImageInput, RunConfig, TrainingConfig
 from dinomaly_hd.errors import ConfigError
-from dinomaly_hd.models.detector import Detector, Prediction
+from dinomaly_hd.models.detector import Detector, Prediction, resized
 from dinomaly_hd.models.dinomaly import attention, bottleneck, decoder, losses, score
+from dinomaly_hd.models.dinomaly.bottleneck import BottleneckMLP, NoisyMLP, RowMasking
 from dinomaly_hd.models.dinomaly.detector import Dinomaly
 from dinomaly_hd.models.draem import faults
 from dinomaly_hd.models.draem.detector import Draem, SevNet
@@ -40,9 +40,11 @@ Grid = tuple[int, int]
 
 # Parts, by the names that configs have for them. Each takes its own config, the first argument.
 BOTTLENECKS: dict[str, Callable[[Any, int, Grid], bottleneck.Bottleneck]] = {
-    "plain": bottleneck.plain,
+    "plain": lambda config, width, _: BottleneckMLP(width, p=config.bottleneck_dropout),
     "segment": bottleneck.segment,
-    "row_masking": bottleneck.row_masking,
+    "row_masking": lambda config, width, grid: NoisyMLP(
+        RowMasking(grid, width, config), BottleneckMLP(width, p=config.bottleneck_dropout)
+    ),
 }
 ATTENTIONS: dict[str, Callable[[Any, Grid, int, int], attention.PlainMixing]] = {
     "plain": lambda *_: attention.PlainMixing(),
@@ -183,10 +185,7 @@ class Trivial(Detector):
     @torch.no_grad()
     def score(self, encoded: Tensor) -> Prediction:
         score_B = torch.from_numpy(self.number(encoded.float().cpu().numpy())).to(encoded.device)
-        map_B1HW = F.interpolate(
-            encoded[:, None], size=self.map_size, mode="bilinear", align_corners=False, antialias=True
-        )
-        return Prediction(map_B1HW.squeeze(1), score_B)
+        return Prediction(resized(encoded, self.map_size, antialias=True), score_B)
 
 
 CHECKS: dict[str, Callable[..., object]] = {

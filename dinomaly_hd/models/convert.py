@@ -8,8 +8,8 @@ from torch import Tensor
 
 from dinomaly_hd.errors import CheckpointError
 
+# What anomalib and parallel training put in front of every name.
 WRAPPERS = re.compile(r"^(?:model\.|module\.)+")
-"""What anomalib and parallel training put in front of every name."""
 IGNORED = ("encoder.", "gaussian", "pre_processor.", "post_processor.", "image_threshold", "normalization")
 THEIRS = re.compile(
     r"(?:bottleneck\.0\.fc[12]|decoder\.\d+\.(?:norm[12]|attn\.qkv|attn\.proj|mlp\.fc[12]))\.(?:weight|bias)"
@@ -23,11 +23,7 @@ RENAMED = {
 
 
 def convert_state(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Return bottleneck and decoder under our names; the frozen encoder is left out, it is loaded by itself.
-
-    Accepts ``encoder.*``, ``bottleneck.0.fc1.*``, ``decoder.{i}.{norm1,attn.qkv,attn.proj,norm2,mlp.fc1,
-    mlp.fc2}.*``, with or without leading ``model.`` and ``module.``. Layers without bias get zeros.
-    """
+    """Return bottleneck and decoder under our names; the encoder, which is frozen, is left out."""
     converted: dict[str, Tensor] = {}
     unknown = []
     for name, value in state.items():

@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterable, Mapping
 from typing import Any, NamedTuple
 
 import torch
+import torch.nn.functional as F
 from torch import Generator, Tensor, nn
 
 from dinomaly_hd.batch import Batch
@@ -50,7 +51,44 @@ class Noise:
         return Generator(self.device).manual_seed(derive(self.seed, place, self.step))
 
 
-class Detector(nn.Module, ABC):
+class Kept(NamedTuple):
+    """What dropout keeps (boolean, of the shape of its input) and the factor that makes up for the rest."""
+
+    mask: Tensor
+    scale: float
+
+    def of(self, x: Tensor) -> Tensor:
+        """Return ``x``, scaled, where the mask says so, else 0; autograd keeps the mask, a byte a value."""
+        return (x * self.scale).mul_(self.mask)
+
+
+def draw_kept(like: Tensor, *, p: float, generator: Generator | None) -> Kept | None:
+    """Return what dropout with probability ``p`` keeps of a tensor; None, all, without a generator."""
+    if generator is None or p == 0:
+        return None
+    # Uniform numbers and a comparison: less than half the time of bernoulli_ on the CPU.
+    mask = torch.rand(like.shape, generator=generator, device=like.device) >= p
+    return Kept(mask, 1.0 if p == 1 else 1 / (1 - p))
+
+
+def dropout(x: Tensor, *, p: float, generator: Generator | None) -> Tensor:
+    """Zero elements with probability ``p`` and scale the rest by 1/(1-p); identity without a generator."""
+    kept = draw_kept(x, p=p, generator=generator)
+    return x if kept is None else kept.of(x)
+
+
+class LearnedSizes(nn.Module):
+    """A module whose own buffers get their sizes by learning: a loaded state brings them along."""
+
+    def _load_from_state_dict(self, state_dict: Mapping[str, Any], prefix: str, *rest: Any) -> None:
+        for name, buffer in self.named_buffers(recurse=False):
+            stored = state_dict.get(prefix + name)
+            if isinstance(stored, Tensor):
+                setattr(self, name, buffer.new_empty(stored.shape))
+        super()._load_from_state_dict(state_dict, prefix, *rest)
+
+
+class Detector(LearnedSizes, ABC):
     """An anomaly detector in two halves: a frozen one whose output may be cached, and one that learns.
 
     ``encode`` is a pure function of one image, without gradient; its result for an image is computed
@@ -105,21 +143,19 @@ class Detector(nn.Module, ABC):
         return [ParameterGroup(trained, 1.0)] if trained else []
 
 
-def take_shapes(module: nn.Module, state: Mapping[str, Any], prefix: str) -> None:
-    """Give a module's own buffers the shapes that they have in a state: learned sizes come with it."""
-    for name, buffer in module.named_buffers(recurse=False):
-        stored = state.get(prefix + name)
-        if isinstance(stored, Tensor):
-            setattr(module, name, buffer.new_empty(stored.shape))
+def resized(maps_BHW: Tensor, size: tuple[int, int], *, antialias: bool = False) -> Tensor:
+    """Return maps of another height and width, bilinear, corners not aligned."""
+    maps_B1HW = maps_BHW.unsqueeze(1)
+    return F.interpolate(
+        maps_B1HW, size=size, mode="bilinear", align_corners=False, antialias=antialias
+    ).squeeze(1)
 
 
 def encode_in_groups(detector: Detector, images_BHW: Tensor) -> Tensor:
-    """Return ``detector.encode`` of images in groups of one size, the last one filled up.
-
-    Libraries choose other kernels for other batch sizes, and round otherwise (measured: 3e-5 between batches
-    of 8 and 16 on a CPU). In groups, an image's output is the same bits whatever it came with, so that no
-    number depends on what was cached by whom.
-    """
+    """Return ``detector.encode`` of images: the same bits for an image whatever it came with."""
+    # In groups of one size, the last one filled up: libraries choose other kernels for other batch sizes, and
+    # round otherwise (measured: 3e-5 between batches of 8 and 16 on a CPU). So no number depends on what was
+    # cached by whom.
     missing = -len(images_BHW) % GROUP_SIZE
     last = images_BHW[-1:].expand(missing, *images_BHW.shape[1:])
     filled = torch.cat([images_BHW, last]) if missing else images_BHW

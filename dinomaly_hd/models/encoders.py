@@ -13,13 +13,13 @@ from torch import Tensor, nn
 from dinomaly_hd.config.base import AUTO_LAYERS, layers_of
 from dinomaly_hd.config.run import EncoderConfig
 from dinomaly_hd.errors import ConfigError
+from dinomaly_hd.models import fast
 from dinomaly_hd.models.fast import MLP_RATIO, pieces, with_fast_products
 from dinomaly_hd.models.networks import CONV_STRIDES, FrozenNetwork, architecture, network, with_stages
 from dinomaly_hd.models.weights import Weights
 from dinomaly_hd.randomness import derive
 
-CONV_GROUPS = ((0, 1), (1, 2))
-"""For each group of a CNN the places of its stages among ``CONV_STRIDES``."""
+CONV_GROUPS = ((0, 1), (1, 2))  # for each group of a CNN the places of its stages among CONV_STRIDES
 CONV_WIDTHS, CONV_HEAD_WIDTH = (192, 768), 32
 
 
@@ -115,7 +115,8 @@ class ViTEncoder(Encoder):
         vit.prune_intermediate_layers(blocks)
         super().__init__(with_fast_products(model))
         for block in vit.blocks:
-            if type(getattr(block.mlp, "act", None)) is nn.GELU and block.mlp.act.approximate == "none":
+            act = getattr(block.mlp, "act", None)
+            if fast.ON and type(act) is nn.GELU and act.approximate == "none":
                 block.mlp.act = _GeluInPlace()
         self.grid, self.blocks, self.keep_prefix = grid, blocks, keep_prefix
         self.prefix_tokens = int(vit.num_prefix_tokens) if keep_prefix else 0
@@ -146,10 +147,8 @@ class ViTEncoder(Encoder):
 class ConvEncoder(Encoder):
     """A timm CNN of three stages: their outputs resampled to one grid, standardised per channel, of width D.
 
-    Each stage is averaged or interpolated to the grid, standardised with the training images' channel
-    statistics (buffers ``mean`` and ``std``, filled by ``fit``), and multiplied by its rows of a fixed seeded
-    orthogonal matrix, so that within a group the summed stages keep all their distances (where a group has no
-    more than D channels; D holds a group's channels, from 192 up to 768).
+    Standardised with the training images' channel statistics, the buffers ``mean`` and ``std``. D holds a
+    group's channels, from 192 up to 768.
     """
 
     PROJECTION_SEED: ClassVar[int] = 392
@@ -167,6 +166,8 @@ class ConvEncoder(Encoder):
         total = sum(self.channels)
         self.register_buffer("mean", torch.zeros(total))
         self.register_buffer("std", torch.ones(total))
+        # Each stage is multiplied by its rows of a fixed seeded orthogonal matrix, so that within a group the
+        # summed stages keep all their distances, where a group has no more than D channels.
         for i, group in enumerate(self.groups):
             self.register_buffer(f"projection{i}", self._projection(group), persistent=False)
 

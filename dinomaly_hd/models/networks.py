@@ -16,15 +16,15 @@ from dinomaly_hd.config.base import NO_CROP, size_of
 from dinomaly_hd.config.run import EncoderConfig, ImageInput, RawInput
 from dinomaly_hd.errors import ConfigError, EncoderError, nearest
 from dinomaly_hd.geometry import Box
-from dinomaly_hd.models.detector import take_shapes
+from dinomaly_hd.models.detector import LearnedSizes, resized
 from dinomaly_hd.models.weights import ALIASES, CONVERTERS, EMBEDDED_ENCODER, Weights, read_state, timm_name
-from dinomaly_hd.trivial import DARK_SHARE, LEAST
+from dinomaly_hd.trivial import has_logarithm, level
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
 USUAL_LEVEL, USUAL_SPREAD = 0.25, 0.084  # of HDMAP's training pixels (spec/hdmap.md)
+# Of the stages that Dinomaly takes of a CNN, and of its token grid, pixels.
 CONV_STRIDES, CONV_GRID_STRIDE = (4, 8, 16), 8
-"""Of the stages that Dinomaly takes of a CNN, and of its token grid, pixels."""
 ENCODERS_TRIED = f"use dinov2reg_vit_base_14 or {EMBEDDED_ENCODER}"
 DINOV2_INTERPOLATION_OFFSET = 0.1
 
@@ -45,13 +45,7 @@ class Preprocessing(NamedTuple):
 
     def __call__(self, images_BHW: Tensor) -> Tensor:
         """Return (B, 3, H', W'): the one channel repeated to three only here."""
-        images = F.interpolate(
-            images_BHW.unsqueeze(1),
-            size=self.image_size,
-            mode="bilinear",
-            align_corners=False,
-            antialias=True,
-        )
+        images = resized(images_BHW, self.image_size, antialias=True).unsqueeze(1)
         (height, width), (rows, columns) = self.image_size, self.input_size
         top, left = (height - rows) // 2, (width - columns) // 2
         images = images[:, :, top : top + rows, left : left + columns]
@@ -67,11 +61,8 @@ class Preprocessing(NamedTuple):
         return Box(top * shape[0], bottom * shape[0], left * shape[1], right * shape[1])
 
 
-class PositionScaling(nn.Module):
-    """Standardises each pixel by training normals at its place, then gives it a map's usual level and spread.
-
-    Logarithms less the image's median, or values where more than 1 % of pixels are not above 0.
-    """
+class PositionScaling(LearnedSizes):
+    """Standardises each pixel's level by the normals at its place, then gives it a map's usual ones."""
 
     logarithm: Tensor
     mean: Tensor
@@ -84,26 +75,19 @@ class PositionScaling(nn.Module):
 
     def fit(self, images_NHW: Tensor) -> None:
         """Learn from training images; to be called before the encoder sees any."""
-        share = (images_NHW <= 0).double().mean()
-        self.logarithm = (share <= DARK_SHARE).double()
-        # In parts: torch takes quantiles of 16 million values at most.
-        level_NHW = torch.cat([self._level(part) for part in torch.split(images_NHW, 1024)])
+        images = images_NHW.numpy(force=True)
+        self.logarithm = torch.tensor(has_logarithm(images)).double()
+        level_NHW = self._level(images_NHW)
         std_HW = level_NHW.std(dim=0, correction=0)
         self.mean, self.std = level_NHW.mean(dim=0), torch.where(std_HW > 0, std_HW, 1.0)
 
     def _level(self, images_BHW: Tensor) -> Tensor:
-        values_BHW = images_BHW.double()
-        if self.logarithm:
-            values_BHW = values_BHW.clamp(min=LEAST).log()
-        return values_BHW - values_BHW.flatten(1).quantile(0.5, dim=1)[:, None, None]
+        level_BHW = level(images_BHW.numpy(force=True), logarithm=bool(self.logarithm))
+        return torch.from_numpy(level_BHW).to(images_BHW.device)
 
     def forward(self, images_BHW: Tensor) -> Tensor:
         standard_BHW = (self._level(images_BHW) - self.mean) / self.std
         return (USUAL_LEVEL + USUAL_SPREAD * standard_BHW).to(images_BHW.dtype)
-
-    def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *rest: Any) -> None:
-        take_shapes(self, state_dict, prefix)
-        super()._load_from_state_dict(state_dict, prefix, *rest)
 
 
 def scaling_of(name: Literal["none", "position"]) -> nn.Module:
@@ -131,14 +115,11 @@ def visible_box(config: EncoderConfig | ImageInput | RawInput, *, shape: tuple[i
 
 
 class Architecture(NamedTuple):
-    """What is known of a network before its weights are loaded.
-
-    Its layers are a transformer's blocks or a CNN's stages, counted from 0.
-    """
+    """What is known of a network before its weights are loaded."""
 
     grid: tuple[int, int]  # (h, w) of the tokens that Dinomaly reads
     is_transformer: bool
-    depth: int  # number of layers
+    depth: int  # number of layers: a transformer's blocks or a CNN's stages, counted from 0
     strides: list[int]  # of a CNN's stages, pixels
 
 
@@ -247,15 +228,12 @@ def _load(model: Any, config: EncoderConfig, *, weights: Weights) -> None:
 
 
 def interpolate_positions(table_1ND: Tensor, *, grid: tuple[int, int]) -> Tensor:
-    """Resample a square position table (1, g*g, D) to (1, h*w, D) as DINOv2 does.
-
-    Bicubic without antialias, by the scale factor (side + 0.1) / g and not by the size, which moves the
-    sampling points a little (golden g6c).
-    """
+    """Resample a square position table (1, g*g, D) to (1, h*w, D) as DINOv2 does, bicubic."""
     side = round(table_1ND.shape[1] ** 0.5)
     if grid == (side, side):
         return table_1ND
     picture = table_1ND.reshape(1, side, side, -1).permute(0, 3, 1, 2)
+    # Not by the size but by (length + 0.1) / g, which moves the sampling points a little (golden g6c).
     scale = [(length + DINOV2_INTERPOLATION_OFFSET) / side for length in grid]
     resized = F.interpolate(picture, scale_factor=scale, mode="bicubic", antialias=False)
     return resized.permute(0, 2, 3, 1).flatten(1, 2)

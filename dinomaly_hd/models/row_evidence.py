@@ -13,7 +13,6 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import torch
-import torch.nn.functional
 from numpy.typing import NDArray
 from scipy.special import logsumexp
 from threadpoolctl import threadpool_limits
@@ -21,10 +20,10 @@ from torch import Tensor
 
 from dinomaly_hd.config.families import RowEvidenceConfig
 from dinomaly_hd.errors import DataError
-from dinomaly_hd.models.detector import Detector, Prediction, take_shapes
+from dinomaly_hd.models.detector import Detector, Prediction, resized
 from dinomaly_hd.models.draem.faults import horizontal_bands
 from dinomaly_hd.randomness import derive
-from dinomaly_hd.trivial import DARK_SHARE, LEAST
+from dinomaly_hd.trivial import has_logarithm, level
 
 Floats = NDArray[np.float64]
 
@@ -137,12 +136,6 @@ def image_scores(evidence_NR: Floats) -> Floats:
     return np.asarray(logsumexp(evidence_NR, axis=1) - np.log(evidence_NR.shape[1]))
 
 
-def level(maps_NRC: Floats, *, logarithm: bool) -> Floats:
-    """Return maps, or their logarithms, less their own median."""
-    values_NRC = np.log(np.maximum(maps_NRC, LEAST)) if logarithm else maps_NRC
-    return values_NRC - np.median(values_NRC, axis=(1, 2), keepdims=True)
-
-
 def residual(level_NRC: Floats, normal_RC: Floats) -> Floats:
     """Return how far levels are from the normals', in the map's own deviations: cold and warm differ."""
     left_NRC = level_NRC - normal_RC
@@ -185,7 +178,7 @@ def fit(maps: NDArray[Any], config: RowEvidenceConfig, *, seed: int, tick: Calla
     check(maps)
     most = min(MOST_MAPS, MOST_PIXELS // maps[0].size)
     maps_NRC = maps[:: -(-len(maps) // most)].astype(np.float64)
-    positive = bool((maps_NRC <= 0).mean() <= DARK_SHARE)
+    positive = has_logarithm(maps_NRC)
     level_NRC = level(maps_NRC, logarithm=positive)
     normal_RC = level_NRC.mean(axis=0)
     residual_NRC = residual(level_NRC, normal_RC)
@@ -289,12 +282,6 @@ class RowEvidence(Detector):
         raised_NRC = np.maximum(windowed(residual_NRC, MAP_WIDTH), 0)
         share_NRC = raised_NRC / np.maximum(raised_NRC.mean(axis=2, keepdims=True), LEAST_MEAN)
         map_NRC = torch.from_numpy(np.maximum(evidence_NR, 0)[..., None] * share_NRC)
-        map_N1HW = torch.nn.functional.interpolate(
-            map_NRC[:, None], size=self.map_size, mode="bilinear", align_corners=False, antialias=True
-        )
+        map_NHW = resized(map_NRC, self.map_size, antialias=True)
         score_N = torch.from_numpy(image_scores(evidence_NR))
-        return Prediction(map_N1HW.squeeze(1).to(encoded.device), score_N.to(encoded.device))
-
-    def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *rest: Any) -> None:
-        take_shapes(self, state_dict, prefix)
-        super()._load_from_state_dict(state_dict, prefix, *rest)
+        return Prediction(map_NHW.to(encoded.device), score_N.to(encoded.device))

@@ -40,11 +40,7 @@ def timm_name(encoder: str) -> str:
 
 
 def locate(encoder: str, encoder_weights: str) -> Weights:
-    """Find the weights of an encoder without loading a model, or raise; never falls back to random ones.
-
-    ``encoder_weights`` is "auto" (the embedded package or timm's hub, which gets 30 s at most), "hub",
-    "random", a .safetensors or .pth file, or "none" for a model without an encoder.
-    """
+    """Find the weights of an encoder without loading a model, or raise; never falls back to random ones."""
     if encoder_weights == NO_ENCODER:
         return Weights("none", None, NO_ENCODER)
     if encoder_weights == "random":
@@ -82,11 +78,6 @@ def read_state(path: Path, *, flag: str = "encoder_weights") -> dict[str, Tensor
     return content
 
 
-def convert_embedded(state: dict[str, Tensor], names: list[str]) -> dict[str, Tensor]:
-    """Rename the embedded package's tensors, which have timm's order, to timm's names."""
-    return dict(zip(names, state.values(), strict=True))
-
-
 def convert_dinov2(state: dict[str, Tensor], names: list[str]) -> dict[str, Tensor]:
     """Bring Meta's DINOv2 checkpoints to timm's form: registers, and the class token with its position."""
     if "register_tokens" not in state:
@@ -99,7 +90,7 @@ def convert_dinov2(state: dict[str, Tensor], names: list[str]) -> dict[str, Tens
 
 
 CONVERTERS: dict[Source, Callable[[dict[str, Tensor], list[str]], dict[str, Tensor]]] = {
-    "embedded": convert_embedded,
+    "embedded": lambda state, names: dict(zip(names, state.values(), strict=True)),  # in timm's order
     "file": convert_dinov2,
     "hub": convert_dinov2,
 }

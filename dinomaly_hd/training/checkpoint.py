@@ -22,20 +22,16 @@ NAME = re.compile(r"step_(\d{8})\.pt")
 
 
 class Checkpoint(NamedTuple):
-    """The state of a training after ``step`` optimizer steps; everything else is a function of it.
-
-    ``config`` is the run's JSON; ``nonfinite`` counts skipped steps; ``weights`` are the trained part's
-    tensors and the encoder's statistics; ``patience`` is what early stopping remembers.
-    """
+    """The state of a training after ``step`` optimizer steps; everything else is a function of it."""
 
     step: int
-    config: str
+    config: str  # the run's JSON
     data_digest: str
     encoder_digest: str
-    nonfinite: int
-    weights: dict[str, Tensor]
+    nonfinite: int  # skipped steps
+    weights: dict[str, Tensor]  # of the trained part, with the encoder's statistics
     optimizer: dict[str, Any]
-    patience: dict[str, Any]
+    patience: dict[str, Any]  # what early stopping remembers
 
 
 FIELDS = {"schema", *Checkpoint._fields}
@@ -47,10 +43,8 @@ KINDS = {
 
 
 class Newest(NamedTuple):
-    """The newest readable checkpoint, if any, and one line for each newer one that could not be read."""
-
-    checkpoint: Checkpoint | None
-    unreadable: list[str]
+    checkpoint: Checkpoint | None  # the newest that can be read
+    unreadable: list[str]  # a line for each newer one
 
 
 def save(folder: Path, checkpoint: Checkpoint) -> Path:

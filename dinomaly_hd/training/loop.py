@@ -38,26 +38,22 @@ REFUSALS = (
 
 
 class Validation(NamedTuple):
-    """What early stopping watches, lower is better, and everything worth logging."""
+    """How a detector did on what it does not train on."""
 
-    watched: float
-    metrics: dict[str, float]
+    watched: float  # by early stopping, lower is better
+    metrics: dict[str, float]  # everything worth logging
 
 
 class TrainingData(NamedTuple):
-    """What is trained on, how many samples (``size``), how many processes read them, and how to name them.
-
-    ``validate`` examines the detector as it is, None where there is nothing to examine it on. By the digests
-    of data and encoder weights a checkpoint is known.
-    """
+    """What is trained on, and what a training asks about it."""
 
     dataset: Dataset[Batch]
-    size: int
-    num_workers: int
-    data_digest: str
+    size: int  # samples
+    num_workers: int  # processes that read them
+    data_digest: str  # by these two a checkpoint is known
     encoder_digest: str
-    name_files: Callable[[int], str]
-    validate: Callable[[], Validation] | None
+    name_files: Callable[[int], str]  # of a step
+    validate: Callable[[], Validation] | None  # examines the detector as it is, where there is data for it
 
 
 class Hooks(NamedTuple):
@@ -70,17 +66,13 @@ class Hooks(NamedTuple):
 
 
 class Trained(NamedTuple):
-    """Steps done by this process and their wall time; where training stood at its end.
+    """What one process has trained, and whose weights the detector has at its end."""
 
-    ``tested_step`` is the step whose weights the detector has: the best validation's where early stopping
-    watched (``best_value``, else None), else the last.
-    """
-
-    steps: int
-    seconds: float
+    steps: int  # done by this process
+    seconds: float  # of wall time
     last_step: int
-    tested_step: int
-    best_value: float | None
+    tested_step: int  # the best validation's where early stopping watched, else the last
+    best_value: float | None  # of that validation
 
 
 def resolve_device(gpu: str) -> torch.device:
@@ -119,18 +111,14 @@ def way_out(batch_size: int | None) -> str:
 
 @dataclass
 class EarlyStopping:
-    """Watches one value, lower is better, and keeps a copy of the weights that had the lowest.
+    """Watches one value, lower is better, and keeps a copy of the weights that had the lowest."""
 
-    ``patience`` validations in a row without a better value end the training; 0 watches nothing. ``due``: the
-    validation after the last step is still to be made: a signal broke it off.
-    """
-
-    patience: int
+    patience: int  # validations in a row without a better value that end the training; 0 watches nothing
     best_value: float = float("inf")
     best_step: int = -1
     stale: int = 0
     best_weights: dict[str, Tensor] = field(default_factory=dict)
-    due: bool = False
+    due: bool = False  # the validation after the last step is still to be made: a signal broke it off
 
     @property
     def exhausted(self) -> bool:

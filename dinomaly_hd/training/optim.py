@@ -15,10 +15,10 @@ from dinomaly_hd.config.run import TrainingConfig
 from dinomaly_hd.errors import NonFiniteError
 from dinomaly_hd.models.detector import Detector, encode_in_groups
 
+# Parameters that are updated at once, and two places for intermediate values of each.
 Share = tuple[list[Tensor], ...]
-"""Parameters that are updated at once, and two places for intermediate values of each."""
+# Gets metrics and their step; training knows nothing else of journals and MLflow.
 Log = Callable[[Mapping[str, float], int], None]
-"""Gets metrics and their step; training knows nothing else of journals and MLflow."""
 
 
 def warm_cosine(
@@ -53,24 +53,15 @@ class StableAdamW(Optimizer):
         amsgrad: bool = True,
         clip_threshold: float = 1.0,
     ) -> None:
-        defaults = {
-            "lr": lr,
-            "betas": betas,
-            "eps": eps,
-            "weight_decay": weight_decay,
-            "amsgrad": amsgrad,
-            "clip_threshold": clip_threshold,
-        }
-        super().__init__(params, defaults)
+        given = {"lr": lr, "betas": betas, "eps": eps, "weight_decay": weight_decay}
+        super().__init__(params, {**given, "amsgrad": amsgrad, "clip_threshold": clip_threshold})
 
     def add_param_group(self, param_group: dict[str, Any]) -> None:
-        """Add parameters on the device where they will be trained.
-
-        Their moments are made at once: in the midst of a first step they would lie between what it frees, and
-        on the CPU its second step would find no room there.
-        """
+        """Add parameters on the device where they will be trained."""
         super().add_param_group(param_group)
         group = self.param_groups[-1]
+        # At once: in the midst of a first step moments would lie between what it frees, and on the CPU its
+        # second step would find no room there.
         for parameter in group["params"]:
             moments = {name: torch.zeros_like(parameter.detach()) for name in _moments(group)}
             self.state[parameter] = {"step": 0, **moments}
@@ -78,10 +69,8 @@ class StableAdamW(Optimizer):
     @torch.no_grad()
     def step(self, closure: Callable[[], float] | None = None) -> float | None:  # type: ignore[override]
         """Update every parameter that has a gradient."""
-        loss = None
-        if closure is not None:
-            with torch.enable_grad():
-                loss = closure()
+        with torch.enable_grad():
+            loss = None if closure is None else closure()
         for group in self.param_groups:
             for share in _shares([each for each in group["params"] if each.grad is not None]):
                 self._update(share, group)
@@ -128,14 +117,12 @@ def _moments(group: dict[str, Any]) -> list[str]:
 
 
 def _shares(parameters: list[Tensor]) -> Iterator[Share]:
-    """Yield all of a GPU's parameters at once, one kernel an operation, and the CPU's one after the other.
-
-    On the CPU all use the same places, which stay in the processor's cache: new memory for each tensor took
-    three times as long.
-    """
+    """Yield all of a GPU's parameters at once, one kernel an operation, and the CPU's one after the other."""
     elsewhere = [each for each in parameters if each.device.type != "cpu"]
     if elsewhere:
         yield elsewhere, *([torch.empty_like(each) for each in elsewhere] for _ in range(2))
+    # On the CPU all use the same places, which stay in the processor's cache: new memory for each tensor took
+    # three times as long.
     here = [each for each in parameters if each.device.type == "cpu"]
     for dtype in {each.dtype for each in here}:
         alike = [each for each in here if each.dtype == dtype]
@@ -152,20 +139,16 @@ OPTIMIZERS: dict[str, Callable[..., Optimizer]] = {
 
 
 class DetectorTask(lightning.LightningModule):
-    """Trains a detector by optimizer steps; ``position`` is the next step and its only state.
-
-    ``name_files`` returns the files of a step, for error messages; ``steps_per_epoch`` counts only with
-    ``lr_schedule_interval=epoch``.
-    """
+    """Trains a detector by optimizer steps; ``position`` is the next step and its only state."""
 
     def __init__(
         self,
         detector: Detector,
         *,
         training: TrainingConfig,
-        steps_per_epoch: int,
+        steps_per_epoch: int,  # counts only with lr_schedule_interval=epoch
         log: Log,
-        name_files: Callable[[int], str],
+        name_files: Callable[[int], str],  # of a step, for error messages
         position: int,
     ) -> None:
         super().__init__()

@@ -10,13 +10,13 @@ from torch import Tensor
 
 from dinomaly_hd.batch import Batch
 from dinomaly_hd.config.dinomaly import HardMiningLoss
-from dinomaly_hd.models.detector import Noise
+from dinomaly_hd.models.detector import Noise, dropout
 from dinomaly_hd.models.dinomaly import score
-from dinomaly_hd.models.dinomaly.attention import LinearAttention, linear_attention
+from dinomaly_hd.models.dinomaly.attention import LinearAttention, attend
 from dinomaly_hd.models.dinomaly.bottleneck import BottleneckMLP
 from dinomaly_hd.models.dinomaly.losses import HardMining, discard_rate, token_distance
 from dinomaly_hd.models.dinomaly.score import MeanPooling
-from dinomaly_hd.models.fast import dropout
+from dinomaly_hd.models.fast import positive_feature
 from dinomaly_hd.models.networks import interpolate_positions
 from dinomaly_hd.training.optim import StableAdamW, warm_cosine
 
@@ -67,8 +67,8 @@ def test_g1_linear_attention(suffix: str, dtype: torch.dtype) -> None:
     x, weight, bias = (
         torch.from_numpy(golden[f"a_{n}"]).to(dtype) for n in ("x", "w.qkv.weight", "w.qkv.bias")
     )
-    qkv = (x @ weight.T + bias).reshape(2, 7, 3, 3, 4).permute(2, 0, 3, 1, 4)
-    state = linear_attention(*qkv.unbind(0)).state_Bhdd
+    q, k, v = (x @ weight.T + bias).reshape(2, 7, 3, 3, 4).permute(2, 0, 3, 1, 4).unbind(0)
+    state = attend(positive_feature(q), positive_feature(k), v).state_Bhdd
     assert_close(state, golden[f"a_kv{suffix}"], tolerance=TOLERANCE[dtype])
 
 

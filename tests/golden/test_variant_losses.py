@@ -11,6 +11,7 @@ import json
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -23,8 +24,9 @@ from dinomaly_hd.config.presets import preset_run
 from dinomaly_hd.config.run import RunConfig
 from dinomaly_hd.config.variants import ABLATION, VARIANTS
 from dinomaly_hd.models.build import build_detector
+from dinomaly_hd.models.detector import Detector
 from dinomaly_hd.models.weights import Weights
-from dinomaly_hd.training.optim import DetectorTask
+from dinomaly_hd.training.optim import DetectorTask, Log
 
 FILE = Path(__file__).parent / "variant_losses.json"
 STEPS, BATCH, IMAGES = 6, 4, 8
@@ -66,22 +68,22 @@ def problem() -> tuple[Tensor, Tensor]:
     return images_NHW, common_1STD + 0.5 * noise_NSTD
 
 
+def task_of(detector: Detector, run: RunConfig, *, log: Log, position: int = 0) -> DetectorTask:
+    """Return what trains a detector, without a trainer around it."""
+    rest: Any = {"steps_per_epoch": 1, "name_files": str}
+    task = DetectorTask(detector, training=run.training, log=log, position=position, **rest)
+    task.optimizers = lambda: task.optimizer  # type: ignore[method-assign]
+    task.manual_backward = lambda loss: loss.backward()  # type: ignore[method-assign]
+    return task
+
+
 def losses(run: RunConfig) -> list[float]:
     """Return the losses of the first steps of a run on the fixed problem."""
     detector = build_detector(run, weights=Weights("random", None, "random"))
     images_NHW, encoded_NSTD = problem()
     detector.fit_loss([images_NHW])
     found: list[float] = []
-    task = DetectorTask(
-        detector,
-        training=run.training,
-        steps_per_epoch=1,
-        log=lambda values, _: found.append(values["train/loss"]),
-        name_files=str,
-        position=0,
-    )
-    task.optimizers = lambda: task.optimizer  # type: ignore[method-assign]
-    task.manual_backward = lambda loss: loss.backward()  # type: ignore[method-assign]
+    task = task_of(detector, run, log=lambda values, _: found.append(values["train/loss"]))
     for step in range(STEPS):
         chosen = torch.arange(step * BATCH, (step + 1) * BATCH) % IMAGES
         task.training_step(Batch(images_NHW[chosen], chosen % 3, encoded_NSTD[chosen]), step)

@@ -16,9 +16,9 @@ from dinomaly_hd.models.dinomaly.attention import (
     PlainMixing,
     RowBlindMixing,
     RowDropoutMixing,
-    linear_attention,
-    row_blind_attention,
+    attend_beyond_row,
 )
+from dinomaly_hd.models.fast import positive_feature
 
 Grid = tuple[int, int]
 GRIDS: list[Grid] = [(3, 5), (7, 12), (4, 17), (14, 14), (2, 1)]
@@ -54,18 +54,22 @@ def masked_matrix(given: Heads, mask: Tensor) -> Tensor:
     return weight @ given.v / (weight.sum(-1, keepdim=True) + DENOMINATOR_EPSILON)
 
 
+def beyond_row(given: Heads, grid: Grid, radius: int | None) -> Tensor:
+    q, k = positive_feature(given.q), positive_feature(given.k)
+    return attend_beyond_row(q, k, given.v, grid=grid, radius=radius)
+
+
 @pytest.mark.parametrize("grid", GRIDS)
 def test_row_blind_attention_and_its_gradients_are_those_of_the_masked_full_matrix(grid: Grid) -> None:
-    radii = {0, 1, 3, *(max(0, grid[1] + more) for more in (-grid[1] // 2, -2, -1, 5)), None}
-    for radius in radii:
+    for radius in {0, 1, 3, *(max(0, grid[1] + more) for more in (-grid[1] // 2, -2, -1, 5)), None}:
         given, mask = Heads(*(part.requires_grad_() for part in heads(grid))), hidden(grid, radius)
-        exact, expected = row_blind_attention(*given, grid=grid, radius=radius), masked_matrix(given, mask)
+        exact, expected = beyond_row(given, grid, radius), masked_matrix(given, mask)
         torch.testing.assert_close(exact, expected, atol=1e-10, rtol=0)
         weight = torch.randn(given.v.shape, dtype=torch.float64, generator=torch.Generator().manual_seed(4))
         found = torch.autograd.grad((exact * weight).sum(), given)
         for own, other in zip(found, torch.autograd.grad((expected * weight).sum(), given), strict=True):
             torch.testing.assert_close(own, other, atol=1e-10, rtol=1e-10)
-        single = row_blind_attention(*(part.detach().float() for part in given), grid=grid, radius=radius)
+        single = beyond_row(Heads(*(part.detach().float() for part in given)), grid, radius)
         assert single.dtype == torch.float32
         assert (single - expected).abs().max() / expected.abs().max() < 1e-5
 
@@ -74,12 +78,12 @@ def test_row_blind_attention_and_its_gradients_are_those_of_the_masked_full_matr
 def test_half_precision_is_accumulated_in_single_and_underflow_stays_finite(radius: int | None) -> None:
     given = heads((7, 12))
     half = Heads(*(part.bfloat16() for part in given))
-    out = row_blind_attention(*half, grid=(7, 12), radius=radius)
+    out = row_blind((7, 12), radius)(*half, noise=None).value_BhNd
     assert out.dtype == torch.bfloat16
     expected = masked_matrix(Heads(*(part.double() for part in half)), hidden((7, 12), radius))
     torch.testing.assert_close(out.double(), expected, atol=1e-2, rtol=1e-2)
     q, k, v = (part.float() for part in given)
-    assert torch.isfinite(row_blind_attention(q - 200, k - 200, v, grid=(7, 12), radius=radius)).all()
+    assert torch.isfinite(beyond_row(Heads(q - 200, k - 200, v), (7, 12), radius)).all()
 
 
 def row_blind(grid: Grid, radius: int | None) -> RowBlindMixing:
@@ -138,8 +142,8 @@ def test_row_dropout_equals_its_formula(keys: bool, step: int, strength: float) 
 
 def test_heads_that_do_not_drop_and_inference_are_plain_and_each_block_and_step_draws_for_itself() -> None:
     given = heads((5, 7))
-    plain = linear_attention(*given).value_BhNd
-    assert torch.equal(plain, PlainMixing()(*given, noise=noise(50)).value_BhNd)
+    plain = PlainMixing()(*given, noise=noise(50)).value_BhNd
+    torch.testing.assert_close(plain, masked_matrix(given, torch.zeros(35, 35, dtype=torch.bool)))
     for keys in (False, True):
         mixing = dropping(keys=keys)
         assert torch.equal(mixing(*given, noise=None).value_BhNd, plain)

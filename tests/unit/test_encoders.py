@@ -21,7 +21,7 @@ from dinomaly_hd.models.dinomaly.bottleneck import BottleneckMLP
 from dinomaly_hd.models.dinomaly.decoder import Decoder
 from dinomaly_hd.models.encoders import ConvEncoder, ViTEncoder, build_encoder, target_blocks
 from dinomaly_hd.models.networks import Preprocessing, architecture, check_weights
-from dinomaly_hd.models.weights import Weights, convert_embedded, locate, read_state
+from dinomaly_hd.models.weights import CONVERTERS, Weights, locate, read_state
 
 SMALL = "dinov2reg_vit_small_14"
 DAISY = 985
@@ -39,7 +39,7 @@ def build(encoder: str, size: str, *, weights: Weights | None = None, keep_prefi
 def test_the_embedded_weights_classify_a_flower() -> None:
     network: Any = timm.create_model("tf_efficientnet_lite0", pretrained=False).eval()
     path: Any = locate("efficientnet_lite0", "auto").path
-    network.load_state_dict(convert_embedded(read_state(path), list(network.state_dict())))
+    network.load_state_dict(CONVERTERS["embedded"](read_state(path), list(network.state_dict())))
     flower = torch.from_numpy(np.array(load_sample_image("flower.jpg"))).permute(2, 0, 1)[None].float() / 255
     mean, std = (torch.tensor(network.pretrained_cfg[name]).view(1, 3, 1, 1) for name in ("mean", "std"))
     sized = nn.functional.interpolate(flower, size=(224, 224), mode="bilinear", antialias=True)

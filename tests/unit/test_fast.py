@@ -1,5 +1,7 @@
-"""Fast kernels give the values and gradients of plain ones: products, steps worked out again, pieces."""
+"""Fast kernels give the values and gradients of plain ones: products, what is made again, pieces."""
 
+import importlib.util
+import weakref
 from collections.abc import Callable
 from itertools import product
 from pathlib import Path
@@ -11,33 +13,26 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from dinomaly_hd.models import fast
-from dinomaly_hd.models import fast as pieces_module
-from dinomaly_hd.models import fast as products
+from dinomaly_hd.models.detector import Kept
 from dinomaly_hd.models.fast import (
-    Kept,
     Linear,
-    bias_gradient,
     divided,
-    input_gradient,
     linear,
-    linear_of_gelu,
-    linear_of_norm,
-    masked,
-    mlp_of_norm,
+    linear_of,
     pieces,
     positive_feature,
-    weight_gradient,
     with_fast_products,
 )
 
 WIDE, NARROW = 192, 96
+Work = Callable[[], Tensor]
 
 
 @pytest.fixture(params=[True, False], ids=["onednn", "plain"])
 def onednn(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> bool:
-    if request.param and not products._onednn_is_right():
+    if request.param and not fast._onednn_is_right():
         pytest.skip("this PyTorch has no such operator")
-    monkeypatch.setattr(products, "onednn_is_faster", lambda: request.param)
+    monkeypatch.setattr(fast, "onednn_is_faster", lambda: request.param)
     return bool(request.param)
 
 
@@ -78,24 +73,14 @@ def test_values_and_gradients_are_a_linear_layers(
 
 
 def test_all_else_is_pytorchs_own(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(products, "onednn_is_faster", lambda: True)
+    monkeypatch.setattr(fast, "onednn_is_faster", lambda: True)
     wide = random(WIDE, WIDE)
     for weight in (random(8, 8), wide.double(), wide.bfloat16()):
         assert torch.equal(linear(weight[:2], weight), F.linear(weight[:2], weight))
-    monkeypatch.setattr(fast, "ON", False)
-    assert "mkldnn::_linear_pointwise" not in operators(Linear(WIDE, NARROW), random(4, WIDE))
-
-
-@pytest.mark.usefixtures("onednn")
-def test_under_autocast_products_are_autocasts_and_gradients_of_the_outputs_type() -> None:
     layer, x = Linear(WIDE, WIDE), random(4, WIDE)
     with torch.autocast("cpu", dtype=torch.bfloat16):
         assert torch.equal(layer(x), F.linear(x, layer.weight, layer.bias))
         assert layer(x).dtype == torch.bfloat16
-    gradient = random(2, 4, 8).bfloat16()
-    found = input_gradient(gradient, random(8, 6)), weight_gradient(gradient, random(2, 4, 6))
-    assert [each.dtype for each in found] == [torch.bfloat16] * 2
-    assert [tuple(each.shape) for each in (*found, bias_gradient(gradient))] == [(2, 4, 6), (8, 6), (8,)]
 
 
 def test_a_model_keeps_its_parameters_and_their_names() -> None:
@@ -109,33 +94,65 @@ def test_a_model_keeps_its_parameters_and_their_names() -> None:
 
 
 def test_the_processor_and_the_operator_choose(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(products, "CPUINFO", tmp_path / "cpuinfo")
-    for cpuinfo, (vendor, right) in product((False, True), (("AMD", True), ("Intel", True), ("AMD", False))):
-        name = {"AMD": "AuthenticAMD", "Intel": "GenuineIntel"}[vendor]
+    monkeypatch.setattr(fast, "CPUINFO", tmp_path / "cpuinfo")
+    for cpuinfo, vendor, capability, right in product(
+        (False, True), ("AuthenticAMD", "GenuineIntel"), ("AVX512", "AVX2"), (True, False)
+    ):
         if cpuinfo:
-            products.CPUINFO.write_text(f"processor\t: 0\nvendor_id\t: {name}\nmodel name\t: some\n")
-        monkeypatch.setattr(products.platform, "processor", lambda n=name: f"AMD64 Family 25 Model 33, {n}")
-        monkeypatch.setattr(products, "_onednn_is_right", lambda r=right: r)
-        assert products.onednn_is_faster.__wrapped__() == (right and vendor == "AMD")
+            fast.CPUINFO.write_text(f"processor\t: 0\nvendor_id\t: {vendor}\nmodel name\t: some\n")
+        monkeypatch.setattr(fast.platform, "processor", lambda v=vendor: f"AMD64 Family 25 Model 33, {v}")
+        monkeypatch.setattr(torch.backends.cpu, "get_cpu_capability", lambda c=capability: c)
+        monkeypatch.setattr(fast, "_onednn_is_right", lambda r=right: r)
+        measured = vendor == "AuthenticAMD" and capability == "AVX512"
+        assert fast.onednn_is_faster.__wrapped__() == (measured and right)
     monkeypatch.undo()
     for operator in (None, lambda x, weight, bias: F.linear(x, weight, bias) + 1e-3):  # raises; is wrong
-        monkeypatch.setattr(products, "_onednn", operator)
-        assert not products._onednn_is_right()
+        monkeypatch.setattr(fast, "_onednn", operator)
+        assert not fast._onednn_is_right()
 
 
 def test_pieces_are_the_batch_and_no_larger_than_the_cache(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(pieces_module, "CACHED_BYTES", 4 * 100)
+    monkeypatch.setattr(fast, "CACHED_BYTES", 4 * 100)
     batch = random(7, 3)
     assert [len(part) for part in pieces(batch, widest=30)] == [3, 3, 1]
     assert [len(part) for part in pieces(batch, widest=1000)] == [1] * 7
     assert torch.equal(torch.cat(pieces(batch, widest=30)), batch)
     assert [len(part) for part in pieces(batch[:0], widest=30)] == [0]
     assert len(pieces(batch.to("meta"), widest=30)) == 1, "only a CPU's batch is split"
-    monkeypatch.setattr(fast, "ON", False)
-    assert len(pieces(batch, widest=30)) == 1
 
 
-# What is worked out again in the backward pass
+def test_the_environment_switches_all_of_it_off(monkeypatch: pytest.MonkeyPatch) -> None:
+    x, below = leaf(40, WIDE), random(40, 1)
+    for setting, on in (("plain", False), ("", True)):
+        monkeypatch.setenv("DINOMALY_HD_KERNELS", setting)
+        spec: Any = importlib.util.find_spec(fast.__name__)
+        fresh: Any = importlib.util.module_from_spec(spec)  # read anew beside the one that others use
+        spec.loader.exec_module(fresh)
+        fresh.onednn_is_faster = lambda: True
+        layer = fresh.Linear(WIDE, NARROW)
+        if fresh._onednn_is_right():
+            assert ("mkldnn::_linear_pointwise" in operators(layer, x.detach())) == on
+        assert len(fresh.pieces(random(7, 3), widest=2**30)) == (7 if on else 1)
+        for out in (fresh.positive_feature(x), fresh.divided(x[None, None], below[None, None])):
+            assert out.grad_fn.name().startswith("_") == on, "differentiated by hand"
+        assert holds_hidden(fresh.linear_of, x, layer) != on
+
+
+# What is made again in the backward pass, or differentiated by hand
+
+
+def holds_hidden(work: Callable[..., Tensor], x: Tensor, layer: nn.Linear) -> bool:
+    """Return whether the backward pass of ``work(make, x, layer=layer)`` keeps what ``make`` made."""
+    made = []
+
+    def make(x: Tensor) -> Tensor:
+        out = F.gelu(x)
+        made.append(weakref.ref(out.untyped_storage()))
+        return out
+
+    out = work(make, x, layer=layer)
+    assert out.requires_grad
+    return made[0]() is not None
 
 
 def leaf(*shape: int, seed: int = 0) -> Tensor:
@@ -147,7 +164,7 @@ def value_and_gradients(out: Tensor, *given: Tensor) -> list[Tensor]:
     return [out.detach(), *torch.autograd.grad((out * weights).sum(), given)]
 
 
-def kept_bytes(work: Callable[[], Tensor]) -> int:
+def kept_bytes(work: Work) -> int:
     """Return what autograd keeps for the backward pass, each storage once."""
     kept: dict[int, int] = {}
 
@@ -176,99 +193,77 @@ def test_positive_feature_is_elu_plus_one_and_its_slope_does_not_jump_at_zero() 
     assert slope[3:5].tolist() == [1.0, 1.0]
 
 
-def mask(*shape: int) -> Kept:
-    return Kept(torch.rand(*shape, generator=torch.Generator().manual_seed(1)) >= 0.3, 1 / 0.7)
-
-
-def made_mlp() -> tuple[nn.LayerNorm, nn.Sequential]:
-    torch.manual_seed(0)
+def made_norm() -> nn.LayerNorm:
     norm = nn.LayerNorm(8, eps=1e-8)
     for parameter in norm.parameters():
         nn.init.normal_(parameter)
-    return norm, nn.Sequential(nn.Linear(8, 32), nn.GELU(), nn.Linear(32, 8))
-
-
-Work = Callable[[], Tensor]
+    return norm
 
 
 def fused() -> dict[str, tuple[Work, Work, tuple[Tensor, ...]]]:
-    """Return by name: what is worked out again, the same by autograd, and what has gradients."""
+    """Return by name: ours, the same by autograd, and what has gradients."""
     x, value = leaf(2, 7, 3, 4), leaf(2, 3, 5, 4)
     below = (random(2, 3, 5, 1).abs() + 1).requires_grad_()
-    view, kept, wide = x.permute(0, 2, 1, 3), mask(3, 50, 32), leaf(3, 50, 32)
-    double = wide.detach().double().requires_grad_()
-    norm, mlp = made_mlp()
-    layer, plain, given = nn.Linear(32, 8), nn.Linear(8, 12, bias=False), leaf(3, 5, 8)
-    normed = (given, *norm.parameters())
-
-    def scaled(of: Tensor) -> Tensor:
-        return kept.mask.to(of.dtype).mul_(kept.scale)
-
+    view, wide, given = x.permute(0, 2, 1, 3), leaf(3, 50, 32), leaf(3, 5, 8)
+    kept = Kept(random(3, 50, 32, seed=1) > -0.5, 1 / 0.7)
+    torch.manual_seed(0)
+    norm, layer, plain = made_norm(), nn.Linear(32, 8), nn.Linear(8, 12, bias=False)
     return {
         "feature": (lambda: positive_feature(view), lambda: plain_feature(view), (x,)),
         "quotient": (lambda: divided(value, below), lambda: value / below, (value, below)),
-        "mask": (lambda: masked(wide, kept), lambda: wide * scaled(wide), (wide,)),
-        "mask, float64": (lambda: masked(double, kept), lambda: double * scaled(double), (double,)),
-        "gelu and linear": (
-            lambda: linear_of_gelu(wide * 1, layer=layer, kept=kept),
+        "mask": (lambda: kept.of(wide), lambda: wide * (kept.mask * kept.scale), (wide,)),
+        "gelu, dropout and linear": (
+            lambda: linear_of(lambda x: kept.of(F.gelu(x)), wide * 1, layer=layer),
             lambda: layer(F.gelu(wide * 1) * kept.scale * kept.mask),
             (wide, *layer.parameters()),
         ),
-        "norm and linear": (
-            lambda: linear_of_norm(given, norm=norm, layer=mlp[0]),
-            lambda: mlp[0](norm(given)),
-            (*normed, *mlp[0].parameters()),
-        ),
         "norm and linear without bias": (
-            lambda: linear_of_norm(given, norm=norm, layer=plain),
+            lambda: linear_of(norm, given, layer=plain),
             lambda: plain(norm(given)),
-            (*normed, plain.weight),
+            (given, *norm.parameters(), plain.weight),
         ),
-        "norm and MLP": (
-            lambda: mlp_of_norm(given, norm=norm, mlp=mlp),
-            lambda: mlp(norm(given)),
-            (*normed, *mlp.parameters()),
+        "what lies in another order": (
+            lambda: linear_of(F.gelu, wide.transpose(0, 1), layer=layer),
+            lambda: layer(F.gelu(wide.transpose(0, 1))),
+            (wide, *layer.parameters()),
         ),
     }
 
 
 @pytest.mark.parametrize("name", fused())
-def test_values_and_gradients_equal_autograds_bit_by_bit(name: str) -> None:
-    """Also where the switch is off; without gradients it writes over its hidden layer, not over its input."""
+def test_values_and_gradients_equal_autograds_bit_by_bit(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     work, plain, given = fused()[name]
-    found, expected = value_and_gradients(work(), *given), value_and_gradients(plain(), *given)
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(fast, "ON", False)
-        off = value_and_gradients(work(), *given)
-    for one, other, third in zip(found, expected, off, strict=True):
-        assert torch.equal(one, other)
-        assert torch.equal(one, third)
+    expected = value_and_gradients(plain(), *given)
+    for on in (True, False):
+        monkeypatch.setattr(fast, "ON", on)
+        found = value_and_gradients(work(), *given)
+        assert all(torch.equal(one, other) for one, other in zip(found, expected, strict=True))
     with torch.no_grad():
-        assert torch.equal(work(), expected[0])
         assert torch.equal(work(), expected[0])
 
 
 def test_results_lie_token_by_token_and_less_is_kept_than_by_autograd() -> None:
     assert positive_feature(leaf(2, 7, 3, 4).permute(0, 2, 1, 3)).is_contiguous()
     assert divided(leaf(2, 3, 5, 4), leaf(2, 3, 5, 1)).transpose(1, 2).is_contiguous()
-    x, layer, kept = leaf(3, 50, 32), nn.Linear(32, 8), mask(3, 50, 32)
-    assert kept_bytes(lambda: masked(x, kept)) == kept.mask.nelement(), "a byte a value"
-    # Beside the parameters: its input and a byte a value, not the hidden layer once more.
-    most = x.nelement() * x.element_size() + kept.mask.nelement() + layer.weight.nelement() * 4
-    assert kept_bytes(lambda: linear_of_gelu(x, layer=layer, kept=kept)) <= most
-    (norm, mlp), many = made_mlp(), leaf(64, 8)
-    ours = kept_bytes(lambda: mlp_of_norm(many, norm=norm, mlp=mlp))
-    assert ours < 0.65 * kept_bytes(lambda: mlp(norm(many)))
-    ours = kept_bytes(lambda: positive_feature(many * 1))
-    assert ours < 0.5 * kept_bytes(lambda: plain_feature(many * 1))
+    x, kept = leaf(64, 8), Kept(random(64, 8) > 0, 2.0)
+    assert kept_bytes(lambda: kept.of(x)) == x.nelement(), "a byte a value"
+    assert kept_bytes(lambda: positive_feature(x * 1)) < 0.5 * kept_bytes(lambda: plain_feature(x * 1))
+
+
+@pytest.mark.usefixtures("onednn")
+def test_what_a_linear_layer_is_given_is_made_again() -> None:
+    layer, x = Linear(WIDE, WIDE), leaf(2, 20, WIDE)
+    assert not holds_hidden(linear_of, x, layer)
+    assert holds_hidden(lambda make, x, layer: layer(make(x)), x, layer)
 
 
 def test_under_autocast_gradients_are_those_of_autocast() -> None:
-    (norm, mlp), x = made_mlp(), leaf(3, 5, 8)
-    given = (x, *norm.parameters(), *mlp.parameters())
+    torch.manual_seed(0)
+    norm, layer, x = made_norm(), nn.Linear(8, 32), leaf(3, 5, 8)
+    given = (x, *norm.parameters(), *layer.parameters())
     with torch.autocast("cpu", dtype=torch.bfloat16):
-        ours, plain = mlp_of_norm(x, norm=norm, mlp=mlp), mlp(norm(x))
+        ours, plain = linear_of(norm, x, layer=layer), layer(norm(x))
     assert ours.dtype == plain.dtype == torch.bfloat16
     for one, other in zip(value_and_gradients(ours, *given), value_and_gradients(plain, *given), strict=True):
         assert one.dtype == other.dtype
-        assert torch.allclose(one.float(), other.float(), rtol=2e-2, atol=2e-2)
+        assert torch.equal(one, other)

@@ -10,7 +10,6 @@ import torch
 from torch import Generator, Tensor
 
 from dinomaly_hd.config import families as configs
-from dinomaly_hd.errors import ConfigError
 from dinomaly_hd.models.draem import faults as module
 from dinomaly_hd.models.draem.faults import (
     LARGEST_HEIGHT,
@@ -346,14 +345,3 @@ def test_folder_textures_start_anywhere_and_wrap_around(size: tuple[int, int]) -
         starts.add(round(unit[0, 0].item() * 19))
     assert len(starts) > 8
     assert textures_of(FolderSource(torch.ones(1, 4, 4)), images).isfinite().all(), "a flat texture"
-
-
-def test_a_folder_that_cannot_be_drawn_from_is_refused() -> None:
-    for textures, message in (
-        (torch.rand(4, 4), r"textures of shape \(4, 4\)"),
-        (torch.rand(0, 4, 4), r"textures of shape \(0, 4, 4\)"),
-        (torch.ones(1, 4, 4, dtype=torch.uint8), "type torch.uint8: use one stack"),
-        (torch.full((1, 4, 4), math.nan), "not finite"),
-    ):
-        with pytest.raises(ConfigError, match=message):
-            FolderSource(textures)

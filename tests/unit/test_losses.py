@@ -10,7 +10,6 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from dinomaly_hd.batch import Batch
-from dinomaly_hd.config.base import with_values
 from dinomaly_hd.config.dinomaly import (
     AdaptiveLoss,
     FocalLoss,
@@ -22,12 +21,12 @@ from dinomaly_hd.config.dinomaly import (
 )
 from dinomaly_hd.config.presets import preset_run
 from dinomaly_hd.config.variants import VARIANTS
-from dinomaly_hd.models.build import LOSSES, build_detector
+from dinomaly_hd.models.build import LOSSES
 from dinomaly_hd.models.dinomaly import losses, score
 from dinomaly_hd.models.dinomaly.losses import AdaptiveMining, ReconstructionLoss, angular_power_entropy
 from dinomaly_hd.models.dinomaly.score import GemPooling, MeanPooling, WeightedPooling
-from dinomaly_hd.models.weights import Weights
-from dinomaly_hd.training.optim import DetectorTask
+from tests.golden.test_variant_losses import task_of
+from tests.unit.test_dinomaly import detector as small
 
 # B images, S groups, N tokens, D width
 IMAGES, ROWS, COLUMNS, WIDTH = 4, 3, 5, 4
@@ -182,6 +181,8 @@ def test_the_entropy_of_directions_is_zero_for_one_and_one_for_none() -> None:
         found = angular_power_entropy(images_BHW)
         assert found.dtype == torch.float64
         assert found.tolist() == pytest.approx([plain_entropy(image) for image in images_BHW], abs=1e-9)
+        mirrored = 1e3 * images_BHW[1:].double().flip(1, 2) - 40  # alone, and of another scale and offset
+        torch.testing.assert_close(angular_power_entropy(mirrored), found[1:], atol=1e-9, rtol=0)
     bands = torch.full((2, 31, 95), 0.2)
     bands[0, 10:12] += 0.7
     bands[1, 10:12, 20:60] += 0.7
@@ -191,16 +192,6 @@ def test_the_entropy_of_directions_is_zero_for_one_and_one_for_none() -> None:
     assert angular_power_entropy(noise_maps(20)).min() > 0.97
     flat_maps = torch.tensor([0.0, 0.1, 1.0, 7.7]).view(4, 1, 1).expand(4, 31, 95)
     assert angular_power_entropy(flat_maps).tolist() == [1.0] * 4, "no variation"
-
-
-def test_scale_offset_mirrors_and_neighbours_do_not_count() -> None:
-    images_BHW = noise_maps(3).double().cumsum(dim=2)
-    expected = angular_power_entropy(images_BHW)
-    others = [torch.cat([angular_power_entropy(image[None]) for image in images_BHW])]
-    for scale, offset in ((1e-6, 0.0), (1e3, 0.0), (1.0, -40.0), (0.3, 5.0)):
-        others.append(angular_power_entropy(scale * images_BHW.flip(1, 2) + offset))
-    for found in others:
-        torch.testing.assert_close(found, expected, atol=1e-9, rtol=0)
 
 
 def mixed_maps(count: int) -> Tensor:
@@ -300,24 +291,10 @@ def test_poolings_act_in_loss_and_map_alike() -> None:
         torch.testing.assert_close(pooling(distance_BShw.flatten(2)), expected.flatten(1))
 
 
-def scaled(weights: str = "learned") -> Any:
-    values = {"image_size": "64", "decoder_depth": 2, "map_size": "32", "scale_weights": weights}
-    run = with_values(preset_run("quick", VARIANTS["scale"]()), values)
-    return build_detector(run, weights=Weights("random", None, "random"))
-
-
 def test_theta_alone_has_ten_times_the_scheduled_rate_and_fixed_weights_are_not_trained() -> None:
-    model, logged = scaled(), {}
-    task = DetectorTask(
-        model,
-        training=preset_run("quick", VARIANTS["scale"]()).training,
-        steps_per_epoch=1,
-        log=lambda values, _: logged.update(values),
-        name_files=str,
-        position=50,
-    )
-    task.optimizers = lambda: task.optimizer  # type: ignore[method-assign]
-    task.manual_backward = lambda loss: loss.backward()  # type: ignore[method-assign]
+    run, logged = preset_run("quick", VARIANTS["scale"]()), {}
+    model: Any = small("scale")
+    task = task_of(model, run, log=lambda values, _: logged.update(values), position=50)
     encoded = torch.randn(2, 2, 64, 192, generator=generator(5))
     task.training_step(Batch(torch.rand(2, 31, 95), torch.zeros(2, dtype=torch.int64), encoded), 0)
     groups = task.optimizer.param_groups
@@ -331,7 +308,7 @@ def test_theta_alone_has_ten_times_the_scheduled_rate_and_fixed_weights_are_not_
     assert weights == pytest.approx([0.5, 0.5]), "what is logged is what the step used"
     assert model.pooling.weights(encoded).tolist() != [0.5, 0.5]  # theta has moved
 
-    fixed = scaled("1,3")
+    fixed: Any = small("scale", scale_weights="1,3")
     assert [group.rate_factor for group in fixed.parameter_groups()] == [1.0]
     assert not list(fixed.pooling.parameters())
     assert fixed.pooling.weights(torch.zeros(())).tolist() == pytest.approx([0.25, 0.75])

@@ -11,7 +11,6 @@ from scipy import ndimage
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from dinomaly_hd.batch import Batch
 from dinomaly_hd.config.families import PatchCoreConfig
 from dinomaly_hd.config.run import EncoderConfig
 from dinomaly_hd.errors import ConfigError, NonFiniteError
@@ -167,18 +166,6 @@ def test_encoding_and_scores_do_not_depend_on_autocast() -> None:
         found = detector.encode(images), *detector.score(test)
     expected = plain, *detector.score(test)
     assert all(torch.equal(a, b) for a, b in zip(found, expected, strict=True))
-
-
-def test_nothing_is_trained() -> None:
-    detector, features = patchcore(), encoded(1, seed=1)
-    assert detector.parameter_groups() == []
-    batch = Batch(torch.zeros(1, 2, 2), torch.zeros(1), features)
-    for work in (
-        lambda: detector.training_loss(batch, step=0),
-        lambda: detector.validation_loss(features, position=0),
-    ):
-        with pytest.raises(NotImplementedError, match="PatchCore is not trained by gradients"):
-            work()
 
 
 def test_memory_is_linear_in_the_tokens() -> None:

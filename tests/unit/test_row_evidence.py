@@ -1,6 +1,7 @@
 """Row evidence against a slow reading of spec/row_evidence.md in loops, and what it must not depend on."""
 
 import math
+from typing import Any, cast
 
 import numpy as np
 import pytest
@@ -8,6 +9,7 @@ import torch
 from threadpoolctl import threadpool_limits
 
 from dinomaly_hd.config.families import RowEvidenceConfig
+from dinomaly_hd.data.features import ImageStore, image_batches
 from dinomaly_hd.errors import DataError
 from dinomaly_hd.models.row_evidence import Evidence, RowEvidence, factor_bands, fit
 
@@ -28,9 +30,12 @@ def fitted(images: np.ndarray, *, seed: int = 0) -> Evidence:
     return fit(images, CONFIG, seed=seed, tick=lambda: None)
 
 
-def detector(images: np.ndarray) -> RowEvidence:
-    made = RowEvidence(CONFIG, map_size=(ROWS, COLUMNS), seed=0)
-    made.fit_bank(torch.from_numpy(images.astype(np.float32)).split(5))
+def detector(images: np.ndarray, *, threads: int = 1, workers: int = 0) -> RowEvidence:
+    """Return a detector fitted, by so many threads, on what a run's loader gives with so many processes."""
+    made, store = RowEvidence(CONFIG, map_size=(ROWS, COLUMNS), seed=0), images.astype(np.float32)
+    rest: Any = {"batch_size": 5, "num_workers": workers, "tick": lambda: None}
+    with threadpool_limits(threads):
+        made.fit_bank(image_batches(cast(ImageStore, store), np.arange(len(store)), **rest))
     return made
 
 
@@ -165,15 +170,13 @@ def test_a_slow_plain_reference_agrees() -> None:
         np.testing.assert_allclose(found.of(image[None])[0][0], evidence, atol=1e-9, rtol=1e-9)
 
 
-def test_bits_do_not_depend_on_threads_or_company() -> None:
+def test_bits_do_not_depend_on_threads_workers_or_company() -> None:
     images, others = maps(20), torch.from_numpy(maps(7, seed=3).astype(np.float32))
-    with threadpool_limits(1):
-        alone = detector(images)
-    with threadpool_limits(2):
-        together = detector(images)
+    alone, together = detector(images), detector(images, threads=2, workers=2)
     for name, value in alone.state_dict().items():
         assert torch.equal(value, together.state_dict()[name]), name
-    whole = together.score(others)
+    with threadpool_limits(2):
+        whole = together.score(others)
     for n, one in enumerate(others):
         single = alone.score(one[None])
         assert torch.equal(single.score_B[0], whole.score_B[n])

@@ -2,9 +2,14 @@
 
 import numpy as np
 import pytest
+import torch
 
+from dinomaly_hd.config.resolve import resolve_model
 from dinomaly_hd.errors import DataError
 from dinomaly_hd.evaluation.metrics import auroc
+from dinomaly_hd.models.build import build_detector
+from dinomaly_hd.models.detector import Detector
+from dinomaly_hd.models.weights import locate
 from dinomaly_hd.trivial import TRIVIAL, RowFilter, trivial_scores
 
 
@@ -66,3 +71,24 @@ def test_row_filter_survives_black_images_and_needs_two_normals():
     assert RowFilter.fit(black).score(black[:0]).shape == (0,)
     with pytest.raises(DataError, match="1 train normals, expected at least 2"):
         RowFilter.fit(black[:1])
+
+
+def detector_of(name: str, *, map_size: str = "31x95") -> Detector:
+    run = resolve_model("trivial", {"preset": "quick", "trivial_score": name, "map_size": map_size})
+    return build_detector(run, weights=locate(run.encoder.encoder, run.encoder.encoder_weights))
+
+
+def test_the_detector_without_a_model_gives_these_scores_whatever_the_batch_and_the_map_itself() -> None:
+    maps = normals(5, seed=0)
+    images = torch.from_numpy(maps)
+    for name in TRIVIAL:
+        detector = detector_of(name)
+        found = detector.score(detector.encode(images)).score_B
+        assert found.dtype == torch.float64
+        np.testing.assert_array_equal(found.numpy(), trivial_scores(maps)[f"trivial/{name}"])
+        for image, expected in zip(images, found, strict=True):
+            assert detector.score(detector.encode(image[None])).score_B == expected
+        assert detector.parameter_groups() == []
+        assert detector.state_dict() == {}
+    torch.testing.assert_close(detector_of("max").score(images).map_BHW, images)
+    assert detector_of("max", map_size="8x16").score(images).map_BHW.shape == (5, 8, 16)

@@ -28,39 +28,27 @@ class LinearAttended(NamedTuple):
     state_Bhdd: Tensor
 
 
-def linear_attention(q_BhNd: Tensor, k_BhNd: Tensor, v_BhNd: Tensor) -> LinearAttended:
-    """Attend with phi(q) (sum phi(k) v^T) / (phi(q) . sum phi(k)), without softmax and without scaling.
+def attend(q_BhNd: Tensor, k_BhNd: Tensor, v_BhNd: Tensor) -> LinearAttended:
+    """Return q (sum k v^T) / (q . sum k) of features q, k: linear attention, without softmax and scaling.
 
-    Sums and division run in float32 at least. Source: Dinomaly's LinearAttention2, with 1e-6 added to
-    the denominator: where all features underflow the original returns NaN (spec/dinomaly.md, Decoder).
+    Source: Dinomaly's LinearAttention2 (spec/dinomaly.md, Decoder).
     """
-    accumulate = torch.promote_types(q_BhNd.dtype, torch.float32)
-    q, k, v = q_BhNd.to(accumulate), k_BhNd.to(accumulate), v_BhNd.to(accumulate)
-    attended = attend_features(positive_feature(q), positive_feature(k), v)
-    return LinearAttended(attended.value_BhNd.to(v_BhNd.dtype), attended.state_Bhdd)
-
-
-def attend_features(q_BhNd: Tensor, k_BhNd: Tensor, v_BhNd: Tensor) -> LinearAttended:
-    """Attend with features that are positive already."""
     state_Bhdd = k_BhNd.transpose(-2, -1) @ v_BhNd
-    sum_Bhd = k_BhNd.sum(dim=-2)
-    denominator_BhN1 = q_BhNd @ sum_Bhd.unsqueeze(-1)
-    value_BhNd = divided(q_BhNd @ state_Bhdd, denominator_BhN1 + DENOMINATOR_EPSILON)
-    return LinearAttended(value_BhNd, state_Bhdd)
+    denominator_BhN1 = q_BhNd @ k_BhNd.sum(dim=-2).unsqueeze(-1)
+    # The original returns NaN where all features underflow; 1e-6 in the denominator does not.
+    return LinearAttended(divided(q_BhNd @ state_Bhdd, denominator_BhN1 + DENOMINATOR_EPSILON), state_Bhdd)
 
 
-def row_blind_attention(
+def attend_beyond_row(
     q_BhNd: Tensor, k_BhNd: Tensor, v_BhNd: Tensor, *, grid: tuple[int, int], radius: int | None
 ) -> Tensor:
     """Attend linearly to all tokens but those of the query's row within ``radius`` columns (None: all of it).
 
-    What a query may not read is subtracted from the global sums of phi(k) v^T and phi(k), so the result is
-    exact and the cost linear in the number of tokens (spec/variants.md, Row-blind attention). A radius of 0
-    hides the token itself only.
+    A radius of 0 hides the token itself only. Exact, and linear in the number of tokens (spec/variants.md,
+    Row-blind attention).
     """
-    accumulate = torch.promote_types(q_BhNd.dtype, torch.float32)
-    rows = [x.to(accumulate).reshape(*x.shape[:2], *grid, x.shape[3]) for x in (q_BhNd, k_BhNd, v_BhNd)]
-    q_BhRWd, k_BhRWd, v_BhRWd = positive_feature(rows[0]), positive_feature(rows[1]), rows[2]
+    # What a query may not read is subtracted from the global sums of k v^T and k.
+    q_BhRWd, k_BhRWd, v_BhRWd = (x.unflatten(2, grid) for x in (q_BhNd, k_BhNd, v_BhNd))
     # One more value of 1 turns the denominator into a column of the numerator.
     v_BhRWe = F.pad(v_BhRWd, (0, 1), value=1.0)
     state_BhRde = k_BhRWd.transpose(-2, -1) @ v_BhRWe
@@ -70,11 +58,11 @@ def row_blind_attention(
     else:
         attended_BhRWe = q_BhRWd @ total_Bh1de - _windowed(q_BhRWd, k_BhRWd, v_BhRWe, radius=radius)
     value_BhRWd = attended_BhRWe[..., :-1] / (attended_BhRWe[..., -1:] + DENOMINATOR_EPSILON)
-    return value_BhRWd.flatten(2, 3).to(v_BhNd.dtype)
+    return value_BhRWd.flatten(2, 3)
 
 
 def _windowed(q_BhRWd: Tensor, k_BhRWd: Tensor, v_BhRWe: Tensor, *, radius: int) -> Tensor:
-    """Return sum_j phi(q_i).phi(k_j) v_j over |i - j| <= radius within each row, chunk by chunk of a row."""
+    """Return sum_j q_i.k_j v_j over |i - j| <= radius within each row, chunk by chunk of a row."""
     width = q_BhRWd.shape[3]
     chunk = max(SMALLEST_CHUNK, 2 * radius)
     count = math.ceil(width / chunk)
@@ -104,8 +92,7 @@ class PlainMixing:
     Mixings of the variants derive from it; ``noise=None`` means inference.
     """
 
-    drops = False
-    """Whether values are ever dropped."""
+    drops = False  # whether values are ever dropped
 
     def expected_drop_rate(self, step: int) -> float:
         """Return the share of values dropped on average at an optimizer step, in the heads that drop."""
@@ -113,8 +100,16 @@ class PlainMixing:
         return 0.0
 
     def __call__(self, q_BhNd: Tensor, k_BhNd: Tensor, v_BhNd: Tensor, *, noise: Noise | None) -> Mixed:
+        # Features, sums and division in float32 at least.
+        accumulate = torch.promote_types(q_BhNd.dtype, torch.float32)
+        q, k = positive_feature(q_BhNd.to(accumulate)), positive_feature(k_BhNd.to(accumulate))
+        mixed = self.mix(q, k, v_BhNd.to(accumulate), noise=noise)
+        return mixed._replace(value_BhNd=mixed.value_BhNd.to(v_BhNd.dtype))
+
+    def mix(self, q_BhNd: Tensor, k_BhNd: Tensor, v_BhNd: Tensor, *, noise: Noise | None) -> Mixed:
+        """Return the values that features of queries and keys give."""
         del noise
-        return Mixed(linear_attention(q_BhNd, k_BhNd, v_BhNd).value_BhNd, v_BhNd.new_zeros(()))
+        return Mixed(attend(q_BhNd, k_BhNd, v_BhNd).value_BhNd, v_BhNd.new_zeros(()))
 
 
 class RowBlindMixing(PlainMixing):
@@ -129,10 +124,10 @@ class RowBlindMixing(PlainMixing):
                 f"row_radius: a {grid[0]} x {grid[1]} grid leaves nothing to read; use a smaller one"
             )
 
-    def __call__(self, q_BhNd: Tensor, k_BhNd: Tensor, v_BhNd: Tensor, *, noise: Noise | None) -> Mixed:
+    def mix(self, q_BhNd: Tensor, k_BhNd: Tensor, v_BhNd: Tensor, *, noise: Noise | None) -> Mixed:
         del noise
         check_tokens(q_BhNd.shape[2], grid=self.grid, what="row-blind attention")
-        value_BhNd = row_blind_attention(q_BhNd, k_BhNd, v_BhNd, grid=self.grid, radius=self.radius)
+        value_BhNd = attend_beyond_row(q_BhNd, k_BhNd, v_BhNd, grid=self.grid, radius=self.radius)
         return Mixed(value_BhNd, v_BhNd.new_zeros(()))
 
 
@@ -159,20 +154,18 @@ class RowDropoutMixing(PlainMixing):
     def expected_drop_rate(self, step: int) -> float:
         return self.segments.expected_drop_rate * self.strength(step)
 
-    def __call__(self, q_BhNd: Tensor, k_BhNd: Tensor, v_BhNd: Tensor, *, noise: Noise | None) -> Mixed:
+    def mix(self, q_BhNd: Tensor, k_BhNd: Tensor, v_BhNd: Tensor, *, noise: Noise | None) -> Mixed:
         check_tokens(q_BhNd.shape[2], grid=self.segments.grid, what="decoder row dropout")
-        accumulate = torch.promote_types(q_BhNd.dtype, torch.float32)
-        q, k = positive_feature(q_BhNd.to(accumulate)), positive_feature(k_BhNd.to(accumulate))
-        v, rate = v_BhNd.to(accumulate), v_BhNd.new_zeros(())
+        rate = v_BhNd.new_zeros(())
         if noise is not None:
             dropped_Bhw = self.segments.draw(
-                len(v), generator=noise.generator(self.place), strength=self.strength(noise.step)
+                len(v_BhNd), generator=noise.generator(self.place), strength=self.strength(noise.step)
             )
-            dropping_h11 = (torch.arange(v.shape[1], device=v.device) < self.heads)[:, None, None]
+            dropping_h11 = (torch.arange(v_BhNd.shape[1], device=v_BhNd.device) < self.heads)[:, None, None]
             dropped_BhN1 = dropped_Bhw.flatten(1)[:, None, :, None] & dropping_h11
-            v, rate = v.masked_fill(dropped_BhN1, 0), dropped_Bhw.float().mean()
-            k = k.masked_fill(dropped_BhN1, 0) if self.config.keys else k
-        return Mixed(attend_features(q, k, v).value_BhNd.to(v_BhNd.dtype), rate)
+            v_BhNd, rate = v_BhNd.masked_fill(dropped_BhN1, 0), dropped_Bhw.float().mean()
+            k_BhNd = k_BhNd.masked_fill(dropped_BhN1, 0) if self.config.keys else k_BhNd
+        return Mixed(attend(q_BhNd, k_BhNd, v_BhNd).value_BhNd, rate)
 
 
 class LinearAttention(nn.Module):

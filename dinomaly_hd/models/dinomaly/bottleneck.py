@@ -5,12 +5,13 @@
 from typing import NamedTuple
 
 import torch
+import torch.nn.functional as F
 from torch import Generator, Tensor, nn
 
-from dinomaly_hd.config.dinomaly import PlainBottleneck, RowMaskingBottleneck, SegmentBottleneck, Segments
+from dinomaly_hd.config.dinomaly import RowMaskingBottleneck, SegmentBottleneck, Segments
 from dinomaly_hd.errors import ConfigError
-from dinomaly_hd.models.detector import Noise
-from dinomaly_hd.models.fast import MLP_RATIO, Linear, draw_kept, dropout, linear_of_gelu
+from dinomaly_hd.models.detector import Noise, draw_kept, dropout
+from dinomaly_hd.models.fast import MLP_RATIO, Linear, linear_of
 
 
 class Noised(NamedTuple):
@@ -23,28 +24,16 @@ class Noised(NamedTuple):
 class Bottleneck(nn.Module):
     """Tokens (B, N, D) in and out, with noise in training; ``noise=None`` means inference."""
 
-    expected_drop_rate = 0.0
-    """Share of whole tokens that directional noise drops on average in training."""
+    expected_drop_rate = 0.0  # share of whole tokens that directional noise drops on average in training
 
     def forward(self, x_BND: Tensor, *, noise: Noise | None) -> Noised:
         raise NotImplementedError
-
-
-def plain(config: PlainBottleneck, width: int, grid: tuple[int, int]) -> Bottleneck:
-    """Return Dinomaly's bottleneck."""
-    del grid
-    return BottleneckMLP(width, p=config.bottleneck_dropout)
 
 
 def segment(config: SegmentBottleneck, width: int, grid: tuple[int, int]) -> Bottleneck:
     """Return segment dropout in front of the MLP, or the MLP alone."""
     mlp = BottleneckMLP(width, p=config.elem_p)
     return mlp if config.disable_segment else NoisyMLP(SegmentDropout(grid, config), mlp)
-
-
-def row_masking(config: RowMaskingBottleneck, width: int, grid: tuple[int, int]) -> Bottleneck:
-    """Return row masking in front of the MLP."""
-    return NoisyMLP(RowMasking(grid, width, config), BottleneckMLP(width, p=config.bottleneck_dropout))
 
 
 class BottleneckMLP(Bottleneck):
@@ -63,7 +52,11 @@ class BottleneckMLP(Bottleneck):
         generator = None if noise is None else noise.generator("dropout")
         hidden = self.fc1(dropout(x_BND, p=self.p, generator=generator))
         kept = draw_kept(hidden, p=self.p, generator=generator)
-        out = linear_of_gelu(hidden, layer=self.fc2, kept=kept)
+
+        def activated(hidden: Tensor) -> Tensor:
+            return F.gelu(hidden) if kept is None else kept.of(F.gelu(hidden))
+
+        out = linear_of(activated, hidden, layer=self.fc2)
         return Noised(dropout(out, p=self.p, generator=generator), x_BND.new_zeros(()))
 
 

@@ -15,7 +15,7 @@ from dinomaly_hd.models.dinomaly.attention import LinearAttention, PlainMixing
 from dinomaly_hd.models.dinomaly.bottleneck import Noised
 from dinomaly_hd.models.draem.faults import horizontal_bands
 from dinomaly_hd.models.encoders import mean_of
-from dinomaly_hd.models.fast import MLP_RATIO, linear_of_norm, mlp_of_norm
+from dinomaly_hd.models.fast import MLP_RATIO, Linear, linear_of
 from dinomaly_hd.randomness import derive
 
 LAYER_NORM_EPSILON = 1e-8
@@ -31,14 +31,15 @@ class DecoderBlock(nn.Module):
         self.attn = LinearAttention(width, heads=heads, mixing=mixing)
         self.norm2 = nn.LayerNorm(width, eps=LAYER_NORM_EPSILON)
         self.mlp = nn.Sequential(
-            nn.Linear(width, MLP_RATIO * width), nn.GELU(), nn.Linear(MLP_RATIO * width, width)
+            Linear(width, MLP_RATIO * width), nn.GELU(), Linear(MLP_RATIO * width, width)
         )
 
     def forward(self, x_BTD: Tensor, *, noise: Noise | None) -> Noised:
-        qkv = linear_of_norm(x_BTD, norm=self.norm1, layer=self.attn.qkv)
-        attended = self.attn(qkv, noise=noise)
+        first, gelu, last = self.mlp
+        attended = self.attn(linear_of(self.norm1, x_BTD, layer=self.attn.qkv), noise=noise)
         x_BTD = x_BTD + attended.tokens_BND
-        return Noised(x_BTD + mlp_of_norm(x_BTD, norm=self.norm2, mlp=self.mlp), attended.drop_rate)
+        hidden = linear_of(self.norm2, x_BTD, layer=first)
+        return Noised(x_BTD + linear_of(gelu, hidden, layer=last), attended.drop_rate)
 
 
 class Decoded(NamedTuple):

@@ -4,6 +4,7 @@
 
 import math
 from collections.abc import Iterable
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -129,12 +130,8 @@ class AdaptiveMining(HardMining):
 
     def easy(self, distance_BN: Tensor, *, p: float, batch: Batch) -> Tensor:
         rates = self.rates(batch.images_BHW[: len(distance_BN)], p=p).tolist()
-        return torch.cat(
-            [
-                easy_tokens(image_1N, p=rate)
-                for image_1N, rate in zip(distance_BN[:, None].unbind(), rates, strict=True)
-            ]
-        )
+        images = zip(distance_BN.split(1), rates, strict=True)
+        return torch.cat([easy_tokens(image_1N, p=rate) for image_1N, rate in images])
 
 
 def angular_power_entropy(images_BHW: Tensor) -> Tensor:
@@ -147,14 +144,9 @@ def angular_power_entropy(images_BHW: Tensor) -> Tensor:
     height, width = images_BHW.shape[1:]
     centred = images_BHW.double() - images_BHW.double().mean(dim=(1, 2), keepdim=True)
     power_BP = torch.fft.fft2(centred).abs().square().flatten(1)
-    row_P, column_P = (
-        axis.flatten()
-        for axis in torch.meshgrid(
-            torch.fft.fftfreq(height, dtype=torch.float64, device=images_BHW.device),
-            torch.fft.fftfreq(width, dtype=torch.float64, device=images_BHW.device),
-            indexing="ij",
-        )
-    )
+    like: Any = {"dtype": torch.float64, "device": images_BHW.device}
+    row_P = torch.fft.fftfreq(height, **like).repeat_interleave(width)
+    column_P = torch.fft.fftfreq(width, **like).repeat(height)
     angle_P = torch.atan2(row_P, column_P).remainder(math.pi)
     sector_P = (angle_P * (SECTORS / math.pi)).long().clamp(max=SECTORS - 1)
     sector_P = torch.where((row_P == 0) & (column_P == 0), -1, sector_P)

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from dinomaly_hd.config.base import GROUPS, LEARNED, weights_of
 from dinomaly_hd.config.dinomaly import GemDistance, MeanDistance, WeightedDistance
-from dinomaly_hd.models.detector import Prediction
+from dinomaly_hd.models.detector import Prediction, resized
 
 Border = Literal["zero", "reflect"]
 BLUR_SIZE, BLUR_SIGMA = 5, 4.0
@@ -29,8 +29,7 @@ WEIGHT_RATE = 10.0
 class MeanPooling(nn.Module):
     """Pools (B, S, ...) to (B, ...), here by the mean over groups (Dinomaly's); the others derive from it."""
 
-    rate_factor = 1.0
-    """On the scheduled learning rate of its own parameters."""
+    rate_factor = 1.0  # on the scheduled learning rate of its own parameters
 
     def __init__(self, config: MeanDistance | None = None) -> None:
         del config
@@ -116,8 +115,7 @@ def upsample(
 ) -> Tensor:
     """Return one map (B, H, W): groups bilinear to the image size (corners aligned), pooled, to the maps."""
     large_BSHW = F.interpolate(distance_BShw, size=image_size, mode="bilinear", align_corners=True)
-    pooled_B1HW = pool(large_BSHW).unsqueeze(1)
-    return F.interpolate(pooled_B1HW, size=map_size, mode="bilinear", align_corners=False).squeeze(1)
+    return resized(pool(large_BSHW), map_size)
 
 
 def gaussian_kernel(size: int, sigma: float) -> Tensor:
@@ -129,13 +127,11 @@ def gaussian_kernel(size: int, sigma: float) -> Tensor:
 
 
 def filtered(map_BHW: Tensor, kernel_hw: Tensor, *, border: Border) -> Tensor:
-    """Return maps of the same size, each pixel a sum of its neighbours weighted by a symmetric odd kernel.
-
-    A sum of shifted maps: a CPU's convolution with one channel takes several times as long.
-    """
+    """Return maps of the same size, each pixel a sum of its neighbours weighted by a symmetric odd kernel."""
     rows, columns = kernel_hw.shape[0] // 2, kernel_hw.shape[1] // 2
     mode = "reflect" if border == "reflect" else "constant"
     padded = F.pad(map_BHW.unsqueeze(1), (columns, columns, rows, rows), mode=mode).squeeze(1)
+    # A sum of shifted maps: a CPU's convolution with one channel takes several times as long.
     smoothed = torch.zeros_like(map_BHW)
     for top, weights in enumerate(kernel_hw.tolist()):
         for left, weight in enumerate(weights):

@@ -13,7 +13,7 @@ from torchvision.ops import sigmoid_focal_loss  # type: ignore[import-untyped]
 
 from dinomaly_hd.batch import Batch
 from dinomaly_hd.config.families import DraemConfig, SevNetConfig
-from dinomaly_hd.models.detector import Detector, Loss, Noise, Prediction
+from dinomaly_hd.models.detector import Detector, Loss, Noise, Prediction, resized
 from dinomaly_hd.models.dinomaly.score import top_share_score
 from dinomaly_hd.models.draem.faults import Faults, Faulty
 from dinomaly_hd.models.draem.networks import (
@@ -35,22 +35,16 @@ def structural_similarity(rebuilt_B3HW: Tensor, clean_B3HW: Tensor) -> Tensor:
     # Imported here: it takes seconds, and scoring needs none of it.
     from torchmetrics.functional.image import structural_similarity_index_measure
 
+    window: Any = {"kernel_size": SSIM_WINDOW, "sigma": SSIM_SIGMA}
     similarity = structural_similarity_index_measure(
-        rebuilt_B3HW,
-        clean_B3HW,
-        kernel_size=SSIM_WINDOW,
-        sigma=SSIM_SIGMA,
-        data_range=1.0,
-        reduction="none",
+        rebuilt_B3HW, clean_B3HW, data_range=1.0, reduction="none", **window
     )
     return cast(Tensor, similarity)
 
 
 def focal_loss(logits_B2HW: Tensor, mask_BHW: Tensor) -> Tensor:
-    """Return the two-class focal loss of each image (B,), gamma 2, both classes weighted alike.
-
-    The softmax of two logits is the sigmoid of their difference.
-    """
+    """Return the two-class focal loss of each image (B,), gamma 2, both classes weighted alike."""
+    # The softmax of two logits is the sigmoid of their difference.
     logit_BHW = logits_B2HW[:, 1] - logits_B2HW[:, 0]
     loss_BHW: Tensor = sigmoid_focal_loss(
         logit_BHW, mask_BHW.to(logit_BHW.dtype), alpha=NO_ALPHA, gamma=FOCAL_GAMMA
@@ -77,8 +71,7 @@ class Draem(Detector):
     """Two networks trained from scratch on normal images with synthetic faults (spec/models.md, DRAEM).
 
     ``encode`` gives the pre-processed image (of mean 0 and standard deviation 1), one channel (B, 1, H, W).
-    Losses and scores are float32 under autocast too. ``score`` and ``validation_loss`` are in inference mode
-    whatever the module's mode is. ``seed`` is that of initial weights and faults.
+    Losses and scores are float32 under autocast too.
     """
 
     config: DraemConfig | SevNetConfig
@@ -148,11 +141,9 @@ class Draem(Detector):
         with self._inference():
             outputs = self.examine(encoded.squeeze(1).float())
             anomaly_BHW = outputs.logits_B2HW.float().softmax(dim=1)[:, 1]
-            map_B1HW = F.interpolate(
-                anomaly_BHW.unsqueeze(1), size=self.map_size, mode="bilinear", align_corners=False
-            )
+            map_BHW = resized(anomaly_BHW, self.map_size)
             with torch.autocast(encoded.device.type, enabled=False):
-                return Prediction(map_B1HW.squeeze(1), self.scores(anomaly_BHW, outputs))
+                return Prediction(map_BHW, self.scores(anomaly_BHW, outputs))
 
     def scores(self, anomaly_BHW: Tensor, outputs: Outputs) -> Tensor:
         """Return the image scores (B,), 0..1, from the full-size map: its largest value, or the top 1 %."""
@@ -183,17 +174,14 @@ ELEMENT_LOSSES: dict[str, Callable[..., Tensor]] = {
     "smooth_l1": F.smooth_l1_loss,
 }
 COMBINATIONS: dict[str, Callable[[Tensor, Tensor, Any], Tensor]] = {
-    "simple_average": lambda map_B, severity_B, _: _weighted(map_B, severity_B, 0.5),
-    "weighted_average": lambda map_B, severity_B, config: _weighted(
-        map_B, severity_B, config.severity_weight_for_combination
+    "simple_average": lambda map_B, severity_B, _: (map_B + severity_B) / 2,
+    "weighted_average": lambda map_B, severity_B, config: (
+        (1 - config.severity_weight_for_combination) * map_B
+        + config.severity_weight_for_combination * severity_B
     ),
     "maximum": lambda map_B, severity_B, _: torch.maximum(map_B, severity_B),
 }
 """The image score of the map's largest value and the severity, each (B,), 0..1."""
-
-
-def _weighted(map_B: Tensor, severity_B: Tensor, weight: float) -> Tensor:
-    return (1 - weight) * map_B + weight * severity_B
 
 
 class SevNet(Draem):

@@ -33,19 +33,15 @@ BROKEN_SHARE, GAP_SHARE = 0.5, 0.4
 class Faulty(NamedTuple):
     """Images with or without a fault, where it is, and how strong."""
 
-    # Of the dtype and on the device of the originals, which stay as they are; any range.
-    images_BHW: Tensor
-    # True where an image was altered by design; outside it equals the original bit for bit.
-    mask_BHW: Tensor
-    # float32, above 0 with a fault and 0 without; each kind of fault says of what.
-    severity_B: Tensor
+    images_BHW: Tensor  # of the originals' type and device, of any range; the originals stay as they are
+    mask_BHW: Tensor  # true where an image was altered by design: all else is the original's bits
+    severity_B: Tensor  # float32, above 0 with a fault and 0 without; each kind of fault says of what
 
 
 class Faults:
     """Puts a fault into a share of images (B, H, W) of floats; all it draws comes from the generator."""
 
-    severity_max = 1.0
-    """Largest severity that a fault may have."""
+    severity_max = 1.0  # largest severity that a fault may have
 
     def __call__(self, images_BHW: Tensor, *, generator: Generator) -> Faulty:
         raise NotImplementedError
@@ -55,8 +51,8 @@ class PerlinFaults(Faults):
     """Thresholded Perlin noise filled with a texture (spec/models.md, DRAEM; Zavrtanik et al. 2021).
 
     Inside the mask: (1 - beta) texture + beta image, beta ~ U(0.1, 1); 2^0..2^5 cells along each axis.
-    Severity is 1 - beta, in (0, 0.9]. A pixel of the mask keeps its value only where texture and image are
-    equal. On the CPU an image's fault does not depend on the images after it, unless its texture does.
+    Severity is 1 - beta, in (0, 0.9]. On the CPU an image's fault does not depend on the images after it,
+    unless its texture does.
     """
 
     def __init__(self, config: configs.PerlinFaults, textures_KHW: Tensor | None) -> None:
@@ -102,9 +98,8 @@ def place_patches(
 ) -> Placement:
     """Return patches whose source and target overlap by at most 30 % of the patch.
 
-    The first of 16 random pairs of places that keeps the limit; if none does, two opposite corners. From
-    ``PATCH_NUMBERS`` numbers of each image; widths (pixels) and ratios (height / width) are uniform between
-    their two ends; ``size`` (H, W) is 2 x 2 or more.
+    From ``PATCH_NUMBERS`` numbers of each image; widths (pixels) and ratios (height / width) are uniform
+    between their two ends; ``size`` (H, W) is 2 x 2 or more.
     """
     height_B, width_B = _sizes(uniform_BP[:, :2], width=width, ratio=ratio, size=size)
     room_B2 = torch.stack([size[0] - height_B, size[1] - width_B], dim=1)
@@ -117,6 +112,7 @@ def place_patches(
     fits_BT = _overlaps_little(
         apart_BT2[..., 0], apart_BT2[..., 1], height=height_B[:, None], width=width_B[:, None]
     )
+    # The first of 16 random pairs of places that keeps the limit; if none does, two opposite corners.
     first_B = fits_BT.int().argmax(dim=1)
     source_B2, target_B2 = places_BT22[torch.arange(len(first_B), device=first_B.device), first_B].unbind(
         dim=1
@@ -127,7 +123,7 @@ def place_patches(
 def _sizes(
     uniform_B2: Tensor, *, width: tuple[int, int], ratio: tuple[float, float], size: tuple[int, int]
 ) -> tuple[Tensor, Tensor]:
-    """Return heights and widths cut to the image, the short side further where no two places would do."""
+    """Return heights and widths cut to the image, the short side to 10/17 where no two places would do."""
     rows, columns = size
     width_B = integers(uniform_B2[:, 0], low=width[0], high=width[1]).clamp(max=columns)
     ratio_B = ratio[0] + (ratio[1] - ratio[0]) * uniform_B2[:, 1]
@@ -165,10 +161,8 @@ class PatchFaults(Faults):
     """Patches cut out and added, times severity, elsewhere (spec/models.md, DRAEM-SevNet).
 
     Source and target overlap by at most 30 % of the patch. Patches are cut from the unaltered image; where
-    targets overlap they add up. Patches are cut to the image, and the short side to 10/17 of it where else
-    no two places would keep the limit. Severity, one for all patches of an image, is that of the formula,
-    in (0, severity_max]. A pixel of the mask keeps its value only where zero is added (or a value too small
-    for the sum). On the CPU an image's fault does not depend on the other images.
+    targets overlap they add up. Severity, one for all patches of an image, is that of the formula, in
+    (0, severity_max]. On the CPU an image's fault does not depend on the other images.
     """
 
     def __init__(self, config: configs.PatchFaults) -> None:
@@ -188,39 +182,12 @@ class PatchFaults(Faults):
         faulty_BHW = images_BHW.clone(memory_format=torch.contiguous_format)
         mask_BHW = torch.zeros_like(faulty_BHW, dtype=torch.bool)
         for numbers_BP in uniform[:, 2:].reshape(batch, self.count, PATCH_NUMBERS).unbind(dim=1):
-            placement = place_patches(numbers_BP, width=self.width, ratio=self.ratio, size=size)
-            for part in chunks(batch):
+            placed = place_patches(numbers_BP, width=self.width, ratio=self.ratio, size=size)
+            if batch:
                 add_patches(
-                    images_BHW[part],
-                    to=faulty_BHW[part],
-                    mask_BHW=mask_BHW[part],
-                    severity_B=severity_B[part],
-                    placement=Placement(*(tensor_B[part] for tensor_B in placement)),
+                    images_BHW, to=faulty_BHW, mask_BHW=mask_BHW, severity_B=severity_B, placement=placed
                 )
         return Faulty(faulty_BHW, mask_BHW, severity_B)
-
-
-class Bands(NamedTuple):
-    """Which rows and columns a band covers, which columns are missing in it, and how strong it is."""
-
-    row_BH: Tensor
-    column_BW: Tensor
-    missing_BW: Tensor
-    severity_B: Tensor
-
-
-def draw_bands(images_BHW: Tensor, *, height: tuple[int, int], generator: Generator) -> Bands:
-    """Draw one band an image; the order of the draws is part of what a seed means."""
-    batch, rows, columns = images_BHW.shape
-
-    def uniform(*shape: int) -> Tensor:
-        return torch.rand(shape, generator=generator, device=generator.device).to(images_BHW.device)
-
-    row_BH = _segment(rows, batch, lengths=height, generator=generator).to(images_BHW.device)
-    column_BW = _segment(columns, batch, lengths=(SHORTEST_LENGTH, columns), generator=generator)
-    column_BW = column_BW.to(images_BHW.device)
-    broken_B1 = uniform(batch, 1) < BROKEN_SHARE
-    return Bands(row_BH, column_BW, broken_B1 & (uniform(batch, columns) < GAP_SHARE), uniform(batch))
 
 
 def _segment(size: int, batch: int, *, lengths: tuple[int, int], generator: Generator) -> Tensor:
@@ -234,13 +201,39 @@ def _segment(size: int, batch: int, *, lengths: tuple[int, int], generator: Gene
     return (place_1S >= start_B1) & (place_1S < start_B1 + length_B1)
 
 
+def add_bands(
+    images_BHW: Tensor, *, height: tuple[int, int], generator: Generator, probability: float | None = None
+) -> Faulty:
+    """Add a band to each image, or to a share of them: then none loses all of its columns."""
+    _check_images(images_BHW)
+    batch, rows, columns = images_BHW.shape
+
+    def uniform(*shape: int) -> Tensor:
+        return torch.rand(shape, generator=generator, device=generator.device).to(images_BHW.device)
+
+    # The order of the draws is part of what a seed means.
+    row_BH = _segment(rows, batch, lengths=height, generator=generator).to(images_BHW.device)
+    column_BW = _segment(columns, batch, lengths=(SHORTEST_LENGTH, columns), generator=generator)
+    column_BW = column_BW.to(images_BHW.device)
+    broken_B1 = uniform(batch, 1) < BROKEN_SHARE
+    missing_BW = broken_B1 & (uniform(batch, columns) < GAP_SHARE)
+    severity_B = uniform(batch)
+    if probability is not None:
+        chosen_B = uniform(batch) < probability
+        row_BH, severity_B = row_BH & chosen_B[:, None], severity_B * chosen_B
+        missing_BW = missing_BW & ~(missing_BW | ~column_BW).all(dim=1, keepdim=True)
+    mask_BHW = row_BH[:, :, None] & (column_BW & ~missing_BW)[:, None, :]
+    amplitude_B = (severity_B * images_BHW.amax(dim=(1, 2))).to(images_BHW.dtype)
+    faulty_BHW = torch.where(mask_BHW, images_BHW + amplitude_B[:, None, None], images_BHW)
+    return Faulty(faulty_BHW, mask_BHW, severity_B)
+
+
 class BandFaults(Faults):
     """Thin horizontal bands (spec/models.md, Synthetic faults), 1 to 3 of the map's own rows high.
 
     Length 2..full width, amplitude U(0, 1) of the image's maximum, which is the severity; half of the bands
-    are broken, each column missing with probability 0.4; a band that would lose all of them stays whole. A
-    pixel of the mask keeps its value only where the amplitude is 0 or too small for the sum; an image without
-    a positive value has no brighter band. ``rows`` is the height of the images given, pixels.
+    are broken, each column missing with probability 0.4; a band that would lose all of them stays whole.
+    ``rows`` is the height of the images given, pixels.
     """
 
     def __init__(self, config: configs.BandFaults, *, rows: int) -> None:
@@ -249,17 +242,7 @@ class BandFaults(Faults):
         self.height = max(1, round(row)), max(1, round(LARGEST_HEIGHT * row))
 
     def __call__(self, images_BHW: Tensor, *, generator: Generator) -> Faulty:
-        _check_images(images_BHW)
-        bands = draw_bands(images_BHW, height=self.height, generator=generator)
-        chosen_B = uniform_rows(len(images_BHW), 1, generator=generator, device=images_BHW.device).squeeze(1)
-        chosen_B = chosen_B < self.probability
-        lost_B1 = (bands.missing_BW | ~bands.column_BW).all(dim=1, keepdim=True)
-        return _add_bands(
-            images_BHW,
-            row_BH=bands.row_BH & chosen_B[:, None],
-            column_BW=bands.column_BW & (lost_B1 | ~bands.missing_BW),
-            severity_B=bands.severity_B * chosen_B,
-        )
+        return add_bands(images_BHW, height=self.height, generator=generator, probability=self.probability)
 
 
 def horizontal_bands(images_BHW: Tensor, *, seed: int, position: int) -> Faulty:
@@ -268,23 +251,8 @@ def horizontal_bands(images_BHW: Tensor, *, seed: int, position: int) -> Faulty:
     A broken band may lose all its columns here; its mask is then empty. ``position`` is that of the batch,
     e.g. the optimizer step; the same (seed, position) gives the same faults.
     """
-    _check_images(images_BHW)
     generator = Generator(images_BHW.device).manual_seed(derive(seed, "bands", position))
-    bands = draw_bands(images_BHW, height=(1, LARGEST_HEIGHT), generator=generator)
-    return _add_bands(
-        images_BHW,
-        row_BH=bands.row_BH,
-        column_BW=bands.column_BW & ~bands.missing_BW,
-        severity_B=bands.severity_B,
-    )
-
-
-def _add_bands(images_BHW: Tensor, *, row_BH: Tensor, column_BW: Tensor, severity_B: Tensor) -> Faulty:
-    """Add severity times the image's maximum where both row and column are covered."""
-    mask_BHW = row_BH[:, :, None] & column_BW[:, None, :]
-    amplitude_B = (severity_B * images_BHW.amax(dim=(1, 2))).to(images_BHW.dtype)
-    faulty_BHW = torch.where(mask_BHW, images_BHW + amplitude_B[:, None, None], images_BHW)
-    return Faulty(faulty_BHW, mask_BHW, severity_B)
+    return add_bands(images_BHW, height=(1, LARGEST_HEIGHT), generator=generator)
 
 
 def _check_images(images_BHW: Tensor) -> None:

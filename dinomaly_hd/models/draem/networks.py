@@ -13,8 +13,7 @@ from torch import Tensor, nn
 
 from dinomaly_hd.config.families import PooledHead, SevNetConfig, SpatialHead
 from dinomaly_hd.errors import ConfigError
-from dinomaly_hd.models.detector import Noise
-from dinomaly_hd.models.fast import dropout
+from dinomaly_hd.models.detector import Noise, dropout
 from dinomaly_hd.randomness import derive
 
 RECONSTRUCTIVE_WIDTH, DISCRIMINATIVE_WIDTH = 128, 64
@@ -24,8 +23,10 @@ CHANNEL_MULTIPLE = 4
 LARGEST_STRIDE = 2 ** (len(DISCRIMINATIVE_STAGES) - 1)
 INITIAL_SIGMA = 0.02
 SSIM_WINDOW = 11
+# Index of the first of the six activations that a severity head reads: act6 alone, or act2 .. act6.
 FIRST_SCALE = {"single_scale": 5, "multi_scale": 1}
-"""Index of the first of the six activations that a severity head reads: act6 alone, or act2 .. act6."""
+# For every activation: convolutions that kept the activation's own would make the multi-scale head more than
+# ten times larger, half as large as the discriminator.
 SPATIAL_CHANNELS = 32
 HEAD_DROPOUT = 0.1
 
@@ -56,10 +57,8 @@ def check_input(size: tuple[int, int], *, batch_size: int) -> None:
 
 
 def unit(inputs: int, outputs: int) -> nn.Sequential:
-    """Return 3 x 3 convolution, batch norm, ReLU.
-
-    The bias, which batch norm cancels in training, stays: the published parameter counts contain it.
-    """
+    """Return 3 x 3 convolution, batch norm, ReLU."""
+    # The bias, which batch norm cancels in training, stays: the published parameter counts contain it.
     return nn.Sequential(
         nn.Conv2d(inputs, outputs, 3, padding=1), nn.BatchNorm2d(outputs), nn.ReLU(inplace=True)
     )
@@ -76,12 +75,7 @@ def enlarge(x_BCHW: Tensor, *, like: Tensor) -> Tensor:
 
 
 class Encoder(nn.Module):
-    """Stages of two units, with 2 x 2 max pooling between; returns the output of each stage.
-
-    A last odd row or column is pooled alone, and the decoders enlarge to the size of the stage they go back
-    to, not by two: so every size is allowed, a health map's own 31 x 95 among them, and for multiples of 32
-    the shapes are the published ones.
-    """
+    """Stages of two units, with 2 x 2 max pooling between; returns the output of each stage."""
 
     def __init__(self, inputs: int, channels: Sequence[int]) -> None:
         super().__init__()
@@ -92,6 +86,9 @@ class Encoder(nn.Module):
         activations: list[Tensor] = []
         for stage in self.stages:
             if activations:
+                # A last odd row or column is pooled alone, and the decoders enlarge to the size of the stage
+                # they go back to, not by two: so every size is allowed, a health map's own 31 x 95 among
+                # them, and for multiples of 32 the shapes are the published ones.
                 x_BCHW = F.max_pool2d(x_BCHW, 2, ceil_mode=True)
             x_BCHW = stage(x_BCHW)
             activations.append(x_BCHW)
@@ -168,9 +165,7 @@ class GlobalPooling(nn.Module):
 class SpatialPooling(nn.Module):
     """A 3 x 3 convolution to 32 channels and its means on a small square grid (spatial_aware).
 
-    32 channels for every activation: convolutions that kept the activation's own would make the multi-scale
-    head more than ten times larger, half as large as the discriminator. With attention each cell is weighted
-    by a sigmoid of its channels.
+    With attention each cell is weighted by a sigmoid of its channels.
     """
 
     def __init__(self, config: SpatialHead, channels: Sequence[int]) -> None:

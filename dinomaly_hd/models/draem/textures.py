@@ -14,7 +14,6 @@ import torch
 from torch import Generator, Tensor
 
 from dinomaly_hd.config.families import OTHER_IMAGES, TEXTURES
-from dinomaly_hd.errors import ConfigError
 
 CHUNK = 16
 THRESHOLD = 0.5
@@ -53,14 +52,13 @@ def chunks(batch: int) -> Iterator[slice]:
 def perlin_noise(turn_BIJ: Tensor, *, cells_B2: Tensor, size: tuple[int, int]) -> Tensor:
     """Return noise (B, H, W) within -1..1, an own number of cells for each image and axis.
 
-    Gradients of length 1 on a grid, faded by 6 t^5 - 15 t^4 + 10 t^3, times sqrt 2. Pixels are sampled at
-    their centres, since at the grid points, where a fine grid on few pixels would sample, noise is zero.
-    The noise is not rotated: quarter turns only swap two axes that are drawn alike. A grid point's weight
-    factors into rows and columns, so that a batch needs no loop.
+    Gradients of length 1 on a grid, faded by 6 t^5 - 15 t^4 + 10 t^3, times sqrt 2.
 
     ``turn_BIJ`` are the gradients' directions as shares of a full turn; images use as many as they need of
     them: ``cells_B2`` along rows and columns are 1..I - 1 and 1..J - 1.
     """
+    # Not rotated: quarter turns only swap two axes that are drawn alike. A grid point's weight factors into
+    # rows and columns, so that a batch needs no loop.
     angle_BIJ = 2 * math.pi * turn_BIJ
     row_BHI, row_offset_BHI = _weights(cells_B2[:, 0], pixels=size[0], points=turn_BIJ.shape[1])
     column_BWJ, column_offset_BWJ = _weights(cells_B2[:, 1], pixels=size[1], points=turn_BIJ.shape[2])
@@ -72,6 +70,7 @@ def perlin_noise(turn_BIJ: Tensor, *, cells_B2: Tensor, size: tuple[int, int]) -
 def _weights(cells_B: Tensor, *, pixels: int, points: int) -> tuple[Tensor, Tensor]:
     """Return the weight of each grid point at each pixel of an axis, and weight times offset, (B, S, I)."""
     device = cells_B.device
+    # At pixels' centres: at the grid points, where a fine grid on few pixels would sample, noise is zero.
     place_S = (torch.arange(pixels, device=device) + 0.5) / pixels
     offset_BSI = (place_S * cells_B[:, None])[:, :, None] - torch.arange(points, device=device)
     # Beyond one cell the clamp makes the fade 1 and the weight 0.
@@ -81,11 +80,7 @@ def _weights(cells_B: Tensor, *, pixels: int, points: int) -> tuple[Tensor, Tens
 
 
 def perlin_mask(noise_BHW: Tensor) -> Tensor:
-    """Return where noise reaches 0.5, never empty.
-
-    An image whose noise stays below has its threshold three quarters up its own range instead, which is
-    where 0.5 lies in -1..1.
-    """
+    """Return where noise reaches 0.5, or, if it stays below, three quarters of its range; never empty."""
     low_B11 = noise_BHW.amin(dim=(1, 2), keepdim=True)
     high_B11 = noise_BHW.amax(dim=(1, 2), keepdim=True)
     own_B11 = low_B11 + THRESHOLD_SHARE * (high_B11 - low_B11)
@@ -131,19 +126,11 @@ def drawn_textures(images_BHW: Tensor, *, generator: Generator) -> Tensor:
 class FolderSource:
     """A user's textures, one at random for each image, stretched to the image's own range.
 
-    The texture is entered at a random pixel and wraps around where it ends, so it may be of any size.
-    ``textures_KHW`` are pictures of one channel, floats of any range; they stay on their device. Each texture
-    given depends on its own image's range and place in the batch only.
+    The texture is entered at a random pixel and wraps around where it ends, so it may be of any size. Each
+    texture given depends on its own image's range and place in the batch only.
     """
 
     def __init__(self, textures_KHW: Tensor) -> None:
-        if textures_KHW.ndim != 3 or textures_KHW.numel() == 0 or not textures_KHW.is_floating_point():
-            raise ConfigError(
-                f"textures of shape {tuple(textures_KHW.shape)} and type {textures_KHW.dtype}: "
-                "use one stack (number, rows, columns) of floats, at least one picture"
-            )
-        if not textures_KHW.isfinite().all():
-            raise ConfigError("textures hold values that are not finite: leave those pictures out")
         self.textures_KHW = textures_KHW
 
     def __call__(self, images_BHW: Tensor, *, generator: Generator) -> Tensor:
@@ -226,5 +213,5 @@ KINDS: tuple[Callable[[Tensor, tuple[int, int]], Tensor], ...] = (
     _noise,
     _stripes,
 )
+# What the kind that draws most, noise, needs.
 NUMBERS = len(OCTAVES) + sum((2**octave + 1) ** 2 for octave in OCTAVES)
-"""What the kind that draws most, noise, needs."""

@@ -10,12 +10,10 @@ from torch import Tensor
 from dinomaly_hd.models.patchcore.neighbours import direct_distance, nearest
 from dinomaly_hd.randomness import derive
 
-EPSILON = 0.9
-"""Distortion of squared distances that the projection's dimension is chosen for."""
+EPSILON = 0.9  # distortion of squared distances that the projection's dimension is chosen for
+# Tokens among which the next centres are sought, and of which those brought up to date at once.
 BLOCK, ROWS = 1024, 256
-"""Tokens among which the next centres are sought, and of which those brought up to date at once."""
-CHOSEN = -1.0
-"""Stands for the distance of a centre: below every distance, so that no token is chosen twice."""
+CHOSEN = -1.0  # stands for the distance of a centre: below every distance, so that no token is chosen twice
 
 
 def projection(width: int, *, count: int, seed: int) -> Tensor | None:
@@ -40,10 +38,10 @@ def greedy_centres(
     """Return the indices (M,) of greedy k-centre selection from ``start`` on, in the order of their choice.
 
     Each next centre is the token farthest from its nearest centre, the first one on ties; none is chosen
-    twice. Exact and lazy: distances only shrink, so a token's old distance bounds its present one, and
-    centres are chosen among the few tokens with the largest bounds while these are ahead of all others.
-    ``tick`` is called once per centre.
+    twice. ``tick`` is called once per centre.
     """
+    # Exact and lazy: distances only shrink, so a token's old distance bounds its present one, and centres are
+    # chosen among the few tokens with the largest bounds while these are ahead of all others.
     lazy = _Lazy(points_Nd, count=count, start=start)
     tick()
     size = BLOCK

@@ -3,24 +3,22 @@
 # B batch, C channels, h w token grid, Q = B * h * w, M bank tokens, D channels with context, H W pixels
 
 from collections.abc import Callable, Iterable
-from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from dinomaly_hd.config.base import FULL_ROW, context_of
 from dinomaly_hd.config.families import PatchCoreConfig
 from dinomaly_hd.errors import ConfigError, NonFiniteError
-from dinomaly_hd.models.detector import Detector, Prediction, take_shapes
+from dinomaly_hd.models.detector import Detector, Prediction, resized
 from dinomaly_hd.models.dinomaly.score import filtered, gaussian_kernel, row_context_mean
 from dinomaly_hd.models.networks import PositionScaling, Preprocessing, scaling_of
 from dinomaly_hd.models.patchcore.coreset import select_coreset
 from dinomaly_hd.models.patchcore.features import PatchFeatures
 from dinomaly_hd.models.patchcore.neighbours import Nearest, NeighbourIndex, direct_distance
 
+# Of the map's Gaussian, pixels; a window of four sigmas to each side leaves out 6e-5 of its weight.
 SIGMA, RADIUS = 4.0, 16
-"""Of the map's Gaussian, pixels; a window of four sigmas to each side leaves out 6e-5 of its weight."""
 
 
 def with_context(features_BChw: Tensor, *, context: tuple[int, ...]) -> Tensor:
@@ -157,9 +155,8 @@ class PatchCore(Detector):
                 bank_MD=self.bank,
                 num_neighbors=self.config.num_neighbors,
             )
-            distance_B1hw = distance_BN.view(batch, 1, *grid)
-            map_B1HW = F.interpolate(distance_B1hw, size=self.map_size, mode="bilinear", align_corners=False)
-            return Prediction(smooth(map_B1HW.squeeze(1)), largest.values * weight_B)
+            map_BHW = resized(distance_BN.view(batch, *grid), self.map_size)
+            return Prediction(smooth(map_BHW), largest.values * weight_B)
 
     def _nearest(self, tokens_QD: Tensor, *, grid: tuple[int, int]) -> Nearest:
         if self.config.position_radius == FULL_ROW:
@@ -187,7 +184,3 @@ class PatchCore(Detector):
             near = [one.nonzero().flatten() for one in away <= int(self.config.position_radius)]
             self._near = self.place, near
         return self._near[1]
-
-    def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *rest: Any) -> None:
-        take_shapes(self, state_dict, prefix)
-        super()._load_from_state_dict(state_dict, prefix, *rest)

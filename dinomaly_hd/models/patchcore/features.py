@@ -14,8 +14,7 @@ from dinomaly_hd.errors import ConfigError
 from dinomaly_hd.models.networks import FrozenNetwork, architecture, network, with_stages
 from dinomaly_hd.models.weights import Weights
 
-STAGES = (2, 3)
-"""Stages of a CNN by default: strides 8 and 16, layer2 and layer3 of a ResNet."""
+STAGES = (2, 3)  # stages of a CNN by default: strides 8 and 16, layer2 and layer3 of a ResNet
 
 
 def check_layers(config: EncoderConfig, layers: str) -> tuple[int, ...]:
@@ -49,11 +48,9 @@ def build_patch_features(
 
 
 def local_mean(maps_BChw: Tensor) -> Tensor:
-    """Return the mean of each place's 3x3 neighbourhood, fewer places at the borders.
-
-    Zeros beyond the border would count as neighbours, shorten border features by up to 5/9, and make of them
-    a population of their own, which fills the coreset.
-    """
+    """Return the mean of each place's 3x3 neighbourhood, fewer places at the borders."""
+    # Zeros beyond the border would shorten border features by up to 5/9, and make of them a population of
+    # their own, which fills the coreset.
     return F.avg_pool2d(maps_BChw, kernel_size=3, stride=1, padding=1, count_include_pad=False)
 
 

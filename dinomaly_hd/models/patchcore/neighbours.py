@@ -8,16 +8,12 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-CANDIDATES = 32
-"""Bank tokens, at most, that are measured from differences for a query."""
-GROUP = 64
-"""Bank tokens of which the nearest by products is looked for first."""
-CHUNK = 2**23
-"""Products held at once: 32 MB."""
-UNIT, SLACK = 2.0**-24, 8
-"""Relative error of one float32 operation, and a few more of them beside each sum's."""
+CANDIDATES = 32  # bank tokens, at most, that are measured from differences for a query
+GROUP = 64  # bank tokens of which the nearest by products is looked for first
+CHUNK = 2**23  # products held at once: 32 MB
+UNIT, SLACK = 2.0**-24, 8  # relative error of one float32 operation, and a few more of them beside each sum's
+# Of the bank's variance in its few coordinates, tokens that these are taken from, and reduced at once.
 KEPT_SHARE, SAMPLE, PIECE = 0.98, 8192, 8192
-"""Of the bank's variance in its few coordinates, tokens that these are taken from, and reduced at once."""
 
 
 class Nearest(NamedTuple):
@@ -41,18 +37,17 @@ def nearest(tokens_QD: Tensor, bank_MD: Tensor) -> Nearest:
 
 
 class NeighbourIndex:
-    """A bank of which nearest tokens are asked for many times.
+    """A bank (float32, M >= 1), not to be changed any more, of which nearest tokens are asked many times.
 
-    A distance in some orthonormal coordinates, with the length of what they leave out as one more, is at
-    most the tokens' own. So |q - b|^2 = |q|^2 + |b|^2 - 2qb, a matrix product in few principal coordinates,
-    names a token that is near, and that token's own distance leaves only those as candidates whose lesser one
-    is within it and the product's error bound. Candidates are measured from differences, so that distances
-    are those of ``direct_distance`` in any case. Where candidates are many, all coordinates are taken,
-    and where they are many then, the whole bank is measured.
-
-    The bank (float32, M >= 1) is not to be changed any more. Finding the few coordinates costs some hundred
-    queries' time; ``reduced=False`` looks in all at once.
+    Finding few coordinates costs some hundred queries' time; ``reduced=False`` looks in all at once.
     """
+
+    # A distance in some orthonormal coordinates, with the length of what they leave out as one more, is at
+    # most the tokens' own. So |q - b|^2 = |q|^2 + |b|^2 - 2qb, a matrix product in few principal coordinates,
+    # names a token that is near, and that token's own distance leaves only those as candidates whose lesser
+    # one is within it and the product's error bound. Candidates are measured from differences, so distances
+    # are those of ``direct_distance`` in any case. Where candidates are many, all coordinates are taken, and
+    # where they are many then, the whole bank is measured.
 
     def __init__(self, bank_MD: Tensor, *, reduced: bool = True) -> None:
         self.bank_MD, self._mean_D = bank_MD, bank_MD.mean(dim=0)
