@@ -149,8 +149,8 @@ def linear_of(make: Callable[[Tensor], Tensor], x: Tensor, *, layer: nn.Linear) 
     def unpack(kept: Tensor | Size) -> Tensor:
         if isinstance(kept, Tensor):
             return kept
-        with torch.no_grad():
-            return make(given).view(kept)
+        assert not torch.is_grad_enabled(), "what is made again has no graph: differentiate once"
+        return make(given).view(kept)
 
     with torch.autograd.graph.saved_tensors_hooks(pack, unpack):
         return layer(made)  # type: ignore[no-any-return]

@@ -75,8 +75,8 @@ class PositionScaling(LearnedSizes):
 
     def fit(self, images_NHW: Tensor) -> None:
         """Learn from training images; to be called before the encoder sees any."""
-        images = images_NHW.numpy(force=True)
-        self.logarithm = torch.tensor(has_logarithm(images)).double()
+        positive = has_logarithm(images_NHW.numpy(force=True))
+        self.logarithm = torch.tensor(positive, dtype=torch.float64, device=images_NHW.device)
         level_NHW = self._level(images_NHW)
         std_HW = level_NHW.std(dim=0, correction=0)
         self.mean, self.std = level_NHW.mean(dim=0), torch.where(std_HW > 0, std_HW, 1.0)

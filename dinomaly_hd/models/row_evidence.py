@@ -170,11 +170,7 @@ def neighbour_weights(residual_NRC: Floats) -> Floats:
 
 
 def fit(maps: NDArray[Any], config: RowEvidenceConfig, *, seed: int, tick: Callable[[], None]) -> Evidence:
-    """Learn from training normals, of more than 10,000 from as many, evenly chosen.
-
-    Raises:
-        DataError: Fewer than 10 maps, maps without variation, or smaller than 7 x 47.
-    """
+    """Learn from training normals, of more than 10,000 from as many, evenly chosen."""
     check(maps)
     most = min(MOST_MAPS, MOST_PIXELS // maps[0].size)
     maps_NRC = maps[:: -(-len(maps) // most)].astype(np.float64)

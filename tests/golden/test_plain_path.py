@@ -23,10 +23,9 @@ from dinomaly_hd.models.dinomaly import attention
 from dinomaly_hd.models.dinomaly.detector import Dinomaly
 from dinomaly_hd.models.encoders import ViTEncoder
 from dinomaly_hd.models.weights import locate, timm_name
-from dinomaly_hd.training.optim import StableAdamW, warm_cosine
+from tests.golden.test_variant_losses import task_of
 
 STEPS, IMAGES, BATCH = 50, 6, 2
-RATE, CLIP = 2e-3, 0.1
 ENCODER, BLOCKS = "dinov2reg_vit_small_14", range(2, 10)
 VALUES = {
     "encoder": ENCODER,
@@ -35,8 +34,10 @@ VALUES = {
     "map_size": "32",
     "decoder_depth": "2",
     "max_steps": str(STEPS),
+    "warmup_steps": "10",
     "batch_size": str(BATCH),
 }
+RUN = with_values(preset_run("full", baseline()), VALUES)
 MAPS = torch.rand(IMAGES, 31, 95, generator=torch.Generator().manual_seed(3))
 
 
@@ -49,8 +50,7 @@ def weights_file(tmp_path_factory: pytest.TempPathFactory) -> str:
 
 
 def detector(weights_file: str) -> Dinomaly:
-    values = {**VALUES, "encoder_weights": weights_file}
-    run = with_values(preset_run("full", baseline()), values)
+    run = with_values(RUN, {"encoder_weights": weights_file})
     built = build_detector(run, weights=locate(run.encoder.encoder, run.encoder.encoder_weights))
     assert isinstance(built, Dinomaly)
     return built
@@ -84,22 +84,12 @@ class PlainEncoder(nn.Module):
 
 def trained(model: Dinomaly, encode: Callable[[int], Tensor]) -> list[float]:
     """Train for ``STEPS`` steps and return each step's loss."""
-    parameters = [each for each in model.parameters() if each.requires_grad]
-    optimizer = StableAdamW(parameters, lr=RATE)
-    order = torch.randint(IMAGES, (STEPS, BATCH), generator=torch.Generator().manual_seed(7))
-    losses = []
+    losses: list[float] = []
+    task = task_of(model, RUN, log=lambda values, _: losses.append(values["train/loss"]))
     model.train()
-    for step, items in enumerate(order):
+    for items in torch.randint(IMAGES, (STEPS, BATCH), generator=torch.Generator().manual_seed(7)):
         encoded = torch.cat([encode(int(item)) for item in items])
-        batch = Batch(MAPS[items], torch.zeros(BATCH, dtype=torch.int64), encoded)
-        loss = model.training_loss(batch, step=step).total
-        loss.backward()
-        nn.utils.clip_grad_norm_(parameters, CLIP)
-        rate = warm_cosine(step, base=RATE, final=RATE / 10, warmup=10, total=STEPS)
-        optimizer.param_groups[0]["lr"] = rate
-        optimizer.step()
-        model.zero_grad()
-        losses.append(loss.item())
+        task.training_step(Batch(MAPS[items], torch.zeros(BATCH, dtype=torch.int64), encoded), 0)
     return losses
 
 

@@ -130,10 +130,11 @@ class FolderSource:
     texture given depends on its own image's range and place in the batch only.
     """
 
-    def __init__(self, textures_KHW: Tensor) -> None:
+    def __init__(self, textures_KHW: Tensor | None) -> None:
         self.textures_KHW = textures_KHW
 
     def __call__(self, images_BHW: Tensor, *, generator: Generator) -> Tensor:
+        assert self.textures_KHW is not None, "loaded without its textures: it can score, not train"
         batch, height, width = images_BHW.shape
         count, rows, columns = self.textures_KHW.shape
         device = self.textures_KHW.device
@@ -151,16 +152,10 @@ class FolderSource:
         return textures_BHW
 
 
-def unread(images_BHW: Tensor, *, generator: Generator) -> Tensor:
-    """Stand for the textures of a model that was loaded to score, which draws no faults."""
-    del images_BHW, generator
-    raise AssertionError("this model was loaded without its textures: it can score, not train")
-
-
 def source_of(path: str, textures_KHW: Tensor | None) -> Callable[..., Tensor]:
     """Return the source that ``anomaly_source_path`` names; ``textures_KHW`` are those of a user's folder."""
-    folder = unread if textures_KHW is None else FolderSource(textures_KHW)
-    return {OTHER_IMAGES: other_images, TEXTURES: drawn_textures}.get(path, folder)
+    sources = {OTHER_IMAGES: other_images, TEXTURES: drawn_textures}
+    return sources.get(path, FolderSource(textures_KHW))
 
 
 def _stretched(textures_BHW: Tensor, *, like: Tensor) -> Tensor:
