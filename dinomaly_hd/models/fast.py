@@ -132,7 +132,7 @@ def with_fast_products(model: nn.Module) -> nn.Module:
 # ---- what the backward pass makes again instead of keeping it: the same bits, the same gradients ----
 
 
-def linear_of(make: Callable[[Tensor], Tensor], x: Tensor, *, layer: nn.Linear) -> Tensor:
+def linear_of(make: Callable[[Tensor], Tensor], x: Tensor, *, layer: nn.Module) -> Tensor:
     """Return ``layer(make(x))`` and keep ``x`` instead of ``make(x)``, a cheap function of it such as a norm.
 
     Decoder blocks and the bottleneck keep most of what a training step holds in memory.

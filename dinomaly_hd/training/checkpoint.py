@@ -4,7 +4,7 @@ import re
 import zipfile
 from collections.abc import Collection
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, get_origin, get_type_hints
 
 import torch
 from torch import Tensor
@@ -34,12 +34,8 @@ class Checkpoint(NamedTuple):
     patience: dict[str, Any]  # what early stopping remembers
 
 
-FIELDS = {"schema", *Checkpoint._fields}
-KINDS = {
-    **dict.fromkeys(("step", "nonfinite"), int),
-    **dict.fromkeys(("config", "data_digest", "encoder_digest"), str),
-    **dict.fromkeys(("weights", "optimizer", "patience"), dict),
-}
+KINDS = {name: get_origin(kind) or kind for name, kind in get_type_hints(Checkpoint).items()}
+FIELDS = {"schema", *KINDS}
 
 
 class Newest(NamedTuple):

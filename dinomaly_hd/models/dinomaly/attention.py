@@ -48,7 +48,7 @@ def attend_beyond_row(
     Row-blind attention).
     """
     # What a query may not read is subtracted from the global sums of k v^T and k.
-    q_BhRWd, k_BhRWd, v_BhRWd = (x.unflatten(2, grid) for x in (q_BhNd, k_BhNd, v_BhNd))
+    q_BhRWd, k_BhRWd, v_BhRWd = (x.reshape(*x.shape[:2], *grid, x.shape[3]) for x in (q_BhNd, k_BhNd, v_BhNd))
     # One more value of 1 turns the denominator into a column of the numerator.
     v_BhRWe = F.pad(v_BhRWd, (0, 1), value=1.0)
     state_BhRde = k_BhRWd.transpose(-2, -1) @ v_BhRWe

@@ -130,7 +130,7 @@ class AdaptiveMining(HardMining):
 
     def easy(self, distance_BN: Tensor, *, p: float, batch: Batch) -> Tensor:
         rates = self.rates(batch.images_BHW[: len(distance_BN)], p=p).tolist()
-        images = zip(distance_BN.split(1), rates, strict=True)
+        images = zip(torch.split(distance_BN, 1), rates, strict=True)
         return torch.cat([easy_tokens(image_1N, p=rate) for image_1N, rate in images])
 
 
