@@ -25,31 +25,17 @@ LEAST = 1e-3  # what is below counts as that before its logarithm
 DARK_SHARE = 0.01  # of pixels at or below 0
 
 
-def maximum(images_NHW: Images) -> FloatArray:
-    """Largest pixel of each image."""
-    return np.asarray(images_NHW.max(axis=(1, 2)), dtype=np.float64)
-
-
-def mean(images_NHW: Images) -> FloatArray:
-    """Mean pixel of each image."""
-    return np.asarray(images_NHW.mean(axis=(1, 2), dtype=np.float64))
-
-
-def standard_deviation(images_NHW: Images) -> FloatArray:
-    """Standard deviation of each image's pixels (population form)."""
-    return np.asarray(images_NHW.std(axis=(1, 2), dtype=np.float64))
-
-
 def contrast(images_NHW: Images) -> FloatArray:
     """(maximum - mean) / standard deviation of each image; 0 for a flat image, which has no contrast."""
-    height_N, std_N = maximum(images_NHW) - mean(images_NHW), standard_deviation(images_NHW)
+    max_N, mean_N, std_N = (TRIVIAL[name](images_NHW) for name in ("max", "mean", "std"))
+    height_N = max_N - mean_N
     return np.divide(height_N, std_N, out=np.zeros_like(std_N), where=std_N > 0)
 
 
 TRIVIAL: dict[str, Callable[[Images], FloatArray]] = {
-    "max": maximum,
-    "mean": mean,
-    "std": standard_deviation,
+    "max": lambda images_NHW: images_NHW.max(axis=(1, 2)).astype(np.float64),
+    "mean": lambda images_NHW: images_NHW.mean(axis=(1, 2), dtype=np.float64),
+    "std": lambda images_NHW: images_NHW.std(axis=(1, 2), dtype=np.float64),
     "contrast": contrast,
 }
 

@@ -76,26 +76,24 @@ def row_features(values_NRC: Floats) -> Floats:
 
 
 def factor_bands(maps_NRC: Floats, *, seed: int, copy: int, positive: bool) -> Bands:
-    """Write one band onto each map, a function of (seed, copy, place of the map).
-
-    Row uniform; 20..C columns long, with 0 to 3 gaps of 3 to 15 columns; its pixels are raised by the factor
-    1 + a, a = severity * exp(N(0, .2)), severity log-uniform in .08..1.5. One neighbouring row gets a share
-    of it, U(0, .6), shifted by at most one column. Where maps are not ``positive`` a factor would raise
-    nothing: a standard deviations of the map are added.
-    """
+    """Write one band onto each map, a function of (seed, copy, place of the map)."""
     count, rows, columns = maps_NRC.shape
     banded_NRC, row_N, place_C = maps_NRC.copy(), np.empty(count, np.int64), np.arange(columns)
     for n in range(count):
         draw = np.random.default_rng(derive(seed, "row bands", copy, n))
         row_N[n] = row = int(draw.integers(rows))
+        # 20..C columns long, with 0 to 3 gaps of 3 to 15 columns.
         length, start = draw.integers(SHORTEST, columns + 1), draw.integers(columns)
         inside_C = place_C < length  # counted from the band's own first column
         for _ in range(draw.integers(GAPS + 1)):
             first, gap = draw.integers(length), draw.integers(GAP_COLUMNS[0], GAP_COLUMNS[1] + 1)
             inside_C &= (place_C < first) | (place_C >= first + gap)
+        # Raised by the factor 1 + a, a = severity * exp(N(0, .2)), severity log-uniform in .08..1.5; one of
+        # the next rows gets a share of it, U(0, .6), shifted by at most one column.
         severity = np.exp(draw.uniform(*np.log(SEVERITY)))
         rise_C = np.roll(inside_C * severity * np.exp(draw.normal(0, ROUGHNESS, columns)), start)
         leak_C = draw.uniform(0, LEAK) * np.roll(rise_C, draw.integers(-1, 2))
+        # Where maps are not positive a factor would raise nothing: a deviations of the map are added.
         for at, share_C in ((row, rise_C), ((row + draw.choice((-1, 1))) % rows, leak_C)):
             banded_NRC[n, at] += share_C * (maps_NRC[n, at] if positive else maps_NRC[n].std())
     return Bands(banded_NRC, np.stack([np.arange(count), row_N], axis=1))

@@ -36,10 +36,7 @@ def warm_cosine(
 class StableAdamW(Optimizer):
     """AdamW whose step shrinks where the gradient outruns its own second moment (update clipping).
 
-    The root mean square of g / sqrt(v) over a tensor, divided by ``clip_threshold`` and at least 1,
-    divides that tensor's learning rate (Wortsman et al. 2023, as in the original Dinomaly; golden g5).
-    With ``amsgrad`` the largest second moment so far divides; ``weight_decay`` is decoupled, times the rate.
-    No value leaves the device during a step.
+    Wortsman et al. 2023, as in the original Dinomaly (golden g5). No value leaves the device during a step.
     """
 
     def __init__(
@@ -87,12 +84,13 @@ class StableAdamW(Optimizer):
         steps = [self.state[parameter]["step"] for parameter in parameters]
         gradients = [cast(Tensor, parameter.grad) for parameter in parameters]
         beta1, beta2 = group["betas"]
+        # Weight decay is decoupled, times the rate.
         torch._foreach_mul_(parameters, 1 - group["lr"] * group["weight_decay"])
         torch._foreach_mul_(first, beta1)
         torch._foreach_add_(first, gradients, alpha=1 - beta1)
         torch._foreach_mul_(second, beta2)
         torch._foreach_addcmul_(second, gradients, gradients, value=1 - beta2)
-        if largest:
+        if largest:  # with amsgrad the largest second moment so far divides
             torch._foreach_maximum_(largest[0], second)
             second = largest[0]
         torch._foreach_copy_(denominators, second)
@@ -101,6 +99,7 @@ class StableAdamW(Optimizer):
         torch._foreach_add_(denominators, group["eps"])
         torch._foreach_copy_(ratios, gradients)
         torch._foreach_div_(ratios, denominators)
+        # The root mean square of g / sqrt(v) over a tensor, if above the threshold, divides its rate.
         shrinks = [
             (ratio.square_().mean().sqrt() / group["clip_threshold"]).clamp_(min=1) for ratio in ratios
         ]

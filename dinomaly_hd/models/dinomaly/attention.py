@@ -132,11 +132,9 @@ class RowBlindMixing(PlainMixing):
 
 
 class RowDropoutMixing(PlainMixing):
-    """Segment dropout on the values of a block's first heads, and with ``keys`` on phi(k) of the same tokens.
+    """Segment dropout on the values of a block's first heads, in training (spec/variants.md, Row dropout).
 
-    With ``keys`` a dropped token leaves numerator and denominator alike; without, the others' values shrink
-    by its share. Training only; ``row_p`` rises linearly over ``decoder_warmup`` steps (spec/variants.md, Row
-    dropout in the decoder). ``heads`` is the number of all heads.
+    ``heads`` is the number of all heads; ``row_p`` rises linearly over ``decoder_warmup`` steps.
     """
 
     drops = True
@@ -164,6 +162,8 @@ class RowDropoutMixing(PlainMixing):
             dropping_h11 = (torch.arange(v_BhNd.shape[1], device=v_BhNd.device) < self.heads)[:, None, None]
             dropped_BhN1 = dropped_Bhw.flatten(1)[:, None, :, None] & dropping_h11
             v_BhNd, rate = v_BhNd.masked_fill(dropped_BhN1, 0), dropped_Bhw.float().mean()
+            # With keys a dropped token leaves numerator and denominator alike; without, the others' values
+            # shrink by its share.
             k_BhNd = k_BhNd.masked_fill(dropped_BhN1, 0) if self.config.keys else k_BhNd
         return Mixed(attend(q_BhNd, k_BhNd, v_BhNd).value_BhNd, rate)
 

@@ -83,9 +83,7 @@ def check_tokens(tokens: int, *, grid: tuple[int, int], what: str) -> None:
 class SegmentDropout(Bottleneck):
     """Drop short horizontal runs of whole tokens, so that a row cannot be rebuilt from its neighbours.
 
-    Each row of each sample is picked with probability ``row_p``; a start is drawn uniformly so that the
-    segment fits; each of its ``seg_len`` tokens is zeroed with probability ``seg_drop_p``. Nothing is
-    rescaled: the decoder's LayerNorm absorbs it (spec/variants.md, Segment dropout).
+    Nothing is rescaled: the decoder's LayerNorm absorbs it (spec/variants.md, Segment dropout).
     """
 
     def __init__(self, grid: tuple[int, int], config: Segments) -> None:
@@ -100,6 +98,8 @@ class SegmentDropout(Bottleneck):
     def draw(self, batch: int, *, generator: Generator, strength: float = 1.0) -> Tensor:
         """Return a boolean mask (B, h, w), true where a token is dropped; ``strength`` scales ``row_p``."""
         (height, width), config, device = self.grid, self.config, generator.device
+        # Each row of each sample is picked with row_p, a start is drawn so that the segment fits, and each of
+        # its tokens drops with seg_drop_p.
         row_p = config.row_p * strength
         picked_Bh1 = torch.rand(batch, height, 1, generator=generator, device=device) < row_p
         starts = width - config.seg_len + 1

@@ -103,8 +103,7 @@ class AdaptiveMining(HardMining):
 
     p_i = p(t) c sigmoid(s (ref - APE_i)), at most 1, with ref the mean entropy of the training images and c
     such that the mean of p_i over them is p(t) (spec/variants.md, Adaptive): maps whose structure points one
-    way, and so are easier to rebuild, discard more. Where a p_i would exceed 1 the mean falls short of
-    p(t): .8993 for .9 on the simulated maps.
+    way, and so are easier to rebuild, discard more.
     """
 
     config: AdaptiveLoss
@@ -126,6 +125,7 @@ class AdaptiveMining(HardMining):
 
     def rates(self, images_BHW: Tensor, *, p: float) -> Tensor:
         """Return each image's discard rate (B,)."""
+        # Where a rate would exceed 1 the mean falls short of p: .8993 for .9 on the simulated maps.
         return (p * self.ape_factor * self._share(angular_power_entropy(images_BHW))).clamp(max=1)
 
     def easy(self, distance_BN: Tensor, *, p: float, batch: Batch) -> Tensor:
@@ -135,22 +135,21 @@ class AdaptiveMining(HardMining):
 
 
 def angular_power_entropy(images_BHW: Tensor) -> Tensor:
-    """Return the entropy of the power spectrum over directions, 0 (one direction) .. 1 (all alike), (B,).
-
-    The power of the 2-D spectrum without its constant part is summed over 36 sectors of 5 degrees (a
-    direction and its opposite are one); the entropy of the shares is divided by log 36. A map without any
-    variation has 1. The definition is ours: the authors' documents name the quantity only.
-    """
+    """Return the entropy of the power spectrum over directions, 0 (one direction) .. 1 (all alike), (B,)."""
+    # The definition is ours: the authors' documents name the quantity only.
     height, width = images_BHW.shape[1:]
     centred = images_BHW.double() - images_BHW.double().mean(dim=(1, 2), keepdim=True)
     power_BP = torch.fft.fft2(centred).abs().square().flatten(1)
     like: Any = {"dtype": torch.float64, "device": images_BHW.device}
     row_P = torch.fft.fftfreq(height, **like).repeat_interleave(width)
     column_P = torch.fft.fftfreq(width, **like).repeat(height)
+    # Power is summed over 36 sectors of 5 degrees: a direction and its opposite are one. The constant part
+    # has no direction.
     angle_P = torch.atan2(row_P, column_P).remainder(math.pi)
     sector_P = (angle_P * (SECTORS / math.pi)).long().clamp(max=SECTORS - 1)
     sector_P = torch.where((row_P == 0) & (column_P == 0), -1, sector_P)
     share_BA = torch.stack([power_BP[:, sector_P == a].sum(dim=1) for a in range(SECTORS)], dim=1)
+    # A map without any variation has 1.
     total_B1 = share_BA.sum(dim=1, keepdim=True)
     share_BA = torch.where(total_B1 > 0, share_BA / total_B1.clamp(min=1e-300), 1 / SECTORS)
     entropy_B: Tensor = torch.special.entr(share_BA).sum(dim=1) / math.log(SECTORS)
@@ -203,9 +202,7 @@ class TopK(ReconstructionLoss):
     """Mean of the k largest token distances; the share q falls linearly from 100 % to ``q_percent``.
 
     m = the pooled distance; k = max(1, floor(q / 100 * n)), n tokens in the scope: the batch, each sample, or
-    the batch's samples of one domain, and then the mean over scopes (spec/variants.md, TopK). Everything
-    below the tail gets no gradient. With ``tail_context`` the tail is chosen on distances averaged along
-    rows, and the loss itself takes the plain ones (Directional tail).
+    the batch's samples of one domain, and then the mean over scopes (spec/variants.md, TopK).
     """
 
     config: TopKLoss
@@ -222,6 +219,8 @@ class TopK(ReconstructionLoss):
         distance_BN = pooling(token_distance(encoder_BSND.detach(), decoder_BSND))
         share = self.q_at(step) / 100
         grid_B1hw = distance_BN.detach().reshape(len(distance_BN), 1, *self.grid)
+        # With a context the tail is chosen on distances averaged along rows, and paid in plain ones
+        # (Directional tail). Everything below the tail gets no gradient.
         rank_BN = row_context_mean(grid_B1hw, k=self.config.tail_context).reshape(distance_BN.shape)
         tails, kept = [], 0
         for rows_B in self._scopes(batch.domain_B[: len(distance_BN)]):

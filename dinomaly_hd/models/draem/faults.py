@@ -215,9 +215,10 @@ def add_bands(
     row_BH = _segment(rows, batch, lengths=height, generator=generator).to(images_BHW.device)
     column_BW = _segment(columns, batch, lengths=(SHORTEST_LENGTH, columns), generator=generator)
     column_BW = column_BW.to(images_BHW.device)
+    # Half of the bands are broken: each column is missing with probability 0.4.
     broken_B1 = uniform(batch, 1) < BROKEN_SHARE
     missing_BW = broken_B1 & (uniform(batch, columns) < GAP_SHARE)
-    severity_B = uniform(batch)
+    severity_B = uniform(batch)  # of the image's maximum
     if probability is not None:
         chosen_B = uniform(batch) < probability
         row_BH, severity_B = row_BH & chosen_B[:, None], severity_B * chosen_B
@@ -231,8 +232,6 @@ def add_bands(
 class BandFaults(Faults):
     """Thin horizontal bands (spec/models.md, Synthetic faults), 1 to 3 of the map's own rows high.
 
-    Length 2..full width, amplitude U(0, 1) of the image's maximum, which is the severity; half of the bands
-    are broken, each column missing with probability 0.4; a band that would lose all of them stays whole.
     ``rows`` is the height of the images given, pixels.
     """
 

@@ -106,9 +106,7 @@ def other_images(images_BHW: Tensor, *, generator: Generator) -> Tensor:
 def drawn_textures(images_BHW: Tensor, *, generator: Generator) -> Tensor:
     """Return procedural textures, one of three kinds for each image, stretched to the image's own range.
 
-    Four plane waves; noise of four scales (4..32 cells); stripes (one plane wave cut at a level). Waves have
-    1..32 cycles an image, log-uniform, in any direction. Each depends on its own image's range and place in
-    the batch only.
+    Each depends on its own image's range and place in the batch only.
     """
     batch, size = len(images_BHW), (images_BHW.shape[1], images_BHW.shape[2])
     uniform_BP = uniform_rows(batch, 1 + NUMBERS, generator=generator, device=images_BHW.device)
@@ -169,6 +167,7 @@ def _stretched(textures_BHW: Tensor, *, like: Tensor) -> Tensor:
 
 def _plane_waves(uniform_BKP: Tensor, size: tuple[int, int]) -> Tensor:
     """Return sums of plane waves, by sin(x + y) = sin x cos y + cos x sin y as one matrix product."""
+    # 1..32 cycles an image, log-uniform, in any direction.
     amplitude_BK, frequency_BK, direction_BK, phase_BK = uniform_BKP.unbind(dim=2)
     cycles_BK = 2 ** (LARGEST_OCTAVE * frequency_BK)
     angle_BK = math.pi * direction_BK
@@ -203,6 +202,7 @@ def _noise(uniform_BP: Tensor, size: tuple[int, int]) -> Tensor:
     return noise_BHW
 
 
+# Four plane waves; noise of four scales, 4..32 cells; stripes, one plane wave cut at a level.
 KINDS: tuple[Callable[[Tensor, tuple[int, int]], Tensor], ...] = (
     lambda uniform_BP, size: _plane_waves(uniform_BP[:, : 4 * WAVES].reshape(-1, WAVES, 4), size),
     _noise,
