@@ -11,7 +11,7 @@ import platform
 from collections.abc import Callable
 from functools import cache
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 import torch.nn.functional as F
@@ -23,7 +23,6 @@ MLP_RATIO = 4  # width of a transformer block's hidden layer over that of its to
 CACHED_BYTES = 10 * 2**20  # of a widest layer: two images with ViT-S/14 at 392 px, one with ViT-B/14
 AMD, CPUINFO = "AuthenticAMD", Path("/proc/cpuinfo")
 SMALLEST = 2**14  # values of a weight from which on oneDNN pays: a call costs some 20 microseconds
-TOLERANCE = 1e-4
 
 
 def pieces(batch: Tensor, *, widest: int) -> tuple[Tensor, ...]:
@@ -61,12 +60,11 @@ def _onednn_is_right() -> bool:
             found = _onednn(x, weight, bias)
         except (AttributeError, RuntimeError, TypeError):
             return False
-        return torch.allclose(found, F.linear(x, weight, bias), atol=TOLERANCE)
+        return torch.allclose(found, F.linear(x, weight, bias), atol=1e-4)
 
 
 def _onednn(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-    out: Tensor = torch.ops.mkldnn._linear_pointwise(x, weight, bias, "none", [], "")
-    return out
+    return cast(Tensor, torch.ops.mkldnn._linear_pointwise(x, weight, bias, "none", [], ""))
 
 
 def _suits_onednn(x: Tensor, weight: Tensor) -> bool:
@@ -85,8 +83,7 @@ def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
     if not _suits_onednn(x, weight):
         return F.linear(x, weight, bias)
     if torch.is_grad_enabled():
-        out: Tensor = _Linear.apply(x, weight, bias)
-        return out
+        return cast(Tensor, _Linear.apply(x, weight, bias))
     return _onednn(x, weight, bias)
 
 
@@ -160,8 +157,7 @@ def positive_feature(x: Tensor) -> Tensor:
     """Return elu(x) + 1, contiguous, ready for a batched matrix product, and all that is kept."""
     if not ON:
         return x.clamp(max=0).exp() + F.relu(x)
-    feature: Tensor = _PositiveFeature.apply(x)
-    return feature
+    return cast(Tensor, _PositiveFeature.apply(x))
 
 
 class _PositiveFeature(torch.autograd.Function):
@@ -177,16 +173,14 @@ class _PositiveFeature(torch.autograd.Function):
     @once_differentiable  # type: ignore[untyped-decorator,unused-ignore]
     def backward(ctx: Any, gradient: Tensor) -> Tensor:
         # The slope is exp(x), the feature itself, up to x = 0, and 1 above, where the feature exceeds 1.
-        feature: Tensor = ctx.saved_tensors[0]
-        return gradient * feature.clamp(max=1)
+        return gradient * cast(Tensor, ctx.saved_tensors[0]).clamp(max=1)
 
 
 def divided(value_BhNd: Tensor, denominator_BhN1: Tensor) -> Tensor:
     """Return the quotient (B, h, N, d), laid out token by token as the projection after it reads it."""
     if not ON:
         return value_BhNd / denominator_BhN1
-    out: Tensor = _Divided.apply(value_BhNd, denominator_BhN1)
-    return out
+    return cast(Tensor, _Divided.apply(value_BhNd, denominator_BhN1))
 
 
 class _Divided(torch.autograd.Function):
