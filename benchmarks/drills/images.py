@@ -55,12 +55,6 @@ def bare_tiff(*tags: tuple[int, int, int]) -> bytes:
     return b"II*\0" + struct.pack("<IH", 8, len(tags)) + entries + bytes(4)
 
 
-def huge_tiff(side: int = HUGE) -> bytes:
-    """Return a small TIFF whose header promises side x side pixels (14 GB at the default)."""
-    sides = ((256, 1, side), (257, 1, side), (258, 1, 32), (259, 1, 1), (262, 1, 1))
-    return bare_tiff(*sides, (273, 1, 8), (278, 1, side), (279, 1, 4 * side), (339, 1, 3))
-
-
 def _map(*more: int) -> npt.NDArray[np.float32]:
     return np.random.default_rng([SEED, *more]).random((*SHAPE, *more), dtype=np.float32) * 3
 

@@ -1,6 +1,7 @@
 """Drill 13: workers of a study that are killed in the midst of their trials."""
 
 import multiprocessing
+import os
 import random
 import signal
 import time
@@ -19,6 +20,8 @@ from dinomaly_hd.tuning.study import SYNTHETIC, Joined, Plan, chain_of, join
 from dinomaly_hd.tuning.worker import Attempt, work
 
 HEARTBEAT_S, TRIAL_S, BUDGET_S = 3, 0.5, 900
+STORAGE = "DRILL_STORAGE"
+"""In the environment: the address of another storage, such as a PostgreSQL, than a SQLite file."""
 
 
 def _build(text: str) -> RunConfig:
@@ -26,10 +29,10 @@ def _build(text: str) -> RunConfig:
 
 
 def joined(folder: Path, *, trials: int) -> Joined:
-    """Make or join a study of one value in a SQLite file of ``folder``, without Optuna's remarks."""
+    """Make or join a study of one value that is ``folder``'s own, without Optuna's remarks."""
     plan = Plan(
-        study="killed",
-        address=address_of(f"sqlite:///{folder / 'optuna.db'}", root=folder),
+        study=".".join(folder.parts[1:]),
+        address=address_of(os.environ.get(STORAGE, f"sqlite:///{folder / 'optuna.db'}"), root=folder),
         trials=trials,
         config="F",
         space=make_space(("row_p",), base="F", build=_build, check=lambda _: None),
