@@ -34,9 +34,22 @@ FLAGS = {
     "checkpoint_interval": "2",
     "val_check_interval": "10",
     "maps_per_group": "0",
+    "domains": "A,C",
     "gpu": "cpu",
 }
-PRELOADED = ["entry_points.horizontal", "dinomaly_hd.experiments.protocols", "mlflow", __name__]
+PRELOADED = [
+    "entry_points.horizontal",
+    "dinomaly_hd.experiments.protocols",
+    "dinomaly_hd.serving.served",
+    "mlflow.pyfunc",
+    "mlflow.store.tracking.sqlalchemy_store",
+    "mlflow.system_metrics.system_metrics_monitor",
+    "sklearn.metrics",
+    "sklearn.linear_model",
+    "git",
+    "alembic.command",
+    __name__,
+]
 POLL_S, LONGEST_WAIT_S = 0.002, 900.0
 
 
@@ -59,7 +72,7 @@ def start(folder: Path, *, uri: str | None = None, **changes: str) -> BaseProces
     """
     folder.mkdir(parents=True, exist_ok=True)
     process = launcher().Process(
-        target=_train, args=(folder, {**FLAGS, **changes, "result_dir": str(folder)}, uri or store(folder))
+        target=_train, args=(folder, {**FLAGS, **changes, "result_dir": str(folder)}, uri or store(folder.parent))
     )
     process.start()
     return process
