@@ -72,7 +72,8 @@ def start(folder: Path, *, uri: str | None = None, **changes: str) -> BaseProces
     """
     folder.mkdir(parents=True, exist_ok=True)
     process = launcher().Process(
-        target=_train, args=(folder, {**FLAGS, **changes, "result_dir": str(folder)}, uri or store(folder.parent))
+        target=_train,
+        args=(folder, {**FLAGS, **changes, "result_dir": str(folder)}, uri or store(folder.parent)),
     )
     process.start()
     return process
