@@ -14,6 +14,7 @@ from dinomaly_hd.files import publish_json
 
 ROOT = Path(__file__).resolve().parent.parent
 RESULTS = ROOT / "benchmarks" / "results"
+LONGEST_S = 900.0
 
 Result = TypeVar("Result")
 
@@ -76,9 +77,20 @@ def run(name: str, values: Mapping[str, object], *, folder: Path | None = None) 
     subprocess.run(entry_point(name, values), cwd=ROOT, check=True, **quiet)
 
 
-def surroundings(folder: Path, **more: str) -> dict[str, str]:
+def ended(
+    command: Sequence[str], folder: Path, *, cwd: Path = ROOT, **more: str
+) -> subprocess.CompletedProcess[str]:
+    """Let a process come to its end, in its environment an MLflow store in ``folder`` and ``more``."""
+    around = {**surroundings(folder), **more}
+    return subprocess.run(
+        command, cwd=cwd, env=around, capture_output=True, text=True, timeout=LONGEST_S, check=False
+    )
+
+
+def surroundings(folder: Path) -> dict[str, str]:
     """Return the environment of a process whose MLflow store lies in ``folder``."""
-    return {**os.environ, "MLFLOW_TRACKING_URI": f"sqlite:///{folder / 'mlflow.db'}", **more}
+    own = {key: value for key, value in os.environ.items() if key != "MLFLOW_RUN_ID"}
+    return {**own, "MLFLOW_TRACKING_URI": f"sqlite:///{folder / 'mlflow.db'}"}
 
 
 def newest(folder: Path, pattern: str) -> Path:
