@@ -17,9 +17,10 @@ from torch.nn.modules.module import register_module_parameter_registration_hook
 
 from benchmarks.common import ended, entry_point
 from benchmarks.drills import Drill, Tally
-from benchmarks.drills.hostile import Sandbox, add_domain, start
+from benchmarks.drills.hostile import Sandbox, start
 from dinomaly_hd.data.hdmap import FAULTS_SHOWN
 from entry_points.common import QUIET
+from tests.files import add_domain
 
 SEED = 9
 DATA_CODE = 65
@@ -102,9 +103,7 @@ DAMAGES = (
     Damage("a device", _link(NEW, "/dev/zero"), (f"{NEW}: {OUT} /dev/zero",)),
     Damage("a file from outside", _move_out(OLD), (f"{OLD}: {OUT}",)),
     Damage("a folder from outside", _move_out(GOOD), (f"{GOOD}: {OUT}",)),
-    Damage(
-        "a folder called an image", lambda domain: (domain / NEW).mkdir(), (f"{NEW}: cannot be read: Is a",)
-    ),
+    Damage("a folder called an image", lambda root: (root / NEW).mkdir(), (f"{NEW}: cannot be read: Is a",)),
     Damage("a pipe", lambda domain: os.mkfifo(domain / NEW), (f"{NEW}: not a regular file",)),
     Damage("no image", _write(f"{TRAIN}/notes.txt"), (f"{TRAIN}/notes.txt: not an image of a known",)),
     Damage("no bytes", _write(NEW, b""), (f"{NEW}: 0 bytes, expected 1",)),

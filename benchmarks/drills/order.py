@@ -10,11 +10,10 @@ from typing import NamedTuple
 
 from benchmarks.common import ROOT, ended, entry_point
 from benchmarks.drills import Drill, Tally, runs
-from benchmarks.drills.hostile import add_domain
 from dinomaly_hd.data.hdmap import load_manifest
-from dinomaly_hd.data.tree import FOLDERS
 from dinomaly_hd.runs.store import prepare_store
 from entry_points.common import EXPERIMENT
+from tests.files import SPLITS, add_domain
 
 SEED = 17
 NAMES = ("\u0131\u011f.tiff", "\u0130I.tiff", "\u00e9 b.tiff")
@@ -89,8 +88,7 @@ READINGS, FAST_READINGS = 30, 7
 def _write_maps(root: Path, *, names: tuple[str, ...]) -> Path:
     for domain in DOMAINS:
         add_domain(root, domain)
-        for split, label, _ in FOLDERS:
-            place = root / domain / split / label
+        for place in (root / domain / split for split in SPLITS):
             for path, name in zip(sorted(place.iterdir()), names, strict=False):
                 path.rename(place / name)
     return root

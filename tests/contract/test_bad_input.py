@@ -22,6 +22,7 @@ import torch
 from dinomaly_hd.experiments import prepare
 from dinomaly_hd.runs.folder import read_state
 from entry_points.common import launch
+from tests.files import add_domain
 
 from .conftest import SETTINGS, TinyRun
 
@@ -41,12 +42,8 @@ CONDITIONS = [
 @pytest.fixture(scope="module")
 def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Maps of one domain."""
-    root, generator = tmp_path_factory.mktemp("data") / "maps", np.random.default_rng(0)
-    for place in ("train/good", "test/good", "test/fault"):
-        folder = root / "domain_A" / place
-        folder.mkdir(parents=True)
-        for number in range(2):
-            tifffile.imwrite(folder / f"{number:06d}.tiff", generator.random((31, 95), dtype=np.float32))
+    root = tmp_path_factory.mktemp("data")
+    add_domain(root, "domain_A")
     return root
 
 

@@ -11,12 +11,12 @@ from unittest.mock import Mock
 
 import numpy as np
 import pytest
-import tifffile
 from PIL import Image
 
 from dinomaly_hd.data import images
 from dinomaly_hd.data.images import decode_image, read_image
 from dinomaly_hd.errors import ImageError, Interrupted
+from tests.files import chunk, grey_png, tiff
 
 MAP = np.random.default_rng(0).random((31, 95), dtype=np.float32) * 3
 GREY8, GREY16, GREY32 = (MAP * 80).astype("u1"), (MAP * 20000).astype("u2"), (MAP * 1e9).astype("u4")
@@ -26,12 +26,6 @@ SIGNALLING = MAP.copy()
 SIGNALLING.view(np.uint32)[2, 3] = 0x7F800001
 NOT_FINITE = "1 of 2945 values are NaN or infinite, the first at row 2, column 3"
 ROWS = b"".join(b"\0" + bytes(95) for _ in range(31))
-
-
-def tiff(image: np.ndarray, **options: object) -> bytes:
-    stream = BytesIO()
-    tifffile.imwrite(stream, image, **options)
-    return stream.getvalue()
 
 
 def saved(picture: Image.Image, kind: str, **options: object) -> bytes:
@@ -48,15 +42,6 @@ def libtiff(**options: object) -> bytes:
 def png(mode: str | None = None, **options: object) -> bytes:
     picture = Image.fromarray(GREY8)
     return saved(picture if mode is None else picture.convert(mode), "PNG", **options)
-
-
-def chunk(what: bytes, body: bytes) -> bytes:
-    return struct.pack(">I", len(body)) + what + body + struct.pack(">I", zlib.crc32(what + body))
-
-
-def grey_png(height: int, width: int, stream: bytes, *, before: bytes = b"") -> bytes:
-    header = chunk(b"IHDR", struct.pack(">IIBBBBB", width, height, 8, 0, 0, 0, 0))
-    return b"\x89PNG\r\n\x1a\n" + header + before + chunk(b"IDAT", stream) + chunk(b"IEND", b"")
 
 
 def place_of(data: bytes, tag: int) -> int:
