@@ -11,8 +11,6 @@ from typing import NamedTuple
 from benchmarks.common import ROOT, ended, entry_point
 from benchmarks.drills import Drill, Tally, runs
 from dinomaly_hd.data.hdmap import load_manifest
-from dinomaly_hd.runs.store import prepare_store
-from entry_points.common import EXPERIMENT
 from tests.files import SPLITS, add_domain
 
 SEED = 17
@@ -127,10 +125,9 @@ def _run_differs(
     folder: Path, around: Surroundings, *, expected: Path, maps: Path, locales: Path
 ) -> str | None:
     own = {"data_root": maps, "result_dir": folder / "results", "num_workers": around.workers}
-    folder.mkdir()
-    prepare_store(runs.store(folder), experiment=EXPERIMENT, root=folder)  # artifacts beside it
+    command, store = entry_point("horizontal", {**runs.FLAGS, **FLAGS, **own}), runs.store(folder.parent)
     try:
-        _done(entry_point("horizontal", {**runs.FLAGS, **FLAGS, **own}), folder, around, locales=locales)
+        _done(command, folder, around, locales=locales, MLFLOW_TRACKING_URI=store)  # where it has tables
     except RuntimeError as error:
         return str(error)
     run = runs.run_folder(folder / "results")

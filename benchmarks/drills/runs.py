@@ -37,6 +37,7 @@ FLAGS = {
     "domains": "A,C",
     "gpu": "cpu",
 }
+# What a run imports at once or late.
 PRELOADED = [
     "entry_points.horizontal",
     "dinomaly_hd.experiments.protocols",
@@ -48,7 +49,8 @@ PRELOADED = [
     "sklearn.linear_model",
     "git",
     "alembic.command",
-    __name__,
+    "benchmarks.drills.studies",
+    "benchmarks.drills.tracking",
 ]
 POLL_S, LONGEST_WAIT_S = 0.002, 900.0
 
@@ -66,9 +68,9 @@ def launcher() -> ForkServerContext:
 
 
 def start(folder: Path, *, uri: str | None = None, **changes: str) -> BaseProcess:
-    """Start or go on with the run of ``folder``: its results, MLflow store, encoded images and log.
+    """Start or go on with the run of ``folder``: its results, encoded images and log.
 
-    ``uri``: another MLflow store than the folder's own. What else a project holds lies beside the folder.
+    What else a project holds lies beside the folder, such as MLflow's store, where ``uri`` names no other.
     """
     folder.mkdir(parents=True, exist_ok=True)
     process = launcher().Process(

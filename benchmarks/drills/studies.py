@@ -1,6 +1,5 @@
 """Drill 13: workers of a study that are killed in the midst of their trials."""
 
-import multiprocessing
 import os
 import random
 import signal
@@ -11,7 +10,7 @@ from pathlib import Path
 
 from optuna.trial import TrialState
 
-from benchmarks.drills import Drill, Tally
+from benchmarks.drills import Drill, Tally, runs
 from dinomaly_hd.config.resolve import resolve_config
 from dinomaly_hd.config.run import RunConfig
 from dinomaly_hd.tuning.space import make_space
@@ -66,7 +65,7 @@ def _worker(folder: Path, trials: int) -> None:
 def killed_workers(folder: Path, full: bool) -> Tally:
     """Kill half of the workers at work: the rest finish the study, each trial once, none stays RUNNING."""
     count, trials = (20, 40) if full else (4, 8)
-    tally, context, moments = Tally(), multiprocessing.get_context("spawn"), random.Random(13)
+    tally, context, moments = Tally(), runs.launcher(), random.Random(13)
     study = joined(folder, trials=trials).study
     workers = [context.Process(target=_worker, args=(folder, trials)) for _ in range(count)]
     for worker in workers:

@@ -1,6 +1,5 @@
 """Drills 11 and 12: a tracking server that dies, and one SQLite file that many start on at once."""
 
-import multiprocessing
 import random
 import subprocess
 import sys
@@ -10,7 +9,7 @@ from contextlib import AbstractContextManager
 from pathlib import Path
 
 from benchmarks.common import timed
-from benchmarks.drills import Drill, Tally
+from benchmarks.drills import Drill, Tally, runs
 from dinomaly_hd.runs.mirror import mirror
 from dinomaly_hd.runs.store import client_for, prepare_store
 from dinomaly_hd.runs.tracker import Tracker
@@ -101,8 +100,7 @@ def _starter(folder: Path, number: int) -> None:
 
 def starters(folder: Path, full: bool) -> Tally:
     """Start many processes at once on a fresh SQLite file: all live, and every point arrives."""
-    context = multiprocessing.get_context("spawn")
-    count = STARTERS if full else STARTERS // 2
+    context, count = runs.launcher(), STARTERS if full else STARTERS // 2
     processes = [context.Process(target=_starter, args=(folder, number)) for number in range(count)]
     for process in processes:
         process.start()
@@ -112,10 +110,10 @@ def starters(folder: Path, full: bool) -> Tally:
     client = client_for(uri)
     experiment = client.get_experiment_by_name(EXPERIMENT)
     found = client.search_runs([experiment.experiment_id]) if experiment else []
-    runs = {run.info.run_name: run for run in found}
+    started = {run.info.run_name: run for run in found}
     tally, points = Tally(), 0
     for number, process in enumerate(processes):
-        run = runs.get(f"starter{number}")
+        run = started.get(f"starter{number}")
         here = 0 if run is None else len(client.get_metric_history(run.info.run_id, "train/loss"))
         points += here
         fine = process.exitcode == 0 and here == POINTS_EACH
