@@ -38,9 +38,9 @@ def chunk(what: bytes, body: bytes) -> bytes:
     return struct.pack(">I", len(body)) + what + body + struct.pack(">I", zlib.crc32(what + body))
 
 
-def grey_png(height: int, width: int, stream: bytes, *, before: bytes = b"") -> bytes:
-    """Return a PNG whose header promises these sides, whatever its stream holds."""
-    header = chunk(b"IHDR", struct.pack(">IIBBBBB", width, height, 8, 0, 0, 0, 0))
+def png_of(height: int, width: int, stream: bytes, *, before: bytes = b"", colour: int = 0) -> bytes:
+    """Return a PNG of 8 bits whose header promises these sides, whatever its stream; colour 2 is RGB."""
+    header = chunk(b"IHDR", struct.pack(">IIBBBBB", width, height, 8, colour, 0, 0, 0))
     return b"\x89PNG\r\n\x1a\n" + header + before + chunk(b"IDAT", stream) + chunk(b"IEND", b"")
 
 

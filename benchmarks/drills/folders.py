@@ -103,7 +103,9 @@ DAMAGES = (
     Damage("a device", _link(NEW, "/dev/zero"), (f"{NEW}: {OUT} /dev/zero",)),
     Damage("a file from outside", _move_out(OLD), (f"{OLD}: {OUT}",)),
     Damage("a folder from outside", _move_out(GOOD), (f"{GOOD}: {OUT}",)),
-    Damage("a folder called an image", lambda root: (root / NEW).mkdir(), (f"{NEW}: cannot be read: Is a",)),
+    Damage(
+        "a folder called an image", lambda domain: (domain / NEW).mkdir(), (f"{NEW}: cannot be read: Is a",)
+    ),
     Damage("a pipe", lambda domain: os.mkfifo(domain / NEW), (f"{NEW}: not a regular file",)),
     Damage("no image", _write(f"{TRAIN}/notes.txt"), (f"{TRAIN}/notes.txt: not an image of a known",)),
     Damage("no bytes", _write(NEW, b""), (f"{NEW}: 0 bytes, expected 1",)),

@@ -22,7 +22,7 @@ from dinomaly_hd.data.folder import load_folder
 from dinomaly_hd.data.hdmap import load_manifest
 from dinomaly_hd.errors import DataError, ImageError, LayoutError
 from dinomaly_hd.serving.images import encode_files, read_input
-from tests.files import SHAPE, SPLITS, bare_tiff, chunk, grey_png, png, tiff
+from tests.files import SHAPE, SPLITS, bare_tiff, chunk, png, png_of, tiff
 
 SEED = 6
 MUTATED, FAST_MUTATED = 2700, 300
@@ -251,9 +251,9 @@ def bomb_files() -> list[tuple[str, bytes, str]]:
     loop = b"".join(struct.pack("<HI", 0, following) for following in [*pages[1:], pages[-2]])
     return [
         ("tiff", _tiff_of_one_strip(HUGE, rows=15), huge),
-        ("png", grey_png(HUGE, HUGE, zlib.compress(b"\0")), huge),
-        ("png", grey_png(*SHAPE, _zeros(8192)), "do not inflate to the 2976 bytes"),
-        ("png", grey_png(HUGE, HUGE, empty, before=text), huge),
+        ("png", png_of(HUGE, HUGE, zlib.compress(b"\0")), huge),
+        ("png", png_of(*SHAPE, _zeros(8192)), "do not inflate to the 2976 bytes"),
+        ("png", png_of(HUGE, HUGE, empty, before=text), huge),
         ("tiff", _inflating_tiff(*STRIP), "damaged or cut short"),
         ("tiff", _inflating_tiff(*TILE), "decodes"),
         ("tiff", b"II*\0" + struct.pack("<I", pages[0]) + loop, "in a loop"),

@@ -16,7 +16,7 @@ from PIL import Image
 from dinomaly_hd.data import images
 from dinomaly_hd.data.images import decode_image, read_image
 from dinomaly_hd.errors import ImageError, Interrupted
-from tests.files import chunk, grey_png, tiff
+from tests.files import chunk, png_of, tiff
 
 MAP = np.random.default_rng(0).random((31, 95), dtype=np.float32) * 3
 GREY8, GREY16, GREY32 = (MAP * 80).astype("u1"), (MAP * 20000).astype("u2"), (MAP * 1e9).astype("u4")
@@ -129,7 +129,7 @@ def test_whole_numbers_are_divided_by_the_largest_of_their_type(image: np.ndarra
 
 def test_text_bombs_never_reach_the_decoder() -> None:
     text = chunk(b"zTXt", b"a\0\0" + zlib.compress(bytes(2**20)))
-    image = decode_image(grey_png(31, 95, zlib.compress(ROWS), before=text * 900), name="a.png").image
+    image = decode_image(png_of(31, 95, zlib.compress(ROWS), before=text * 900), name="a.png").image
     np.testing.assert_array_equal(image, np.zeros((31, 95)))
 
 
@@ -172,13 +172,13 @@ BAD_PNGS = {
     "1 bit": (png("1"), "1-bit grey PNG"),
     "transparent": (png(transparency=3), "with a transparent value"),
     "animated": (png(save_all=True, append_images=[Image.fromarray(GREY8 // 2)]), "2 pages, expected 1"),
-    "flat": (grey_png(1, 2**22, zlib.compress(ROWS)), "1 x 4194304 pixels, expected sides of"),
+    "flat": (png_of(1, 2**22, zlib.compress(ROWS)), "1 x 4194304 pixels, expected sides of"),
     "cut": (png()[:-20], "cut short"),
-    "rows missing": (grey_png(31, 95, zlib.compress(ROWS[:960])), "do not inflate to"),
-    "rows too many": (grey_png(31, 95, zlib.compress(ROWS * 2)), "do not inflate to"),
+    "rows missing": (png_of(31, 95, zlib.compress(ROWS[:960])), "do not inflate to"),
+    "rows too many": (png_of(31, 95, zlib.compress(ROWS * 2)), "do not inflate to"),
     "wrong checksum": (png()[:-1] + b"\0", "checksum of chunk b'IEND' is wrong"),
-    "chunk of another standard": (grey_png(31, 95, ROWS, before=chunk(b"CgBI", b"")), "unknown critical"),
-    "1001 chunks": (grey_png(31, 95, ROWS, before=chunk(b"tEXt", b"") * 1001), "more than 1000 chunks"),
+    "chunk of another standard": (png_of(31, 95, ROWS, before=chunk(b"CgBI", b"")), "unknown critical"),
+    "1001 chunks": (png_of(31, 95, ROWS, before=chunk(b"tEXt", b"") * 1001), "more than 1000 chunks"),
 }
 REFUSED = {
     **{f"{case} TIFF": ("a.tiff", *bad) for case, bad in BAD_TIFFS.items()},
