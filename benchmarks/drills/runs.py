@@ -18,7 +18,7 @@ import torch
 from safetensors.torch import load_file
 
 from dinomaly_hd.files import TEMPORARY_PREFIX
-from dinomaly_hd.runs.folder import CHECKPOINTS, FINISHED, RESULTS, all_runs, read_state
+from dinomaly_hd.runs.folder import CHECKPOINTS, FINISHED, RESULTS, STATE, all_runs, read_state
 from dinomaly_hd.runs.journal import Journal
 from entry_points import common, horizontal
 
@@ -133,7 +133,8 @@ def log(folder: Path) -> Path:
 
 def run_folder(folder: Path) -> Path | None:
     """Return the newest run folder, None where the run has not come so far."""
-    return max(all_runs(folder), default=None)
+    # Not all_runs: this is asked hundreds of times a second, beside the run that is waited for.
+    return max((path.parent for path in folder.glob(f"horizontal/*/{STATE}")), default=None)
 
 
 def logged(folder: Path, name: bytes = b'"train/loss"') -> int:
