@@ -261,12 +261,8 @@ def test_a_bug_is_70_and_says_so(capsys: pytest.CaptureFixture[str]) -> None:
 
 
 def test_the_process_itself_ends_with_the_code() -> None:
-    for flags, message in (
-        (["--preset", "quick", "--q-percent", "0"], "ConfigError: q_percent='0': "),
-        (["stray"], "ConfigError: unexpected word 'stray'; write --name value\n"),
-    ):
-        command = [sys.executable, "-m", "entry_points.topk", *flags]
-        ended = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
-        assert ended.returncode == 64
-        assert ended.stderr.startswith(message)
-        assert len(ended.stderr.splitlines()) == 1
+    command = [sys.executable, "-m", "entry_points.topk", "--preset", "quick", "--q-percent", "0"]
+    ended = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+    assert ended.returncode == 64
+    assert ended.stderr.startswith("ConfigError: q_percent='0': ")
+    assert len(ended.stderr.splitlines()) == 1
