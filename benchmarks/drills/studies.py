@@ -54,9 +54,16 @@ def run_trials(folder: Path, evaluate: Callable[[Attempt], Sequence[float]], *, 
         work(study, evaluate=evaluate, tick=lambda: None, on_count=lambda _: None)
 
 
+def _at_work(folder: Path, pid: int | None) -> Path:
+    """Return the file that is there while a worker is in the midst of a trial."""
+    return folder / f"at_work_{pid}"
+
+
 def _worker(folder: Path, trials: int) -> None:
     def row_p(attempt: Attempt) -> list[float]:
+        _at_work(folder, os.getpid()).touch()
         time.sleep(TRIAL_S)
+        _at_work(folder, os.getpid()).unlink()
         return [float(attempt.point["row_p"])]
 
     run_trials(folder, row_p, trials=trials)
@@ -70,12 +77,10 @@ def killed_workers(folder: Path, full: bool) -> Tally:
     workers = [context.Process(target=_worker, args=(folder, trials)) for _ in range(count)]
     for worker in workers:
         worker.start()
-    end = time.monotonic() + BUDGET_S
-    while time.monotonic() < end and not study.get_trials(states=(TrialState.RUNNING,)):
-        time.sleep(0.05)
-    doomed = moments.sample(workers, count // 2)
+    end, doomed = time.monotonic() + BUDGET_S, moments.sample(workers, count // 2)
     for worker in doomed:
-        time.sleep(moments.uniform(0, 2 * TRIAL_S / count))
+        runs.wait_until(_at_work(folder, worker.pid).exists, process=worker)
+        time.sleep(moments.uniform(0, TRIAL_S / 2))
         worker.kill()
     for number, worker in enumerate(workers):
         worker.join(timeout=max(0.0, end - time.monotonic()))
