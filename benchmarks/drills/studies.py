@@ -6,6 +6,7 @@ import signal
 import time
 import warnings
 from collections.abc import Callable, Sequence
+from multiprocessing.process import BaseProcess
 from pathlib import Path
 
 from optuna.trial import TrialState
@@ -77,17 +78,20 @@ def killed_workers(folder: Path, full: bool) -> Tally:
     workers = [context.Process(target=_worker, args=(folder, trials)) for _ in range(count)]
     for worker in workers:
         worker.start()
-    end, doomed = time.monotonic() + BUDGET_S, moments.sample(workers, count // 2)
-    for worker in doomed:
-        runs.wait_until(_at_work(folder, worker.pid).exists, process=worker)
-        time.sleep(moments.uniform(0, TRIAL_S / 2))
-        worker.kill()
+    end, alive, doomed = time.monotonic() + BUDGET_S, list(workers), list[BaseProcess]()
+    while len(doomed) < count // 2 and alive and time.monotonic() < end:
+        time.sleep(moments.uniform(0, TRIAL_S / count))
+        if at_work := [worker for worker in alive if _at_work(folder, worker.pid).exists()]:
+            doomed.append(moments.choice(at_work))
+            doomed[-1].kill()
+        alive = [worker for worker in alive if worker not in doomed and worker.is_alive()]
     for number, worker in enumerate(workers):
         worker.join(timeout=max(0.0, end - time.monotonic()))
         if worker not in doomed:
             tally.add(f"worker {number}", f"exit code {worker.exitcode}" if worker.exitcode != 0 else None)
             worker.kill()
     killed = sum(worker.exitcode == -signal.SIGKILL for worker in doomed)
+    tally.add("killed in the midst of a trial", None if killed == count // 2 else f"{killed} workers")
     complete = [chain_of(trial) for trial in study.get_trials(states=(TrialState.COMPLETE,))]
     running = len(study.get_trials(states=(TrialState.RUNNING,)))
     once = len(set(complete)) == len(complete) == trials
