@@ -114,6 +114,7 @@ REFUSED = [
     ("single_domain", "model_type=patchcore learning_rate=.1", "learning_rate does not apply to pat.*draem"),
     ("single_domain", "model_type=draem patch_count=2", "patch_count does not apply.*fault_source=patch"),
     ("single_domain", "model_type=draem val_split_ratio=0", "patience needs held-out normals.*give val_spl"),
+    ("single_domain", "target_domains=B", "unknown flag --target_domains"),
     ("multi_domain", "source_domain=E", "'E' is not one of domains=A,B,C,D"),
     ("multi_domain", "target_domains=A,B", "target_domains='A,B'.*other domains than A"),
     ("multi_domain", "domains=A", "expected one or more other domains than A"),

@@ -7,8 +7,10 @@ from typing import Any
 
 import numpy as np
 import pytest
+import tifffile
 import torch
 from numpy.typing import NDArray
+from PIL import Image
 
 from dinomaly_hd.config.resolve import resolve_model
 from dinomaly_hd.data.feature_files import FeaturePlace
@@ -17,37 +19,42 @@ from dinomaly_hd.data.hdmap import load_manifest
 from dinomaly_hd.experiments.run import Outcome, execute
 from dinomaly_hd.runs.folder import Context
 from dinomaly_hd.training.checkpoint import newest
-from tests.files import SHAPE, SPLITS, png, tiff
 
 from .conftest import SETTINGS
 from .light_runs import assert_same_weights
 
+SHAPE = (31, 95)
 BRIGHT = 2.9
 
 
-def whole(kind: type[np.unsignedinteger[Any]]) -> Callable[[NDArray[np.float32]], bytes]:
-    """Return what writes an image as a PNG of whole numbers."""
-    largest = np.iinfo(kind).max
-    return lambda image: png((np.clip(image, 0, 1) * largest).round().astype(kind))
+def write_tiff(path: Path, image: NDArray[np.float32]) -> None:
+    tifffile.imwrite(path.with_suffix(".tiff"), image)
 
 
-FORMS: dict[str, tuple[Any, str, str, float]] = {
-    "tiff": (tiff, "tiff", "float32", BRIGHT),
-    "png8": (whole(np.uint8), "png", "uint8", 1.0),
-    "png16": (whole(np.uint16), "png", "uint16", 1.0),
+def png_of(kind: type[np.unsignedinteger[Any]]) -> Callable[[Path, NDArray[np.float32]], None]:
+    def write(path: Path, image: NDArray[np.float32]) -> None:
+        whole = (np.clip(image, 0, 1) * np.iinfo(kind).max).round().astype(kind)
+        Image.fromarray(whole).save(path.with_suffix(".png"))
+
+    return write
+
+
+FORMS: dict[str, tuple[Any, str, float]] = {
+    "tiff": (write_tiff, "float32", BRIGHT),
+    "png8": (png_of(np.uint8), "uint8", 1.0),
+    "png16": (png_of(np.uint16), "uint16", 1.0),
 }
 
 
-def write_maps(root: Path, *, form: str = "tiff", count: int = 4) -> Path:
-    write, extension, *_ = FORMS[form]
-    for place in SPLITS:
+def write_maps(root: Path, *, write: Any = write_tiff, count: int = 4) -> Path:
+    for place in ("train/good", "test/good", "test/fault"):
         folder = root / "domain_C" / place
         folder.mkdir(parents=True)
         images = np.random.default_rng(len(place)).uniform(0.1, 0.5, (count, *SHAPE)).astype(np.float32)
         if place == "test/fault":
             images[:, 12, 20:60] = BRIGHT
         for i, image in enumerate(images):
-            (folder / f"{i:06d}.{extension}").write_bytes(write(image))
+            write(folder / f"{i:06d}", image)
     return root
 
 
@@ -76,8 +83,8 @@ def weights(outcome: Outcome) -> dict[str, torch.Tensor]:
 
 @pytest.mark.parametrize("form", FORMS)
 def test_every_file_form_trains_also_without_held_out_normals(train: Any, tmp_path: Path, form: str) -> None:
-    *_, dtype, brightest = FORMS[form]
-    root = write_maps(tmp_path / "maps", form=form)
+    write, dtype, brightest = FORMS[form]
+    root = write_maps(tmp_path / "maps", write=write)
     outcome = train(root, max_steps="3", **({} if form == "tiff" else {"val_split_ratio": "0"}))
     manifest = load_manifest(root, domains=["C"], conditions="none")
     assert (manifest.dtype, manifest.shape) == (dtype, SHAPE)
