@@ -1,30 +1,20 @@
 """What benchmarks share: flags, records in benchmarks/results, entry points started as a user starts them."""
 
-import http.client
 import json
 import os
-import signal
-import socket
 import subprocess
 import sys
 import time
-import urllib.request
 from argparse import ArgumentParser, Namespace, RawDescriptionHelpFormatter
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import Any, TypeVar
 
 from dinomaly_hd.files import publish_json
-from dinomaly_hd.runs.store import client_for
-
-if TYPE_CHECKING:
-    from mlflow.entities import Run
 
 ROOT = Path(__file__).resolve().parent.parent
-PATIENCE_S = 900.0
-"""How long a server may take to answer."""
 RESULTS = ROOT / "benchmarks" / "results"
+LONGEST_S = 900.0
 
 Result = TypeVar("Result")
 
@@ -87,61 +77,24 @@ def run(name: str, values: Mapping[str, object], *, folder: Path | None = None) 
     subprocess.run(entry_point(name, values), cwd=ROOT, check=True, **quiet)
 
 
-def surroundings(folder: Path, **more: str) -> dict[str, str]:
+def ended(
+    command: Sequence[str], folder: Path, *, cwd: Path = ROOT, **more: str
+) -> subprocess.CompletedProcess[str]:
+    """Let a process come to its end, in its environment an MLflow store in ``folder`` and ``more``."""
+    around = {**surroundings(folder), **more}
+    return subprocess.run(
+        command, cwd=cwd, env=around, capture_output=True, text=True, timeout=LONGEST_S, check=False
+    )
+
+
+def surroundings(folder: Path) -> dict[str, str]:
     """Return the environment of a process whose MLflow store lies in ``folder``."""
-    return {**os.environ, "MLFLOW_TRACKING_URI": f"sqlite:///{folder / 'mlflow.db'}", **more}
-
-
-def runs_in(uri: str, experiment: str, wanted: str = "") -> "list[Run]":
-    """Return MLflow's runs of an experiment, none where there is none."""
-    client = client_for(uri)
-    found = client.get_experiment_by_name(experiment)
-    return list(client.search_runs([found.experiment_id], wanted, max_results=10_000)) if found else []
+    own = {key: value for key, value in os.environ.items() if key != "MLFLOW_RUN_ID"}
+    return {**own, "MLFLOW_TRACKING_URI": f"sqlite:///{folder / 'mlflow.db'}"}
 
 
 def newest(folder: Path, pattern: str) -> Path:
     return max(folder.glob(pattern), key=lambda path: path.stat().st_mtime)
-
-
-def free_port() -> int:
-    with socket.socket() as listener:
-        listener.bind(("127.0.0.1", 0))
-        return int(listener.getsockname()[1])
-
-
-@contextmanager
-def answering(
-    command: Sequence[str], *, url: str, log: Path, env: Mapping[str, str]
-) -> Iterator["subprocess.Popen[bytes]"]:
-    """Run a server until the block ends or it is killed; its lines go to ``log``.
-
-    Raises:
-        RuntimeError: It ended, or did not answer at ``url`` in time; with its last lines.
-    """
-    with log.open("ab") as stream:
-        process = subprocess.Popen(command, env=env, stdout=stream, stderr=stream, start_new_session=True)
-    try:
-        end = time.monotonic() + PATIENCE_S
-        while not _is_up(url):
-            if process.poll() is not None or time.monotonic() > end:
-                raise RuntimeError(f"{' '.join(command)} does not answer:\n{log.read_text()[-2000:]}")
-            time.sleep(0.1)
-        yield process
-    finally:
-        kill(process)
-
-
-def _is_up(url: str) -> bool:
-    with suppress(OSError, http.client.HTTPException), urllib.request.urlopen(url, timeout=60):
-        return True
-    return False
-
-
-def kill(process: "subprocess.Popen[bytes]") -> None:
-    """Send SIGKILL to a process and all that it started."""
-    with suppress(ProcessLookupError):
-        os.killpg(process.pid, signal.SIGKILL)
-    process.wait()
 
 
 def timed(work: Callable[[], Result]) -> tuple[float, Result]:

@@ -5,7 +5,7 @@
 
 Trains on some maps of each simulated domain (``--counts``), then tells faults from good test images, and good
 test images with a band of one severity (a row times 1 + severity, 20 columns or longer, with gaps) from those
-without. AUROC by domain, and for C by condition. Further flags (--name=value) go to the runs. Writes
+without. AUROC by domain and condition. Further flags (--name=value) go to the runs. Writes
 benchmarks/results/faintness.json and faintness.png.
 """
 
@@ -23,7 +23,7 @@ import torch
 from matplotlib.figure import Figure
 
 from benchmarks.common import RESULTS, flags, numbers, record, run
-from benchmarks.quality import scores_of
+from benchmarks.quality import of_test, scores_of
 from dinomaly_hd.data.features import ImageStore
 from dinomaly_hd.data.hdmap import load_manifest
 from dinomaly_hd.data.simulator import simulate
@@ -55,13 +55,6 @@ def subset(source: Path, target: Path, *, train: int, test: int) -> Path:
             kept.append(name.as_posix())
     conditions.loc[kept].to_csv(target / "conditions.csv")
     return target
-
-
-def of_test(table: pd.DataFrame, column: str) -> dict[str, float]:
-    """Return the AUROC by domain, and of C's conditions."""
-    parts = {str(name).removeprefix("domain_"): own for name, own in table.groupby("domain")}
-    parts |= {f"C {name}": own for name, own in parts["C"].groupby("condition")}
-    return {name: auroc(own[column].to_numpy(), own["label"].to_numpy()) for name, own in parts.items()}
 
 
 def scores_by(detector: Detector, scan: Scan, maps: Floats) -> dict[str, Floats]:

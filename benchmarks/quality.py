@@ -49,13 +49,11 @@ def of_bands(folder: Path) -> dict[str, float]:
     return {domain: block["auroc"] for domain, block in domains.items()}
 
 
-def of_test(table: pd.DataFrame) -> dict[str, float]:
-    """Return per domain the AUROC on the test images, and on the cold ones of it."""
-    values = {}
-    for domain, own in table.groupby("domain"):
-        for name, part in ((f"{domain}", own), (f"{domain}/cold", own[own["condition"] == "cold"])):
-            values[name] = auroc(part["score"].to_numpy(), part["label"].to_numpy())
-    return values
+def of_test(table: pd.DataFrame, column: str = "score") -> dict[str, float]:
+    """Return the AUROC on the test images, by domain and by domain and condition."""
+    parts = {str(name).removeprefix("domain_"): own for name, own in table.groupby("domain")}
+    parts |= {f"{name}/{one}": part for name, own in parts.items() for one, part in own.groupby("condition")}
+    return {name: auroc(own[column].to_numpy(), own["label"].to_numpy()) for name, own in parts.items()}
 
 
 def scores_of(folder: Path) -> pd.DataFrame:
@@ -118,7 +116,7 @@ def main() -> None:
             }
         rows = []
         for row, measure in of.items():
-            seconds, found = timed(measure)  # AUROC by domain, and domain/cold
+            seconds, found = timed(measure)  # AUROC by domain, and domain/condition
             numbers = "  ".join(f"{key.removeprefix('domain_')} {value:.3f}" for key, value in found.items())
             mean = np.mean([value for key, value in found.items() if "/" not in key])
             print(f"{row:40} mean {mean:.3f}   {numbers}   {seconds:.0f} s", flush=True)

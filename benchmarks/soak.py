@@ -27,12 +27,13 @@ from typing import Any
 
 import psutil
 
-from benchmarks.common import ROOT, entry_point, free_port, given, record
+from benchmarks.common import ROOT, entry_point, given, record
 from benchmarks.drills.runs import launcher, start
 from benchmarks.drills.tracking import server
 from dinomaly_hd.files import TEMPORARY_PREFIX
 from dinomaly_hd.runs.journal import Journal
 from dinomaly_hd.runs.store import client_for
+from tests.work import free_port
 
 PARALLEL, RESTART_EVERY, KILLED_SHARE, KILLED_AFTER_S = 2, 20, 0.25, (0.5, 12.0)
 LONGEST_S = 600

@@ -1,6 +1,8 @@
 """Tests see none of the surroundings' MLflow settings and leave nothing behind in the checkout."""
 
+import contextlib
 import os
+import sqlite3
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -22,3 +24,15 @@ def no_tracking_from_outside(monkeypatch: pytest.MonkeyPatch) -> None:
     """Forget a tracking server or run that the environment names."""
     for name in ("MLFLOW_TRACKING_URI", "MLFLOW_RUN_ID", "MLFLOW_EXPERIMENT_ID", "MLFLOW_EXPERIMENT_NAME"):
         monkeypatch.delenv(name, raising=False)
+
+
+@pytest.fixture(scope="session")
+def empty_store(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A database with MLflow's tables: making them takes seconds, copying them none."""
+    from dinomaly_hd.runs.store import prepare_store
+
+    root = tmp_path_factory.mktemp("empty_store")
+    prepare_store(f"sqlite:///{root / 'mlflow.db'}", experiment="Template", root=root)
+    with contextlib.closing(sqlite3.connect(root / "mlflow.db")) as connection:
+        connection.execute("PRAGMA wal_checkpoint(TRUNCATE)")
+    return root / "mlflow.db"

@@ -57,14 +57,27 @@ def wait_for(happened: Callable[[], bool]) -> None:
         time.sleep(0.05)
 
 
+def free_port() -> int:
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", 0))
+        return int(listener.getsockname()[1])
+
+
 @contextlib.contextmanager
 def mlflow_server(*words: str, answers: str, log: Path, **environment: str) -> Iterator[int]:
-    """Run a server of MLflow's, its lines going to ``log``; yield its port once a path of it answers."""
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = int(free.getsockname()[1])
+    """Run a server of MLflow's; yield its port once a path of it answers."""
+    port = free_port()
+    with mlflow_process(*words, port=port, answers=answers, log=log, **environment):
+        yield port
+
+
+@contextlib.contextmanager
+def mlflow_process(
+    *words: str, port: int, answers: str, log: Path, **environment: str
+) -> "Iterator[subprocess.Popen[bytes]]":
+    """Run a server of MLflow's at a port, its lines to ``log``, until the block ends or it is killed."""
     command = [sys.executable, "-m", "mlflow", *words, "--host", "127.0.0.1", "--port", str(port)]
-    with log.open("wb") as stream:
+    with log.open("ab") as stream:
         told: Any = {"stdout": stream, "stderr": stream, "env": {**os.environ, **environment}}
         process = subprocess.Popen(command, start_new_session=True, **told)
 
@@ -77,9 +90,13 @@ def mlflow_server(*words: str, answers: str, log: Path, **environment: str) -> I
 
     try:
         wait_for(up)
-        yield port
+        yield process
     finally:
-        for number in (signal.SIGTERM, signal.SIGKILL):  # with its children: they are a process group
-            with contextlib.suppress(ProcessLookupError, subprocess.TimeoutExpired):
-                os.killpg(process.pid, number)
-                process.wait(timeout=60)
+        kill(process)
+
+
+def kill(process: "subprocess.Popen[bytes]") -> None:
+    """Send SIGKILL to a process and all that it started: they are a process group."""
+    with contextlib.suppress(ProcessLookupError):
+        os.killpg(process.pid, signal.SIGKILL)
+    process.wait()

@@ -7,31 +7,25 @@ import random
 import re
 import resource
 import shutil
-import signal
 import stat
 import subprocess
 import tempfile
-from collections.abc import Iterator, Mapping, Sequence
-from functools import partial
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import NamedTuple
 from unittest import mock
 
 import torch
 from torch import Tensor, nn
-from torch.utils.data import Dataset
 
 from benchmarks.drills import Drill, Tally
 from dinomaly_hd.batch import Batch
-from dinomaly_hd.config.base import with_values
-from dinomaly_hd.config.presets import preset_run
-from dinomaly_hd.config.variants import baseline
-from dinomaly_hd.errors import Interrupted, NonFiniteError, OutputError, SignalGuard
+from dinomaly_hd.errors import Interrupted, NonFiniteError, OutputError
 from dinomaly_hd.files import TEMPORARY_PREFIX
-from dinomaly_hd.models.detector import Detector, Loss, Prediction
+from dinomaly_hd.models.detector import Loss
 from dinomaly_hd.training import checkpoint as checkpoints
-from dinomaly_hd.training import loop
 from dinomaly_hd.training.checkpoint import Checkpoint
+from tests.training import DATA, Line, Record, Samples, config, train
 
 OLDER, NEWER = 5, 10
 CUTS, FAST_CUTS = 100, 20
@@ -156,18 +150,10 @@ def _fill(folder: Path) -> str | None:
 
 # Promise 5: a loss, a gradient or an input that is not finite.
 
-WIDTH, IMAGES, BATCH = 6, 10, 4
 STEPS, KINDS = (1, 37, 3000), ("loss", "gradient", "input")
 LEAD = 3
 """Steps between the checkpoint that a poisoned training goes on from and the poison."""
-CONFIG = {
-    "max_steps": 2 * max(STEPS),
-    "warmup_steps": 0,
-    "checkpoint_interval": 500,
-    "batch_size": BATCH,
-    "val_check_interval": 0,
-    "gpu": "cpu",
-}
+CONFIG = {"max_steps": 2 * max(STEPS), "warmup_steps": 0, "checkpoint_interval": 500, "val_check_interval": 0}
 
 
 class Poison(NamedTuple):
@@ -177,18 +163,13 @@ class Poison(NamedTuple):
     step: int
 
 
-class _Scale(Detector):
-    """The smallest detector that has weights and running statistics: a linear map that learns its input."""
+class _Scale(Line):
+    """Has running statistics, too."""
 
     def __init__(self, poison: Poison | None) -> None:
         super().__init__()
-        self.linear = nn.Linear(WIDTH, WIDTH, bias=False)
-        nn.init.constant_(self.linear.weight, 0.1)
-        self.norm = nn.BatchNorm1d(WIDTH)
+        self.norm = nn.BatchNorm1d(DATA.shape[1])
         self.poison = poison
-
-    def encode(self, images_BHW: Tensor) -> Tensor:
-        return images_BHW
 
     def training_loss(self, batch: Batch, *, step: int) -> Loss:
         assert batch.encoded is not None
@@ -200,27 +181,20 @@ class _Scale(Detector):
             total = total + (weight - weight.detach()).sqrt()
         return Loss(total, {})
 
-    def score(self, encoded: Tensor) -> Prediction:
-        return Prediction(encoded[:, None], encoded.mean(dim=1))
 
-
-class _Rows(Dataset[Batch]):
-    """Encoded images; ``poisoned`` is the number of the batch that has a NaN in it, counted from 0."""
+class _Rows(Samples):
+    """``poisoned`` is the number of the batch that has a NaN in it, counted from 0."""
 
     def __init__(self, poisoned: int | None) -> None:
-        self.rows = torch.randn(IMAGES, WIDTH, generator=torch.Generator().manual_seed(5))
+        super().__init__()
         self.poisoned, self.batches = poisoned, 0
 
     def __getitems__(self, items: Sequence[int]) -> Batch:
-        rows = self.rows[list(items)]
+        batch = super().__getitems__(items)
         if self.batches == self.poisoned:
-            rows[0, 0] = math.nan
+            batch.images_BHW[0, 0] = math.nan  # which are the encoded ones
         self.batches += 1
-        return Batch(rows, torch.zeros(len(rows), dtype=torch.int64), rows)
-
-
-def _files(step: int) -> str:
-    return f"files of step {step}"
+        return batch
 
 
 class _Ended(NamedTuple):
@@ -235,24 +209,13 @@ class _Ended(NamedTuple):
 def _train(folder: Path, *, policy: str, poison: Poison | None, until: int) -> _Ended:
     resume = checkpoints.newest(folder).checkpoint
     inputs = poison.step - (resume.step if resume else 0) if poison and poison.kind == "input" else None
-    detector, error, skipped = _Scale(poison), None, [0.0]
-    data = loop.TrainingData(_Rows(inputs), IMAGES, 0, "data", "encoder", _files, None)
-    run = with_values(preset_run("quick", baseline()), {**CONFIG, "on_nonfinite": policy})
-    with SignalGuard() as guard:
-
-        def progress(done: int, _total: int) -> None:
-            if done == until:
-                guard.received = signal.SIGTERM
-
-        def log(values: Mapping[str, float], _step: int) -> None:
-            skipped.append(values["train/nonfinite"])
-
-        hooks = loop.Hooks(log, partial(checkpoints.save, folder), guard, progress)
-        try:
-            loop.train(detector, run=run, data=data, hooks=hooks, resume=resume)
-        except Exception as ended:  # which one is what the drill looks at
-            error = ended
-    state = checkpoints.trained_state(detector)
+    detector, error, record = _Scale(poison), None, Record()
+    try:
+        run = config(**CONFIG, on_nonfinite=policy)
+        train(detector, run, folder, until=until, samples=_Rows(inputs), record=record)
+    except Exception as ended:  # which one is what the drill looks at
+        error = ended
+    state, skipped = checkpoints.trained_state(detector), [0.0, *record.series("train/nonfinite")]
     return _Ended(state, checkpoints.newest(folder).checkpoint, skipped[-1], error)
 
 
@@ -265,7 +228,7 @@ def _stopped(ended: _Ended, healthy: dict[str, Tensor], poison: Poison) -> str |
     if not isinstance(ended.error, NonFiniteError):
         return f"ended with {ended.error!r}"
     figures = r"loss \S+, gradient norm (nan|inf), lr \S*[1-9]\S*;"
-    if not re.search(rf"^step {poison.step}: {figures}.*{_files(poison.step)};", str(ended.error)):
+    if not re.search(rf"^step {poison.step}: {figures}.*files of {poison.step};", str(ended.error)):
         return f"does not name step, loss, lr and files: {ended.error}"
     if ended.checkpoint is not None and ended.checkpoint.step > poison.step:
         return f"a checkpoint of step {ended.checkpoint.step} was written"

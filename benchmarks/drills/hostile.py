@@ -16,17 +16,17 @@ from unittest import mock
 
 import numpy as np
 import pandas as pd
-import tifffile
 
 from benchmarks.drills import Drill, Tally
 from dinomaly_hd.config.resolve import MARKER, Command
-from dinomaly_hd.data.tree import FOLDERS, survey
+from dinomaly_hd.data.tree import survey
 from dinomaly_hd.errors import ConfigError
 from dinomaly_hd.evaluation.report import ENVIRONMENT, Picture, render
 from dinomaly_hd.names import FORMULA_STARTS, has_hidden
 from dinomaly_hd.runs.store import client_for
 from entry_points import common
 from entry_points.__main__ import NAMES as ENTRY_POINTS
+from tests.files import add_domain, add_image
 
 SEED = 15
 MARK = "escaped"
@@ -36,7 +36,6 @@ DOMAINS_FAST = ("<img src=x onerror=alert(1)>", "![x](https:evil)", "é😀")
 LONGEST_DOMAIN = 100
 REFUSALS = (64, 65, 74, 75)
 LONGEST_FILE = 245
-IMAGES = 3
 TAGS = frozenset(
     {
         *("html", "head", "meta", "title", "style", "body", "h1", "h2", "p", "ul", "li", "table", "caption"),
@@ -136,21 +135,6 @@ def start(box: Sandbox, module: str, **flags: str) -> Ended:
     with _inside(box), contextlib.redirect_stdout(said), contextlib.redirect_stderr(said):
         code = common.launch(main, words)
     return Ended(code, said.getvalue(), box.written_elsewhere(before))
-
-
-def add_domain(root: Path, name: str) -> None:
-    draw = np.random.default_rng(SEED)
-    for split, label, _ in FOLDERS:
-        place = root / name / split / label
-        place.mkdir(parents=True)
-        for number in range(IMAGES + (split == "train")):
-            add_image(place / f"{number}.tiff", draw)
-
-
-def add_image(path: Path, draw: np.random.Generator) -> None:
-    """Write one small map; the longer its name, the higher it scores, so that the longest is drawn."""
-    with path.open("wb") as stream:
-        tifffile.imwrite(stream, draw.random((31, 95), dtype=np.float32) * np.float32(1 + len(path.name)))
 
 
 # A shell.

@@ -6,10 +6,9 @@ import random
 import struct
 import zlib
 from functools import partial
-from io import BytesIO
 from itertools import permutations, product
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 from unittest import mock
 
 import numpy as np
@@ -21,44 +20,17 @@ from benchmarks.drills import Drill, Tally, not_refused
 from benchmarks.drills.reading import WARM, Came, pixels_digest, read_apart
 from dinomaly_hd.data.folder import load_folder
 from dinomaly_hd.data.hdmap import load_manifest
-from dinomaly_hd.data.tree import FOLDERS
 from dinomaly_hd.errors import DataError, ImageError, LayoutError
 from dinomaly_hd.serving.images import encode_files, read_input
+from tests.files import SHAPE, SPLITS, bare_tiff, chunk, png, png_of, tiff
 
 SEED = 6
-SHAPE = (31, 95)
 MUTATED, FAST_MUTATED = 2700, 300
 MOST_CALLS, MOST_READ, MOST_MIB = 20_000, 16 * 2**20, 64.0
 BOMB_S, TIMES = 0.05, 3
 HUGE = 60_000
 HEADER_BYTES = 320
 """Where most damage is done: header, tags and the strips' places lie at the start."""
-
-Pixels = npt.NDArray[Any]
-
-
-def tiff(image: Pixels, **options: Any) -> bytes:
-    stream = BytesIO()
-    tifffile.imwrite(stream, image, **options)
-    return stream.getvalue()
-
-
-def png(image: Pixels | Image.Image, **options: Any) -> bytes:
-    stream = BytesIO()
-    (Image.fromarray(image) if isinstance(image, np.ndarray) else image).save(stream, "PNG", **options)
-    return stream.getvalue()
-
-
-def bare_tiff(*tags: tuple[int, int, int]) -> bytes:
-    """Return the head of a TIFF with these tags, each its code, count and value."""
-    entries = b"".join(struct.pack("<HHII", code, 4, count, value) for code, count, value in tags)
-    return b"II*\0" + struct.pack("<IH", 8, len(tags)) + entries + bytes(4)
-
-
-def huge_tiff(side: int = HUGE) -> bytes:
-    """Return a small TIFF whose header promises side x side pixels (14 GB at the default)."""
-    sides = ((256, 1, side), (257, 1, side), (258, 1, 32), (259, 1, 1), (262, 1, 1))
-    return bare_tiff(*sides, (273, 1, 8), (278, 1, side), (279, 1, 4 * side), (339, 1, 3))
 
 
 def _map(*more: int) -> npt.NDArray[np.float32]:
@@ -230,15 +202,6 @@ def _is_stored(path: Path, digest: str) -> bool:
 # Promise 7: bombs are refused from their headers.
 
 
-def _chunk(what: bytes, body: bytes) -> bytes:
-    return struct.pack(">I", len(body)) + what + body + struct.pack(">I", zlib.crc32(what + body))
-
-
-def _grey_png(height: int, width: int, stream: bytes, *, before: bytes = b"") -> bytes:
-    header = _chunk(b"IHDR", struct.pack(">IIBBBBB", width, height, 8, 0, 0, 0, 0))
-    return b"\x89PNG\r\n\x1a\n" + header + before + _chunk(b"IDAT", stream) + _chunk(b"IEND", b"")
-
-
 def _zeros(mib: int) -> bytes:
     """Return a zlib stream of so many MiB of zeros, put together from one deflated piece."""
     deflater = zlib.compressobj(9, wbits=-15)
@@ -283,14 +246,14 @@ def bomb_files() -> list[tuple[str, bytes, str]]:
     Huge sides, GiB in MiB (pixels of both kinds, text), pages without end, 10 GB of nothing.
     """
     huge, empty = f"{HUGE} x {HUGE} pixels, expected", zlib.compress(b"")
-    text = _chunk(b"zTXt", b"a\0\0" + _zeros(1024))
+    text = chunk(b"zTXt", b"a\0\0" + _zeros(1024))
     pages = [8 + 6 * page for page in range(102)]
     loop = b"".join(struct.pack("<HI", 0, following) for following in [*pages[1:], pages[-2]])
     return [
         ("tiff", _tiff_of_one_strip(HUGE, rows=15), huge),
-        ("png", _grey_png(HUGE, HUGE, zlib.compress(b"\0")), huge),
-        ("png", _grey_png(*SHAPE, _zeros(8192)), "do not inflate to the 2976 bytes"),
-        ("png", _grey_png(HUGE, HUGE, empty, before=text), huge),
+        ("png", png_of(HUGE, HUGE, zlib.compress(b"\0")), huge),
+        ("png", png_of(*SHAPE, _zeros(8192)), "do not inflate to the 2976 bytes"),
+        ("png", png_of(HUGE, HUGE, empty, before=text), huge),
         ("tiff", _inflating_tiff(*STRIP), "damaged or cut short"),
         ("tiff", _inflating_tiff(*TILE), "decodes"),
         ("tiff", b"II*\0" + struct.pack("<I", pages[0]) + loop, "in a loop"),
@@ -379,8 +342,7 @@ def _extension(kind: str) -> str:
 
 
 def _set(root: Path, *, kind: str, odd: str, data: bytes) -> str | None:
-    for domain, (split, label, _) in product(("domain_A", "domain_B"), FOLDERS):
-        place = root / domain / split / label
+    for place in (root / domain / split for domain, split in product(("domain_A", "domain_B"), SPLITS)):
         place.mkdir(parents=True)
         for number in range(2):
             (place / f"{number}.{_extension(kind)}").write_bytes(KINDS[kind][1])
@@ -397,7 +359,7 @@ def mixes(folder: Path, _full: bool) -> Tally:
     """Put one odd file into sets of three kinds, and score files of another kind; both sizes are the same."""
     tally = Tally()
     for number, (what, (kind, extension, data)) in enumerate(_mixes().items()):
-        odd = f"domain_B/{('train/good', 'test/good', 'test/fault')[number % 3]}/odd.{extension}"
+        odd = f"domain_B/{SPLITS[number % 3]}/odd.{extension}"
         tally.add(what, _set(folder / f"mix{number}", kind=kind, odd=odd, data=data))
     for kind, other in permutations(KINDS, 2):
         place, dtype, data = folder / f"{other}_for_{kind}", KINDS[kind][0], KINDS[other][1]

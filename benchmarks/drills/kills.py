@@ -20,7 +20,7 @@ LAST_STEP = runs.STEPS - 10
 """The last step that a moment waits for: what comes later must not be over when it is looked for."""
 KILLED = "KILLED"
 LONGEST_END_S = 600.0
-DELAYS_S = {"start": 1.5, "step": 0.2, "validate": 0.01, "save": 0.0, "score": 0.5, "draw": 1.0, "end": 0.02}
+DELAYS_S = {"start": 1.5, "step": 0.2, "validate": 0.01, "save": 0.0, "score": 0.2, "draw": 0.3, "end": 0.02}
 """The places where a process is hit, and the longest delay there."""
 SAID = {"score": b"test images", "draw": b"drawing plots"}
 AFTER_TRAINING = (*SAID, "end")
@@ -134,7 +134,7 @@ def _end(folder: Path, moment: Moment, number: signal.Signals) -> str | None:
     done, step = runs.logged(folder), kept.checkpoint.step if kept.checkpoint else 0
     if kept.unreadable or not done - 1 <= step <= done:
         return f"{done} steps done, the checkpoint has {step} {'; '.join(kept.unreadable)}"
-    told = client_for(runs.store(folder)).get_run(state["mlflow_run_id"]).info.status
+    told = client_for(runs.store(folder.parent)).get_run(state["mlflow_run_id"]).info.status
     return None if told == KILLED else f"MLflow says {told}"
 
 

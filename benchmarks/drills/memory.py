@@ -1,9 +1,6 @@
 """Drill 18: a GPU or a host without memory left, refused by the real allocator or as CUDA says it."""
 
-import contextlib
-import io
 import json
-import warnings
 import weakref
 from collections.abc import Callable
 from itertools import count, product
@@ -15,16 +12,16 @@ import torch
 from optuna.trial import TrialState
 
 from benchmarks.drills import Drill, Tally, runs
+from benchmarks.drills.hostile import Sandbox, start
 from benchmarks.drills.studies import joined, run_trials
 from dinomaly_hd.models.dinomaly.detector import Dinomaly
 from dinomaly_hd.training.loop import named_when_exhausted, way_out
 from dinomaly_hd.tuning.worker import Attempt
-from entry_points import common, horizontal
 
 TOO_MUCH = 2**60
 TRY_AGAIN = 75
 BATCH = 6
-FLAGS = {**runs.FLAGS, "batch_size": BATCH, "max_steps": 6, "feature_gb": 0}
+FLAGS = {**runs.FLAGS, "batch_size": str(BATCH), "max_steps": "6", "feature_gb": "0"}
 PLACES = ("encode", "training_loss", "score")
 CASES = [(place, call, refusal) for call, place, refusal in product((0, 1, 2), PLACES, ("host", "gpu"))]
 """Where memory runs out, at which call there, and who refuses."""
@@ -40,10 +37,10 @@ def refuse(refusal: str) -> None:
     raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB. GPU 0 has a total capacity")
 
 
-def _in_a_run(folder: Path, place: str, call: int, refusal: str) -> str | None:
+def _in_a_run(box: Sandbox, place: str, call: int, refusal: str) -> str | None:
     held: list[weakref.ref[Held]] = []
     original: Callable[..., Any] = getattr(Dinomaly, place)
-    calls, errors = count(), io.StringIO()
+    calls, results = count(), f"results/{place}, call {call}, {refusal}"
 
     def failing(self: Dinomaly, *given: Any, **options: Any) -> Any:
         if next(calls) == call:
@@ -52,23 +49,15 @@ def _in_a_run(folder: Path, place: str, call: int, refusal: str) -> str | None:
             refuse(refusal)
         return original(self, *given, **options)
 
-    flags = {**FLAGS, "result_dir": folder / "results"}
-    with (
-        mock.patch.object(Dinomaly, place, failing),
-        mock.patch.object(common, "ROOT", folder.parent),
-        mock.patch.dict("os.environ", {"MLFLOW_TRACKING_URI": runs.store(folder.parent)}),
-        contextlib.redirect_stdout(io.StringIO()),
-        contextlib.redirect_stderr(errors),
-        warnings.catch_warnings(action="ignore"),
-    ):
-        code = common.launch(horizontal.main, [f"--{name}={value}" for name, value in flags.items()])
+    with mock.patch.object(Dinomaly, place, failing):
+        code, said, _ = start(box, "horizontal", **FLAGS, result_dir=results)
     if not held:
         return "the place was never reached"
-    (state,) = (json.loads(path.read_text()) for path in (folder / "results").glob("horizontal/*/run.json"))
+    (state,) = (json.loads(path.read_text()) for path in (box.work / results).glob("horizontal/*/run.json"))
     if code != TRY_AGAIN or state["status"] != "FAILED":
         return f"exit code {code}, status {state['status']}"
-    if f"try batch_size={BATCH // 2}" not in errors.getvalue():
-        return f"no next batch size in {errors.getvalue()!r}"
+    if f"try batch_size={BATCH // 2}" not in said:
+        return f"no next batch size in {said!r}"
     return None if held[0]() is None else "what the failed work held is not free"
 
 
@@ -92,11 +81,9 @@ def _in_a_study(folder: Path, refusal: str) -> str | None:
 
 def exhausted(folder: Path, full: bool) -> Tally:
     """Run out of memory while encoding, training and scoring, and in a study."""
-    tally = Tally()
+    tally, box = Tally(), Sandbox(folder / "runs")
     for place, call, refusal in CASES if full else [CASES[0], CASES[3], CASES[4]]:
-        own = folder / f"{place}, call {call}, {refusal}"
-        own.mkdir()
-        tally.add(own.name, _in_a_run(own, place, call, refusal))
+        tally.add(f"{place}, call {call}, {refusal}", _in_a_run(box, place, call, refusal))
     for refusal in ("host", "gpu") if full else ("gpu",):
         own = folder / f"a study, {refusal}"
         own.mkdir()

@@ -16,7 +16,6 @@ from sklearn import metrics as sk
 from torch import Tensor
 
 from benchmarks.drills import Drill, Tally, not_refused
-from benchmarks.drills.hostile import add_domain
 from dinomaly_hd.config.presets import preset_run
 from dinomaly_hd.config.variants import baseline
 from dinomaly_hd.data.features import ImageStore
@@ -29,6 +28,7 @@ from dinomaly_hd.experiments.score import Scorer
 from dinomaly_hd.files import publish_json
 from dinomaly_hd.models.detector import Detector, Prediction
 from dinomaly_hd.runs.folder import read_results
+from tests.files import add_domain
 
 SEED = 10
 SETS, FAST_SETS = 1000, 100

@@ -8,15 +8,11 @@ import sys
 from pathlib import Path
 from typing import NamedTuple
 
-from benchmarks.common import ROOT, entry_point, surroundings
+from benchmarks.common import ROOT, ended, entry_point
 from benchmarks.drills import Drill, Tally, runs
-from benchmarks.drills.hostile import add_domain
 from dinomaly_hd.data.hdmap import load_manifest
-from dinomaly_hd.data.tree import FOLDERS
-from dinomaly_hd.runs.store import prepare_store
-from entry_points.common import EXPERIMENT
+from tests.files import SPLITS, add_domain
 
-LONGEST_S = 900
 SEED = 17
 NAMES = ("\u0131\u011f.tiff", "\u0130I.tiff", "\u00e9 b.tiff")
 """Of some files: letters that Turkish sorts and capitalises otherwise, and that other encodings read so."""
@@ -90,8 +86,7 @@ READINGS, FAST_READINGS = 30, 7
 def _write_maps(root: Path, *, names: tuple[str, ...]) -> Path:
     for domain in DOMAINS:
         add_domain(root, domain)
-        for split, label, _ in FOLDERS:
-            place = root / domain / split / label
+        for place in (root / domain / split for split in SPLITS):
             for path, name in zip(sorted(place.iterdir()), names, strict=False):
                 path.rename(place / name)
     return root
@@ -114,23 +109,13 @@ def _done(command: list[str], folder: Path, around: Surroundings, *, locales: Pa
     Raises:
         RuntimeError: It ended with another exit code than 0; with what it said of that.
     """
-    environment = surroundings(
-        folder,
-        LC_ALL=around.locale,
-        LOCPATH=str(locales),
-        TZ=around.zone,
-        OMP_NUM_THREADS="1",
-        PYTHONPATH=f"{folder / 'site'}{os.pathsep}{ROOT}",
-        DINOMALY_HD_FEATURES=str(folder / "features"),
-        **more,
-    )
-    environment.pop("MLFLOW_RUN_ID", None)
+    own = {"LC_ALL": around.locale, "LOCPATH": str(locales), "TZ": around.zone, "OMP_NUM_THREADS": "1"}
+    own |= {"PYTHONPATH": f"{folder / 'site'}{os.pathsep}{ROOT}"}
+    own |= {"DINOMALY_HD_FEATURES": str(folder / "features")}
     (folder / "site").mkdir(parents=True)
     if around.listing is not None:
         (folder / "site" / "sitecustomize.py").write_text(SHUFFLE.format(seed=around.listing))
-    done = subprocess.run(
-        command, env=environment, cwd=folder, capture_output=True, text=True, timeout=LONGEST_S, check=False
-    )
+    done = ended(command, folder, cwd=folder, **own, **more)
     if done.returncode:
         raise RuntimeError(f"exit code {done.returncode}: {done.stderr[-500:]}")
     return done.stdout
@@ -140,10 +125,9 @@ def _run_differs(
     folder: Path, around: Surroundings, *, expected: Path, maps: Path, locales: Path
 ) -> str | None:
     own = {"data_root": maps, "result_dir": folder / "results", "num_workers": around.workers}
-    folder.mkdir()
-    prepare_store(runs.store(folder), experiment=EXPERIMENT, root=folder)  # artifacts beside it
+    command, store = entry_point("horizontal", {**runs.FLAGS, **FLAGS, **own}), runs.store(folder.parent)
     try:
-        _done(entry_point("horizontal", {**runs.FLAGS, **FLAGS, **own}), folder, around, locales=locales)
+        _done(command, folder, around, locales=locales, MLFLOW_TRACKING_URI=store)  # where it has tables
     except RuntimeError as error:
         return str(error)
     run = runs.run_folder(folder / "results")

@@ -18,7 +18,7 @@ import torch
 from safetensors.torch import load_file
 
 from dinomaly_hd.files import TEMPORARY_PREFIX
-from dinomaly_hd.runs.folder import CHECKPOINTS, FINISHED, RESULTS, all_runs, read_state
+from dinomaly_hd.runs.folder import CHECKPOINTS, FINISHED, RESULTS, STATE, all_runs, read_state
 from dinomaly_hd.runs.journal import Journal
 from entry_points import common, horizontal
 
@@ -34,9 +34,24 @@ FLAGS = {
     "checkpoint_interval": "2",
     "val_check_interval": "10",
     "maps_per_group": "0",
+    "domains": "A,C",
     "gpu": "cpu",
 }
-PRELOADED = ["entry_points.horizontal", "dinomaly_hd.experiments.protocols", "mlflow", __name__]
+# What a run imports at once or late.
+PRELOADED = [
+    "entry_points.horizontal",
+    "dinomaly_hd.experiments.protocols",
+    "dinomaly_hd.serving.served",
+    "mlflow.pyfunc",
+    "mlflow.store.tracking.sqlalchemy_store",
+    "mlflow.system_metrics.system_metrics_monitor",
+    "sklearn.metrics",
+    "sklearn.linear_model",
+    "git",
+    "alembic.command",
+    "benchmarks.drills.studies",
+    "benchmarks.drills.tracking",
+]
 POLL_S, LONGEST_WAIT_S = 0.002, 900.0
 
 
@@ -53,13 +68,14 @@ def launcher() -> ForkServerContext:
 
 
 def start(folder: Path, *, uri: str | None = None, **changes: str) -> BaseProcess:
-    """Start or go on with the run of ``folder``: its results, MLflow store, encoded images and log.
+    """Start or go on with the run of ``folder``: its results, encoded images and log.
 
-    ``uri``: another MLflow store than the folder's own. What else a project holds lies beside the folder.
+    What else a project holds lies beside the folder, such as MLflow's store, where ``uri`` names no other.
     """
     folder.mkdir(parents=True, exist_ok=True)
     process = launcher().Process(
-        target=_train, args=(folder, {**FLAGS, **changes, "result_dir": str(folder)}, uri or store(folder))
+        target=_train,
+        args=(folder, {**FLAGS, **changes, "result_dir": str(folder)}, uri or store(folder.parent)),
     )
     process.start()
     return process
@@ -117,7 +133,8 @@ def log(folder: Path) -> Path:
 
 def run_folder(folder: Path) -> Path | None:
     """Return the newest run folder, None where the run has not come so far."""
-    return max(all_runs(folder), default=None)
+    # Not all_runs: this is asked hundreds of times a second, beside the run that is waited for.
+    return max((path.parent for path in folder.glob(f"horizontal/*/{STATE}")), default=None)
 
 
 def logged(folder: Path, name: bytes = b'"train/loss"') -> int:

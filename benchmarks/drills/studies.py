@@ -1,16 +1,17 @@
 """Drill 13: workers of a study that are killed in the midst of their trials."""
 
-import multiprocessing
+import os
 import random
 import signal
 import time
 import warnings
 from collections.abc import Callable, Sequence
+from multiprocessing.process import BaseProcess
 from pathlib import Path
 
 from optuna.trial import TrialState
 
-from benchmarks.drills import Drill, Tally
+from benchmarks.drills import Drill, Tally, runs
 from dinomaly_hd.config.resolve import resolve_config
 from dinomaly_hd.config.run import RunConfig
 from dinomaly_hd.tuning.space import make_space
@@ -19,6 +20,8 @@ from dinomaly_hd.tuning.study import SYNTHETIC, Joined, Plan, chain_of, join
 from dinomaly_hd.tuning.worker import Attempt, work
 
 HEARTBEAT_S, TRIAL_S, BUDGET_S = 3, 0.5, 900
+STORAGE = "DRILL_STORAGE"
+"""In the environment: the address of another storage, such as a PostgreSQL, than a SQLite file."""
 
 
 def _build(text: str) -> RunConfig:
@@ -26,10 +29,10 @@ def _build(text: str) -> RunConfig:
 
 
 def joined(folder: Path, *, trials: int) -> Joined:
-    """Make or join a study of one value in a SQLite file of ``folder``, without Optuna's remarks."""
+    """Make or join a study of one value that is ``folder``'s own, without Optuna's remarks."""
     plan = Plan(
-        study="killed",
-        address=address_of(f"sqlite:///{folder / 'optuna.db'}", root=folder),
+        study=".".join(folder.parts[1:]),
+        address=address_of(os.environ.get(STORAGE, f"sqlite:///{folder / 'optuna.db'}"), root=folder),
         trials=trials,
         config="F",
         space=make_space(("row_p",), base="F", build=_build, check=lambda _: None),
@@ -52,9 +55,16 @@ def run_trials(folder: Path, evaluate: Callable[[Attempt], Sequence[float]], *, 
         work(study, evaluate=evaluate, tick=lambda: None, on_count=lambda _: None)
 
 
+def _at_work(folder: Path, pid: int | None) -> Path:
+    """Return the file that is there while a worker is in the midst of a trial."""
+    return folder / f"at_work_{pid}"
+
+
 def _worker(folder: Path, trials: int) -> None:
     def row_p(attempt: Attempt) -> list[float]:
+        _at_work(folder, os.getpid()).touch()
         time.sleep(TRIAL_S)
+        _at_work(folder, os.getpid()).unlink()
         return [float(attempt.point["row_p"])]
 
     run_trials(folder, row_p, trials=trials)
@@ -63,24 +73,25 @@ def _worker(folder: Path, trials: int) -> None:
 def killed_workers(folder: Path, full: bool) -> Tally:
     """Kill half of the workers at work: the rest finish the study, each trial once, none stays RUNNING."""
     count, trials = (20, 40) if full else (4, 8)
-    tally, context, moments = Tally(), multiprocessing.get_context("spawn"), random.Random(13)
+    tally, context, moments = Tally(), runs.launcher(), random.Random(13)
     study = joined(folder, trials=trials).study
     workers = [context.Process(target=_worker, args=(folder, trials)) for _ in range(count)]
     for worker in workers:
         worker.start()
-    end = time.monotonic() + BUDGET_S
-    while time.monotonic() < end and not study.get_trials(states=(TrialState.RUNNING,)):
-        time.sleep(0.05)
-    doomed = moments.sample(workers, count // 2)
-    for worker in doomed:
-        time.sleep(moments.uniform(0, 2 * TRIAL_S / count))
-        worker.kill()
+    end, alive, doomed = time.monotonic() + BUDGET_S, list(workers), list[BaseProcess]()
+    while len(doomed) < count // 2 and alive and time.monotonic() < end:
+        time.sleep(moments.uniform(0, TRIAL_S / count))
+        if at_work := [worker for worker in alive if _at_work(folder, worker.pid).exists()]:
+            doomed.append(moments.choice(at_work))
+            doomed[-1].kill()
+        alive = [worker for worker in alive if worker not in doomed and worker.is_alive()]
     for number, worker in enumerate(workers):
         worker.join(timeout=max(0.0, end - time.monotonic()))
         if worker not in doomed:
             tally.add(f"worker {number}", f"exit code {worker.exitcode}" if worker.exitcode != 0 else None)
             worker.kill()
     killed = sum(worker.exitcode == -signal.SIGKILL for worker in doomed)
+    tally.add("killed in the midst of a trial", None if killed == count // 2 else f"{killed} workers")
     complete = [chain_of(trial) for trial in study.get_trials(states=(TrialState.COMPLETE,))]
     running = len(study.get_trials(states=(TrialState.RUNNING,)))
     once = len(set(complete)) == len(complete) == trials

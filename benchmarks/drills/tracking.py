@@ -1,7 +1,5 @@
 """Drills 11 and 12: a tracking server that dies, and one SQLite file that many start on at once."""
 
-import multiprocessing
-import os
 import random
 import subprocess
 import sys
@@ -10,11 +8,12 @@ from collections.abc import Callable
 from contextlib import AbstractContextManager
 from pathlib import Path
 
-from benchmarks.common import answering, free_port, kill, runs_in, timed
-from benchmarks.drills import Drill, Tally
+from benchmarks.common import timed
+from benchmarks.drills import Drill, Tally, runs
 from dinomaly_hd.runs.mirror import mirror
 from dinomaly_hd.runs.store import client_for, prepare_store
 from dinomaly_hd.runs.tracker import Tracker
+from tests.work import free_port, kill, mlflow_process
 
 EXPERIMENT = "drills"
 POINTS, POINT_S = 60, 0.05
@@ -25,13 +24,14 @@ STARTERS, POINTS_EACH = 8, 30
 
 def server(folder: Path, port: int) -> AbstractContextManager["subprocess.Popen[bytes]"]:
     """Run MLflow's tracking server on a database of ``folder`` until the block ends or it is killed."""
-    command = [sys.executable, "-m", "mlflow", "server", "--workers", "1", "--host", "127.0.0.1"]
-    command += ["--port", str(port), "--backend-store-uri", f"sqlite:///{folder / 'server.db'}"]
-    command += ["--artifacts-destination", str(folder / "artifacts")]
-    environment = {**os.environ, "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false"}
-    environment.pop("MLFLOW_TRACKING_URI", None)
-    url = f"http://127.0.0.1:{port}/health"
-    return answering(command, url=url, log=folder / "server.log", env=environment)
+    return mlflow_process(
+        *("server", "--workers", "1", "--backend-store-uri", f"sqlite:///{folder / 'server.db'}"),
+        *("--artifacts-destination", str(folder / "artifacts")),
+        port=port,
+        answers="/health",
+        log=folder / "server.log",
+        MLFLOW_SERVER_ENABLE_JOB_EXECUTION="false",
+    )
 
 
 def _tracker(folder: Path, uri: str) -> Tracker:
@@ -100,18 +100,20 @@ def _starter(folder: Path, number: int) -> None:
 
 def starters(folder: Path, full: bool) -> Tally:
     """Start many processes at once on a fresh SQLite file: all live, and every point arrives."""
-    context = multiprocessing.get_context("spawn")
-    count = STARTERS if full else STARTERS // 2
+    context, count = runs.launcher(), STARTERS if full else STARTERS // 2
     processes = [context.Process(target=_starter, args=(folder, number)) for number in range(count)]
     for process in processes:
         process.start()
     for process in processes:
         process.join(timeout=900)
     uri = f"sqlite:///{folder / 'mlflow.db'}"
-    client, runs = client_for(uri), {run.info.run_name: run for run in runs_in(uri, EXPERIMENT)}
+    client = client_for(uri)
+    experiment = client.get_experiment_by_name(EXPERIMENT)
+    found = client.search_runs([experiment.experiment_id]) if experiment else []
+    started = {run.info.run_name: run for run in found}
     tally, points = Tally(), 0
     for number, process in enumerate(processes):
-        run = runs.get(f"starter{number}")
+        run = started.get(f"starter{number}")
         here = 0 if run is None else len(client.get_metric_history(run.info.run_id, "train/loss"))
         points += here
         fine = process.exitcode == 0 and here == POINTS_EACH

@@ -4,7 +4,7 @@
 
 Ours, from maps, in one process. Time an image (or a step) must not grow with the number of images or steps
 over a factor of 8; with the tokens, linearly but for the encoder's attention. Writes
-benchmarks/results/speed_growth.json and speed_growth.png.
+benchmarks/results/speed_growth.json.
 """
 
 import tempfile
@@ -14,9 +14,8 @@ from statistics import median
 from typing import Any
 
 import torch
-from matplotlib.figure import Figure
 
-from benchmarks.common import RESULTS, given, numbers, record, timed
+from benchmarks.common import given, numbers, record, timed
 from benchmarks.speed.subjects import Case, Subject, ours, write_weights
 
 PATCH = 14
@@ -59,20 +58,6 @@ def grown(case: Case, *, sides: list[int], factors: list[int], rounds: int) -> d
     return found
 
 
-def draw(found: dict[str, dict[int, float]]) -> None:
-    figure = Figure(figsize=(7, 4), layout="constrained")
-    axes = figure.subplots()
-    for name, by_size in found.items():
-        sizes, each = list(by_size), list(by_size.values())
-        if name in ("images", "steps"):
-            each = [value / size for value, size in zip(each, sizes, strict=True)]
-        axes.plot([size / sizes[0] for size in sizes], [value / each[0] for value in each], "o-", label=name)
-    axes.set(xscale="log", yscale="log", xlabel="size, relative", ylabel="seconds an image or step, relative")
-    axes.grid(alpha=0.3, which="both")
-    axes.legend()
-    figure.savefig(RESULTS / "speed_growth.png", dpi=110)
-
-
 def main() -> None:
     # crop: of all but the growth with tokens
     told = given(
@@ -88,7 +73,6 @@ def main() -> None:
         sides, factors = numbers(told.sides), numbers(told.factors)
         found = grown(case, sides=sides, factors=factors, rounds=told.rounds)
     record("speed_growth", {**vars(told), "threads": torch.get_num_threads(), **found})
-    draw(found)
 
 
 if __name__ == "__main__":

@@ -15,7 +15,7 @@ from dinomaly_hd.runs.pages import artifact_page, charts_page, compare_page, run
 from dinomaly_hd.runs.store import client_for
 
 from ..contract.conftest import SETTINGS, project
-from ..contract.light_runs import runs_in
+from ..contract.light_runs import runs_in, without_pictures
 
 if TYPE_CHECKING:
     from .chromium import Pages
@@ -56,13 +56,14 @@ class Recorded(NamedTuple):
 
 
 @pytest.fixture(scope="session")
-def recorded(tmp_path_factory: pytest.TempPathFactory) -> Recorded:
+def recorded(tmp_path_factory: pytest.TempPathFactory, empty_store: Path) -> Recorded:
     """Compare three tiny runs of two steps, each with other values of the parameters compared."""
     from dinomaly_hd.config.resolve import resolve_config
     from dinomaly_hd.experiments.protocols import run_ablation
 
     root = tmp_path_factory.mktemp("pages")
-    with project(root) as context:
+    with project(root, empty_store) as context, pytest.MonkeyPatch.context() as patch:
+        without_pictures(patch)  # of figures: maps are drawn
         run_ablation(
             CONFIGS,
             (42,),

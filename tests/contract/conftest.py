@@ -1,8 +1,6 @@
 """One tiny finished run that contract tests share, and projects for their own runs."""
 
-import contextlib
 import shutil
-import sqlite3
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -58,27 +56,14 @@ def project_of_entry_points(tmp_path_factory: pytest.TempPathFactory) -> Iterato
         yield
 
 
-@pytest.fixture(scope="session")
-def empty_store(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A database with MLflow's tables: making them takes seconds, copying them none."""
-    from dinomaly_hd.runs.store import prepare_store
-
-    root = tmp_path_factory.mktemp("empty_store")
-    prepare_store(f"sqlite:///{root / 'mlflow.db'}", experiment="Template", root=root)
-    with contextlib.closing(sqlite3.connect(root / "mlflow.db")) as connection:
-        connection.execute("PRAGMA wal_checkpoint(TRUNCATE)")
-    return root / "mlflow.db"
-
-
 @contextmanager
-def project(root: Path, store: Path | None = None) -> "Iterator[Context]":
+def project(root: Path, store: Path) -> "Iterator[Context]":
     """Yield what runs in an empty project share, with an MLflow store of its own, a copy of ``store``."""
     # Here, so that contract tests without a run need no torch.
     from dinomaly_hd.errors import SignalGuard
     from dinomaly_hd.runs.folder import Context
 
-    if store is not None:
-        shutil.copy(store, root / "mlflow.db")
+    shutil.copy(store, root / "mlflow.db")
     with pytest.MonkeyPatch.context() as patch, warnings.catch_warnings():
         patch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{root / 'mlflow.db'}")
         patch.delenv("MLFLOW_RUN_ID", raising=False)
@@ -96,14 +81,14 @@ def project(root: Path, store: Path | None = None) -> "Iterator[Context]":
 
 
 @pytest.fixture(scope="session")
-def tiny_run(tmp_path_factory: pytest.TempPathFactory) -> TinyRun:
+def tiny_run(tmp_path_factory: pytest.TempPathFactory, empty_store: Path) -> TinyRun:
     """Train two steps of `horizontal` on simulated maps, evaluate them and record them in an own store."""
     from dinomaly_hd.config.resolve import resolve_model
     from dinomaly_hd.experiments.run import execute
 
     root = tmp_path_factory.mktemp("project")
     lines: list[str] = []
-    with project(root) as context:
+    with project(root, empty_store) as context:
         outcome = execute(resolve_model("horizontal", SETTINGS), replace(context, say=lines.append))
     assert outcome.mlflow_run_id is not None
     data, uri = root / "data" / "simulated_tiny_seed0", f"sqlite:///{root / 'mlflow.db'}"

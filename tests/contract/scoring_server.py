@@ -2,20 +2,16 @@
 
 import base64
 import http.client
-import io
 import json
 import os
-import struct
 import sys
-import time
 from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
-import tifffile
-from PIL import Image
 
+from tests.files import bare_tiff, png, tiff
 from tests.work import PATIENCE_S, mlflow_server
 
 HOST = "127.0.0.1"
@@ -30,11 +26,10 @@ class Request(NamedTuple):
 
 
 class Answer(NamedTuple):
-    """What came back, and the seconds that it took."""
+    """What came back."""
 
     status: int
     body: str
-    seconds: float
 
     def rows(self) -> list[dict[str, Any]]:
         """Return one row an image: score, threshold, fault, and map where asked for."""
@@ -70,13 +65,11 @@ class Client:
 
     def ask(self, request: Request) -> Answer:
         """Send a request and wait for its answer."""
-        began = time.perf_counter()
         self.connection.request(
             "POST", "/invocations", body=request.body, headers={"Content-Type": request.content_type}
         )
         response = self.connection.getresponse()
-        body = response.read().decode()
-        return Answer(response.status, body, time.perf_counter() - began)
+        return Answer(response.status, response.read().decode())
 
 
 def serving(model_uri: str, *, tracking_uri: str, log: Path) -> AbstractContextManager[int]:
@@ -120,26 +113,10 @@ def as_files(*files: bytes, **params: Any) -> Request:
     return as_json({"inputs": {"image": [base64.b64encode(file).decode() for file in files]}}, **params)
 
 
-def tiff(image: Any) -> bytes:
-    """Return an array as a TIFF file of its number type."""
-    stream = io.BytesIO()
-    tifffile.imwrite(stream, image)
-    return stream.getvalue()
-
-
-def png(image: Any) -> bytes:
-    """Return an integer array as a PNG file."""
-    stream = io.BytesIO()
-    Image.fromarray(image).save(stream, format="PNG")
-    return stream.getvalue()
-
-
 def huge_tiff(side: int = 60_000) -> bytes:
     """Return a small TIFF whose header promises side x side pixels (14 GB at the default)."""
-    fields = [(256, side), (257, side), (258, 32), (259, 1), (262, 1), (273, 8), (278, side), (279, 4 * side)]
-    fields += [(339, 3)]
-    entries = b"".join(struct.pack("<HHII", tag, 4, 1, value) for tag, value in fields)
-    return b"II*\0" + struct.pack("<IH", 8, len(fields)) + entries + struct.pack("<I", 0)
+    sides = ((256, 1, side), (257, 1, side), (258, 1, 32), (259, 1, 1), (262, 1, 1))
+    return bare_tiff(*sides, (273, 1, 8), (278, 1, side), (279, 1, 4 * side), (339, 1, 3))
 
 
 def malformed(shape: tuple[int, int]) -> dict[str, Refused]:

@@ -22,6 +22,7 @@ import torch
 from dinomaly_hd.experiments import prepare
 from dinomaly_hd.runs.folder import read_state
 from entry_points.common import launch
+from tests.files import add_domain
 
 from .conftest import SETTINGS, TinyRun
 
@@ -41,12 +42,8 @@ CONDITIONS = [
 @pytest.fixture(scope="module")
 def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Maps of one domain."""
-    root, generator = tmp_path_factory.mktemp("data") / "maps", np.random.default_rng(0)
-    for place in ("train/good", "test/good", "test/fault"):
-        folder = root / "domain_A" / place
-        folder.mkdir(parents=True)
-        for number in range(2):
-            tifffile.imwrite(folder / f"{number:06d}.tiff", generator.random((31, 95), dtype=np.float32))
+    root = tmp_path_factory.mktemp("data")
+    add_domain(root, "domain_A")
     return root
 
 
@@ -99,7 +96,6 @@ REFUSED = [
     ("horizontal", "crop=72", "crop=72 is larger than image_size=64"),
     ("horizontal", "gpu=7", "gpu=7: this machine has"),
     ("horizontal", "q_percent=2", "q_percent does not apply to horizontal as it is set, only to topk, horiz"),
-    ("horizontal", "use_topk=maybe", "use_topk='maybe': expected true or false"),
     ("horizontal", "resume=20200101_seed1", "run '20200101_seed1': no run folder and no MLflow run id of"),
     ("horizontal", "synthetic_copies=3 val_split_ratio=0", "synthetic_copies=3 needs held-out normals"),
     ("topk", "row_p=.2", "only to horizontal, horizontal_topk, decoder_dropout, row_masking;"),
@@ -115,18 +111,9 @@ REFUSED = [
     ("single_domain", f"{OF_FILE} model_type=draem", "model_type and conditions_file: the condition says it"),
     ("single_domain", f"{OF_FILE} condition=transfer", "no target_domains; for others there is multi_domain"),
     ("single_domain", f"{OF_FILE} condition=second width=1", "width does not apply to trivial"),
-    (
-        "single_domain",
-        "model_type=patchcore learning_rate=.1",
-        "learning_rate does not apply to patch.*draem",
-    ),
-    ("single_domain", "model_type=draem encoder=resnet18", "encoder.* draem"),
+    ("single_domain", "model_type=patchcore learning_rate=.1", "learning_rate does not apply to pat.*draem"),
     ("single_domain", "model_type=draem patch_count=2", "patch_count does not apply.*fault_source=patch"),
-    (
-        "single_domain",
-        "model_type=draem val_split_ratio=0",
-        "patience needs held-out normals.*give val_split",
-    ),
+    ("single_domain", "model_type=draem val_split_ratio=0", "patience needs held-out normals.*give val_spl"),
     ("single_domain", "target_domains=B", "unknown flag --target_domains"),
     ("multi_domain", "source_domain=E", "'E' is not one of domains=A,B,C,D"),
     ("multi_domain", "target_domains=A,B", "target_domains='A,B'.*other domains than A"),
@@ -134,11 +121,7 @@ REFUSED = [
     ("multi_domain", f"{OF_FILE} source_domain=B", "source_domain and conditions_file"),
     ("multi_domain", f"{OF_FILE} condition=first", "target_domains; for others there is single_domain"),
     ("ablation", "slots=0", "slots='0': input should be greater than or equal to 1, or auto"),
-    (
-        "ablation",
-        "configs=A0,F:seg_len=99 image_size=32",
-        "F:seg_len=99: seg_len=99: the token grid is only 4",
-    ),
+    ("ablation", "configs=A0,F:seg_len=99 image_size=32", "F:seg_len=99: seg_len=99: the token grid is on"),
     ("encoders", "encoders=small,dinov2reg_vit_small_14", "each once"),
     ("steps", "steps=0,10", "0 is no training"),
     ("finetune", "finetune_steps=0", "finetune_steps='0'"),
@@ -146,8 +129,6 @@ REFUSED = [
     ("suite", f"{OF_FILE} condition=secnod", "condition='secnod': not in .*json. Did you mean 'second'"),
     ("suite", f"{OF_FILE} condition=first,first", "condition='first,first': expected one or more, each once"),
     ("suite", f"{OF_FILE} engine=dask", "engine='dask': unknown."),
-    ("suite", f"{OF_FILE} ray_address=head:1", "ray_address=head:1: does nothing with engine=local"),
-    ("suite", f"{OF_FILE} seeds=1,1", "seeds='1,1': expected whole numbers, each once"),
     ("suite", f"{OF_FILE} source_domain=A", "source_domain: suite has no such flag; give a condition of the"),
     ("tune", "workers=0", "workers=0: expected 1 or more"),
     ("tune", "metrics=domain_C/tpr", "unknown 'tpr'. Known: auroc, tpr_at_fpr_1"),
@@ -155,7 +136,6 @@ REFUSED = [
     ("tune", "metrics=a/auroc,b/auroc,c/auroc", "expected one or two figures"),
     ("tune", "objective=tests", "objective='tests': unknown. Did you mean 'test'"),
     ("tune", "sampler=tpf", "sampler='tpf': unknown. Did you mean 'tpe'"),
-    ("tune", "study=a/b", "study='a/b': expected 1 to 80 letters"),
     ("tune", "synthetic_copies=0", "synthetic_copies=0 leaves objective=synthetic without faults"),
     ("tune", "resume=never", "resume: tune has no such flag; give study"),
 ]
@@ -282,12 +262,8 @@ def test_a_bug_is_70_and_says_so(capsys: pytest.CaptureFixture[str]) -> None:
 
 
 def test_the_process_itself_ends_with_the_code() -> None:
-    for flags, message in (
-        (["--preset", "quick", "--q-percent", "0"], "ConfigError: q_percent='0': "),
-        (["stray"], "ConfigError: unexpected word 'stray'; write --name value\n"),
-    ):
-        command = [sys.executable, "-m", "entry_points.topk", *flags]
-        ended = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
-        assert ended.returncode == 64
-        assert ended.stderr.startswith(message)
-        assert len(ended.stderr.splitlines()) == 1
+    command = [sys.executable, "-m", "entry_points.topk", "--preset", "quick", "--q-percent", "0"]
+    ended = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+    assert ended.returncode == 64
+    assert ended.stderr.startswith("ConfigError: q_percent='0': ")
+    assert len(ended.stderr.splitlines()) == 1

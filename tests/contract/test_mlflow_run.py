@@ -33,7 +33,8 @@ def test_the_literal_command_runs_after_make_setup(tmp_path: Path, monkeypatch: 
     assert load_project(clone).env_type == "conda_env"
     subprocess.run(["python", "-m", "dinomaly_hd.runs.project_environment"], cwd=clone, check=True)
     assert load_project(clone).env_type == "python_env"
-    words = [word for item in SETTINGS.items() if item[0] != "seed" for word in ("-P", "=".join(item))]
+    given = {**SETTINGS, "domains": "A", "maps_per_group": "0"}
+    words = [word for item in given.items() if item[0] != "seed" for word in ("-P", "=".join(item))]
     command = ["mlflow", "run", ".", "-e", "horizontal", "-P", "seed=42", *words]
     done = subprocess.run(command, cwd=clone, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stdout + done.stderr

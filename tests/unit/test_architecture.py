@@ -1,6 +1,8 @@
 """Imports run one way, and what is said twice is the same: the design, held by a walk over the source."""
 
 import ast
+import itertools
+import re
 import tomllib
 from pathlib import Path
 
@@ -76,3 +78,16 @@ def test_conda_installs_what_pyproject_asks_for() -> None:
     conda = yaml.safe_load((ROOT / "conda.yaml").read_text())["dependencies"]
     assert conda[:2] == ["python=3.11", "pip"]
     assert conda[2] == {"pip": project["dependencies"]}
+
+
+def test_files_that_documents_name_are_there() -> None:
+    for document in ("CONTRIBUTING.md", "SECURITY.md"):
+        for place in re.findall(r"`([a-z0-9_/{},]+/[a-z0-9_{},]+\.py)`", (ROOT / document).read_text()):
+            parts = [part.strip("{}").split(",") for part in re.split(r"(\{.*?\})", place)]
+            for path in map("".join, itertools.product(*parts)):
+                assert (ROOT / path).is_file() or (PACKAGE / path).is_file(), f"{document}: {path}"
+
+
+def test_each_guard_that_mutations_take_out_is_there_once() -> None:
+    for guard in tomllib.loads((ROOT / "benchmarks" / "mutations.toml").read_text())["guard"]:
+        assert (ROOT / guard["file"]).read_text().count(guard["old"]) == 1, guard["guard"]

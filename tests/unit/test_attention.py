@@ -7,6 +7,7 @@ from typing import NamedTuple
 import pytest
 import torch
 from torch import Tensor
+from torch.utils.flop_counter import FlopCounterMode
 
 from dinomaly_hd.config.dinomaly import RowBlindAttention, RowDropoutAttention
 from dinomaly_hd.errors import ConfigError
@@ -72,6 +73,17 @@ def test_row_blind_attention_and_its_gradients_are_those_of_the_masked_full_matr
         single = beyond_row(Heads(*(part.detach().float() for part in given)), grid, radius)
         assert single.dtype == torch.float32
         assert (single - expected).abs().max() / expected.abs().max() < 1e-5
+
+
+@pytest.mark.parametrize("radius", [3, None])
+def test_operations_a_token_do_not_grow_with_the_tokens(radius: int | None) -> None:
+    operations = []
+    for side in (14, 28):
+        given = heads((side, side))
+        with FlopCounterMode(display=False) as counter:
+            row_blind_attention(*given, grid=(side, side), radius=radius)
+        operations.append(counter.get_total_flops() / side**2)
+    assert operations[1] <= operations[0]
 
 
 @pytest.mark.parametrize("radius", [3, None])

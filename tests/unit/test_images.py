@@ -11,12 +11,12 @@ from unittest.mock import Mock
 
 import numpy as np
 import pytest
-import tifffile
 from PIL import Image
 
 from dinomaly_hd.data import images
 from dinomaly_hd.data.images import decode_image, read_image
 from dinomaly_hd.errors import ImageError, Interrupted
+from tests.files import chunk, png_of, tiff
 
 MAP = np.random.default_rng(0).random((31, 95), dtype=np.float32) * 3
 GREY8, GREY16, GREY32 = (MAP * 80).astype("u1"), (MAP * 20000).astype("u2"), (MAP * 1e9).astype("u4")
@@ -26,12 +26,6 @@ SIGNALLING = MAP.copy()
 SIGNALLING.view(np.uint32)[2, 3] = 0x7F800001
 NOT_FINITE = "1 of 2945 values are NaN or infinite, the first at row 2, column 3"
 ROWS = b"".join(b"\0" + bytes(95) for _ in range(31))
-
-
-def tiff(image: np.ndarray, **options: object) -> bytes:
-    stream = BytesIO()
-    tifffile.imwrite(stream, image, **options)
-    return stream.getvalue()
 
 
 def saved(picture: Image.Image, kind: str, **options: object) -> bytes:
@@ -48,15 +42,6 @@ def libtiff(**options: object) -> bytes:
 def png(mode: str | None = None, **options: object) -> bytes:
     picture = Image.fromarray(GREY8)
     return saved(picture if mode is None else picture.convert(mode), "PNG", **options)
-
-
-def chunk(what: bytes, body: bytes) -> bytes:
-    return struct.pack(">I", len(body)) + what + body + struct.pack(">I", zlib.crc32(what + body))
-
-
-def grey_png(height: int, width: int, stream: bytes, *, before: bytes = b"") -> bytes:
-    header = chunk(b"IHDR", struct.pack(">IIBBBBB", width, height, 8, 0, 0, 0, 0))
-    return b"\x89PNG\r\n\x1a\n" + header + before + chunk(b"IDAT", stream) + chunk(b"IEND", b"")
 
 
 def place_of(data: bytes, tag: int) -> int:
@@ -144,7 +129,7 @@ def test_whole_numbers_are_divided_by_the_largest_of_their_type(image: np.ndarra
 
 def test_text_bombs_never_reach_the_decoder() -> None:
     text = chunk(b"zTXt", b"a\0\0" + zlib.compress(bytes(2**20)))
-    image = decode_image(grey_png(31, 95, zlib.compress(ROWS), before=text * 900), name="a.png").image
+    image = decode_image(png_of(31, 95, zlib.compress(ROWS), before=text * 900), name="a.png").image
     np.testing.assert_array_equal(image, np.zeros((31, 95)))
 
 
@@ -187,13 +172,13 @@ BAD_PNGS = {
     "1 bit": (png("1"), "1-bit grey PNG"),
     "transparent": (png(transparency=3), "with a transparent value"),
     "animated": (png(save_all=True, append_images=[Image.fromarray(GREY8 // 2)]), "2 pages, expected 1"),
-    "flat": (grey_png(1, 2**22, zlib.compress(ROWS)), "1 x 4194304 pixels, expected sides of"),
+    "flat": (png_of(1, 2**22, zlib.compress(ROWS)), "1 x 4194304 pixels, expected sides of"),
     "cut": (png()[:-20], "cut short"),
-    "rows missing": (grey_png(31, 95, zlib.compress(ROWS[:960])), "do not inflate to"),
-    "rows too many": (grey_png(31, 95, zlib.compress(ROWS * 2)), "do not inflate to"),
+    "rows missing": (png_of(31, 95, zlib.compress(ROWS[:960])), "do not inflate to"),
+    "rows too many": (png_of(31, 95, zlib.compress(ROWS * 2)), "do not inflate to"),
     "wrong checksum": (png()[:-1] + b"\0", "checksum of chunk b'IEND' is wrong"),
-    "chunk of another standard": (grey_png(31, 95, ROWS, before=chunk(b"CgBI", b"")), "unknown critical"),
-    "1001 chunks": (grey_png(31, 95, ROWS, before=chunk(b"tEXt", b"") * 1001), "more than 1000 chunks"),
+    "chunk of another standard": (png_of(31, 95, ROWS, before=chunk(b"CgBI", b"")), "unknown critical"),
+    "1001 chunks": (png_of(31, 95, ROWS, before=chunk(b"tEXt", b"") * 1001), "more than 1000 chunks"),
 }
 REFUSED = {
     **{f"{case} TIFF": ("a.tiff", *bad) for case, bad in BAD_TIFFS.items()},
