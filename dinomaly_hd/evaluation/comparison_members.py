@@ -13,6 +13,7 @@ from dinomaly_hd.config.run import WITHOUT_EFFECT
 from dinomaly_hd.errors import ConfigError, DataError, DinomalyHDError
 from dinomaly_hd.evaluation import metrics, results
 from dinomaly_hd.evaluation.metrics import FloatArray, number
+from dinomaly_hd.names import listed
 
 BESIDE_CONFIG = ("condition_rule", "encoder_digest", "code_digest")
 NOT_SETTINGS = {*WITHOUT_EFFECT, "seed", "preset", "cache", "val_check_interval", "eval_batch_size"}
@@ -52,11 +53,6 @@ def leaves(config: Mapping[str, Any]) -> dict[str, Any]:
     for name, value in config.items():
         flat.update(leaves(value) if isinstance(value, Mapping) else {name: value})
     return flat
-
-
-def listed(names: Sequence[str], *, most: int) -> str:
-    more = f" and {len(names) - most} more" if len(names) > most else ""
-    return ", ".join(names[:most]) + more
 
 
 def _check_members(members: Sequence[MemberRun]) -> None:

@@ -13,6 +13,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import pandas as pd
+from numpy.typing import ArrayLike, NDArray
 
 from dinomaly_hd.errors import ConfigError, DataError, nearest
 from dinomaly_hd.evaluation import metrics
@@ -27,9 +28,10 @@ ALL = "all"
 FPR_TARGETS = {"tpr_at_fpr_1pct": 0.01, "tpr_at_fpr_5pct": 0.05}
 WITH_INTERVAL = ("auroc", *FPR_TARGETS)
 RANKING = (*WITH_INTERVAL, "average_precision", "f1_max")
-CALLS = ("precision", "recall", "f1_score", "accuracy")
+FIGURES = {name: name.removesuffix("pct") for name in WITH_INTERVAL}
+"""Name here -> name of the metric in MLflow."""
+COUNTS, CALLS = Confusion._fields[:4], Confusion._fields[4:]
 PIXEL = ("pixel_auroc", "aupro", "named_tooth")
-COUNTS = Confusion._fields[:4]
 NO_PIXELS = "needs faults with ground-truth masks, and normal pixels"
 
 Block = dict[str, Any]
@@ -115,6 +117,23 @@ def evaluate(
             for score, own in trivial.items()
         },
     }
+
+
+def synthetic_figures(score: ArrayLike, label: ArrayLike, domain: NDArray[np.str_]) -> dict[str, Any]:
+    """Return ``per_domain`` and ``mean``: AUROC and TPR at FPR 1 % and 5 % on held-out normals against copies
+    of them with bands, which may choose settings.
+
+    ``score`` (N,) is finite, higher is more anomalous; ``label`` (N,) is 0 normal, 1 with a band; ``domain``
+    (N,) names each image's domain.
+    """
+    score, label = np.asarray(score, np.float64), np.asarray(label)
+    per_domain = {}
+    for name in dict.fromkeys(domain.tolist()):
+        own = label[domain == name]
+        counts = {"normals": int((own == 0).sum()), "bands": int((own == 1).sum())}
+        per_domain[name] = rates(score[domain == name], own) | counts
+    mean = {figure: metrics.mean_of([block[figure] for block in per_domain.values()]) for figure in FIGURES}
+    return {"per_domain": per_domain, "mean": mean}
 
 
 def domain_names(table: pd.DataFrame) -> list[str]:
@@ -236,7 +255,7 @@ def _mean(members: Mapping[str, Evaluated]) -> Block:
         if not any(name in part.block for part in members.values()):
             continue
         have = metrics.known({key: part.block.get(name, NAN) for key, part in members.items()})
-        block[name] = metrics.mean_of_known(list(have.values()))
+        block[name] = metrics.mean_of(have.values())
         used[name] = len(have)
         if len(have) < len(members):
             missing[name] = [key for key in members if key not in have]
@@ -260,8 +279,8 @@ def _intervals(draws_BR: FloatArray) -> dict[str, list[float]]:
 def _calls(confusion: Confusion | None) -> Block:
     if confusion is None:
         return dict.fromkeys(CALLS, NAN) | {"confusion": None}
-    counts = dict(zip(COUNTS, confusion, strict=False))
-    return dict(zip(CALLS, confusion[4:], strict=True)) | {"confusion": counts}
+    values = confusion._asdict()
+    return {name: values[name] for name in CALLS} | {"confusion": {name: values[name] for name in COUNTS}}
 
 
 def _explain_calls(block: Block) -> None:

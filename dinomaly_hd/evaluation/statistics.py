@@ -143,10 +143,10 @@ def _cumulated(counts_BG: IntArray) -> IntArray:
 class PairedTest(NamedTuple):
     """Second minus first over pairs (seeds): mean, 95 % t-interval, p-values, and the effect size d_z."""
 
-    pairs: int
+    seeds: int
     mean_difference: float = NAN
-    low: float = NAN
-    high: float = NAN
+    seeds_low: float = NAN
+    seeds_high: float = NAN
     t_p: float = NAN
     wilcoxon_p: float = NAN
     effect_size: float = NAN
@@ -154,10 +154,10 @@ class PairedTest(NamedTuple):
 
 
 class DeLong(NamedTuple):
-    """AUROC of two runs on the same images, and the difference second minus first with its 95 % interval."""
+    """AUROC of the reference and of a run on the same images, and their difference with its 95 % interval."""
 
-    auroc_first: float = NAN
-    auroc_second: float = NAN
+    auroc_reference: float = NAN
+    auroc: float = NAN
     difference: float = NAN
     standard_error: float = NAN
     low: float = NAN
@@ -169,9 +169,9 @@ class DeLong(NamedTuple):
 class ImageInterval(NamedTuple):
     """Percentile interval over images, NaN with a reason where there is none."""
 
-    low: float = NAN
-    high: float = NAN
-    reason: str = ""
+    images_low: float = NAN
+    images_high: float = NAN
+    images_reason: str = ""
 
 
 def paired_test(first_S: ArrayLike, second_S: ArrayLike) -> PairedTest:
@@ -204,7 +204,7 @@ def paired_test(first_S: ArrayLike, second_S: ArrayLike) -> PairedTest:
     spread = float(difference.std(ddof=1))
     half = float(stats.t.ppf((1.0 + LEVEL) / 2.0, count - 1)) * spread / count**0.5
     t_p = float(stats.ttest_1samp(difference, 0.0).pvalue)  # of the differences: ttest_rel itself
-    return found._replace(low=mean - half, high=mean + half, t_p=t_p, effect_size=mean / spread)
+    return found._replace(seeds_low=mean - half, seeds_high=mean + half, t_p=t_p, effect_size=mean / spread)
 
 
 def holm(p_values: ArrayLike) -> FloatArray:
@@ -251,12 +251,12 @@ def mean_difference_interval(first_SB: ArrayLike, second_SB: ArrayLike) -> Image
     """Interval over images of the seed-mean difference, second minus first, from ``shared_bootstrap``."""
     first, second = np.asarray(first_SB, dtype=np.float64), np.asarray(second_SB, dtype=np.float64)
     if len(first) == 0 or len(second) == 0:
-        return ImageInterval(reason="no pairs")
+        return ImageInterval(images_reason="no pairs")
     difference_B = second.mean(axis=0) - first.mean(axis=0)
     if np.isnan(difference_B).any():
-        return ImageInterval(reason="needs both classes")
+        return ImageInterval(images_reason="needs both classes")
     if np.ptp(difference_B) <= ROUNDING:
-        return ImageInterval(reason="the difference is the same in every draw of images")
+        return ImageInterval(images_reason="the difference is the same in every draw of images")
     return ImageInterval(*percentile_interval(difference_B))
 
 

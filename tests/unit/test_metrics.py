@@ -7,7 +7,8 @@ from sklearn import metrics as sk
 
 from dinomaly_hd.errors import DataError, NonFiniteError
 from dinomaly_hd.evaluation import metrics, statistics
-from dinomaly_hd.evaluation.blocks import flat_synthetic, synthetic_blocks, synthetic_lines
+from dinomaly_hd.evaluation.report import flat_synthetic, render
+from dinomaly_hd.evaluation.results import synthetic_figures
 
 SETS = 1000
 SCALES = (1e-300, 1e-150, 1e-30, 1.0, 1e30, 1e150, 1e300)
@@ -69,7 +70,7 @@ def test_calls_equal_scikit_learn_and_thresholds_are_the_best_ones():
         )
         assert ours[4:] == pytest.approx(theirs, abs=1e-12, nan_ok=True)
         value, threshold = metrics.f1_max(score, label)
-        assert metrics.confusion_at(score, label, threshold=threshold).f1 == value
+        assert metrics.confusion_at(score, label, threshold=threshold).f1_score == value
         chosen = metrics.youden(score, label)
         assert chosen.optimistic
         assert chosen.source == "test labels"
@@ -260,7 +261,7 @@ def test_every_draw_is_the_metric_of_the_images_drawn_for_one_run_and_for_severa
 def test_figures_on_synthetic_bands_are_those_of_each_domain():
     label, domain = np.tile([0, 0, 1, 1, 1], 40), np.repeat(np.array(["domain_A", "domain_C"]), 100)
     score = np.random.default_rng(0).normal(size=200) + label * np.where(domain == "domain_A", 3.0, 0.5)
-    blocks = synthetic_blocks(score, label, domain)
+    blocks = synthetic_figures(score, label, domain)
     for name, block in blocks["per_domain"].items():
         own = name == domain
         assert block["auroc"] == pytest.approx(sk.roc_auc_score(label[own], score[own]), abs=1e-12)
@@ -271,4 +272,5 @@ def test_figures_on_synthetic_bands_are_those_of_each_domain():
     assert flat["synthetic/domain_C/tpr_at_fpr_1"] == blocks["per_domain"]["domain_C"]["tpr_at_fpr_1pct"]
     assert flat["synthetic/mean/auroc"] == blocks["mean"]["auroc"]
     assert len(flat) == 3 * 3
-    assert any("domain_C" in line and "40 normals" in line for line in synthetic_lines(blocks))
+    text = render("synthetic.txt", result={"synthetic": blocks})
+    assert "(40 normals, 60 bands)\n  40 normals: the finest FPR is 2.5 % (domain_A, domain_C)\n" in text

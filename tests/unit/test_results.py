@@ -9,7 +9,7 @@ import pytest
 from dinomaly_hd.errors import ConfigError, DataError, NonFiniteError
 from dinomaly_hd.evaluation import metrics
 from dinomaly_hd.evaluation.metrics import Threshold, normal_quantile
-from dinomaly_hd.evaluation.report import detector_table, flat_metrics, summary_lines
+from dinomaly_hd.evaluation.report import detector_table, flat_metrics, results_markdown, summary_lines
 from dinomaly_hd.evaluation.results import check_table, evaluate
 from dinomaly_hd.files import publish_json
 from dinomaly_hd.runs.folder import read_results
@@ -84,7 +84,7 @@ def test_calls_at_the_top_are_those_of_the_honest_threshold():
         == honest["confusion"]
         == dict(zip(("tp", "fp", "tn", "fn"), confusion, strict=False))
     )
-    assert (block["precision"], block["f1_score"]) == (confusion.precision, confusion.f1)
+    assert (block["precision"], block["f1_score"]) == (confusion.precision, confusion.f1_score)
     assert {name: entry["optimistic"] for name, entry in block["thresholds"].items()} == {
         "youden": True,
         "f1": True,
@@ -239,6 +239,21 @@ def test_summary_shows_every_number_asked_for_within_110_columns():
     assert f"{100 * block['by_condition']['cold']['auroc']:.2f}" in row
     trivial = [line for line in lines[lines.index("") :] if line.startswith("domain_C")]
     assert f"{100 * result['trivial']['max']['domain_C']['auroc']:.2f}" in trivial[0]
+
+
+def test_few_normals_say_how_fine_an_fpr_they_show():
+    table = score_table()
+    four = table.groupby(["domain", "condition", "label"]).head(2)
+    text = [*summary_lines(run(four)), *results_markdown(run(four)).splitlines()]
+    said = "4 normals: the finest FPR is 25 % (domain_D, domain_A, domain_C)"
+    assert said in text
+    assert f"* {said}" in text
+    assert (
+        "2 normals: the finest FPR is 50 % (domain_D cold, domain_D warm, domain_A cold, domain_A warm"
+        in "\n".join(text)
+    )
+    many = pd.concat([table.assign(path=table["path"] + str(i)) for i in range(5)], ignore_index=True)
+    assert not any("finest FPR" in line for line in summary_lines(run(many)))
 
 
 def test_long_names_and_perfect_scores_stay_aligned():

@@ -50,12 +50,12 @@ def test_paired_test_equals_scipy(count: int):
     expected = stats.ttest_rel(second, first)
     interval = expected.confidence_interval(0.95)
     assert tested.t_p == pytest.approx(expected.pvalue, rel=1e-12)
-    assert (tested.low, tested.high) == pytest.approx((interval.low, interval.high), rel=1e-10)
+    assert (tested.seeds_low, tested.seeds_high) == pytest.approx((interval.low, interval.high), rel=1e-10)
     assert tested.wilcoxon_p == pytest.approx(stats.wilcoxon(second, first).pvalue, rel=1e-12)
     assert tested.mean_difference == pytest.approx(float(np.mean(second - first)))
     effect = float(np.mean(second - first) / np.std(second - first, ddof=1))
     assert tested.effect_size == pytest.approx(effect)
-    assert (tested.pairs, tested.reason) == (count, "")
+    assert (tested.seeds, tested.reason) == (count, "")
 
 
 def test_wilcoxon_with_ties_and_zeros_counts_all_signs():
@@ -77,7 +77,7 @@ def test_wilcoxon_with_ties_and_zeros_counts_all_signs():
 def test_what_a_paired_test_cannot_say_is_nan_with_a_reason(first, second, mean, reason):
     tested = paired_test(first, second)
     assert tested.mean_difference == pytest.approx(mean, nan_ok=True)
-    assert np.isnan([tested.t_p, tested.low, tested.high, tested.effect_size]).all()
+    assert np.isnan([tested.t_p, tested.seeds_low, tested.seeds_high, tested.effect_size]).all()
     assert tested.reason == reason
 
 
@@ -98,8 +98,8 @@ def test_delong_equals_the_double_loop(ties: bool):
         assert tested.standard_error == pytest.approx(math.sqrt(variance), abs=1e-12)
         assert tested.p == pytest.approx(2 * stats.norm.sf(abs(difference) / math.sqrt(variance)), abs=1e-12)
         assert tested.high - tested.low == pytest.approx(2 * stats.norm.ppf(0.975) * math.sqrt(variance))
-        assert tested.auroc_first == pytest.approx(roc_auc_score(LABEL, first), abs=1e-12)
-        assert tested.auroc_second == pytest.approx(roc_auc_score(LABEL, second), abs=1e-12)
+        assert tested.auroc_reference == pytest.approx(roc_auc_score(LABEL, first), abs=1e-12)
+        assert tested.auroc == pytest.approx(roc_auc_score(LABEL, second), abs=1e-12)
 
 
 def test_delong_does_not_depend_on_the_scale_or_order_of_scores():
@@ -143,7 +143,7 @@ def test_bootstrap_interval_agrees_with_delong():
     drawn = auroc_draws([first, second])
     interval = mean_difference_interval(drawn[:1], drawn[1:])
     tested = delong(first, second, label=LABEL)
-    assert (interval.low, interval.high) == pytest.approx((tested.low, tested.high), abs=0.02)
+    assert (interval.images_low, interval.images_high) == pytest.approx((tested.low, tested.high), abs=0.02)
     assert (auroc_draws([first, second]) == drawn).all()
 
 
@@ -154,16 +154,16 @@ def test_pairing_and_seed_means_narrow_the_interval():
     paired = mean_difference_interval(drawn[:1], drawn[1:2])
     unpaired = mean_difference_interval(drawn[:1], generator.permuted(drawn[1:2], axis=1))
     averaged = mean_difference_interval(drawn[:3], drawn[3:])
-    assert paired.high - paired.low < 0.6 * (unpaired.high - unpaired.low)
-    assert averaged.high - averaged.low < paired.high - paired.low
+    assert paired.images_high - paired.images_low < 0.6 * (unpaired.images_high - unpaired.images_low)
+    assert averaged.images_high - averaged.images_low < paired.images_high - paired.images_low
 
 
 def test_an_interval_without_spread_or_class_is_nan_with_a_reason():
     first, _ = two_runs()
     same = auroc_draws([first, first])
-    reason = mean_difference_interval(same[:1], same[1:]).reason
+    reason = mean_difference_interval(same[:1], same[1:]).images_reason
     assert reason == "the difference is the same in every draw of images"
     one_class = auroc_draws([first], label=0 * LABEL)
     assert np.isnan(one_class).all()
-    assert mean_difference_interval(one_class, same[:1]).reason == "needs both classes"
-    assert mean_difference_interval(same[:0], same[:0]).reason == "no pairs"
+    assert mean_difference_interval(one_class, same[:1]).images_reason == "needs both classes"
+    assert mean_difference_interval(same[:0], same[:0]).images_reason == "no pairs"
