@@ -21,6 +21,7 @@ from dinomaly_hd.evaluation import metrics, statistics
 from dinomaly_hd.evaluation.comparison_members import MemberRun, Settings, same_images, settings_of
 from dinomaly_hd.evaluation.metrics import NAN, FloatArray, IntArray
 from dinomaly_hd.evaluation.results import (
+    ALL,
     FPR_TARGETS,
     WITH_INTERVAL,
     domain_names,
@@ -70,7 +71,7 @@ class Comparison:
     """Everything a comparison says; metrics are shares in [0, 1], differences are label minus reference.
 
     The tables' domains hold ``mean`` too, but for DeLong's. ``missing`` names each (label, seed) that another
-    label has; ``counts`` are good and fault test images by domain and condition.
+    label has; ``counts`` are good and fault test images of "domain_C", "domain_C cold", ...
     """
 
     labels: tuple[str, ...]
@@ -79,7 +80,7 @@ class Comparison:
     missing: tuple[tuple[str, int], ...]
     domains: tuple[str, ...]
     conditions: tuple[str, ...]
-    counts: Mapping[tuple[str, str], tuple[int, int]]
+    counts: Mapping[str, tuple[int, int]]
     data_digest: str
     runs: list[dict[str, str | int]]
     settings: Settings
@@ -116,7 +117,10 @@ def compare(
     called once per domain and condition.
     """
     images, scores_MN = same_images(members)
-    labels = tuple(dict.fromkeys(member.label for member in members))
+    runs: dict[str, dict[int, int]] = {}  # place among the members, by label and seed
+    for place, member in enumerate(members):
+        runs.setdefault(member.label, {})[member.seed] = place
+    labels = tuple(runs)
     reference = labels[0] if reference is None else reference
     if reference not in labels:
         raise ConfigError(
@@ -124,9 +128,14 @@ def compare(
         )
     draws = draws if len(labels) > 1 else 0
     cells = _cells(images, scores_MN, draws=draws, draw_seed=draw_seed, tick=tick)
-    values, pairs = _values(members, cells), _pairs(members, reference)
-    seeds = {label: tuple(sorted(m.seed for m in members if m.label == label)) for label in labels}
-    every_seed = sorted({member.seed for member in members})
+    values, theirs = _values(members, cells), runs[reference]
+    pairs = {
+        label: [(seed, theirs[seed], own[seed]) for seed in sorted(own) if seed in theirs]
+        for label, own in runs.items()
+        if label != reference
+    }
+    seeds = {label: tuple(sorted(own)) for label, own in runs.items()}
+    every_seed = sorted(set().union(*runs.values()))
     return Comparison(
         labels=labels,
         reference=reference,
@@ -135,7 +144,8 @@ def compare(
         domains=tuple(domain_names(images)),
         conditions=shown_conditions(images),
         counts={
-            place: (int((cell.label == 0).sum()), int(cell.label.sum())) for place, cell in cells.items()
+            domain if condition == ALL else f"{domain} {condition}": (sum(label == 0), sum(label == 1))
+            for (domain, condition), (_, label, _) in cells.items()
         },
         data_digest=str(members[0].result.get("data_digest", "unknown")),
         runs=[{"label": member.label, "seed": member.seed, "name": member.name} for member in members],
@@ -226,15 +236,6 @@ def _draws(cells: Cells) -> dict[tuple[str, str], FloatArray]:
     return draws
 
 
-def _pairs(members: Sequence[MemberRun], reference: str) -> Pairs:
-    position = {(member.label, member.seed): i for i, member in enumerate(members)}
-    pairs: Pairs = {member.label: [] for member in members if member.label != reference}
-    for label, seed in sorted(position, key=lambda run: run[1]):
-        if label != reference and (reference, seed) in position:
-            pairs[label].append((seed, position[reference, seed], position[label, seed]))
-    return pairs
-
-
 def _differences(pairs: Pairs, cells: Cells, values: pd.DataFrame, *, reference: str) -> pd.DataFrame:
     """Differences of seed means, label minus reference, paired over common seeds."""
     draws = _draws(cells)
@@ -245,13 +246,13 @@ def _differences(pairs: Pairs, cells: Cells, values: pd.DataFrame, *, reference:
         for value_MK, (place, draws_MBR) in zip(value_PMK, draws.items(), strict=True):
             for metric, value_M in zip(METRICS, value_MK.T, strict=True):
                 tested = statistics.paired_test(value_M[first], value_M[second])
-                interval = statistics.ImageInterval(images_reason="not drawn for this metric")
+                interval = NAN, NAN, "not drawn for this metric"
                 if metric in WITH_INTERVAL:
                     drawn_MB = draws_MBR[:, :, WITH_INTERVAL.index(metric)]
                     interval = statistics.mean_difference_interval(drawn_MB[first], drawn_MB[second])
                 rows.append((label, reference, *place, metric, *tested, *interval))
     head = ["label", "reference", *PLACE, "metric"]
-    columns = [*head, *statistics.PairedTest._fields, *statistics.ImageInterval._fields]
+    columns = [*head, *statistics.PairedTest._fields, "images_low", "images_high", "images_reason"]
     table = pd.DataFrame(rows, columns=columns)
     is_mean = table["domain"] == MEAN
     over_labels = table.groupby([*PLACE, "metric"], sort=False)["t_p"].transform(statistics.holm)

@@ -63,33 +63,13 @@ def comparison_pages(
 
     ``failed`` says why members are missing; ``more`` tables stand behind the means.
     """
-    seeds = sorted(set[int]().union(*comparison.seeds.values()))
-    counts = [
-        f"{name} {comparison.counts[name, ALL][0]} + {comparison.counts[name, ALL][1]}"
-        for name in comparison.domains
-    ]
-    facts = {
-        "labels": ", ".join(comparison.labels),
-        **({"reference": comparison.reference} if comparison.others else {}),
-        "seeds": ", ".join(map(str, seeds)),
-        "runs": str(len(comparison.runs)),
-        "test images (good + fault)": ", ".join(counts),
-        "data digest": comparison.data_digest,
-    }
-    stands_for = {
-        label: ", ".join(f"{name} {text}" for name, text in values.items() if text != "-")
-        for label, values in comparison.settings.by_label.items()
-    }
     focuses = focuses if comparison.others else ()
     content = {
+        "comparison": comparison,
         "title": question.title,
         "question": question.text,
         "command": command,
-        "facts": facts,
-        "settings": comparison.settings,
-        "stands_for": {label: text or "no such settings" for label, text in stands_for.items()},
         "sentences": reading(comparison, failed=failed, focuses=focuses),
-        "runs": [list(run.values()) for run in comparison.runs],
         "means": [
             means_table(comparison, condition=condition, metric=metric)
             for condition in dict.fromkeys([ALL, *comparison.conditions])
@@ -120,12 +100,7 @@ def reading(comparison: Comparison, *, failed: Mapping[str, str], focuses: Seque
         failed="; ".join(" ".join(f"{title} ({why})".split()) for title, why in failed.items()),
         missing=listed([f"{label} has no seed {seed}" for label, seed in comparison.missing], most=20),
         labels=len(common),
-        coarse=resolution_lines(
-            {
-                domain if condition == ALL else f"{domain} {condition}": good
-                for (domain, condition), (good, _) in comparison.counts.items()
-            }
-        ),
+        coarse=resolution_lines({place: good for place, (good, _) in comparison.counts.items()}),
         one_seed=len(comparison.seeds[comparison.reference]) == 1,
         few=listed(few, most=40),
         enough=[count for count in common.values() if count >= LEAST_SEEDS],

@@ -166,14 +166,6 @@ class DeLong(NamedTuple):
     reason: str = ""
 
 
-class ImageInterval(NamedTuple):
-    """Percentile interval over images, NaN with a reason where there is none."""
-
-    images_low: float = NAN
-    images_high: float = NAN
-    images_reason: str = ""
-
-
 def paired_test(first_S: ArrayLike, second_S: ArrayLike) -> PairedTest:
     """Compare two methods over seeds: ``scipy.stats.ttest_rel``, Wilcoxon's signed rank and Cohen's d_z.
 
@@ -247,17 +239,20 @@ def delong(first_N: ArrayLike, second_N: ArrayLike, *, label: ArrayLike) -> DeLo
     return found._replace(standard_error=error, low=difference - half, high=difference + half, p=p)
 
 
-def mean_difference_interval(first_SB: ArrayLike, second_SB: ArrayLike) -> ImageInterval:
-    """Interval over images of the seed-mean difference, second minus first, from ``shared_bootstrap``."""
+def mean_difference_interval(first_SB: ArrayLike, second_SB: ArrayLike) -> tuple[float, float, str]:
+    """Interval over images of the seed-mean difference, second minus first, from ``shared_bootstrap``.
+
+    Where there is none, both ends are NaN and the third value says why.
+    """
     first, second = np.asarray(first_SB, dtype=np.float64), np.asarray(second_SB, dtype=np.float64)
     if len(first) == 0 or len(second) == 0:
-        return ImageInterval(images_reason="no pairs")
+        return NAN, NAN, "no pairs"
     difference_B = second.mean(axis=0) - first.mean(axis=0)
     if np.isnan(difference_B).any():
-        return ImageInterval(images_reason="needs both classes")
+        return NAN, NAN, "needs both classes"
     if np.ptp(difference_B) <= ROUNDING:
-        return ImageInterval(images_reason="the difference is the same in every draw of images")
-    return ImageInterval(*percentile_interval(difference_B))
+        return NAN, NAN, "the difference is the same in every draw of images"
+    return *percentile_interval(difference_B), ""
 
 
 def _wilcoxon(difference_S: FloatArray) -> float:
