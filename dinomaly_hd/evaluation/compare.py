@@ -29,7 +29,7 @@ from dinomaly_hd.evaluation.results import (
     rates,
     shown_conditions,
 )
-from dinomaly_hd.evaluation.statistics import DRAWS, named_generator, shared_bootstrap
+from dinomaly_hd.evaluation.statistics import DRAWS, bootstrap, named_generator
 
 NAMES = {
     "auroc": "AUROC",
@@ -192,7 +192,7 @@ def _cells(
         for condition in shown_conditions(images):
             rows = where(of_condition(images, condition), domain=domain)
             own_MN, label = scores_MN[:, rows.index], rows["label"].to_numpy(np.int64)
-            draws_MBR = shared_bootstrap(
+            draws_MBR = bootstrap(
                 own_MN,
                 label=label,
                 max_fprs=tuple(FPR_TARGETS.values()),

@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import ArrayLike
 from scipy import stats
 
-from dinomaly_hd.evaluation.metrics import NAN, BoolArray, FloatArray, IntArray, check_finite, split_by_label
+from dinomaly_hd.evaluation.metrics import NAN, BoolArray, FloatArray, IntArray, check_finite
 
 DRAWS = 2000
 LEVEL = 0.95
@@ -55,25 +55,6 @@ class Ranked:
 
 
 def bootstrap(
-    score: ArrayLike,
-    label: ArrayLike,
-    *,
-    max_fprs: Sequence[float],
-    generator: np.random.Generator,
-    draws: int = DRAWS,
-) -> FloatArray:
-    """Metrics (B, R) of one run; they depend on scores and generator, not on the order of the images."""
-    good, fault = split_by_label(score, label)
-    return shared_bootstrap(
-        np.concatenate([good, fault])[None],
-        label=np.repeat([0, 1], [good.size, fault.size]),
-        max_fprs=max_fprs,
-        generator=generator,
-        draws=draws,
-    ).squeeze(0)
-
-
-def shared_bootstrap(
     scores_MN: ArrayLike,
     *,
     label: ArrayLike,
@@ -83,7 +64,8 @@ def shared_bootstrap(
 ) -> FloatArray:
     """Metrics (M, B, R) on the same drawn images for all runs, each class drawn at its own size.
 
-    Columns are images in an order that is the same for all runs. All NaN where a class is missing.
+    Columns are images in an order that is the same for all runs, on which the draws depend. All NaN where a
+    class is missing.
     """
     scores, labels = np.asarray(scores_MN, dtype=np.float64), np.asarray(label)
     assert scores.ndim == 2, f"scores of shape {scores.shape}, expected (runs, images)"
@@ -240,7 +222,7 @@ def delong(first_N: ArrayLike, second_N: ArrayLike, *, label: ArrayLike) -> DeLo
 
 
 def mean_difference_interval(first_SB: ArrayLike, second_SB: ArrayLike) -> tuple[float, float, str]:
-    """Interval over images of the seed-mean difference, second minus first, from ``shared_bootstrap``.
+    """Interval over images of the seed-mean difference, second minus first, from ``bootstrap``.
 
     Where there is none, both ends are NaN and the third value says why.
     """
