@@ -202,21 +202,16 @@ def _add_thresholds(parts: Mapping[str, Evaluated], rows: pd.DataFrame, normal: 
     chosen += [normal] if normal else []
     for condition, (block, _) in parts.items():
         score, label = score_and_label(of_condition(rows, condition))
-        entries = block["thresholds"] = {}
+        entries, calls = block.setdefault("thresholds", {}), None
         for rule in chosen:
             known = not np.isnan(rule.value)
             calls = metrics.confusion_at(score, label, threshold=rule.value) if known else None
             entries[rule.name] = {"value": rule.value, "optimistic": rule.optimistic, "source": rule.source}
             entries[rule.name] |= _calls(calls)
-        if normal is None:
-            block |= _calls(None) | {"optimal_threshold": NAN}
-            reason = "no threshold: no scores of normal images were given"
-            block["reasons"] |= dict.fromkeys([*CALLS, "optimal_threshold"], reason)
-        else:
-            entry = entries[normal.name]
-            block |= {name: entry[name] for name in (*CALLS, "confusion")}
-            block["optimal_threshold"] = entry["value"]
-            _explain_calls(block)
+        without = "no threshold: no scores of normal images were given"
+        _add_calls(block, calls if normal else None, without=without)
+        block["optimal_threshold"] = normal.value if normal else NAN
+        block["reasons"] |= {} if normal else {"optimal_threshold": without}
 
 
 def _pool_calls(block: Block, members: Mapping[str, Block]) -> None:
@@ -224,13 +219,26 @@ def _pool_calls(block: Block, members: Mapping[str, Block]) -> None:
     block["optimal_threshold"] = NAN
     block["reasons"]["optimal_threshold"] = "each domain has its own threshold"
     without = [name for name, member in members.items() if member["confusion"] is None]
-    if without:
-        block |= _calls(None)
-        block["reasons"] |= dict.fromkeys(CALLS, f"no threshold for {', '.join(without)}")
-        return
-    counts = {name: sum(member["confusion"][name] for member in members.values()) for name in COUNTS}
-    block |= _calls(metrics.confusion_from_counts(**counts))
-    _explain_calls(block)
+    pooled = None
+    if not without:
+        counts = {name: sum(member["confusion"][name] for member in members.values()) for name in COUNTS}
+        pooled = metrics.confusion_from_counts(**counts)
+    _add_calls(block, pooled, without=f"no threshold for {', '.join(without)}")
+
+
+def _add_calls(block: Block, confusion: Confusion | None, *, without: str) -> None:
+    block |= _calls(confusion)
+    reason = without if confusion is None else "no image was called a fault at this threshold"
+    if confusion is not None and 0 in block["counts"].values():
+        reason = _one_class(block["counts"])
+    block["reasons"] |= {name: reason for name in CALLS if np.isnan(block[name])}
+
+
+def _calls(confusion: Confusion | None) -> Block:
+    if confusion is None:
+        return dict.fromkeys(CALLS, NAN) | {"confusion": None}
+    values = confusion._asdict()
+    return {name: values[name] for name in CALLS} | {"confusion": {name: values[name] for name in COUNTS}}
 
 
 def _nested(parts: Mapping[str, Evaluated]) -> Block:
@@ -276,19 +284,6 @@ def _mean(members: Mapping[str, Evaluated]) -> Block:
 
 def _intervals(draws_BR: FloatArray) -> dict[str, list[float]]:
     return {name: list(percentile_interval(draws_BR[:, r])) for r, name in enumerate(WITH_INTERVAL)}
-
-
-def _calls(confusion: Confusion | None) -> Block:
-    if confusion is None:
-        return dict.fromkeys(CALLS, NAN) | {"confusion": None}
-    values = confusion._asdict()
-    return {name: values[name] for name in CALLS} | {"confusion": {name: values[name] for name in COUNTS}}
-
-
-def _explain_calls(block: Block) -> None:
-    one_class = 0 in block["counts"].values()
-    reason = _one_class(block["counts"]) if one_class else "no image was called a fault at this threshold"
-    block["reasons"] |= {name: reason for name in CALLS if np.isnan(block[name])}
 
 
 def _one_class(counts: Mapping[str, int]) -> str:

@@ -159,11 +159,9 @@ def test_outline_has_one_segment_per_pixel_edge():
     mask = np.zeros((4, 5), dtype=bool)
     mask[0, 1:3] = True
     segments = pictures.outline(mask)
-    assert len(segments) == 6
-    assert all(np.abs(segment[0] - segment[1]).sum() == 1 for segment in segments)
-    assert {tuple(corner) for segment in segments for corner in segment} == {
-        (x - 0.5, y - 0.5) for x in (1, 2, 3) for y in (0, 1)
-    }
+    assert [np.abs(segment[0] - segment[1]).sum() for segment in segments] == [1] * 6
+    corners = {tuple(corner) for segment in segments for corner in segment}
+    assert corners == {(x - 0.5, y - 0.5) for x in (1, 2, 3) for y in (0, 1)}
 
 
 def test_flat_normals_and_odd_titles_are_drawn_and_bad_maps_refused():

@@ -10,7 +10,7 @@ from dinomaly_hd.errors import ConfigError, DataError, NonFiniteError
 from dinomaly_hd.evaluation import metrics
 from dinomaly_hd.evaluation.metrics import Threshold, normal_quantile
 from dinomaly_hd.evaluation.report import detector_table, flat_metrics, results_markdown, summary_lines
-from dinomaly_hd.evaluation.results import check_table, evaluate
+from dinomaly_hd.evaluation.results import RANKING, check_table, evaluate
 from dinomaly_hd.files import publish_json
 from dinomaly_hd.runs.folder import read_results
 
@@ -59,42 +59,36 @@ def test_each_block_holds_the_metrics_of_its_own_images(domain, condition):
     table = score_table()
     block = run(table)["per_domain_metrics"][domain]["by_condition"][condition]
     score, label = select(table, domain, condition)
-    assert block["auroc"] == metrics.auroc(score, label)
-    assert block["tpr_at_fpr_1pct"] == metrics.tpr_at_fpr(score, label, max_fpr=0.01)
-    assert block["tpr_at_fpr_5pct"] == metrics.tpr_at_fpr(score, label, max_fpr=0.05)
-    assert block["average_precision"] == metrics.average_precision(score, label)
-    assert block["f1_max"] == metrics.f1_max(score, label)[0]
+    assert [block[name] for name in RANKING] == [
+        metrics.auroc(score, label),
+        metrics.tpr_at_fpr(score, label, max_fpr=0.01),
+        metrics.tpr_at_fpr(score, label, max_fpr=0.05),
+        metrics.average_precision(score, label),
+        metrics.f1_max(score, label)[0],
+    ]
     assert block["counts"] == {"good": (label == 0).sum(), "fault": (label == 1).sum()}
     assert "auroc" not in block["reasons"]
-    for name, (low, high) in block["intervals"].items():
-        assert 0 <= low <= high <= 1, name
+    assert all(0 <= low <= high <= 1 for low, high in block["intervals"].values())
     low, high = block["intervals"]["auroc"]
     assert low < block["auroc"] < high
 
 
-def test_calls_at_the_top_are_those_of_the_honest_threshold():
+def test_calls_at_the_top_are_those_of_the_honest_threshold_which_conditions_share():
     table = score_table()
     block = run(table)["per_domain_metrics"]["domain_C"]
-    score, label = select(table, "domain_C", "all")
-    confusion = metrics.confusion_at(score, label, threshold=block["optimal_threshold"])
-    honest = block["thresholds"]["normal_quantile"]
-    assert block["optimal_threshold"] == honest["value"]
-    assert (
-        block["confusion"]
-        == honest["confusion"]
-        == dict(zip(("tp", "fp", "tn", "fn"), confusion, strict=False))
-    )
+    confusion = metrics.confusion_at(*select(table, "domain_C", "all"), threshold=block["optimal_threshold"])
+    rules, counts = block["thresholds"], ("tp", "fp", "tn", "fn")
+    assert block["optimal_threshold"] == rules["normal_quantile"]["value"]
+    assert block["confusion"] == rules["normal_quantile"]["confusion"]
+    assert block["confusion"] == dict(zip(counts, confusion, strict=False))
     assert (block["precision"], block["f1_score"]) == (confusion.precision, confusion.f1_score)
-    assert {name: entry["optimistic"] for name, entry in block["thresholds"].items()} == {
-        "youden": True,
-        "f1": True,
-        "normal_quantile": False,
-    }
-    assert block["thresholds"]["f1"]["f1_score"] == block["f1_max"]
+    optimistic = {name: entry["optimistic"] for name, entry in rules.items()}
+    assert optimistic == {"youden": True, "f1": True, "normal_quantile": False}
+    assert rules["f1"]["f1_score"] == block["f1_max"]
     cold, warm = (block["by_condition"][name] for name in ("cold", "warm"))
-    for rule in ("youden", "f1", "normal_quantile"):  # conditions share the threshold of their domain
+    for rule in rules:
         assert cold["thresholds"][rule]["value"] == warm["thresholds"][rule]["value"]
-    for count in ("tp", "fp", "tn", "fn"):
+    for count in counts:
         assert cold["confusion"][count] + warm["confusion"][count] == block["confusion"][count]
 
 

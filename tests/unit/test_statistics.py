@@ -9,11 +9,11 @@ from sklearn.metrics import roc_auc_score
 
 from dinomaly_hd.errors import NonFiniteError
 from dinomaly_hd.evaluation.statistics import (
+    bootstrap,
     delong,
     holm,
     mean_difference_interval,
     paired_test,
-    shared_bootstrap,
 )
 
 LABEL = np.repeat([0, 1], [40, 30])
@@ -28,7 +28,7 @@ def two_runs(seed: int = 0, *, ties: bool = False) -> tuple[np.ndarray, np.ndarr
 
 def auroc_draws(scores, *, label=LABEL, generator: np.random.Generator | None = None) -> np.ndarray:
     generator = generator or np.random.default_rng(0)
-    return shared_bootstrap(scores, label=label, max_fprs=(), generator=generator)[..., 0]
+    return bootstrap(scores, label=label, max_fprs=(), generator=generator)[..., 0]
 
 
 def slow_delong(first: np.ndarray, second: np.ndarray, label: np.ndarray) -> tuple[float, float]:
@@ -102,20 +102,6 @@ def test_delong_equals_the_double_loop(ties: bool):
         assert tested.auroc == pytest.approx(roc_auc_score(LABEL, second), abs=1e-12)
 
 
-def test_delong_does_not_depend_on_the_scale_or_order_of_scores():
-    first, second = two_runs()
-    shuffled = np.random.default_rng(1).permutation(LABEL.size)
-    tested = delong(first, second, label=LABEL)
-    again = delong(1e6 * first[shuffled] - 3, np.exp(second[shuffled]), label=LABEL[shuffled])
-    assert again[:-1] == pytest.approx(tested[:-1], abs=1e-12)
-
-
-def test_delong_p_values_are_uniform_when_the_methods_are_equal():
-    p_values = [delong(*two_runs(seed), label=LABEL).p for seed in range(600)]
-    assert stats.kstest(p_values, "uniform").pvalue > 0.01
-    assert 0.03 < np.mean(np.array(p_values) < 0.05) < 0.08
-
-
 @pytest.mark.parametrize(
     ("first", "second", "label", "reason"),
     [
@@ -141,9 +127,10 @@ def test_a_nan_score_is_an_error():
 def test_bootstrap_interval_agrees_with_delong():
     first, second = two_runs(3)
     drawn = auroc_draws([first, second])
-    interval = mean_difference_interval(drawn[:1], drawn[1:])
+    *interval, reason = mean_difference_interval(drawn[:1], drawn[1:])
     tested = delong(first, second, label=LABEL)
-    assert (interval.images_low, interval.images_high) == pytest.approx((tested.low, tested.high), abs=0.02)
+    assert interval == pytest.approx((tested.low, tested.high), abs=0.02)
+    assert reason == ""
     assert (auroc_draws([first, second]) == drawn).all()
 
 
@@ -151,19 +138,25 @@ def test_pairing_and_seed_means_narrow_the_interval():
     generator = np.random.default_rng(0)
     shared = 2 * generator.normal(size=LABEL.size) + LABEL
     drawn = auroc_draws(shared + 0.3 * generator.normal(size=(6, LABEL.size)), generator=generator)
-    paired = mean_difference_interval(drawn[:1], drawn[1:2])
-    unpaired = mean_difference_interval(drawn[:1], generator.permuted(drawn[1:2], axis=1))
-    averaged = mean_difference_interval(drawn[:3], drawn[3:])
-    assert paired.images_high - paired.images_low < 0.6 * (unpaired.images_high - unpaired.images_low)
-    assert averaged.images_high - averaged.images_low < paired.images_high - paired.images_low
+
+    def width(first: np.ndarray, second: np.ndarray) -> float:
+        low, high, _ = mean_difference_interval(first, second)
+        return high - low
+
+    paired = width(drawn[:1], drawn[1:2])
+    assert paired < 0.6 * width(drawn[:1], generator.permuted(drawn[1:2], axis=1))
+    assert width(drawn[:3], drawn[3:]) < paired
 
 
 def test_an_interval_without_spread_or_class_is_nan_with_a_reason():
     first, _ = two_runs()
-    same = auroc_draws([first, first])
-    reason = mean_difference_interval(same[:1], same[1:]).images_reason
-    assert reason == "the difference is the same in every draw of images"
-    one_class = auroc_draws([first], label=0 * LABEL)
+    same, one_class = auroc_draws([first, first]), auroc_draws([first], label=0 * LABEL)
     assert np.isnan(one_class).all()
-    assert mean_difference_interval(one_class, same[:1]).images_reason == "needs both classes"
-    assert mean_difference_interval(same[:0], same[:0]).images_reason == "no pairs"
+    for one, other, reason in (
+        (same[:1], same[1:], "the difference is the same in every draw of images"),
+        (one_class, same[:1], "needs both classes"),
+        (same[:0], same[:0], "no pairs"),
+    ):
+        *ends, said = mean_difference_interval(one, other)
+        assert np.isnan(ends).all()
+        assert said == reason
