@@ -144,7 +144,10 @@ def compare(
         domains=tuple(domain_names(images)),
         conditions=shown_conditions(images),
         counts={
-            domain if condition == ALL else f"{domain} {condition}": (sum(label == 0), sum(label == 1))
+            domain if condition == ALL else f"{domain} {condition}": (
+                int((label == 0).sum()),
+                int(label.sum()),
+            )
             for (domain, condition), (_, label, _) in cells.items()
         },
         data_digest=str(members[0].result.get("data_digest", "unknown")),

@@ -14,6 +14,7 @@ from dinomaly_hd.evaluation.comparison_members import MemberRun
 from dinomaly_hd.evaluation.comparison_pages import Question, comparison_pages, reading
 from dinomaly_hd.evaluation.comparison_plots import comparison_pictures, dot_figure, forest_figure
 from dinomaly_hd.evaluation.plots import png_bytes
+from tests.work import made_up_scores
 
 DOMAINS = ("domain_A", "domain_C")
 C_COLD = Focus("domain_C", "cold")
@@ -22,18 +23,10 @@ ASKED = Question("Three ideas", "Which helps C cold?")
 
 def member(label: str, seed: int, *, effect: float = 0.0, count: int = 12, **changes: Any) -> MemberRun:
     """A run whose faults of domain C, cold, score higher by ``effect``; ``changes`` alter its result."""
-    rows = [
-        (f"{domain}/test/{kind}/{condition}{i}.tiff", domain, fault, condition)
-        for domain in DOMAINS
-        for condition in ("cold", "warm")
-        for fault, kind in enumerate(("good", "fault"))
-        for i in range(count)
-    ]
-    scores = pd.DataFrame(rows, columns=["path", "domain", "label", "condition"])
-    generator = np.random.default_rng([seed, *label.encode()])
-    cold_fault = (scores["domain"] == "domain_C") & (scores["condition"] == "cold") & (scores["label"] == 1)
-    own = np.random.default_rng(0).normal(size=len(scores)) + 0.2 * generator.normal(size=len(scores))
-    scores["score"] = own + 0.8 * scores["label"] + effect * cold_fault
+    scores = made_up_scores(DOMAINS, count=count)
+    noise = np.random.default_rng([seed, *label.encode()]).normal(size=len(scores))
+    cold_fault = scores.eval("domain == 'domain_C' and condition == 'cold' and label == 1")
+    scores["score"] += 0.2 * noise - 0.2 * scores["label"] + effect * cold_fault
     config = {
         "seed": seed,
         "model": {"row_p": 0.1},

@@ -12,22 +12,13 @@ from dinomaly_hd.evaluation import pictures, plots
 from dinomaly_hd.evaluation.metrics import Threshold, auroc, youden
 from dinomaly_hd.evaluation.pictures import MapPicture, select_by_rank
 from dinomaly_hd.geometry import Box
+from tests.work import made_up_scores
 
 SHAPE = (31, 95)
 
 
-def score_table(*, count: int = 40, domains: tuple[str, ...] = ("domain_A", "domain_C")) -> pd.DataFrame:
-    generator = np.random.default_rng(0)
-    label = np.tile(np.repeat([0, 1], count), len(domains))
-    return pd.DataFrame(
-        {
-            "path": [f"{row:06d}.tiff" for row in range(label.size)],
-            "domain": np.repeat(domains, 2 * count),
-            "label": label,
-            "condition": np.where(np.arange(label.size) % 2 == 0, "cold", "warm"),
-            "score": generator.normal(size=label.size) + label,
-        }
-    )
+def score_table(*, count: int = 20, domains: tuple[str, ...] = ("domain_A", "domain_C")) -> pd.DataFrame:
+    return made_up_scores(domains, count=count)
 
 
 def pixels(png: bytes) -> np.ndarray:
@@ -195,9 +186,10 @@ def test_selection_takes_highest_lowest_and_nearest_of_each_label_and_domain():
 
 @pytest.mark.parametrize("size", [1, 5, 15, 25])
 def test_selection_of_few_images_takes_each_once(size):
-    chosen = select_by_rank(score_table(count=size), thresholds={"domain_A": 0.0, "domain_C": 0.0})
+    table = made_up_scores(("domain_A", "domain_C"), count=size, conditions=["all"])
+    chosen = select_by_rank(table, thresholds={"domain_A": 0.0, "domain_C": 0.0})
     assert len(chosen) == 4 * size
     assert not chosen["path"].duplicated().any()
-    without = select_by_rank(score_table(count=size), thresholds={"domain_A": float("nan")})
+    without = select_by_rank(table, thresholds={"domain_A": float("nan")})
     assert len(without) == 4 * min(size, 20)
     assert "threshold" not in set(without["rank"])

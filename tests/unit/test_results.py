@@ -13,33 +13,23 @@ from dinomaly_hd.evaluation.report import detector_table, flat_metrics, results_
 from dinomaly_hd.evaluation.results import RANKING, check_table, evaluate
 from dinomaly_hd.files import publish_json
 from dinomaly_hd.runs.folder import read_results
+from tests.work import made_up_scores
 
 DOMAINS = ("domain_D", "domain_A", "domain_C")  # not sorted: the order of appearance must survive
 COUNT = 40
 
 
-def domain_table(domain: str, *, seed: int, conditions: bool = True) -> pd.DataFrame:
-    generator = np.random.default_rng(seed)
-    label = np.repeat([0, 1], COUNT)
-    warm = np.tile(np.arange(COUNT) >= COUNT // 2, 2)
-    score = generator.normal(size=2 * COUNT) + label * np.where(warm, 3.0, 1.0)
-    folder = np.where(label == 1, "fault", "good")
-    return pd.DataFrame(
-        {
-            "path": [f"{domain}/test/{folder[row]}/{row % COUNT:06d}.tiff" for row in range(2 * COUNT)],
-            "domain": domain,
-            "label": label,
-            "condition": np.where(warm, "warm", "cold") if conditions else "all",
-            "score": score,
-            "trivial/max": score + generator.normal(size=2 * COUNT),
-            "trivial/row_filter": generator.normal(size=2 * COUNT) + label,
-        }
-    )
-
-
-def score_table(*, conditions: bool = True) -> pd.DataFrame:
-    parts = [domain_table(domain, seed=seed, conditions=conditions) for seed, domain in enumerate(DOMAINS)]
-    return pd.concat(parts, ignore_index=True)
+def score_table(*, conditions: bool = True, alike: bool = False) -> pd.DataFrame:
+    """Return scores of domains that differ, or not, in their numbers; warm faults are easier to find."""
+    parts = [
+        made_up_scores([name], count=COUNT // 2, seed=0 if alike else i) for i, name in enumerate(DOMAINS)
+    ]
+    table = pd.concat(parts, ignore_index=True)
+    generator = np.random.default_rng(3)
+    table["score"] += 0.8 * table["label"] * (table["condition"] == "warm")
+    table["trivial/max"] = table["score"] + generator.normal(size=len(table))
+    table["trivial/row_filter"] = generator.normal(size=len(table)) + table["label"]
+    return table if conditions else table.assign(condition="all")
 
 
 def run(table: pd.DataFrame, *, domains: tuple[str, ...] = DOMAINS, **keywords) -> dict:
@@ -103,7 +93,7 @@ def test_mean_and_pooled():
     assert result["mean_metrics"]["missing"] == {}
     assert result["overall_auroc"] == pooled["auroc"] == metrics.auroc(table["score"], table["label"])
     assert pooled["confusion"]["tp"] == sum(block["confusion"]["tp"] for block in blocks)
-    same = run(pd.concat([domain_table(domain, seed=1) for domain in DOMAINS], ignore_index=True))
+    same = run(score_table(alike=True))
     single = np.diff(same["per_domain_metrics"]["domain_C"]["intervals"]["auroc"])[0]
     narrower = np.diff(same["mean_metrics"]["intervals"]["auroc"])[0]  # domains are drawn independently
     assert narrower == pytest.approx(single / np.sqrt(3), rel=0.25)
@@ -262,18 +252,18 @@ def test_long_names_and_perfect_scores_stay_aligned():
 BROKEN = {
     "no column": (lambda table: table.drop(columns="label"), DataError, "no column label"),
     "no rows": (lambda table: table.iloc[:0], DataError, "no rows"),
-    "label": (lambda table: table.replace({"label": {1: 2}}), DataError, "fault/000000.tiff: label 2"),
+    "label": (lambda table: table.replace({"label": {1: 2}}), DataError, "fault/cold0.tiff: label 2"),
     "twice": (lambda table: pd.concat([table, table.iloc[:1]]), DataError, "occurs more than once"),
     "reserved": (lambda table: table.replace({"domain": {"domain_A": "mean"}}), DataError, "'mean'"),
     "nan": (
         lambda table: table.assign(score=table["score"].where(table.index != 3)),
         NonFiniteError,
-        "domain_D/test/good/000003.tiff: score nan",
+        "domain_D/test/good/cold3.tiff: score nan",
     ),
     "trivial": (
         lambda table: table.assign(**{"trivial/max": np.inf}),
         NonFiniteError,
-        r"000000.tiff \(trivial/max\): score inf",
+        r"cold0.tiff \(trivial/max\): score inf",
     ),
 }
 
