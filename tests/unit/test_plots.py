@@ -1,16 +1,17 @@
 """Pictures: what they show where, which images are chosen, and that odd input does not break them."""
 
 import io
+from pathlib import Path
 
 import numpy as np
 import pandas as pd
 import pytest
 from PIL import Image
 
-from dinomaly_hd.errors import NonFiniteError
+from dinomaly_hd.errors import NonFiniteError, OutputError
 from dinomaly_hd.evaluation import pictures, plots
 from dinomaly_hd.evaluation.metrics import Threshold, auroc, youden
-from dinomaly_hd.evaluation.pictures import MapPicture, select_by_rank
+from dinomaly_hd.evaluation.pictures import MOST_WAITING, MapPicture, pictures_saved, select_by_rank
 from dinomaly_hd.geometry import Box
 from tests.work import made_up_scores
 
@@ -193,3 +194,42 @@ def test_selection_of_few_images_takes_each_once(size):
     without = select_by_rank(table, thresholds={"domain_A": float("nan")})
     assert len(without) == 4 * min(size, 20)
     assert "threshold" not in set(without["rank"])
+
+
+# ---- written while the next ones are drawn ----
+
+
+def blank(value: int) -> np.ndarray:
+    return np.full((4, 6, 3), value, dtype=np.uint8)
+
+
+def test_all_pictures_are_there_at_the_end_whatever_stops_the_drawing(tmp_path: Path):
+    count = 3 * MOST_WAITING
+
+    def draw() -> None:
+        with pictures_saved() as save:
+            for number in range(count):
+                save(tmp_path / f"{number}.png", blank(number))
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        draw()
+    for number in range(count):
+        assert np.array_equal(np.asarray(Image.open(tmp_path / f"{number}.png")), blank(number))
+
+
+@pytest.mark.parametrize("others", [0, 3 * MOST_WAITING])
+def test_a_picture_that_cannot_be_written_is_an_error(tmp_path: Path, others: int):
+    (tmp_path / "file").write_text("no folder")
+    saved = []
+
+    def draw() -> None:
+        with pictures_saved() as save:
+            save(tmp_path / "file" / "first.png", blank(0))
+            for number in range(others):
+                save(tmp_path / f"{number}.png", blank(number))
+                saved.append(number)
+
+    with pytest.raises(OutputError, match="cannot write"):
+        draw()
+    assert len(saved) <= MOST_WAITING
