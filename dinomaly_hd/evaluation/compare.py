@@ -97,10 +97,6 @@ class Comparison:
     def others(self) -> tuple[str, ...]:
         return tuple(label for label in self.labels if label != self.reference)
 
-    @property
-    def tables(self) -> dict[str, pd.DataFrame]:
-        return {name: getattr(self, name) for name in ("values", "means", "differences", "delong")}
-
 
 def compare(
     members: Sequence[MemberRun],

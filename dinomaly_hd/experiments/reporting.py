@@ -66,8 +66,8 @@ def write_report(
         pictures=pictures,
         more=transfer_table(members),
     )
-    for kind, table in comparison.tables.items():
-        texts[f"tables/{kind}.csv"] = table.to_csv(index=False, lineterminator="\n")
+    for kind in ("values", "means", "differences", "delong"):
+        texts[f"tables/{kind}.csv"] = getattr(comparison, kind).to_csv(index=False, lineterminator="\n")
     files = write_files(folder, texts, pictures)
     publish_json(folder / SUMMARY, summary(comparison, question=question, failed=failed))
     return Report(comparison, [*files, folder / SUMMARY], texts["report.md"])
@@ -77,15 +77,13 @@ def summary(comparison: Comparison, *, question: Question, failed: Mapping[str, 
     return {
         "title": question.title,
         "question": question.text,
-        "compared": list(question.compared),
-        "labels": list(comparison.labels),
-        "reference": comparison.reference,
-        "data_digest": comparison.data_digest,
-        "runs": comparison.runs,
-        "missing": [list(pair) for pair in comparison.missing],
+        "compared": question.compared,
+        **{
+            name: getattr(comparison, name)
+            for name in ("labels", "reference", "data_digest", "runs", "missing")
+        },
         "failed": dict(failed),
-        "means": comparison.means.replace({np.nan: None}).to_dict("records"),
-        "differences": comparison.differences.replace({np.nan: None}).to_dict("records"),
+        **{name: getattr(comparison, name).to_dict("records") for name in ("means", "differences")},
     }
 
 
