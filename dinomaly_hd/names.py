@@ -4,6 +4,7 @@ import os
 import reprlib
 import sys
 import unicodedata
+from collections.abc import Sequence
 from typing import Any
 
 # Unicode's categories of what is not seen: control, format (right-to-left too), line ends.
@@ -21,6 +22,11 @@ def has_hidden(text: str) -> bool:
 def shown(value: Any) -> str:
     """Return a value for a message: on one line, cut where it is long."""
     return _SHORT.repr(value)
+
+
+def listed(names: Sequence[str], *, most: int) -> str:
+    more = f" and {len(names) - most} more" if len(names) > most else ""
+    return ", ".join(names[:most]) + more
 
 
 def misread(name: str) -> str | None:

@@ -10,9 +10,13 @@ import sys
 import threading
 import time
 import urllib.request
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
+from itertools import product
 from pathlib import Path
 from typing import Any, TypeVar
+
+import numpy as np
+import pandas as pd
 
 PATIENCE_S = 600.0
 """How long a test waits for what comes at once on a machine of its own."""
@@ -20,6 +24,16 @@ NOWHERE = "http://127.0.0.1:9"
 """A tracking server that is not there: the port of a service that nobody runs any more."""
 
 Result = TypeVar("Result")
+
+
+def made_up_scores(
+    domains: Sequence[str], *, count: int, seed: int = 0, conditions: Sequence[str] = ("cold", "warm")
+) -> pd.DataFrame:
+    """Return scores of ``count`` good and as many fault images, by 1 higher, in each domain and condition."""
+    every = product(domains, conditions, enumerate(("good", "fault")), range(count))
+    rows = [(f"{d}/test/{kind}/{c}{i}.tiff", d, label, c) for d, c, (label, kind), i in every]
+    table = pd.DataFrame(rows, columns=["path", "domain", "label", "condition"])
+    return table.assign(score=np.random.default_rng(seed).normal(size=len(table)) + table["label"])
 
 
 def functions_called(work: Callable[[], object]) -> int:

@@ -100,14 +100,14 @@ def ours(score: Floats, label: Labels) -> dict[str, float]:
     return {
         "AUROC": metrics.auroc(score, label),
         "average precision": metrics.average_precision(score, label),
-        "F1": at(threshold=f1(score, label).value).f1,
+        "F1": at(threshold=f1(score, label).value).f1_score,
         "Youden's J": best.tp / (best.tp + best.fn) - best.fp / (best.fp + best.tn),
         **{f"TPR at FPR {limit}": metrics.tpr_at_fpr(score, label, max_fpr=limit) for limit in MAX_FPRS},
         "area under the vertices": float(np.trapezoid(tpr, fpr)),
         "vertices": len(fpr),
         "precision": calls.precision,
         "recall": calls.recall,
-        "F1 of calls": calls.f1,
+        "F1 of calls": calls.f1_score,
         "accuracy": calls.accuracy,
     }
 

@@ -21,6 +21,7 @@ from dinomaly_hd.evaluation import metrics, statistics
 from dinomaly_hd.evaluation.comparison_members import MemberRun, Settings, same_images, settings_of
 from dinomaly_hd.evaluation.metrics import NAN, FloatArray, IntArray
 from dinomaly_hd.evaluation.results import (
+    ALL,
     FPR_TARGETS,
     WITH_INTERVAL,
     domain_names,
@@ -28,7 +29,7 @@ from dinomaly_hd.evaluation.results import (
     rates,
     shown_conditions,
 )
-from dinomaly_hd.evaluation.statistics import DRAWS, named_generator, shared_bootstrap
+from dinomaly_hd.evaluation.statistics import DRAWS, bootstrap, named_generator
 
 NAMES = {
     "auroc": "AUROC",
@@ -43,15 +44,6 @@ LEAST_SEEDS = 3
 SIGNIFICANT = 0.05
 HIGHER, LOWER, NOT_SHOWN = "higher", "lower", "no difference shown"
 PLACE = ["domain", "condition"]
-DIFFERENCE_COLUMNS = [
-    *("label", "reference", "domain", "condition", "metric", "seeds", "mean_difference"),
-    *("seeds_low", "seeds_high", "t_p", "wilcoxon_p", "effect_size", "reason"),
-    *("images_low", "images_high", "images_reason"),
-]
-DELONG_COLUMNS = [
-    *("label", "reference", "seed", "domain", "condition", "auroc_reference", "auroc", "difference"),
-    *("standard_error", "low", "high", "p", "reason"),
-]
 
 
 class Focus(NamedTuple):
@@ -79,7 +71,7 @@ class Comparison:
     """Everything a comparison says; metrics are shares in [0, 1], differences are label minus reference.
 
     The tables' domains hold ``mean`` too, but for DeLong's. ``missing`` names each (label, seed) that another
-    label has; ``counts`` are good and fault test images by domain.
+    label has; ``counts`` are good and fault test images of "domain_C", "domain_C cold", ...
     """
 
     labels: tuple[str, ...]
@@ -105,10 +97,6 @@ class Comparison:
     def others(self) -> tuple[str, ...]:
         return tuple(label for label in self.labels if label != self.reference)
 
-    @property
-    def tables(self) -> dict[str, pd.DataFrame]:
-        return {name: getattr(self, name) for name in ("values", "means", "differences", "delong")}
-
 
 def compare(
     members: Sequence[MemberRun],
@@ -125,7 +113,10 @@ def compare(
     called once per domain and condition.
     """
     images, scores_MN = same_images(members)
-    labels = tuple(dict.fromkeys(member.label for member in members))
+    runs: dict[str, dict[int, int]] = {}  # place among the members, by label and seed
+    for place, member in enumerate(members):
+        runs.setdefault(member.label, {})[member.seed] = place
+    labels = tuple(runs)
     reference = labels[0] if reference is None else reference
     if reference not in labels:
         raise ConfigError(
@@ -133,10 +124,14 @@ def compare(
         )
     draws = draws if len(labels) > 1 else 0
     cells = _cells(images, scores_MN, draws=draws, draw_seed=draw_seed, tick=tick)
-    values, pairs = _values(members, cells), _pairs(members, reference)
-    faults = images.groupby("domain", sort=False)["label"]
-    seeds = {label: tuple(sorted(m.seed for m in members if m.label == label)) for label in labels}
-    every_seed = sorted({member.seed for member in members})
+    values, theirs = _values(members, cells), runs[reference]
+    pairs = {
+        label: [(seed, theirs[seed], own[seed]) for seed in sorted(own) if seed in theirs]
+        for label, own in runs.items()
+        if label != reference
+    }
+    seeds = {label: tuple(sorted(own)) for label, own in runs.items()}
+    every_seed = sorted(set().union(*runs.values()))
     return Comparison(
         labels=labels,
         reference=reference,
@@ -144,13 +139,19 @@ def compare(
         missing=tuple((label, seed) for label in labels for seed in every_seed if seed not in seeds[label]),
         domains=tuple(domain_names(images)),
         conditions=shown_conditions(images),
-        counts={str(domain): (int((own == 0).sum()), int(own.sum())) for domain, own in faults},
+        counts={
+            domain if condition == ALL else f"{domain} {condition}": (
+                int((label == 0).sum()),
+                int(label.sum()),
+            )
+            for (domain, condition), (_, label, _) in cells.items()
+        },
         data_digest=str(members[0].result.get("data_digest", "unknown")),
         runs=[{"label": member.label, "seed": member.seed, "name": member.name} for member in members],
         settings=settings_of(members, compared=compared),
         values=values,
         means=values.groupby(["label", *PLACE, "metric"], sort=False)["value"]
-        .agg(mean=metrics.mean_of_known, std=metrics.std_of_known, n="count")
+        .agg(mean=_mean_of_known, std=lambda own: own.dropna().std(), n="count")
         .reset_index(),
         differences=_differences(pairs, cells, values, reference=reference),
         delong=_delong(pairs, cells, reference=reference),
@@ -159,10 +160,6 @@ def compare(
 
 def focus_table(comparison: Comparison, focus: Focus, *, metric: str) -> pd.DataFrame:
     """Answer "which labels help here?": one cell's differences, best first, judged by ``p_holm_labels``."""
-    known = {"domain": (*comparison.domains, MEAN), "condition": comparison.conditions, "metric": METRICS}
-    for kind, name in zip(known, (*focus, metric), strict=True):
-        if name not in known[kind]:
-            raise ConfigError(f"{kind} {name!r} is not in this comparison.{nearest(name, known[kind])}")
     rows = where(comparison.differences, **focus._asdict(), metric=metric)
     rows = rows.sort_values("mean_difference", ascending=False, kind="stable", ignore_index=True)
     return rows.assign(verdict=_verdicts(rows, "mean_difference", "p_holm_labels"))
@@ -194,7 +191,7 @@ def _cells(
         for condition in shown_conditions(images):
             rows = where(of_condition(images, condition), domain=domain)
             own_MN, label = scores_MN[:, rows.index], rows["label"].to_numpy(np.int64)
-            draws_MBR = shared_bootstrap(
+            draws_MBR = bootstrap(
                 own_MN,
                 label=label,
                 max_fprs=tuple(FPR_TARGETS.values()),
@@ -218,11 +215,14 @@ def _values(members: Sequence[MemberRun], cells: Cells) -> pd.DataFrame:
             own["average_precision"] = metrics.average_precision(score, cell.label)
             rows += [(member.label, member.seed, *place, metric, own[metric]) for metric in METRICS]
     values = pd.DataFrame(rows, columns=["label", "seed", *PLACE, "metric", "value"])
-    over_domains = values.groupby(["label", "seed", "condition", "metric"], sort=False)["value"].agg(
-        metrics.mean_of_known
-    )
-    mean = over_domains.reset_index().assign(domain=MEAN)
+    over_domains = values.groupby(["label", "seed", "condition", "metric"], sort=False)["value"]
+    mean = over_domains.agg(_mean_of_known).reset_index().assign(domain=MEAN)
     return pd.concat([values, mean[values.columns]], ignore_index=True)
+
+
+def _mean_of_known(values: "pd.Series[float]") -> float:
+    # pandas' own "mean" of groups sums otherwise, to other last bits
+    return values.dropna().mean()
 
 
 def _draws(cells: Cells) -> dict[tuple[str, str], FloatArray]:
@@ -235,15 +235,6 @@ def _draws(cells: Cells) -> dict[tuple[str, str], FloatArray]:
     return draws
 
 
-def _pairs(members: Sequence[MemberRun], reference: str) -> Pairs:
-    position = {(member.label, member.seed): i for i, member in enumerate(members)}
-    pairs: Pairs = {member.label: [] for member in members if member.label != reference}
-    for label, seed in sorted(position, key=lambda run: run[1]):
-        if label != reference and (reference, seed) in position:
-            pairs[label].append((seed, position[reference, seed], position[label, seed]))
-    return pairs
-
-
 def _differences(pairs: Pairs, cells: Cells, values: pd.DataFrame, *, reference: str) -> pd.DataFrame:
     """Differences of seed means, label minus reference, paired over common seeds."""
     draws = _draws(cells)
@@ -254,12 +245,14 @@ def _differences(pairs: Pairs, cells: Cells, values: pd.DataFrame, *, reference:
         for value_MK, (place, draws_MBR) in zip(value_PMK, draws.items(), strict=True):
             for metric, value_M in zip(METRICS, value_MK.T, strict=True):
                 tested = statistics.paired_test(value_M[first], value_M[second])
-                interval = statistics.ImageInterval(reason="not drawn for this metric")
+                interval = NAN, NAN, "not drawn for this metric"
                 if metric in WITH_INTERVAL:
                     drawn_MB = draws_MBR[:, :, WITH_INTERVAL.index(metric)]
                     interval = statistics.mean_difference_interval(drawn_MB[first], drawn_MB[second])
                 rows.append((label, reference, *place, metric, *tested, *interval))
-    table = pd.DataFrame(rows, columns=DIFFERENCE_COLUMNS)
+    head = ["label", "reference", *PLACE, "metric"]
+    columns = [*head, *statistics.PairedTest._fields, "images_low", "images_high", "images_reason"]
+    table = pd.DataFrame(rows, columns=columns)
     is_mean = table["domain"] == MEAN
     over_labels = table.groupby([*PLACE, "metric"], sort=False)["t_p"].transform(statistics.holm)
     single = table[~is_mean].groupby(["label", "condition", "metric"], sort=False)
@@ -285,7 +278,8 @@ def _delong(pairs: Pairs, cells: Cells, *, reference: str) -> pd.DataFrame:
         for seed, first, second in common
         for place, cell in cells.items()
     ]
-    table = pd.DataFrame(rows, columns=DELONG_COLUMNS)
+    columns = ["label", "reference", "seed", *PLACE, *statistics.DeLong._fields]
+    table = pd.DataFrame(rows, columns=columns)
     family = table.groupby(["label", "seed", "condition"], sort=False)
     table["p_holm"] = family["p"].transform(statistics.holm)
     judged = _verdicts(table.assign(seeds=LEAST_SEEDS), "difference", "p_holm")

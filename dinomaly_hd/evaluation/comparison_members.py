@@ -13,6 +13,7 @@ from dinomaly_hd.config.run import WITHOUT_EFFECT
 from dinomaly_hd.errors import ConfigError, DataError, DinomalyHDError
 from dinomaly_hd.evaluation import metrics, results
 from dinomaly_hd.evaluation.metrics import FloatArray, number
+from dinomaly_hd.names import listed
 
 BESIDE_CONFIG = ("condition_rule", "encoder_digest", "code_digest")
 NOT_SETTINGS = {*WITHOUT_EFFECT, "seed", "preset", "cache", "val_check_interval", "eval_batch_size"}
@@ -52,11 +53,6 @@ def leaves(config: Mapping[str, Any]) -> dict[str, Any]:
     for name, value in config.items():
         flat.update(leaves(value) if isinstance(value, Mapping) else {name: value})
     return flat
-
-
-def listed(names: Sequence[str], *, most: int) -> str:
-    more = f" and {len(names) - most} more" if len(names) > most else ""
-    return ", ".join(names[:most]) + more
 
 
 def _check_members(members: Sequence[MemberRun]) -> None:
@@ -120,28 +116,25 @@ def settings_of(members: Sequence[MemberRun], *, compared: Sequence[str] = ()) -
     asked = {*compared}.union(*map(leaves, models))
     labels = [member.label for member in members]
     table = pd.DataFrame([_flat(member.result) for member in members]).fillna("-")
-    equal: dict[str, str] = {}
-    by_label: dict[str, dict[str, str]] = {label: {} for label in labels}
+    differing = table.loc[:, table.nunique() > 1]
+    by_label = differing.groupby(labels, sort=False).agg(lambda texts: list(texts.unique()))
     notes = []
-    for name, texts in table.items():
-        if texts.nunique() == 1:
-            equal[str(name)] = texts.iloc[0]
-            continue
-        per_label = texts.groupby(labels, sort=False).unique()
-        if name in asked:
-            for label, values in per_label.items():
-                by_label[str(label)][str(name)] = " / ".join(values)
-        else:
-            owners = [m.label if len(per_label[m.label]) == 1 else f"{m.label}/{m.seed}" for m in members]
+    for name, texts in differing.items():
+        if name not in asked:
+            owners = [
+                m.label if len(by_label[name][m.label]) == 1 else f"{m.label}/{m.seed}" for m in members
+            ]
             with_text = pd.Series(owners).groupby(texts, sort=False).unique()
             who = "; ".join(f"{text} ({listed(names, most=SHOWN_RUNS)})" for text, names in with_text.items())
             notes.append(f"{name} differs between runs: {who}")
         notes += [
             f"{name} differs inside {label}: its mean mixes {', '.join(values)}"
-            for label, values in per_label.items()
+            for label, values in by_label[name].items()
             if len(values) > 1
         ]
-    return Settings(equal, by_label, tuple(notes))
+    shown = by_label[[name for name in by_label if name in asked]].map(" / ".join)
+    equal = table.iloc[0].drop(differing.columns)
+    return Settings(equal.to_dict(), shown.to_dict("index"), tuple(notes))
 
 
 def _check_own_result(member: MemberRun) -> None:

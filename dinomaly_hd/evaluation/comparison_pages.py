@@ -22,20 +22,12 @@ from dinomaly_hd.evaluation.compare import (
     focus_table,
     where,
 )
-from dinomaly_hd.evaluation.comparison_members import MemberRun, listed
-from dinomaly_hd.evaluation.metrics import number
-from dinomaly_hd.evaluation.report import Picture, mean_and_spread, percent, render
+from dinomaly_hd.evaluation.report import Picture, mean_and_spread, percent, render, resolution_lines
 from dinomaly_hd.evaluation.results import ALL
+from dinomaly_hd.names import listed
 
 MARKS = {HIGHER: "▲ ", LOWER: "▼ "}
 SHOWN_FINDINGS = 8
-TRANSFER_FIGURES = {
-    "source_auroc": "source AUROC",
-    "average_target_auroc": "mean target AUROC",
-    "transfer_ratio": "ratio",
-    "domain_gap": "gap",
-    "chance_corrected_ratio": "ratio above chance",
-}
 DIFFERENCE = ("difference", "95 % over seeds", "95 % over images")
 TESTS = ("t-test p", "Wilcoxon p", "d_z", "p domains", "p labels")
 
@@ -71,30 +63,13 @@ def comparison_pages(
 
     ``failed`` says why members are missing; ``more`` tables stand behind the means.
     """
-    seeds = sorted(set[int]().union(*comparison.seeds.values()))
-    counts = [f"{domain} {good} + {fault}" for domain, (good, fault) in comparison.counts.items()]
-    facts = {
-        "labels": ", ".join(comparison.labels),
-        **({"reference": comparison.reference} if comparison.others else {}),
-        "seeds": ", ".join(map(str, seeds)),
-        "runs": str(len(comparison.runs)),
-        "test images (good + fault)": ", ".join(counts),
-        "data digest": comparison.data_digest,
-    }
-    stands_for = {
-        label: ", ".join(f"{name} {text}" for name, text in values.items() if text != "-")
-        for label, values in comparison.settings.by_label.items()
-    }
     focuses = focuses if comparison.others else ()
     content = {
+        "comparison": comparison,
         "title": question.title,
         "question": question.text,
         "command": command,
-        "facts": facts,
-        "settings": comparison.settings,
-        "stands_for": {label: text or "no such settings" for label, text in stands_for.items()},
         "sentences": reading(comparison, failed=failed, focuses=focuses),
-        "runs": [list(run.values()) for run in comparison.runs],
         "means": [
             means_table(comparison, condition=condition, metric=metric)
             for condition in dict.fromkeys([ALL, *comparison.conditions])
@@ -125,6 +100,7 @@ def reading(comparison: Comparison, *, failed: Mapping[str, str], focuses: Seque
         failed="; ".join(" ".join(f"{title} ({why})".split()) for title, why in failed.items()),
         missing=listed([f"{label} has no seed {seed}" for label, seed in comparison.missing], most=20),
         labels=len(common),
+        coarse=resolution_lines({place: good for place, (good, _) in comparison.counts.items()}),
         one_seed=len(comparison.seeds[comparison.reference]) == 1,
         few=listed(few, most=40),
         enough=[count for count in common.values() if count >= LEAST_SEEDS],
@@ -232,21 +208,6 @@ def delong_text(comparison: Comparison, focus: Focus) -> Table:
     return Table(
         f"{focus.domain} {focus.condition}: DeLong's test, run by run", _told(rows, *headings), ("delong",)
     )
-
-
-def transfer_table(members: Sequence[MemberRun]) -> list[Table]:
-    """Return the transfer figures of each label, nothing unless every run has some."""
-    if not all("transfer" in member.result for member in members):
-        return []
-    rows = []
-    for label in dict.fromkeys(member.label for member in members):
-        transfers = pd.DataFrame([one.result["transfer"] for one in members if one.label == label])
-        row = {"label": label, "source": " ".join(transfers["source_domains"].iloc[0])}
-        for name, title in TRANSFER_FIGURES.items():
-            row[title] = mean_and_spread(transfers[name].map(number))
-        row["left out"] = ", ".join(sorted(set().union(*transfers["missing_targets"]))) or "-"
-        rows.append(row)
-    return [Table("Transfer from the source to the other domains", pd.DataFrame(rows), ("transfer",))]
 
 
 def points(value: float) -> str:

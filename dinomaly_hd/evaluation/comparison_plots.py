@@ -1,4 +1,4 @@
-"""Pictures of a comparison: labels as dots per domain, differences to the reference, pairs of domains."""
+"""Pictures of a comparison: labels as dots per domain and differences to the reference."""
 
 from collections.abc import Sequence
 
@@ -7,10 +7,7 @@ import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from dinomaly_hd.evaluation.blocks import FROM
 from dinomaly_hd.evaluation.compare import MEAN, NAMES, SHOWN, Comparison, Focus, focus_table, where
-from dinomaly_hd.evaluation.comparison_members import MemberRun
-from dinomaly_hd.evaluation.metrics import number
 from dinomaly_hd.evaluation.plots import FAULT_COLOUR, GOOD_COLOUR, new_figure, png_bytes, printable
 from dinomaly_hd.evaluation.report import Picture
 from dinomaly_hd.evaluation.results import ALL
@@ -20,14 +17,9 @@ DOT_CAPTION = (
     "line the reference's mean."
 )
 FOREST_CAPTION = "95 % intervals over seeds and over images, neither corrected for the number of labels."
-PAIRS_CAPTION = (
-    "AUROC in %, mean over seeds: trained on the row's domain, tested on the column's; the diagonal is the "
-    "source itself; empty cells were not tested."
-)
 PANELS_IN_ROW = 5
 LONGEST_LABEL = 33
 WIDEST_SEEDS = 3.0  # times what the images' intervals need: a t-interval of two seeds may be 30 times as wide
-LOWEST_AUROC = 50.0
 
 
 def comparison_pictures(comparison: Comparison, *, focuses: Sequence[Focus]) -> dict[str, Picture]:
@@ -91,43 +83,6 @@ def forest_figure(comparison: Comparison, focus: Focus, *, metric: str) -> Figur
     title = f"{focus.domain} {focus.condition}: {NAMES[metric]}, difference to {comparison.reference}"
     figure.suptitle(printable(title), parse_math=False)
     return figure
-
-
-def pairs_pictures(members: Sequence[MemberRun]) -> dict[str, Picture]:
-    """Return a heat map of AUROC, source by target, for each model that has several single sources."""
-    rows = [
-        (one.label.rpartition(FROM)[0], sources[0], target, number(block["auroc"]))
-        for one in members
-        if len(sources := one.result.get("transfer", {}).get("source_domains", [])) == 1
-        for target, block in one.result["per_domain_metrics"].items()
-    ]
-    table = pd.DataFrame(rows, columns=["model", "source", "target", "auroc"])
-    pictures: dict[str, Picture] = {}
-    for model, own in table.groupby("model", sort=False):
-        if own["source"].nunique() > 1:
-            auroc = (
-                own.groupby(["source", "target"], sort=False)["auroc"].mean(skipna=False).unstack(sort=False)
-            )
-            pictures[f"transfer_{len(pictures) + 1}"] = pairs_picture(auroc, title=str(model))
-    return pictures
-
-
-def pairs_picture(auroc: pd.DataFrame, *, title: str) -> Picture:
-    """Draw AUROC (shares), a row a source and a column a target, NaN where nothing was tested."""
-    sources, targets, cells = list(auroc.index), list(auroc.columns), 100 * auroc.to_numpy(np.float64)
-    figure = new_figure(2.4 + 0.9 * len(targets), 1.6 + 0.6 * len(sources))
-    axes = figure.subplots()
-    image = axes.imshow(cells, vmin=LOWEST_AUROC, vmax=100.0, cmap="viridis", aspect="auto")
-    for row, column in np.argwhere(~np.isnan(cells)):
-        value = cells[row, column]
-        colour = "white" if value < (LOWEST_AUROC + 100.0) / 2 else "black"
-        axes.text(column, row, f"{value:.1f}", ha="center", va="center", color=colour)
-    axes.set_xticks(range(len(targets)), [printable(name) for name in targets])
-    axes.set_yticks(range(len(sources)), [printable(name) for name in sources])
-    axes.set(xlabel="tested on", ylabel="trained on")
-    axes.set_title(printable(title), parse_math=False)
-    figure.colorbar(image, ax=axes, label="AUROC in %")
-    return Picture(f"{title}: {PAIRS_CAPTION}", png_bytes(figure))
 
 
 def _dots(axes: Axes, comparison: Comparison, *, domain: str, condition: str, metric: str) -> None:

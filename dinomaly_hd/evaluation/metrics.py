@@ -6,7 +6,7 @@ Labels are 0 (good) and 1 (fault). Fewer than two classes give NaN; a NaN or inf
 Source: protocols.md, "Metrics" and "Splits".
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -45,7 +45,7 @@ class Confusion(NamedTuple):
     fn: int
     precision: float
     recall: float
-    f1: float
+    f1_score: float
     accuracy: float
 
 
@@ -72,21 +72,8 @@ def known(figures: Mapping[str, float | None]) -> dict[str, float]:
     return {name: number(value) for name, value in figures.items() if not np.isnan(number(value))}
 
 
-def mean_of_known(values: ArrayLike) -> float:
-    """Mean of what is no NaN, NaN where nothing is."""
-    have = _known(values)
-    return float(have.mean()) if have.size else NAN
-
-
-def std_of_known(values: ArrayLike) -> float:
-    """Standard deviation (ddof 1) of what is no NaN; fewer than two values have none."""
-    have = _known(values)
-    return float(have.std(ddof=1)) if have.size > 1 else NAN
-
-
-def _known(values: ArrayLike) -> FloatArray:
-    array = np.asarray(values, dtype=np.float64)
-    return array[~np.isnan(array)]
+def mean_of(values: Collection[float]) -> float:
+    return float(np.mean(list(values))) if values else NAN
 
 
 def check_finite(score: ArrayLike, *, names: Sequence[str] | None = None) -> None:

@@ -7,28 +7,39 @@ pages every text is escaped, in Markdown by the filter ``md``.
 import base64
 import re
 from collections.abc import Iterator, Mapping
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 import pandas as pd
 from jinja2 import Environment, PackageLoader, StrictUndefined, select_autoescape
 
-from dinomaly_hd.evaluation.metrics import NAN, known, mean_of_known, std_of_known
-from dinomaly_hd.evaluation.results import ALL, CALLS, PIXEL, RANKING, WITH_INTERVAL, Block
-from dinomaly_hd.names import as_markdown
+from dinomaly_hd.evaluation.metrics import NAN, known, number
+from dinomaly_hd.evaluation.results import (
+    ALL,
+    CALLS,
+    FIGURES,
+    FPR_TARGETS,
+    PIXEL,
+    RANKING,
+    WITH_INTERVAL,
+    Block,
+)
+from dinomaly_hd.files import publish, publish_text
+from dinomaly_hd.names import as_markdown, listed
 from dinomaly_hd.trivial import PREFIX, ROW_EVIDENCE, ROW_FILTER, SCAN
 
-NAME_WIDTH, TOOTH_RIGHT = 14, "tooth right"
+NAME_WIDTH, SHOWN_PLACES = 14, 4
+TOOTH_RIGHT = "tooth right"
 TRIVIAL_METRICS = ("auroc", "tpr_at_fpr_1pct")
 REFERENCES = tuple(name.removeprefix(PREFIX) for name in (ROW_FILTER, SCAN, ROW_EVIDENCE))
-TRIVIAL_HEADING = "Without a network, AUROC in %; these know that a fault is a band: "
-MEANINGS = {
-    "max, mean, std, contrast": "the image's largest value, mean, standard deviation, and (max - mean) / std",
-    "row_filter": "the row that stands out most from its neighbours, in deviations of the training normals",
-    "scan": "the interval of a row that stands out most from the training normals at its place",
-    "row_evidence": "how much likelier a row is with a band than without, learned from normals",
+TRANSFER = {
+    "source_auroc": "source AUROC",
+    "average_target_auroc": "mean target AUROC",
+    "transfer_ratio": "ratio",
+    "domain_gap": "gap",
+    "chance_corrected_ratio": "ratio above chance",
 }
-"""What the columns of the table are, one sentence each."""
 
 
 class Picture(NamedTuple):
@@ -42,6 +53,16 @@ def render(template: str, **values: Any) -> str:
     return ENVIRONMENT.get_template(template).render(values)
 
 
+def write_files(folder: Path, texts: Mapping[str, str], pictures: Mapping[str, Picture]) -> list[Path]:
+    """Publish a report's texts and, under plots/, its pictures, and return where they lie."""
+    for name, text in texts.items():
+        publish_text(folder / name, text)
+    plots = {folder / "plots" / f"{name}.png": picture.png for name, picture in pictures.items()}
+    for path, png in plots.items():
+        publish(path, lambda stream, png=png: stream.write(png))  # type: ignore[misc]
+    return [*(folder / name for name in texts), *plots]
+
+
 def flat_metrics(result: Mapping[str, Any]) -> dict[str, float]:
     """Flatten to ``domain_C/auroc``, ``domain_C/cold/tpr_at_fpr_1``, ``mean/auroc_low``, ...
 
@@ -52,19 +73,32 @@ def flat_metrics(result: Mapping[str, Any]) -> dict[str, float]:
     flat: dict[str, float] = {}
     for name, block in _blocks(result).items():
         for prefix, part in _parts(name, block):
-            flat |= {f"{prefix}/{_short(metric)}": part[metric] for metric in RANKING}
+            flat |= {f"{prefix}/{metric.removesuffix('pct')}": part[metric] for metric in RANKING}
         flat |= {
             f"{name}/{metric}": block.get(metric, NAN) for metric in (*CALLS, *PIXEL, "optimal_threshold")
         }
         for metric in WITH_INTERVAL:
             for end, value in zip(("low", "high"), block["intervals"][metric], strict=True):
-                flat[f"{name}/{_short(metric)}_{end}"] = value
+                flat[f"{name}/{FIGURES[metric]}_{end}"] = value
     for score, members in result["trivial"].items():
         for name, block in members.items():
             for prefix, part in _parts(name, block):
                 for metric in TRIVIAL_METRICS:
-                    flat[f"trivial/{score}/{prefix.replace('/', '.')}.{_short(metric)}"] = part[metric]
+                    flat[f"trivial/{score}/{prefix.replace('/', '.')}.{FIGURES[metric]}"] = part[metric]
+    if transfer := result.get("transfer"):
+        flat |= {f"transfer/{name}": transfer[name] for name in TRANSFER}
+        for domain, calls in transfer["at_source_threshold"].items():
+            flat |= {f"transfer/{domain}/{name}_at_source_threshold": rate for name, rate in calls.items()}
     return known(flat)
+
+
+def flat_synthetic(synthetic: Mapping[str, Any]) -> dict[str, float]:
+    """Return ``synthetic/domain_C/auroc``, ``synthetic/mean/tpr_at_fpr_1``, ... for MLflow."""
+    return {
+        f"synthetic/{name}/{metric}": number(block[figure])
+        for name, block in {**synthetic["per_domain"], "mean": synthetic["mean"]}.items()
+        for figure, metric in FIGURES.items()
+    }
 
 
 def detector_table(result: Mapping[str, Any]) -> pd.DataFrame:
@@ -105,45 +139,38 @@ def summary_lines(result: Mapping[str, Any]) -> list[str]:
     conditions = table.columns.unique(0)[:3]  # "" and two
     told_below = [("", "TPR@FPR 5 %"), ("", TOOTH_RIGHT)]
     printed = _printed(table[list(conditions)].drop(columns=told_below, errors="ignore"))
-    lines = [line for line in printed if line.strip()]  # where all is one condition, none is named
-    lines.insert(len(lines) - 2, "-" * len(lines[0]))
-    mean, domains = result["mean_metrics"], result["per_domain_metrics"]
-    without = mean["missing"].get("auroc", [])
-    if without:
-        lines.append(f"mean: over {mean['domains_used']['auroc']} of {mean['domains']} domains")
-    lines += [f"{_cut(name, 40)}: {domains[name]['reasons']['auroc']}" for name in without]
-    if result["trivial"]:
-        known = [name for name in REFERENCES if name in result["trivial"]]
-        lines += [
-            "",
-            TRIVIAL_HEADING + (", ".join(known) or "none"),
-            *_printed(trivial_table(result)),
-            *warning_lines(result),
-        ]
-    named = {name: own["named_tooth"] for name, own in domains.items() if "named_tooth" in own}
-    if named:
-        said = ", ".join(f"{_cut(name, NAME_WIDTH)} {percent(share)}" for name, share in named.items())
-        lines += ["", f"Named tooth right (+- 1), %: {said}"]
-    return lines
-
-
-def warning_lines(result: Mapping[str, Any]) -> list[str]:
-    """Return where the scan, which needs no model, is better than the detector."""
-    scan = result["trivial"].get("scan", {})
-    behind = [
-        name
-        for name, own in result["per_domain_metrics"].items()
-        if name in scan and scan[name]["auroc"] > own["auroc"]
-    ]
-    said = f"scan is better on {', '.join(behind)}: positions tell more than the detector makes of them"
-    return [said] if behind else []
+    text = render(
+        "summary.txt",
+        result=result,
+        table=[line for line in printed if line.strip()],  # where all is one condition, none is named
+        references=[name for name in REFERENCES if name in result["trivial"]],
+        trivial=_printed(trivial_table(result)),
+    )
+    return text.splitlines()
 
 
 def results_markdown(result: Mapping[str, Any]) -> str:
-    table = named_rows(detector_table(result))
-    rule = ["---", *["---:"] * (table.shape[1] - 1)]
-    rows = [[as_markdown(str(cell)) for cell in row] for row in (table.columns, *table.to_numpy())]
-    return "".join(f"| {' | '.join(row)} |\n" for row in (rows[0], rule, *rows[1:]))
+    return render("results.md", result=result, table=named_rows(detector_table(result)))
+
+
+def resolution_lines(normals: Mapping[str, int]) -> list[str]:
+    """Name the places with too few normals for an FPR of 1 %, fewest first."""
+    few: dict[int, list[str]] = {}
+    for place, count in normals.items():
+        if count > 0 and min(FPR_TARGETS.values()) * count < 1:
+            few.setdefault(count, []).append(place)
+    return [
+        f"{count} normals: the finest FPR is {100 / count:.3g} % ({listed(few[count], most=SHOWN_PLACES)})"
+        for count in sorted(few)
+    ]
+
+
+def normals_of(result: Mapping[str, Any], kind: str = "test") -> dict[str, int]:
+    """Return how many normals TPR at an FPR is measured on, by place, e.g. ``domain_C cold``."""
+    if kind == "synthetic":
+        return {name: block["normals"] for name, block in result["synthetic"]["per_domain"].items()}
+    parts = (own for name, block in _blocks(result).items() for own in _parts(name, block) if name != "mean")
+    return {prefix.replace("/", " "): part["counts"]["good"] for prefix, part in parts}
 
 
 def named_rows(table: pd.DataFrame) -> pd.DataFrame:
@@ -160,14 +187,14 @@ def with_interval(block: Block, metric: str) -> str:
     return value if np.isnan(low) else f"{value} [{percent(low)}, {percent(high)}]"
 
 
-def percent(value: float) -> str:
-    return "-" if np.isnan(value) else f"{100 * value:.2f}"
+def percent(value: float, digits: int = 2) -> str:
+    return "-" if np.isnan(value) else f"{100 * value:.{digits}f}"
 
 
 def mean_and_spread(values: "pd.Series[float]") -> str:
     """Return "mean ± standard deviation" in per cent over what is no NaN; one value has no deviation."""
-    std = std_of_known(values)
-    return percent(mean_of_known(values)) + ("" if np.isnan(std) else f" ± {percent(std)}")
+    have = values.dropna()
+    return percent(have.mean()) + (f" ± {percent(have.std())}" if len(have) > 1 else "")
 
 
 def _blocks(result: Mapping[str, Any]) -> dict[str, Block]:
@@ -180,10 +207,6 @@ def _parts(name: str, block: Block) -> Iterator[tuple[str, Block]]:
     for condition, part in block["by_condition"].items():
         if condition != ALL:
             yield f"{name}/{condition}", part
-
-
-def _short(metric: str) -> str:
-    return metric.removesuffix("pct")
 
 
 def _printed(table: pd.DataFrame) -> list[str]:
@@ -215,6 +238,12 @@ ENVIRONMENT = Environment(
     trim_blocks=True,
     lstrip_blocks=True,
 )
-ENVIRONMENT.filters["base64"] = lambda png: base64.b64encode(png).decode()
-ENVIRONMENT.filters["line"] = _line
-ENVIRONMENT.filters["md"] = _markdown
+ENVIRONMENT.filters |= {
+    "base64": lambda png: base64.b64encode(png).decode(),
+    "coarse": lambda result, kind="test": resolution_lines(normals_of(result, kind)),
+    "cut": _cut,
+    "line": _line,
+    "md": _markdown,
+    "percent": percent,
+    "shown": lambda text: as_markdown(str(text)),
+}

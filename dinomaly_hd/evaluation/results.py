@@ -13,6 +13,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import pandas as pd
+from numpy.typing import ArrayLike, NDArray
 
 from dinomaly_hd.errors import ConfigError, DataError, nearest
 from dinomaly_hd.evaluation import metrics
@@ -27,9 +28,10 @@ ALL = "all"
 FPR_TARGETS = {"tpr_at_fpr_1pct": 0.01, "tpr_at_fpr_5pct": 0.05}
 WITH_INTERVAL = ("auroc", *FPR_TARGETS)
 RANKING = (*WITH_INTERVAL, "average_precision", "f1_max")
-CALLS = ("precision", "recall", "f1_score", "accuracy")
+FIGURES = {name: name.removesuffix("pct") for name in WITH_INTERVAL}
+"""Name here -> name of the metric in MLflow."""
+COUNTS, CALLS = Confusion._fields[:4], Confusion._fields[4:]
 PIXEL = ("pixel_auroc", "aupro", "named_tooth")
-COUNTS = Confusion._fields[:4]
 NO_PIXELS = "needs faults with ground-truth masks, and normal pixels"
 
 Block = dict[str, Any]
@@ -117,6 +119,23 @@ def evaluate(
     }
 
 
+def synthetic_figures(score: ArrayLike, label: ArrayLike, domain: NDArray[np.str_]) -> dict[str, Any]:
+    """Return ``per_domain`` and ``mean``: AUROC and TPR at FPR 1 % and 5 % on held-out normals against copies
+    of them with bands, which may choose settings.
+
+    ``score`` (N,) is finite, higher is more anomalous; ``label`` (N,) is 0 normal, 1 with a band; ``domain``
+    (N,) names each image's domain.
+    """
+    score, label = np.asarray(score, np.float64), np.asarray(label)
+    per_domain = {}
+    for name in dict.fromkeys(domain.tolist()):
+        own = label[domain == name]
+        counts = {"normals": int((own == 0).sum()), "bands": int((own == 1).sum())}
+        per_domain[name] = rates(score[domain == name], own) | counts
+    mean = {figure: metrics.mean_of([block[figure] for block in per_domain.values()]) for figure in FIGURES}
+    return {"per_domain": per_domain, "mean": mean}
+
+
 def domain_names(table: pd.DataFrame) -> list[str]:
     return [str(domain) for domain in table["domain"].unique()]
 
@@ -160,7 +179,9 @@ def _ranked(
     for condition in conditions:
         score, label = score_and_label(of_condition(rows, condition), column)
         generator, fprs = named_generator(seed, f"{column}/{name}/{condition}"), tuple(FPR_TARGETS.values())
-        draws_BR = bootstrap(score, label, max_fprs=fprs, generator=generator, draws=draws)
+        order = np.lexsort((score, label))  # draws are those of the scores, in whatever order images come
+        drawn = {"label": label[order], "max_fprs": fprs, "generator": generator, "draws": draws}
+        (draws_BR,) = bootstrap(score[order][None], **drawn)
         faults = int(label.sum())
         counts = {"good": label.size - faults, "fault": faults}
         block: Block = {
@@ -181,21 +202,16 @@ def _add_thresholds(parts: Mapping[str, Evaluated], rows: pd.DataFrame, normal: 
     chosen += [normal] if normal else []
     for condition, (block, _) in parts.items():
         score, label = score_and_label(of_condition(rows, condition))
-        entries = block["thresholds"] = {}
+        entries, calls = block.setdefault("thresholds", {}), None
         for rule in chosen:
             known = not np.isnan(rule.value)
             calls = metrics.confusion_at(score, label, threshold=rule.value) if known else None
             entries[rule.name] = {"value": rule.value, "optimistic": rule.optimistic, "source": rule.source}
             entries[rule.name] |= _calls(calls)
-        if normal is None:
-            block |= _calls(None) | {"optimal_threshold": NAN}
-            reason = "no threshold: no scores of normal images were given"
-            block["reasons"] |= dict.fromkeys([*CALLS, "optimal_threshold"], reason)
-        else:
-            entry = entries[normal.name]
-            block |= {name: entry[name] for name in (*CALLS, "confusion")}
-            block["optimal_threshold"] = entry["value"]
-            _explain_calls(block)
+        without = "no threshold: no scores of normal images were given"
+        _add_calls(block, calls if normal else None, without=without)
+        block["optimal_threshold"] = normal.value if normal else NAN
+        block["reasons"] |= {} if normal else {"optimal_threshold": without}
 
 
 def _pool_calls(block: Block, members: Mapping[str, Block]) -> None:
@@ -203,13 +219,26 @@ def _pool_calls(block: Block, members: Mapping[str, Block]) -> None:
     block["optimal_threshold"] = NAN
     block["reasons"]["optimal_threshold"] = "each domain has its own threshold"
     without = [name for name, member in members.items() if member["confusion"] is None]
-    if without:
-        block |= _calls(None)
-        block["reasons"] |= dict.fromkeys(CALLS, f"no threshold for {', '.join(without)}")
-        return
-    counts = {name: sum(member["confusion"][name] for member in members.values()) for name in COUNTS}
-    block |= _calls(metrics.confusion_from_counts(**counts))
-    _explain_calls(block)
+    pooled = None
+    if not without:
+        counts = {name: sum(member["confusion"][name] for member in members.values()) for name in COUNTS}
+        pooled = metrics.confusion_from_counts(**counts)
+    _add_calls(block, pooled, without=f"no threshold for {', '.join(without)}")
+
+
+def _add_calls(block: Block, confusion: Confusion | None, *, without: str) -> None:
+    block |= _calls(confusion)
+    reason = without if confusion is None else "no image was called a fault at this threshold"
+    if confusion is not None and 0 in block["counts"].values():
+        reason = _one_class(block["counts"])
+    block["reasons"] |= {name: reason for name in CALLS if np.isnan(block[name])}
+
+
+def _calls(confusion: Confusion | None) -> Block:
+    if confusion is None:
+        return dict.fromkeys(CALLS, NAN) | {"confusion": None}
+    values = confusion._asdict()
+    return {name: values[name] for name in CALLS} | {"confusion": {name: values[name] for name in COUNTS}}
 
 
 def _nested(parts: Mapping[str, Evaluated]) -> Block:
@@ -236,7 +265,7 @@ def _mean(members: Mapping[str, Evaluated]) -> Block:
         if not any(name in part.block for part in members.values()):
             continue
         have = metrics.known({key: part.block.get(name, NAN) for key, part in members.items()})
-        block[name] = metrics.mean_of_known(list(have.values()))
+        block[name] = metrics.mean_of(have.values())
         used[name] = len(have)
         if len(have) < len(members):
             missing[name] = [key for key in members if key not in have]
@@ -255,19 +284,6 @@ def _mean(members: Mapping[str, Evaluated]) -> Block:
 
 def _intervals(draws_BR: FloatArray) -> dict[str, list[float]]:
     return {name: list(percentile_interval(draws_BR[:, r])) for r, name in enumerate(WITH_INTERVAL)}
-
-
-def _calls(confusion: Confusion | None) -> Block:
-    if confusion is None:
-        return dict.fromkeys(CALLS, NAN) | {"confusion": None}
-    counts = dict(zip(COUNTS, confusion, strict=False))
-    return dict(zip(CALLS, confusion[4:], strict=True)) | {"confusion": counts}
-
-
-def _explain_calls(block: Block) -> None:
-    one_class = 0 in block["counts"].values()
-    reason = _one_class(block["counts"]) if one_class else "no image was called a fault at this threshold"
-    block["reasons"] |= {name: reason for name in CALLS if np.isnan(block[name])}
 
 
 def _one_class(counts: Mapping[str, int]) -> str:

@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import ArrayLike
 from scipy import stats
 
-from dinomaly_hd.evaluation.metrics import NAN, BoolArray, FloatArray, IntArray, check_finite, split_by_label
+from dinomaly_hd.evaluation.metrics import NAN, BoolArray, FloatArray, IntArray, check_finite
 
 DRAWS = 2000
 LEVEL = 0.95
@@ -55,25 +55,6 @@ class Ranked:
 
 
 def bootstrap(
-    score: ArrayLike,
-    label: ArrayLike,
-    *,
-    max_fprs: Sequence[float],
-    generator: np.random.Generator,
-    draws: int = DRAWS,
-) -> FloatArray:
-    """Metrics (B, R) of one run; they depend on scores and generator, not on the order of the images."""
-    good, fault = split_by_label(score, label)
-    return shared_bootstrap(
-        np.concatenate([good, fault])[None],
-        label=np.repeat([0, 1], [good.size, fault.size]),
-        max_fprs=max_fprs,
-        generator=generator,
-        draws=draws,
-    ).squeeze(0)
-
-
-def shared_bootstrap(
     scores_MN: ArrayLike,
     *,
     label: ArrayLike,
@@ -83,7 +64,8 @@ def shared_bootstrap(
 ) -> FloatArray:
     """Metrics (M, B, R) on the same drawn images for all runs, each class drawn at its own size.
 
-    Columns are images in an order that is the same for all runs. All NaN where a class is missing.
+    Columns are images in an order that is the same for all runs, on which the draws depend. All NaN where a
+    class is missing.
     """
     scores, labels = np.asarray(scores_MN, dtype=np.float64), np.asarray(label)
     assert scores.ndim == 2, f"scores of shape {scores.shape}, expected (runs, images)"
@@ -143,10 +125,10 @@ def _cumulated(counts_BG: IntArray) -> IntArray:
 class PairedTest(NamedTuple):
     """Second minus first over pairs (seeds): mean, 95 % t-interval, p-values, and the effect size d_z."""
 
-    pairs: int
+    seeds: int
     mean_difference: float = NAN
-    low: float = NAN
-    high: float = NAN
+    seeds_low: float = NAN
+    seeds_high: float = NAN
     t_p: float = NAN
     wilcoxon_p: float = NAN
     effect_size: float = NAN
@@ -154,23 +136,15 @@ class PairedTest(NamedTuple):
 
 
 class DeLong(NamedTuple):
-    """AUROC of two runs on the same images, and the difference second minus first with its 95 % interval."""
+    """AUROC of the reference and of a run on the same images, and their difference with its 95 % interval."""
 
-    auroc_first: float = NAN
-    auroc_second: float = NAN
+    auroc_reference: float = NAN
+    auroc: float = NAN
     difference: float = NAN
     standard_error: float = NAN
     low: float = NAN
     high: float = NAN
     p: float = NAN
-    reason: str = ""
-
-
-class ImageInterval(NamedTuple):
-    """Percentile interval over images, NaN with a reason where there is none."""
-
-    low: float = NAN
-    high: float = NAN
     reason: str = ""
 
 
@@ -204,7 +178,7 @@ def paired_test(first_S: ArrayLike, second_S: ArrayLike) -> PairedTest:
     spread = float(difference.std(ddof=1))
     half = float(stats.t.ppf((1.0 + LEVEL) / 2.0, count - 1)) * spread / count**0.5
     t_p = float(stats.ttest_1samp(difference, 0.0).pvalue)  # of the differences: ttest_rel itself
-    return found._replace(low=mean - half, high=mean + half, t_p=t_p, effect_size=mean / spread)
+    return found._replace(seeds_low=mean - half, seeds_high=mean + half, t_p=t_p, effect_size=mean / spread)
 
 
 def holm(p_values: ArrayLike) -> FloatArray:
@@ -247,17 +221,20 @@ def delong(first_N: ArrayLike, second_N: ArrayLike, *, label: ArrayLike) -> DeLo
     return found._replace(standard_error=error, low=difference - half, high=difference + half, p=p)
 
 
-def mean_difference_interval(first_SB: ArrayLike, second_SB: ArrayLike) -> ImageInterval:
-    """Interval over images of the seed-mean difference, second minus first, from ``shared_bootstrap``."""
+def mean_difference_interval(first_SB: ArrayLike, second_SB: ArrayLike) -> tuple[float, float, str]:
+    """Interval over images of the seed-mean difference, second minus first, from ``bootstrap``.
+
+    Where there is none, both ends are NaN and the third value says why.
+    """
     first, second = np.asarray(first_SB, dtype=np.float64), np.asarray(second_SB, dtype=np.float64)
     if len(first) == 0 or len(second) == 0:
-        return ImageInterval(reason="no pairs")
+        return NAN, NAN, "no pairs"
     difference_B = second.mean(axis=0) - first.mean(axis=0)
     if np.isnan(difference_B).any():
-        return ImageInterval(reason="needs both classes")
+        return NAN, NAN, "needs both classes"
     if np.ptp(difference_B) <= ROUNDING:
-        return ImageInterval(reason="the difference is the same in every draw of images")
-    return ImageInterval(*percentile_interval(difference_B))
+        return NAN, NAN, "the difference is the same in every draw of images"
+    return *percentile_interval(difference_B), ""
 
 
 def _wilcoxon(difference_S: FloatArray) -> float:

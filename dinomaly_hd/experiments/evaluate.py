@@ -15,7 +15,6 @@ from dinomaly_hd.config.run import ALL_DOMAINS, TrainingConfig
 from dinomaly_hd.data.hdmap import Indices
 from dinomaly_hd.data.tree import NORMALS
 from dinomaly_hd.errors import DataError, NonFiniteError
-from dinomaly_hd.evaluation.blocks import SOURCE_FPR, transfer_of
 from dinomaly_hd.evaluation.metrics import Threshold, f1, normal_quantile, youden
 from dinomaly_hd.evaluation.pictures import (
     MapPicture,
@@ -29,6 +28,7 @@ from dinomaly_hd.evaluation.plots import figure_pixels, histogram_figure, histor
 from dinomaly_hd.evaluation.pointing import TOOTH, where_text
 from dinomaly_hd.evaluation.results import domain_names, score_and_label
 from dinomaly_hd.evaluation.results import evaluate as figures_of
+from dinomaly_hd.evaluation.transfer import SOURCE_FPR, transfer_of
 from dinomaly_hd.experiments.checks import Work
 from dinomaly_hd.experiments.score import (
     Examined,

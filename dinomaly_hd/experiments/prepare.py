@@ -15,8 +15,8 @@ from dinomaly_hd.config.run import ALL_DOMAINS, NO_ENCODER, TrainingConfig
 from dinomaly_hd.data.features import FeatureCache, TrainingSet, batch_at, digests
 from dinomaly_hd.data.hdmap import Indices
 from dinomaly_hd.errors import ConfigError
-from dinomaly_hd.evaluation.blocks import flat_synthetic
 from dinomaly_hd.evaluation.metrics import auroc
+from dinomaly_hd.evaluation.report import flat_synthetic
 from dinomaly_hd.experiments.checks import Work
 from dinomaly_hd.experiments.score import Scorer, SyntheticBands, score
 from dinomaly_hd.models.build import build_detector

@@ -12,9 +12,9 @@ from typing import Any, NamedTuple
 from dinomaly_hd.config.base import with_values
 from dinomaly_hd.config.run import ALL_DOMAINS, EncoderConfig, RunConfig, TrainingConfig
 from dinomaly_hd.errors import ConfigError, nearest
-from dinomaly_hd.evaluation.blocks import FROM
 from dinomaly_hd.evaluation.comparison_members import MemberRun
 from dinomaly_hd.evaluation.comparison_pages import Question
+from dinomaly_hd.evaluation.transfer import FROM
 from dinomaly_hd.experiments.as_jobs import Checked, check_for_jobs, run_as_jobs
 from dinomaly_hd.experiments.comparison import ONE_REPORT, Done, Member, Protocol, member, run_comparison
 from dinomaly_hd.experiments.members import SINGLE, UNIFIED, Joined, join_domains, joined

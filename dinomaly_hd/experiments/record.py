@@ -1,6 +1,7 @@
 """What a finished run leaves beside its scores: results.json, the page, and what MLflow is told of it."""
 
 import json
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -8,12 +9,11 @@ import numpy as np
 
 from dinomaly_hd import provenance
 from dinomaly_hd.config.base import flatten
-from dinomaly_hd.evaluation.blocks import flat_synthetic, flat_transfer, synthetic_lines, transfer_lines
 from dinomaly_hd.evaluation.report import (
-    MEANINGS,
     Picture,
     detector_table,
     flat_metrics,
+    flat_synthetic,
     named_rows,
     render,
     results_markdown,
@@ -38,9 +38,9 @@ def record(work: Work, trained: Trained, found: dict[str, Any]) -> dict[str, Any
     history = {"training_history": thinned(work.tracker.journal.history())}
     results = {**_head(work, trained), **found, **history}
     publish_json(work.folder / RESULTS, results)
-    lines = {
-        name: tell(results[name])
-        for name, tell in (("transfer", transfer_lines), ("synthetic", synthetic_lines))
+    lines: dict[str, list[str]] = {
+        name: render(f"{name}.txt", result=results).splitlines()
+        for name in ("transfer", "synthetic")
         if name in results
     }
     _write_page(work, results, lines)
@@ -94,7 +94,7 @@ def thinned(history: dict[str, list[tuple[int, float]]]) -> dict[str, Any]:
     return thinned
 
 
-def _write_page(work: Work, results: dict[str, Any], lines: dict[str, list[str]]) -> None:
+def _write_page(work: Work, results: dict[str, Any], lines: Mapping[str, list[str]]) -> None:
     """Write ``report.html``: tables, ROC curves, histograms, training, and each domain's highest faults."""
     run, manifest = work.run, work.ready.manifest
     pictures = [
@@ -115,15 +115,13 @@ def _write_page(work: Work, results: dict[str, Any], lines: dict[str, list[str]]
         "config hash": work.ready.config_hash,
         **{name: "; ".join(line.strip() for line in part) for name, part in lines.items()},
     }
-    trivial = trivial_table(results)
     page = render(
         "run.html",
         title=work.name,
         facts=facts,
         detector=named_rows(detector_table(results)),
-        trivial=named_rows(trivial),
-        meanings={name: text for name, text in MEANINGS.items() if name.partition(",")[0] in trivial},
-        missing=results["mean_metrics"]["missing"].get("auroc", []),
+        trivial=named_rows(trivial_table(results)),
+        result=results,
         pictures=pictures,
     )
     publish_text(work.folder / "report.html", page)
@@ -133,8 +131,6 @@ def _track(work: Work, results: dict[str, Any]) -> None:
     """Give MLflow its copy: figures, files, the model, and the pictures to browse."""
     tracker, folder = work.tracker, work.folder
     tracker.metrics(flat_metrics(results), step=FIGURES_STEP)
-    if "transfer" in results:
-        tracker.metrics(flat_transfer(results["transfer"]), step=FIGURES_STEP)
     if "synthetic" in results:
         tracker.metrics(flat_synthetic(results["synthetic"]), step=results["steps"])
     tracker.metrics({f"time/{name}": value for name, value in work.timing.items()}, step=FIGURES_STEP)

@@ -11,11 +11,13 @@ from dinomaly_hd import provenance
 from dinomaly_hd.errors import OutputError, TrackingError
 from dinomaly_hd.evaluation.compare import Comparison, Focus, compare
 from dinomaly_hd.evaluation.comparison_members import MemberRun
-from dinomaly_hd.evaluation.comparison_pages import Question, comparison_pages, transfer_table
-from dinomaly_hd.evaluation.comparison_plots import comparison_pictures, pairs_pictures
+from dinomaly_hd.evaluation.comparison_pages import Question, comparison_pages
+from dinomaly_hd.evaluation.comparison_plots import comparison_pictures
+from dinomaly_hd.evaluation.report import write_files
+from dinomaly_hd.evaluation.transfer import pairs_pictures, transfer_table
 from dinomaly_hd.experiments.find import SUMMARY, Collected, ReportRequest, Shelf, collect
 from dinomaly_hd.experiments.members import on_scored_domains
-from dinomaly_hd.files import make_dated_folder, publish, publish_json, publish_text
+from dinomaly_hd.files import make_dated_folder, publish_json
 from dinomaly_hd.runs.folder import FINISHED, RunFolder
 from dinomaly_hd.runs.pages import LoggedReport, ReportRun, add_report, log_report
 from dinomaly_hd.runs.store import RunStore, default_uri
@@ -64,30 +66,24 @@ def write_report(
         pictures=pictures,
         more=transfer_table(members),
     )
-    for kind, table in comparison.tables.items():
-        texts[f"tables/{kind}.csv"] = table.to_csv(index=False, lineterminator="\n")
-    for name, text in texts.items():
-        publish_text(folder / name, text)
-    for name, picture in pictures.items():
-        publish(folder / "plots" / f"{name}.png", lambda stream, png=picture.png: stream.write(png))  # type: ignore[misc]
+    for kind in ("values", "means", "differences", "delong"):
+        texts[f"tables/{kind}.csv"] = getattr(comparison, kind).to_csv(index=False, lineterminator="\n")
+    files = write_files(folder, texts, pictures)
     publish_json(folder / SUMMARY, summary(comparison, question=question, failed=failed))
-    names = [*texts, *(f"plots/{name}.png" for name in pictures), SUMMARY]
-    return Report(comparison, [folder / name for name in names], texts["report.md"])
+    return Report(comparison, [*files, folder / SUMMARY], texts["report.md"])
 
 
 def summary(comparison: Comparison, *, question: Question, failed: Mapping[str, str]) -> dict[str, object]:
     return {
         "title": question.title,
         "question": question.text,
-        "compared": list(question.compared),
-        "labels": list(comparison.labels),
-        "reference": comparison.reference,
-        "data_digest": comparison.data_digest,
-        "runs": comparison.runs,
-        "missing": [list(pair) for pair in comparison.missing],
+        "compared": question.compared,
+        **{
+            name: getattr(comparison, name)
+            for name in ("labels", "reference", "data_digest", "runs", "missing")
+        },
         "failed": dict(failed),
-        "means": comparison.means.replace({np.nan: None}).to_dict("records"),
-        "differences": comparison.differences.replace({np.nan: None}).to_dict("records"),
+        **{name: getattr(comparison, name).to_dict("records") for name in ("means", "differences")},
     }
 
 

@@ -19,9 +19,9 @@ from dinomaly_hd.data.features import FeatureCache, ImageStore, digests, image_b
 from dinomaly_hd.data.hdmap import Indices, Manifest, ground_truth_path
 from dinomaly_hd.data.images import read_image
 from dinomaly_hd.errors import NonFiniteError
-from dinomaly_hd.evaluation.blocks import synthetic_blocks
 from dinomaly_hd.evaluation.metrics import aupro, pixel_auroc
 from dinomaly_hd.evaluation.pointing import PERCENTILE, is_right, named_teeth, percentiles
+from dinomaly_hd.evaluation.results import synthetic_figures
 from dinomaly_hd.geometry import Box
 from dinomaly_hd.models.detector import Detector, Prediction, encode_in_groups
 from dinomaly_hd.models.draem.faults import horizontal_bands
@@ -294,7 +294,7 @@ class SyntheticBands:
         self.images_NHW = torch.cat(images)
 
     def examine(self) -> dict[str, Any]:
-        """Return the figures (``evaluation.blocks``); NaN scores count as the least anomalous ones.
+        """Return the figures (``evaluation.results``); NaN scores count as the least anomalous ones.
 
         A detector in the midst of its training may be in any state, and must not be ended by this.
         """
@@ -306,4 +306,4 @@ class SyntheticBands:
             encoded = scorer.encode(self.images_NHW[part], self.names[part])
             scores.append(score(scorer.detector, encoded, bf16=scorer.run.bf16).score_B)
         score_N = np.nan_to_num(torch.cat(scores).numpy(), nan=-np.finfo(np.float64).max)
-        return synthetic_blocks(score_N, self.label_N, np.array(self.domain_N))
+        return synthetic_figures(score_N, self.label_N, np.array(self.domain_N))

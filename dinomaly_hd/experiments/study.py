@@ -11,7 +11,7 @@ from dinomaly_hd import provenance
 from dinomaly_hd.config.base import flatten
 from dinomaly_hd.config.run import WITHOUT_EFFECT
 from dinomaly_hd.errors import ComparisonError, ConfigError, nearest
-from dinomaly_hd.evaluation.blocks import FIGURES
+from dinomaly_hd.evaluation.results import FIGURES
 from dinomaly_hd.experiments.checks import check
 from dinomaly_hd.experiments.study_report import report_study
 from dinomaly_hd.experiments.trial import Busy, Runner, study_page

@@ -15,8 +15,8 @@ import numpy as np
 
 from dinomaly_hd.data.features import FeatureCache
 from dinomaly_hd.errors import ConfigError, DinomalyHDError, NonFiniteError
-from dinomaly_hd.evaluation.blocks import FIGURES, flat_synthetic
-from dinomaly_hd.evaluation.report import flat_metrics
+from dinomaly_hd.evaluation.report import flat_metrics, flat_synthetic, normals_of, resolution_lines
+from dinomaly_hd.evaluation.results import FIGURES
 from dinomaly_hd.experiments.run import execute
 from dinomaly_hd.runs.folder import Context, open_folder
 from dinomaly_hd.runs.tracker import Tracker, tracked
@@ -26,7 +26,7 @@ from dinomaly_hd.tuning.worker import Attempt
 
 LOCK_WAIT_S = 120.0  # a trial whose worker is taken for dead may still be stopping somewhere
 SHOWN_BESIDE = ("mean/auroc",)
-RUN_ID, WORKER = "mlflow_run_id", "worker"
+RUN_ID, WORKER, COARSE = "mlflow_run_id", "worker", "resolution"
 """Names of what a trial notes for its retries, beside what the report reads."""
 
 
@@ -131,7 +131,9 @@ class Runner:
             lock_wait_s=LOCK_WAIT_S,
             observe=observe if by == "steps" else None,
         )
-        figures = figures_of(execute(plan.build(config, seed), own).results)
+        results = execute(plan.build(config, seed), own).results
+        figures = figures_of(results)
+        attempt.trial.set_user_attr(COARSE, resolution_lines(normals_of(results, plan.objective)))
         if by == "seeds":
             attempt.report(figures.get(key, float("nan")), step=plan.seeds.index(seed))
         return figures

@@ -52,8 +52,8 @@ def artifact_page(experiment_id: str, run_id: str, path: str) -> str:
 
 
 def members_line(
-    experiment_id: str,
-    run_id: str,
+    experiment_id: str | None,
+    run_id: str | None,
     runs: Sequence[str],
     *,
     what: str,
@@ -66,7 +66,7 @@ def members_line(
     ``run_id`` is its own run with the artifact ``report``; ``runs`` are its members, called ``what``, and may
     be other comparisons' runs. Too many to be named, they are those of its own with these tags.
     """
-    if not runs:
+    if not runs or experiment_id is None or run_id is None:  # MLflow did not answer
         return ""
     pages = {}
     if len(runs) <= MOST_LINKED:

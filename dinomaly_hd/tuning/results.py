@@ -52,6 +52,11 @@ class Row(NamedTuple):
     values: tuple[float, ...]  # its objectives; none of a failed one, the last one reported of a pruned one
     notes: dict[str, Any]  # config, figures by seed, test figures, reason of a failure
 
+    @property
+    def rounded(self) -> tuple[float, ...]:
+        """The objectives without the last bits of their sums, so that trials that score alike are equal."""
+        return tuple(round(value, 9) for value in self.values)
+
 
 def rows_of(study: optuna.Study) -> list[Row]:
     """Return the trials that are over, those given up and failed ones included, by number."""
@@ -70,7 +75,7 @@ def best_of(rows: Sequence[Row]) -> list[Row]:
     complete = [row for row in rows if row.state == COMPLETE]
 
     def beats(one: Row, other: Row) -> bool:
-        return one.values != other.values and all(np.greater_equal(one.values, other.values))
+        return one.rounded != other.rounded and all(np.greater_equal(one.rounded, other.rounded))
 
     front = [row for row in complete if not any(beats(other, row) for other in complete)]
     return front if front and len(front[0].values) > 1 else front[:1]

@@ -4,7 +4,6 @@ import contextlib
 import re
 import shutil
 import sqlite3
-from itertools import product
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -23,7 +22,7 @@ from dinomaly_hd.runs.journal import Outbox
 from dinomaly_hd.runs.store import client_for, prepare_store
 from entry_points.common import launch
 from entry_points.report import main
-from tests.work import NOWHERE
+from tests.work import NOWHERE, made_up_scores
 
 EXPERIMENT = "contract"
 DOMAINS = ("domain_A", "domain_C")
@@ -50,19 +49,6 @@ class Project(NamedTuple):
         return self.root / "results"
 
 
-def scores(seed: int, *, effect: float) -> pd.DataFrame:
-    rows = [
-        (f"{domain}/test/{kind}/{condition}{i}.tiff", domain, fault, condition)
-        for domain, condition in product(DOMAINS, ("cold", "warm"))
-        for fault, kind in enumerate(("good", "fault"))
-        for i in range(6)
-    ]
-    table = pd.DataFrame(rows, columns=["path", "domain", "label", "condition"])
-    noise = np.random.default_rng([seed, int(10 * effect)]).normal(size=len(table))
-    table["score"] = noise + (0.8 + effect) * table["label"]
-    return table
-
-
 def write_run(
     folder: Path,
     *,
@@ -87,7 +73,8 @@ def write_run(
     track(folder, {"kind": "train", "variant": variant, "config": label})
     if status != "FINISHED":
         return folder
-    table = scores(seed, effect=effect)
+    table = made_up_scores(DOMAINS, count=6, seed=seed + int(10 * effect))
+    table["score"] += effect * table["label"]
     head = {"variant": variant, "label": label, "seed": seed, "config": config, "data_digest": digest}
     head |= {"domains": list(DOMAINS)} | evaluate(table, normal_thresholds={}, seed=0, draws=2)
     publish_json(folder / "results.json", head)

@@ -14,6 +14,7 @@ from dinomaly_hd.evaluation.comparison_members import MemberRun
 from dinomaly_hd.evaluation.comparison_pages import Question, comparison_pages, reading
 from dinomaly_hd.evaluation.comparison_plots import comparison_pictures, dot_figure, forest_figure
 from dinomaly_hd.evaluation.plots import png_bytes
+from tests.work import made_up_scores
 
 DOMAINS = ("domain_A", "domain_C")
 C_COLD = Focus("domain_C", "cold")
@@ -22,18 +23,10 @@ ASKED = Question("Three ideas", "Which helps C cold?")
 
 def member(label: str, seed: int, *, effect: float = 0.0, count: int = 12, **changes: Any) -> MemberRun:
     """A run whose faults of domain C, cold, score higher by ``effect``; ``changes`` alter its result."""
-    rows = [
-        (f"{domain}/test/{kind}/{condition}{i}.tiff", domain, fault, condition)
-        for domain in DOMAINS
-        for condition in ("cold", "warm")
-        for fault, kind in enumerate(("good", "fault"))
-        for i in range(count)
-    ]
-    scores = pd.DataFrame(rows, columns=["path", "domain", "label", "condition"])
-    generator = np.random.default_rng([seed, *label.encode()])
-    cold_fault = (scores["domain"] == "domain_C") & (scores["condition"] == "cold") & (scores["label"] == 1)
-    own = np.random.default_rng(0).normal(size=len(scores)) + 0.2 * generator.normal(size=len(scores))
-    scores["score"] = own + 0.8 * scores["label"] + effect * cold_fault
+    scores = made_up_scores(DOMAINS, count=count)
+    noise = np.random.default_rng([seed, *label.encode()]).normal(size=len(scores))
+    cold_fault = scores.eval("domain == 'domain_C' and condition == 'cold' and label == 1")
+    scores["score"] += 0.2 * noise - 0.2 * scores["label"] + effect * cold_fault
     config = {
         "seed": seed,
         "model": {"row_p": 0.1},
@@ -92,7 +85,9 @@ def test_differences_are_paired_tests_with_both_corrections(three: Comparison):
     values = where(three.values, **COLD_AUROC).pivot(index="seed", columns="label", values="value")
     expected = statistics.paired_test(values["base"], values["better"])
     assert (found["t_p"], found["wilcoxon_p"]) == pytest.approx((expected.t_p, expected.wilcoxon_p))
-    assert (found["seeds_low"], found["seeds_high"]) == pytest.approx((expected.low, expected.high))
+    assert (found["seeds_low"], found["seeds_high"]) == pytest.approx(
+        (expected.seeds_low, expected.seeds_high)
+    )
     single = where(table, label="better", condition="cold", metric="auroc")
     single = single[single["domain"] != "mean"]
     assert list(single["p_holm"]) == pytest.approx(list(statistics.holm(single["t_p"])))
@@ -118,12 +113,17 @@ def test_only_a_corrected_p_value_makes_a_verdict(three: Comparison):
     assert (table["p_holm"][called] < 0.05).all()
     assert (table["p_holm"][~called].fillna(1.0) >= 0.05).all()
     assert (table["p_holm"].fillna(1) >= table["t_p"].fillna(0)).all()
-    assert verdict(3, 0.1, 0.04) == "higher"
-    assert verdict(3, -0.1, 0.04) == "lower"
-    assert verdict(3, 0.1, 0.06) == verdict(3, 0.1, float("nan")) == "no difference shown"
-    assert verdict(2, 0.1, 0.001) == "nothing can be concluded (2 seeds)"
-    assert verdict(1, 0.1, float("nan")) == "nothing can be concluded (1 seed)"
-    assert verdict(3, float("nan"), float("nan")) == "nothing can be concluded (no value)"
+    nan = float("nan")
+    for seeds, difference, p, words in (
+        (3, 0.1, 0.04, "higher"),
+        (3, -0.1, 0.04, "lower"),
+        (3, 0.1, 0.06, "no difference shown"),
+        (3, 0.1, nan, "no difference shown"),
+        (2, 0.1, 0.001, "nothing can be concluded (2 seeds)"),
+        (1, 0.1, nan, "nothing can be concluded (1 seed)"),
+        (3, nan, nan, "nothing can be concluded (no value)"),
+    ):
+        assert verdict(seeds, difference, p) == words
 
 
 @pytest.mark.parametrize("seeds", [1, 2])
@@ -140,13 +140,8 @@ def test_fewer_than_three_seeds_conclude_nothing(seeds: int):
 def test_focus_sorts_by_difference_and_judges_over_labels(three: Comparison):
     table = focus_table(three, C_COLD, metric="auroc")
     assert list(table["label"]) == ["better", "same"]
-    assert [
-        verdict(3, d, p) for d, p in zip(table["mean_difference"], table["p_holm_labels"], strict=True)
-    ] == list(table["verdict"])
-    with pytest.raises(
-        ConfigError, match=r"domain 'domain_c' is not in this comparison\. Did you mean 'domain_C'"
-    ):
-        focus_table(three, Focus("domain_c", "cold"), metric="auroc")
+    judged = table[["seeds", "mean_difference", "p_holm_labels"]].itertuples(index=False)
+    assert [verdict(*own) for own in judged] == list(table["verdict"])
 
 
 def test_delong_is_run_by_run_on_the_same_images(three: Comparison):
@@ -186,43 +181,46 @@ def test_order_of_images_and_of_runs_changes_nothing(three: Comparison):
 
 OTHER = member("other", 0)
 STALE = {**OTHER.result, "per_domain_metrics": {"domain_C": {"auroc": 0.123}}}
+BROKEN = OTHER.scores.assign(score=OTHER.scores["score"].where(OTHER.scores.index != 3))
+AGAIN = {"label": "base", "name": "elsewhere"}
 
 
 @pytest.mark.parametrize(
-    ("change", "words"),
+    ("change", "error", "words"),
     [
-        ({"result": {**OTHER.result, "data_digest": "xyz"}}, ["different data", "abc and xyz"]),
+        ({"result": {**OTHER.result, "data_digest": "xyz"}}, DataError, ["different data", "abc and xyz"]),
         (
             {"scores": OTHER.scores.iloc[1:]},
+            DataError,
             ["different images", "domain_A/test/good/cold0.tiff is only in runs/base_0"],
         ),
         (
             {"scores": OTHER.scores.assign(label=1 - OTHER.scores["label"])},
+            DataError,
             ["different images", "label 0 and 1"],
         ),
-        ({"result": STALE}, ["domain_C has AUROC 0.123000 in its result", "evaluate the run again"]),
+        (
+            {"result": STALE},
+            DataError,
+            ["domain_C has AUROC 0.123000 in its result", "evaluate the run again"],
+        ),
+        ({"scores": BROKEN}, NonFiniteError, ["other, seed 0 (runs/other_0): domain_A/test/good/cold3.tiff"]),
+        (AGAIN, ConfigError, ["label 'base' has seed 0 twice: runs/base_0 and elsewhere"]),
     ],
 )
-def test_runs_of_different_data_are_refused_and_named(change, words):
-    with pytest.raises(DataError) as caught:
-        compare([*runs(1)[:1], OTHER._replace(**change)])
-    for word in [*words, "runs/other_0"]:
+def test_runs_that_cannot_be_compared_are_refused_and_named(change, error, words):
+    other = OTHER._replace(**change)
+    with pytest.raises(error) as caught:
+        compare([*runs(1)[:1], other])
+    for word in [*words, other.name]:
         assert word in str(caught.value)
 
 
-def test_users_mistakes_are_named():
+def test_no_runs_and_an_unknown_reference_are_named():
     with pytest.raises(ConfigError, match="no runs"):
         compare([])
-    with pytest.raises(ConfigError, match="label 'base' has seed 0 twice: runs/base_0 and elsewhere"):
-        compare([member("base", 0), member("base", 0)._replace(name="elsewhere")])
-    with pytest.raises(
-        ConfigError, match=r"reference 'bas' is not a label of these runs\. Did you mean 'base'"
-    ):
+    with pytest.raises(ConfigError, match=r"reference 'bas' is not a label .*\. Did you mean 'base'"):
         compare(runs(1), reference="bas")
-    broken = member("base", 0)
-    broken.scores.loc[3, "score"] = np.nan
-    with pytest.raises(NonFiniteError, match=r"base, seed 0 \(runs/base_0\): domain_A/test/good/cold3\.tiff"):
-        compare([broken])
 
 
 def test_settings_that_differ_are_noted_unless_they_are_the_compared_thing():
@@ -250,17 +248,11 @@ def test_one_class_has_no_metric_and_no_verdict():
 
 
 def test_identical_runs_show_no_difference_without_a_p_value():
-    members = runs(base=0.0) + [run._replace(label="copy") for run in runs(base=0.0)]
-    comparison = compare(members, draws=50)
-    assert set(comparison.differences["verdict"]) == {"no difference shown"}
-    assert comparison.differences["t_p"].isna().all()
-    assert set(comparison.differences["reason"]) == {"all differences are zero"}
+    base = runs(base=0.0)
+    comparison = compare([*base, *(run._replace(label="copy") for run in base)], draws=50)
+    facts = comparison.differences[["verdict", "t_p", "reason"]].drop_duplicates().to_numpy().tolist()
+    assert facts == [["no difference shown", pytest.approx(np.nan, nan_ok=True), "all differences are zero"]]
     assert "AUROC: no test could be made" in " ".join(reading(comparison, failed={}, focuses=[]))
-
-
-def test_a_table_without_conditions_has_one_condition():
-    members = [run._replace(scores=run.scores.assign(condition="all")) for run in runs(1)]
-    assert compare(members, draws=10).conditions == ("all",)
 
 
 def test_html_is_one_escaped_file_with_its_parts_in_order(three: Comparison):
@@ -304,6 +296,8 @@ def test_reading_counts_tests_and_findings(three: Comparison):
     assert f"After Holm's correction over domains: {(table['p_holm'] < 0.05).sum()} significant" in text
     assert "better higher on domain_C cold" in text
     assert "cannot give a p-value under 0.25" in text
+    assert "12 normals: the finest FPR is 8.33 % (domain_A cold, " in text
+    assert "24 normals: the finest FPR is 4.17 % (domain_A, domain_C)" in text
 
 
 @pytest.mark.parametrize("count", [2, 30])

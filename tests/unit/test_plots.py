@@ -1,33 +1,25 @@
 """Pictures: what they show where, which images are chosen, and that odd input does not break them."""
 
 import io
+from pathlib import Path
 
 import numpy as np
 import pandas as pd
 import pytest
 from PIL import Image
 
-from dinomaly_hd.errors import NonFiniteError
+from dinomaly_hd.errors import NonFiniteError, OutputError
 from dinomaly_hd.evaluation import pictures, plots
 from dinomaly_hd.evaluation.metrics import Threshold, auroc, youden
-from dinomaly_hd.evaluation.pictures import MapPicture, select_by_rank
+from dinomaly_hd.evaluation.pictures import MOST_WAITING, MapPicture, pictures_saved, select_by_rank
 from dinomaly_hd.geometry import Box
+from tests.work import made_up_scores
 
 SHAPE = (31, 95)
 
 
-def score_table(*, count: int = 40, domains: tuple[str, ...] = ("domain_A", "domain_C")) -> pd.DataFrame:
-    generator = np.random.default_rng(0)
-    label = np.tile(np.repeat([0, 1], count), len(domains))
-    return pd.DataFrame(
-        {
-            "path": [f"{row:06d}.tiff" for row in range(label.size)],
-            "domain": np.repeat(domains, 2 * count),
-            "label": label,
-            "condition": np.where(np.arange(label.size) % 2 == 0, "cold", "warm"),
-            "score": generator.normal(size=label.size) + label,
-        }
-    )
+def score_table(*, count: int = 20, domains: tuple[str, ...] = ("domain_A", "domain_C")) -> pd.DataFrame:
+    return made_up_scores(domains, count=count)
 
 
 def pixels(png: bytes) -> np.ndarray:
@@ -159,11 +151,9 @@ def test_outline_has_one_segment_per_pixel_edge():
     mask = np.zeros((4, 5), dtype=bool)
     mask[0, 1:3] = True
     segments = pictures.outline(mask)
-    assert len(segments) == 6
-    assert all(np.abs(segment[0] - segment[1]).sum() == 1 for segment in segments)
-    assert {tuple(corner) for segment in segments for corner in segment} == {
-        (x - 0.5, y - 0.5) for x in (1, 2, 3) for y in (0, 1)
-    }
+    assert [np.abs(segment[0] - segment[1]).sum() for segment in segments] == [1] * 6
+    corners = {tuple(corner) for segment in segments for corner in segment}
+    assert corners == {(x - 0.5, y - 0.5) for x in (1, 2, 3) for y in (0, 1)}
 
 
 def test_flat_normals_and_odd_titles_are_drawn_and_bad_maps_refused():
@@ -197,9 +187,49 @@ def test_selection_takes_highest_lowest_and_nearest_of_each_label_and_domain():
 
 @pytest.mark.parametrize("size", [1, 5, 15, 25])
 def test_selection_of_few_images_takes_each_once(size):
-    chosen = select_by_rank(score_table(count=size), thresholds={"domain_A": 0.0, "domain_C": 0.0})
+    table = made_up_scores(("domain_A", "domain_C"), count=size, conditions=["all"])
+    chosen = select_by_rank(table, thresholds={"domain_A": 0.0, "domain_C": 0.0})
     assert len(chosen) == 4 * size
     assert not chosen["path"].duplicated().any()
-    without = select_by_rank(score_table(count=size), thresholds={"domain_A": float("nan")})
+    without = select_by_rank(table, thresholds={"domain_A": float("nan")})
     assert len(without) == 4 * min(size, 20)
     assert "threshold" not in set(without["rank"])
+
+
+# ---- written while the next ones are drawn ----
+
+
+def blank(value: int) -> np.ndarray:
+    return np.full((4, 6, 3), value, dtype=np.uint8)
+
+
+def test_all_pictures_are_there_at_the_end_whatever_stops_the_drawing(tmp_path: Path):
+    count = 3 * MOST_WAITING
+
+    def draw() -> None:
+        with pictures_saved() as save:
+            for number in range(count):
+                save(tmp_path / f"{number}.png", blank(number))
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        draw()
+    for number in range(count):
+        assert np.array_equal(np.asarray(Image.open(tmp_path / f"{number}.png")), blank(number))
+
+
+@pytest.mark.parametrize("others", [0, 3 * MOST_WAITING])
+def test_a_picture_that_cannot_be_written_is_an_error(tmp_path: Path, others: int):
+    (tmp_path / "file").write_text("no folder")
+    saved = []
+
+    def draw() -> None:
+        with pictures_saved() as save:
+            save(tmp_path / "file" / "first.png", blank(0))
+            for number in range(others):
+                save(tmp_path / f"{number}.png", blank(number))
+                saved.append(number)
+
+    with pytest.raises(OutputError, match="cannot write"):
+        draw()
+    assert len(saved) <= MOST_WAITING

@@ -9,37 +9,27 @@ import pytest
 from dinomaly_hd.errors import ConfigError, DataError, NonFiniteError
 from dinomaly_hd.evaluation import metrics
 from dinomaly_hd.evaluation.metrics import Threshold, normal_quantile
-from dinomaly_hd.evaluation.report import detector_table, flat_metrics, summary_lines
-from dinomaly_hd.evaluation.results import check_table, evaluate
+from dinomaly_hd.evaluation.report import detector_table, flat_metrics, results_markdown, summary_lines
+from dinomaly_hd.evaluation.results import RANKING, check_table, evaluate
 from dinomaly_hd.files import publish_json
 from dinomaly_hd.runs.folder import read_results
+from tests.work import made_up_scores
 
 DOMAINS = ("domain_D", "domain_A", "domain_C")  # not sorted: the order of appearance must survive
 COUNT = 40
 
 
-def domain_table(domain: str, *, seed: int, conditions: bool = True) -> pd.DataFrame:
-    generator = np.random.default_rng(seed)
-    label = np.repeat([0, 1], COUNT)
-    warm = np.tile(np.arange(COUNT) >= COUNT // 2, 2)
-    score = generator.normal(size=2 * COUNT) + label * np.where(warm, 3.0, 1.0)
-    folder = np.where(label == 1, "fault", "good")
-    return pd.DataFrame(
-        {
-            "path": [f"{domain}/test/{folder[row]}/{row % COUNT:06d}.tiff" for row in range(2 * COUNT)],
-            "domain": domain,
-            "label": label,
-            "condition": np.where(warm, "warm", "cold") if conditions else "all",
-            "score": score,
-            "trivial/max": score + generator.normal(size=2 * COUNT),
-            "trivial/row_filter": generator.normal(size=2 * COUNT) + label,
-        }
-    )
-
-
-def score_table(*, conditions: bool = True) -> pd.DataFrame:
-    parts = [domain_table(domain, seed=seed, conditions=conditions) for seed, domain in enumerate(DOMAINS)]
-    return pd.concat(parts, ignore_index=True)
+def score_table(*, conditions: bool = True, alike: bool = False) -> pd.DataFrame:
+    """Return scores of domains that differ, or not, in their numbers; warm faults are easier to find."""
+    parts = [
+        made_up_scores([name], count=COUNT // 2, seed=0 if alike else i) for i, name in enumerate(DOMAINS)
+    ]
+    table = pd.concat(parts, ignore_index=True)
+    generator = np.random.default_rng(3)
+    table["score"] += 0.8 * table["label"] * (table["condition"] == "warm")
+    table["trivial/max"] = table["score"] + generator.normal(size=len(table))
+    table["trivial/row_filter"] = generator.normal(size=len(table)) + table["label"]
+    return table if conditions else table.assign(condition="all")
 
 
 def run(table: pd.DataFrame, *, domains: tuple[str, ...] = DOMAINS, **keywords) -> dict:
@@ -59,42 +49,36 @@ def test_each_block_holds_the_metrics_of_its_own_images(domain, condition):
     table = score_table()
     block = run(table)["per_domain_metrics"][domain]["by_condition"][condition]
     score, label = select(table, domain, condition)
-    assert block["auroc"] == metrics.auroc(score, label)
-    assert block["tpr_at_fpr_1pct"] == metrics.tpr_at_fpr(score, label, max_fpr=0.01)
-    assert block["tpr_at_fpr_5pct"] == metrics.tpr_at_fpr(score, label, max_fpr=0.05)
-    assert block["average_precision"] == metrics.average_precision(score, label)
-    assert block["f1_max"] == metrics.f1_max(score, label)[0]
+    assert [block[name] for name in RANKING] == [
+        metrics.auroc(score, label),
+        metrics.tpr_at_fpr(score, label, max_fpr=0.01),
+        metrics.tpr_at_fpr(score, label, max_fpr=0.05),
+        metrics.average_precision(score, label),
+        metrics.f1_max(score, label)[0],
+    ]
     assert block["counts"] == {"good": (label == 0).sum(), "fault": (label == 1).sum()}
     assert "auroc" not in block["reasons"]
-    for name, (low, high) in block["intervals"].items():
-        assert 0 <= low <= high <= 1, name
+    assert all(0 <= low <= high <= 1 for low, high in block["intervals"].values())
     low, high = block["intervals"]["auroc"]
     assert low < block["auroc"] < high
 
 
-def test_calls_at_the_top_are_those_of_the_honest_threshold():
+def test_calls_at_the_top_are_those_of_the_honest_threshold_which_conditions_share():
     table = score_table()
     block = run(table)["per_domain_metrics"]["domain_C"]
-    score, label = select(table, "domain_C", "all")
-    confusion = metrics.confusion_at(score, label, threshold=block["optimal_threshold"])
-    honest = block["thresholds"]["normal_quantile"]
-    assert block["optimal_threshold"] == honest["value"]
-    assert (
-        block["confusion"]
-        == honest["confusion"]
-        == dict(zip(("tp", "fp", "tn", "fn"), confusion, strict=False))
-    )
-    assert (block["precision"], block["f1_score"]) == (confusion.precision, confusion.f1)
-    assert {name: entry["optimistic"] for name, entry in block["thresholds"].items()} == {
-        "youden": True,
-        "f1": True,
-        "normal_quantile": False,
-    }
-    assert block["thresholds"]["f1"]["f1_score"] == block["f1_max"]
+    confusion = metrics.confusion_at(*select(table, "domain_C", "all"), threshold=block["optimal_threshold"])
+    rules, counts = block["thresholds"], ("tp", "fp", "tn", "fn")
+    assert block["optimal_threshold"] == rules["normal_quantile"]["value"]
+    assert block["confusion"] == rules["normal_quantile"]["confusion"]
+    assert block["confusion"] == dict(zip(counts, confusion, strict=False))
+    assert (block["precision"], block["f1_score"]) == (confusion.precision, confusion.f1_score)
+    optimistic = {name: entry["optimistic"] for name, entry in rules.items()}
+    assert optimistic == {"youden": True, "f1": True, "normal_quantile": False}
+    assert rules["f1"]["f1_score"] == block["f1_max"]
     cold, warm = (block["by_condition"][name] for name in ("cold", "warm"))
-    for rule in ("youden", "f1", "normal_quantile"):  # conditions share the threshold of their domain
+    for rule in rules:
         assert cold["thresholds"][rule]["value"] == warm["thresholds"][rule]["value"]
-    for count in ("tp", "fp", "tn", "fn"):
+    for count in counts:
         assert cold["confusion"][count] + warm["confusion"][count] == block["confusion"][count]
 
 
@@ -109,7 +93,7 @@ def test_mean_and_pooled():
     assert result["mean_metrics"]["missing"] == {}
     assert result["overall_auroc"] == pooled["auroc"] == metrics.auroc(table["score"], table["label"])
     assert pooled["confusion"]["tp"] == sum(block["confusion"]["tp"] for block in blocks)
-    same = run(pd.concat([domain_table(domain, seed=1) for domain in DOMAINS], ignore_index=True))
+    same = run(score_table(alike=True))
     single = np.diff(same["per_domain_metrics"]["domain_C"]["intervals"]["auroc"])[0]
     narrower = np.diff(same["mean_metrics"]["intervals"]["auroc"])[0]  # domains are drawn independently
     assert narrower == pytest.approx(single / np.sqrt(3), rel=0.25)
@@ -241,6 +225,21 @@ def test_summary_shows_every_number_asked_for_within_110_columns():
     assert f"{100 * result['trivial']['max']['domain_C']['auroc']:.2f}" in trivial[0]
 
 
+def test_few_normals_say_how_fine_an_fpr_they_show():
+    table = score_table()
+    four = table.groupby(["domain", "condition", "label"]).head(2)
+    text = [*summary_lines(run(four)), *results_markdown(run(four)).splitlines()]
+    said = "4 normals: the finest FPR is 25 % (domain_D, domain_A, domain_C)"
+    assert said in text
+    assert f"* {said}" in text
+    assert (
+        "2 normals: the finest FPR is 50 % (domain_D cold, domain_D warm, domain_A cold, domain_A warm"
+        in "\n".join(text)
+    )
+    many = pd.concat([table.assign(path=table["path"] + str(i)) for i in range(5)], ignore_index=True)
+    assert not any("finest FPR" in line for line in summary_lines(run(many)))
+
+
 def test_long_names_and_perfect_scores_stay_aligned():
     table = score_table().replace({"domain": {"domain_C": "a_domain_with_a_very_long_name_indeed"}})
     table["score"] = table["label"].astype(float)
@@ -253,18 +252,18 @@ def test_long_names_and_perfect_scores_stay_aligned():
 BROKEN = {
     "no column": (lambda table: table.drop(columns="label"), DataError, "no column label"),
     "no rows": (lambda table: table.iloc[:0], DataError, "no rows"),
-    "label": (lambda table: table.replace({"label": {1: 2}}), DataError, "fault/000000.tiff: label 2"),
+    "label": (lambda table: table.replace({"label": {1: 2}}), DataError, "fault/cold0.tiff: label 2"),
     "twice": (lambda table: pd.concat([table, table.iloc[:1]]), DataError, "occurs more than once"),
     "reserved": (lambda table: table.replace({"domain": {"domain_A": "mean"}}), DataError, "'mean'"),
     "nan": (
         lambda table: table.assign(score=table["score"].where(table.index != 3)),
         NonFiniteError,
-        "domain_D/test/good/000003.tiff: score nan",
+        "domain_D/test/good/cold3.tiff: score nan",
     ),
     "trivial": (
         lambda table: table.assign(**{"trivial/max": np.inf}),
         NonFiniteError,
-        r"000000.tiff \(trivial/max\): score inf",
+        r"cold0.tiff \(trivial/max\): score inf",
     ),
 }
 

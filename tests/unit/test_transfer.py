@@ -7,12 +7,11 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from dinomaly_hd.evaluation.blocks import flat_transfer, transfer_lines, transfer_of
 from dinomaly_hd.evaluation.comparison_members import MemberRun
-from dinomaly_hd.evaluation.comparison_pages import transfer_table
-from dinomaly_hd.evaluation.comparison_plots import pairs_picture, pairs_pictures
 from dinomaly_hd.evaluation.metrics import Threshold
+from dinomaly_hd.evaluation.report import flat_metrics, render
 from dinomaly_hd.evaluation.results import evaluate
+from dinomaly_hd.evaluation.transfer import pairs_picture, pairs_pictures, transfer_of, transfer_table
 
 AT_3 = Threshold("normal_quantile", 3.0, False, "held-out normals")
 LABEL = [0, 0, 1, 1]
@@ -31,8 +30,9 @@ def measured(
         for i, (score, label) in enumerate(zip(scores, labels, strict=True))
     ]
     table = pd.DataFrame(rows)
-    per_domain = evaluate(table, normal_thresholds={}, seed=0, draws=2)["per_domain_metrics"]
-    return transfer_of(per_domain, table, sources=sources, threshold=AT_3, failed=failed or {})
+    found = evaluate(table, normal_thresholds={}, seed=0, draws=2)
+    per_domain = found["per_domain_metrics"]
+    return found | transfer_of(per_domain, table, sources=sources, threshold=AT_3, failed=failed or {})
 
 
 NONE = dict.fromkeys(
@@ -81,19 +81,20 @@ def test_domains_are_parted_and_the_sources_threshold_is_used_on_each_target() -
     assert transfer["at_source_threshold"] == {name: {"tpr": 0.5, "fpr": 0.5} for name in "BC"}
     high = measured(A=A, C=([1.0, 2.0, 2.9, 5.0, 7.0], [0, 0, 1, 1, 1]))["transfer"]
     assert high["at_source_threshold"]["C"] == {"tpr": 2 / 3, "fpr": 0.0}
-    first, *others = transfer_lines(transfer)
+    first, *others = render("transfer.txt", result=found).splitlines()
     assert "from A: source AUROC 100.00, targets 50.00, ratio 50.0 %, gap 50.00" in first
     assert others[0] == "  B: with the source's threshold TPR 50.0 %, FPR 50.0 %"
 
 
 def test_what_has_no_figure_is_named_and_left_out_of_mlflow() -> None:
-    transfer = measured(A=A, B=B, C=ONE_CLASS, failed={"D": "scores are NaN"})["transfer"]
+    found = measured(A=A, B=B, C=ONE_CLASS, failed={"D": "scores are NaN"})
+    transfer = found["transfer"]
     assert transfer["missing_targets"]["D"] == "scores are NaN"
     assert transfer["missing_targets"]["C"].startswith("needs both classes")
     assert transfer["target_domains"] == ["B", "C", "D"]
     assert transfer["at_source_threshold"]["C"] == pytest.approx({"tpr": math.nan, "fpr": 1 / 3}, nan_ok=True)
-    assert "  D: left out: scores are NaN" in transfer_lines(transfer)
-    flat = flat_transfer(transfer)
+    assert "  D: left out: scores are NaN" in render("transfer.txt", result=found).splitlines()
+    flat = flat_metrics(found)
     assert not any(np.isnan(value) for value in flat.values())
     assert flat["transfer/transfer_ratio"] == 0.75
     assert flat["transfer/B/tpr_at_source_threshold"] == 0.5
