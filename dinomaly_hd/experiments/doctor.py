@@ -132,8 +132,10 @@ def _undelivered(result_dir: Path) -> Findings:
 
 def _store(uri: str, *, experiment: str, root: Path) -> Findings:
     if not server_answers(uri, timeout_s=ANSWER_S):
+        own = "; a certificate of your own is named by MLFLOW_TRACKING_SERVER_CERT_PATH"
+        house = own if uri.startswith("https") else ""
         raise TrackingError(
-            f"no server answers at {uri} within {ANSWER_S:g} s; start it, or unset MLFLOW_TRACKING_URI"
+            f"no server answers at {uri} within {ANSWER_S:g} s; start it, or unset MLFLOW_TRACKING_URI{house}"
         )
     prepare_store(uri, experiment=experiment, root=root)
     yield GOOD, "MLflow", f"{uri} answers, experiment {experiment!r}"

@@ -1,16 +1,15 @@
 """Where runs are kept: the MLflow database or server, its one-time preparation, and runs looked up in it."""
 
 import contextlib
-import http.client
+import functools
 import importlib
 import logging
 import os
 import posixpath
 import re
 import sqlite3
-import urllib.error
-import urllib.parse
-import urllib.request
+import sys
+import threading
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -22,6 +21,8 @@ from dinomaly_hd.files import locked
 if TYPE_CHECKING:
     from mlflow.entities import Run
     from mlflow.tracking import MlflowClient
+
+logger = logging.getLogger(__name__)
 
 STORE_LOCK_TIMEOUT_S, ANSWER_S = 120.0, 5.0
 KEYS_PER_CALL = 100
@@ -51,13 +52,26 @@ def load_mlflow(uri: str) -> None:
 
     Warnings that its import sets off are not the user's to mend; its own lines about an outage repeat ours.
     """
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        for name in (*_MODULES, *([_DATABASE_MODULE] if is_database(uri) else [])):
-            importlib.import_module(name)
+    needed = (*_MODULES, *([_DATABASE_MODULE] if is_database(uri) else []))
+    if missing := [name for name in needed if name not in sys.modules]:
+        with warnings.catch_warnings():  # only where needed: it makes Python forget which warnings it showed
+            warnings.simplefilter("ignore")
+            for name in missing:
+                importlib.import_module(name)
+    if os.environ.get("MLFLOW_TRACKING_INSECURE_TLS", "").lower() in ("true", "1"):
+        _say_once_that_nothing_is_verified()
+        # urllib3 says it at every request, twice.
+        warnings.filterwarnings("ignore", "Unverified HTTPS request")
     logging.getLogger("mlflow.system_metrics").setLevel(logging.CRITICAL)
     logging.getLogger("mlflow.store.db.utils").setLevel(logging.CRITICAL)
     logging.getLogger("alembic").setLevel(logging.WARNING)
+
+
+@functools.cache
+def _say_once_that_nothing_is_verified() -> None:
+    logger.warning(
+        "MLFLOW_TRACKING_INSECURE_TLS is set: nobody checks that the MLflow server is the right one"
+    )
 
 
 def is_database(uri: str) -> bool:
@@ -126,18 +140,27 @@ def write_ahead(uri: str) -> None:
 
 
 def server_answers(uri: str, *, timeout_s: float) -> bool:
-    """Tell whether a tracking server says anything within ``timeout_s``; a database counts as answering."""
-    if not uri.startswith("http"):
+    """Tell whether MLflow's client gets an answer within ``timeout_s``, be it a refusal.
+
+    Asked by that client, so that its certificates, credentials and paths decide. A database gives one.
+    """
+    if is_database(uri):
         return True
-    address = urllib.parse.urlsplit(uri)
-    host = address.netloc.rpartition("@")[2]  # without user and password
-    try:
-        urllib.request.urlopen(f"{address.scheme}://{host}/health", timeout=timeout_s).close()
-    except urllib.error.HTTPError:
-        return True
-    except (OSError, ValueError, http.client.HTTPException):
-        return False
-    return True
+    client, answered = client_for(uri), threading.Event()
+
+    def ask() -> None:
+        try:
+            client.search_experiments(max_results=1)
+        except Exception as error:
+            if is_outage(error):
+                return
+        answered.set()
+
+    # A thread, since the timeout and the retries that a user set, or a name server, may take minutes.
+    asking = threading.Thread(target=ask, name="asking MLflow", daemon=True)
+    asking.start()
+    asking.join(timeout_s)
+    return answered.is_set()
 
 
 def is_outage(error: BaseException) -> bool:

@@ -182,10 +182,8 @@ class Tracker:
         self._closing.set()
         self._wake.set()
         if self._thread.is_alive():
-            self._thread.join(min(timeout_s, GRACE_S))
-            rest = timeout_s - GRACE_S
-            if self._thread.is_alive() and rest > 0 and server_answers(self.uri, timeout_s=GRACE_S):
-                self._thread.join(rest)
+            answers = server_answers(self.uri, timeout_s=GRACE_S)
+            self._thread.join(timeout_s if answers else min(timeout_s, GRACE_S))
         self._abandoned.set()
         if not self._delivered:
             told = f"a sync of {self.folder} completes it"
