@@ -13,12 +13,13 @@ from dinomaly_hd.evaluation.compare import Comparison, Focus, compare
 from dinomaly_hd.evaluation.comparison_members import MemberRun
 from dinomaly_hd.evaluation.comparison_pages import Question, comparison_pages, transfer_table
 from dinomaly_hd.evaluation.comparison_plots import comparison_pictures, pairs_pictures
-from dinomaly_hd.experiments.find import SUMMARY, Collected, ReportRequest, Shelf, collect
+from dinomaly_hd.experiments.find import Asked, Collected, collect
 from dinomaly_hd.experiments.members import on_scored_domains
 from dinomaly_hd.files import make_dated_folder, publish, publish_json, publish_text
-from dinomaly_hd.runs.folder import FINISHED, RunFolder
-from dinomaly_hd.runs.pages import LoggedReport, ReportRun, add_report, log_report
-from dinomaly_hd.runs.store import RunStore, default_uri
+from dinomaly_hd.runs.find import Found, Shelf
+from dinomaly_hd.runs.folder import FINISHED, SUMMARY, Context, RunFolder
+from dinomaly_hd.runs.pages import LoggedReport, add_report, log_report
+from dinomaly_hd.runs.store import default_uri
 
 KIND = "report"
 CLOSER_LOOK = (Focus("domain_C", "cold"), Focus("domain_C", "all"), Focus("mean", "all"))
@@ -106,78 +107,75 @@ def flat_means(comparison: Comparison) -> dict[str, float]:
     return flat
 
 
-def report(request: ReportRequest) -> tuple[Path, Report]:
+def report(asked: Asked, context: Context) -> tuple[Path, Report]:
     """Find the runs, write and log the report; return its folder and what it says."""
-    output = request.output
+    output = asked.output
     if output is not None and os.path.exists(output) and (not output.is_dir() or any(output.iterdir())):
         # Tables of another report would mix with these.
         raise OutputError(f"output={output}: already there; give a new or an empty folder")
-    uri = default_uri(request.root)
-    shelf = Shelf(request.result_dir, RunStore(uri))
-    collected = collect(request, shelf)
-    own_reference = collected.summary.get("reference", request.reference)
-    if output is not None or request.reference not in (None, own_reference):
+    shelf = Shelf(context.result_dir, default_uri(context.root))
+    collected = collect(asked, context, shelf)
+    own_reference = collected.summary.get("reference", asked.reference)
+    if output is not None or asked.reference not in (None, own_reference):
         collected = collected._replace(own=None)  # another view of it, which must not replace its report
     chosen = output or (collected.own.folder if collected.own else None)
-    folder = chosen or make_dated_folder(request.result_dir / KIND)
-    request.say(f"comparing {len(collected.members)} members")
+    folder = chosen or make_dated_folder(context.result_dir / KIND)
+    context.say(f"comparing {len(collected.members)} members")
     try:
         written = write_report(
             collected.members,
             folder,
-            question=_question(request, collected),
-            command=request.command,
+            question=_question(asked, collected),
+            command=context.command,
             failed=collected.failed,
-            tick=request.tick,
+            tick=context.guard.check,
         )
     finally:
         if chosen is None and not any(folder.iterdir()):
             folder.rmdir()  # refused: a new folder does not stay behind empty
     logged = LoggedReport(folder, written.files, flat_means(written.comparison), written.markdown)
     try:
-        _log(request, collected, logged, uri=uri)
+        _log(asked, context, collected.own, logged, uri=shelf.uri)
     except TrackingError as error:
-        request.say(f"warning: {error}; the report's files are complete, but MLflow does not have them all")
+        context.say(f"warning: {error}; the report's files are complete, but MLflow does not have them all")
     for line in ["", *written.markdown.splitlines(), "", f"report: {folder / 'report.html'}"]:
-        request.say(line)
+        context.say(line)
     return folder, written
 
 
-def _question(request: ReportRequest, collected: Collected) -> Question:
+def _question(asked: Asked, collected: Collected) -> Question:
     labels, own = {member.label for member in collected.members}, collected.own
     title = f"{len(collected.members)} runs, called {', '.join(sorted(labels))}"
     if own is not None:  # without counts, since the next report on it reads this title from its summary
         title = f"{own.tags.get('kind', 'Comparison').capitalize()} {Path(own.folder or own.name).name}"
     reference = collected.summary.get("reference")
     return Question(
-        request.title or str(collected.summary.get("title", title)),
-        request.question or str(collected.summary.get("question", AFTERWARDS)),
+        asked.title or str(collected.summary.get("title", title)),
+        asked.question or str(collected.summary.get("question", AFTERWARDS)),
         compared=collected.compared,
-        reference=request.reference or (reference if reference in labels else None),
+        reference=asked.reference or (reference if reference in labels else None),
     )
 
 
-def _log(request: ReportRequest, collected: Collected, logged: LoggedReport, *, uri: str) -> None:
-    """Log to the comparison's own run if there is one, else to a run of the report's own.
+def _log(asked: Asked, context: Context, own: Found | None, logged: LoggedReport, *, uri: str) -> None:
+    """Log to the comparison's ``own`` run if there is one, else to a run of the report's own.
 
     A run that `mlflow run` has begun for this process holds the report in either case.
     """
-    own, adopted = collected.own, os.environ.pop("MLFLOW_RUN_ID", None)
-    params = {"runs": ",".join(request.runs), "query": request.query, "label_by": request.label_by}
-    run = ReportRun(
-        f"{KIND}-by-{request.label_by}",
-        {"kind": KIND, "command": request.command, **provenance.git_facts(request.root)},
-        {name: value for name, value in params.items() if value},
-    )
+    adopted = os.environ.pop("MLFLOW_RUN_ID", None)
+    params = {"runs": ",".join(asked.runs), "query": asked.query, "label_by": asked.label_by}
+    params = {name: value for name, value in params.items() if value}
+    tags = {"kind": KIND, "command": context.command, **provenance.git_facts(context.root)}
     if own is not None and own.run_id is not None:
-        add_report(logged, None, run_id=own.run_id, uri=uri)
+        add_report(logged, tags={}, params={}, run_id=own.run_id, uri=uri)
     if own is not None and own.folder == logged.folder:
         if own.run_id is None:
-            request.say("warning: the comparison is not in MLflow, so the report is in its folder only")
+            context.say("warning: the comparison is not in MLflow, so the report is in its folder only")
         if adopted is not None:
-            add_report(logged, run, run_id=adopted, uri=uri)
+            add_report(logged, tags=tags, params=params, run_id=adopted, uri=uri)
     elif own is None or own.run_id is None or adopted is not None:
+        name, place = f"{KIND}-by-{asked.label_by}", {"uri": uri, "experiment": context.experiment}
         run_id = log_report(
-            logged, run, experiment=request.experiment, uri=uri, root=request.root, adopted=adopted
+            logged, name=name, tags=tags, params=params, root=context.root, adopted=adopted, **place
         )
-        RunFolder(logged.folder, resumed=False).set_state(status=FINISHED, mlflow_run_id=run_id)
+        RunFolder(logged.folder).set_state(status=FINISHED, mlflow_run_id=run_id)

@@ -1,16 +1,26 @@
 """MLflow's pages: addresses that answer a question at once, text that they show whole, and reports."""
 
 import json
-import tempfile
 import urllib.parse
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
 from dinomaly_hd.errors import TrackingError
-from dinomaly_hd.runs.journal import JOURNAL, Journal, Outbox
-from dinomaly_hd.runs.mirror import Mirror, mirror
-from dinomaly_hd.runs.store import ANSWER_S, client_of_existing, in_one_line, server_answers, shortened
+from dinomaly_hd.runs.journal import JOURNAL, Journal, Outbox, now_ms
+from dinomaly_hd.runs.mirror import mirror
+from dinomaly_hd.runs.store import (
+    ANSWER_S,
+    METRICS_PER_CALL,
+    NOTE_TAG,
+    client_of_existing,
+    entity_name,
+    in_one_line,
+    log_params,
+    send_tags,
+    server_answers,
+    shortened,
+)
 
 # A fresh browser would land on MLflow's GenAI pages.
 TRAINING_PAGES = "workflowType=machine_learning"
@@ -97,64 +107,60 @@ class LoggedReport(NamedTuple):
     metrics: Mapping[str, float]
     note: str  # the page's description
 
-
-class ReportRun(NamedTuple):
-    """What tells a report's run from others."""
-
-    name: str
-    tags: Mapping[str, str]
-    params: Mapping[str, str]
+    def places(self) -> Iterator[tuple[Path, str | None]]:
+        """Yield each file relative to the report, and the artifact folder that it goes to."""
+        for path in self.files:
+            below = path.resolve().relative_to(self.folder.resolve())
+            yield below, None if below.parent == Path() else below.parent.as_posix()
 
 
 def log_report(
-    report: LoggedReport, run: ReportRun, *, experiment: str, uri: str, root: Path, adopted: str | None
+    report: LoggedReport,
+    *,
+    name: str,
+    tags: Mapping[str, str],
+    params: Mapping[str, str],
+    experiment: str,
+    uri: str,
+    root: Path,
+    adopted: str | None,
 ) -> str:
     """Log a report as a new run, or as one that `mlflow run` made, and return its id.
 
     Where the store does not answer or refuses (TrackingError), `mirror` of the report's folder completes it.
     """
-    outbox = Outbox(report.folder)
-    outbox.open_run(experiment=experiment, run_name=run.name, tags=dict(run.tags), parent_run_id=None)
-    outbox.add("params", params=dict(run.params))
-    _note(outbox, report).close()
+    outbox, journal = Outbox(report.folder), Journal(report.folder / JOURNAL)
+    outbox.open_run(experiment=experiment, run_name=name, tags=dict(tags), parent_run_id=None)
+    outbox.add("params", params=dict(params))
+    outbox.add("tags", tags={NOTE_TAG: shortened(report.note)})
+    for below, folder in report.places():
+        outbox.add("artifact", path=str(below), folder=folder)
+    journal.log(report.metrics, step=0)
     outbox.end("FINISHED")
-    outbox.close()
+    for notes in (outbox, journal):
+        notes.close()
     if not server_answers(uri, timeout_s=ANSWER_S):
         raise TrackingError(f"MLflow at {uri} does not answer")
     sent = mirror(report.folder, uri=uri, root=root, adopted=adopted)
-    _check(sent.refused, uri)
+    if sent.refused:
+        raise TrackingError(f"MLflow at {uri} refused {sent.refused} parts of the report")
     return sent.run_id
 
 
-def add_report(report: LoggedReport, run: ReportRun | None, *, run_id: str, uri: str) -> None:
-    """Add a report, and what tells its run from others, to a run, whose state stays as it is."""
-    with tempfile.TemporaryDirectory() as temporary:  # the run folder's own notes stay as they are
-        outbox = Outbox(Path(temporary))
-        if run is not None:
-            outbox.add("tags", tags=dict(run.tags))
-            outbox.add("params", params=dict(run.params))
-        journal = _note(outbox, report)
-        with in_one_line(f"MLflow at {uri}"):
-            client = client_of_existing(uri)
-            copy = Mirror(client, client.get_run(run_id), outbox, journal, folder=report.folder)
-            copy.send()
-        outbox.close()
-        journal.close()
-    _check(copy.refused, uri)
+def add_report(
+    report: LoggedReport, *, tags: Mapping[str, str], params: Mapping[str, str], run_id: str, uri: str
+) -> None:
+    """Add a report to a run, whose state and notes stay as they are; figures that it has are not doubled."""
+    with in_one_line(f"MLflow at {uri}"):
+        client = client_of_existing(uri)
+        from mlflow.entities import Metric
 
-
-def _note(outbox: Outbox, report: LoggedReport) -> Journal:
-    """Note everything to send; the report's files by their path below the report."""
-    outbox.add("tags", tags={"mlflow.note.content": shortened(report.note)})
-    for path in report.files:
-        below = path.resolve().relative_to(report.folder.resolve())
-        folder = None if below.parent == Path() else below.parent.as_posix()
-        outbox.add("artifact", path=str(below), folder=folder)
-    journal = Journal(outbox.path.with_name(JOURNAL))
-    journal.log(report.metrics, step=0)
-    return journal
-
-
-def _check(refused: int, uri: str) -> None:
-    if refused:
-        raise TrackingError(f"MLflow at {uri} refused {refused} parts of the report")
+        data = client.get_run(run_id).data
+        log_params(client, run_id, params, known=data.params)
+        send_tags(client, run_id, {**tags, NOTE_TAG: shortened(report.note)})
+        named = {entity_name(key): value for key, value in report.metrics.items()}
+        new = [Metric(name, value, now_ms(), 0) for name, value in named.items() if name not in data.metrics]
+        for start in range(0, len(new), METRICS_PER_CALL):
+            client.log_batch(run_id, metrics=new[start : start + METRICS_PER_CALL])
+        for below, folder in report.places():
+            client.log_artifact(run_id, str(report.folder / below), folder)

@@ -11,11 +11,11 @@ import sqlite3
 import sys
 import threading
 import warnings
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Container, Iterator, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING
 
-from dinomaly_hd.errors import ConfigError, TrackingError, nearest, reason_of
+from dinomaly_hd.errors import ConfigError, TrackingError, reason_of
 from dinomaly_hd.files import locked
 
 if TYPE_CHECKING:
@@ -25,8 +25,9 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 STORE_LOCK_TIMEOUT_S, ANSWER_S = 120.0, 5.0
-KEYS_PER_CALL = 100
-KEY_LENGTH, TAG_LENGTH, NOTE_LENGTH = 250, 8000, 7800
+KEYS_PER_CALL, METRICS_PER_CALL = 100, 1000
+KEY_LENGTH, PARAM_LENGTH, TAG_LENGTH, NOTE_LENGTH = 250, 6000, 8000, 7800
+NOTE_TAG = "mlflow.note.content"
 RUN_ID = re.compile(r"[0-9a-f]{32}")
 NOT_THERE, NOT_UNDERSTOOD = "RESOURCE_DOES_NOT_EXIST", "INVALID_PARAMETER_VALUE"
 _MODULES = ("mlflow.system_metrics.system_metrics_monitor", "mlflow.utils.autologging_utils")
@@ -189,6 +190,30 @@ def send_tags(client: "MlflowClient", run_id: str, tags: Mapping[str, str]) -> N
         client.log_batch(run_id, tags=cut[start : start + KEYS_PER_CALL])
 
 
+def log_params(
+    client: "MlflowClient", run_id: str, params: Mapping[str, str], *, known: Container[str]
+) -> set[str]:
+    """Log parameters whose names are not known, cut to MLflow's limits, and return the names of all."""
+    from mlflow.entities import Param
+
+    # `mlflow run` logs its own, as shell-quoted text, and the same name with another text is refused.
+    named = {entity_name(key): value[:PARAM_LENGTH] for key, value in params.items()}
+    new = [Param(name, value) for name, value in named.items() if name not in known]
+    for start in range(0, len(new), KEYS_PER_CALL):
+        client.log_batch(run_id, params=new[start : start + KEYS_PER_CALL])
+    return set(named)
+
+
+def run_of(client: "MlflowClient", run_id: str) -> "Run | None":
+    """Return a run, None where the store has none of this id."""
+    try:
+        return client.get_run(run_id)
+    except Exception as error:
+        if getattr(error, "error_code", None) in (NOT_THERE, NOT_UNDERSTOOD):
+            return None
+        raise
+
+
 def shortened(markdown: str) -> str:
     """Cut a description at a blank line, since MLflow cuts a longer one anywhere, mostly in a table."""
     if len(markdown) <= NOTE_LENGTH:
@@ -215,91 +240,3 @@ def client_of_existing(uri: str) -> "MlflowClient":
     if not server_answers(uri, timeout_s=ANSWER_S):
         raise TrackingError(f"MLflow at {uri} does not answer")
     return client_for(uri)
-
-
-class StoredRun(NamedTuple):
-    """What MLflow says of a run; ``began_ms`` is UTC milliseconds."""
-
-    run_id: str
-    experiment_id: str
-    status: str
-    tags: Mapping[str, str]
-    params: Mapping[str, str]
-    began_ms: int
-
-
-class RunStore:
-    """MLflow to look runs up in; imported and asked only once something is looked up.
-
-    Every method raises TrackingError where the store is not there or does not answer.
-    """
-
-    def __init__(self, uri: str) -> None:
-        self.uri = uri
-        self._client: MlflowClient | None = None
-        self._refusal: TrackingError | None = None
-
-    def run(self, run_id: str) -> StoredRun | None:
-        """Return a run, None where there is none of this id or it was deleted."""
-        with self._asking() as client:
-            try:
-                run = client.get_run(run_id)
-            except Exception as error:
-                if getattr(error, "error_code", None) == NOT_THERE:
-                    return None
-                raise
-        return _stored(run) if run.info.lifecycle_stage == "active" else None
-
-    def children(self, parent: StoredRun) -> list[StoredRun]:
-        """Return the members of a comparison, the first one begun first."""
-        children = f"tags.`mlflow.parentRunId` = '{parent.run_id}'"
-        with self._asking() as client:
-            return [_stored(run) for run in matching(client, parent.experiment_id, children)]
-
-    def search(self, query: str, *, experiment: str) -> list[StoredRun]:
-        """Return the runs of an experiment that match MLflow's filter string, the first one begun first."""
-        with self._asking() as client:
-            found = client.get_experiment_by_name(experiment)
-            if found is None:
-                known = nearest(experiment, [one.name for one in client.search_experiments()])
-                lacking = f"MLflow at {self.uri} has none of this name.{known}"
-                raise ConfigError(f"experiment={experiment!r}: {lacking}")
-            try:
-                return [_stored(run) for run in matching(client, found.experiment_id, query)]
-            except Exception as error:
-                if getattr(error, "error_code", None) != NOT_UNDERSTOOD:
-                    raise
-                raise ConfigError(
-                    f"query={query!r}: MLflow cannot read it: {reason_of(error)}; "
-                    "write e.g. tags.variant = 'horizontal' and params.seed = '42'"
-                ) from error
-
-    def download(self, run_id: str, names: Sequence[str], *, target: Path) -> None:
-        """Copy those of a run's artifacts (files or whole folders) that it has to ``target``."""
-        with self._asking() as client:
-            from mlflow.artifacts import download_artifacts
-
-            for name in {item.path for item in client.list_artifacts(run_id)}.intersection(names):
-                download_artifacts(
-                    run_id=run_id, artifact_path=name, dst_path=str(target), tracking_uri=self.uri
-                )
-
-    @contextlib.contextmanager
-    def _asking(self) -> Iterator["MlflowClient"]:
-        """Yield the client; a store that is not there is asked for once only."""
-        if self._refusal is not None:
-            raise self._refusal
-        with in_one_line(f"MLflow at {self.uri}"):
-            try:
-                self._client = self._client or client_of_existing(self.uri)
-            except TrackingError as error:
-                self._refusal = error
-                raise
-            yield self._client
-
-
-def _stored(run: "Run") -> StoredRun:
-    info, data = run.info, run.data
-    return StoredRun(
-        info.run_id, info.experiment_id, info.status, data.tags, data.params, info.start_time or 0
-    )

@@ -164,7 +164,7 @@ def test_a_run_arrives_whole_and_doctor_finds_the_server(
         run.metrics({"train/loss": 0.5}, step=1)
         run.artifact(tmp_path / "run" / "results.json")
         assert run.close("FINISHED", timeout_s=PATIENCE_S), "it lacks part"
-        assert str(run.url()).startswith(f"{uri}/#/experiments/")
+        assert all(page.startswith(f"{uri}/#/experiments/") for page in run.pages() or [""])
         ((state, _, text),) = doctor._store(uri, experiment=way, root=tmp_path)
         assert (state, text) == ("ok", f"{uri} answers, experiment {way!r}")
     there = client_for(f"http://127.0.0.1:{secured.port}")

@@ -21,8 +21,8 @@ import pytest
 from dinomaly_hd.errors import TrackingError
 from dinomaly_hd.runs.journal import Journal
 from dinomaly_hd.runs.mirror import mirror
+from dinomaly_hd.runs.processes import close_runs_not_begun, close_stale_runs, process_tag
 from dinomaly_hd.runs.store import client_for, default_uri, prepare_store
-from dinomaly_hd.runs.sync import close_runs_not_begun, close_stale_runs, process_tag
 from dinomaly_hd.runs.tracker import Tracker
 from tests.work import PATIENCE_S, returned, wait_for
 
@@ -85,7 +85,7 @@ def test_a_run_holds_what_was_logged_and_leaves_nothing_global(uri: str, folder:
     (folder / "plots").mkdir()
     (folder / "plots" / "roc.png").write_bytes(b"png")
     before, run = mlflow.get_tracking_uri(), tracker(folder, uri)
-    assert run.url() is None
+    assert run.pages() is None
     run_id = str(run.start(timeout_s=PATIENCE_S))
     for step in range(1500):
         run.metrics({"train/loss": 1 / (step + 1), "train/lr": 1e-3}, step=step)
@@ -119,8 +119,8 @@ def test_a_run_holds_what_was_logged_and_leaves_nothing_global(uri: str, folder:
     assert (dataset.dataset.digest, dataset.dataset.profile) == ("d" * 36, '{"num_rows": 12}')
 
     base = f"http://127.0.0.1:5000/#/experiments/{found.info.experiment_id}/runs"
-    assert run.url() == f"{base}/{run_id}?workflowType=machine_learning"
-    charts = str(run.experiment_url())
+    page, charts = run.pages() or ("", "")
+    assert page == f"{base}/{run_id}?workflowType=machine_learning"
     assert charts.startswith(f"{base}?workflowType=machine_learning&compareRunsMode=CHART")
     assert "tags.kind = 'train'" in urllib.parse.unquote(charts), "parents are no runs to chart"
     assert mlflow.active_run() is None

@@ -74,7 +74,7 @@ def test_a_folder_at_work_or_damaged_stops_no_other_and_one_that_died_is_killed(
         lines = [line for line in outbox.read_text().splitlines() if name != "died" or '"ended"' not in line]
         outbox.write_text(re.sub('"key": ?"', f'"key": "{name}', "\n".join(lines)) + "\n")
     (folders["damaged"] / "journal.jsonl").write_text('{"broken\n{"a": 1}\n')
-    RunFolder(folders["died"], resumed=True).set_state(status="RUNNING")
+    RunFolder(folders["died"]).set_state(status="RUNNING")
     with filelock.FileLock(folders["at_work"] / LOCK):
         done, lines = sync(context)
     assert (done.completed, done.refused, done.at_work) == (2, 1, 1)
@@ -101,7 +101,7 @@ def test_a_finished_run_has_all_of_it_in_mlflow_and_a_store_that_does_not_answer
         outcome = execute(run, own)
     assert outcome.mlflow_run_id is not None
     client_for(default_uri(context.root)).set_terminated(outcome.mlflow_run_id, "KILLED")
-    RunFolder(outcome.folder, resumed=True).set_state(**{IN_MLFLOW: False})
+    RunFolder(outcome.folder).set_state(**{IN_MLFLOW: False})
 
     lines: list[str] = []
     with monkeypatch.context() as patch:
