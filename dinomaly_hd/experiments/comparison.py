@@ -232,12 +232,9 @@ def _reports(ran: Ran, parent: Parent, protocol: Protocol) -> dict[str, Report]:
 
 def _links(parent: Parent, runs: Sequence[str]) -> str:
     """Return links to what MLflow says of the members, which may be other comparisons' runs."""
-    tracker = parent.tracker
-    if tracker.experiment_id is None or tracker.run_id is None:
-        return ""
     return members_line(
-        tracker.experiment_id,
-        tracker.run_id,
+        parent.tracker.experiment_id,
+        parent.tracker.run_id,
         runs,
         what="runs",
         sweep=parent.folder.name,

@@ -58,11 +58,8 @@ def collect(asked: Asked, context: Context, shelf: Shelf) -> Collected:
     own = named[0] if alone and asked.label_by == BY_CONFIG else None
     by_name = () if asked.label_by in (BY_CONFIG, BY_VARIANT) else (asked.label_by,)
     compared = dict.fromkeys([*collection.compared, *by_name, *COMES_WITH.get(asked.label_by, ())])
-    labelled = [
-        member._replace(label=label)
-        for member, label in zip(members, _labels(members, label_by=asked.label_by), strict=True)
-    ]
-    return Collected(labelled, failed, tuple(compared), own, shelf.summary(own) if own else {})
+    labelled, summary = _labelled(members, label_by=asked.label_by), shelf.summary(own) if own else {}
+    return Collected(labelled, failed, tuple(compared), own, summary)
 
 
 def _named(names: Sequence[str], shelf: Shelf) -> list[Found]:
@@ -75,45 +72,44 @@ def _named(names: Sequence[str], shelf: Shelf) -> list[Found]:
             wrong.append(error)
     if wrong:
         kind = TrackingError if any(isinstance(error, TrackingError) for error in wrong) else ConfigError
-        lines = "; ".join(str(error) for error in wrong)
-        raise kind(f"runs: {len(wrong)} of {len(names)} not found: {lines}")
+        raise kind(f"runs: {len(wrong)} of {len(names)} not found: {'; '.join(map(str, wrong))}")
     return found
 
 
 def _matching(query: str, context: Context, shelf: Shelf) -> list[Found]:
     """Return the training runs that a query matches; a comparison's other members are not asked for."""
-    experiment = context.experiment
-    matches = shelf.search(query, experiment=experiment)
+    matches = shelf.search(query, experiment=context.experiment)
     runs = [run for run in matches if run.kind == TRAINING]
     kinds = ", ".join(dict.fromkeys(run.kind for run in matches if run not in runs))
     if not runs:
         but = f" but {len(matches)} of other kinds ({kinds}); name comparisons in runs" if matches else ""
-        raise ConfigError(f"query={query!r}: matches no training run of experiment {experiment!r}{but}")
+        none = f"matches no training run of experiment {context.experiment!r}"
+        raise ConfigError(f"query={query!r}: {none}{but}")
     if kinds:
         left_out = len(matches) - len(runs)
         context.say(f"query: {left_out} matches that are no training runs are left out ({kinds})")
     return runs
 
 
-def _labels(members: Sequence[MemberRun], *, label_by: str) -> list[str]:
-    """Return what the members are called: as they are, by variant, or by a value as in "q_percent=1"."""
+def _labelled(members: list[MemberRun], *, label_by: str) -> list[MemberRun]:
+    """Return the members under the label asked for: as they are, by variant, or by a value: "q_percent=1"."""
     if label_by == BY_CONFIG:
-        return [member.label for member in members]
+        return members
     if label_by == BY_VARIANT:
-        return [str(member.result.get("variant")) for member in members]
+        return [member._replace(label=str(member.result.get("variant"))) for member in members]
     values = [leaves(member.result.get("config", {})) for member in members]
     known = {name for own in values for name in own}
     if label_by not in known:
-        raise ConfigError(
-            f"label_by={label_by!r}: no value of these runs' configs."
-            f"{nearest(label_by, [BY_CONFIG, BY_VARIANT, *known])}"
-        )
+        near = nearest(label_by, [BY_CONFIG, BY_VARIANT, *known])
+        raise ConfigError(f"label_by={label_by!r}: no value of these runs' configs.{near}")
 
-    def shown(value: Any) -> str:
+    def label(own: Mapping[str, Any]) -> str:
+        value = own.get(label_by)
         text = f"{value:.6g}" if isinstance(value, float) else str(value)
-        return text.lower() if isinstance(value, bool) else text
+        text = text.lower() if isinstance(value, bool) else text
+        return f"{label_by}={text}" if label_by in own else f"no {label_by}"
 
-    return [f"{label_by}={shown(own[label_by])}" if label_by in own else f"no {label_by}" for own in values]
+    return [member._replace(label=label(own)) for member, own in zip(members, values, strict=True)]
 
 
 def _title(run: Found) -> str:

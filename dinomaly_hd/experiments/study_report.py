@@ -154,8 +154,6 @@ def _percent(value: float) -> str:
 
 
 def _links(plan: Plan, rows: Sequence[Row], page: Tracker) -> str:
-    if page.experiment_id is None or page.run_id is None:
-        return ""
     return members_line(
         page.experiment_id,
         page.run_id,

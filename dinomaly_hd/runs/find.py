@@ -3,30 +3,15 @@
 import os
 import tempfile
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from dinomaly_hd.errors import ConfigError, TrackingError, nearest, reason_of
+from dinomaly_hd.errors import CheckpointError, ConfigError, TrackingError, nearest, reason_of
 from dinomaly_hd.files import read_json
-from dinomaly_hd.runs.folder import (
-    FINISHED,
-    RESULTS,
-    STATE,
-    SUMMARY,
-    folders_named,
-    read_state,
-    states,
-)
-from dinomaly_hd.runs.journal import recorded
-from dinomaly_hd.runs.store import (
-    NOT_UNDERSTOOD,
-    RUN_ID,
-    client_of_existing,
-    in_one_line,
-    matching,
-    run_of,
-)
+from dinomaly_hd.runs.folder import FINISHED, RESULTS, STATE, SUMMARY, folders_named, read_state, states
+from dinomaly_hd.runs.journal import Outbox
+from dinomaly_hd.runs.store import NOT_UNDERSTOOD, RUN_ID, client_of_existing, in_one_line, matching, run_of
 
 if TYPE_CHECKING:
     from mlflow.entities import Run
@@ -180,7 +165,10 @@ class Shelf:
 
 def _at(folder: Path) -> Found:
     """Return what lies in a folder; one without state was copied here from MLflow."""
-    state, (tags, began_ms) = read_state(folder), recorded(folder)
+    state, tags, began_ms = read_state(folder), dict[str, str](), 0
+    with suppress(CheckpointError, OSError):  # names and order are lost with its notes, no number is
+        notes = Outbox(folder)
+        tags, began_ms = notes.tags, notes.run.time_ms if notes.run else 0
     config = read_json(folder / "experiment_settings.json").get("config", {})
     name = state.get("mlflow_run_id") or str(folder)
     return Found(name, folder, state.get("status", FINISHED), tags, began_ms, str(config.get("seed", "")))

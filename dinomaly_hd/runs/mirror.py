@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from dinomaly_hd.errors import TrackingError, reason_of
+from dinomaly_hd.runs import store
 from dinomaly_hd.runs.journal import (
     JOURNAL,
     KEY_TAG,
@@ -21,18 +22,6 @@ from dinomaly_hd.runs.journal import (
     now_ms,
 )
 from dinomaly_hd.runs.processes import close_stale_runs, process_tag
-from dinomaly_hd.runs.store import (
-    METRICS_PER_CALL,
-    client_for,
-    entity_name,
-    in_one_line,
-    is_outage,
-    log_params,
-    prepare_store,
-    run_of,
-    send_tags,
-    write_ahead,
-)
 
 if TYPE_CHECKING:
     from mlflow.entities import Run
@@ -55,7 +44,7 @@ def mirror(
     A run of which no end was noted gets ``ended``.
     """
     copy = Mirror(folder, uri=uri, root=root, adopted=adopted)
-    with in_one_line(f"MLflow at {uri}", hint="; nothing is lost, sync again later"):
+    with store.in_one_line(f"MLflow at {uri}", hint="; nothing is lost, sync again later"):
         try:
             copy.send()
             copy.end(ended)
@@ -72,7 +61,7 @@ class Mirror:
 
     A metric point is known by its name and step: a resumed run that logs a step again adds nothing.
     ``points`` and ``operations`` count what arrived, ``refused`` what the store answered with a refusal (that
-    stays in the run folder). A store that does not answer raises what MLflow raises (`is_outage`).
+    stays in the run folder). A store that does not answer raises what MLflow raises (`store.is_outage`).
     """
 
     client: "MlflowClient"
@@ -110,9 +99,9 @@ class Mirror:
         if self._adopted is not None:
             run = self._adopt(self._adopted, name=record.run_name, tags=tags)
         else:
-            experiment_id = prepare_store(self.uri, experiment=record.experiment, root=self.root)
-            self.client = client_for(self.uri)
-            above = record.parent_run_id and run_of(self.client, record.parent_run_id)
+            experiment_id = store.prepare_store(self.uri, experiment=record.experiment, root=self.root)
+            self.client = store.client_for(self.uri)
+            above = record.parent_run_id and store.run_of(self.client, record.parent_run_id)
             if above:  # `mlflow run` may have chosen its experiment
                 experiment_id = above.info.experiment_id
             run = self._before(experiment_id, key=record.key) or self._made(experiment_id, record, tags)
@@ -127,16 +116,16 @@ class Mirror:
         self.experiment_id, self.run_id = run.info.experiment_id, run_id
 
     def _adopt(self, run_id: str, *, name: str, tags: dict[str, str]) -> "Run":
-        write_ahead(self.uri)
-        self.client = client_for(self.uri)
-        run = run_of(self.client, run_id)
+        store.write_ahead(self.uri)
+        self.client = store.client_for(self.uri)
+        run = store.run_of(self.client, run_id)
         if run is None:
             raise TrackingError(
                 f"MLFLOW_RUN_ID={run_id} cannot be adopted at {self.uri}: there is no such run"
             )
         if RANDOM_NAME.fullmatch(run.info.run_name or ""):  # one that somebody gave to `mlflow run` stays
             self.client.update_run(run_id, name=name)
-        send_tags(self.client, run_id, tags)
+        store.send_tags(self.client, run_id, tags)
         return run
 
     def _before(self, experiment_id: str, *, key: str) -> "Run | None":
@@ -145,7 +134,7 @@ class Mirror:
         By its key a run is found that was made although the answer got lost: "create" would make a second.
         """
         for run_id in filter(None, (self._resumed, self.outbox.attached)):
-            run = run_of(self.client, run_id)
+            run = store.run_of(self.client, run_id)
             if run is None:
                 logger.warning("MLflow run %s is not there any more, its history goes to a new run", run_id)
             elif run.info.lifecycle_stage == "active":
@@ -160,14 +149,14 @@ class Mirror:
         return self.client.create_run(experiment_id, record.time_ms, own, run_name=record.run_name)
 
     def _beat(self, run_id: str, tags: dict[str, str]) -> None:
-        send_tags(self.client, run_id, {**tags, **process_tag()})
+        store.send_tags(self.client, run_id, {**tags, **process_tag()})
         self._next_beat = time.monotonic() + HEARTBEAT_S
 
     def _close_stale(self, experiment_id: str) -> None:
         try:
             close_stale_runs(self.client, experiment_id)
         except Exception as error:
-            if is_outage(error):
+            if store.is_outage(error):
                 raise
             logger.warning("runs left behind could not be closed: %s", reason_of(error))
 
@@ -194,17 +183,17 @@ class Mirror:
         points: dict[tuple[str, int], Metric] = {}
         for entry in entries:
             for key, value in entry.metrics.items():
-                name = entity_name(key)
+                name = store.entity_name(key)
                 if entry.step not in self._steps_of(name):
                     points.setdefault((name, entry.step), Metric(name, value, entry.time_ms, entry.step))
         waiting = list(points.values())
-        for start in range(0, len(waiting), METRICS_PER_CALL):
-            batch = waiting[start : start + METRICS_PER_CALL]
+        for start in range(0, len(waiting), store.METRICS_PER_CALL):
+            batch = waiting[start : start + store.METRICS_PER_CALL]
             try:
                 self.client.log_batch(self.run_id, metrics=batch)
                 self.points += len(batch)
             except Exception as error:
-                if is_outage(error):
+                if store.is_outage(error):
                     raise
                 self._refuse("points", f"{len(batch)} metric points", error, count=len(batch))
             for point in batch:
@@ -225,7 +214,7 @@ class Mirror:
             try:
                 getattr(self, f"_do_{kind}")(**operation.values)
             except Exception as error:
-                if is_outage(error):
+                if store.is_outage(error):
                     if not self._answers():
                         raise
                     if attempts_left:
@@ -242,7 +231,7 @@ class Mirror:
         try:
             self.client.get_run(self.run_id)
         except Exception as error:
-            return not is_outage(error)
+            return not store.is_outage(error)
         return True
 
     def _refuse(self, kind: str, what: str, error: Exception, *, count: int) -> None:
@@ -256,10 +245,10 @@ class Mirror:
     # ---- what becomes of an outbox's operations, by their kind ----
 
     def _do_params(self, params: dict[str, str]) -> None:
-        self._params |= log_params(self.client, self.run_id, params, known=self._params)
+        self._params |= store.log_params(self.client, self.run_id, params, known=self._params)
 
     def _do_tags(self, tags: dict[str, str]) -> None:
-        send_tags(self.client, self.run_id, tags)
+        store.send_tags(self.client, self.run_id, tags)
 
     def _do_artifact(self, path: str, folder: str | None) -> None:
         own = self._own(path)

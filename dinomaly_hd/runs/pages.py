@@ -7,20 +7,9 @@ from pathlib import Path
 from typing import NamedTuple
 
 from dinomaly_hd.errors import TrackingError
+from dinomaly_hd.runs import store
 from dinomaly_hd.runs.journal import JOURNAL, Journal, Outbox, now_ms
 from dinomaly_hd.runs.mirror import mirror
-from dinomaly_hd.runs.store import (
-    ANSWER_S,
-    METRICS_PER_CALL,
-    NOTE_TAG,
-    client_of_existing,
-    entity_name,
-    in_one_line,
-    log_params,
-    send_tags,
-    server_answers,
-    shortened,
-)
 
 # A fresh browser would land on MLflow's GenAI pages.
 TRAINING_PAGES = "workflowType=machine_learning"
@@ -62,8 +51,8 @@ def artifact_page(experiment_id: str, run_id: str, path: str) -> str:
 
 
 def members_line(
-    experiment_id: str,
-    run_id: str,
+    experiment_id: str | None,
+    run_id: str | None,
     runs: Sequence[str],
     *,
     what: str,
@@ -74,9 +63,10 @@ def members_line(
     """Return the first line of a comparison's description: links to what MLflow answers about its members.
 
     ``run_id`` is its own run with the artifact ``report``; ``runs`` are its members, called ``what``, and may
-    be other comparisons' runs. Too many to be named, they are those of its own with these tags.
+    be other comparisons' runs. Too many to be named, they are those of its own with these tags. Where MLflow
+    has no run, there is nothing to link to: "".
     """
-    if not runs:
+    if experiment_id is None or run_id is None or not runs:
         return ""
     pages = {}
     if len(runs) <= MOST_LINKED:
@@ -132,14 +122,14 @@ def log_report(
     outbox, journal = Outbox(report.folder), Journal(report.folder / JOURNAL)
     outbox.open_run(experiment=experiment, run_name=name, tags=dict(tags), parent_run_id=None)
     outbox.add("params", params=dict(params))
-    outbox.add("tags", tags={NOTE_TAG: shortened(report.note)})
+    outbox.add("tags", tags={store.NOTE_TAG: store.shortened(report.note)})
     for below, folder in report.places():
         outbox.add("artifact", path=str(below), folder=folder)
     journal.log(report.metrics, step=0)
     outbox.end("FINISHED")
     for notes in (outbox, journal):
         notes.close()
-    if not server_answers(uri, timeout_s=ANSWER_S):
+    if not store.server_answers(uri, timeout_s=store.ANSWER_S):
         raise TrackingError(f"MLflow at {uri} does not answer")
     sent = mirror(report.folder, uri=uri, root=root, adopted=adopted)
     if sent.refused:
@@ -151,16 +141,16 @@ def add_report(
     report: LoggedReport, *, tags: Mapping[str, str], params: Mapping[str, str], run_id: str, uri: str
 ) -> None:
     """Add a report to a run, whose state and notes stay as they are; figures that it has are not doubled."""
-    with in_one_line(f"MLflow at {uri}"):
-        client = client_of_existing(uri)
+    with store.in_one_line(f"MLflow at {uri}"):
+        client = store.client_of_existing(uri)
         from mlflow.entities import Metric
 
         data = client.get_run(run_id).data
-        log_params(client, run_id, params, known=data.params)
-        send_tags(client, run_id, {**tags, NOTE_TAG: shortened(report.note)})
-        named = {entity_name(key): value for key, value in report.metrics.items()}
+        store.log_params(client, run_id, params, known=data.params)
+        store.send_tags(client, run_id, {**tags, store.NOTE_TAG: store.shortened(report.note)})
+        named = {store.entity_name(key): value for key, value in report.metrics.items()}
         new = [Metric(name, value, now_ms(), 0) for name, value in named.items() if name not in data.metrics]
-        for start in range(0, len(new), METRICS_PER_CALL):
-            client.log_batch(run_id, metrics=new[start : start + METRICS_PER_CALL])
+        for start in range(0, len(new), store.METRICS_PER_CALL):
+            client.log_batch(run_id, metrics=new[start : start + store.METRICS_PER_CALL])
         for below, folder in report.places():
             client.log_artifact(run_id, str(report.folder / below), folder)

@@ -15,7 +15,7 @@ from collections.abc import Container, Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from dinomaly_hd.errors import ConfigError, TrackingError, reason_of
+from dinomaly_hd.errors import LONGEST_REASON, ConfigError, TrackingError, reason_of
 from dinomaly_hd.files import locked
 
 if TYPE_CHECKING:
@@ -59,10 +59,11 @@ def load_mlflow(uri: str) -> None:
             warnings.simplefilter("ignore")
             for name in missing:
                 importlib.import_module(name)
-    if os.environ.get("MLFLOW_TRACKING_INSECURE_TLS", "").lower() in ("true", "1"):
+    from mlflow.environment_variables import MLFLOW_TRACKING_INSECURE_TLS
+
+    if MLFLOW_TRACKING_INSECURE_TLS.get():  # type: ignore[no-untyped-call]
         _say_once_that_nothing_is_verified()
-        # urllib3 says it at every request, twice.
-        warnings.filterwarnings("ignore", "Unverified HTTPS request")
+        warnings.filterwarnings("ignore", "Unverified HTTPS request")  # urllib3's, twice a request
     logging.getLogger("mlflow.system_metrics").setLevel(logging.CRITICAL)
     logging.getLogger("mlflow.store.db.utils").setLevel(logging.CRITICAL)
     logging.getLogger("alembic").setLevel(logging.WARNING)
@@ -85,6 +86,12 @@ def sqlite_file(uri: str) -> Path | None:
     return Path(uri.removeprefix("sqlite:///")).resolve() if uri.startswith("sqlite:///") else None
 
 
+def why(error: BaseException) -> str:
+    """Return an error's reason on one line, of a request that failed the cause at the end of its text."""
+    _, _, cause = str(error).partition("(Caused by ")
+    return cause[:-1].splitlines()[0][:LONGEST_REASON] if cause else reason_of(error)
+
+
 @contextlib.contextmanager
 def in_one_line(what: str, *, hint: str = "") -> Iterator[None]:
     """Turn whatever MLflow raises into a TrackingError that begins with ``what``."""
@@ -93,7 +100,7 @@ def in_one_line(what: str, *, hint: str = "") -> Iterator[None]:
     except (ConfigError, TrackingError):
         raise
     except Exception as error:
-        raise TrackingError(f"{what}: {reason_of(error)}{hint}") from error
+        raise TrackingError(f"{what}: {why(error)}{hint}") from error
 
 
 def prepare_store(uri: str, *, experiment: str, root: Path) -> str:
@@ -104,12 +111,9 @@ def prepare_store(uri: str, *, experiment: str, root: Path) -> str:
     its artifacts in ``root/mlartifacts``. A server needs no lock and decides about artifacts for itself.
     """
     database, what = sqlite_file(uri), f"MLflow at {uri}, experiment {experiment!r}"
-    folder = root.resolve() if database is None else database.parent
-    artifacts: str | None = None
-    lock: contextlib.AbstractContextManager[None] = contextlib.nullcontext()
-    if is_database(uri):
-        artifacts = (root.resolve() / "mlartifacts").as_uri()
-        lock = locked(folder / ".mlflow-store.lock", timeout_s=STORE_LOCK_TIMEOUT_S)
+    artifacts = (root.resolve() / "mlartifacts").as_uri() if is_database(uri) else None
+    beside = (database.parent if database else root.resolve()) / ".mlflow-store.lock"
+    lock = locked(beside, timeout_s=STORE_LOCK_TIMEOUT_S) if artifacts else contextlib.nullcontext()
     load_mlflow(uri)
     with in_one_line(what), lock:
         write_ahead(uri)

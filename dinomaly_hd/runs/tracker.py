@@ -13,7 +13,15 @@ from dinomaly_hd.errors import DinomalyHDError, Interrupted, OutputError, Pruned
 from dinomaly_hd.runs.folder import IN_MLFLOW, Context, RunFolder
 from dinomaly_hd.runs.mirror import Mirror
 from dinomaly_hd.runs.pages import charts_page, run_page
-from dinomaly_hd.runs.store import NOTE_TAG, default_uri, is_outage, load_mlflow, server_answers, shortened
+from dinomaly_hd.runs.store import (
+    NOTE_TAG,
+    default_uri,
+    is_outage,
+    load_mlflow,
+    server_answers,
+    shortened,
+    why,
+)
 
 if TYPE_CHECKING:
     from mlflow.system_metrics.system_metrics_monitor import SystemMetricsMonitor
@@ -143,8 +151,7 @@ class Tracker:
         self._refusal: TrackingError | None = None
         self._status: Status = "FAILED"
         self._failures, self._delivered = 0, False
-        self._settled, self._wake = threading.Event(), threading.Event()
-        self._closing, self._abandoned = threading.Event(), threading.Event()
+        self._settled, self._closing, self._abandoned = (threading.Event() for _ in range(3))
         self._thread = threading.Thread(target=self._work, name="tracking", daemon=True)
 
     @property
@@ -165,7 +172,8 @@ class Tracker:
         """
         load_mlflow(self.uri)  # here, since two threads that import at a time can see half-made modules
         self._thread.start()
-        if server_answers(self.uri, timeout_s=GRACE_S):  # else the thread goes on trying beside the run
+        # The first answer of a server behind TLS takes several round trips, of another continent a second.
+        if server_answers(self.uri, timeout_s=2 * GRACE_S):  # else the thread goes on trying beside the run
             self._settled.wait(timeout_s)
         if self._refusal is not None:
             raise self._refusal
@@ -179,7 +187,6 @@ class Tracker:
         except OutputError as error:
             logger.warning("the end of the run was not noted: %s", error)
         self._closing.set()
-        self._wake.set()
         if self._thread.is_alive():
             answers = server_answers(self.uri, timeout_s=GRACE_S)
             self._thread.join(timeout_s if answers else min(timeout_s, GRACE_S))
@@ -258,8 +265,8 @@ class Tracker:
                     self._settled.set()
                     return
                 pause = self._failed(error)
-            self._wake.wait(pause)
-            self._wake.clear()
+            # `close` need not wait for the next turn.
+            (self._abandoned if closing else self._closing).wait(pause)
 
     def _watch_machine(self, run_id: str) -> None:
         """Start MLflow's monitor of this machine, and again after an outage, in which it ends itself."""
@@ -279,7 +286,7 @@ class Tracker:
             return 0.1
         if self._failures == 2:
             kept = f"the run goes on, its metrics stay in {self.journal.path}"
-            logger.warning("MLflow at %s fails (%s); %s", self.uri, reason_of(error), kept)
+            logger.warning("MLflow at %s fails (%s); %s", self.uri, why(error), kept)
         self._settled.set()
         longest = GRACE_S if self._closing.is_set() else LONGEST_PAUSE_S
         return min(2.0 ** (self._failures - 1), longest)

@@ -23,7 +23,7 @@ from dinomaly_hd.runs.journal import Journal
 from dinomaly_hd.runs.mirror import mirror
 from dinomaly_hd.runs.processes import close_runs_not_begun, close_stale_runs, process_tag
 from dinomaly_hd.runs.store import client_for, default_uri, prepare_store
-from dinomaly_hd.runs.tracker import Tracker
+from dinomaly_hd.runs.tracker import Status, Tracker
 from tests.work import PATIENCE_S, returned, wait_for
 
 EXPERIMENT = "contract"
@@ -43,15 +43,10 @@ def folder(tmp_path: Path) -> Path:
 
 
 def tracker(folder: Path, uri: str, **changes: Any) -> Tracker:
-    settings: dict[str, Any] = {
-        "uri": uri,
-        "experiment": EXPERIMENT,
-        "run_name": "topk-ABCD-s42",
-        "tags": {"variant": "topk"},
-        "root": folder.parent,
-        "system_metrics": False,
-    }
-    return Tracker(folder, **(settings | changes))
+    settings = {"experiment": EXPERIMENT, "run_name": "topk-ABCD-s42", "tags": {"variant": "topk"}}
+    return Tracker(
+        folder, **{"uri": uri, "root": folder.parent, "system_metrics": False, **settings, **changes}
+    )
 
 
 def started(folder: Path, uri: str, **changes: Any) -> tuple[Tracker, str]:
@@ -61,7 +56,7 @@ def started(folder: Path, uri: str, **changes: Any) -> tuple[Tracker, str]:
     return run, run_id
 
 
-def end(run: Tracker, status: str = "FINISHED") -> None:
+def end(run: Tracker, status: Status = "FINISHED") -> None:
     assert run.close(status, timeout_s=PATIENCE_S)
 
 
@@ -184,6 +179,7 @@ def test_a_resumed_run_goes_on_without_doubles_and_a_new_one_gets_the_whole_hist
     first, run_id = started(folder, uri)
     for step in range(50):
         first.metrics({"train/loss": step / 3}, step=step)
+    first.metrics({"mean/auroc": 0.9}, step=0)  # killed between its final figures and its end
     first.add("image", picture(folder), key="maps", step=1)
     first.params({"seed": 42})
     end(first, "KILLED")
@@ -194,8 +190,10 @@ def test_a_resumed_run_goes_on_without_doubles_and_a_new_one_gets_the_whole_hist
     assert client_for(uri).get_run(run_id).info.status == "RUNNING"
     for step in range(31, 80):
         second.metrics({"train/loss": step / 3}, step=step)
+    second.metrics({"mean/auroc": 0.9}, step=0)
     second.add("image", picture(folder), key="maps", step=1)
     end(second)
+    assert points(uri, run_id, "mean/auroc") == [(0, 0.9)]
     history = [(step, step / 3) for step in range(80)]
     assert points(uri, run_id, "train/loss") == history
     images = folder.parent / "mlartifacts" / run_id / "artifacts" / "images"
@@ -321,22 +319,34 @@ def test_runs_left_behind_are_closed_and_no_others(uri: str) -> None:
     host, pid, begun, namespace, now = process_tag()["process"].split(" ")
     dead = subprocess.Popen([sys.executable, "-c", ""])
     dead.wait()
-    old = "2020-01-01T00:00:00+00:00"
-    runs = {
+    at_work = {
         "alive": (host, pid, begun, namespace, now),
         "dead": (host, dead.pid, begun, namespace, now),
         "pid reused": (host, pid, "1000.00", namespace, now),
         "other host": ("elsewhere", dead.pid, begun, namespace, now),
         "other container": (host, dead.pid, begun, "other", now),
-        "other container, silent": (host, dead.pid, begun, "other", old),
+        "other container, silent": (host, dead.pid, begun, "other", "2020-01-01T00:00:00+00:00"),
         "not ours": (host, "x"),
     }
-    tags = {name: {"process": " ".join(map(str, parts))} for name, parts in runs.items()}
-    ids = {client.create_run("0", tags=own).info.run_id: name for name, own in tags.items()}
-    closed = {ids[run_id] for run_id in close_stale_runs(client, "0")}
-    assert closed == {"dead", "pid reused", "other container, silent"}
-    killed = {ids[run.info.run_id] for run in client.search_runs(["0"]) if run.info.status == "KILLED"}
-    assert killed == closed
+    now_ms = int(time.time() * 1000)
+    old_ms = now_ms - 2 * 3600 * 1000
+    ours = {"mlflow.source.type": "PROJECT", "mlflow.project.entryPoint": "topk"}
+    runs: dict[str, tuple[int, dict[str, str]]] = {
+        **{name: (now_ms, {"process": " ".join(map(str, parts))}) for name, parts in at_work.items()},
+        "never began": (old_ms, ours),
+        "may still begin": (now_ms, ours),
+        "began": (old_ms, {**ours, "run_key": "k"}),
+        "another project's": (old_ms, {**ours, "mlflow.project.entryPoint": "main"}),
+        "no project's": (old_ms, {}),
+    }
+    names = {client.create_run("0", *own).info.run_id: name for name, own in runs.items()}
+    killed = close_stale_runs(client, "0")
+    assert {names[run_id] for run_id in killed} == {"dead", "pid reused", "other container, silent"}
+    failed = close_runs_not_begun(client, "0", entry_points={"topk", "gem"})
+    assert [names[run_id] for run_id in failed] == ["never began"]
+    for status, closed in (("KILLED", killed), ("FAILED", failed)):
+        found = client.search_runs(["0"], f"attributes.status = '{status}'")
+        assert {run.info.run_id for run in found} == set(closed)
 
 
 def test_the_store_is_the_projects_file_and_what_is_wrong_with_it_is_one_error(
@@ -363,21 +373,3 @@ def test_the_store_is_the_projects_file_and_what_is_wrong_with_it_is_one_error(
     client_for(uri).delete_experiment(first)
     with pytest.raises(TrackingError, match="it was deleted; restore it"):
         prepare_store(uri, experiment="new one", root=tmp_path)
-
-
-def test_runs_that_mlflow_run_left_before_they_began_are_closed_and_no_others(uri: str) -> None:
-    client, now_ms = client_for(uri), int(time.time() * 1000)
-    old_ms = now_ms - 2 * 3600 * 1000
-    ours = {"mlflow.source.type": "PROJECT", "mlflow.project.entryPoint": "topk"}
-    runs = {
-        "never began": (old_ms, ours),
-        "may still begin": (now_ms, ours),
-        "began": (old_ms, {**ours, "run_key": "k"}),
-        "another project's": (old_ms, {**ours, "mlflow.project.entryPoint": "main"}),
-        "no project's": (old_ms, {}),
-    }
-    ids = {client.create_run("0", *own).info.run_id: name for name, own in runs.items()}
-    closed = close_runs_not_begun(client, "0", entry_points={"topk", "gem"})
-    assert [ids[run_id] for run_id in closed] == ["never began"]
-    failed = [ids[run.info.run_id] for run in client.search_runs(["0"]) if run.info.status == "FAILED"]
-    assert failed == ["never began"]

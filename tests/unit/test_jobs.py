@@ -4,10 +4,8 @@ import io
 import json
 import os
 import re
-import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +18,7 @@ from dinomaly_hd.jobs import engines
 from dinomaly_hd.jobs.engines import check_engine
 from dinomaly_hd.jobs.job import LOG, PROGRESS, Ended, Job, Slots, read_job, write_progress
 from dinomaly_hd.jobs.running import State, board, run_jobs
+from tests.work import wait_for
 
 WORKER = """
 import json, os, signal, sys, time
@@ -39,6 +38,19 @@ number = len(starts.read_text().splitlines())
 exec(told["does"])
 """
 """A job that does what its job.json says and leaves a file behind when it is stopped."""
+PRELUDE = """
+import json
+from pathlib import Path
+from dinomaly_hd.errors import Interrupted
+from dinomaly_hd.jobs import engines
+from dinomaly_hd.jobs.job import Job, Slots
+from dinomaly_hd.jobs.running import run_jobs
+
+def job(name, does):
+    folder = Path("jobs") / name
+    folder.mkdir(parents=True)
+    return Job(name, "worker", folder, {"does": does})
+"""
 
 
 @pytest.fixture(autouse=True)
@@ -56,17 +68,13 @@ def job(name: str, does: str = "", *, attempts: int = 2) -> Job:
     return Job(name, "worker", folder, {"does": does}, attempts)
 
 
-def run(*jobs: Job, slots: int | None = 2, engine: str = "local", **changed: Any) -> dict[str, Ended]:
-    told: dict[str, Any] = {
-        "tick": lambda: None,
-        "say": lambda _: None,
-        "on_ended": lambda *_: None,
-    }
-    return run_jobs(jobs, Slots(engine, slots, ""), **{**told, **changed})
+def run(*jobs: Job, **changed: Any) -> dict[str, Ended]:
+    told: dict[str, Any] = {"tick": lambda: None, "say": lambda _: None, "on_ended": lambda *_: None}
+    return run_jobs(jobs, Slots("local", 2, ""), **{**told, **changed})
 
 
-def pids(one: Job) -> list[int]:
-    return [int(line.split()[0]) for line in (one.folder / "starts").read_text().splitlines()]
+def pids(folder: Path) -> list[int]:
+    return [int(line.split()[0]) for line in (folder / "starts").read_text().splitlines()]
 
 
 def alive(pid: int) -> bool:
@@ -120,56 +128,47 @@ def test_an_interruption_lets_every_job_save_and_leaves_none() -> None:
     with pytest.raises(Interrupted):
         run(*jobs, tick=tick)
     assert [(one.folder / "saved").is_file() for one in jobs] == [True, True, False]
-    assert not any(alive(pid) for one in jobs[:2] for pid in pids(one))
+    assert not any(alive(pid) for one in jobs[:2] for pid in pids(one.folder))
+
+
+def run_elsewhere(code: str, folder: Path) -> "subprocess.Popen[bytes]":
+    """Start a process that has made what all jobs need."""
+    return subprocess.Popen([sys.executable, "-c", PRELUDE + code], cwd=folder, stdout=subprocess.DEVNULL)
 
 
 def test_a_killed_parent_leaves_no_orphan(tmp_path: Path) -> None:
-    one = job("orphan", "time.sleep(600)")
-    code = f"""
-from pathlib import Path
-from dinomaly_hd.jobs import engines
-from dinomaly_hd.jobs.job import Job, Slots
-from dinomaly_hd.jobs.running import run_jobs
+    folder = Path("jobs/orphan")
+    code = """
 engines._devices = list
-job = Job("orphan", "worker", Path({str(one.folder)!r}), {{"does": "time.sleep(600)"}})
-run_jobs([job], Slots("local", 1, ""), tick=lambda: None, say=print, on_ended=print)
+jobs = [job("orphan", "time.sleep(600)")]
+run_jobs(jobs, Slots("local", 1, ""), tick=lambda: None, say=print, on_ended=print)
 """
-    with subprocess.Popen([sys.executable, "-c", code], cwd=tmp_path, stdout=subprocess.DEVNULL) as parent:
-        wait_for(lambda: (one.folder / "starts").is_file() and pids(one))
-        parent.send_signal(signal.SIGKILL)
-    wait_for(lambda: (one.folder / "saved").is_file())
-    wait_for(lambda: not alive(pids(one)[0]))
+    with run_elsewhere(code, tmp_path) as parent:
+        wait_for(lambda: (folder / "starts").is_file() and pids(folder))
+        parent.kill()
+    wait_for(lambda: (folder / "saved").is_file())
+    wait_for(lambda: not alive(pids(folder)[0]))
 
 
 def test_a_job_by_hand_outlives_a_closed_terminal(tmp_path: Path) -> None:
     one = job("alone", "time.sleep(.3)")
     (one.folder / "job.json").write_text(json.dumps(one.content))
     command = [sys.executable, "-m", "worker", "--config", str(one.folder / "job.json")]
-    assert (
-        subprocess.run(command, cwd=tmp_path, stdin=subprocess.DEVNULL, env=worker_environment()).returncode
-        == 0
-    )
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    subprocess.run(command, cwd=tmp_path, stdin=subprocess.DEVNULL, env=environment, check=True)
 
 
-def test_ray_runs_starts_again_and_stops_jobs(tmp_path: Path) -> None:
+def test_ray_runs_starts_again_and_stops_jobs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     pytest.importorskip("ray")
+    monkeypatch.setenv("RAY_USAGE_STATS_ENABLED", "0")
     code = """
-import json
-from pathlib import Path
-from dinomaly_hd.errors import Interrupted
-from dinomaly_hd.jobs.job import Job, Slots
-from dinomaly_hd.jobs.running import run_jobs
-
 does = {
     "stopped": "time.sleep(600)",
     "good": "",
     "second_try": "sys.exit(75 if number == 1 else 0)",
     "bad": "print('DataError: torn'); sys.exit(65)",
 }
-jobs = [Job(name, "worker", Path("jobs") / name, {"does": text}) for name, text in does.items()]
-for one in jobs:
-    one.folder.mkdir(parents=True)
-ended = {}
+jobs, ended = [job(name, text) for name, text in does.items()], {}
 
 def tick():
     if len(ended) == 3 and Path("jobs/stopped/starts").is_file():
@@ -183,8 +182,8 @@ try:
 except Interrupted:
     Path("ended.json").write_text(json.dumps(ended))
 """
-    environment = {**os.environ, "RAY_USAGE_STATS_ENABLED": "0"}
-    subprocess.run([sys.executable, "-c", code], cwd=tmp_path, env=environment, timeout=900, check=True)
+    with run_elsewhere(code, tmp_path) as process:
+        assert process.wait(900) == 0
     assert json.loads((tmp_path / "ended.json").read_text()) == {
         "good": ["FINISHED", "", 1],
         "second_try": ["FINISHED", "", 2],
@@ -201,12 +200,14 @@ def test_progress_is_written_at_most_once_a_second(tmp_path: Path) -> None:
 
 def test_other_code_refuses_a_job(tmp_path: Path) -> None:
     path = tmp_path / "job.json"
-    with pytest.raises(ConfigError, match=r"no job; give the job\.json"):
-        read_job(path, code_digest="new")
-    path.write_text('{"code_digest": "old", "run": 1}')
-    with pytest.raises(ConfigError, match="made by code old, the code here is new; install the same version"):
-        read_job(path, code_digest="new")
-    assert read_job(path, code_digest="old")["run"] == 1
+    for content, line in (
+        ("", r"no job; give the job\.json"),
+        ('{"code_digest": "old"}', "made by code old, the"),
+    ):
+        path.write_text(content)
+        with pytest.raises(ConfigError, match=line):
+            read_job(path, code_digest="new")
+    assert read_job(path, code_digest="old")
 
 
 @pytest.mark.parametrize(
@@ -254,14 +255,3 @@ def test_the_table_shows_what_is_at_work_or_failed_and_counts_the_rest() -> None
     assert re.search(r"busy +running 30/100, 1:05 left", text)
     assert re.search(r"bad\[/\] +failed: DataError: torn", text)
     assert "done" not in text
-
-
-def worker_environment() -> dict[str, str]:
-    return {**os.environ, "OMP_NUM_THREADS": "1"}
-
-
-def wait_for(happened: Any, *, timeout_s: float = 600.0) -> None:
-    deadline = time.monotonic() + timeout_s
-    while not happened():
-        assert time.monotonic() < deadline, "it did not happen"
-        time.sleep(0.05)
