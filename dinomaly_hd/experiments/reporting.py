@@ -2,6 +2,7 @@
 
 import os
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 
@@ -17,9 +18,10 @@ from dinomaly_hd.experiments.find import Asked, Collected, collect
 from dinomaly_hd.experiments.members import on_scored_domains
 from dinomaly_hd.files import make_dated_folder, publish, publish_json, publish_text
 from dinomaly_hd.runs.find import Found, Shelf
-from dinomaly_hd.runs.folder import FINISHED, SUMMARY, Context, RunFolder
-from dinomaly_hd.runs.pages import LoggedReport, add_report, log_report
+from dinomaly_hd.runs.folder import IN_MLFLOW, SUMMARY, Context, RunFolder
+from dinomaly_hd.runs.pages import add_report, artifact_folder
 from dinomaly_hd.runs.store import default_uri
+from dinomaly_hd.runs.tracker import Tracker, tracked
 
 KIND = "report"
 CLOSER_LOOK = (Focus("domain_C", "cold"), Focus("domain_C", "all"), Focus("mean", "all"))
@@ -133,9 +135,8 @@ def report(asked: Asked, context: Context) -> tuple[Path, Report]:
     finally:
         if chosen is None and not any(folder.iterdir()):
             folder.rmdir()  # refused: a new folder does not stay behind empty
-    logged = LoggedReport(folder, written.files, flat_means(written.comparison), written.markdown)
     try:
-        _log(asked, context, collected.own, logged, uri=shelf.uri)
+        _log(asked, context, collected.own, written, folder)
     except TrackingError as error:
         context.say(f"warning: {error}; the report's files are complete, but MLflow does not have them all")
     for line in ["", *written.markdown.splitlines(), "", f"report: {folder / 'report.html'}"]:
@@ -157,25 +158,42 @@ def _question(asked: Asked, collected: Collected) -> Question:
     )
 
 
-def _log(asked: Asked, context: Context, own: Found | None, logged: LoggedReport, *, uri: str) -> None:
+def log(tracker: Tracker, report: Report, folder: Path) -> None:
+    """Give MLflow a report's files and figures; ``folder`` is that of the tracker's run."""
+    for path in report.files:
+        tracker.artifact(path, folder=artifact_folder(path, below=folder))
+    tracker.metrics(flat_means(report.comparison), step=0)
+
+
+def _log(asked: Asked, context: Context, own: Found | None, written: Report, folder: Path) -> None:
     """Log to the comparison's ``own`` run if there is one, else to a run of the report's own.
 
     A run that `mlflow run` has begun for this process holds the report in either case.
     """
-    adopted = os.environ.pop("MLFLOW_RUN_ID", None)
-    params = {"runs": ",".join(asked.runs), "query": asked.query, "label_by": asked.label_by}
-    params = {name: value for name, value in params.items() if value}
+    uri, adopted = default_uri(context.root), os.environ.get("MLFLOW_RUN_ID")
+    given = {"runs": ",".join(asked.runs), "query": asked.query, "label_by": asked.label_by}
+    params = {name: value for name, value in given.items() if value}
     tags = {"kind": KIND, "command": context.command, **provenance.git_facts(context.root)}
+    add = partial(
+        add_report,
+        folder=folder,
+        files=written.files,
+        uri=uri,
+        note=written.markdown,
+        metrics=flat_means(written.comparison),
+    )
     if own is not None and own.run_id is not None:
-        add_report(logged, tags={}, params={}, run_id=own.run_id, uri=uri)
-    if own is not None and own.folder == logged.folder:
+        add(own.run_id, tags={}, params={})
+    if own is not None and own.folder == folder:
         if own.run_id is None:
             context.say("warning: the comparison is not in MLflow, so the report is in its folder only")
         if adopted is not None:
-            add_report(logged, tags=tags, params=params, run_id=adopted, uri=uri)
+            add(os.environ.pop("MLFLOW_RUN_ID"), tags=tags, params=params)
     elif own is None or own.run_id is None or adopted is not None:
-        name, place = f"{KIND}-by-{asked.label_by}", {"uri": uri, "experiment": context.experiment}
-        run_id = log_report(
-            logged, name=name, tags=tags, params=params, root=context.root, adopted=adopted, **place
-        )
-        RunFolder(logged.folder).set_state(status=FINISHED, mlflow_run_id=run_id)
+        place = RunFolder(folder)
+        with tracked(place, context, name=f"{KIND}-by-{asked.label_by}", tags=tags) as tracker:
+            tracker.params(params)
+            tracker.note(written.markdown)
+            log(tracker, written, folder)
+        if not place.state()[IN_MLFLOW]:
+            raise TrackingError(f"MLflow at {uri} does not answer, or refuses a part")

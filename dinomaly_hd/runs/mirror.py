@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 
 from dinomaly_hd.errors import TrackingError, reason_of
 from dinomaly_hd.runs import store
+from dinomaly_hd.runs.folder import FINISHED, IN_MLFLOW, RunFolder
 from dinomaly_hd.runs.journal import (
     JOURNAL,
     KEY_TAG,
@@ -34,22 +35,24 @@ RANDOM_NAME = re.compile(r"[^\W\d_]+-[^\W\d_]+-\d+")
 DIGEST_LENGTH = 36
 ATTEMPTS = 3
 HEARTBEAT_S = 30.0
+ENDINGS = (FINISHED, "FAILED", "KILLED")
 
 
-def mirror(
-    folder: Path, *, uri: str, root: Path, ended: str = "KILLED", adopted: str | None = None
-) -> "Mirror":
-    """Send what MLflow lacks of a tracked run folder, and return the copy; called again, it sends nothing.
+def mirror(folder: Path, *, uri: str, root: Path) -> "Mirror":
+    """Give MLflow what it lacks of a tracked run folder that no process works on; again, it sends nothing.
 
-    A run of which no end was noted gets ``ended``.
+    A run whose process died before it could say how it ended was killed.
     """
-    copy = Mirror(folder, uri=uri, root=root, adopted=adopted)
+    copy, run = Mirror(folder, uri=uri, root=root), RunFolder(folder)
+    status = run.state().get("status")
+    ended = status if status in ENDINGS else "KILLED"
     with store.in_one_line(f"MLflow at {uri}", hint="; nothing is lost, sync again later"):
         try:
             copy.send()
             copy.end(ended)
         finally:
             copy.outbox.close()
+    run.set_state(status=ended, mlflow_run_id=copy.run_id, **{IN_MLFLOW: copy.refused == 0})
     return copy
 
 
@@ -57,7 +60,7 @@ class Mirror:
     """Sends what an MLflow run lacks of its folder's journal and outbox; calls may block, and be repeated.
 
     The run is the ``adopted`` one that `mlflow run` made, the ``resumed`` one or that of an earlier start, or
-    a new one. While the folder is ``at_work``, the run is marked RUNNING and as this process's.
+    a new one. That of a folder ``at_work`` is marked RUNNING and as this process's.
 
     A metric point is known by its name and step: a resumed run that logs a step again adds nothing.
     ``points`` and ``operations`` count what arrived, ``refused`` what the store answered with a refusal (that
@@ -97,7 +100,7 @@ class Mirror:
         parent = {} if record.parent_run_id is None else {"mlflow.parentRunId": record.parent_run_id}
         tags = {**record.tags, **parent, KEY_TAG: record.key}
         if self._adopted is not None:
-            run = self._adopt(self._adopted, name=record.run_name, tags=tags)
+            run = self._adopt(self._adopted, name=record.run_name)
         else:
             experiment_id = store.prepare_store(self.uri, experiment=record.experiment, root=self.root)
             self.client = store.client_for(self.uri)
@@ -115,7 +118,7 @@ class Mirror:
             self._close_stale(run.info.experiment_id)
         self.experiment_id, self.run_id = run.info.experiment_id, run_id
 
-    def _adopt(self, run_id: str, *, name: str, tags: dict[str, str]) -> "Run":
+    def _adopt(self, run_id: str, *, name: str) -> "Run":
         store.write_ahead(self.uri)
         self.client = store.client_for(self.uri)
         run = store.run_of(self.client, run_id)
@@ -125,7 +128,6 @@ class Mirror:
             )
         if RANDOM_NAME.fullmatch(run.info.run_name or ""):  # one that somebody gave to `mlflow run` stays
             self.client.update_run(run_id, name=name)
-        store.send_tags(self.client, run_id, tags)
         return run
 
     def _before(self, experiment_id: str, *, key: str) -> "Run | None":

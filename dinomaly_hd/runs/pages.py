@@ -2,14 +2,11 @@
 
 import json
 import urllib.parse
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import NamedTuple
 
-from dinomaly_hd.errors import TrackingError
 from dinomaly_hd.runs import store
-from dinomaly_hd.runs.journal import JOURNAL, Journal, Outbox, now_ms
-from dinomaly_hd.runs.mirror import mirror
+from dinomaly_hd.runs.journal import now_ms
 
 # A fresh browser would land on MLflow's GenAI pages.
 TRAINING_PAGES = "workflowType=machine_learning"
@@ -89,68 +86,34 @@ def _query(**values: str) -> str:
     return urllib.parse.urlencode(values, quote_via=urllib.parse.quote)
 
 
-class LoggedReport(NamedTuple):
-    """What MLflow is to hold of a report."""
-
-    folder: Path
-    files: Sequence[Path]  # below the folder
-    metrics: Mapping[str, float]
-    note: str  # the page's description
-
-    def places(self) -> Iterator[tuple[Path, str | None]]:
-        """Yield each file relative to the report, and the artifact folder that it goes to."""
-        for path in self.files:
-            below = path.resolve().relative_to(self.folder.resolve())
-            yield below, None if below.parent == Path() else below.parent.as_posix()
-
-
-def log_report(
-    report: LoggedReport,
+def add_report(
+    run_id: str,
+    folder: Path,
+    files: Sequence[Path],
     *,
-    name: str,
+    uri: str,
+    note: str,
+    metrics: Mapping[str, float],
     tags: Mapping[str, str],
     params: Mapping[str, str],
-    experiment: str,
-    uri: str,
-    root: Path,
-    adopted: str | None,
-) -> str:
-    """Log a report as a new run, or as one that `mlflow run` made, and return its id.
-
-    Where the store does not answer or refuses (TrackingError), `mirror` of the report's folder completes it.
-    """
-    outbox, journal = Outbox(report.folder), Journal(report.folder / JOURNAL)
-    outbox.open_run(experiment=experiment, run_name=name, tags=dict(tags), parent_run_id=None)
-    outbox.add("params", params=dict(params))
-    outbox.add("tags", tags={store.NOTE_TAG: store.shortened(report.note)})
-    for below, folder in report.places():
-        outbox.add("artifact", path=str(below), folder=folder)
-    journal.log(report.metrics, step=0)
-    outbox.end("FINISHED")
-    for notes in (outbox, journal):
-        notes.close()
-    if not store.server_answers(uri, timeout_s=store.ANSWER_S):
-        raise TrackingError(f"MLflow at {uri} does not answer")
-    sent = mirror(report.folder, uri=uri, root=root, adopted=adopted)
-    if sent.refused:
-        raise TrackingError(f"MLflow at {uri} refused {sent.refused} parts of the report")
-    return sent.run_id
-
-
-def add_report(
-    report: LoggedReport, *, tags: Mapping[str, str], params: Mapping[str, str], run_id: str, uri: str
 ) -> None:
-    """Add a report to a run, whose state and notes stay as they are; figures that it has are not doubled."""
+    """Add a report's files to a run, whose state and notes stay as they are, and figures that it lacks."""
     with store.in_one_line(f"MLflow at {uri}"):
         client = store.client_of_existing(uri)
         from mlflow.entities import Metric
 
         data = client.get_run(run_id).data
         store.log_params(client, run_id, params, known=data.params)
-        store.send_tags(client, run_id, {**tags, store.NOTE_TAG: store.shortened(report.note)})
-        named = {store.entity_name(key): value for key, value in report.metrics.items()}
+        store.send_tags(client, run_id, {**tags, store.NOTE_TAG: store.shortened(note)})
+        named = {store.entity_name(key): value for key, value in metrics.items()}
         new = [Metric(name, value, now_ms(), 0) for name, value in named.items() if name not in data.metrics]
         for start in range(0, len(new), store.METRICS_PER_CALL):
             client.log_batch(run_id, metrics=new[start : start + store.METRICS_PER_CALL])
-        for below, folder in report.places():
-            client.log_artifact(run_id, str(report.folder / below), folder)
+        for path in files:
+            client.log_artifact(run_id, str(path), artifact_folder(path, below=folder))
+
+
+def artifact_folder(path: Path, *, below: Path) -> str | None:
+    """Return where a file of a run folder goes among the run's artifacts, None for their top."""
+    folder = path.parent.relative_to(below)
+    return None if folder == Path() else folder.as_posix()

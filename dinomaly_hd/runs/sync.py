@@ -8,13 +8,11 @@ import filelock
 import yaml
 
 from dinomaly_hd.errors import DinomalyHDError, TrackingError
-from dinomaly_hd.runs.folder import FINISHED, IN_MLFLOW, LOCK, RunFolder, read_state, states
+from dinomaly_hd.runs.folder import IN_MLFLOW, LOCK, read_state, states
 from dinomaly_hd.runs.journal import OUTBOX
-from dinomaly_hd.runs.mirror import Mirror, mirror
+from dinomaly_hd.runs.mirror import mirror
 from dinomaly_hd.runs.processes import close_runs_not_begun, close_stale_runs
 from dinomaly_hd.runs.store import client_for, default_uri, in_one_line
-
-ENDINGS = (FINISHED, "FAILED", "KILLED")
 
 
 @dataclass
@@ -29,28 +27,15 @@ class Synchronised:
     closed: int = 0
 
 
-def complete(folder: Path, *, root: Path) -> Mirror:
-    """Give MLflow what it lacks of a run folder that no process works on; again, it sends nothing.
-
-    A run whose process died before it could say how it ended was killed.
-    """
-    status = read_state(folder).get("status")
-    ended = status if status in ENDINGS else "KILLED"
-    done = mirror(folder, uri=default_uri(root), root=root, ended=ended)
-    whole = {IN_MLFLOW: done.refused == 0}
-    RunFolder(folder).set_state(status=ended, mlflow_run_id=done.run_id, **whole)
-    return done
-
-
 def complete_finished(folder: Path, *, root: Path, say: Callable[[str], None]) -> None:
-    """Do so for a finished run whose process was killed before all was sent.
+    """Give MLflow what it lacks of a finished run whose process was killed before all was sent.
 
     A store that does not answer is named and left for the next time: the folder is the truth.
     """
     if read_state(folder).get(IN_MLFLOW, True):
         return
     try:
-        complete(folder, root=root)
+        mirror(folder, uri=default_uri(root), root=root)
     except TrackingError as error:
         say(f"warning: {folder}: {error}")
     else:
@@ -73,12 +58,12 @@ def synchronise(
 
     ``say`` gets a line for each, ``tick`` is called before each folder.
     """
-    done = Synchronised()
+    done, uri = Synchronised(), default_uri(root)
     for folder in lacking(result_dir):
         tick()
         try:
             with filelock.FileLock(folder / LOCK, timeout=0):
-                sent = complete(folder, root=root)
+                sent = mirror(folder, uri=uri, root=root)
         except filelock.Timeout:
             done.at_work += 1
             say(f"{folder}: at work, left alone")
@@ -90,7 +75,6 @@ def synchronise(
             done.points += sent.points
             done.operations += sent.operations
             say(f"{folder}: complete; {sent.points} points and {sent.operations} other records sent")
-    uri = default_uri(root)
     with in_one_line(f"MLflow at {uri}"):
         client = client_for(uri)
         for experiment_id in [one.experiment_id for one in client.search_experiments()]:

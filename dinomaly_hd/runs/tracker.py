@@ -119,8 +119,7 @@ class Tracker:
     answer, it warns once and goes on trying; what is not delivered by `close` is left to `mirror`.
 
     ``experiment`` is made if it is not there; a run that `mlflow run` made and a child of another run have
-    theirs. A database's artifacts go to ``root``. ``resume_run_id`` is a run to go on with; a folder that was
-    tracked before finds its own. ``system_metrics`` are those of this machine, by MLflow's monitor.
+    theirs. ``system_metrics`` are those of this machine, by MLflow's monitor.
     """
 
     def __init__(
@@ -136,21 +135,17 @@ class Tracker:
         resume_run_id: str | None = None,
         system_metrics: bool = True,
     ) -> None:
-        self.uri = uri
         # Taken out of the environment, so that no process that we start adopts the same run.
-        adopted = os.environ.pop("MLFLOW_RUN_ID", None)
-        self._mirror = Mirror(
-            folder, uri=uri, root=root, adopted=adopted, resumed=resume_run_id, at_work=True
-        )
-        self.journal, self._outbox = self._mirror.journal, self._mirror.outbox
+        which = {"adopted": os.environ.pop("MLFLOW_RUN_ID", None), "resumed": resume_run_id}
+        self._mirror = Mirror(folder, uri=uri, root=root, at_work=True, **which)
+        self.uri, self.journal, self._outbox = uri, self._mirror.journal, self._mirror.outbox
         self._outbox.open_run(
             experiment=experiment, run_name=run_name, tags=dict(tags), parent_run_id=parent_run_id
         )
-        self._system_metrics = system_metrics
+        self._status: Status = "FAILED"
         self._monitor: SystemMetricsMonitor | None = None
         self._refusal: TrackingError | None = None
-        self._status: Status = "FAILED"
-        self._failures, self._delivered = 0, False
+        self._system_metrics, self._failures, self._delivered = system_metrics, 0, False
         self._settled, self._closing, self._abandoned = (threading.Event() for _ in range(3))
         self._thread = threading.Thread(target=self._work, name="tracking", daemon=True)
 

@@ -236,7 +236,8 @@ def test_runs_are_reported_in_a_new_folder_and_logged(
     assert set(text.splitlines()) <= set(lines)
 
     (run,) = report_runs(project)
-    assert read_state(folder) == {"status": "FINISHED", "mlflow_run_id": run.info.run_id}
+    state = {"status": "FINISHED", "mlflow_run_id": run.info.run_id, "in_mlflow": True}
+    assert read_state(folder) == state
     assert run.info.status == "FINISHED"
     assert run.data.params["runs"] == f"{project.ablation / 'A0_seed42'},K100_seed42"
     assert "domain_C/cold/auroc_mean.K100" in run.data.metrics

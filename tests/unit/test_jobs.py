@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 from rich.console import Console
 
-from dinomaly_hd.errors import ConfigError, Interrupted
+from dinomaly_hd.errors import ConfigError
 from dinomaly_hd.files import read_json
 from dinomaly_hd.jobs import engines
 from dinomaly_hd.jobs.engines import check_engine
@@ -46,10 +46,12 @@ from dinomaly_hd.jobs import engines
 from dinomaly_hd.jobs.job import Job, Slots
 from dinomaly_hd.jobs.running import run_jobs
 
-def job(name, does):
+engines._devices = list
+
+def job(name, does, attempts=2):
     folder = Path("jobs") / name
     folder.mkdir(parents=True)
-    return Job(name, "worker", folder, {"does": does})
+    return Job(name, "worker", folder, {"does": does}, attempts)
 """
 
 
@@ -62,15 +64,10 @@ def two_cores_and_no_gpu(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Non
     monkeypatch.setattr(engines, "usable_cores", lambda: 4)
 
 
-def job(name: str, does: str = "", *, attempts: int = 2) -> Job:
+def job(name: str, does: str) -> Job:
     folder = Path("jobs") / name
     folder.mkdir(parents=True)
-    return Job(name, "worker", folder, {"does": does}, attempts)
-
-
-def run(*jobs: Job, **changed: Any) -> dict[str, Ended]:
-    told: dict[str, Any] = {"tick": lambda: None, "say": lambda _: None, "on_ended": lambda *_: None}
-    return run_jobs(jobs, Slots("local", 2, ""), **{**told, **changed})
+    return Job(name, "worker", folder, {"does": does})
 
 
 def pids(folder: Path) -> list[int]:
@@ -87,48 +84,14 @@ def alive(pid: int) -> bool:
 def test_all_jobs_finish_on_two_slots_with_their_share_of_cores() -> None:
     lines: list[str] = []
     jobs = [job(f"j{number}", "print('hello')") for number in range(5)]
-    ended = run(*jobs, say=lines.append)
+    told: dict[str, Any] = {"tick": lambda: None, "say": lines.append, "on_ended": lambda *_: None}
+    ended = run_jobs(jobs, Slots("local", 2, ""), **told)
     assert ended == {one.name: Ended("FINISHED", "", 1) for one in jobs}
     assert all("hello" in (one.folder / LOG).read_text() for one in jobs)
     assert (jobs[0].folder / "starts").read_text().split()[1] == "2", "4 cores on 2 slots"
     running = [int(line.split("running ")[-1][0]) for line in lines if "running " in line]
     assert max(running) == 2
     assert lines[-1].endswith("(finished 5)")
-
-
-def test_a_failing_job_is_started_again_then_named_and_stops_no_other() -> None:
-    heard: list[tuple[str, str]] = []
-    jobs = [
-        job("second_try", "sys.exit(75 if number == 1 else 0)"),
-        job("never", "raise ValueError('no such thing')"),
-        job("bad_data", "print('DataError: C/1.tiff: torn'); sys.exit(65)"),
-        job("killed", "os.kill(os.getpid(), 9)", attempts=3),
-        job("silent", "sys.exit(75)", attempts=1),
-        job("good"),
-    ]
-    ended = run(*jobs, on_ended=lambda one, how: heard.append((one.name, how.status)))
-    assert ended == {
-        "second_try": Ended("FINISHED", "", 2),
-        "never": Ended("FAILED", "ValueError: no such thing", 2),
-        "bad_data": Ended("FAILED", "DataError: C/1.tiff: torn", 1),
-        "killed": Ended("FAILED", "ended by SIGKILL", 3),
-        "silent": Ended("FAILED", "exit code 75", 1),
-        "good": Ended("FINISHED", "", 1),
-    }
-    assert sorted(heard) == sorted((name, how.status) for name, how in ended.items())
-
-
-def test_an_interruption_lets_every_job_save_and_leaves_none() -> None:
-    jobs = [job(f"j{number}", "time.sleep(600)") for number in range(3)]
-
-    def tick() -> None:
-        if all((one.folder / "starts").is_file() for one in jobs[:2]):
-            raise Interrupted(2)
-
-    with pytest.raises(Interrupted):
-        run(*jobs, tick=tick)
-    assert [(one.folder / "saved").is_file() for one in jobs] == [True, True, False]
-    assert not any(alive(pid) for one in jobs[:2] for pid in pids(one.folder))
 
 
 def run_elsewhere(code: str, folder: Path) -> "subprocess.Popen[bytes]":
@@ -139,7 +102,6 @@ def run_elsewhere(code: str, folder: Path) -> "subprocess.Popen[bytes]":
 def test_a_killed_parent_leaves_no_orphan(tmp_path: Path) -> None:
     folder = Path("jobs/orphan")
     code = """
-engines._devices = list
 jobs = [job("orphan", "time.sleep(600)")]
 run_jobs(jobs, Slots("local", 1, ""), tick=lambda: None, say=print, on_ended=print)
 """
@@ -158,38 +120,50 @@ def test_a_job_by_hand_outlives_a_closed_terminal(tmp_path: Path) -> None:
     subprocess.run(command, cwd=tmp_path, stdin=subprocess.DEVNULL, env=environment, check=True)
 
 
-def test_ray_runs_starts_again_and_stops_jobs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    pytest.importorskip("ray")
+@pytest.mark.parametrize("engine", ["local", "ray"])
+def test_failing_jobs_are_started_again_then_named_and_an_interruption_lets_the_others_save(
+    engine: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if engine == "ray":
+        pytest.importorskip("ray")
     monkeypatch.setenv("RAY_USAGE_STATS_ENABLED", "0")
-    code = """
-does = {
-    "stopped": "time.sleep(600)",
-    "good": "",
-    "second_try": "sys.exit(75 if number == 1 else 0)",
-    "bad": "print('DataError: torn'); sys.exit(65)",
-}
-jobs, ended = [job(name, text) for name, text in does.items()], {}
+    code = f"""
+jobs = [
+    job("stopped", "time.sleep(600)"),
+    job("second_try", "sys.exit(75 if number == 1 else 0)"),
+    job("never", "raise ValueError('no such thing')"),
+    job("bad_data", "print('DataError: C/1.tiff: torn'); sys.exit(65)"),
+    job("killed", "os.kill(os.getpid(), 9)", 3),
+    job("silent", "sys.exit(75)", 1),
+    job("good", ""),
+]
+ended = []
 
 def tick():
-    if len(ended) == 3 and Path("jobs/stopped/starts").is_file():
+    if len(ended) == 6 and Path("jobs/stopped/starts").is_file():
         raise Interrupted(2)
 
 def note(job, how):
-    ended[job.name] = how
+    ended.append([job.name, *how])
 
 try:
-    run_jobs(jobs, Slots("ray", 2, ""), tick=tick, say=print, on_ended=note)
+    run_jobs(jobs, Slots("{engine}", 2, ""), tick=tick, say=print, on_ended=note)
 except Interrupted:
     Path("ended.json").write_text(json.dumps(ended))
 """
     with run_elsewhere(code, tmp_path) as process:
         assert process.wait(900) == 0
-    assert json.loads((tmp_path / "ended.json").read_text()) == {
-        "good": ["FINISHED", "", 1],
-        "second_try": ["FINISHED", "", 2],
-        "bad": ["FAILED", "DataError: torn", 1],
-    }
-    wait_for((tmp_path / "jobs" / "stopped" / "saved").is_file)
+    assert sorted(json.loads((tmp_path / "ended.json").read_text())) == [
+        ["bad_data", "FAILED", "DataError: C/1.tiff: torn", 1],
+        ["good", "FINISHED", "", 1],
+        ["killed", "FAILED", "ended by SIGKILL", 3],
+        ["never", "FAILED", "ValueError: no such thing", 2],
+        ["second_try", "FINISHED", "", 2],
+        ["silent", "FAILED", "exit code 75", 1],
+    ]
+    stopped = Path("jobs/stopped")
+    wait_for((stopped / "saved").is_file)
+    wait_for(lambda: not alive(pids(stopped)[0]))
 
 
 def test_progress_is_written_at_most_once_a_second(tmp_path: Path) -> None:
