@@ -162,11 +162,8 @@ def open_folder(
     A folder without a checkpoint is left behind for a new one, unless it is a comparison's own
     (``of_members``). ``resume`` is "auto", "never", or the run to continue. ``folder`` is where a comparison
     puts its member, None makes a dated one below ``variant``; for another process in it is waited ``wait_s``,
-    with ``tick`` called several times a second.
-
-    Raises:
-        ConfigError: The run to continue is not there, is another's, or another process works on it.
-        OutputError: The folder cannot be written.
+    with ``tick`` called several times a second. Raises ConfigError where the run to continue is not there, is
+    another's, or another process works on it, OutputError where the folder cannot be written.
     """
     candidates: list[Path | None]
     if resume in ("auto", "never"):

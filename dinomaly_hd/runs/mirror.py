@@ -111,7 +111,10 @@ class Mirror:
         run_id = run.info.run_id
         if self.outbox.attached != run_id:
             self.outbox.attach(run_id)
-        self._params, self._metrics = set(run.data.params), set(run.data.metrics)
+        self._params = set(run.data.params)
+        logged = {store.entity_name(key) for entry in self.journal.tail()[0] for key in entry.metrics}
+        # Not what the journal lacks: final figures that a resumed run makes anew replace MLflow's.
+        self._metrics = logged & run.data.metrics.keys()
         if self._at_work:
             self.client.update_run(run_id, status="RUNNING")
             self._beat(run_id, tags)

@@ -97,7 +97,7 @@ def add_report(
     tags: Mapping[str, str],
     params: Mapping[str, str],
 ) -> None:
-    """Add a report's files to a run, whose state and notes stay as they are, and figures that it lacks."""
+    """Add a report's files to a run, whose state stays as it is, and the figures that it has not yet."""
     with store.in_one_line(f"MLflow at {uri}"):
         client = store.client_of_existing(uri)
         from mlflow.entities import Metric
@@ -106,7 +106,8 @@ def add_report(
         store.log_params(client, run_id, params, known=data.params)
         store.send_tags(client, run_id, {**tags, store.NOTE_TAG: store.shortened(note)})
         named = {store.entity_name(key): value for key, value in metrics.items()}
-        new = [Metric(name, value, now_ms(), 0) for name, value in named.items() if name not in data.metrics]
+        differ = {name: value for name, value in named.items() if data.metrics.get(name) != value}
+        new = [Metric(name, value, now_ms(), 0) for name, value in differ.items()]
         for start in range(0, len(new), store.METRICS_PER_CALL):
             client.log_batch(run_id, metrics=new[start : start + store.METRICS_PER_CALL])
         for path in files:
