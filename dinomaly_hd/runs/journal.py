@@ -193,12 +193,12 @@ class Outbox(JsonLines):
         """Note how the run is to be made; a folder opened again keeps its key and its first start time."""
         before = self.run
         key, began_ms = (before.key, before.time_ms) if before else (uuid.uuid4().hex, now_ms())
-        run = RunRecord(key, experiment, run_name, dict(tags), parent_run_id, began_ms)
-        self._write({"run": run._asdict()})
+        run = RunRecord(key, experiment, run_name, tags, parent_run_id, began_ms)
+        self.note(run=run._asdict())
 
     def add(self, kind: str, **values: Any) -> None:
         """Note something to send."""
-        self._write({"number": self._next, "kind": kind, "values": values})
+        self.note(number=self._next, kind=kind, values=values)
 
     def pending(self, run_id: str) -> list[Operation]:
         """Return what ``run_id`` lacks, oldest first."""
@@ -206,19 +206,8 @@ class Outbox(JsonLines):
             missing = [one for one in self._operations.values() if (one.number, run_id) not in self._arrived]
         return sorted(missing)
 
-    def arrived(self, operation: Operation, run_id: str) -> None:
-        """Tick an operation off."""
-        self._write({"arrived": operation.number, "run_id": run_id})
-
-    def attach(self, run_id: str) -> None:
-        """Note the MLflow run that this folder is copied to."""
-        self._write({"attached": run_id})
-
-    def end(self, status: str) -> None:
-        """Note how the run ended."""
-        self._write({"ended": status, "time": now_ms()})
-
-    def _write(self, record: dict[str, Any]) -> None:
+    def note(self, **record: Any) -> None:
+        """Write one of the lines that `_take` knows; those who send note what arrived, and in which run."""
         with self._lock:
             self.append(record)
             self._take(record)

@@ -9,19 +9,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from dinomaly_hd.errors import TrackingError, reason_of
-from dinomaly_hd.runs import store
+from dinomaly_hd.runs import journal, store
 from dinomaly_hd.runs.folder import FINISHED, IN_MLFLOW, RunFolder
-from dinomaly_hd.runs.journal import (
-    JOURNAL,
-    KEY_TAG,
-    OUTBOX,
-    Entry,
-    Journal,
-    Operation,
-    Outbox,
-    RunRecord,
-    now_ms,
-)
 from dinomaly_hd.runs.processes import close_stale_runs, process_tag
 
 if TYPE_CHECKING:
@@ -80,7 +69,7 @@ class Mirror:
         at_work: bool = False,
     ) -> None:
         self.folder, self.uri, self.root = folder.resolve(), uri, root
-        self.journal, self.outbox = Journal(folder / JOURNAL), Outbox(folder)
+        self.journal, self.outbox = journal.Journal(folder / journal.JOURNAL), journal.Outbox(folder)
         self.run_id = self.experiment_id = ""  # until `open`
         self.points = self.operations = self.refused = 0
         self._adopted, self._resumed = adopted, resumed
@@ -96,9 +85,9 @@ class Mirror:
             return
         record = self.outbox.run
         if record is None:
-            raise TrackingError(f"{self.folder}: no {OUTBOX} in it, so no run that could be synced")
+            raise TrackingError(f"{self.folder}: no {journal.OUTBOX} in it, so no run that could be synced")
         parent = {} if record.parent_run_id is None else {"mlflow.parentRunId": record.parent_run_id}
-        tags = {**record.tags, **parent, KEY_TAG: record.key}
+        tags = {**record.tags, **parent, journal.KEY_TAG: record.key}
         if self._adopted is not None:
             run = self._adopt(self._adopted, name=record.run_name)
         else:
@@ -110,7 +99,7 @@ class Mirror:
             run = self._before(experiment_id, key=record.key) or self._made(experiment_id, record, tags)
         run_id = run.info.run_id
         if self.outbox.attached != run_id:
-            self.outbox.attach(run_id)
+            self.outbox.note(attached=run_id)
         self._params = set(run.data.params)
         logged = {store.entity_name(key) for entry in self.journal.tail()[0] for key in entry.metrics}
         # Not what the journal lacks: final figures that a resumed run makes anew replace MLflow's.
@@ -144,10 +133,10 @@ class Mirror:
                 logger.warning("MLflow run %s is not there any more, its history goes to a new run", run_id)
             elif run.info.lifecycle_stage == "active":
                 return run
-        by_key = self.client.search_runs([experiment_id], f"tags.{KEY_TAG} = '{key}'", max_results=1)
+        by_key = self.client.search_runs([experiment_id], f"tags.{journal.KEY_TAG} = '{key}'", max_results=1)
         return next(iter(by_key), None)
 
-    def _made(self, experiment_id: str, record: RunRecord, tags: dict[str, str]) -> "Run":
+    def _made(self, experiment_id: str, record: journal.RunRecord, tags: dict[str, str]) -> "Run":
         from mlflow.tracking.context.registry import resolve_tags
 
         own = resolve_tags(tags)
@@ -179,10 +168,10 @@ class Mirror:
 
     def end(self, otherwise: str) -> None:
         """Give the run the status that was noted, else this one."""
-        status, end_ms = self.outbox.ending or (otherwise, now_ms())
+        status, end_ms = self.outbox.ending or (otherwise, journal.now_ms())
         self.client.set_terminated(self.run_id, status, end_time=end_ms)
 
-    def _send_points(self, entries: Iterable[Entry]) -> None:
+    def _send_points(self, entries: Iterable[journal.Entry]) -> None:
         from mlflow.entities import Metric
 
         points: dict[tuple[str, int], Metric] = {}
@@ -212,7 +201,7 @@ class Mirror:
             self._steps[metric] = {point.step for point in history}
         return self._steps[metric]
 
-    def _attempt(self, operation: Operation) -> None:
+    def _attempt(self, operation: journal.Operation) -> None:
         """Send one operation; what fails although the store answers is given up after some attempts."""
         kind = operation.kind
         for attempts_left in reversed(range(ATTEMPTS)):
@@ -228,7 +217,7 @@ class Mirror:
                 named = [str(operation.values.get(key, "")) for key in ("file", "name", "path")]
                 self._refuse(kind, " ".join([kind, *filter(None, named)]), error, count=1)
             else:
-                self.outbox.arrived(operation, self.run_id)
+                self.outbox.note(arrived=operation.number, run_id=self.run_id)
                 self.operations += 1
             return
 

@@ -145,27 +145,33 @@ def write_ahead(uri: str) -> None:
 
 
 def server_answers(uri: str, *, timeout_s: float) -> bool:
-    """Tell whether MLflow's client gets an answer within ``timeout_s``, be it a refusal.
+    """Tell whether MLflow's client gets an answer within ``timeout_s``, be it a refusal."""
+    return not silence_of(uri, timeout_s=timeout_s)
 
-    Asked by that client, so that its certificates, credentials and paths decide. A database gives one.
+
+def silence_of(uri: str, *, timeout_s: float) -> str:
+    """Return why MLflow's client gets no answer within ``timeout_s``, "" where it gets one.
+
+    Asked by that client, so that its certificates, credentials and paths decide. A database answers.
     """
     if is_database(uri):
-        return True
-    client, answered = client_for(uri), threading.Event()
+        return ""
+    client, reasons = client_for(uri), [f"nothing within {timeout_s:g} s"]
 
     def ask() -> None:
         try:
             client.search_experiments(max_results=1)
         except Exception as error:
             if is_outage(error):
+                reasons.append(why(error))
                 return
-        answered.set()
+        reasons.append("")
 
     # A thread, since the timeout and the retries that a user set, or a name server, may take minutes.
     asking = threading.Thread(target=ask, name="asking MLflow", daemon=True)
     asking.start()
     asking.join(timeout_s)
-    return answered.is_set()
+    return reasons[-1]
 
 
 def is_outage(error: BaseException) -> bool:
@@ -241,6 +247,6 @@ def client_of_existing(uri: str) -> "MlflowClient":
     database = sqlite_file(uri)
     if database is not None and not database.is_file():
         raise TrackingError(f"MLflow's database {database} does not exist")
-    if not server_answers(uri, timeout_s=ANSWER_S):
-        raise TrackingError(f"MLflow at {uri} does not answer")
+    if reason := silence_of(uri, timeout_s=ANSWER_S):
+        raise TrackingError(f"MLflow at {uri} does not answer: {reason}")
     return client_for(uri)

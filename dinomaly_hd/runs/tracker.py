@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from dinomaly_hd import provenance
 from dinomaly_hd.errors import DinomalyHDError, Interrupted, OutputError, Pruned, TrackingError, reason_of
 from dinomaly_hd.runs.folder import IN_MLFLOW, Context, RunFolder
+from dinomaly_hd.runs.journal import now_ms
 from dinomaly_hd.runs.mirror import Mirror
 from dinomaly_hd.runs.pages import charts_page, run_page
 from dinomaly_hd.runs.store import (
@@ -178,7 +179,7 @@ class Tracker:
         """End the run and return whether MLflow has all of it; waits 1 to 2 s only when the store is dead."""
         self._status = status
         try:
-            self._outbox.end(status)
+            self._outbox.note(ended=status, time=now_ms())
         except OutputError as error:
             logger.warning("the end of the run was not noted: %s", error)
         self._closing.set()

@@ -306,6 +306,7 @@ def test_what_is_refused_or_outside_stops_no_rest(
     found = client_for(uri).get_run(run_id)
     assert (found.info.status, found.data.tags["kind"]) == ("FINISHED", "later")
     assert "does not take artifact gone.txt" in caplog.text
+    assert caplog.text.count("does not take") == 2, "of one cause the first thing is named"
     gone.touch()
     assert mirror(folder, uri=uri, root=folder.parent).operations == 1
     assert [item.path for item in client_for(uri).list_artifacts(run_id)] == ["gone.txt"]
