@@ -1,18 +1,15 @@
 """What tests of several folders share: counts instead of seconds, waiting that ends early, servers."""
 
 import contextlib
-import http.client
 import os
-import signal
-import socket
-import subprocess
 import sys
 import threading
 import time
-import urllib.request
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, TypeVar
+
+from benchmarks.common import answering, free_port
 
 PATIENCE_S = 600.0
 """How long a test waits for what comes at once on a machine of its own."""
@@ -60,26 +57,8 @@ def wait_for(happened: Callable[[], bool]) -> None:
 @contextlib.contextmanager
 def mlflow_server(*words: str, answers: str, log: Path, **environment: str) -> Iterator[int]:
     """Run a server of MLflow's, its lines going to ``log``; yield its port once a path of it answers."""
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = int(free.getsockname()[1])
+    port = free_port()
     command = [sys.executable, "-m", "mlflow", *words, "--host", "127.0.0.1", "--port", str(port)]
-    with log.open("wb") as stream:
-        told: Any = {"stdout": stream, "stderr": stream, "env": {**os.environ, **environment}}
-        process = subprocess.Popen(command, start_new_session=True, **told)
-
-    def up() -> bool:
-        assert process.poll() is None, f"it ended: {log.read_text()[-2000:]}"
-        with contextlib.suppress(OSError, http.client.HTTPException):
-            urllib.request.urlopen(f"http://127.0.0.1:{port}{answers}", timeout=60).close()
-            return True
-        return False
-
-    try:
-        wait_for(up)
+    url, env = f"http://127.0.0.1:{port}{answers}", {**os.environ, **environment}
+    with answering(command, url=url, log=log, env=env):
         yield port
-    finally:
-        for number in (signal.SIGTERM, signal.SIGKILL):  # with its children: they are a process group
-            with contextlib.suppress(ProcessLookupError, subprocess.TimeoutExpired):
-                os.killpg(process.pid, number)
-                process.wait(timeout=60)

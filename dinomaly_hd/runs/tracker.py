@@ -1,7 +1,6 @@
 """One run in MLflow while it is at work: this thread writes to the run folder, a second one copies it."""
 
 import logging
-import os
 import threading
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -56,17 +55,15 @@ def tracked(
     facts = provenance.git_facts(context.root)
     changed = " with uncommitted changes" if facts.get("git_dirty") == "true" else ""
     commit = {"git_commit": facts["git_commit"] + changed} if "git_commit" in facts else {}
-    tracker = Tracker(
-        folder.path,
-        uri=default_uri(context.root),
+    uri, root = default_uri(context.root), context.root
+    copy = Mirror(folder.path, uri=uri, root=root, resumed=resumed, at_work=True)
+    copy.outbox.open_run(
         experiment=context.experiment,
         run_name=context.run_name or name,
         tags={**tags, "run_folder": str(folder.path.resolve()), **commit},
-        root=context.root,
         parent_run_id=context.parent_run_id,
-        resume_run_id=resumed,
-        system_metrics=system_metrics,
     )
+    tracker = Tracker(copy, system_metrics=system_metrics)
     status: Status = "FAILED"
     try:
         folder.set_state(**{IN_MLFLOW: False})
@@ -108,44 +105,25 @@ def _close(folder: RunFolder, tracker: "Tracker", status: Status, context: Conte
         context.say(f"MLflow run:   {pages[0]}")
         if context.parent_run_id is None:
             context.say(f"all its runs: {pages[1]}")
-            context.say("              (`make ui` starts these pages)")
+            if pages[0].startswith(LOCAL_UI):
+                context.say("              (`make ui` starts these pages)")
     context.say(f"run folder:   {folder.path}")
 
 
 class Tracker:
-    """Copies one run folder to MLflow (spec/tracking.md; spec/reliability.md row 11).
+    """Keeps a run's copy in MLflow up to date while it is at work (spec/reliability.md row 11).
 
     Every method but `start` and `close` only writes to the run folder and returns at once: metrics to the
     journal, the rest to ``tracking.jsonl`` beside it. A daemon thread sends both. When the store does not
     answer, it warns once and goes on trying; what is not delivered by `close` is left to `mirror`.
-
-    ``experiment`` is made if it is not there; a run that `mlflow run` made and a child of another run have
-    theirs. ``system_metrics`` are those of this machine, by MLflow's monitor.
+    ``system_metrics`` are those of this machine, by MLflow's monitor.
     """
 
-    def __init__(
-        self,
-        folder: Path,
-        *,
-        uri: str,
-        experiment: str,
-        run_name: str,
-        tags: Mapping[str, str],
-        root: Path,
-        parent_run_id: str | None = None,
-        resume_run_id: str | None = None,
-        system_metrics: bool = True,
-    ) -> None:
-        # Taken out of the environment, so that no process that we start adopts the same run.
-        which = {"adopted": os.environ.pop("MLFLOW_RUN_ID", None), "resumed": resume_run_id}
-        self._mirror = Mirror(folder, uri=uri, root=root, at_work=True, **which)
-        self.uri, self.journal, self._outbox = uri, self._mirror.journal, self._mirror.outbox
-        self._outbox.open_run(
-            experiment=experiment, run_name=run_name, tags=dict(tags), parent_run_id=parent_run_id
-        )
-        self._status: Status = "FAILED"
+    def __init__(self, copy: Mirror, *, system_metrics: bool) -> None:
+        self._mirror, self.uri, self.journal, self._outbox = copy, copy.uri, copy.journal, copy.outbox
         self._monitor: SystemMetricsMonitor | None = None
         self._refusal: TrackingError | None = None
+        self._status: Status = "FAILED"
         self._system_metrics, self._failures, self._delivered = system_metrics, 0, False
         self._settled, self._closing, self._abandoned = (threading.Event() for _ in range(3))
         self._thread = threading.Thread(target=self._work, name="tracking", daemon=True)

@@ -20,7 +20,7 @@ import pytest
 
 from dinomaly_hd.errors import TrackingError
 from dinomaly_hd.runs.journal import Journal
-from dinomaly_hd.runs.mirror import mirror
+from dinomaly_hd.runs.mirror import Mirror, mirror
 from dinomaly_hd.runs.processes import close_runs_not_begun, close_stale_runs, process_tag
 from dinomaly_hd.runs.store import client_for, default_uri, prepare_store
 from dinomaly_hd.runs.tracker import Status, Tracker
@@ -42,11 +42,19 @@ def folder(tmp_path: Path) -> Path:
     return tmp_path / "run"
 
 
-def tracker(folder: Path, uri: str, **changes: Any) -> Tracker:
-    settings = {"experiment": EXPERIMENT, "run_name": "topk-ABCD-s42", "tags": {"variant": "topk"}}
-    return Tracker(
-        folder, **{"uri": uri, "root": folder.parent, "system_metrics": False, **settings, **changes}
-    )
+def tracker(
+    folder: Path,
+    uri: str,
+    *,
+    experiment: str = EXPERIMENT,
+    parent: str | None = None,
+    resumed: str | None = None,
+    system_metrics: bool = False,
+) -> Tracker:
+    copy = Mirror(folder, uri=uri, root=folder.parent, resumed=resumed, at_work=True)
+    how: dict[str, Any] = {"run_name": "topk-ABCD-s42", "tags": {"variant": "topk"}}
+    copy.outbox.open_run(experiment=experiment, parent_run_id=parent, **how)
+    return Tracker(copy, system_metrics=system_metrics)
 
 
 def started(folder: Path, uri: str, **changes: Any) -> tuple[Tracker, str]:
@@ -129,7 +137,7 @@ def test_a_child_hides_under_its_parent_in_the_experiment_that_mlflow_run_chose(
     monkeypatch.setenv("MLFLOW_RUN_ID", client_for(uri).create_run("0").info.run_id)
     parent, parent_id = started(folder, uri)
     (folder / "member").mkdir()
-    child, child_id = started(folder / "member", uri, root=folder.parent, parent_run_id=parent_id)
+    child, child_id = started(folder / "member", uri, parent=parent_id)
     end(child, "FAILED")
     end(parent)
     found = client_for(uri).get_run(child_id)
@@ -211,7 +219,7 @@ def test_a_resumed_run_goes_on_without_doubles_and_a_new_one_gets_the_whole_hist
 def test_a_deleted_run_is_made_anew_and_an_answer_lost_on_create_makes_no_second_one(
     uri: str, folder: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    run, run_id = started(folder, uri, resume_run_id="f" * 32)
+    run, run_id = started(folder, uri, resumed="f" * 32)
     assert run_id != "f" * 32
     assert "not there any more" in caplog.text
     end(run, "KILLED")
