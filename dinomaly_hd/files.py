@@ -38,9 +38,7 @@ def publish(path: Path, write: Callable[[BinaryIO], object], *, durable: bool = 
     """Write a file through ``write(stream)`` so that it is either the old one or the whole new one.
 
     What can be made again need not be flushed (``durable=False``): a power failure may tear such a file.
-
-    Raises:
-        OutputError: The folder is read-only, the disk is full, or the path is not a folder's.
+    Raises OutputError where the folder is read-only, the disk is full, or the path is not a folder's.
     """
     # In the same folder, never in TMPDIR: a rename is atomic within one file system only.
     temporary = path.parent / f"{TEMPORARY_PREFIX}{uuid.uuid4().hex}"
@@ -89,11 +87,7 @@ def _nan_to_null(value: Any) -> Any:
 
 
 def make_dated_folder(parent: Path, *, suffix: str = "") -> Path:
-    """Make and return ``{parent}/{YYYYMMDD_HHMMSS}{suffix}`` (UTC), numbered if this second has one.
-
-    Raises:
-        OutputError: It cannot be made.
-    """
+    """Make ``{parent}/{YYYYMMDD_HHMMSS}{suffix}`` (UTC, numbered if need be), or raise OutputError."""
     path = first = parent / f"{datetime.now(UTC):%Y%m%d_%H%M%S}{suffix}"
     number = 1
     while True:
@@ -133,11 +127,8 @@ def locked(path: Path, *, timeout_s: float) -> Iterator[None]:
 def acquire(lock: filelock.BaseFileLock, *, wait_s: float, tick: Callable[[], None]) -> bool:
     """Take a lock made with ``timeout=0`` and return whether another process had it.
 
-    ``tick`` is called while waiting and may raise.
-
-    Raises:
-        filelock.Timeout: Another process keeps it longer than ``wait_s``.
-        OSError: The folder is read-only.
+    ``tick`` is called while waiting and may raise. Raises filelock.Timeout where another process keeps it
+    longer than ``wait_s``, OSError where the folder is read-only.
     """
     deadline = time.monotonic() + wait_s
     waited = False

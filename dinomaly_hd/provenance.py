@@ -100,12 +100,16 @@ def package_versions() -> dict[str, str]:
     return {"python": platform.python_version(), **found}
 
 
+def usable_cores() -> int:
+    """Return how many cores this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
 def machine_facts() -> dict[str, str]:
     """Return operating system, usable cores, memory in GiB, and the GPU's name if torch is in use."""
-    usable = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     facts = {
         "os": platform.platform(),
-        "cpu_cores": str(usable),
+        "cpu_cores": str(usable_cores()),
         "memory_gib": f"{psutil.virtual_memory().total / 2**30:.1f}",
     }
     torch = sys.modules.get("torch")  # not imported for this: it takes seconds and may open the GPU

@@ -34,20 +34,22 @@ class Options(Frozen):
 
 def write(start: Start[Options]) -> None:
     options = start.options
-    from dinomaly_hd.experiments.find import ReportRequest
+    from dinomaly_hd.experiments.find import Asked
     from dinomaly_hd.experiments.reporting import report
+    from dinomaly_hd.runs.folder import Context
 
-    report(
-        ReportRequest(
-            runs=() if options.runs == NONE else names_in(options.runs),
-            query="" if options.query == NONE else options.query,
-            root=ROOT,
-            command=start.asked.command(),
-            say=say,
-            tick=start.guard.check,
-            **options.model_dump(exclude={"runs", "query"}),
-        )
+    context = Context(
+        root=ROOT,
+        result_dir=options.result_dir,
+        experiment=options.experiment,
+        guard=start.guard,
+        say=say,
+        command=start.asked.command(),
+        entry_point="report",
     )
+    asked = options.model_dump(exclude={"runs", "query", "result_dir", "experiment"})
+    runs = () if options.runs == NONE else names_in(options.runs)
+    report(Asked(runs, "" if options.query == NONE else options.query, **asked), context)
 
 
 COMMAND, main = entry_point("report", __doc__, Options, write)

@@ -97,7 +97,7 @@ def shown(found: dict[str, Any]) -> str:
 
 
 def main() -> None:
-    from dinomaly_hd.jobs.engines import usable_cores
+    from dinomaly_hd.provenance import usable_cores
 
     told = given(
         __doc__,

@@ -16,7 +16,7 @@ from dinomaly_hd.errors import CheckpointError, ComparisonError, ConfigError, No
 from dinomaly_hd.evaluation.comparison_members import MemberRun
 from dinomaly_hd.evaluation.comparison_pages import Question
 from dinomaly_hd.experiments.members import Joined, read_member
-from dinomaly_hd.experiments.reporting import Report, flat_means, write_report
+from dinomaly_hd.experiments.reporting import Report, log, write_report
 from dinomaly_hd.experiments.run import Outcome, execute, short_domains
 from dinomaly_hd.models.build import check_model
 from dinomaly_hd.runs.folder import Context, open_folder
@@ -217,10 +217,7 @@ def _reports(ran: Ran, parent: Parent, protocol: Protocol) -> dict[str, Report]:
         report = reports[place] = write_report(
             done, folder, question=question, command=context.command, failed=failed, tick=context.guard.check
         )
-        for path in report.files:
-            below = path.parent.relative_to(parent.folder)
-            tracker.artifact(path, folder=None if below == Path() else below.as_posix())
-        tracker.metrics(flat_means(report.comparison), step=0)
+        log(tracker, report, parent.folder)
         for line in [*report.markdown.splitlines(), f"report: {folder / REPORT}"]:
             context.say(line)
     if reports:

@@ -15,7 +15,7 @@ from dinomaly_hd.data.hdmap import load_manifest
 from dinomaly_hd.errors import DinomalyHDError, OutputError, TrackingError, UnfitError
 from dinomaly_hd.files import publish_text
 from dinomaly_hd.models.weights import locate
-from dinomaly_hd.runs.store import default_uri, prepare_store, server_answers
+from dinomaly_hd.runs.store import default_uri, prepare_store, silence_of
 from dinomaly_hd.runs.sync import lacking
 from dinomaly_hd.trivial import signature_share
 
@@ -131,9 +131,12 @@ def _undelivered(result_dir: Path) -> Findings:
 
 
 def _store(uri: str, *, experiment: str, root: Path) -> Findings:
-    if not server_answers(uri, timeout_s=ANSWER_S):
+    if reason := silence_of(uri, timeout_s=ANSWER_S):
+        trust = (
+            ", name its certificate by MLFLOW_TRACKING_SERVER_CERT_PATH" if "CERTIFICATE" in reason else ""
+        )
         raise TrackingError(
-            f"no server answers at {uri} within {ANSWER_S:g} s; start it, or unset MLFLOW_TRACKING_URI"
+            f"no server answers at {uri}: {reason}; start it{trust}, or unset MLFLOW_TRACKING_URI"
         )
     prepare_store(uri, experiment=experiment, root=root)
     yield GOOD, "MLflow", f"{uri} answers, experiment {experiment!r}"

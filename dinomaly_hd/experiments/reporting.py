@@ -2,6 +2,7 @@
 
 import os
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 
@@ -15,12 +16,14 @@ from dinomaly_hd.evaluation.comparison_pages import Question, comparison_pages
 from dinomaly_hd.evaluation.comparison_plots import comparison_pictures
 from dinomaly_hd.evaluation.report import write_files
 from dinomaly_hd.evaluation.transfer import pairs_pictures, transfer_table
-from dinomaly_hd.experiments.find import SUMMARY, Collected, ReportRequest, Shelf, collect
+from dinomaly_hd.experiments.find import Asked, Collected, collect
 from dinomaly_hd.experiments.members import on_scored_domains
 from dinomaly_hd.files import make_dated_folder, publish_json
-from dinomaly_hd.runs.folder import FINISHED, RunFolder
-from dinomaly_hd.runs.pages import LoggedReport, ReportRun, add_report, log_report
-from dinomaly_hd.runs.store import RunStore, default_uri
+from dinomaly_hd.runs.find import Found, Shelf
+from dinomaly_hd.runs.folder import IN_MLFLOW, SUMMARY, Context, RunFolder
+from dinomaly_hd.runs.pages import add_report, artifact_folder
+from dinomaly_hd.runs.store import default_uri
+from dinomaly_hd.runs.tracker import Tracker, tracked
 
 KIND = "report"
 CLOSER_LOOK = (Focus("domain_C", "cold"), Focus("domain_C", "all"), Focus("mean", "all"))
@@ -102,78 +105,91 @@ def flat_means(comparison: Comparison) -> dict[str, float]:
     return flat
 
 
-def report(request: ReportRequest) -> tuple[Path, Report]:
+def report(asked: Asked, context: Context) -> tuple[Path, Report]:
     """Find the runs, write and log the report; return its folder and what it says."""
-    output = request.output
+    output = asked.output
     if output is not None and os.path.exists(output) and (not output.is_dir() or any(output.iterdir())):
         # Tables of another report would mix with these.
         raise OutputError(f"output={output}: already there; give a new or an empty folder")
-    uri = default_uri(request.root)
-    shelf = Shelf(request.result_dir, RunStore(uri))
-    collected = collect(request, shelf)
-    own_reference = collected.summary.get("reference", request.reference)
-    if output is not None or request.reference not in (None, own_reference):
+    shelf = Shelf(context.result_dir, default_uri(context.root))
+    collected = collect(asked, context, shelf)
+    own_reference = collected.summary.get("reference", asked.reference)
+    if output is not None or asked.reference not in (None, own_reference):
         collected = collected._replace(own=None)  # another view of it, which must not replace its report
     chosen = output or (collected.own.folder if collected.own else None)
-    folder = chosen or make_dated_folder(request.result_dir / KIND)
-    request.say(f"comparing {len(collected.members)} members")
+    folder = chosen or make_dated_folder(context.result_dir / KIND)
+    context.say(f"comparing {len(collected.members)} members")
     try:
         written = write_report(
             collected.members,
             folder,
-            question=_question(request, collected),
-            command=request.command,
+            question=_question(asked, collected),
+            command=context.command,
             failed=collected.failed,
-            tick=request.tick,
+            tick=context.guard.check,
         )
     finally:
         if chosen is None and not any(folder.iterdir()):
             folder.rmdir()  # refused: a new folder does not stay behind empty
-    logged = LoggedReport(folder, written.files, flat_means(written.comparison), written.markdown)
     try:
-        _log(request, collected, logged, uri=uri)
+        _log(asked, context, collected.own, written, folder)
     except TrackingError as error:
-        request.say(f"warning: {error}; the report's files are complete, but MLflow does not have them all")
+        context.say(f"warning: {error}; the report's files are complete, but MLflow does not have them all")
     for line in ["", *written.markdown.splitlines(), "", f"report: {folder / 'report.html'}"]:
-        request.say(line)
+        context.say(line)
     return folder, written
 
 
-def _question(request: ReportRequest, collected: Collected) -> Question:
+def _question(asked: Asked, collected: Collected) -> Question:
     labels, own = {member.label for member in collected.members}, collected.own
     title = f"{len(collected.members)} runs, called {', '.join(sorted(labels))}"
     if own is not None:  # without counts, since the next report on it reads this title from its summary
         title = f"{own.tags.get('kind', 'Comparison').capitalize()} {Path(own.folder or own.name).name}"
     reference = collected.summary.get("reference")
     return Question(
-        request.title or str(collected.summary.get("title", title)),
-        request.question or str(collected.summary.get("question", AFTERWARDS)),
+        asked.title or str(collected.summary.get("title", title)),
+        asked.question or str(collected.summary.get("question", AFTERWARDS)),
         compared=collected.compared,
-        reference=request.reference or (reference if reference in labels else None),
+        reference=asked.reference or (reference if reference in labels else None),
     )
 
 
-def _log(request: ReportRequest, collected: Collected, logged: LoggedReport, *, uri: str) -> None:
-    """Log to the comparison's own run if there is one, else to a run of the report's own.
+def log(tracker: Tracker, report: Report, folder: Path) -> None:
+    """Give MLflow a report's files and figures; ``folder`` is that of the tracker's run."""
+    for path in report.files:
+        tracker.artifact(path, folder=artifact_folder(path, below=folder))
+    tracker.metrics(flat_means(report.comparison), step=0)
+
+
+def _log(asked: Asked, context: Context, own: Found | None, written: Report, folder: Path) -> None:
+    """Log to the comparison's ``own`` run if there is one, else to a run of the report's own.
 
     A run that `mlflow run` has begun for this process holds the report in either case.
     """
-    own, adopted = collected.own, os.environ.pop("MLFLOW_RUN_ID", None)
-    params = {"runs": ",".join(request.runs), "query": request.query, "label_by": request.label_by}
-    run = ReportRun(
-        f"{KIND}-by-{request.label_by}",
-        {"kind": KIND, "command": request.command, **provenance.git_facts(request.root)},
-        {name: value for name, value in params.items() if value},
+    uri, adopted = default_uri(context.root), os.environ.get("MLFLOW_RUN_ID")
+    given = {"runs": ",".join(asked.runs), "query": asked.query, "label_by": asked.label_by}
+    params = {name: value for name, value in given.items() if value}
+    tags = {"kind": KIND, "command": context.command, **provenance.git_facts(context.root)}
+    add = partial(
+        add_report,
+        folder=folder,
+        files=written.files,
+        uri=uri,
+        note=written.markdown,
+        metrics=flat_means(written.comparison),
     )
     if own is not None and own.run_id is not None:
-        add_report(logged, None, run_id=own.run_id, uri=uri)
-    if own is not None and own.folder == logged.folder:
+        add(own.run_id, tags={}, params={})
+    if own is not None and own.folder == folder:
         if own.run_id is None:
-            request.say("warning: the comparison is not in MLflow, so the report is in its folder only")
+            context.say("warning: the comparison is not in MLflow, so the report is in its folder only")
         if adopted is not None:
-            add_report(logged, run, run_id=adopted, uri=uri)
+            add(os.environ.pop("MLFLOW_RUN_ID"), tags=tags, params=params)
     elif own is None or own.run_id is None or adopted is not None:
-        run_id = log_report(
-            logged, run, experiment=request.experiment, uri=uri, root=request.root, adopted=adopted
-        )
-        RunFolder(logged.folder, resumed=False).set_state(status=FINISHED, mlflow_run_id=run_id)
+        place = RunFolder(folder)
+        with tracked(place, context, name=f"{KIND}-by-{asked.label_by}", tags=tags) as tracker:
+            tracker.params(params)
+            tracker.note(written.markdown)
+            log(tracker, written, folder)
+        if not place.state()[IN_MLFLOW]:
+            raise TrackingError(f"MLflow at {uri} does not answer, or refuses a part")

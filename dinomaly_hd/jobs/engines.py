@@ -20,6 +20,7 @@ from typing import Any
 
 from dinomaly_hd.errors import ConfigError, nearest, reason_of
 from dinomaly_hd.jobs.job import JOB_FILE, LOG, Exit, Job, Slots
+from dinomaly_hd.provenance import usable_cores
 
 LOCAL, RAY = "local", "ray"
 ONE_SLOT = Slots(LOCAL, 1, "")
@@ -133,13 +134,6 @@ class LocalEngine:
             )
         finally:
             self._tokens.put(token)
-
-
-def usable_cores() -> int:
-    """Return how many cores this process may use."""
-    with contextlib.suppress(AttributeError):
-        return len(os.sched_getaffinity(0))
-    return os.cpu_count() or 1
 
 
 def _devices() -> list[str]:

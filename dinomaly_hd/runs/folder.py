@@ -2,7 +2,7 @@
 
 import os
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -21,6 +21,7 @@ if TYPE_CHECKING:
 STATE = "run.json"
 LOCK = ".lock"
 CHECKPOINTS, MODEL, RESULTS, SCORES = "checkpoints", "model", "results.json", "scores"
+SUMMARY = "final_summary.json"
 FINISHED = "FINISHED"
 IN_MLFLOW = "in_mlflow"
 """In run.json: whether MLflow has all of the run."""
@@ -70,13 +71,12 @@ class Progress:
 
 
 class RunFolder(NamedTuple):
-    """One ``{result_dir}/{variant}/{YYYYMMDD_HHMMSS}_seed{N}`` and whether it continues an earlier start.
+    """One ``{result_dir}/{variant}/{YYYYMMDD_HHMMSS}_seed{N}``.
 
     ``finished``: another process has done this run while this one waited for its folder.
     """
 
     path: Path
-    resumed: bool
     finished: bool = False
 
     def state(self) -> dict[str, Any]:
@@ -96,40 +96,52 @@ def read_results(path: Path) -> dict[str, Any] | None:
     return read_json(path / RESULTS) or None
 
 
+def all_runs(result_dir: Path) -> list[Path]:
+    """Return every run folder below a result folder, oldest first."""
+    found = [path.parent for path in result_dir.glob(f"**/{STATE}") if path.is_file()]
+    return sorted(found, key=lambda folder: (folder.name, folder))
+
+
+def states(result_dir: Path) -> Iterator[tuple[Path, dict[str, Any]]]:
+    """Yield every run folder below a result folder and what its ``run.json`` says, oldest first."""
+    return ((folder, read_state(folder)) for folder in all_runs(result_dir))
+
+
 def finished_runs(result_dir: Path, *, code: str) -> dict[str, Path]:
     """Return the folders of all finished runs of this code by their ``config_hash``, the oldest of each."""
     found: dict[str, Path] = {}
-    for path in all_runs(result_dir):
-        state = read_state(path)
+    for path, state in states(result_dir):
         if (state.get("status"), state.get("code")) == (FINISHED, code) and (path / RESULTS).is_file():
             found.setdefault(str(state.get("config_hash")), path)
     return found
 
 
-def find_run(result_dir: Path, run: str) -> Path:
-    """Return the run folder named by its path, its name, or its MLflow run id, or raise ConfigError.
+def folders_named(
+    run: str, among: Iterable[tuple[Path, Mapping[str, Any]]], *, holding: Sequence[str] = (STATE,)
+) -> list[Path]:
+    """Return the run folders that a user may mean by a path, a name, or an MLflow run id.
 
-    Several may have one name: a comparison's members share theirs with the members of the next one.
+    A path counts if one of the files ``holding`` lies there. Several may have one name: a comparison's
+    members share theirs with the members of the next one.
     """
-    if os.path.isfile(Path(run) / STATE):  # False too for what is too long for a path
-        return Path(run)
-    folders = list(all_runs(result_dir))
-    found = [f for f in folders if f.name == run or read_state(f).get("mlflow_run_id") == run]
+    if any(os.path.isfile(Path(run) / file) for file in holding):  # False too for what is too long for a path
+        return [Path(run)]
+    return [folder for folder, state in among if run in (folder.name, state.get("mlflow_run_id"))]
+
+
+def find_run(result_dir: Path, run: str) -> Path:
+    """Return the one run folder named by its path, its name, or its MLflow run id, or raise ConfigError."""
+    among = list(states(result_dir))
+    found = folders_named(run, among)
     if len(found) > 1:
         shown = ", ".join(str(folder) for folder in found[-SHOWN_RUNS:])
         raise ConfigError(f"run {run!r}: {len(found)} run folders have this name; give a path: {shown}")
     if not found:
         raise ConfigError(
-            f"run {run!r}: no run folder and no MLflow run id of the {len(folders)} runs under {result_dir}; "
+            f"run {run!r}: no run folder and no MLflow run id of the {len(among)} runs under {result_dir}; "
             "give the folder's path or another result_dir"
         )
     return found[0]
-
-
-def all_runs(result_dir: Path) -> Iterator[Path]:
-    """Yield every run folder below a result folder, oldest first."""
-    states = [path for path in result_dir.glob(f"**/{STATE}") if path.is_file()]
-    yield from (path.parent for path in sorted(states, key=lambda path: (path.parent.name, path)))
 
 
 @contextmanager
@@ -150,11 +162,8 @@ def open_folder(
     A folder without a checkpoint is left behind for a new one, unless it is a comparison's own
     (``of_members``). ``resume`` is "auto", "never", or the run to continue. ``folder`` is where a comparison
     puts its member, None makes a dated one below ``variant``; for another process in it is waited ``wait_s``,
-    with ``tick`` called several times a second.
-
-    Raises:
-        ConfigError: The run to continue is not there, is another's, or another process works on it.
-        OutputError: The folder cannot be written.
+    with ``tick`` called several times a second. Raises ConfigError where the run to continue is not there, is
+    another's, or another process works on it, OutputError where the folder cannot be written.
     """
     candidates: list[Path | None]
     if resume in ("auto", "never"):
@@ -179,19 +188,19 @@ def open_folder(
         except OSError as error:
             raise OutputError(f"cannot write {path}: {error}; choose another result_dir") from error
         try:
-            yield _claimed(path, config_hash, resumed=candidate is not None, waited=waited)
+            yield _claimed(path, config_hash, waited=waited)
         finally:
             lock.release()
         return
     raise ConfigError(f"resume={resume}: another process is working on this run")
 
 
-def _claimed(path: Path, config_hash: str, *, resumed: bool, waited: bool) -> RunFolder:
+def _claimed(path: Path, config_hash: str, *, waited: bool) -> RunFolder:
     """Return a folder that is locked; another run's stays as it is: its checkpoint will be refused."""
     state = read_state(path)
     theirs = state.get("config_hash", config_hash)
     done = waited and theirs == config_hash and state.get("status") == FINISHED
-    folder = RunFolder(path, resumed=resumed, finished=done)
+    folder = RunFolder(path, finished=done)
     if theirs == config_hash and not done:
         folder.set_state(config_hash=config_hash, status="RUNNING", pid=os.getpid())
     elif not done and not any((path / CHECKPOINTS).glob("*.pt")):
@@ -203,10 +212,10 @@ def _claimed(path: Path, config_hash: str, *, resumed: bool, waited: bool) -> Ru
 
 
 def _unfinished(where: Path, config_hash: str, *, of_members: bool) -> list[Path]:
-    states = {path: read_state(path) for path in all_runs(where)}
+    """Return the folders to go on in, the newest first."""
     return [
         path
-        for path, state in reversed(states.items())
+        for path, state in reversed(list(states(where)))
         if state.get("config_hash") == config_hash and state.get("status") != FINISHED
         if of_members or any(path.glob(f"**/{CHECKPOINTS}/*.pt"))
     ]

@@ -7,6 +7,7 @@ import threading
 import time
 import uuid
 from collections.abc import Mapping
+from itertools import pairwise
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -116,8 +117,10 @@ class Journal(JsonLines):
     def tail(self, offset: int = 0) -> tuple[list[Entry], int]:
         """Return the entries from byte ``offset`` on, and the offset at which to go on reading."""
         records, end = self.records(offset)
-        numbers = [{key: float(value) for key, value in record["metrics"].items()} for record in records]
-        return [Entry(one["step"], one["time"], own) for one, own in zip(records, numbers, strict=True)], end
+        return [
+            Entry(one["step"], one["time"], {key: float(value) for key, value in one["metrics"].items()})
+            for one in records
+        ], end
 
     def history(self) -> dict[str, list[tuple[int, float]]]:
         """Return (step, value) pairs per metric in the order of writing: all but the times."""
@@ -133,8 +136,8 @@ class Journal(JsonLines):
         So are the final figures, whose step is smaller than that of the entries before them.
         """
         records, _ = self.records()
-        steps = [record["step"] for record in records]
-        ends = (i for i, own in enumerate(steps) if own > step or (i and own < steps[i - 1]))
+        steps = [-1, *(record["step"] for record in records)]
+        ends = (i for i, (before, own) in enumerate(pairwise(steps)) if own > step or own < before)
         if records:
             self.keep(records[: next(ends, None)])
 
@@ -155,12 +158,6 @@ class RunRecord(NamedTuple):
     tags: dict[str, str]
     parent_run_id: str | None
     time_ms: int
-
-    @property
-    def all_tags(self) -> dict[str, str]:
-        """What MLflow's run is marked by."""
-        parent = {} if self.parent_run_id is None else {"mlflow.parentRunId": self.parent_run_id}
-        return {**self.tags, **parent, KEY_TAG: self.key}
 
 
 class Operation(NamedTuple):
@@ -196,12 +193,12 @@ class Outbox(JsonLines):
         """Note how the run is to be made; a folder opened again keeps its key and its first start time."""
         before = self.run
         key, began_ms = (before.key, before.time_ms) if before else (uuid.uuid4().hex, now_ms())
-        run = RunRecord(key, experiment, run_name, dict(tags), parent_run_id, began_ms)
-        self._write({"run": run._asdict()})
+        run = RunRecord(key, experiment, run_name, tags, parent_run_id, began_ms)
+        self.note(run=run._asdict())
 
     def add(self, kind: str, **values: Any) -> None:
         """Note something to send."""
-        self._write({"number": self._next, "kind": kind, "values": values})
+        self.note(number=self._next, kind=kind, values=values)
 
     def pending(self, run_id: str) -> list[Operation]:
         """Return what ``run_id`` lacks, oldest first."""
@@ -209,19 +206,8 @@ class Outbox(JsonLines):
             missing = [one for one in self._operations.values() if (one.number, run_id) not in self._arrived]
         return sorted(missing)
 
-    def arrived(self, operation: Operation, run_id: str) -> None:
-        """Tick an operation off."""
-        self._write({"arrived": operation.number, "run_id": run_id})
-
-    def attach(self, run_id: str) -> None:
-        """Note the MLflow run that this folder is copied to."""
-        self._write({"attached": run_id})
-
-    def end(self, status: str) -> None:
-        """Note how the run ended."""
-        self._write({"ended": status, "time": now_ms()})
-
-    def _write(self, record: dict[str, Any]) -> None:
+    def note(self, **record: Any) -> None:
+        """Write one of the lines that `_take` knows; those who send note what arrived, and in which run."""
         with self._lock:
             self.append(record)
             self._take(record)
@@ -257,12 +243,3 @@ def _to_json(value: float) -> float | str:
     if math.isfinite(value):
         return value
     return "NaN" if math.isnan(value) else "Infinity" if value > 0 else "-Infinity"
-
-
-def recorded(folder: Path) -> tuple[dict[str, str], int]:
-    """Return a run folder's tags and its start in UTC milliseconds; empty and 0 if it was not tracked."""
-    try:
-        outbox = Outbox(folder)
-    except (CheckpointError, OSError):  # names and order are lost with it, no number is
-        return {}, 0
-    return outbox.tags, outbox.run.time_ms if outbox.run else 0

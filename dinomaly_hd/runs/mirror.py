@@ -2,24 +2,17 @@
 
 import json
 import logging
+import os
 import re
+import time
 from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from dinomaly_hd.errors import TrackingError, reason_of
-from dinomaly_hd.runs.journal import JOURNAL, KEY_TAG, OUTBOX, Entry, Journal, Operation, Outbox, now_ms
-from dinomaly_hd.runs.store import (
-    KEYS_PER_CALL,
-    client_for,
-    entity_name,
-    in_one_line,
-    is_outage,
-    load_mlflow,
-    prepare_store,
-    send_tags,
-    write_ahead,
-)
+from dinomaly_hd.runs import journal, store
+from dinomaly_hd.runs.folder import FINISHED, IN_MLFLOW, RunFolder
+from dinomaly_hd.runs.processes import close_stale_runs, process_tag
 
 if TYPE_CHECKING:
     from mlflow.entities import Run
@@ -29,181 +22,198 @@ logger = logging.getLogger(__name__)
 
 RANDOM_NAME = re.compile(r"[^\W\d_]+-[^\W\d_]+-\d+")
 """What MLflow calls a run that was given no name: "bold-snail-123"."""
-METRICS_PER_CALL = 1000
-PARAM_LENGTH, DIGEST_LENGTH = 6000, 36
+DIGEST_LENGTH = 36
 ATTEMPTS = 3
+HEARTBEAT_S = 30.0
+ENDINGS = (FINISHED, "FAILED", "KILLED")
 
 
-def mirror(
-    folder: Path, *, uri: str, root: Path, ended: str | None = None, adopted: str | None = None
-) -> "Mirror":
-    """Send what MLflow lacks of a tracked run folder, and return the copy; called again, it sends nothing.
+def mirror(folder: Path, *, uri: str, root: Path) -> "Mirror":
+    """Give MLflow what it lacks of a tracked run folder that no process works on; again, it sends nothing.
 
-    The run gets the recorded status, else ``ended``; a new run of a folder without any was killed.
+    A run whose process died before it could say how it ended was killed.
     """
-    outbox = Outbox(folder)
-    if outbox.run is None:
-        raise TrackingError(f"{folder}: no {OUTBOX} in it, so no run that could be synced")
-    load_mlflow(uri)
-    with in_one_line(f"MLflow at {uri}", hint="; nothing is lost, sync again later"):
+    copy, run = Mirror(folder, uri=uri, root=root), RunFolder(folder)
+    status = run.state().get("status")
+    ended = status if status in ENDINGS else "KILLED"
+    with store.in_one_line(f"MLflow at {uri}", hint="; nothing is lost, sync again later"):
         try:
-            copy = attach(outbox, Journal(folder / JOURNAL), uri=uri, root=root, adopted=adopted)
             copy.send()
-            status, end_ms = outbox.ending or (ended or ("KILLED" if copy.made else None), now_ms())
-            if status is not None:
-                copy.client.set_terminated(copy.run_id, status, end_time=end_ms)
+            copy.end(ended)
         finally:
-            outbox.close()
+            copy.outbox.close()
+    run.set_state(status=ended, mlflow_run_id=copy.run_id, **{IN_MLFLOW: copy.refused == 0})
     return copy
 
 
-def attach(
-    outbox: Outbox,
-    journal: Journal,
-    *,
-    uri: str,
-    root: Path,
-    adopted: str | None = None,
-    resumed: str | None = None,
-) -> "Mirror":
-    """Return a folder's copy: the run that `mlflow run` made, or that of an earlier start, or a new one.
-
-    A refusal of the store is a TrackingError; where it does not answer, MLflow's own is raised (`is_outage`).
-    """
-    record, made = outbox.run, False
-    assert record is not None, "open_run first"
-    if adopted is not None:
-        write_ahead(uri)
-        client = client_for(uri)
-        run = _get(client, adopted)
-        if run is None:
-            raise TrackingError(f"MLFLOW_RUN_ID={adopted} cannot be adopted at {uri}: there is no such run")
-        if RANDOM_NAME.fullmatch(run.info.run_name or ""):  # one that somebody gave to `mlflow run` stays
-            client.update_run(adopted, name=record.run_name)
-        send_tags(client, adopted, record.all_tags)
-    else:
-        experiment_id = prepare_store(uri, experiment=record.experiment, root=root)
-        client = client_for(uri)
-        parent = _get(client, record.parent_run_id)
-        if parent is not None:  # `mlflow run` may have chosen its experiment
-            experiment_id = parent.info.experiment_id
-        run = _before(client, experiment_id, [resumed, outbox.attached], key=record.key)
-        if run is None:
-            from mlflow.tracking.context.registry import resolve_tags
-
-            tags, made = resolve_tags(record.all_tags), True
-            run = client.create_run(experiment_id, record.time_ms, tags, run_name=record.run_name)
-    if outbox.attached != run.info.run_id:
-        outbox.attach(run.info.run_id)
-    return Mirror(client, run, outbox, journal, made=made)
-
-
-def _get(client: "MlflowClient", run_id: str | None) -> "Run | None":
-    """Return a run, None where the store has none of this id."""
-    try:
-        return None if run_id is None else client.get_run(run_id)
-    except Exception as error:
-        if is_outage(error):
-            raise
-        return None
-
-
-def _before(client: "MlflowClient", experiment_id: str, ids: list[str | None], *, key: str) -> "Run | None":
-    """Return the run of an earlier start, by its id or its key.
-
-    By its key a run is found that was made although the answer got lost: "create" again would make a second.
-    """
-    for run_id in filter(None, ids):
-        run = _get(client, run_id)
-        if run is None:
-            logger.warning("MLflow run %s is not there any more, its history goes to a new run", run_id)
-        elif run.info.lifecycle_stage == "active":
-            return run
-    return next(iter(client.search_runs([experiment_id], f"tags.{KEY_TAG} = '{key}'", max_results=1)), None)
-
-
 class Mirror:
-    """Sends what an MLflow run lacks of a journal and an outbox; each call may block, and be repeated.
+    """Sends what an MLflow run lacks of its folder's journal and outbox; calls may block, and be repeated.
 
-    A metric point is known by its name and step: a resumed run that logs a step again adds nothing. Files are
-    sent from below ``folder`` alone, the outbox's own if none is given. ``points`` and ``operations`` count
-    what arrived, ``refused`` what the store answered with a refusal (that stays in the run folder). ``made``
-    says that the run held nothing yet.
+    The run is that of an earlier start (the ``resumed`` one, where the folder may not know it), or a new one,
+    in the experiment of its parent or one that is made if need be. A database's artifacts go to ``root``. A
+    folder ``at_work`` takes the run that `mlflow run` made; its run is marked RUNNING and this process's.
+
+    A metric point is known by its name and step: a resumed run that logs a step again adds nothing.
+    ``points`` and ``operations`` count what arrived, ``refused`` what the store answered with a refusal (that
+    stays in the run folder). A store that does not answer raises what MLflow raises (`store.is_outage`).
     """
+
+    client: "MlflowClient"
 
     def __init__(
-        self,
-        client: "MlflowClient",
-        run: "Run",
-        outbox: Outbox,
-        journal: Journal,
-        *,
-        made: bool = False,
-        folder: Path | None = None,
+        self, folder: Path, *, uri: str, root: Path, resumed: str | None = None, at_work: bool = False
     ) -> None:
-        self.client, self.made = client, made
-        self.run_id: str = run.info.run_id
-        self.experiment_id: str = run.info.experiment_id
+        self.folder, self.uri, self.root = folder.resolve(), uri, root
+        self.journal, self.outbox = journal.Journal(folder / journal.JOURNAL), journal.Outbox(folder)
+        self.run_id = self.experiment_id = ""  # until `open`
         self.points = self.operations = self.refused = 0
-        self._folder, self._journal, self._outbox = (folder or outbox.path.parent).resolve(), journal, outbox
-        self._offset = 0
-        self._params: set[str] | None = None
+        # Taken out of the environment, so that no process that we start adopts the same run.
+        self._adopted = os.environ.pop("MLFLOW_RUN_ID", None) if at_work else None
+        self._resumed, self._at_work, self._next_beat = resumed, at_work, 0.0
+        self._offset, self._steps = 0, dict[str, set[int]]()
         self._images: set[str] | None = None
         self._given_up: set[int] = set()
-        self._known: dict[str, set[int]] = {}
-        if not made:
-            for name in {entity_name(key) for entry in journal.tail()[0] for key in entry.metrics}:
-                if name in run.data.metrics:
-                    history = client.get_metric_history(self.run_id, name)
-                    self._known[name] = {point.step for point in history}
+        self._causes: set[tuple[str, str]] = set()
+
+    def open(self) -> None:
+        """Find the run or make it; an open one stays. A refusal of the store is a TrackingError."""
+        if self.run_id:
+            return
+        record = self.outbox.run
+        if record is None:
+            raise TrackingError(f"{self.folder}: no {journal.OUTBOX} in it, so no run that could be synced")
+        parent = {} if record.parent_run_id is None else {"mlflow.parentRunId": record.parent_run_id}
+        tags = {**record.tags, **parent, journal.KEY_TAG: record.key}
+        if self._adopted is not None:
+            run = self._adopt(self._adopted, name=record.run_name)
+        else:
+            experiment_id = store.prepare_store(self.uri, experiment=record.experiment, root=self.root)
+            self.client = store.client_for(self.uri)
+            above = record.parent_run_id and store.run_of(self.client, record.parent_run_id)
+            if above:  # `mlflow run` may have chosen its experiment
+                experiment_id = above.info.experiment_id
+            run = self._before(experiment_id, key=record.key) or self._made(experiment_id, record, tags)
+        run_id = run.info.run_id
+        if self.outbox.attached != run_id:
+            self.outbox.note(attached=run_id)
+        self._params = set(run.data.params)
+        logged = {store.entity_name(key) for entry in self.journal.tail()[0] for key in entry.metrics}
+        # Not what the journal lacks: final figures that a resumed run makes anew replace MLflow's.
+        self._metrics = logged & run.data.metrics.keys()
+        if self._at_work:
+            self.client.update_run(run_id, status="RUNNING")
+            self._beat(run_id, tags)
+            self._close_stale(run.info.experiment_id)
+        self.experiment_id, self.run_id = run.info.experiment_id, run_id
+
+    def _adopt(self, run_id: str, *, name: str) -> "Run":
+        store.write_ahead(self.uri)
+        self.client = store.client_for(self.uri)
+        run = store.run_of(self.client, run_id)
+        if run is None:
+            raise TrackingError(
+                f"MLFLOW_RUN_ID={run_id} cannot be adopted at {self.uri}: there is no such run"
+            )
+        if RANDOM_NAME.fullmatch(run.info.run_name or ""):  # one that somebody gave to `mlflow run` stays
+            self.client.update_run(run_id, name=name)
+        return run
+
+    def _before(self, experiment_id: str, *, key: str) -> "Run | None":
+        """Return the run of an earlier start, by its id or its key.
+
+        By its key a run is found that was made although the answer got lost: "create" would make a second.
+        """
+        for run_id in filter(None, (self._resumed, self.outbox.attached)):
+            run = store.run_of(self.client, run_id)
+            if run is None:
+                logger.warning("MLflow run %s is not there any more, its history goes to a new run", run_id)
+            elif run.info.lifecycle_stage == "active":
+                return run
+        by_key = self.client.search_runs([experiment_id], f"tags.{journal.KEY_TAG} = '{key}'", max_results=1)
+        return next(iter(by_key), None)
+
+    def _made(self, experiment_id: str, record: journal.RunRecord, tags: dict[str, str]) -> "Run":
+        from mlflow.tracking.context.registry import resolve_tags
+
+        own = resolve_tags(tags)
+        return self.client.create_run(experiment_id, record.time_ms, own, run_name=record.run_name)
+
+    def _beat(self, run_id: str, tags: dict[str, str]) -> None:
+        store.send_tags(self.client, run_id, {**tags, **process_tag()})
+        self._next_beat = time.monotonic() + HEARTBEAT_S
+
+    def _close_stale(self, experiment_id: str) -> None:
+        try:
+            close_stale_runs(self.client, experiment_id)
+        except Exception as error:
+            if store.is_outage(error):
+                raise
+            logger.warning("runs left behind could not be closed: %s", reason_of(error))
 
     def send(self) -> None:
         """Send the journal from where the last call stopped, then what the outbox holds, in order."""
-        entries, offset = self._journal.tail(self._offset)
+        self.open()
+        entries, offset = self.journal.tail(self._offset)
         self._send_points(entries)
         self._offset = offset
-        for operation in self._outbox.pending(self.run_id):
+        for operation in self.outbox.pending(self.run_id):
             if operation.number not in self._given_up:
                 self._attempt(operation)
+        if self._at_work and time.monotonic() >= self._next_beat:
+            self._beat(self.run_id, {})
 
-    def _send_points(self, entries: Iterable[Entry]) -> None:
+    def end(self, otherwise: str) -> None:
+        """Give the run the status that was noted, else this one."""
+        status, end_ms = self.outbox.ending or (otherwise, journal.now_ms())
+        self.client.set_terminated(self.run_id, status, end_time=end_ms)
+
+    def _send_points(self, entries: Iterable[journal.Entry]) -> None:
         from mlflow.entities import Metric
 
         points: dict[tuple[str, int], Metric] = {}
         for entry in entries:
             for key, value in entry.metrics.items():
-                name = entity_name(key)
-                if entry.step not in self._known.get(name, ()):
+                name = store.entity_name(key)
+                if entry.step not in self._steps_of(name):
                     points.setdefault((name, entry.step), Metric(name, value, entry.time_ms, entry.step))
         waiting = list(points.values())
-        for start in range(0, len(waiting), METRICS_PER_CALL):
-            batch = waiting[start : start + METRICS_PER_CALL]
+        for start in range(0, len(waiting), store.METRICS_PER_CALL):
+            batch = waiting[start : start + store.METRICS_PER_CALL]
             try:
                 self.client.log_batch(self.run_id, metrics=batch)
                 self.points += len(batch)
             except Exception as error:
-                if is_outage(error):
+                if store.is_outage(error):
                     raise
-                self._refuse(f"{len(batch)} metric points", error, count=len(batch))
+                self._refuse("points", f"{len(batch)} metric points", error, count=len(batch))
             for point in batch:
-                self._known.setdefault(point.key, set()).add(point.step)
+                self._steps_of(point.key).add(point.step)
 
-    def _attempt(self, operation: Operation) -> None:
+    def _steps_of(self, metric: str) -> set[int]:
+        """Return the steps of a metric that the run has."""
+        if metric not in self._steps:
+            there = metric in self._metrics
+            history = self.client.get_metric_history(self.run_id, metric) if there else ()
+            self._steps[metric] = {point.step for point in history}
+        return self._steps[metric]
+
+    def _attempt(self, operation: journal.Operation) -> None:
         """Send one operation; what fails although the store answers is given up after some attempts."""
+        kind = operation.kind
         for attempts_left in reversed(range(ATTEMPTS)):
             try:
-                getattr(self, f"_do_{operation.kind}")(**operation.values)
+                getattr(self, f"_do_{kind}")(**operation.values)
             except Exception as error:
-                if is_outage(error):
+                if store.is_outage(error):
                     if not self._answers():
                         raise
                     if attempts_left:
                         continue
                 self._given_up.add(operation.number)
                 named = [str(operation.values.get(key, "")) for key in ("file", "name", "path")]
-                self._refuse(" ".join([operation.kind, *filter(None, named)]), error, count=1)
+                self._refuse(kind, " ".join([kind, *filter(None, named)]), error, count=1)
             else:
-                self._outbox.arrived(operation, self.run_id)
+                self.outbox.note(arrived=operation.number, run_id=self.run_id)
                 self.operations += 1
             return
 
@@ -211,29 +221,24 @@ class Mirror:
         try:
             self.client.get_run(self.run_id)
         except Exception as error:
-            return not is_outage(error)
+            return not store.is_outage(error)
         return True
 
-    def _refuse(self, what: str, error: Exception, *, count: int) -> None:
+    def _refuse(self, kind: str, what: str, error: Exception, *, count: int) -> None:
+        """Count what is refused; of one cause the first thing is named."""
         self.refused += count
-        logger.warning("MLflow run %s does not take %s: %s", self.run_id, what, reason_of(error))
+        cause = (kind, str(getattr(error, "error_code", type(error).__name__)))
+        if cause not in self._causes:
+            self._causes.add(cause)
+            logger.warning("MLflow run %s does not take %s: %s", self.run_id, what, reason_of(error))
 
     # ---- what becomes of an outbox's operations, by their kind ----
 
     def _do_params(self, params: dict[str, str]) -> None:
-        """Log parameters that the run does not have yet: `mlflow run` logs its own, as shell-quoted text."""
-        from mlflow.entities import Param
-
-        if self._params is None:
-            self._params = set(self.client.get_run(self.run_id).data.params)
-        named = {entity_name(key): value[:PARAM_LENGTH] for key, value in params.items()}
-        new = [Param(name, value) for name, value in named.items() if name not in self._params]
-        for start in range(0, len(new), KEYS_PER_CALL):
-            self.client.log_batch(self.run_id, params=new[start : start + KEYS_PER_CALL])
-        self._params.update(named)
+        self._params |= store.log_params(self.client, self.run_id, params, known=self._params)
 
     def _do_tags(self, tags: dict[str, str]) -> None:
-        send_tags(self.client, self.run_id, tags)
+        store.send_tags(self.client, self.run_id, tags)
 
     def _do_artifact(self, path: str, folder: str | None) -> None:
         own = self._own(path)
@@ -278,10 +283,10 @@ class Mirror:
 
         A folder may come from elsewhere: nothing outside of it is sent, whatever its notes or links say.
         """
-        found = self._folder / path
+        found = self.folder / path
         if not found.exists():
             raise FileNotFoundError(f"{found} is gone")
         for each in (found, *(found.rglob("*") if found.is_dir() else ())):
-            if not each.resolve().is_relative_to(self._folder):
-                raise PermissionError(f"{each} leads out of the run folder {self._folder}: not sent")
+            if not each.resolve().is_relative_to(self.folder):
+                raise PermissionError(f"{each} leads out of the run folder {self.folder}: not sent")
         return found

@@ -1,16 +1,12 @@
 """MLflow's pages: addresses that answer a question at once, text that they show whole, and reports."""
 
 import json
-import tempfile
 import urllib.parse
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import NamedTuple
 
-from dinomaly_hd.errors import TrackingError
-from dinomaly_hd.runs.journal import JOURNAL, Journal, Outbox
-from dinomaly_hd.runs.mirror import Mirror, mirror
-from dinomaly_hd.runs.store import ANSWER_S, client_of_existing, in_one_line, server_answers, shortened
+from dinomaly_hd.runs import store
+from dinomaly_hd.runs.journal import now_ms
 
 # A fresh browser would land on MLflow's GenAI pages.
 TRAINING_PAGES = "workflowType=machine_learning"
@@ -64,9 +60,10 @@ def members_line(
     """Return the first line of a comparison's description: links to what MLflow answers about its members.
 
     ``run_id`` is its own run with the artifact ``report``; ``runs`` are its members, called ``what``, and may
-    be other comparisons' runs. Too many to be named, they are those of its own with these tags.
+    be other comparisons' runs. Too many to be named, they are those of its own with these tags. Where MLflow
+    has no run, there is nothing to link to: "".
     """
-    if not runs or experiment_id is None or run_id is None:  # MLflow did not answer
+    if experiment_id is None or run_id is None or not runs:
         return ""
     pages = {}
     if len(runs) <= MOST_LINKED:
@@ -89,72 +86,35 @@ def _query(**values: str) -> str:
     return urllib.parse.urlencode(values, quote_via=urllib.parse.quote)
 
 
-class LoggedReport(NamedTuple):
-    """What MLflow is to hold of a report."""
+def add_report(
+    run_id: str,
+    folder: Path,
+    files: Sequence[Path],
+    *,
+    uri: str,
+    note: str,
+    metrics: Mapping[str, float],
+    tags: Mapping[str, str],
+    params: Mapping[str, str],
+) -> None:
+    """Add a report's files to a run, whose state stays as it is, and the figures that it has not yet."""
+    with store.in_one_line(f"MLflow at {uri}"):
+        client = store.client_of_existing(uri)
+        from mlflow.entities import Metric
 
-    folder: Path
-    files: Sequence[Path]  # below the folder
-    metrics: Mapping[str, float]
-    note: str  # the page's description
-
-
-class ReportRun(NamedTuple):
-    """What tells a report's run from others."""
-
-    name: str
-    tags: Mapping[str, str]
-    params: Mapping[str, str]
-
-
-def log_report(
-    report: LoggedReport, run: ReportRun, *, experiment: str, uri: str, root: Path, adopted: str | None
-) -> str:
-    """Log a report as a new run, or as one that `mlflow run` made, and return its id.
-
-    Where the store does not answer or refuses (TrackingError), `mirror` of the report's folder completes it.
-    """
-    outbox = Outbox(report.folder)
-    outbox.open_run(experiment=experiment, run_name=run.name, tags=dict(run.tags), parent_run_id=None)
-    outbox.add("params", params=dict(run.params))
-    _note(outbox, report).close()
-    outbox.end("FINISHED")
-    outbox.close()
-    if not server_answers(uri, timeout_s=ANSWER_S):
-        raise TrackingError(f"MLflow at {uri} does not answer")
-    sent = mirror(report.folder, uri=uri, root=root, adopted=adopted)
-    _check(sent.refused, uri)
-    return sent.run_id
+        data = client.get_run(run_id).data
+        store.log_params(client, run_id, params, known=data.params)
+        store.send_tags(client, run_id, {**tags, store.NOTE_TAG: store.shortened(note)})
+        named = {store.entity_name(key): value for key, value in metrics.items()}
+        differ = {name: value for name, value in named.items() if data.metrics.get(name) != value}
+        new = [Metric(name, value, now_ms(), 0) for name, value in differ.items()]
+        for start in range(0, len(new), store.METRICS_PER_CALL):
+            client.log_batch(run_id, metrics=new[start : start + store.METRICS_PER_CALL])
+        for path in files:
+            client.log_artifact(run_id, str(path), artifact_folder(path, below=folder))
 
 
-def add_report(report: LoggedReport, run: ReportRun | None, *, run_id: str, uri: str) -> None:
-    """Add a report, and what tells its run from others, to a run, whose state stays as it is."""
-    with tempfile.TemporaryDirectory() as temporary:  # the run folder's own notes stay as they are
-        outbox = Outbox(Path(temporary))
-        if run is not None:
-            outbox.add("tags", tags=dict(run.tags))
-            outbox.add("params", params=dict(run.params))
-        journal = _note(outbox, report)
-        with in_one_line(f"MLflow at {uri}"):
-            client = client_of_existing(uri)
-            copy = Mirror(client, client.get_run(run_id), outbox, journal, folder=report.folder)
-            copy.send()
-        outbox.close()
-        journal.close()
-    _check(copy.refused, uri)
-
-
-def _note(outbox: Outbox, report: LoggedReport) -> Journal:
-    """Note everything to send; the report's files by their path below the report."""
-    outbox.add("tags", tags={"mlflow.note.content": shortened(report.note)})
-    for path in report.files:
-        below = path.resolve().relative_to(report.folder.resolve())
-        folder = None if below.parent == Path() else below.parent.as_posix()
-        outbox.add("artifact", path=str(below), folder=folder)
-    journal = Journal(outbox.path.with_name(JOURNAL))
-    journal.log(report.metrics, step=0)
-    return journal
-
-
-def _check(refused: int, uri: str) -> None:
-    if refused:
-        raise TrackingError(f"MLflow at {uri} refused {refused} parts of the report")
+def artifact_folder(path: Path, *, below: Path) -> str | None:
+    """Return where a file of a run folder goes among the run's artifacts, None for their top."""
+    folder = path.parent.relative_to(below)
+    return None if folder == Path() else folder.as_posix()

@@ -1,31 +1,33 @@
 """Where runs are kept: the MLflow database or server, its one-time preparation, and runs looked up in it."""
 
 import contextlib
-import http.client
+import functools
 import importlib
 import logging
 import os
 import posixpath
 import re
 import sqlite3
-import urllib.error
-import urllib.parse
-import urllib.request
+import sys
+import threading
 import warnings
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Container, Iterator, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING
 
-from dinomaly_hd.errors import ConfigError, TrackingError, nearest, reason_of
+from dinomaly_hd.errors import LONGEST_REASON, ConfigError, TrackingError, reason_of
 from dinomaly_hd.files import locked
 
 if TYPE_CHECKING:
     from mlflow.entities import Run
     from mlflow.tracking import MlflowClient
 
+logger = logging.getLogger(__name__)
+
 STORE_LOCK_TIMEOUT_S, ANSWER_S = 120.0, 5.0
-KEYS_PER_CALL = 100
-KEY_LENGTH, TAG_LENGTH, NOTE_LENGTH = 250, 8000, 7800
+KEYS_PER_CALL, METRICS_PER_CALL = 100, 1000
+KEY_LENGTH, PARAM_LENGTH, TAG_LENGTH, NOTE_LENGTH = 250, 6000, 8000, 7800
+NOTE_TAG = "mlflow.note.content"
 RUN_ID = re.compile(r"[0-9a-f]{32}")
 NOT_THERE, NOT_UNDERSTOOD = "RESOURCE_DOES_NOT_EXIST", "INVALID_PARAMETER_VALUE"
 _MODULES = ("mlflow.system_metrics.system_metrics_monitor", "mlflow.utils.autologging_utils")
@@ -51,13 +53,27 @@ def load_mlflow(uri: str) -> None:
 
     Warnings that its import sets off are not the user's to mend; its own lines about an outage repeat ours.
     """
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        for name in (*_MODULES, *([_DATABASE_MODULE] if is_database(uri) else [])):
-            importlib.import_module(name)
+    needed = (*_MODULES, *([_DATABASE_MODULE] if is_database(uri) else []))
+    if missing := [name for name in needed if name not in sys.modules]:
+        with warnings.catch_warnings():  # only where needed: it makes Python forget which warnings it showed
+            warnings.simplefilter("ignore")
+            for name in missing:
+                importlib.import_module(name)
+    from mlflow.environment_variables import MLFLOW_TRACKING_INSECURE_TLS
+
+    if MLFLOW_TRACKING_INSECURE_TLS.get():  # type: ignore[no-untyped-call]
+        _say_once_that_nothing_is_verified()
+        warnings.filterwarnings("ignore", "Unverified HTTPS request")  # urllib3's, twice a request
     logging.getLogger("mlflow.system_metrics").setLevel(logging.CRITICAL)
     logging.getLogger("mlflow.store.db.utils").setLevel(logging.CRITICAL)
     logging.getLogger("alembic").setLevel(logging.WARNING)
+
+
+@functools.cache
+def _say_once_that_nothing_is_verified() -> None:
+    logger.warning(
+        "MLFLOW_TRACKING_INSECURE_TLS is set: nobody checks that the MLflow server is the right one"
+    )
 
 
 def is_database(uri: str) -> bool:
@@ -70,6 +86,12 @@ def sqlite_file(uri: str) -> Path | None:
     return Path(uri.removeprefix("sqlite:///")).resolve() if uri.startswith("sqlite:///") else None
 
 
+def why(error: BaseException) -> str:
+    """Return an error's reason on one line, of a request that failed the cause at the end of its text."""
+    _, _, cause = str(error).partition("(Caused by ")
+    return cause[:-1].splitlines()[0][:LONGEST_REASON] if cause else reason_of(error)
+
+
 @contextlib.contextmanager
 def in_one_line(what: str, *, hint: str = "") -> Iterator[None]:
     """Turn whatever MLflow raises into a TrackingError that begins with ``what``."""
@@ -78,7 +100,7 @@ def in_one_line(what: str, *, hint: str = "") -> Iterator[None]:
     except (ConfigError, TrackingError):
         raise
     except Exception as error:
-        raise TrackingError(f"{what}: {reason_of(error)}{hint}") from error
+        raise TrackingError(f"{what}: {why(error)}{hint}") from error
 
 
 def prepare_store(uri: str, *, experiment: str, root: Path) -> str:
@@ -89,12 +111,9 @@ def prepare_store(uri: str, *, experiment: str, root: Path) -> str:
     its artifacts in ``root/mlartifacts``. A server needs no lock and decides about artifacts for itself.
     """
     database, what = sqlite_file(uri), f"MLflow at {uri}, experiment {experiment!r}"
-    folder = root.resolve() if database is None else database.parent
-    artifacts: str | None = None
-    lock: contextlib.AbstractContextManager[None] = contextlib.nullcontext()
-    if is_database(uri):
-        artifacts = (root.resolve() / "mlartifacts").as_uri()
-        lock = locked(folder / ".mlflow-store.lock", timeout_s=STORE_LOCK_TIMEOUT_S)
+    artifacts = (root.resolve() / "mlartifacts").as_uri() if is_database(uri) else None
+    beside = (database.parent if database else root.resolve()) / ".mlflow-store.lock"
+    lock = locked(beside, timeout_s=STORE_LOCK_TIMEOUT_S) if artifacts else contextlib.nullcontext()
     load_mlflow(uri)
     with in_one_line(what), lock:
         write_ahead(uri)
@@ -126,18 +145,33 @@ def write_ahead(uri: str) -> None:
 
 
 def server_answers(uri: str, *, timeout_s: float) -> bool:
-    """Tell whether a tracking server says anything within ``timeout_s``; a database counts as answering."""
-    if not uri.startswith("http"):
-        return True
-    address = urllib.parse.urlsplit(uri)
-    host = address.netloc.rpartition("@")[2]  # without user and password
-    try:
-        urllib.request.urlopen(f"{address.scheme}://{host}/health", timeout=timeout_s).close()
-    except urllib.error.HTTPError:
-        return True
-    except (OSError, ValueError, http.client.HTTPException):
-        return False
-    return True
+    """Tell whether MLflow's client gets an answer within ``timeout_s``, be it a refusal."""
+    return not silence_of(uri, timeout_s=timeout_s)
+
+
+def silence_of(uri: str, *, timeout_s: float) -> str:
+    """Return why MLflow's client gets no answer within ``timeout_s``, "" where it gets one.
+
+    Asked by that client, so that its certificates, credentials and paths decide. A database answers.
+    """
+    if is_database(uri):
+        return ""
+    client, reasons = client_for(uri), [f"nothing within {timeout_s:g} s"]
+
+    def ask() -> None:
+        try:
+            client.search_experiments(max_results=1)
+        except Exception as error:
+            if is_outage(error):
+                reasons.append(why(error))
+                return
+        reasons.append("")
+
+    # A thread, since the timeout and the retries that a user set, or a name server, may take minutes.
+    asking = threading.Thread(target=ask, name="asking MLflow", daemon=True)
+    asking.start()
+    asking.join(timeout_s)
+    return reasons[-1]
 
 
 def is_outage(error: BaseException) -> bool:
@@ -166,6 +200,30 @@ def send_tags(client: "MlflowClient", run_id: str, tags: Mapping[str, str]) -> N
         client.log_batch(run_id, tags=cut[start : start + KEYS_PER_CALL])
 
 
+def log_params(
+    client: "MlflowClient", run_id: str, params: Mapping[str, str], *, known: Container[str]
+) -> set[str]:
+    """Log parameters whose names are not known, cut to MLflow's limits, and return the names of all."""
+    from mlflow.entities import Param
+
+    # `mlflow run` logs its own, as shell-quoted text, and the same name with another text is refused.
+    named = {entity_name(key): value[:PARAM_LENGTH] for key, value in params.items()}
+    new = [Param(name, value) for name, value in named.items() if name not in known]
+    for start in range(0, len(new), KEYS_PER_CALL):
+        client.log_batch(run_id, params=new[start : start + KEYS_PER_CALL])
+    return set(named)
+
+
+def run_of(client: "MlflowClient", run_id: str) -> "Run | None":
+    """Return a run, None where the store has none of this id."""
+    try:
+        return client.get_run(run_id)
+    except Exception as error:
+        if getattr(error, "error_code", None) in (NOT_THERE, NOT_UNDERSTOOD):
+            return None
+        raise
+
+
 def shortened(markdown: str) -> str:
     """Cut a description at a blank line, since MLflow cuts a longer one anywhere, mostly in a table."""
     if len(markdown) <= NOTE_LENGTH:
@@ -189,94 +247,6 @@ def client_of_existing(uri: str) -> "MlflowClient":
     database = sqlite_file(uri)
     if database is not None and not database.is_file():
         raise TrackingError(f"MLflow's database {database} does not exist")
-    if not server_answers(uri, timeout_s=ANSWER_S):
-        raise TrackingError(f"MLflow at {uri} does not answer")
+    if reason := silence_of(uri, timeout_s=ANSWER_S):
+        raise TrackingError(f"MLflow at {uri} does not answer: {reason}")
     return client_for(uri)
-
-
-class StoredRun(NamedTuple):
-    """What MLflow says of a run; ``began_ms`` is UTC milliseconds."""
-
-    run_id: str
-    experiment_id: str
-    status: str
-    tags: Mapping[str, str]
-    params: Mapping[str, str]
-    began_ms: int
-
-
-class RunStore:
-    """MLflow to look runs up in; imported and asked only once something is looked up.
-
-    Every method raises TrackingError where the store is not there or does not answer.
-    """
-
-    def __init__(self, uri: str) -> None:
-        self.uri = uri
-        self._client: MlflowClient | None = None
-        self._refusal: TrackingError | None = None
-
-    def run(self, run_id: str) -> StoredRun | None:
-        """Return a run, None where there is none of this id or it was deleted."""
-        with self._asking() as client:
-            try:
-                run = client.get_run(run_id)
-            except Exception as error:
-                if getattr(error, "error_code", None) == NOT_THERE:
-                    return None
-                raise
-        return _stored(run) if run.info.lifecycle_stage == "active" else None
-
-    def children(self, parent: StoredRun) -> list[StoredRun]:
-        """Return the members of a comparison, the first one begun first."""
-        children = f"tags.`mlflow.parentRunId` = '{parent.run_id}'"
-        with self._asking() as client:
-            return [_stored(run) for run in matching(client, parent.experiment_id, children)]
-
-    def search(self, query: str, *, experiment: str) -> list[StoredRun]:
-        """Return the runs of an experiment that match MLflow's filter string, the first one begun first."""
-        with self._asking() as client:
-            found = client.get_experiment_by_name(experiment)
-            if found is None:
-                known = nearest(experiment, [one.name for one in client.search_experiments()])
-                lacking = f"MLflow at {self.uri} has none of this name.{known}"
-                raise ConfigError(f"experiment={experiment!r}: {lacking}")
-            try:
-                return [_stored(run) for run in matching(client, found.experiment_id, query)]
-            except Exception as error:
-                if getattr(error, "error_code", None) != NOT_UNDERSTOOD:
-                    raise
-                raise ConfigError(
-                    f"query={query!r}: MLflow cannot read it: {reason_of(error)}; "
-                    "write e.g. tags.variant = 'horizontal' and params.seed = '42'"
-                ) from error
-
-    def download(self, run_id: str, names: Sequence[str], *, target: Path) -> None:
-        """Copy those of a run's artifacts (files or whole folders) that it has to ``target``."""
-        with self._asking() as client:
-            from mlflow.artifacts import download_artifacts
-
-            for name in {item.path for item in client.list_artifacts(run_id)}.intersection(names):
-                download_artifacts(
-                    run_id=run_id, artifact_path=name, dst_path=str(target), tracking_uri=self.uri
-                )
-
-    @contextlib.contextmanager
-    def _asking(self) -> Iterator["MlflowClient"]:
-        """Yield the client; a store that is not there is asked for once only."""
-        if self._refusal is not None:
-            raise self._refusal
-        with in_one_line(f"MLflow at {self.uri}"):
-            try:
-                self._client = self._client or client_of_existing(self.uri)
-            except TrackingError as error:
-                self._refusal = error
-                raise
-            yield self._client
-
-
-def _stored(run: "Run") -> StoredRun:
-    info, data = run.info, run.data
-    return StoredRun(
-        info.run_id, info.experiment_id, info.status, data.tags, data.params, info.start_time or 0
-    )

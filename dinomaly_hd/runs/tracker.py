@@ -1,9 +1,7 @@
 """One run in MLflow while it is at work: this thread writes to the run folder, a second one copies it."""
 
 import logging
-import os
 import threading
-import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -12,11 +10,18 @@ from typing import TYPE_CHECKING, Any, Literal
 from dinomaly_hd import provenance
 from dinomaly_hd.errors import DinomalyHDError, Interrupted, OutputError, Pruned, TrackingError, reason_of
 from dinomaly_hd.runs.folder import IN_MLFLOW, Context, RunFolder
-from dinomaly_hd.runs.journal import JOURNAL, Journal, Outbox
-from dinomaly_hd.runs.mirror import Mirror, attach
+from dinomaly_hd.runs.journal import now_ms
+from dinomaly_hd.runs.mirror import Mirror
 from dinomaly_hd.runs.pages import charts_page, run_page
-from dinomaly_hd.runs.store import default_uri, is_outage, load_mlflow, send_tags, server_answers, shortened
-from dinomaly_hd.runs.sync import claim, process_tag
+from dinomaly_hd.runs.store import (
+    NOTE_TAG,
+    default_uri,
+    is_outage,
+    load_mlflow,
+    server_answers,
+    shortened,
+    why,
+)
 
 if TYPE_CHECKING:
     from mlflow.system_metrics.system_metrics_monitor import SystemMetricsMonitor
@@ -26,7 +31,6 @@ logger = logging.getLogger(__name__)
 LOCAL_UI = "http://127.0.0.1:5000"
 START_TIMEOUT_S, CLOSE_TIMEOUT_S = 60.0, 120.0
 FLUSH_S = 2.0
-HEARTBEAT_S = 30.0
 LONGEST_PAUSE_S = 30.0
 GRACE_S = 1.0
 
@@ -51,17 +55,15 @@ def tracked(
     facts = provenance.git_facts(context.root)
     changed = " with uncommitted changes" if facts.get("git_dirty") == "true" else ""
     commit = {"git_commit": facts["git_commit"] + changed} if "git_commit" in facts else {}
-    tracker = Tracker(
-        folder.path,
-        uri=default_uri(context.root),
+    uri, root = default_uri(context.root), context.root
+    copy = Mirror(folder.path, uri=uri, root=root, resumed=resumed, at_work=True)
+    copy.outbox.open_run(
         experiment=context.experiment,
         run_name=context.run_name or name,
         tags={**tags, "run_folder": str(folder.path.resolve()), **commit},
-        root=context.root,
         parent_run_id=context.parent_run_id,
-        resume_run_id=resumed,
-        system_metrics=system_metrics,
     )
+    tracker = Tracker(copy, system_metrics=system_metrics)
     status: Status = "FAILED"
     try:
         folder.set_state(**{IN_MLFLOW: False})
@@ -99,65 +101,42 @@ def _close(folder: RunFolder, tracker: "Tracker", status: Status, context: Conte
     # Its id again: a server may have been too slow at the start.
     run = {} if tracker.run_id is None else {"mlflow_run_id": tracker.run_id}
     note(**run, **{IN_MLFLOW: delivered})
-    if delivered and status == "FINISHED":
-        context.say(f"MLflow run:   {tracker.url()}")
+    if (pages := tracker.pages()) and delivered and status == "FINISHED":
+        context.say(f"MLflow run:   {pages[0]}")
         if context.parent_run_id is None:
-            context.say(f"all its runs: {tracker.experiment_url()}")
-            context.say("              (`make ui` starts these pages)")
+            context.say(f"all its runs: {pages[1]}")
+            if pages[0].startswith(LOCAL_UI):
+                context.say("              (`make ui` starts these pages)")
     context.say(f"run folder:   {folder.path}")
 
 
 class Tracker:
-    """Copies one run folder to MLflow (spec/tracking.md; spec/reliability.md row 11).
+    """Keeps a run's copy in MLflow up to date while it is at work (spec/reliability.md row 11).
 
     Every method but `start` and `close` only writes to the run folder and returns at once: metrics to the
     journal, the rest to ``tracking.jsonl`` beside it. A daemon thread sends both. When the store does not
     answer, it warns once and goes on trying; what is not delivered by `close` is left to `mirror`.
-
-    ``experiment`` is made if it is not there; a run that `mlflow run` made and a child of another run have
-    theirs. A database's artifacts go to ``root``. ``resume_run_id`` is a run to go on with; a folder that was
-    tracked before finds its own. ``system_metrics`` are those of this machine, by MLflow's monitor.
+    ``system_metrics`` are those of this machine, by MLflow's monitor.
     """
 
-    def __init__(
-        self,
-        folder: Path,
-        *,
-        uri: str,
-        experiment: str,
-        run_name: str,
-        tags: Mapping[str, str],
-        root: Path,
-        parent_run_id: str | None = None,
-        resume_run_id: str | None = None,
-        system_metrics: bool = True,
-    ) -> None:
-        self.uri, self.folder, self.journal = uri, folder.resolve(), Journal(folder / JOURNAL)
-        self._ui = (uri if uri.startswith("http") else LOCAL_UI).rstrip("/")
-        self._outbox, self._root = Outbox(folder), root
-        self._outbox.open_run(
-            experiment=experiment, run_name=run_name, tags=dict(tags), parent_run_id=parent_run_id
-        )
-        # Taken out of the environment, so that no process that we start adopts the same run.
-        self._adopted, self._resumed = os.environ.pop("MLFLOW_RUN_ID", None), resume_run_id
-        self._system_metrics = system_metrics
+    def __init__(self, copy: Mirror, *, system_metrics: bool) -> None:
+        self._mirror, self.uri, self.journal, self._outbox = copy, copy.uri, copy.journal, copy.outbox
         self._monitor: SystemMetricsMonitor | None = None
-        self._mirror: Mirror | None = None
         self._refusal: TrackingError | None = None
-        self._next_beat, self._failures, self._delivered = 0.0, 0, False
-        self._settled, self._wake = threading.Event(), threading.Event()
-        self._closing, self._abandoned = threading.Event(), threading.Event()
+        self._status: Status = "FAILED"
+        self._system_metrics, self._failures, self._delivered = system_metrics, 0, False
+        self._settled, self._closing, self._abandoned = (threading.Event() for _ in range(3))
         self._thread = threading.Thread(target=self._work, name="tracking", daemon=True)
 
     @property
     def run_id(self) -> str | None:
         """The MLflow run, None as long as the store has not answered."""
-        return self._mirror.run_id if self._mirror else None
+        return self._mirror.run_id or None
 
     @property
     def experiment_id(self) -> str | None:
         """The run's MLflow experiment, None as long as the store has not answered."""
-        return self._mirror.experiment_id if self._mirror else None
+        return self._mirror.experiment_id or None
 
     def start(self, *, timeout_s: float) -> str | None:
         """Begin to copy; return the run's id, or None if the store did not answer within ``timeout_s``.
@@ -167,7 +146,8 @@ class Tracker:
         """
         load_mlflow(self.uri)  # here, since two threads that import at a time can see half-made modules
         self._thread.start()
-        if server_answers(self.uri, timeout_s=GRACE_S):  # else the thread goes on trying beside the run
+        # The first answer of a server behind TLS takes several round trips, of another continent a second.
+        if server_answers(self.uri, timeout_s=2 * GRACE_S):  # else the thread goes on trying beside the run
             self._settled.wait(timeout_s)
         if self._refusal is not None:
             raise self._refusal
@@ -175,20 +155,18 @@ class Tracker:
 
     def close(self, status: Status, *, timeout_s: float) -> bool:
         """End the run and return whether MLflow has all of it; waits 1 to 2 s only when the store is dead."""
+        self._status = status
         try:
-            self._outbox.end(status)
+            self._outbox.note(ended=status, time=now_ms())
         except OutputError as error:
             logger.warning("the end of the run was not noted: %s", error)
         self._closing.set()
-        self._wake.set()
         if self._thread.is_alive():
-            self._thread.join(min(timeout_s, GRACE_S))
-            rest = timeout_s - GRACE_S
-            if self._thread.is_alive() and rest > 0 and server_answers(self.uri, timeout_s=GRACE_S):
-                self._thread.join(rest)
+            answers = server_answers(self.uri, timeout_s=GRACE_S)
+            self._thread.join(timeout_s if answers else min(timeout_s, GRACE_S))
         self._abandoned.set()
         if not self._delivered:
-            told = f"a sync of {self.folder} completes it"
+            told = f"a sync of {self._mirror.folder} completes it"
             logger.warning("MLflow at %s lacks part of this run; %s", self.uri, told)
         return self._delivered
 
@@ -206,31 +184,32 @@ class Tracker:
 
     def note(self, markdown: str) -> None:
         """Set the description that the run's page shows, cut to what MLflow keeps."""
-        self.tags({"mlflow.note.content": shortened(markdown)})
-
-    def add(self, kind: str, path: Path | None = None, **values: Any) -> None:
-        """Log something of a kind that `Mirror` knows; a file must stay until the thread comes to it."""
-        if path is not None:
-            whole = path.resolve()
-            inside = whole.is_relative_to(self.folder)
-            values["path"] = str(whole.relative_to(self.folder) if inside else whole)
-        try:
-            self._outbox.add(kind, **values)
-        except OutputError as error:
-            logger.warning("not sent to MLflow: %s", error)
+        self.tags({NOTE_TAG: shortened(markdown)})
 
     def artifact(self, path: Path, *, folder: str | None = None) -> None:
         """Log a file, or all files of a folder."""
         self.add("artifact", path, folder=folder)
 
-    def url(self) -> str | None:
-        """Return the link to the run's page, None as long as there is no run."""
-        at = self._mirror
-        return f"{self._ui}/{run_page(at.experiment_id, at.run_id)}" if at else None
+    def add(self, kind: str, path: Path | None = None, **values: Any) -> None:
+        """Log something of a kind that `Mirror` knows; a file must stay until the thread comes to it."""
+        if path is not None:
+            whole, own = path.resolve(), self._mirror.folder
+            values["path"] = str(whole.relative_to(own) if whole.is_relative_to(own) else whole)
+        try:
+            self._outbox.add(kind, **values)
+        except OutputError as error:
+            logger.warning("not sent to MLflow: %s", error)
 
-    def experiment_url(self) -> str | None:
-        """Return the link to the charts of its experiment's training runs."""
-        return f"{self._ui}/{charts_page(self._mirror.experiment_id)}" if self._mirror else None
+    def pages(self) -> tuple[str, str] | None:
+        """Return the links to the run's page and to the charts of its experiment's training runs.
+
+        None as long as there is no run.
+        """
+        run_id, experiment_id = self._mirror.run_id, self._mirror.experiment_id
+        if not run_id:
+            return None
+        base = (self.uri if self.uri.startswith("http") else LOCAL_UI).rstrip("/")
+        return f"{base}/{run_page(experiment_id, run_id)}", f"{base}/{charts_page(experiment_id)}"
 
     # ---- the second thread, which owns every call to MLflow ----
 
@@ -238,25 +217,21 @@ class Tracker:
         while not self._abandoned.is_set():
             closing = self._closing.is_set()
             try:
-                mirror = self._mirror or self._open()
-                mirror.send()
-                if time.monotonic() >= self._next_beat:
-                    send_tags(mirror.client, mirror.run_id, process_tag())
-                    self._next_beat = time.monotonic() + HEARTBEAT_S
+                self._mirror.open()
+                self._settled.set()
+                self._mirror.send()
                 if closing:
                     if self._monitor is not None:
                         self._monitor.finish()  # type: ignore[no-untyped-call]
-                    assert self._outbox.ending is not None, "close notes the ending first"
-                    status, end_ms = self._outbox.ending
-                    mirror.client.set_terminated(mirror.run_id, status, end_time=end_ms)
-                    self._delivered = mirror.refused == 0
+                    self._mirror.end(self._status)
+                    self._delivered = self._mirror.refused == 0
                     return
-                self._watch_machine(mirror.run_id)
+                self._watch_machine(self._mirror.run_id)
                 if self._failures > 1:
                     logger.warning("MLflow at %s answers again", self.uri)
                 self._failures, pause = 0, FLUSH_S
             except Exception as error:
-                if self._mirror is None and not is_outage(error):
+                if not self._mirror.run_id and not is_outage(error):
                     told = TrackingError(f"MLflow at {self.uri}: {reason_of(error)}")
                     self._refusal = error if isinstance(error, TrackingError) else told
                     if self._settled.is_set():  # start has returned long ago
@@ -264,19 +239,8 @@ class Tracker:
                     self._settled.set()
                     return
                 pause = self._failed(error)
-            self._wake.wait(pause)
-            self._wake.clear()
-
-    def _open(self) -> Mirror:
-        adopted, resumed = self._adopted, self._resumed
-        mirror = attach(
-            self._outbox, self.journal, uri=self.uri, root=self._root, adopted=adopted, resumed=resumed
-        )
-        claim(mirror, self._outbox)
-        self._next_beat = time.monotonic() + HEARTBEAT_S
-        self._mirror = mirror
-        self._settled.set()
-        return mirror
+            # `close` need not wait for the next turn.
+            (self._abandoned if closing else self._closing).wait(pause)
 
     def _watch_machine(self, run_id: str) -> None:
         """Start MLflow's monitor of this machine, and again after an outage, in which it ends itself."""
@@ -296,7 +260,7 @@ class Tracker:
             return 0.1
         if self._failures == 2:
             kept = f"the run goes on, its metrics stay in {self.journal.path}"
-            logger.warning("MLflow at %s fails (%s); %s", self.uri, reason_of(error), kept)
+            logger.warning("MLflow at %s fails (%s); %s", self.uri, why(error), kept)
         self._settled.set()
         longest = GRACE_S if self._closing.is_set() else LONGEST_PAUSE_S
         return min(2.0 ** (self._failures - 1), longest)

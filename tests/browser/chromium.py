@@ -30,9 +30,8 @@ NO_ASSISTANT = """
 
 def missing() -> str | None:
     """Say what a headless browser lacks here, None where all is there."""
-    if _browser() is None:
-        return "there is no Chromium on the PATH"
-    return None if shutil.which("chromedriver") else "there is no chromedriver on the PATH"
+    there = {"Chromium": _browser(), "chromedriver": shutil.which("chromedriver")}
+    return next((f"there is no {name} on the PATH" for name, path in there.items() if path is None), None)
 
 
 def _browser() -> str | None:
@@ -144,16 +143,12 @@ def browsing(base: str, *, output: Path) -> Iterator[Pages]:
     """Yield the pages of a server in a browser that finds no host but 127.0.0.1."""
     options = Options()
     options.binary_location = str(_browser())
-    for argument in (
-        "--headless=new",
-        "--disable-dev-shm-usage",
-        "--disable-gpu",
-        "--hide-scrollbars",
-        "--host-resolver-rules=MAP * ~NOTFOUND , EXCLUDE 127.0.0.1",
-        f"--window-size={WIDTH},{HEIGHT}",
-        *(["--no-sandbox"] if os.geteuid() == 0 else []),
-    ):
-        options.add_argument(argument)
+    for word in ("headless=new", "disable-dev-shm-usage", "disable-gpu", "hide-scrollbars"):
+        options.add_argument(f"--{word}")
+    options.add_argument("--host-resolver-rules=MAP * ~NOTFOUND , EXCLUDE 127.0.0.1")
+    options.add_argument(f"--window-size={WIDTH},{HEIGHT}")
+    if os.geteuid() == 0:
+        options.add_argument("--no-sandbox")
     driver = webdriver.Chrome(options=options, service=Service(shutil.which("chromedriver")))
     size = {"width": WIDTH, "height": HEIGHT, "deviceScaleFactor": 1, "mobile": False}
     try:

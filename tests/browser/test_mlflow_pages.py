@@ -5,7 +5,6 @@ Every test leaves a screenshot in tests/browser/output/.
 
 import warnings
 from collections.abc import Iterator
-from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -40,19 +39,16 @@ SMALL = {**SETTINGS, "image_size": "32", "domains": "A,C"}
 
 
 class Recorded(NamedTuple):
-    """A finished comparison in a store of its own.
-
-    Attributes:
-        uri: Store.
-        experiment: Its id.
-        parent: MLflow run of the comparison.
-        members: MLflow run and name of each member.
-    """
+    """A finished comparison in a store of its own, by MLflow's ids; ``members`` are names by run."""
 
     uri: str
     experiment: str
     parent: str
     members: dict[str, str]
+
+    @property
+    def member(self) -> str:
+        return next(iter(self.members))
 
 
 @pytest.fixture(scope="session")
@@ -67,8 +63,8 @@ def recorded(tmp_path_factory: pytest.TempPathFactory, empty_store: Path) -> Rec
         run_ablation(
             CONFIGS,
             (42,),
-            replace(context, command="python -m entry_points.ablation"),
-            build=lambda config, seed: resolve_config(config, {**SMALL, "seed": str(seed)}),
+            context,
+            build=lambda config, _: resolve_config(config, SMALL),
         )
         (parent,), runs = runs_in(context, "ablation"), runs_in(context, "train")
     members = {run.info.run_id: run.info.run_name for run in runs}
@@ -95,8 +91,8 @@ def pages(browser: "Pages", request: pytest.FixtureRequest) -> "Iterator[Pages]"
 
 
 def test_the_run_table_lists_the_runs_by_label(pages: "Pages", recorded: Recorded) -> None:
-    table = charts_page(recorded.experiment).replace("compareRunsMode=CHART", "compareRunsMode=TABLE")
-    pages.open(table)
+    charts = charts_page(recorded.experiment)
+    pages.open(charts.replace("compareRunsMode=CHART", "compareRunsMode=TABLE"))
     pages.reads(*recorded.members.values(), "3 matching runs")
 
 
@@ -114,7 +110,7 @@ def test_parameters_are_compared_on_parallel_coordinates(pages: "Pages", recorde
 
 
 def test_an_anomaly_map_is_seen_on_the_page_of_its_run(pages: "Pages", recorded: Recorded) -> None:
-    pages.open(run_page(recorded.experiment, next(iter(recorded.members))))
+    pages.open(run_page(recorded.experiment, recorded.member))
     pages.press("button", "Show more")
     (picture,) = pages.pictures("anomaly_maps")
     assert picture["width"] > 300
@@ -123,8 +119,7 @@ def test_an_anomaly_map_is_seen_on_the_page_of_its_run(pages: "Pages", recorded:
 
 
 def test_the_image_grid_shows_the_maps_of_each_domain(pages: "Pages", recorded: Recorded) -> None:
-    page = run_page(recorded.experiment, next(iter(recorded.members)))
-    pages.open(page.replace("?", "/model-metrics?"))
+    pages.open(run_page(recorded.experiment, recorded.member).replace("?", "/model-metrics?"))
     pages.only_charts("^maps/")  # which lets pictures through, whatever it is
     pages.reads("maps/domain_A", "maps/domain_C")
     assert pages.pictures("images%2Fmaps~domain_")
@@ -132,13 +127,10 @@ def test_the_image_grid_shows_the_maps_of_each_domain(pages: "Pages", recorded: 
 
 def test_the_report_of_a_comparison_opens_among_its_artifacts(pages: "Pages", recorded: Recorded) -> None:
     pages.open(artifact_page(recorded.experiment, recorded.parent, "report.html"))
-    frame = pages.first("iframe")
-    pages.driver.switch_to.frame(frame)
+    pages.driver.switch_to.frame(pages.first("iframe"))
     try:
         pages.reads("Ablation of 3 configs", "Reading", "Pictures")
-        pictures = pages.pictures("data:image/png")
-        assert pictures
-        assert all(picture["width"] > 300 for picture in pictures)
+        assert all(picture["width"] > 300 for picture in pages.pictures("data:image/png"))
     finally:
         pages.driver.switch_to.default_content()
 

@@ -4,6 +4,7 @@ import contextlib
 import re
 import shutil
 import sqlite3
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -11,13 +12,13 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from dinomaly_hd.errors import ConfigError, DataError, OutputError, TrackingError
+from dinomaly_hd.errors import ConfigError, DataError, OutputError, SignalGuard, TrackingError
 from dinomaly_hd.evaluation.results import evaluate
 from dinomaly_hd.experiments import reporting
-from dinomaly_hd.experiments.find import ReportRequest
-from dinomaly_hd.experiments.reporting import report
+from dinomaly_hd.experiments.find import Asked
+from dinomaly_hd.experiments.reporting import Report
 from dinomaly_hd.files import publish_json, read_json
-from dinomaly_hd.runs.folder import read_state
+from dinomaly_hd.runs.folder import Context, read_state
 from dinomaly_hd.runs.journal import Outbox
 from dinomaly_hd.runs.store import client_for, prepare_store
 from entry_points.common import launch
@@ -165,20 +166,25 @@ def project(prepared: Project, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
     return own
 
 
-def request(project: Project, *runs: str | Path, query: str = "", **changes: Any) -> ReportRequest:
-    settings: dict[str, Any] = {
-        "runs": tuple(map(str, runs)),
-        "query": query,
-        "experiment": EXPERIMENT,
-        "label_by": "config",
-        **dict.fromkeys(("reference", "title", "question", "output")),
-        "result_dir": project.results,
-        "root": project.root,
-        "command": "python -m entry_points.report --runs=...",
-        "say": lambda _: None,
-        "tick": lambda: None,
-    }
-    return ReportRequest(**(settings | changes))
+def report(
+    project: Project,
+    *runs: str | Path,
+    query: str = "",
+    label_by: str = "config",
+    experiment: str = EXPERIMENT,
+    say: Callable[[str], None] = lambda _: None,
+    **asked: Any,
+) -> tuple[Path, Report]:
+    context = Context(
+        root=project.root,
+        result_dir=project.results,
+        experiment=experiment,
+        guard=SignalGuard(),
+        say=say,
+        command="python -m entry_points.report --runs=...",
+        entry_point="report",
+    )
+    return reporting.report(Asked(tuple(map(str, runs)), query, label_by, **asked), context)
 
 
 def logged(project: Project, run_id: str, folder: str | None = None) -> set[str]:
@@ -201,7 +207,7 @@ def test_runs_are_reported_in_a_new_folder_and_logged(
     monkeypatch.setattr(reporting, "comparison_pictures", DRAWN)
     lines: list[str] = []
     folder, written = report(
-        request(project, project.ablation / "A0_seed42", "K100_seed42", say=lines.append, title="Two")
+        project, project.ablation / "A0_seed42", "K100_seed42", say=lines.append, title="Two"
     )
     assert folder.parent == project.results / "report"
     assert written.comparison.labels == ("A0", "K100")
@@ -217,7 +223,8 @@ def test_runs_are_reported_in_a_new_folder_and_logged(
     assert set(text.splitlines()) <= set(lines)
 
     (run,) = report_runs(project)
-    assert read_state(folder) == {"status": "FINISHED", "mlflow_run_id": run.info.run_id}
+    state = {"status": "FINISHED", "mlflow_run_id": run.info.run_id, "in_mlflow": True}
+    assert read_state(folder) == state
     assert run.info.status == "FINISHED"
     assert run.data.params["runs"] == f"{project.ablation / 'A0_seed42'},K100_seed42"
     assert "domain_C/cold/auroc_mean.K100" in run.data.metrics
@@ -232,7 +239,7 @@ def test_runs_are_reported_in_a_new_folder_and_logged(
 
 
 def test_a_comparison_stands_for_its_members_and_names_what_is_missing(project: Project) -> None:
-    folder, written = report(request(project, project.ablation))
+    folder, written = report(project, project.ablation)
     assert folder == project.ablation
     assert written.comparison.labels == ("A0", "F", "K100"), "K100 was run in another comparison"
     assert written.comparison.seeds == {"A0": (42, 43), "F": (42,), "K100": (42,)}
@@ -251,14 +258,14 @@ def test_a_comparison_stands_for_its_members_and_names_what_is_missing(project: 
     assert run.data.metrics["domain_C/auroc_mean.A0"] == pytest.approx(mean)
     assert logged(project, parent) >= {"report.html", "report.md", "tables"}
     assert report_runs(project) == []
-    again, second = report(request(project, parent))
+    again, second = report(project, parent)
     assert (again, second.comparison.labels) == (folder, written.comparison.labels)
     assert second.markdown == written.markdown
 
 
 def test_what_failed_is_named_until_an_attempt_finishes_or_did_not_end(project: Project) -> None:
     def markdown() -> str:
-        return report(request(project, project.ablation))[1].markdown
+        return report(project, project.ablation)[1].markdown
 
     shutil.rmtree(project.ablation / "F_seed43")
     assert "F, seed 43 (loss is NaN at step 7)" in markdown()
@@ -272,11 +279,11 @@ def test_what_failed_is_named_until_an_attempt_finishes_or_did_not_end(project: 
 
 
 def test_what_lies_only_in_mlflow_is_found_there_also_by_a_query(project: Project) -> None:
-    here = report(request(project, "A0_seed42", output=project.root / "here"))[1].comparison
+    here = report(project, "A0_seed42", output=project.root / "here")[1].comparison
     (run,) = report_runs(project)
     client_for(project.uri).delete_run(run.info.run_id)
     shutil.rmtree(project.ablation)
-    folder, written = report(request(project, project.ids["ablation"]))
+    folder, written = report(project, project.ids["ablation"])
     assert folder.parent == project.results / "report"
     assert written.comparison.seeds == {"A0": (42, 43), "F": (42,), "K100": (42,)}
     assert "F, seed 43 (status KILLED" in written.markdown
@@ -284,14 +291,14 @@ def test_what_lies_only_in_mlflow_is_found_there_also_by_a_query(project: Projec
     assert report_runs(project) == []
 
     lines: list[str] = []
-    _, written = report(request(project, query="tags.variant = 'baseline'", say=lines.append))
+    _, written = report(project, query="tags.variant = 'baseline'", say=lines.append)
     assert written.comparison.seeds == {"A0": (42, 43)}
     assert "query: 1 matches that are no training runs are left out (ablation)" in lines
     assert report_runs(project)[0].data.params["query"] == "tags.variant = 'baseline'"
-    _, written = report(request(project, "K100_seed42", query="tags.kind='train' and params.seed = '42'"))
+    _, written = report(project, "K100_seed42", query="tags.kind='train' and params.seed = '42'")
     assert sorted(written.comparison.seeds) == ["A0", "F", "K100"]
     assert len(written.comparison.runs) == 3, "a run that is named and matches counts once"
-    there = report(request(project, project.ids["A0_seed42"]))[1].comparison
+    there = report(project, project.ids["A0_seed42"])[1].comparison
     pd.testing.assert_frame_equal(here.values, there.values)
 
 
@@ -299,27 +306,27 @@ def test_what_lies_only_in_mlflow_is_found_there_also_by_a_query(project: Projec
 
 
 def test_a_report_can_be_reported_on_again_and_is_kept_beside_another_view(project: Project) -> None:
-    first, written = report(request(project, "A0_seed42", "F_seed42"))
-    again, second = report(request(project, first.name))
+    first, written = report(project, "A0_seed42", "F_seed42")
+    again, second = report(project, first.name)
     assert again == first
     assert second.comparison.labels == written.comparison.labels
     assert len(report_runs(project)) == 1
     before = (first / "report.md").read_text()
-    other, second = report(request(project, first.name, reference="F"))
+    other, second = report(project, first.name, reference="F")
     assert other != first
     assert second.comparison.reference == "F"
     assert (first / "report.md").read_text() == before
     assert len(report_runs(project)) == 2
 
-    folder, written = report(request(project, project.ablation, label_by="variant"))
+    folder, written = report(project, project.ablation, label_by="variant")
     assert written.comparison.labels == ("baseline", "horizontal", "topk")
     assert folder != project.ablation, "the comparison keeps its own labels"
     runs = (project.ablation / "A0_seed42", project.ablation / "F_seed42")
-    _, written = report(request(project, *runs, label_by="encoder", reference="encoder=base"))
+    _, written = report(project, *runs, label_by="encoder", reference="encoder=base")
     assert written.comparison.labels == ("encoder=small", "encoder=base")
     assert written.comparison.reference == "encoder=base"
     assert not written.comparison.settings.notes
-    _, written = report(request(project, "A0_seed42", "K100_seed42", label_by="q_percent"))
+    _, written = report(project, "A0_seed42", "K100_seed42", label_by="q_percent")
     assert written.comparison.labels == ("no q_percent", "q_percent=100")
 
 
@@ -329,7 +336,7 @@ def test_a_report_can_be_reported_on_again_and_is_kept_beside_another_view(proje
 def test_what_cannot_be_reported_is_one_line_and_leaves_nothing(project: Project, tmp_path: Path) -> None:
     def refusal(error: type[Exception], *runs: str | Path, **changes: Any) -> str:
         with pytest.raises(error) as caught:
-            report(request(project, *runs, **changes))
+            report(project, *runs, **changes)
         assert "\n" not in str(caught.value)
         assert not list((project.results / "report").glob("*"))
         return str(caught.value)
@@ -386,14 +393,14 @@ def test_what_cannot_be_reported_is_one_line_and_leaves_nothing(project: Project
 def test_without_mlflow_or_scores_a_line_warns(project: Project, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("MLFLOW_TRACKING_URI", NOWHERE)
     lines: list[str] = []
-    _, written = report(request(project, "A0_seed42", "F_seed42", say=lines.append))
+    _, written = report(project, "A0_seed42", "F_seed42", say=lines.append)
     assert all(path.is_file() for path in written.files)
     (warning,) = [line for line in lines if line.startswith("warning: ")]
     assert f"MLflow at {NOWHERE} does not answer" in warning
     with pytest.raises(TrackingError, match="does not answer"):
-        report(request(project, "0" * 32))
+        report(project, "0" * 32)
     (project.ablation / "F_seed42" / "scores" / "domain_C.csv").unlink()
-    markdown = report(request(project, "A0_seed42", "F_seed42"))[1].markdown
+    markdown = report(project, "A0_seed42", "F_seed42")[1].markdown
     assert "domain_C.csv cannot be read" in markdown
 
 
@@ -405,7 +412,7 @@ def test_a_run_of_mlflow_run_holds_the_report(project: Project, monkeypatch: pyt
         begun = client.create_run(experiment.experiment_id, run_name="chosen").info.run_id
         client.log_param(begun, "runs", "'as mlflow run quotes it'")
         monkeypatch.setenv("MLFLOW_RUN_ID", begun)
-        report(request(project, *runs))
+        report(project, *runs)
         assert client.get_run(begun).data.tags["kind"] == "report"
         assert "report.html" in logged(project, begun)
     assert "report.html" in logged(project, project.ids["ablation"])

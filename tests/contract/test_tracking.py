@@ -20,10 +20,10 @@ import pytest
 
 from dinomaly_hd.errors import TrackingError
 from dinomaly_hd.runs.journal import Journal
-from dinomaly_hd.runs.mirror import mirror
+from dinomaly_hd.runs.mirror import Mirror, mirror
+from dinomaly_hd.runs.processes import close_runs_not_begun, close_stale_runs, process_tag
 from dinomaly_hd.runs.store import client_for, default_uri, prepare_store
-from dinomaly_hd.runs.sync import close_runs_not_begun, close_stale_runs, process_tag
-from dinomaly_hd.runs.tracker import Tracker
+from dinomaly_hd.runs.tracker import Status, Tracker
 from tests.work import PATIENCE_S, returned, wait_for
 
 EXPERIMENT = "contract"
@@ -42,16 +42,19 @@ def folder(tmp_path: Path) -> Path:
     return tmp_path / "run"
 
 
-def tracker(folder: Path, uri: str, **changes: Any) -> Tracker:
-    settings: dict[str, Any] = {
-        "uri": uri,
-        "experiment": EXPERIMENT,
-        "run_name": "topk-ABCD-s42",
-        "tags": {"variant": "topk"},
-        "root": folder.parent,
-        "system_metrics": False,
-    }
-    return Tracker(folder, **(settings | changes))
+def tracker(
+    folder: Path,
+    uri: str,
+    *,
+    experiment: str = EXPERIMENT,
+    parent: str | None = None,
+    resumed: str | None = None,
+    system_metrics: bool = False,
+) -> Tracker:
+    copy = Mirror(folder, uri=uri, root=folder.parent, resumed=resumed, at_work=True)
+    how: dict[str, Any] = {"run_name": "topk-ABCD-s42", "tags": {"variant": "topk"}}
+    copy.outbox.open_run(experiment=experiment, parent_run_id=parent, **how)
+    return Tracker(copy, system_metrics=system_metrics)
 
 
 def started(folder: Path, uri: str, **changes: Any) -> tuple[Tracker, str]:
@@ -61,7 +64,7 @@ def started(folder: Path, uri: str, **changes: Any) -> tuple[Tracker, str]:
     return run, run_id
 
 
-def end(run: Tracker, status: str = "FINISHED") -> None:
+def end(run: Tracker, status: Status = "FINISHED") -> None:
     assert run.close(status, timeout_s=PATIENCE_S)
 
 
@@ -85,7 +88,7 @@ def test_a_run_holds_what_was_logged_and_leaves_nothing_global(uri: str, folder:
     (folder / "plots").mkdir()
     (folder / "plots" / "roc.png").write_bytes(b"png")
     before, run = mlflow.get_tracking_uri(), tracker(folder, uri)
-    assert run.url() is None
+    assert run.pages() is None
     run_id = str(run.start(timeout_s=PATIENCE_S))
     for step in range(1500):
         run.metrics({"train/loss": 1 / (step + 1), "train/lr": 1e-3}, step=step)
@@ -119,8 +122,8 @@ def test_a_run_holds_what_was_logged_and_leaves_nothing_global(uri: str, folder:
     assert (dataset.dataset.digest, dataset.dataset.profile) == ("d" * 36, '{"num_rows": 12}')
 
     base = f"http://127.0.0.1:5000/#/experiments/{found.info.experiment_id}/runs"
-    assert run.url() == f"{base}/{run_id}?workflowType=machine_learning"
-    charts = str(run.experiment_url())
+    page, charts = run.pages() or ("", "")
+    assert page == f"{base}/{run_id}?workflowType=machine_learning"
     assert charts.startswith(f"{base}?workflowType=machine_learning&compareRunsMode=CHART")
     assert "tags.kind = 'train'" in urllib.parse.unquote(charts), "parents are no runs to chart"
     assert mlflow.active_run() is None
@@ -134,7 +137,7 @@ def test_a_child_hides_under_its_parent_in_the_experiment_that_mlflow_run_chose(
     monkeypatch.setenv("MLFLOW_RUN_ID", client_for(uri).create_run("0").info.run_id)
     parent, parent_id = started(folder, uri)
     (folder / "member").mkdir()
-    child, child_id = started(folder / "member", uri, root=folder.parent, parent_run_id=parent_id)
+    child, child_id = started(folder / "member", uri, parent=parent_id)
     end(child, "FAILED")
     end(parent)
     found = client_for(uri).get_run(child_id)
@@ -184,6 +187,7 @@ def test_a_resumed_run_goes_on_without_doubles_and_a_new_one_gets_the_whole_hist
     first, run_id = started(folder, uri)
     for step in range(50):
         first.metrics({"train/loss": step / 3}, step=step)
+    first.metrics({"mean/auroc": 0.9}, step=0)  # killed between its final figures and its end
     first.add("image", picture(folder), key="maps", step=1)
     first.params({"seed": 42})
     end(first, "KILLED")
@@ -194,8 +198,10 @@ def test_a_resumed_run_goes_on_without_doubles_and_a_new_one_gets_the_whole_hist
     assert client_for(uri).get_run(run_id).info.status == "RUNNING"
     for step in range(31, 80):
         second.metrics({"train/loss": step / 3}, step=step)
+    second.metrics({"mean/auroc": 0.8}, step=0)
     second.add("image", picture(folder), key="maps", step=1)
     end(second)
+    assert client_for(uri).get_run(run_id).data.metrics["mean/auroc"] == 0.8
     history = [(step, step / 3) for step in range(80)]
     assert points(uri, run_id, "train/loss") == history
     images = folder.parent / "mlartifacts" / run_id / "artifacts" / "images"
@@ -213,7 +219,7 @@ def test_a_resumed_run_goes_on_without_doubles_and_a_new_one_gets_the_whole_hist
 def test_a_deleted_run_is_made_anew_and_an_answer_lost_on_create_makes_no_second_one(
     uri: str, folder: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    run, run_id = started(folder, uri, resume_run_id="f" * 32)
+    run, run_id = started(folder, uri, resumed="f" * 32)
     assert run_id != "f" * 32
     assert "not there any more" in caplog.text
     end(run, "KILLED")
@@ -308,6 +314,7 @@ def test_what_is_refused_or_outside_stops_no_rest(
     found = client_for(uri).get_run(run_id)
     assert (found.info.status, found.data.tags["kind"]) == ("FINISHED", "later")
     assert "does not take artifact gone.txt" in caplog.text
+    assert caplog.text.count("does not take") == 2, "of one cause the first thing is named"
     gone.touch()
     assert mirror(folder, uri=uri, root=folder.parent).operations == 1
     assert [item.path for item in client_for(uri).list_artifacts(run_id)] == ["gone.txt"]
@@ -321,22 +328,34 @@ def test_runs_left_behind_are_closed_and_no_others(uri: str) -> None:
     host, pid, begun, namespace, now = process_tag()["process"].split(" ")
     dead = subprocess.Popen([sys.executable, "-c", ""])
     dead.wait()
-    old = "2020-01-01T00:00:00+00:00"
-    runs = {
+    at_work = {
         "alive": (host, pid, begun, namespace, now),
         "dead": (host, dead.pid, begun, namespace, now),
         "pid reused": (host, pid, "1000.00", namespace, now),
         "other host": ("elsewhere", dead.pid, begun, namespace, now),
         "other container": (host, dead.pid, begun, "other", now),
-        "other container, silent": (host, dead.pid, begun, "other", old),
+        "other container, silent": (host, dead.pid, begun, "other", "2020-01-01T00:00:00+00:00"),
         "not ours": (host, "x"),
     }
-    tags = {name: {"process": " ".join(map(str, parts))} for name, parts in runs.items()}
-    ids = {client.create_run("0", tags=own).info.run_id: name for name, own in tags.items()}
-    closed = {ids[run_id] for run_id in close_stale_runs(client, "0")}
-    assert closed == {"dead", "pid reused", "other container, silent"}
-    killed = {ids[run.info.run_id] for run in client.search_runs(["0"]) if run.info.status == "KILLED"}
-    assert killed == closed
+    now_ms = int(time.time() * 1000)
+    old_ms = now_ms - 2 * 3600 * 1000
+    ours = {"mlflow.source.type": "PROJECT", "mlflow.project.entryPoint": "topk"}
+    runs: dict[str, tuple[int, dict[str, str]]] = {
+        **{name: (now_ms, {"process": " ".join(map(str, parts))}) for name, parts in at_work.items()},
+        "never began": (old_ms, ours),
+        "may still begin": (now_ms, ours),
+        "began": (old_ms, {**ours, "run_key": "k"}),
+        "another project's": (old_ms, {**ours, "mlflow.project.entryPoint": "main"}),
+        "no project's": (old_ms, {}),
+    }
+    names = {client.create_run("0", *own).info.run_id: name for name, own in runs.items()}
+    killed = close_stale_runs(client, "0")
+    assert {names[run_id] for run_id in killed} == {"dead", "pid reused", "other container, silent"}
+    failed = close_runs_not_begun(client, "0", entry_points={"topk", "gem"})
+    assert [names[run_id] for run_id in failed] == ["never began"]
+    for status, closed in (("KILLED", killed), ("FAILED", failed)):
+        found = client.search_runs(["0"], f"attributes.status = '{status}'")
+        assert {run.info.run_id for run in found} == set(closed)
 
 
 def test_the_store_is_the_projects_file_and_what_is_wrong_with_it_is_one_error(
@@ -363,21 +382,3 @@ def test_the_store_is_the_projects_file_and_what_is_wrong_with_it_is_one_error(
     client_for(uri).delete_experiment(first)
     with pytest.raises(TrackingError, match="it was deleted; restore it"):
         prepare_store(uri, experiment="new one", root=tmp_path)
-
-
-def test_runs_that_mlflow_run_left_before_they_began_are_closed_and_no_others(uri: str) -> None:
-    client, now_ms = client_for(uri), int(time.time() * 1000)
-    old_ms = now_ms - 2 * 3600 * 1000
-    ours = {"mlflow.source.type": "PROJECT", "mlflow.project.entryPoint": "topk"}
-    runs = {
-        "never began": (old_ms, ours),
-        "may still begin": (now_ms, ours),
-        "began": (old_ms, {**ours, "run_key": "k"}),
-        "another project's": (old_ms, {**ours, "mlflow.project.entryPoint": "main"}),
-        "no project's": (old_ms, {}),
-    }
-    ids = {client.create_run("0", *own).info.run_id: name for name, own in runs.items()}
-    closed = close_runs_not_begun(client, "0", entry_points={"topk", "gem"})
-    assert [ids[run_id] for run_id in closed] == ["never began"]
-    failed = [ids[run.info.run_id] for run in client.search_runs(["0"]) if run.info.status == "FAILED"]
-    assert failed == ["never began"]

@@ -4,12 +4,13 @@ import re
 import shutil
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import filelock
 import pytest
 
 from dinomaly_hd.config.resolve import resolve_model
-from dinomaly_hd.experiments.run import Outcome, execute
+from dinomaly_hd.experiments.run import execute
 from dinomaly_hd.runs.folder import IN_MLFLOW, LOCK, Context, RunFolder, read_state
 from dinomaly_hd.runs.mirror import Mirror
 from dinomaly_hd.runs.store import client_for, default_uri
@@ -21,14 +22,16 @@ from tests.work import NOWHERE
 
 from .light_runs import SMALL
 
+TRIVIAL = resolve_model("trivial", SMALL["trivial"])
 started = Tracker.start
 
 
-def run_without_server(context: Context, monkeypatch: pytest.MonkeyPatch, *, name: str) -> Outcome:
+def run_without_server(context: Context, monkeypatch: pytest.MonkeyPatch) -> Path:
     with monkeypatch.context() as patch:
         patch.setenv("MLFLOW_TRACKING_URI", NOWHERE)
-        own = replace(context, folder=context.result_dir / name)
-        return execute(resolve_model("trivial", SMALL["trivial"]), own)
+        outcome = execute(TRIVIAL, context)
+    assert outcome.mlflow_run_id is None
+    return outcome.folder
 
 
 def sync(context: Context) -> tuple[Synchronised, list[str]]:
@@ -37,28 +40,28 @@ def sync(context: Context) -> tuple[Synchronised, list[str]]:
     return done, lines
 
 
+def in_mlflow(context: Context, folder: Path) -> Any:
+    return client_for(default_uri(context.root)).get_run(read_state(folder)["mlflow_run_id"])
+
+
 def test_a_run_of_an_outage_is_completed_once(context: Context, monkeypatch: pytest.MonkeyPatch) -> None:
-    outcome = run_without_server(context, monkeypatch, name="alone")
-    assert outcome.mlflow_run_id is None
-    assert lacking(context.result_dir) == [outcome.folder]
+    folder = run_without_server(context, monkeypatch)
+    assert lacking(context.result_dir) == [folder]
     done, _ = sync(context)
     assert (done.completed, done.refused, done.at_work) == (1, 0, 0)
     assert done.points > 0
-    state = read_state(outcome.folder)
-    assert (state["status"], state[IN_MLFLOW]) == ("FINISHED", True)
-    run = client_for(default_uri(context.root)).get_run(state["mlflow_run_id"])
-    assert run.info.status == "FINISHED"
+    state, run = read_state(folder), in_mlflow(context, folder)
+    assert (state["status"], state[IN_MLFLOW], run.info.status) == ("FINISHED", True, "FINISHED")
     assert {"mean/auroc", "mean/tpr_at_fpr_1"} <= run.data.metrics.keys()
-    assert run.outputs is not None
     assert len(run.outputs.model_outputs) == 1
-    assert sync(context)[0] == Synchronised(0, 0, 0, 0, 0, 0)
+    assert sync(context)[0] == Synchronised()
 
 
 def test_a_slow_server_is_known_at_the_end(context: Context, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(
         Tracker, "start", lambda self, *, timeout_s: started(self, timeout_s=timeout_s) and None
     )
-    outcome = execute(resolve_model("trivial", SMALL["trivial"]), context)
+    outcome = execute(TRIVIAL, context)
     assert outcome.mlflow_run_id is not None
     assert read_state(outcome.folder)["mlflow_run_id"] == outcome.mlflow_run_id
     assert lacking(context.result_dir) == []
@@ -67,22 +70,21 @@ def test_a_slow_server_is_known_at_the_end(context: Context, monkeypatch: pytest
 def test_a_folder_at_work_or_damaged_stops_no_other_and_one_that_died_is_killed(
     context: Context, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    folders = {"at_work": run_without_server(context, monkeypatch, name="at_work").folder}
+    at_work, folders = run_without_server(context, monkeypatch), dict[str, Path]()
     for name in ("damaged", "whole", "died"):  # the same run is not run again for another folder: copies
-        folders[name] = Path(shutil.copytree(folders["at_work"], context.result_dir / name))
+        folders[name] = Path(shutil.copytree(at_work, context.result_dir / name))
         outbox = folders[name] / "tracking.jsonl"
         lines = [line for line in outbox.read_text().splitlines() if name != "died" or '"ended"' not in line]
         outbox.write_text(re.sub('"key": ?"', f'"key": "{name}', "\n".join(lines)) + "\n")
     (folders["damaged"] / "journal.jsonl").write_text('{"broken\n{"a": 1}\n')
-    RunFolder(folders["died"], resumed=True).set_state(status="RUNNING")
-    with filelock.FileLock(folders["at_work"] / LOCK):
+    RunFolder(folders["died"]).set_state(status="RUNNING")
+    with filelock.FileLock(at_work / LOCK):
         done, lines = sync(context)
     assert (done.completed, done.refused, done.at_work) == (2, 1, 1)
     assert any("at work" in line for line in lines)
     assert any("damaged" in line and "journal.jsonl" in line for line in lines)
-    state = read_state(folders["died"])
-    assert state["status"] == "KILLED"
-    assert client_for(default_uri(context.root)).get_run(state["mlflow_run_id"]).info.status == "KILLED"
+    assert read_state(folders["died"])["status"] == "KILLED"
+    assert in_mlflow(context, folders["died"]).info.status == "KILLED"
 
 
 # ---- a process killed between its run's end and MLflow's: the next start completes MLflow, runs nothing ----
@@ -91,33 +93,26 @@ def test_a_folder_at_work_or_damaged_stops_no_other_and_one_that_died_is_killed(
 def test_a_finished_run_has_all_of_it_in_mlflow_and_a_store_that_does_not_answer_ends_nothing(
     context: Context, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def dies(*_: object, **__: object) -> None:
-        raise ValueError("the process dies here")
-
-    run = resolve_model("trivial", SMALL["trivial"])
-    own = replace(context, folder=context.result_dir / "suite" / "member")
+    lines: list[str] = []
+    own = replace(context, folder=context.result_dir / "suite" / "member", say=lines.append)
     with monkeypatch.context() as patch:
-        patch.setattr(Mirror, "_do_model", dies)
-        outcome = execute(run, own)
+        patch.delattr(Mirror, "_do_model")  # the process dies here
+        outcome = execute(TRIVIAL, own)
     assert outcome.mlflow_run_id is not None
     client_for(default_uri(context.root)).set_terminated(outcome.mlflow_run_id, "KILLED")
-    RunFolder(outcome.folder, resumed=True).set_state(**{IN_MLFLOW: False})
+    RunFolder(outcome.folder).set_state(**{IN_MLFLOW: False})
 
-    lines: list[str] = []
     with monkeypatch.context() as patch:
         patch.setenv("MLFLOW_TRACKING_URI", NOWHERE)
-        assert execute(run, replace(own, say=lines.append)).folder == outcome.folder
+        assert execute(TRIVIAL, own).folder == outcome.folder
     assert any(line.startswith("warning: ") and "MLflow" in line for line in lines)
     assert read_state(outcome.folder)[IN_MLFLOW] is False
 
-    again = execute(run, replace(own, say=lines.append))
+    again = execute(TRIVIAL, own)
     assert (again.folder, again.mlflow_run_id) == (outcome.folder, outcome.mlflow_run_id)
-    assert f"already finished: {outcome.folder}" in lines
-    assert f"completed in MLflow: {outcome.folder}" in lines
-    tracked = client_for(default_uri(context.root)).get_run(outcome.mlflow_run_id)
-    assert tracked.info.status == "FINISHED"
-    assert tracked.outputs is not None
-    assert len(tracked.outputs.model_outputs) == 1, "the model was logged"
+    assert {f"already finished: {outcome.folder}", f"completed in MLflow: {outcome.folder}"} <= set(lines)
+    run = in_mlflow(context, outcome.folder)
+    assert (run.info.status, len(run.outputs.model_outputs)) == ("FINISHED", 1), "the model was logged"
     assert read_state(outcome.folder)[IN_MLFLOW] is True
 
 

@@ -81,7 +81,7 @@ def test_operations_a_token_do_not_grow_with_the_tokens(radius: int | None) -> N
     for side in (14, 28):
         given = heads((side, side))
         with FlopCounterMode(display=False) as counter:
-            row_blind_attention(*given, grid=(side, side), radius=radius)
+            beyond_row(given, (side, side), radius)
         operations.append(counter.get_total_flops() / side**2)
     assert operations[1] <= operations[0]
 
