@@ -28,6 +28,7 @@ from dinomaly_hd.models.draem.faults import horizontal_bands
 from dinomaly_hd.models.networks import visible_box
 from dinomaly_hd.models.row_evidence import Evidence, chunks, image_scores
 from dinomaly_hd.randomness import derive
+from dinomaly_hd.serving.exported import Card
 
 
 class Examined(NamedTuple):
@@ -82,6 +83,13 @@ class Scorer:
         """Yield positions, images (B, H, W), and maps and scores on the CPU, batch by batch."""
         for chosen, images_BHW, encoded in self._batches(positions):
             yield chosen, images_BHW, score(self.detector, encoded, bf16=self.run.bf16)
+
+    def each(self, positions: Indices) -> Iterator[tuple[npt.NDArray[np.float32], ...]]:
+        """Yield an image (H, W) and its map at a time."""
+        for _, images_BHW, prediction in self.batches(positions):
+            for image_HW, map_HW in zip(images_BHW.numpy(), prediction.map_BHW.numpy(), strict=True):
+                self.tick()
+                yield image_HW, map_HW
 
     def _batches(
         self, positions: Indices, *, size: int | None = None
@@ -150,33 +158,20 @@ def score_table(
     positions: Indices,
     *,
     examined: Examined,
-    box: Box,
-    normal_scores: Mapping[str, npt.ArrayLike],
-    usual_h: npt.ArrayLike,
+    card: Card,
     references: Mapping[str, trivial.Fitted],
     evidence: Evidence | None,
 ) -> pd.DataFrame:
     """Return one row per image: path, domain, label, condition, score, named tooth and the trivial scores.
 
-    ``references`` were fitted on each domain's training images, ``evidence`` on those of all domains; for
-    ``normal_scores`` and ``usual_h`` see ``pointed``.
+    ``references`` were fitted on each domain's training images, ``evidence`` on those of all domains.
     """
     records = store.manifest.records
     table = pd.DataFrame(
         [(r.path, r.domain, r.label, r.condition) for r in (records[int(i)] for i in positions)],
         columns=["path", "domain", "label", "condition"],
     )
-    table["score"] = examined.score_N
-    table = table.join(
-        pointed(
-            examined,
-            table["domain"].tolist(),
-            normal_scores=normal_scores,
-            usual_h=usual_h,
-            box=box,
-            shape=store.manifest.shape,
-        )
-    )
+    table = table.join(decided(examined, table["domain"].tolist(), card).drop(columns=["threshold", "fault"]))
     columns: dict[str, npt.NDArray[np.float64]] = {}
     for domain in dict.fromkeys(table["domain"]):
         rows = np.flatnonzero((table["domain"] == domain).to_numpy())
@@ -203,23 +198,21 @@ def fit_references(store: ImageStore, train: Indices) -> dict[str, trivial.Fitte
     return {name: trivial.fit_references(stack(store, i)) for name, i in own.items() if len(i) > 1}
 
 
-def pointed(
-    examined: Examined,
-    domain_N: Sequence[str],
-    *,
-    normal_scores: Mapping[str, npt.ArrayLike],
-    usual_h: npt.ArrayLike,
-    box: Box,
-    shape: tuple[int, int],
-) -> pd.DataFrame:
-    """Return the named tooth of each image, and its score's percentile among its domain's normals.
+def decided(examined: Examined, domain_N: Sequence[str], card: Card) -> pd.DataFrame:
+    """Return score, threshold, fault (score >= threshold), named tooth, and percentile among normals.
 
-    ``normal_scores`` are the normals' own by domain, ``usual_h`` the means of their maps' rows.
+    Where the card knows no threshold of an image's domain, that is NaN and ``fault`` None.
     """
-    rows, columns = visible_pixels(box, shape=shape)
-    table = named_teeth(examined.map_Nhw, usual_h=usual_h, top=rows.start, left=columns.start)
+    rows, columns = visible_pixels(visible_box(card.run.encoder, shape=card.shape), shape=card.shape)
+    table = pd.DataFrame({"score": examined.score_N})
+    table["threshold"] = pd.Series(list(domain_N)).map(card.thresholds).astype(float)
+    fault = (table["score"] >= table["threshold"]).astype(object)
+    table["fault"] = fault.where(table["threshold"].notna(), None)
+    table = table.join(
+        named_teeth(examined.map_Nhw, usual_h=card.normal_rows, top=rows.start, left=columns.start)
+    )
     table[PERCENTILE] = np.nan
-    for domain, normal in normal_scores.items():
+    for domain, normal in card.normal_scores.items():
         own_N = np.asarray(domain_N) == domain
         table.loc[own_N, PERCENTILE] = percentiles(examined.score_N[own_N], normal)
     return table
@@ -228,8 +221,8 @@ def pointed(
 def pixel_scores(
     manifest: Manifest,
     positions: Indices,
+    examined: Examined,
     *,
-    map_Nhw: npt.NDArray[np.float32],
     tooth_N: "pd.Series[Any]",
     box: Box,
 ) -> dict[str, dict[str, float]]:
@@ -242,7 +235,7 @@ def pixel_scores(
         masks = [mask for mask in found if mask is not None]
         if own and len(masks) == len(own):
             masks_Nhw = np.stack([mask[rows, columns] for mask in masks])
-            maps = map_Nhw[own]
+            maps = examined.map_Nhw[own]
             teeth = [(tooth_N[n], mask) for n, mask in zip(own, masks, strict=True) if mask.any()]
             right = [is_right(tooth, mask) for tooth, mask in teeth]
             scores[domain] = {
