@@ -4,15 +4,15 @@ import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 from dinomaly_hd import provenance
 from dinomaly_hd.config.run import from_json
 from dinomaly_hd.data.feature_files import FeaturePlace
 from dinomaly_hd.errors import CheckpointError, ConfigError, DataError, EncoderError, SignalGuard
-from dinomaly_hd.experiments.checks import check
+from dinomaly_hd.experiments.checks import Ready, check
 from dinomaly_hd.experiments.comparison import Member, Parent, Ran, check_members
-from dinomaly_hd.experiments.run import Outcome, execute, outcome_in, short_domains
+from dinomaly_hd.experiments.run import Outcome, execute, outcome_in
 from dinomaly_hd.jobs.engines import check_engine
 from dinomaly_hd.jobs.job import LOG, Ended, Job, Slots, read_job, write_progress
 from dinomaly_hd.jobs.running import run_jobs
@@ -27,32 +27,16 @@ PLAIN = ("experiment", "command", "entry_point", "run_name", "resume", "parent_r
 PATHS = ("root", "result_dir", "folder")
 
 
-class Checked(NamedTuple):
-    """What is known of a member once its data were read.
-
-    ``data`` is what it is tested on and learns from: members of one ``data`` can be compared. ``place`` are
-    the domains, as a report's folder is named by them.
-    """
-
-    config_hash: str
-    data: tuple[str, ...]
-    place: str
-
-
-def check_for_jobs(members: Sequence[Member], context: Context, *, slots: Slots) -> dict[Member, Checked]:
+def check_for_jobs(members: Sequence[Member], context: Context, *, slots: Slots) -> dict[Member, Ready]:
     """Check engine, settings, data and weights before the first job starts, each data set once."""
     check_engine(slots)
     check_members(members)
     reading, checked = replace(context, manifests={}), {}
     for one in members:
         try:
-            ready = check(one.run, reading)
+            checked[one] = check(one.run, reading)
         except REFUSALS as error:
             raise type(error)(f"{one.label}: {error}") from error
-        trained = one.run.data.train_domain_names
-        others = tuple(name for name in one.run.data.domain_names if name not in trained)
-        place = short_domains(trained) + (f"_to_{short_domains(others)}" if others else "")
-        checked[one] = Checked(ready.config_hash, (ready.manifest.digest, *trained), place)
     context.say(f"{len(members)} members, checked")
     return checked
 
@@ -62,7 +46,7 @@ def run_as_jobs(
     context: Context,
     parent: Parent,
     *,
-    checked: Mapping[Member, Checked],
+    checked: Mapping[Member, Ready],
     slots: Slots,
 ) -> Ran:
     """Run members that were checked as jobs; members of equal settings are one run.

@@ -8,18 +8,7 @@ import numpy as np
 
 from dinomaly_hd import provenance
 from dinomaly_hd.config.base import flatten
-from dinomaly_hd.evaluation.blocks import flat_synthetic, flat_transfer, synthetic_lines, transfer_lines
-from dinomaly_hd.evaluation.report import (
-    MEANINGS,
-    Picture,
-    detector_table,
-    flat_metrics,
-    named_rows,
-    render,
-    results_markdown,
-    summary_lines,
-    trivial_table,
-)
+from dinomaly_hd.evaluation import blocks, report
 from dinomaly_hd.experiments.checks import Work
 from dinomaly_hd.files import publish_json, publish_text
 from dinomaly_hd.names import as_markdown
@@ -40,12 +29,12 @@ def record(work: Work, trained: Trained, found: dict[str, Any]) -> dict[str, Any
     publish_json(work.folder / RESULTS, results)
     lines = {
         name: tell(results[name])
-        for name, tell in (("transfer", transfer_lines), ("synthetic", synthetic_lines))
+        for name, tell in (("transfer", blocks.transfer_lines), ("synthetic", blocks.synthetic_lines))
         if name in results
     }
     _write_page(work, results, lines)
     _track(work, results)
-    said = [summary_lines(results), *lines.values()]
+    said = [report.summary_lines(results), *lines.values()]
     for line in (line for part in said for line in ["", *part]):
         work.context.say(line)
     work.context.say("")
@@ -98,11 +87,11 @@ def _write_page(work: Work, results: dict[str, Any], lines: dict[str, list[str]]
     """Write ``report.html``: tables, ROC curves, histograms, training, and each domain's highest faults."""
     run, manifest = work.run, work.ready.manifest
     pictures = [
-        Picture(path.stem, path.read_bytes()) for path in sorted((work.folder / "plots").glob("*.png"))
+        report.Picture(path.stem, path.read_bytes()) for path in sorted((work.folder / "plots").glob("*.png"))
     ]
     for domain in manifest.domains:
         shown = _faults_to_browse(work, domain)[:MAPS_IN_REPORT]
-        pictures += [Picture(f"{domain}: {path.stem}", path.read_bytes()) for path in shown]
+        pictures += [report.Picture(f"{domain}: {path.stem}", path.read_bytes()) for path in shown]
     facts = {
         "command": work.context.command,
         "variant": run.model.variant,
@@ -115,14 +104,14 @@ def _write_page(work: Work, results: dict[str, Any], lines: dict[str, list[str]]
         "config hash": work.ready.config_hash,
         **{name: "; ".join(line.strip() for line in part) for name, part in lines.items()},
     }
-    trivial = trivial_table(results)
-    page = render(
+    trivial = report.trivial_table(results)
+    page = report.render(
         "run.html",
         title=work.name,
         facts=facts,
-        detector=named_rows(detector_table(results)),
-        trivial=named_rows(trivial),
-        meanings={name: text for name, text in MEANINGS.items() if name.partition(",")[0] in trivial},
+        detector=report.named_rows(report.detector_table(results)),
+        trivial=report.named_rows(trivial),
+        meanings={name: text for name, text in report.MEANINGS.items() if name.partition(",")[0] in trivial},
         missing=results["mean_metrics"]["missing"].get("auroc", []),
         pictures=pictures,
     )
@@ -132,11 +121,11 @@ def _write_page(work: Work, results: dict[str, Any], lines: dict[str, list[str]]
 def _track(work: Work, results: dict[str, Any]) -> None:
     """Give MLflow its copy: figures, files, the model, and the pictures to browse."""
     tracker, folder = work.tracker, work.folder
-    tracker.metrics(flat_metrics(results), step=FIGURES_STEP)
+    tracker.metrics(report.flat_metrics(results), step=FIGURES_STEP)
     if "transfer" in results:
-        tracker.metrics(flat_transfer(results["transfer"]), step=FIGURES_STEP)
+        tracker.metrics(blocks.flat_transfer(results["transfer"]), step=FIGURES_STEP)
     if "synthetic" in results:
-        tracker.metrics(flat_synthetic(results["synthetic"]), step=results["steps"])
+        tracker.metrics(blocks.flat_synthetic(results["synthetic"]), step=results["steps"])
     tracker.metrics({f"time/{name}": value for name, value in work.timing.items()}, step=FIGURES_STEP)
     for name in (RESULTS, "report.html"):
         tracker.artifact(folder / name)
@@ -148,7 +137,7 @@ def _track(work: Work, results: dict[str, Any]) -> None:
     for domain in work.ready.manifest.domains:
         for step, path in enumerate(_faults_to_browse(work, domain)):
             tracker.add("image", path, key=f"maps/{domain}", step=step)
-    work.note(f"{results_markdown(results)}\n{_picture(work, results)}")
+    work.note(f"{report.results_markdown(results)}\n{_picture(work, results)}")
 
 
 def _picture(work: Work, results: dict[str, Any]) -> str:

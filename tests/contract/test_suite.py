@@ -16,7 +16,7 @@ from dinomaly_hd.data.feature_files import FeaturePlace
 from dinomaly_hd.data.simulator import simulate
 from dinomaly_hd.errors import ComparisonError, ConfigError, DataError, Interrupted, SignalGuard
 from dinomaly_hd.experiments import checks
-from dinomaly_hd.experiments.as_jobs import Checked, context_from_plain, context_to_plain
+from dinomaly_hd.experiments.as_jobs import context_from_plain, context_to_plain
 from dinomaly_hd.experiments.comparison import Member, member
 from dinomaly_hd.experiments.protocols import report_places, run_suite
 from dinomaly_hd.experiments.run import execute
@@ -174,16 +174,15 @@ def test_a_context_goes_through_json(context: Context) -> None:
 
 
 def test_reports_are_one_for_each_set_of_data(tmp_path: Path) -> None:
-    sets = [("1", "A", "A"), ("1", "A", "A"), ("2", "A", "A"), ("1", "A", "A_to_BC"), ("3", "AB", "AB")]
-    members = [trivial(str(number), tmp_path) for number in range(len(sets))]
-    checked = {
-        one: Checked("hash", (digest, trained), place)
-        for one, (digest, trained, place) in zip(members, sets, strict=True)
+    sets = [("1", "A", "A"), ("1", "A", "A"), ("2", "A", "A"), ("1", "A,B,C", "A"), ("3", "A,B", "all")]
+    digests = {
+        trivial(str(number), tmp_path, domains=domains, train_domains=trained): digest
+        for number, (digest, domains, trained) in enumerate(sets)
     }
-    assert list(report_places(checked).values()) == [
+    assert list(report_places(digests).values()) == [
         *("reports/A", "reports/A", "reports/A_data_2", "reports/A_to_BC", "reports/AB"),
     ]
-    assert set(report_places({one: checked[one] for one in members[:2]}).values()) == {""}
+    assert set(report_places(dict(list(digests.items())[:2])).values()) == {""}
 
 
 def test_bad_members_are_refused_before_the_first_is_run(context: Context, tmp_path: Path) -> None:
