@@ -54,15 +54,16 @@ def run_as_jobs(
     Finished members, of this comparison or of any other run here, are not run again; interrupted ones go on;
     one that fails is started once more and then named, and does not stop the others.
     """
-    code = provenance.code_digest()
-    before = finished_runs(context.result_dir, code=code)
-    reused = [one for one in members if checked[one].config_hash in before]
-    rest = {checked[one].config_hash: one for one in reversed(members) if one not in reused}
-    jobs = []
-    for one in (one for one in members if rest.get(checked[one].config_hash) is one):
+    code, first = provenance.code_digest(), dict[str, Member]()
+    hashes = {one: checked[one].config_hash for one in members}
+    for one in members:
+        first.setdefault(hashes[one], one)
+    before, jobs = finished_runs(context.result_dir, code=code), []
+    for one in (one for config_hash, one in first.items() if config_hash not in before):
         surroundings = context_to_plain(parent.member(one))
         content = {"code_digest": code, "run": json.loads(one.run.to_json()), "context": surroundings}
         jobs.append(Job(one.place, MODULE, parent.folder / one.place, content))
+    reused = [one.place for one in members if hashes[one] in before]
     context.say(f"{len(reused)} finished before, {len(jobs)} to run")
 
     def tell(job: Job, how: Ended) -> None:
@@ -70,22 +71,15 @@ def run_as_jobs(
             log = job.folder / LOG
             context.say(f"{job.name}: failed after {how.starts} starts: {how.reason} (log: {log})")
 
-    ended = run_jobs(
-        jobs,
-        slots,
-        tick=context.guard.check,
-        say=context.say,
-        on_ended=tell,
-        reused=[one.place for one in reused],
-    )
+    tick = context.guard.check
+    ended = run_jobs(jobs, slots, tick=tick, say=context.say, on_ended=tell, reused=reused)
     after = {**before, **finished_runs(context.result_dir, code=code)}
     outcomes: dict[Member, Outcome] = {}
     failed: dict[Member, str] = {}
     for one in members:
-        folder = after.get(checked[one].config_hash)
+        folder = after.get(hashes[one])
         if folder is None:
-            job = rest[checked[one].config_hash].place
-            failed[one] = ended[job].reason or "it left no results"
+            failed[one] = ended[first[hashes[one]].place].reason or "it left no results"
             continue
         if folder.is_relative_to(parent.folder):
             complete_finished(folder, root=context.root, say=context.say)
@@ -107,19 +101,17 @@ def run_job(path: Path, *, guard: SignalGuard, say: Callable[[str], None]) -> Ou
 
 def context_to_plain(context: Context) -> dict[str, Any]:
     """Return what JSON can hold of a context; another working directory finds the same paths."""
-    paths = {name: getattr(context, name) for name in PATHS}
-    place = context.feature_place
+    paths, place = {name: getattr(context, name) for name in PATHS}, context.feature_place
     return {
         **{name: getattr(context, name) for name in PLAIN},
         **{name: path and str(path.absolute()) for name, path in paths.items()},
-        "feature_place": place and {"folder": str(place.folder.absolute()), "budget_gb": place.budget_gb},
+        "feature_place": place and [str(place.folder.absolute()), place.budget_gb],
     }
 
 
 def context_from_plain(content: dict[str, Any], *, guard: SignalGuard, say: Callable[[str], None]) -> Context:
     """Return the context of which ``context_to_plain`` was made, for this process."""
-    values: dict[str, Any] = {name: content[name] for name in PLAIN}
-    values |= {name: content[name] and Path(content[name]) for name in PATHS}
+    paths = {name: content[name] and Path(content[name]) for name in PATHS}
     place = content["feature_place"]
-    features = place and FeaturePlace(Path(place["folder"]), place["budget_gb"])
-    return Context(guard=guard, say=say, feature_place=features, **values)
+    place = place and FeaturePlace(Path(place[0]), place[1])
+    return Context(guard=guard, say=say, **{**content, **paths, "feature_place": place})

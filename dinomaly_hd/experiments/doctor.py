@@ -41,8 +41,7 @@ def examine(
 ) -> None:
     """Say how each check ends, those that cost little first; ``feature_dir`` None keeps no encoder outputs.
 
-    Raises:
-        UnfitError: There are problems; its exit code is the one that a run would end with.
+    Where there are problems it is an UnfitError with the exit code that a run would end with.
     """
     checks = {
         "Python": _python(),

@@ -34,6 +34,7 @@ from dinomaly_hd.experiments.score import (
     Examined,
     Scorer,
     SyntheticBands,
+    by_domain,
     fit_references,
     pixel_scores,
     read_mask,
@@ -74,21 +75,11 @@ class Scored(NamedTuple):
 def evaluate(work: Work, scorer: Scorer, trained: Trained) -> dict[str, Any]:
     """Score every test image once, write scores, pictures and the model, and return what was found."""
     began = time.monotonic()
-    run, ready, say = work.run, work.ready, work.context.say
-    scorer.detector.eval()
-    kept = scorer.features
-    if kept is not None and work.context.features is not kept:  # no other run reads them in memory
-        scorer.features = kept.files_only()
-    held_out = bool(len(ready.split.held_out))
-    positions = ready.split.held_out if held_out else ready.split.normals
-    say(f"scoring {len(positions)} {'held-out' if held_out else 'training'} normals")
-    normals = _examine(work, scorer, positions, failed={})
-    test = ready.manifest.indices(split="test")
-    say(f"scoring {len(test)} test images")
-    tested = _examine(work, scorer, test, failed=normals.failed)
+    run, ready, kept = work.run, work.ready, scorer.features
+    normals, tested = _score(work, scorer)
     score_s = time.monotonic() - began
 
-    threshold_of = partial(normal_quantile, held_out=held_out)
+    threshold_of = partial(normal_quantile, held_out=bool(len(ready.split.held_out)))
     thresholds = {name: threshold_of(own) for name, own in normals.each(normals.examined.score_N).items()}
     card = _card(work, normals, thresholds)
     export_model(work.folder / MODEL, scorer.detector, card)
@@ -114,7 +105,7 @@ def evaluate(work: Work, scorer: Scorer, trained: Trained) -> dict[str, Any]:
         scorer.features = kept
         found["synthetic"] = SyntheticBands(scorer, ready.trained_on(ready.split.held_out)).examine()
     scorer.tick()
-    say("drawing plots and anomaly maps")
+    work.context.say("drawing plots and anomaly maps")
     _draw(work, scorer, normals, table, thresholds)
     scorer.tick()  # what follows is short, and ends with the whole record
     if isinstance(run.training, TrainingConfig) and trained.steps:
@@ -126,6 +117,21 @@ def evaluate(work: Work, scorer: Scorer, trained: Trained) -> dict[str, Any]:
         evaluate_s=time.monotonic() - began,
     )
     return found
+
+
+def _score(work: Work, scorer: Scorer) -> tuple[Scored, Scored]:
+    """Score the held-out normals, or where there are none those of the training, then all test images."""
+    split, say, kept = work.ready.split, work.context.say, scorer.features
+    scorer.detector.eval()
+    if kept is not None and work.context.features is not kept:  # no other run reads them in memory
+        scorer.features = kept.files_only()
+    held_out = bool(len(split.held_out))
+    positions = split.held_out if held_out else split.normals
+    say(f"scoring {len(positions)} {'held-out' if held_out else 'training'} normals")
+    normals = _examine(work, scorer, positions, failed={})
+    test = work.ready.manifest.indices(split="test")
+    say(f"scoring {len(test)} test images")
+    return normals, _examine(work, scorer, test, failed=normals.failed)
 
 
 def _card(work: Work, normals: Scored, thresholds: Mapping[str, Threshold]) -> Card:
@@ -184,10 +190,9 @@ def _examine(work: Work, scorer: Scorer, positions: Indices, *, failed: Mapping[
     if set(domains.tolist()) <= trained:
         return Scored(positions, scorer.examine(positions), domains, {})
     kept, parts, why = [], [], dict(failed)
-    for domain in dict.fromkeys(domains.tolist()):
+    for domain, own in by_domain(work.ready.manifest, positions).items():
         if domain in why:
             continue
-        own = np.flatnonzero(domains == domain)
         try:
             parts.append(scorer.examine(positions[own]))
             kept.append(own)

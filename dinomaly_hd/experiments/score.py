@@ -173,8 +173,7 @@ def score_table(
     )
     table = table.join(decided(examined, table["domain"].tolist(), card).drop(columns=["threshold", "fault"]))
     columns: dict[str, npt.NDArray[np.float64]] = {}
-    for domain in dict.fromkeys(table["domain"]):
-        rows = np.flatnonzero((table["domain"] == domain).to_numpy())
+    for domain, rows in by_domain(store.manifest, positions).items():
         images = stack(store, positions[rows])
         own = trivial.trivial_scores(images)
         own |= {name: fitted.score(images) for name, fitted in references.get(domain, {}).items()}
@@ -191,11 +190,20 @@ def stack(store: ImageStore, positions: Indices) -> npt.NDArray[np.float32]:
     return np.stack([store[int(i)] for i in positions])
 
 
+def by_domain(manifest: Manifest, positions: Indices) -> dict[str, Indices]:
+    """Return which of these images are each domain's, in the order in which domains first appear."""
+    domain_N = np.array([manifest.records[int(i)].domain for i in positions])
+    return {domain: np.flatnonzero(domain_N == domain) for domain in dict.fromkeys(domain_N.tolist())}
+
+
 def fit_references(store: ImageStore, train: Indices) -> dict[str, trivial.Fitted]:
     """Return what is fitted on the training images of each domain that has two of them or more."""
-    domains = np.array([store.manifest.records[int(i)].domain for i in train])
-    own = {domain: train[domains == domain] for domain in dict.fromkeys(domains.tolist())}
-    return {name: trivial.fit_references(stack(store, i)) for name, i in own.items() if len(i) > 1}
+    own = by_domain(store.manifest, train)
+    return {
+        domain: trivial.fit_references(stack(store, train[rows]))
+        for domain, rows in own.items()
+        if len(rows) > 1
+    }
 
 
 def decided(examined: Examined, domain_N: Sequence[str], card: Card) -> pd.DataFrame:
@@ -229,11 +237,10 @@ def pixel_scores(
     """Return what is measured on every domain whose faults all have ground-truth masks."""
     rows, columns = visible_pixels(box, shape=manifest.shape)
     scores = {}
-    for domain in manifest.domains:
-        own = [n for n, i in enumerate(positions) if manifest.records[int(i)].domain == domain]
+    for domain, own in by_domain(manifest, positions).items():
         found = [read_mask(manifest, int(positions[n])) for n in own]
         masks = [mask for mask in found if mask is not None]
-        if own and len(masks) == len(own):
+        if len(masks) == len(own):
             masks_Nhw = np.stack([mask[rows, columns] for mask in masks])
             maps = examined.map_Nhw[own]
             teeth = [(tooth_N[n], mask) for n, mask in zip(own, masks, strict=True) if mask.any()]
@@ -263,17 +270,17 @@ class SyntheticBands:
 
     def __init__(self, scorer: Scorer, positions: Indices) -> None:
         self.scorer = scorer
-        records, copies = scorer.store.manifest.records, scorer.run.evaluation.synthetic_copies
+        manifest, copies = scorer.store.manifest, scorer.run.evaluation.synthetic_copies
         seed = derive(scorer.run.seed, "synthetic bands")
         images: list[Tensor] = []
         # By these names their encoder outputs are kept from one examination to the next.
         self.names: list[str] = []
         self.label_N: list[int] = []
         self.domain_N: list[str] = []
-        for domain in dict.fromkeys(records[int(i)].domain for i in positions):
-            own = np.array([i for i in positions if records[int(i)].domain == domain], dtype=np.int64)
+        for domain, rows in by_domain(manifest, positions).items():
+            own = positions[rows]
             normals_NHW = torch.from_numpy(stack(scorer.store, own))
-            kept = digests(scorer.store.manifest, own)
+            kept = digests(manifest, own)
             drawn_from = hashlib.sha256(f"{seed} {kept}".encode()).hexdigest()
             images.append(normals_NHW)
             self.names += kept
