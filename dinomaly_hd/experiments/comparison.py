@@ -48,15 +48,10 @@ Ran = tuple[dict[Member, Outcome], dict[Member, str]]
 
 
 class Done(NamedTuple):
-    """Finished members with what they left, and the reports by their folders below the comparison's."""
+    """Finished members with what they left, and the one report on all, where there is one."""
 
     outcomes: dict[Member, Outcome]
-    reports: dict[str, Report]
-
-    @property
-    def report(self) -> Report | None:
-        """The one report on all members, if any run could be reported on."""
-        return self.reports.get(ONE_REPORT)
+    report: Report | None
 
 
 @dataclass(frozen=True)
@@ -159,7 +154,7 @@ def run_comparison(members: Sequence[Member], context: Context, protocol: Protoc
             raise ComparisonError(
                 f"{len(lines)} of {len(lines) + len(outcomes)} members failed: {'; '.join(lines)}"
             )
-    return Done(outcomes, reports)
+    return Done(outcomes, reports.get(ONE_REPORT))
 
 
 @contextmanager

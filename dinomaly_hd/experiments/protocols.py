@@ -35,7 +35,6 @@ WORDS = resources.files("dinomaly_hd.evaluation") / "templates" / "questions.tom
 
 
 def question_of(kind: str) -> Question:
-    """Return what a comparison asks."""
     words = tomllib.loads(WORDS.read_text("utf-8"))[kind]
     compared = (*(BY_NATURE if words.get("families") else ()), *words.get("compared", ()))
     return Question(words["title"], words["text"], compared, words.get("reference"))

@@ -164,7 +164,6 @@ def condition_of(run: RunConfig, *, name: str, description: str, spelt: Collecti
 
 
 def conditions_text(conditions: Sequence[Mapping[str, Any]], *, comment: Sequence[str]) -> str:
-    """Return conditions as the text of a YAML file."""
     head = "".join(f"# {line}\n" for line in comment)
     content = {"experiment_conditions": list(conditions)}
     return head + yaml.safe_dump(content, sort_keys=False, allow_unicode=True, width=1000)

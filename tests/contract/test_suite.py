@@ -57,16 +57,13 @@ def test_members_are_run_reported_and_used_again(context: Context, monkeypatch: 
     )
     lines: list[str] = []
     told = replace(context, say=lines.append)
-    bad = resolve_model(
-        "baseline",
-        {**TINY, **STEPS, "data_root": str(context.root / "maps"), "domains": "A", "learning_rate": "1e38"},
-    )
     members = [
         trivial("max", context.root, trivial_score="max"),
         trivial("max_again", context.root, trivial_score="max"),
         trivial("to_B", context.root, domains="A,B", train_domains="A"),
-        member("diverges", bad),
     ]
+    own = {"data_root": str(context.root / "maps"), "domains": "A", "learning_rate": "1e38"}
+    members.append(member("diverges", resolve_model("baseline", {**TINY, **STEPS, **own})))
     with pytest.raises(ComparisonError, match=r"^1 of 4 members failed: diverges, seed 42: NonFiniteError: "):
         run_suite(members, told, slots=LOCAL)
     assert len(read) == 2, "once for each set of domains"
@@ -90,14 +87,8 @@ def test_members_are_run_reported_and_used_again(context: Context, monkeypatch: 
 def test_a_suite_killed_or_stopped_goes_on_and_runs_each_member_once(context: Context) -> None:
     maps = simulate(context.root / "maps", size="tiny", seed=0)
     names = ["max", "std"]
-    entries = [
-        {
-            "name": name,
-            "config": {"model_type": "trivial", "source_domain": "A", "trivial_score": name}
-            | {"data_root": str(maps)},
-        }
-        for name in names
-    ]
+    common = {"model_type": "trivial", "source_domain": "A", "data_root": str(maps)}
+    entries = [{"name": name, "config": {**common, "trivial_score": name}} for name in names]
     file = context.root / "conditions.json"
     file.write_text(json.dumps({"experiment_conditions": entries}))
     own = {"conditions_file": file, "slots": 1, "experiment": context.experiment}
@@ -161,13 +152,9 @@ def test_of_two_processes_one_is_at_work(context: Context, monkeypatch: pytest.M
 
 
 def test_a_context_goes_through_json(context: Context) -> None:
-    own = replace(
-        context,
-        folder=Path("here/max_seed1"),
-        parent_run_id="p",
-        tags={"config": "max"},
-        feature_place=FeaturePlace(Path.cwd() / "features", None),
-    )
+    place = FeaturePlace(Path.cwd() / "features", None)
+    told: dict[str, Any] = {"parent_run_id": "p", "tags": {"config": "max"}, "feature_place": place}
+    own = replace(context, folder=Path("here/max_seed1"), **told)
     plain = json.loads(json.dumps(context_to_plain(own)))
     back = context_from_plain(plain, guard=own.guard, say=own.say)
     assert back == replace(own, folder=Path.cwd() / "here/max_seed1")
