@@ -8,6 +8,9 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import pytest
+
+from dinomaly_hd.errors import Interrupted, SignalGuard
 from dinomaly_hd.runs.folder import CHECKPOINTS, all_runs, read_results, read_state
 from dinomaly_hd.runs.store import client_for
 from tests.contract.conftest import SETTINGS
@@ -65,6 +68,14 @@ raise SystemExit(launch(main, []))
         (tmp_path / "left").touch()
     assert process.returncode == 0
     assert (tmp_path / "done").exists()
+
+
+def test_the_shells_hangup_after_the_terminals_is_the_same_one() -> None:
+    with SignalGuard() as guard:
+        for _ in range(2):
+            os.kill(os.getpid(), signal.SIGHUP)
+        with pytest.raises(Interrupted, match="signal 1"):
+            guard.check()
 
 
 def test_a_closed_terminal_is_as_sigterm_and_none_under_nohup(tmp_path: Path, empty_store: Path) -> None:
