@@ -21,8 +21,7 @@ from dinomaly_hd.runs.sync import complete_finished
 
 REFUSALS = (ConfigError, DataError, EncoderError, CheckpointError)
 MODULE = "entry_points.job"
-LOCK_WAIT_S = 120.0
-"""A member's last process may still be saving, on this machine or on one that was lost."""
+LOCK_WAIT_S = 120.0  # a member's last process may still be saving, on this machine or on one that was lost
 PLAIN = ("experiment", "command", "entry_point", "run_name", "resume", "parent_run_id", "tags")
 PATHS = ("root", "result_dir", "folder")
 

@@ -43,13 +43,13 @@ from dinomaly_hd.serving.exported import WEIGHTS, read_card
 from dinomaly_hd.training.checkpoint import Checkpoint
 from dinomaly_hd.training.loop import resolve_device
 
+# What a model and the one it starts from must have in common.
 SHAPES = (
     "model_type", "bottleneck", "attention", "loss", "distance", "auxiliary", "class_token", "decoder_depth",
     "scaling", "scale_weights", "target_layers", "encoder", "image_size", "crop", "width",
     "severity_head_mode", "severity_head_pooling_type", "severity_head_hidden_dim",
     "severity_head_spatial_size", "severity_head_use_spatial_attention",
 )  # fmt: skip
-"""What a model and the one it starts from must have in common."""
 FILES = (".safetensors", ".pth", ".pt", ".ckpt")  # of weights that are no run's
 CHOSEN_BY_TEST = f"**validate_on={SOURCE_TEST}: test labels choose, figures are optimistic.**\n\n"
 

@@ -43,8 +43,8 @@ class Member(NamedTuple):
         return f"{self.label}, seed {self.run.seed}"
 
 
+# Finished members with what they left, and why the others are not.
 Ran = tuple[dict[Member, Outcome], dict[Member, str]]
-"""Finished members with what they left, and why the others are not."""
 
 
 class Done(NamedTuple):

@@ -25,8 +25,7 @@ LITTLE_DISK_GIB = 5.0
 LOOKED_AT, REGISTERED = 200, 0.02  # training maps of a domain; least share of a signature
 ANSWER_S = 5.0
 GOOD, NOTE, BAD = "ok", "note", "PROBLEM"
-Findings = Iterator[tuple[str, str, str]]
-"""How it stands (ok, note), what was looked at, what was found."""
+Findings = Iterator[tuple[str, str, str]]  # how it stands (ok, note), what was looked at, what was found
 
 
 def examine(

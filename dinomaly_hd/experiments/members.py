@@ -14,10 +14,8 @@ from dinomaly_hd.runs.folder import RESULTS, SCORES, read_results
 from dinomaly_hd.trivial import PREFIX, TRIVIAL
 
 UNIFIED, SINGLE = "multiclass_unified", "singleclass"
-BETWEEN_RUNS = ", "
-"""Between the names of the runs that a joint member is made of."""
-Joined = tuple[list[MemberRun], dict[str, str]]
-"""Members, and by title why another was left out."""
+BETWEEN_RUNS = ", "  # between the names of the runs that a joint member is made of
+Joined = tuple[list[MemberRun], dict[str, str]]  # members, and by title why another was left out
 
 
 def read_member(folder: Path, *, label: str | None = None, name: str | None = None) -> MemberRun:

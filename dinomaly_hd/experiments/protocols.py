@@ -23,10 +23,10 @@ from dinomaly_hd.jobs.engines import ONE_SLOT
 from dinomaly_hd.jobs.job import Slots
 from dinomaly_hd.runs.folder import Context
 
+# Settings in which model families differ by nature.
 BY_NATURE = (
     "model_type", "variant", "encoder_digest", *EncoderConfig.model_fields, *TrainingConfig.model_fields,
 )  # fmt: skip
-"""Settings in which model families differ by nature."""
 START, OWN = "unified", "fine-tuned, own domain"
 MODES = {"multiclass": (True, False), "singleclass": (False, True), "compare": (True, True)}
 REPORTS = "reports"
@@ -95,10 +95,10 @@ def _run_each(
     return run_comparison(members, context, protocol)
 
 
+# Configs; encoders; ascending numbers of steps, each of which goes on where the one before it stopped.
 run_ablation, run_encoders, run_steps = (
     partial(_run_each, kind) for kind in ("ablation", "encoders", "steps")
 )
-"""Configs; encoders; ascending numbers of steps, each of which goes on where the one before it stopped."""
 
 
 def run_single_domain(trials: Sequence[Trial], context: Context) -> Done | None:

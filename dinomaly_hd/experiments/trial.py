@@ -23,8 +23,8 @@ from dinomaly_hd.tuning.worker import Attempt
 
 LOCK_WAIT_S = 120.0  # a trial whose worker is taken for dead may still be stopping somewhere
 SHOWN_BESIDE = ("mean/auroc",)
+# Names of what a trial notes for its retries, beside what the report reads.
 RUN_ID, WORKER = "mlflow_run_id", "worker"
-"""Names of what a trial notes for its retries, beside what the report reads."""
 
 
 class Busy(DinomalyHDError):

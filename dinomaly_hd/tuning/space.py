@@ -15,10 +15,8 @@ from dinomaly_hd.config.variants import WITH_TOPK
 from dinomaly_hd.errors import ConfigError, nearest
 
 Native = bool | int | float
-Point = Mapping[str, str]
-"""Values by name as flags' text, without those that would do nothing."""
-Build = Callable[[str], RunConfig]
-"""Makes the run of a config's text, such as "F:q_percent=1"."""
+Point = Mapping[str, str]  # values by name as flags' text, without those that would do nothing
+Build = Callable[[str], RunConfig]  # makes the run of a config's text, such as "F:q_percent=1"
 Distribution = CategoricalDistribution | FloatDistribution | IntDistribution
 
 TOPK = "use_topk"
