@@ -12,7 +12,7 @@ from types import FrameType
 from typing import Any, ClassVar
 
 LONGEST_LIST, LONGEST_REASON = 60, 200
-SIGNALS = (signal.SIGINT, signal.SIGTERM)
+SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
 
 class DinomalyHDError(Exception):
@@ -92,7 +92,7 @@ class UnfitError(DinomalyHDError):
 
 
 class Interrupted(DinomalyHDError):
-    """SIGINT or SIGTERM arrived; the work done so far is on disk."""
+    """SIGINT, SIGTERM or SIGHUP arrived; the work done so far is on disk."""
 
     def __init__(self, signal_number: int) -> None:
         super().__init__(f"stopped by signal {signal_number}")
@@ -100,9 +100,9 @@ class Interrupted(DinomalyHDError):
 
 
 class SignalGuard:
-    """Turn the first SIGINT or SIGTERM into an ``Interrupted`` at the next ``check``.
+    """Turn the first signal of ``SIGNALS`` into an ``Interrupted`` at the next ``check``.
 
-    A second signal ends the process at once. Use as a context manager in the main thread.
+    A second SIGINT or SIGTERM ends the process at once. Use as a context manager in the main thread.
     """
 
     def __init__(self) -> None:
@@ -110,7 +110,10 @@ class SignalGuard:
         self._previous: dict[int, Any] = {}
 
     def __enter__(self) -> "SignalGuard":
-        self._previous = {number: signal.signal(number, self._handle) for number in SIGNALS}
+        # Under `nohup` SIGHUP is ignored from the start, and stays so.
+        ignored = signal.getsignal(signal.SIGHUP) is signal.SIG_IGN
+        heard = SIGNALS[:-1] if ignored else SIGNALS
+        self._previous = {number: signal.signal(number, self._handle) for number in heard}
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -120,6 +123,8 @@ class SignalGuard:
     def _handle(self, number: int, frame: FrameType | None) -> None:
         del frame
         if self.received is not None:
+            if number == signal.SIGHUP:  # a closed terminal sends it, and the shell in it once more
+                return
             signal.signal(number, signal.SIG_DFL)
             os.kill(os.getpid(), number)
         self.received = number

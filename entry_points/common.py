@@ -1,5 +1,6 @@
 """What every entry point shares: signals, errors as one line with an exit code, the run's surroundings."""
 
+import errno
 import gc
 import os
 import sys
@@ -49,7 +50,20 @@ OBJECTS_UNTIL_COLLECTION = 10_000
 """Until Python looks for garbage. Its own 700 send it through half a million imported objects over and over,
 a quarter of the imports' time."""
 QUIET = {"MLFLOW_DISABLE_TELEMETRY": "true", "RAY_USAGE_STATS_ENABLED": "0", "HF_HUB_DISABLE_TELEMETRY": "1"}
-say = partial(print, flush=True)
+LOST_READER = (errno.EPIPE, errno.EIO)  # `| head` has read enough; the terminal was closed
+
+
+def say(text: str, *, to_errors: bool = False) -> None:
+    """Print a line; that nobody reads any more ends nothing."""
+    stream = sys.stderr if to_errors else sys.stdout
+    try:
+        print(text, file=stream, flush=True)
+    except OSError as error:
+        if error.errno not in LOST_READER:
+            raise
+        nowhere = os.open(os.devnull, os.O_WRONLY)
+        os.dup2(nowhere, stream.fileno())  # what the stream still holds is flushed there at the end
+        os.close(nowhere)
 
 
 # ---- options that several have ----
@@ -211,15 +225,15 @@ def launch(main: Main, argv: Sequence[str] | None = None) -> int:
             if work is not None:
                 work()
     except Interrupted as stop:
-        print(f"stopped by signal {stop.signal_number}; the same command goes on from here", file=sys.stderr)
+        say(f"stopped by signal {stop.signal_number}; the same command goes on from here", to_errors=True)
         return 128 + stop.signal_number
     except DinomalyHDError as error:
-        print(f"{type(error).__name__}: {error}", file=sys.stderr)
+        say(f"{type(error).__name__}: {error}", to_errors=True)
         return error.exit_code
     except ModuleNotFoundError as error:
         if (error.name or "").partition(".")[0] in OURS:
             raise
-        print(f"{error.name} is not installed for {sys.executable}; {ACTIVATE}", file=sys.stderr)
+        say(f"{error.name} is not installed for {sys.executable}; {ACTIVATE}", to_errors=True)
         return DinomalyHDError.exit_code
     except Exception:
         traceback.print_exc()

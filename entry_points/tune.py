@@ -8,7 +8,7 @@ the same storage (PostgreSQL) joins in.
 import os
 from typing import TYPE_CHECKING
 
-from dinomaly_hd.config.base import Count, doc, names_in
+from dinomaly_hd.config.base import Count, PositiveCount, doc, names_in
 from dinomaly_hd.config.resolve import Numbers, resolve_config
 from dinomaly_hd.config.run import RunConfig
 from dinomaly_hd.errors import ConfigError
@@ -32,7 +32,7 @@ class Options(SurroundingsOptions, EngineOptions):
         "auto: DINOMALY_HD_STORAGE, else optuna.db beside mlflow.db; sqlite:///FILE; "
         "postgresql://USER@HOST/NAME",
     )
-    trials: Count = doc(20, "finished or given up, after which the study is over")
+    trials: PositiveCount = doc(20, "finished or given up, after which the study is over")
     workers: Count = doc(1, "processes that run trials here, one a GPU where there are GPUs")
     config: str = doc(
         "F", "what is searched around: a config of the ablation, a variant or a family, with changes"
@@ -48,7 +48,7 @@ class Options(SurroundingsOptions, EngineOptions):
     seeds: Numbers = doc((42,), "comma-separated; a trial is the mean of them")
     sampler: str = doc("tpe", "tpe, gp (Gaussian process), random")
     pruner: str = doc("auto", "auto: give up trials by steps, with 3 seeds or more by seeds; none")
-    heartbeat_s: Count = doc(60, "seconds between signs of life; after three a trial is tried again")
+    heartbeat_s: PositiveCount = doc(60, "seconds between signs of life; after three a trial is tried again")
 
 
 def prepare(start: Start[Options]) -> tuple["Plan", "Context"]:

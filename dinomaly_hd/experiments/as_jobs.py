@@ -4,15 +4,15 @@ import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 from dinomaly_hd import provenance
 from dinomaly_hd.config.run import from_json
 from dinomaly_hd.data.feature_files import FeaturePlace
 from dinomaly_hd.errors import CheckpointError, ConfigError, DataError, EncoderError, SignalGuard
-from dinomaly_hd.experiments.checks import check
+from dinomaly_hd.experiments.checks import Ready, check
 from dinomaly_hd.experiments.comparison import Member, Parent, Ran, check_members
-from dinomaly_hd.experiments.run import Outcome, execute, outcome_in, short_domains
+from dinomaly_hd.experiments.run import Outcome, execute, outcome_in
 from dinomaly_hd.jobs.engines import check_engine
 from dinomaly_hd.jobs.job import LOG, Ended, Job, Slots, read_job, write_progress
 from dinomaly_hd.jobs.running import run_jobs
@@ -21,38 +21,21 @@ from dinomaly_hd.runs.sync import complete_finished
 
 REFUSALS = (ConfigError, DataError, EncoderError, CheckpointError)
 MODULE = "entry_points.job"
-LOCK_WAIT_S = 120.0
-"""A member's last process may still be saving, on this machine or on one that was lost."""
+LOCK_WAIT_S = 120.0  # a member's last process may still be saving, on this machine or on one that was lost
 PLAIN = ("experiment", "command", "entry_point", "run_name", "resume", "parent_run_id", "tags")
 PATHS = ("root", "result_dir", "folder")
 
 
-class Checked(NamedTuple):
-    """What is known of a member once its data were read.
-
-    ``data`` is what it is tested on and learns from: members of one ``data`` can be compared. ``place`` are
-    the domains, as a report's folder is named by them.
-    """
-
-    config_hash: str
-    data: tuple[str, ...]
-    place: str
-
-
-def check_for_jobs(members: Sequence[Member], context: Context, *, slots: Slots) -> dict[Member, Checked]:
+def check_for_jobs(members: Sequence[Member], context: Context, *, slots: Slots) -> dict[Member, Ready]:
     """Check engine, settings, data and weights before the first job starts, each data set once."""
     check_engine(slots)
     check_members(members)
     reading, checked = replace(context, manifests={}), {}
     for one in members:
         try:
-            ready = check(one.run, reading)
+            checked[one] = check(one.run, reading)
         except REFUSALS as error:
             raise type(error)(f"{one.label}: {error}") from error
-        trained = one.run.data.train_domain_names
-        others = tuple(name for name in one.run.data.domain_names if name not in trained)
-        place = short_domains(trained) + (f"_to_{short_domains(others)}" if others else "")
-        checked[one] = Checked(ready.config_hash, (ready.manifest.digest, *trained), place)
     context.say(f"{len(members)} members, checked")
     return checked
 
@@ -62,7 +45,7 @@ def run_as_jobs(
     context: Context,
     parent: Parent,
     *,
-    checked: Mapping[Member, Checked],
+    checked: Mapping[Member, Ready],
     slots: Slots,
 ) -> Ran:
     """Run members that were checked as jobs; members of equal settings are one run.
@@ -70,15 +53,16 @@ def run_as_jobs(
     Finished members, of this comparison or of any other run here, are not run again; interrupted ones go on;
     one that fails is started once more and then named, and does not stop the others.
     """
-    code = provenance.code_digest()
-    before = finished_runs(context.result_dir, code=code)
-    reused = [one for one in members if checked[one].config_hash in before]
-    rest = {checked[one].config_hash: one for one in reversed(members) if one not in reused}
-    jobs = []
-    for one in (one for one in members if rest.get(checked[one].config_hash) is one):
+    code, first = provenance.code_digest(), dict[str, Member]()
+    hashes = {one: checked[one].config_hash for one in members}
+    for one in members:
+        first.setdefault(hashes[one], one)
+    before, jobs = finished_runs(context.result_dir, code=code), []
+    for one in (one for config_hash, one in first.items() if config_hash not in before):
         surroundings = context_to_plain(parent.member(one))
         content = {"code_digest": code, "run": json.loads(one.run.to_json()), "context": surroundings}
         jobs.append(Job(one.place, MODULE, parent.folder / one.place, content))
+    reused = [one.place for one in members if hashes[one] in before]
     context.say(f"{len(reused)} finished before, {len(jobs)} to run")
 
     def tell(job: Job, how: Ended) -> None:
@@ -86,22 +70,15 @@ def run_as_jobs(
             log = job.folder / LOG
             context.say(f"{job.name}: failed after {how.starts} starts: {how.reason} (log: {log})")
 
-    ended = run_jobs(
-        jobs,
-        slots,
-        tick=context.guard.check,
-        say=context.say,
-        on_ended=tell,
-        reused=[one.place for one in reused],
-    )
+    tick = context.guard.check
+    ended = run_jobs(jobs, slots, tick=tick, say=context.say, on_ended=tell, reused=reused)
     after = {**before, **finished_runs(context.result_dir, code=code)}
     outcomes: dict[Member, Outcome] = {}
     failed: dict[Member, str] = {}
     for one in members:
-        folder = after.get(checked[one].config_hash)
+        folder = after.get(hashes[one])
         if folder is None:
-            job = rest[checked[one].config_hash].place
-            failed[one] = ended[job].reason or "it left no results"
+            failed[one] = ended[first[hashes[one]].place].reason or "it left no results"
             continue
         if folder.is_relative_to(parent.folder):
             complete_finished(folder, root=context.root, say=context.say)
@@ -123,19 +100,17 @@ def run_job(path: Path, *, guard: SignalGuard, say: Callable[[str], None]) -> Ou
 
 def context_to_plain(context: Context) -> dict[str, Any]:
     """Return what JSON can hold of a context; another working directory finds the same paths."""
-    paths = {name: getattr(context, name) for name in PATHS}
-    place = context.feature_place
+    paths, place = {name: getattr(context, name) for name in PATHS}, context.feature_place
     return {
         **{name: getattr(context, name) for name in PLAIN},
         **{name: path and str(path.absolute()) for name, path in paths.items()},
-        "feature_place": place and {"folder": str(place.folder.absolute()), "budget_gb": place.budget_gb},
+        "feature_place": place and [str(place.folder.absolute()), place.budget_gb],
     }
 
 
 def context_from_plain(content: dict[str, Any], *, guard: SignalGuard, say: Callable[[str], None]) -> Context:
     """Return the context of which ``context_to_plain`` was made, for this process."""
-    values: dict[str, Any] = {name: content[name] for name in PLAIN}
-    values |= {name: content[name] and Path(content[name]) for name in PATHS}
+    paths = {name: content[name] and Path(content[name]) for name in PATHS}
     place = content["feature_place"]
-    features = place and FeaturePlace(Path(place["folder"]), place["budget_gb"])
-    return Context(guard=guard, say=say, feature_place=features, **values)
+    place = place and FeaturePlace(Path(place[0]), place[1])
+    return Context(guard=guard, say=say, **{**content, **paths, "feature_place": place})

@@ -43,19 +43,14 @@ from dinomaly_hd.serving.exported import WEIGHTS, read_card
 from dinomaly_hd.training.checkpoint import Checkpoint
 from dinomaly_hd.training.loop import resolve_device
 
+# What a model and the one it starts from must have in common.
 SHAPES = (
     "model_type", "bottleneck", "attention", "loss", "distance", "auxiliary", "class_token", "decoder_depth",
     "scaling", "scale_weights", "target_layers", "encoder", "image_size", "crop", "width",
     "severity_head_mode", "severity_head_pooling_type", "severity_head_hidden_dim",
     "severity_head_spatial_size", "severity_head_use_spatial_attention",
 )  # fmt: skip
-"""What a model and the one it starts from must have in common."""
-
-
-FILES = (".safetensors", ".pth", ".pt", ".ckpt")
-"""Of weights that are no run's."""
-
-
+FILES = (".safetensors", ".pth", ".pt", ".ckpt")  # of weights that are no run's
 CHOSEN_BY_TEST = f"**validate_on={SOURCE_TEST}: test labels choose, figures are optimistic.**\n\n"
 
 
@@ -153,20 +148,25 @@ def check(run: RunConfig, context: Context) -> Ready:
         check_weights(run.encoder, weights=weights)
     start = _start(run, context, encoder_digest=weights.digest)
     manifest = _manifest(run.data, context)
-    names, known = run.data.train_domain_names, manifest.domains
+    named = [
+        name if name in manifest.domains else f"{DOMAIN_PREFIX}{name}" for name in run.data.train_domain_names
+    ]
     split = hold_out(
         manifest,
         ratio=run.data.val_split_ratio,
         seed=run.seed,
-        train_domains=None
-        if run.data.train_domains == ALL_DOMAINS
-        else [name if name in known else f"{DOMAIN_PREFIX}{name}" for name in names],
+        train_domains=None if run.data.train_domains == ALL_DOMAINS else named,
     )
-    if run.evaluation.synthetic_copies and not len(split.held_out):
-        raise ConfigError(
-            f"synthetic_copies={run.evaluation.synthetic_copies} needs held-out normals, and "
-            "val_split_ratio=0 holds out none; give val_split_ratio=.1, or synthetic_copies=0"
-        )
+    copies = run.evaluation.synthetic_copies
+    needs = {f"synthetic_copies={copies}": copies}
+    if isinstance(run.training, TrainingConfig) and run.training.validate_on == HELD_OUT:
+        needs["early_stopping_patience"] = run.training.early_stopping_patience
+    for name, value in needs.items():
+        if value and not len(split.held_out):
+            raise ConfigError(
+                f"{name} needs held-out normals, and val_split_ratio=0 holds out none; "
+                f"give val_split_ratio=.1, or {name.partition('=')[0]}=0"
+            )
     run = _with_steps(run, split)
     folder, textures = texture_folder(run), None
     if folder is not None and isinstance(run.encoder, ImageInput):
@@ -185,9 +185,8 @@ def check(run: RunConfig, context: Context) -> Ready:
 def _manifest(data: DataConfig, context: Context) -> Manifest:
     """Read and check all images of the data set that the settings name, and say what is odd about it."""
     kept = {} if context.manifests is None else context.manifests
-    shown = " ".join(
-        [data.data_root, data.simulate_size, str(data.simulate_seed), data.conditions, data.domains]
-    )
+    named = (data.data_root, data.simulate_size, data.simulate_seed, data.conditions, data.domains)
+    shown = " ".join(map(str, named))
     if shown not in kept:
         root, tick = _root(data, context), context.guard.check
         kept[shown] = load_manifest(root, domains=data.domain_names, conditions=data.conditions, tick=tick)
@@ -231,11 +230,6 @@ def _with_steps(run: RunConfig, split: Split) -> RunConfig:
         values["max_steps"] = math.ceil(training.max_epochs * epoch_steps)
     if training.early_stopping_patience and not training.val_check_interval:
         values["val_check_interval"] = math.ceil(epoch_steps)
-    if training.early_stopping_patience and training.validate_on == HELD_OUT and not len(split.held_out):
-        raise ConfigError(
-            "early_stopping_patience needs held-out normals, and val_split_ratio=0 holds out none; "
-            "give val_split_ratio=.1, or early_stopping_patience=0"
-        )
     if training.validate_on == SOURCE_TEST and not training.early_stopping_patience:
         raise ConfigError(
             f"validate_on={SOURCE_TEST} chooses nothing while early_stopping_patience=0; give a patience"

@@ -43,20 +43,15 @@ class Member(NamedTuple):
         return f"{self.label}, seed {self.run.seed}"
 
 
+# Finished members with what they left, and why the others are not.
 Ran = tuple[dict[Member, Outcome], dict[Member, str]]
-"""Finished members with what they left, and why the others are not."""
 
 
 class Done(NamedTuple):
-    """Finished members with what they left, and the reports by their folders below the comparison's."""
+    """Finished members with what they left, and the one report on all, where there is one."""
 
     outcomes: dict[Member, Outcome]
-    reports: dict[str, Report]
-
-    @property
-    def report(self) -> Report | None:
-        """The one report on all members, if any run could be reported on."""
-        return self.reports.get(ONE_REPORT)
+    report: Report | None
 
 
 @dataclass(frozen=True)
@@ -159,39 +154,64 @@ def run_comparison(members: Sequence[Member], context: Context, protocol: Protoc
             raise ComparisonError(
                 f"{len(lines)} of {len(lines) + len(outcomes)} members failed: {'; '.join(lines)}"
             )
-    return Done(outcomes, reports)
+    return Done(outcomes, reports.get(ONE_REPORT))
 
 
 @contextmanager
 def _parent(members: Sequence[Member], context: Context, protocol: Protocol) -> Iterator[Parent]:
     """Open a comparison's folder and MLflow run, or go on with an unfinished one of the same runs."""
-    first, kind = members[0].run, protocol.kind
+    first, kind, flats = members[0].run, protocol.kind, [flatten(one.run) for one in members]
     identity = [
         (one.place, one.run.digest(), one.run.data.data_root, one.run.training.start_from) for one in members
     ]
-    text = json.dumps([kind, protocol.detail, identity])
-    config_hash = hashlib.sha256(text.encode()).hexdigest()[:16]
     seeds = "-".join(dict.fromkeys(str(one.run.seed) for one in members))
-    with open_folder(
-        context.result_dir / kind,
-        variant=first.model.variant,
+    with open_parent(
+        context,
+        identity=[kind, protocol.detail, identity],
+        name=f"{kind}-{short_domains(first.data.domain_names)}-s{seeds}",
+        tags={"kind": kind, "variant": first.model.variant},
         seed=first.seed,
-        config_hash=config_hash,
         resume=context.resume,
+    ) as (folder, tracker):
+        tracker.params({n: v for n, v in flats[0].items() if all(n in own and own[n] == v for own in flats)})
+        yield Parent(folder, tracker, context)
+
+
+@contextmanager
+def open_parent(
+    context: Context,
+    *,
+    identity: object,
+    name: str,
+    tags: Mapping[str, str],
+    folder: Path | None = None,
+    seed: int = 0,
+    resume: str = "auto",
+    resumed: str | None = None,
+    wait_s: float = 0.0,
+) -> Iterator[tuple[Path, Tracker]]:
+    """Lock the folder and copy to MLflow what has runs below it: a comparison, a study, a trial.
+
+    ``folder`` None is a dated one; ``resumed`` is the MLflow run of an earlier start, maybe on another
+    machine. Where another process works in the folder for more than ``wait_s`` it is a ConfigError.
+    """
+    config_hash = hashlib.sha256(json.dumps(identity).encode()).hexdigest()[:16]
+    with open_folder(
+        context.result_dir / tags["kind"],
+        variant=tags["variant"],
+        seed=seed,
+        config_hash=config_hash,
+        resume=resume,
+        folder=folder,
         of_members=True,
-    ) as folder:
-        name = f"{kind}-{short_domains(first.data.domain_names)}-s{seeds}"
-        tags = {
-            "variant": first.model.variant,
-            "kind": kind,
-            "sweep": folder.path.name,
-            "config_hash": config_hash,
-        }
-        with tracked(folder, context, name=name, tags=tags) as tracker:
-            flats = [flatten(one.run) for one in members]
-            alike = {n: v for n, v in flats[0].items() if all(n in own and own[n] == v for own in flats)}
-            tracker.params(alike)
-            yield Parent(folder.path, tracker, context)
+        wait_s=wait_s,
+        tick=context.guard.check,
+    ) as opened:
+        if opened.finished:
+            opened.set_state(status="RUNNING")
+        own = {"sweep": opened.path.name, **tags, "config_hash": config_hash}
+        with tracked(opened, context, name=name, tags=own, resumed=resumed) as tracker:
+            yield opened.path, tracker
 
 
 def _reports(ran: Ran, parent: Parent, protocol: Protocol) -> dict[str, Report]:

@@ -25,8 +25,7 @@ LITTLE_DISK_GIB = 5.0
 LOOKED_AT, REGISTERED = 200, 0.02  # training maps of a domain; least share of a signature
 ANSWER_S = 5.0
 GOOD, NOTE, BAD = "ok", "note", "PROBLEM"
-Findings = Iterator[tuple[str, str, str]]
-"""How it stands (ok, note), what was looked at, what was found."""
+Findings = Iterator[tuple[str, str, str]]  # how it stands (ok, note), what was looked at, what was found
 
 
 def examine(
@@ -41,8 +40,7 @@ def examine(
 ) -> None:
     """Say how each check ends, those that cost little first; ``feature_dir`` None keeps no encoder outputs.
 
-    Raises:
-        UnfitError: There are problems; its exit code is the one that a run would end with.
+    Where there are problems it is an UnfitError with the exit code that a run would end with.
     """
     checks = {
         "Python": _python(),

@@ -34,6 +34,7 @@ from dinomaly_hd.experiments.score import (
     Examined,
     Scorer,
     SyntheticBands,
+    by_domain,
     fit_references,
     pixel_scores,
     read_mask,
@@ -47,7 +48,6 @@ from dinomaly_hd.runs.folder import MODEL, SCORES
 from dinomaly_hd.serving.exported import Card, export_model
 from dinomaly_hd.training.loop import Trained
 
-SCORES_KEPT = 1000  # of a domain's normals, in the exported model
 LONGEST_STEM = 50  # characters: 200 bytes at most, below every file system's limit with what is put before
 HISTORY_SERIES = (
     "train/loss",
@@ -75,88 +75,94 @@ class Scored(NamedTuple):
 def evaluate(work: Work, scorer: Scorer, trained: Trained) -> dict[str, Any]:
     """Score every test image once, write scores, pictures and the model, and return what was found."""
     began = time.monotonic()
-    work.timing["train_s"] = trained.seconds
-    if isinstance(work.run.training, TrainingConfig) and trained.steps:
-        images = work.run.training.batch_size * trained.steps
-        work.timing["train_images_per_s"] = images / trained.seconds
-    run, ready, store, say = work.run, work.ready, work.store, work.context.say
-    scorer.detector.eval()
-    kept = scorer.features
-    if kept is not None and work.context.features is not kept:  # no other run reads them in memory
-        scorer.features = kept.files_only()
-    held_out = bool(len(ready.split.held_out))
-    positions = ready.split.held_out if held_out else ready.split.normals
-    say(f"scoring {len(positions)} {'held-out' if held_out else 'training'} normals")
-    normals = _examine(work, scorer, positions, failed={})
-    test = ready.manifest.indices(split="test")
-    say(f"scoring {len(test)} test images")
-    tested = _examine(work, scorer, test, failed=normals.failed)
+    run, ready, kept = work.run, work.ready, scorer.features
+    normals, tested = _score(work, scorer)
     score_s = time.monotonic() - began
-    normal_scores = normals.each(normals.examined.score_N)
-    thresholds = {name: normal_quantile(own, held_out=held_out) for name, own in normal_scores.items()}
-    usual_h = normals.examined.map_Nhw.mean(axis=(0, 2), dtype=np.float64)
-    table_of = partial(
-        score_table,
-        store,
-        box=scorer.box,
-        normal_scores=normal_scores,
-        usual_h=usual_h,
-        references=fit_references(store, ready.split.normals),
-        evidence=_row_evidence(work),
-    )
-    table = table_of(tested.positions, examined=tested.examined)
+
+    threshold_of = partial(normal_quantile, held_out=bool(len(ready.split.held_out)))
+    thresholds = {name: threshold_of(own) for name, own in normals.each(normals.examined.score_N).items()}
+    card = _card(work, normals, thresholds)
+    export_model(work.folder / MODEL, scorer.detector, card)
+    table = _write_tables(work, card, tested, normals)
     found = figures_of(
         table,
         normal_thresholds={name: own for name, own in thresholds.items() if name not in tested.failed},
         seed=derive(run.seed, "bootstrap"),
         pixel=pixel_scores(
-            ready.manifest,
-            tested.positions,
-            map_Nhw=tested.examined.map_Nhw,
-            tooth_N=table[TOOTH],
-            box=scorer.box,
+            ready.manifest, tested.positions, tested.examined, tooth_N=table[TOOTH], box=scorer.box
         ),
     )
     if run.data.train_domains != ALL_DOMAINS:
-        own = np.isin(normals.domain_N, list(ready.trained_domains))
-        threshold = normal_quantile(normals.examined.score_N[own], held_out=held_out, quantile=1 - SOURCE_FPR)
+        own_N = normals.examined.score_N[np.isin(normals.domain_N, list(ready.trained_domains))]
         found |= transfer_of(
             found["per_domain_metrics"],
             table,
             sources=sorted(ready.trained_domains),
-            threshold=threshold,
+            threshold=threshold_of(own_N, quantile=1 - SOURCE_FPR),
             failed=tested.failed,
         )
     if run.evaluation.synthetic_copies:
         scorer.features = kept
         found["synthetic"] = SyntheticBands(scorer, ready.trained_on(ready.split.held_out)).examine()
-    card = Card(
-        run=run,
-        shape=ready.manifest.shape,
-        dtype=ready.manifest.dtype,
-        thresholds={domain: threshold.value for domain, threshold in thresholds.items()},
-        normal_scores={
-            domain: np.quantile(own, np.linspace(0, 1, min(len(own), SCORES_KEPT))).tolist()
-            for domain, own in normal_scores.items()
-        },
-        normal_rows=usual_h.tolist(),
-        data_digest=ready.manifest.digest,
-        encoder_digest=ready.weights.digest,
+    scorer.tick()
+    work.context.say("drawing plots and anomaly maps")
+    _draw(work, scorer, normals, table, thresholds)
+    scorer.tick()  # what follows is short, and ends with the whole record
+    if isinstance(run.training, TrainingConfig) and trained.steps:
+        work.timing["train_images_per_s"] = run.training.batch_size * trained.steps / trained.seconds
+    work.timing.update(
+        train_s=trained.seconds,
+        score_s=score_s,
+        score_images_per_s=(len(tested.positions) + len(normals.positions)) / score_s,
+        evaluate_s=time.monotonic() - began,
     )
-    export_model(work.folder / MODEL, scorer.detector, card)
-    rows = table_of(normals.positions, examined=normals.examined)
+    return found
+
+
+def _score(work: Work, scorer: Scorer) -> tuple[Scored, Scored]:
+    """Score the held-out normals, or where there are none those of the training, then all test images."""
+    split, say, kept = work.ready.split, work.context.say, scorer.features
+    scorer.detector.eval()
+    if kept is not None and work.context.features is not kept:  # no other run reads them in memory
+        scorer.features = kept.files_only()
+    held_out = bool(len(split.held_out))
+    positions = split.held_out if held_out else split.normals
+    say(f"scoring {len(positions)} {'held-out' if held_out else 'training'} normals")
+    normals = _examine(work, scorer, positions, failed={})
+    test = work.ready.manifest.indices(split="test")
+    say(f"scoring {len(test)} test images")
+    return normals, _examine(work, scorer, test, failed=normals.failed)
+
+
+def _card(work: Work, normals: Scored, thresholds: Mapping[str, Threshold]) -> Card:
+    manifest = work.ready.manifest
+    return Card(
+        run=work.run,
+        shape=manifest.shape,
+        dtype=manifest.dtype,
+        thresholds={domain: threshold.value for domain, threshold in thresholds.items()},
+        normal_scores=normals.each(normals.examined.score_N),
+        normal_rows=normals.examined.map_Nhw.mean(axis=(0, 2), dtype=np.float64).tolist(),
+        data_digest=manifest.digest,
+        encoder_digest=work.ready.weights.digest,
+    )
+
+
+def _write_tables(work: Work, card: Card, tested: Scored, normals: Scored) -> pd.DataFrame:
+    """Write every domain's score tables of test images and of normals, and return that of the test images."""
+    table_of = partial(
+        score_table,
+        work.store,
+        card=card,
+        references=fit_references(work.store, work.ready.split.normals),
+        evidence=_row_evidence(work),
+    )
+    table, rows = (table_of(scored.positions, examined=scored.examined) for scored in (tested, normals))
     for scored, ending in ((table, ""), (rows, NORMALS)):
         for name, lines in scored.groupby("domain", sort=False):
             text = lines.drop(columns="domain").to_csv(index=False, float_format="%.17g")
             publish_text(work.folder / SCORES / f"{name}{ending}.csv", text)
-    scorer.tick()
-    say("drawing plots and anomaly maps")
-    _draw(work, scorer, normals, table, thresholds)
-    scorer.tick()  # what follows is short, and ends with the whole record
-    work.timing["score_s"] = score_s
-    work.timing["score_images_per_s"] = (len(tested.positions) + len(normals.positions)) / score_s
-    work.timing["evaluate_s"] = time.monotonic() - began
-    return found
+    return table
 
 
 def _row_evidence(work: Work) -> Evidence | None:
@@ -184,10 +190,9 @@ def _examine(work: Work, scorer: Scorer, positions: Indices, *, failed: Mapping[
     if set(domains.tolist()) <= trained:
         return Scored(positions, scorer.examine(positions), domains, {})
     kept, parts, why = [], [], dict(failed)
-    for domain in dict.fromkeys(domains.tolist()):
+    for domain, own in by_domain(work.ready.manifest, positions).items():
         if domain in why:
             continue
-        own = np.flatnonzero(domains == domain)
         try:
             parts.append(scorer.examine(positions[own]))
             kept.append(own)
@@ -260,26 +265,14 @@ def _draw_maps(
     manifest = work.ready.manifest
     position_of = {record.path: position for position, record in enumerate(manifest.records)}
     positions = np.array([position_of[path] for path in rows["path"]], dtype=np.int64)
-    numbered = rows.assign(number=rows.groupby(["label", "rank"]).cumcount() + 1)
-    drawn = iter(numbered.to_dict("records"))
-    for batch, images_BHW, prediction in scorer.batches(positions):
-        for i, position in enumerate(batch):
-            scorer.tick()
-            row = next(drawn)
-            title = picture_title(
-                path=row["path"],
-                label=row["label"],
-                condition=row["condition"],
-                score=float(prediction.score_B[i]),
-                threshold=threshold,
-                where=where_text(row),
-            )
-            pixels_HW3 = picture.draw(
-                images_BHW[i].numpy(),
-                prediction.map_BHW[i].numpy(),
-                title=title,
-                mask_HW=read_mask(manifest, int(position)) if row["label"] else None,
-            )
-            kind, stem = "fault" if row["label"] else "good", Path(row["path"]).stem[-LONGEST_STEM:]
-            name = f"{kind}_{row['rank']}_{row['number']:02d}_{stem}.png"
-            save(work.maps_folder(row["domain"]) / name, pixels_HW3)
+    numbered = rows.assign(number=rows.groupby(["label", "rank"]).cumcount() + 1).to_dict("records")
+    for row, (image_HW, map_HW) in zip(numbered, scorer.each(positions), strict=True):
+        facts = {name: row[name] for name in ("path", "label", "condition", "score")}
+        title = picture_title(**facts, threshold=threshold, where=where_text(row))
+        mask_HW = read_mask(manifest, position_of[row["path"]]) if row["label"] else None
+        kind, stem = "fault" if row["label"] else "good", Path(row["path"]).stem[-LONGEST_STEM:]
+        name = f"{kind}_{row['rank']}_{row['number']:02d}_{stem}.png"
+        save(
+            work.maps_folder(row["domain"]) / name,
+            picture.draw(image_HW, map_HW, title=title, mask_HW=mask_HW),
+        )

@@ -2,7 +2,6 @@
 
 from collections.abc import Container, Sequence
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -15,10 +14,8 @@ from dinomaly_hd.runs.folder import RESULTS, SCORES, read_results
 from dinomaly_hd.trivial import PREFIX, TRIVIAL
 
 UNIFIED, SINGLE = "multiclass_unified", "singleclass"
-BETWEEN_RUNS = ", "
-"""Between the names of the runs that a joint member is made of."""
-Joined = tuple[list[MemberRun], dict[str, str]]
-"""Members, and by title why another was left out."""
+BETWEEN_RUNS = ", "  # between the names of the runs that a joint member is made of
+Joined = tuple[list[MemberRun], dict[str, str]]  # members, and by title why another was left out
 
 
 def read_member(folder: Path, *, label: str | None = None, name: str | None = None) -> MemberRun:
@@ -47,13 +44,14 @@ def on_scored_domains(members: Sequence[MemberRun]) -> Joined:
         for domain, why in member.result.get("transfer", {}).get("missing_targets", {}).items():
             if domain not in member.result["per_domain_metrics"]:
                 failed.setdefault(domain, f"left out for all: not scored by {member.title}: {why}")
-    kept = []
-    for member in members:
-        blocks = member.result["per_domain_metrics"]
-        own = {name: block for name, block in blocks.items() if name not in failed}
-        scores = member.scores[member.scores["domain"].isin(list(own))]
-        kept.append(member._replace(result={**member.result, "per_domain_metrics": own}, scores=scores))
-    return kept, failed
+    kept = [[name for name in one.result["per_domain_metrics"] if name not in failed] for one in members]
+    return [_only(one, names) for one, names in zip(members, kept, strict=True)], failed
+
+
+def _only(member: MemberRun, domains: Sequence[str]) -> MemberRun:
+    blocks = {name: member.result["per_domain_metrics"][name] for name in domains}
+    scores = member.scores[member.scores["domain"].isin(domains)]
+    return member._replace(result={**member.result, "per_domain_metrics": blocks}, scores=scores)
 
 
 def joined(parts: Sequence[MemberRun], *, label: str, data_digest: str | None) -> MemberRun:
@@ -61,26 +59,18 @@ def joined(parts: Sequence[MemberRun], *, label: str, data_digest: str | None) -
 
     ``data_digest`` is that of all data together, where they are another run's; None joins the parts'.
     """
-    blocks: dict[str, Any] = {}
-    tables = []
+    own = []
     for part in parts:
         trained = str(leaves(part.result.get("config", {})).get("train_domains", ALL_DOMAINS))
         names = names_in(trained)  # a config may shorten domain_A to A
-        own = [
-            domain
-            for domain in part.result["domains"]
-            if trained == ALL_DOMAINS or domain in names or domain.removeprefix("domain_") in names
-        ]
-        blocks |= {domain: part.result["per_domain_metrics"][domain] for domain in own}
-        tables.append(part.scores[part.scores["domain"].isin(own)])
+        tested = part.result["domains"]
+        mine = [name for name in tested if name in names or name.removeprefix("domain_") in names]
+        own.append(_only(part, tested if trained == ALL_DOMAINS else mine))
+    blocks = {name: block for one in own for name, block in one.result["per_domain_metrics"].items()}
     digests = "+".join(str(part.result.get("data_digest"))[:16] for part in parts)
-    own_result = {
-        "domains": list(blocks),
-        "per_domain_metrics": blocks,
-        "data_digest": data_digest or digests,
-    }
-    name = BETWEEN_RUNS.join(part.name for part in parts)
-    return MemberRun(label, parts[0].seed, name, {**parts[0].result, **own_result}, pd.concat(tables))
+    result = {"domains": list(blocks), "per_domain_metrics": blocks, "data_digest": data_digest or digests}
+    name, scores = BETWEEN_RUNS.join(part.name for part in parts), pd.concat(one.scores for one in own)
+    return MemberRun(label, parts[0].seed, name, {**parts[0].result, **result}, scores)
 
 
 def join_domains(members: Sequence[MemberRun], labels: Container[str] = (SINGLE,)) -> Joined:

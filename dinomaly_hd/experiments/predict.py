@@ -15,7 +15,7 @@ from dinomaly_hd.data.hdmap import Manifest
 from dinomaly_hd.errors import ConfigError, OutputError
 from dinomaly_hd.evaluation.pictures import MapPicture, map_limit, pictures_saved
 from dinomaly_hd.evaluation.pointing import where_text
-from dinomaly_hd.experiments.score import Examined, Scorer, pointed, stack
+from dinomaly_hd.experiments.score import Examined, Scorer, decided, stack
 from dinomaly_hd.files import make_dated_folder, publish_text
 from dinomaly_hd.names import as_cell
 from dinomaly_hd.serving.exported import Card, Model
@@ -77,7 +77,7 @@ def predict(
     hint = "try gpu=cpu" if device.type == "cuda" else "score fewer images at a time"
     with named_when_exhausted(device, hint=hint):
         examined = scorer.examine(np.arange(len(manifest.records)))
-    table = _table(manifest, examined, scorer=scorer, card=card, chosen=chosen)
+    table = _table(manifest, examined, card=card, chosen=chosen)
     output = output or make_dated_folder(result_dir / "predict")
     publish_text(output / "scores.csv", table.to_csv(index=False, float_format="%.17g"))
     highest = table.sort_values(["score", "path"], ascending=[False, True]).head(maps)
@@ -88,9 +88,7 @@ def predict(
     return output
 
 
-def _table(
-    manifest: Manifest, examined: Examined, *, scorer: Scorer, card: Card, chosen: str | None
-) -> pd.DataFrame:
+def _table(manifest: Manifest, examined: Examined, *, card: Card, chosen: str | None) -> pd.DataFrame:
     """Return path, domain, score, threshold, decision, named tooth and percentile, as far as known."""
     thresholds = card.thresholds
     only = next(iter(thresholds)) if len(thresholds) == 1 else ""
@@ -101,20 +99,9 @@ def _table(
 
     paths = [as_cell(record.path) for record in manifest.records]
     domains = [chosen or domain_of(manifest.path(i)) for i in range(len(paths))]
-    table = pd.DataFrame({"path": paths, "domain": domains, "score": examined.score_N})
-    table["threshold"] = table["domain"].map(thresholds).astype(float)  # NaN where unknown
-    sides = np.where(table["score"] >= table["threshold"], "fault", "good")
-    table["decision"] = np.where(table["threshold"].isna(), "", sides)
-    return table.join(
-        pointed(
-            examined,
-            domains,
-            normal_scores=card.normal_scores,
-            usual_h=card.normal_rows,
-            box=scorer.box,
-            shape=manifest.shape,
-        )
-    )
+    table = pd.DataFrame({"path": paths, "domain": domains}).join(decided(examined, domains, card))
+    table["fault"] = table["fault"].map({True: "fault", False: "good"}).fillna("")
+    return table.rename(columns={"fault": "decision"})
 
 
 def _draw(folder: Path, rows: pd.DataFrame, *, scorer: Scorer, limit: float) -> None:
@@ -126,20 +113,15 @@ def _draw(folder: Path, rows: pd.DataFrame, *, scorer: Scorer, limit: float) -> 
         input_limit=map_limit(stack(scorer.store, positions)),
         box=scorer.box,
     )
-    drawn = 0
+    numbered = enumerate(rows.to_dict("records"), start=1)
     with pictures_saved() as save:
-        for _, images_BHW, prediction in scorer.batches(positions):
-            for image_HW, map_HW in zip(images_BHW, prediction.map_BHW, strict=True):
-                scorer.tick()
-                row = rows.iloc[drawn]
-                drawn += 1
-                side = f", {row['decision']} at threshold {row['threshold']:.4g}" if row["decision"] else ""
-                where = where_text(row)
-                title = f"{row['path']}\nscore {row['score']:.4g}{side}{where and f' · {where}'}\n{COLOURS}"
-                # The end of a path tells images apart.
-                flat = str(Path(row["path"]).with_suffix("")).replace("/", "_")[-LONGEST_NAME:]
-                drawing_HW3 = picture.draw(image_HW.numpy(), map_HW.numpy(), title=title)
-                save(folder / f"{drawn:03d}_{flat}.png", drawing_HW3)
+        for (number, row), (image_HW, map_HW) in zip(numbered, scorer.each(positions), strict=True):
+            side = f", {row['decision']} at threshold {row['threshold']:.4g}" if row["decision"] else ""
+            where = where_text(row)
+            title = f"{row['path']}\nscore {row['score']:.4g}{side}{where and f' · {where}'}\n{COLOURS}"
+            # The end of a path tells images apart.
+            flat = str(Path(row["path"]).with_suffix("")).replace("/", "_")[-LONGEST_NAME:]
+            save(folder / f"{number:03d}_{flat}.png", picture.draw(image_HW, map_HW, title=title))
 
 
 def _summary(table: pd.DataFrame, model: Model, *, drawn: int, output: Path) -> Iterator[str]:

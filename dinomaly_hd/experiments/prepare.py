@@ -18,7 +18,7 @@ from dinomaly_hd.errors import ConfigError
 from dinomaly_hd.evaluation.metrics import auroc
 from dinomaly_hd.evaluation.report import flat_synthetic
 from dinomaly_hd.experiments.checks import Work
-from dinomaly_hd.experiments.score import Scorer, SyntheticBands, score
+from dinomaly_hd.experiments.score import Scorer, SyntheticBands
 from dinomaly_hd.models.build import build_detector
 from dinomaly_hd.models.convert import convert_state
 from dinomaly_hd.models.detector import GROUP_SIZE, Detector
@@ -227,20 +227,16 @@ def _validation(work: Work, scorer: Scorer) -> Callable[[], Validation] | None:
         return None
     bands = SyntheticBands(scorer, held_out) if work.run.evaluation.synthetic_copies else None
 
-    def examine() -> dict[str, float]:
-        metrics: dict[str, float] = {}
-        if len(held_out):
-            metrics["val/loss"] = held_out_loss(scorer, held_out, size=training.batch_size)
-        if watches_test or work.run.data.train_domains != ALL_DOMAINS:
-            metrics["val_image_AUROC"] = image_auroc(scorer, test)
-        return metrics if bands is None else metrics | flat_synthetic(bands.examine())
-
+    @torch.no_grad()
     def validate() -> Validation:
-        was_training = detector.training
+        was_training, metrics = detector.training, dict[str, float]()
         detector.eval()  # batch-norm statistics see training images only
         try:
-            with torch.no_grad():
-                metrics = examine()
+            if len(held_out):
+                metrics["val/loss"] = held_out_loss(scorer, held_out, size=training.batch_size)
+            if watches_test or work.run.data.train_domains != ALL_DOMAINS:
+                metrics["val_image_AUROC"] = image_auroc(scorer, test)
+            metrics |= {} if bands is None else flat_synthetic(bands.examine())
         finally:
             detector.train(was_training)
         return Validation(1 - metrics["val_image_AUROC"] if watches_test else metrics["val/loss"], metrics)
@@ -256,7 +252,6 @@ def held_out_loss(scorer: Scorer, positions: Indices, *, size: int) -> float:
 
 def image_auroc(scorer: Scorer, positions: Indices) -> float:
     """Return the AUROC, NaN where a score is not finite: a test image must not end a training."""
-    scores = [score(scorer.detector, one, bf16=scorer.run.bf16).score_B for one in scorer.encoded(positions)]
-    score_N = torch.cat(scores).numpy()
+    score_N = torch.cat([prediction.score_B for _, _, prediction in scorer.batches(positions)]).numpy()
     labels = [scorer.store.manifest.records[int(i)].label for i in positions]
     return auroc(score_N, labels) if np.isfinite(score_N).all() else float("nan")

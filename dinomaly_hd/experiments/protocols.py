@@ -15,18 +15,18 @@ from dinomaly_hd.errors import ConfigError, nearest
 from dinomaly_hd.evaluation.comparison_members import MemberRun
 from dinomaly_hd.evaluation.comparison_pages import Question
 from dinomaly_hd.evaluation.transfer import FROM
-from dinomaly_hd.experiments.as_jobs import Checked, check_for_jobs, run_as_jobs
+from dinomaly_hd.experiments.as_jobs import check_for_jobs, run_as_jobs
 from dinomaly_hd.experiments.comparison import ONE_REPORT, Done, Member, Protocol, member, run_comparison
 from dinomaly_hd.experiments.members import SINGLE, UNIFIED, Joined, join_domains, joined
-from dinomaly_hd.experiments.run import Outcome, execute
+from dinomaly_hd.experiments.run import Outcome, execute, short_domains
 from dinomaly_hd.jobs.engines import ONE_SLOT
 from dinomaly_hd.jobs.job import Slots
 from dinomaly_hd.runs.folder import Context
 
+# Settings in which model families differ by nature.
 BY_NATURE = (
     "model_type", "variant", "encoder_digest", *EncoderConfig.model_fields, *TrainingConfig.model_fields,
 )  # fmt: skip
-"""Settings in which model families differ by nature."""
 START, OWN = "unified", "fine-tuned, own domain"
 MODES = {"multiclass": (True, False), "singleclass": (False, True), "compare": (True, True)}
 REPORTS = "reports"
@@ -35,7 +35,6 @@ WORDS = resources.files("dinomaly_hd.evaluation") / "templates" / "questions.tom
 
 
 def question_of(kind: str) -> Question:
-    """Return what a comparison asks."""
     words = tomllib.loads(WORDS.read_text("utf-8"))[kind]
     compared = (*(BY_NATURE if words.get("families") else ()), *words.get("compared", ()))
     return Question(words["title"], words["text"], compared, words.get("reference"))
@@ -96,10 +95,10 @@ def _run_each(
     return run_comparison(members, context, protocol)
 
 
+# Configs; encoders; ascending numbers of steps, each of which goes on where the one before it stopped.
 run_ablation, run_encoders, run_steps = (
     partial(_run_each, kind) for kind in ("ablation", "encoders", "steps")
 )
-"""Configs; encoders; ascending numbers of steps, each of which goes on where the one before it stopped."""
 
 
 def run_single_domain(trials: Sequence[Trial], context: Context) -> Done | None:
@@ -188,17 +187,25 @@ def run_suite(members: Sequence[Member], context: Context, *, slots: Slots) -> D
         "suite",
         question_of("suite"),
         run_members=partial(run_as_jobs, checked=checked, slots=slots),
-        places=report_places(checked),
+        places=report_places({one: ready.manifest.digest for one, ready in checked.items()}),
     )
     return run_comparison(members, context, protocol)
 
 
-def report_places(checked: Mapping[Member, Checked]) -> dict[Member, str]:
-    """Return the report's folder for each member: one for each set of data, none where there is one set."""
-    places: dict[tuple[str, tuple[str, ...]], str] = {}
-    for one in checked.values():
-        number = 1 + sum(place == one.place for place, data in places if data != one.data)
-        places.setdefault((one.place, one.data), one.place if number == 1 else f"{one.place}_data_{number}")
-    if len(places) <= 1:
-        return dict.fromkeys(checked, ONE_REPORT)
-    return {member: f"{REPORTS}/{places[one.place, one.data]}" for member, one in checked.items()}
+def report_places(digests: Mapping[Member, str]) -> dict[Member, str]:
+    """Return the report's folder for each member: one for each set of data, none where there is one set.
+
+    Members can be compared where they learn from and are tested on the same. ``digests`` are those of the
+    data that a member reads; its report's folder is named by the domains.
+    """
+    found: dict[Member, str] = {}
+    numbered: dict[tuple[str, tuple[str, ...]], str] = {}
+    for one, digest in digests.items():
+        trained = one.run.data.train_domain_names
+        others = tuple(name for name in one.run.data.domain_names if name not in trained)
+        place = short_domains(trained) + (f"_to_{short_domains(others)}" if others else "")
+        data = (digest, *trained)
+        number = 1 + sum(known == place for known, theirs in numbered if theirs != data)
+        numbered.setdefault((place, data), place if number == 1 else f"{place}_data_{number}")
+        found[one] = f"{REPORTS}/{numbered[place, data]}"
+    return found if len(numbered) > 1 else dict.fromkeys(digests, ONE_REPORT)

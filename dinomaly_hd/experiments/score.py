@@ -28,6 +28,7 @@ from dinomaly_hd.models.draem.faults import horizontal_bands
 from dinomaly_hd.models.networks import visible_box
 from dinomaly_hd.models.row_evidence import Evidence, chunks, image_scores
 from dinomaly_hd.randomness import derive
+from dinomaly_hd.serving.exported import Card
 
 
 class Examined(NamedTuple):
@@ -82,6 +83,13 @@ class Scorer:
         """Yield positions, images (B, H, W), and maps and scores on the CPU, batch by batch."""
         for chosen, images_BHW, encoded in self._batches(positions):
             yield chosen, images_BHW, score(self.detector, encoded, bf16=self.run.bf16)
+
+    def each(self, positions: Indices) -> Iterator[tuple[npt.NDArray[np.float32], ...]]:
+        """Yield an image (H, W) and its map at a time."""
+        for _, images_BHW, prediction in self.batches(positions):
+            for image_HW, map_HW in zip(images_BHW.numpy(), prediction.map_BHW.numpy(), strict=True):
+                self.tick()
+                yield image_HW, map_HW
 
     def _batches(
         self, positions: Indices, *, size: int | None = None
@@ -150,36 +158,22 @@ def score_table(
     positions: Indices,
     *,
     examined: Examined,
-    box: Box,
-    normal_scores: Mapping[str, npt.ArrayLike],
-    usual_h: npt.ArrayLike,
+    card: Card,
     references: Mapping[str, trivial.Fitted],
     evidence: Evidence | None,
 ) -> pd.DataFrame:
     """Return one row per image: path, domain, label, condition, score, named tooth and the trivial scores.
 
-    ``references`` were fitted on each domain's training images, ``evidence`` on those of all domains; for
-    ``normal_scores`` and ``usual_h`` see ``pointed``.
+    ``references`` were fitted on each domain's training images, ``evidence`` on those of all domains.
     """
     records = store.manifest.records
     table = pd.DataFrame(
         [(r.path, r.domain, r.label, r.condition) for r in (records[int(i)] for i in positions)],
         columns=["path", "domain", "label", "condition"],
     )
-    table["score"] = examined.score_N
-    table = table.join(
-        pointed(
-            examined,
-            table["domain"].tolist(),
-            normal_scores=normal_scores,
-            usual_h=usual_h,
-            box=box,
-            shape=store.manifest.shape,
-        )
-    )
+    table = table.join(decided(examined, table["domain"].tolist(), card).drop(columns=["threshold", "fault"]))
     columns: dict[str, npt.NDArray[np.float64]] = {}
-    for domain in dict.fromkeys(table["domain"]):
-        rows = np.flatnonzero((table["domain"] == domain).to_numpy())
+    for domain, rows in by_domain(store.manifest, positions).items():
         images = stack(store, positions[rows])
         own = trivial.trivial_scores(images)
         own |= {name: fitted.score(images) for name, fitted in references.get(domain, {}).items()}
@@ -196,30 +190,37 @@ def stack(store: ImageStore, positions: Indices) -> npt.NDArray[np.float32]:
     return np.stack([store[int(i)] for i in positions])
 
 
+def by_domain(manifest: Manifest, positions: Indices) -> dict[str, Indices]:
+    """Return which of these images are each domain's, in the order in which domains first appear."""
+    domain_N = np.array([manifest.records[int(i)].domain for i in positions])
+    return {domain: np.flatnonzero(domain_N == domain) for domain in dict.fromkeys(domain_N.tolist())}
+
+
 def fit_references(store: ImageStore, train: Indices) -> dict[str, trivial.Fitted]:
     """Return what is fitted on the training images of each domain that has two of them or more."""
-    domains = np.array([store.manifest.records[int(i)].domain for i in train])
-    own = {domain: train[domains == domain] for domain in dict.fromkeys(domains.tolist())}
-    return {name: trivial.fit_references(stack(store, i)) for name, i in own.items() if len(i) > 1}
+    own = by_domain(store.manifest, train)
+    return {
+        domain: trivial.fit_references(stack(store, train[rows]))
+        for domain, rows in own.items()
+        if len(rows) > 1
+    }
 
 
-def pointed(
-    examined: Examined,
-    domain_N: Sequence[str],
-    *,
-    normal_scores: Mapping[str, npt.ArrayLike],
-    usual_h: npt.ArrayLike,
-    box: Box,
-    shape: tuple[int, int],
-) -> pd.DataFrame:
-    """Return the named tooth of each image, and its score's percentile among its domain's normals.
+def decided(examined: Examined, domain_N: Sequence[str], card: Card) -> pd.DataFrame:
+    """Return score, threshold, fault (score >= threshold), named tooth, and percentile among normals.
 
-    ``normal_scores`` are the normals' own by domain, ``usual_h`` the means of their maps' rows.
+    Where the card knows no threshold of an image's domain, that is NaN and ``fault`` None.
     """
-    rows, columns = visible_pixels(box, shape=shape)
-    table = named_teeth(examined.map_Nhw, usual_h=usual_h, top=rows.start, left=columns.start)
+    rows, columns = visible_pixels(visible_box(card.run.encoder, shape=card.shape), shape=card.shape)
+    table = pd.DataFrame({"score": examined.score_N})
+    table["threshold"] = pd.Series(list(domain_N)).map(card.thresholds).astype(float)
+    fault = (table["score"] >= table["threshold"]).astype(object)
+    table["fault"] = fault.where(table["threshold"].notna(), None)
+    table = table.join(
+        named_teeth(examined.map_Nhw, usual_h=card.normal_rows, top=rows.start, left=columns.start)
+    )
     table[PERCENTILE] = np.nan
-    for domain, normal in normal_scores.items():
+    for domain, normal in card.normal_scores.items():
         own_N = np.asarray(domain_N) == domain
         table.loc[own_N, PERCENTILE] = percentiles(examined.score_N[own_N], normal)
     return table
@@ -228,21 +229,20 @@ def pointed(
 def pixel_scores(
     manifest: Manifest,
     positions: Indices,
+    examined: Examined,
     *,
-    map_Nhw: npt.NDArray[np.float32],
     tooth_N: "pd.Series[Any]",
     box: Box,
 ) -> dict[str, dict[str, float]]:
     """Return what is measured on every domain whose faults all have ground-truth masks."""
     rows, columns = visible_pixels(box, shape=manifest.shape)
     scores = {}
-    for domain in manifest.domains:
-        own = [n for n, i in enumerate(positions) if manifest.records[int(i)].domain == domain]
+    for domain, own in by_domain(manifest, positions).items():
         found = [read_mask(manifest, int(positions[n])) for n in own]
         masks = [mask for mask in found if mask is not None]
-        if own and len(masks) == len(own):
+        if len(masks) == len(own):
             masks_Nhw = np.stack([mask[rows, columns] for mask in masks])
-            maps = map_Nhw[own]
+            maps = examined.map_Nhw[own]
             teeth = [(tooth_N[n], mask) for n, mask in zip(own, masks, strict=True) if mask.any()]
             right = [is_right(tooth, mask) for tooth, mask in teeth]
             scores[domain] = {
@@ -270,17 +270,17 @@ class SyntheticBands:
 
     def __init__(self, scorer: Scorer, positions: Indices) -> None:
         self.scorer = scorer
-        records, copies = scorer.store.manifest.records, scorer.run.evaluation.synthetic_copies
+        manifest, copies = scorer.store.manifest, scorer.run.evaluation.synthetic_copies
         seed = derive(scorer.run.seed, "synthetic bands")
         images: list[Tensor] = []
         # By these names their encoder outputs are kept from one examination to the next.
         self.names: list[str] = []
         self.label_N: list[int] = []
         self.domain_N: list[str] = []
-        for domain in dict.fromkeys(records[int(i)].domain for i in positions):
-            own = np.array([i for i in positions if records[int(i)].domain == domain], dtype=np.int64)
+        for domain, rows in by_domain(manifest, positions).items():
+            own = positions[rows]
             normals_NHW = torch.from_numpy(stack(scorer.store, own))
-            kept = digests(scorer.store.manifest, own)
+            kept = digests(manifest, own)
             drawn_from = hashlib.sha256(f"{seed} {kept}".encode()).hexdigest()
             images.append(normals_NHW)
             self.names += kept

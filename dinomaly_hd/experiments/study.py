@@ -13,8 +13,9 @@ from dinomaly_hd.config.run import WITHOUT_EFFECT
 from dinomaly_hd.errors import ComparisonError, ConfigError, nearest
 from dinomaly_hd.evaluation.results import FIGURES
 from dinomaly_hd.experiments.checks import check
+from dinomaly_hd.experiments.comparison import open_parent
 from dinomaly_hd.experiments.study_report import report_study
-from dinomaly_hd.experiments.trial import Busy, Runner, study_page
+from dinomaly_hd.experiments.trial import Runner
 from dinomaly_hd.files import make_dated_folder
 from dinomaly_hd.jobs.engines import ONE_SLOT, check_engine
 from dinomaly_hd.jobs.job import Ended, Job, Slots, write_progress
@@ -95,9 +96,6 @@ def check_plan(plan: Plan, context: Context) -> dict[str, Any]:
     """Refuse a study that could not run, and return the settings that all its workers must have alike."""
     check_name(plan.study)
     make_sampler(plan.sampler, seed=0)
-    for name, number in (("trials", plan.trials), ("heartbeat_s", plan.heartbeat_s)):
-        if number < 1:
-            raise ConfigError(f"{name}={number}: expected 1 or more")
     if plan.objective not in OBJECTIVES:
         raise ConfigError(f"objective={plan.objective!r}: unknown.{nearest(plan.objective, OBJECTIVES)}")
     _ = plan.pruning  # refuses an unknown pruner
@@ -144,17 +142,17 @@ def _open_parent(
     """Open the study's folder and MLflow run; leave both to the process here that has them already."""
     if known is not None and os.environ.pop(RUN_OF_MLFLOW, ""):  # its trials stay below one run
         context.say(f"the study's pages are those of the MLflow run {known}")
-    page = study_page(
-        plan.folder(context.result_dir),
+    opening = open_parent(
         context,
+        identity=["study", plan.study],
         name=context.run_name or f"study-{plan.study}",
-        tags={"kind": "study", "variant": plan.space.variant, "config": plan.config, "sweep": plan.study},
+        tags={"kind": "study", "variant": plan.space.variant, "config": plan.config},
+        folder=plan.folder(context.result_dir),
         resumed=known,
-        wait_s=0.0,
     )
     try:
-        tracker = stack.enter_context(page)
-    except Busy:  # another `tune` on this disk
+        _, tracker = stack.enter_context(opening)
+    except ConfigError:  # another `tune` on this disk
         os.environ.pop(RUN_OF_MLFLOW, "")  # else the first trial would take it
         return known
     pages.append(tracker)

@@ -1,14 +1,11 @@
 """One trial of a study: a point of the space run with every seed, below an MLflow run of its own."""
 
-import hashlib
-import json
 import os
 import socket
 from collections import defaultdict
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
+from collections.abc import Mapping, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass, field, replace
-from pathlib import Path
 from typing import Any, ClassVar
 
 import numpy as np
@@ -17,55 +14,23 @@ from dinomaly_hd.data.features import FeatureCache
 from dinomaly_hd.errors import ConfigError, DinomalyHDError, NonFiniteError
 from dinomaly_hd.evaluation.report import flat_metrics, flat_synthetic, normals_of, resolution_lines
 from dinomaly_hd.evaluation.results import FIGURES
+from dinomaly_hd.experiments.comparison import open_parent
 from dinomaly_hd.experiments.run import execute
-from dinomaly_hd.runs.folder import Context, open_folder
-from dinomaly_hd.runs.tracker import Tracker, tracked
+from dinomaly_hd.runs.folder import Context
 from dinomaly_hd.tuning.results import BY_SEED, CONFIG, TEST
 from dinomaly_hd.tuning.study import SYNTHETIC, Plan
 from dinomaly_hd.tuning.worker import Attempt
 
 LOCK_WAIT_S = 120.0  # a trial whose worker is taken for dead may still be stopping somewhere
 SHOWN_BESIDE = ("mean/auroc",)
+# Names of what a trial notes for its retries, beside what the report reads.
 RUN_ID, WORKER, COARSE = "mlflow_run_id", "worker", "resolution"
-"""Names of what a trial notes for its retries, beside what the report reads."""
 
 
 class Busy(DinomalyHDError):
+    """Another process is at work in the folder of a trial, whose worker is taken for dead."""
+
     exit_code: ClassVar[int] = 75
-
-
-@contextmanager
-def study_page(
-    folder: Path, context: Context, *, name: str, tags: Mapping[str, str], resumed: str | None, wait_s: float
-) -> Iterator[Tracker]:
-    """Lock the folder of a study or a trial (``tags["kind"]``) and copy it to an MLflow run named ``name``.
-
-    The run is the ``resumed`` one of an earlier start, if there was one, maybe on another machine.
-    Raises Busy where another process works in the folder for more than ``wait_s``.
-    """
-    kind = tags["kind"]
-    identity = hashlib.sha256(json.dumps([kind, folder.name]).encode()).hexdigest()[:16]
-    with ExitStack() as stack:
-        try:
-            opened = stack.enter_context(
-                open_folder(
-                    folder.parent,
-                    variant=kind,
-                    seed=0,
-                    config_hash=identity,
-                    resume="auto",
-                    folder=folder,
-                    of_members=True,
-                    wait_s=wait_s,
-                    tick=context.guard.check,
-                )
-            )
-        except ConfigError as error:
-            raise Busy(f"{folder}: another process is at work in it; wait for it or stop it") from error
-        if opened.finished:
-            opened.set_state(status="RUNNING")
-        own = {**tags, "config_hash": identity}
-        yield stack.enter_context(tracked(opened, context, name=name, tags=own, resumed=resumed))
 
 
 @dataclass(kw_only=True)
@@ -92,14 +57,20 @@ class Runner:
         tags = {"config": config, "sweep": plan.study}
         own = replace(self.context, parent_run_id=self.parent, tags={**self.context.tags, **tags})
         tags |= {"trial": str(attempt.number)} | ({"setting": attempt.setting} if attempt.setting else {})
-        with study_page(
-            folder,
+        opening = open_parent(
             own,
+            identity=["trial", name],
             name=f"{plan.study}-{name}",
             tags={"kind": "trial", "variant": config.partition(":")[0], **tags},
+            folder=folder,
             resumed=attempt.trial.user_attrs.get(RUN_ID),
             wait_s=LOCK_WAIT_S,
-        ) as page:
+        )
+        with ExitStack() as stack:
+            try:
+                _, page = stack.enter_context(opening)
+            except ConfigError as error:
+                raise Busy(f"{folder}: another process is at work in it; wait for it or stop it") from error
             if page.run_id is not None:
                 attempt.trial.set_user_attr(RUN_ID, page.run_id)
             page.params(attempt.point)
@@ -150,11 +121,7 @@ def figures_of(results: Mapping[str, Any]) -> dict[str, float]:
 
 
 def means_of(figures: Sequence[Mapping[str, float]], *, needed: Sequence[str]) -> dict[str, float]:
-    """Return the mean over seeds of every figure that all have.
-
-    Raises:
-        NonFiniteError: A needed one cannot be had.
-    """
+    """Return the mean over seeds of every figure that all have; a NonFiniteError where a needed one lacks."""
     common = [name for name in figures[0] if all(name in other for other in figures)]
     means = {name: float(np.mean([one[name] for one in figures])) for name in common}
     for name in needed:

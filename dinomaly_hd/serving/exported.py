@@ -1,11 +1,13 @@
 """A finished model on disk: weights as safetensors beside one JSON that says what they are."""
 
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 
+import numpy as np
+import numpy.typing as npt
 import safetensors
 from safetensors.torch import load_file, save
 from torch import Tensor
@@ -20,6 +22,7 @@ from dinomaly_hd.training.checkpoint import load_trained_state, trained_state
 
 WEIGHTS, CARD = "weights.safetensors", "model.json"
 SCHEMA_VERSION = 1
+SCORES_KEPT = 1000  # of a domain's normals
 
 
 class Card(NamedTuple):
@@ -33,7 +36,7 @@ class Card(NamedTuple):
     thresholds: dict[str, float]
     data_digest: str
     encoder_digest: str
-    normal_scores: dict[str, list[float]] = {}  # noqa: RUF012
+    normal_scores: Mapping[str, Sequence[float] | npt.NDArray[np.float64]] = {}
     normal_rows: Sequence[float] = (0.0,)
 
     def domain(self, asked: str) -> str:
@@ -77,6 +80,10 @@ def export_model(folder: Path, detector: Detector, card: Card) -> None:
     publish(folder / WEIGHTS, lambda stream: stream.write(save(trained_state(detector))))
     said = card._asdict()
     config = json.loads(said.pop("run").to_json())
+    said["normal_scores"] = {
+        domain: np.quantile(own, np.linspace(0, 1, min(np.size(own), SCORES_KEPT))).tolist()
+        for domain, own in card.normal_scores.items()
+    }
     publish_json(folder / CARD, {"schema": SCHEMA_VERSION, "config": config, **said})
 
 

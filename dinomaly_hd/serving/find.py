@@ -32,10 +32,8 @@ def open_model(
     """Yield the model that ``name`` names; one that lies in MLflow only is copied for as long as needed.
 
     ``name`` is a run folder, its name, its MLflow run id, ``models:/NAME/VERSION``, ``models:/NAME@ALIAS``,
-    or a run's checkpoint file; ``tick`` is called for each image, where a data set must be read.
-
-    Raises ConfigError for no such run, TrackingError where it is not here and MLflow does not have it either,
-    CheckpointError where the run did not finish or the checkpoint cannot be used.
+    or a run's checkpoint file; ``tick`` is called for each image, where a data set must be read. What is not
+    there is a ConfigError, or a TrackingError where MLflow was asked; what cannot score, a CheckpointError.
     """
     registered = name.startswith(REGISTERED)
     if not registered and (Path(name).suffix == CHECKPOINT or os.path.isfile(name)):
@@ -124,10 +122,9 @@ def _from_data(path: Path, checkpoint: Checkpoint, folder: Path, *, tick: Callab
 
 
 def download_model(reference: str, *, uri: str, target: Path) -> Path:
-    """Copy a model out of MLflow to a folder below ``target`` and return it.
+    """Copy a model out of MLflow to a folder below ``target`` and return it; a TrackingError without one.
 
-    ``reference`` is an MLflow run id, ``models:/NAME/VERSION`` or ``models:/NAME@ALIAS``. Raises
-    TrackingError where the store does not answer or has no such run or model.
+    ``reference`` is an MLflow run id, ``models:/NAME/VERSION`` or ``models:/NAME@ALIAS``.
     """
     with in_one_line(f"{reference}: no model of this name at {uri}"):
         client = client_of_existing(uri)

@@ -26,10 +26,8 @@ Images = npt.NDArray[np.float32]
 def read_input(model_input: Any, *, shape: tuple[int, int], dtype: str) -> Images:
     """Return images (B, H, W) from whatever MLflow hands on: array, nested list, table, mapping of columns.
 
-    ``shape`` (H, W) and ``dtype`` ("float32", "uint8", "uint16") are those of the model's training images.
-
-    Raises:
-        ImageError: No image, not one of them, or not the model's shape, number type, range or finite.
+    ``shape`` (H, W) and ``dtype`` ("float32", "uint8", "uint16") are those of the model's training images;
+    what is not finite images of that shape, number type and range is an ImageError.
     """
     if isinstance(model_input, list) and model_input and all(isinstance(row, dict) for row in model_input):
         model_input = pd.DataFrame(model_input)

@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 import pandas as pd
 import torch
 from mlflow.entities import LoggedModel, LoggedModelOutput
@@ -24,7 +23,7 @@ from mlflow.types.schema import AnyType
 from dinomaly_hd import provenance
 from dinomaly_hd.errors import ConfigError, DataError, NonFiniteError
 from dinomaly_hd.evaluation.pointing import FIRST, LAST, PERCENTILE, TOOTH
-from dinomaly_hd.experiments.score import Examined, pointed, predict, sample_at_pixels, visible_pixels
+from dinomaly_hd.experiments.score import Examined, decided, predict, sample_at_pixels, visible_pixels
 from dinomaly_hd.models.networks import visible_box
 from dinomaly_hd.serving.exported import read_card, read_model
 from dinomaly_hd.serving.images import Images, input_example, read_input
@@ -47,6 +46,7 @@ SIGNATURE = ModelSignature(  # inputs stay open: no MLflow schema can say "array
         [ParamSpec("domain", DataType.string, ""), ParamSpec("return_map", DataType.boolean, False)]
     ),
 )
+WHERE = [TOOTH, FIRST, LAST, PERCENTILE]
 MODEL_NAME, LOADER = "model", "dinomaly_hd.serving"
 _TALKATIVE = ("mlflow.pyfunc", "mlflow.utils.environment")  # say that an example is valid, that pip is absent
 _logger = logging.getLogger(__name__)
@@ -90,52 +90,39 @@ class ServedModel:
         """
         params = params or {}
         try:
-            known, domain = self.card.thresholds, str(params.get("domain") or "")
-            chosen = (self.card.domain(domain),) if domain else tuple(known)
-            threshold = known[chosen[0]] if len(chosen) == 1 else None
+            domain, known = str(params.get("domain") or ""), tuple(self.card.thresholds)
+            chosen = self.card.domain(domain) if domain else known[0] if len(known) == 1 else ""
             images_BHW = read_input(model_input, shape=self.card.shape, dtype=self.card.dtype)
-            score_B, map_BHW = self._score(images_BHW)
+            examined = self._score(images_BHW)
         except (ConfigError, DataError, NonFiniteError) as error:
             raise Refusal(str(error)) from error
         except Exception as error:
             _logger.exception("scoring failed")
             line = f"scoring failed ({type(error).__name__}); the server's log says more"
             raise Refusal(line, error_code=INTERNAL_ERROR) from error
-        table = pd.DataFrame({"score": score_B})
-        table["threshold"] = np.nan if threshold is None else threshold
-        table["fault"] = None if threshold is None else score_B >= threshold
-        rows, columns = visible_pixels(self.box, shape=self.card.shape)
-        told = pointed(
-            Examined(score_B, map_BHW[:, rows, columns]),
-            [chosen[0] if len(chosen) == 1 else ""] * len(score_B),
-            normal_scores=self.card.normal_scores,
-            usual_h=self.card.normal_rows,
-            box=self.box,
-            shape=self.card.shape,
-        ).astype(object)
-        table = table.join(told.where(told.notna(), None))  # JSON has no NA
+        table = decided(examined, [chosen] * len(images_BHW), self.card)
+        told = table[WHERE].astype(object)
+        table[WHERE] = told.where(told.notna(), None)  # JSON has no NA
         if params.get("return_map"):
+            map_BHW = np.full(images_BHW.shape, np.nan, np.float32)  # NaN where a crop hides the pixel
+            map_BHW[:, *visible_pixels(self.box, shape=self.card.shape)] = examined.map_Nhw
             cells_BHW = map_BHW.astype(object)
             cells_BHW[np.isnan(map_BHW)] = None  # JSON has no NaN
             table["map"] = pd.Series(cells_BHW.tolist())
         return table
 
-    def _score(self, images_BHW: Images) -> tuple[npt.NDArray[np.float64], Images]:
-        """Return scores and maps at the input's pixels, NaN where the model does not see."""
-        shape, size = self.card.shape, self.card.run.evaluation.eval_batch_size
-        map_BHW = np.full(images_BHW.shape, np.nan, np.float32)
-        score_B = np.empty(len(images_BHW))
+    def _score(self, images_BHW: Images) -> Examined:
+        size, parts = self.card.run.evaluation.eval_batch_size, []
         for start in range(0, len(images_BHW), size):
-            batch = slice(start, start + size)
-            images = torch.from_numpy(images_BHW[batch])
+            images = torch.from_numpy(images_BHW[start : start + size])
             prediction = predict(self.detector, images, device=self.device, bf16=self.card.run.bf16)
-            score_B[batch] = prediction.score_B.numpy()
-            seen = sample_at_pixels(prediction.map_BHW, box=self.box, shape=shape)
-            map_BHW[batch, *visible_pixels(self.box, shape=shape)] = seen.numpy()
+            seen = sample_at_pixels(prediction.map_BHW, box=self.box, shape=self.card.shape)
+            parts.append((prediction.score_B.numpy(), seen.numpy()))
+        score_B, map_Bhw = (np.concatenate(part) for part in zip(*parts, strict=True))
         if not np.isfinite(score_B).all():
             number = int(np.argmin(np.isfinite(score_B)))
             raise NonFiniteError(f"image {number}: the score is NaN or infinite")
-        return score_B, map_BHW
+        return Examined(score_B, map_Bhw)
 
 
 def log_model(client: MlflowClient, run_id: str, *, folder: Path) -> None:

@@ -21,9 +21,8 @@ from dinomaly_hd.config.conditions_file import keys_of
 from dinomaly_hd.config.presets import PRESETS, every_parameter
 from dinomaly_hd.config.resolve import resolve_model
 from dinomaly_hd.config.run import RunConfig
-from dinomaly_hd.config.variants import WITH_TOPK
 from dinomaly_hd.evaluation.report import Picture
-from dinomaly_hd.tuning.space import Native
+from dinomaly_hd.tuning.space import WITHOUT_TOPK, Native
 from dinomaly_hd.tuning.study import FAILED, SETTING, VALID, chain_of, failures
 
 SPELT = ("class_token", "domains", "seed")
@@ -136,7 +135,7 @@ class Recipe(NamedTuple):
 
 def recipe_of(run: RunConfig, *, spelt: Collection[str]) -> Recipe:
     """Return entry point and flags of a run: those that differ from the defaults, and ``spelt`` ones."""
-    plain = next((plain for plain, other in WITH_TOPK.items() if other == run.model.variant), None)
+    plain = WITHOUT_TOPK.get(run.model.variant)
     entry_point = plain or run.model.variant
     start = {"preset": run.preset, **({"use_topk": "true"} if plain else {})}
     usual, told = flatten(resolve_model(entry_point, start)), {*spelt, *SPELT}
@@ -170,7 +169,6 @@ def condition_of(run: RunConfig, *, name: str, description: str, spelt: Collecti
 
 
 def conditions_text(conditions: Sequence[Mapping[str, Any]], *, comment: Sequence[str]) -> str:
-    """Return conditions as the text of a YAML file."""
     head = "".join(f"# {line}\n" for line in comment)
     content = {"experiment_conditions": list(conditions)}
     return head + yaml.safe_dump(content, sort_keys=False, allow_unicode=True, width=1000)

@@ -15,13 +15,12 @@ from dinomaly_hd.config.variants import WITH_TOPK
 from dinomaly_hd.errors import ConfigError, nearest
 
 Native = bool | int | float
-Point = Mapping[str, str]
-"""Values by name as flags' text, without those that would do nothing."""
-Build = Callable[[str], RunConfig]
-"""Makes the run of a config's text, such as "F:q_percent=1"."""
+Point = Mapping[str, str]  # values by name as flags' text, without those that would do nothing
+Build = Callable[[str], RunConfig]  # makes the run of a config's text, such as "F:q_percent=1"
 Distribution = CategoricalDistribution | FloatDistribution | IntDistribution
 
 TOPK = "use_topk"
+WITHOUT_TOPK = {topk: plain for plain, topk in WITH_TOPK.items()}
 # A0's plain bottleneck is one whose segments are off, at element dropout .2 (spec/variants.md, Ablation).
 AUTHORS = {"F": "F", "G": "G", "A0": "horizontal:disable_segment=true:elem_p=0.2"}
 
@@ -85,7 +84,7 @@ class Space:
         """
         variant = self.variant
         if TOPK in point:
-            plain = _without_topk(variant)
+            plain = WITHOUT_TOPK.get(variant, variant)
             variant = WITH_TOPK.get(plain, plain) if point[TOPK] == "true" else plain
         known = flatten(self.build(variant).model)
         changes = {name: text for name, text in {**self.fixed, **point}.items() if name in known}
@@ -145,7 +144,7 @@ def make_space(names: Sequence[str], *, base: str, build: Build, check: Callable
 def _can_matter(space: Space, name: str) -> bool:
     """Tell whether some setting of the searched switches makes a name count."""
     if name == TOPK:
-        return _without_topk(space.variant) in WITH_TOPK
+        return WITHOUT_TOPK.get(space.variant, space.variant) in WITH_TOPK
     switches = [{}, *({one: text} for one in (TOPK, "disable_segment") for text in ("false", "true"))]
     points = [{**one, **other} for one in switches for other in switches]
     tried = [point for point in points if set(point) <= set(space.dimensions)]
@@ -178,7 +177,3 @@ def _with_fitting_segments(space: Space, check: Callable[[RunConfig], None]) -> 
         except ConfigError:
             high -= 1
     return replace(space, dimensions={**space.dimensions, "seg_len": IntDistribution(lengths.low, high)})
-
-
-def _without_topk(variant: str) -> str:
-    return next((plain for plain, other in WITH_TOPK.items() if other == variant), variant)

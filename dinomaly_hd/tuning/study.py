@@ -113,7 +113,6 @@ class Plan:
 
     @property
     def pruning(self) -> Pruning:
-        """When a trial is given up."""
         training = self.base.training
         return Pruning(
             self.pruner,
@@ -129,7 +128,6 @@ class Plan:
         return tuple(f"{SYNTHETIC}/{name}" if self.objective == SYNTHETIC else name for name in self.metrics)
 
     def folder(self, result_dir: Path) -> Path:
-        """Return where the study's trials lie."""
         return result_dir / FOLDER / self.study
 
 
@@ -210,7 +208,6 @@ def chain_of(trial: FrozenTrial) -> int:
 
 
 def counts_of(study: optuna.Study) -> Counts:
-    """Count a study's trials."""
     trials = study.get_trials(deepcopy=False)
     states, final = [trial.state for trial in trials], len(failures(trials))
     return Counts(

@@ -32,6 +32,7 @@ BASE = {
 STEPS = {"max_steps": "2", "batch_size": "4"}
 FROM_SCRATCH = {**STEPS, "image_size": "32x48", "width": "0.0625"}
 OF_ENCODER = {"image_size": "32"}
+# Values by ``model_type`` that make a run tiny.
 SMALL: dict[str, dict[str, str]] = {
     "dinomaly": {**BASE, **STEPS, **OF_ENCODER, "decoder_depth": "2"},
     "patchcore": {**BASE, **OF_ENCODER},
@@ -39,7 +40,6 @@ SMALL: dict[str, dict[str, str]] = {
     "draem_sevnet": {**BASE, **FROM_SCRATCH},
     "trivial": BASE,
 }
-"""Values by ``model_type`` that make a run tiny."""
 
 
 class Seen(NamedTuple):

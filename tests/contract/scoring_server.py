@@ -125,39 +125,42 @@ def malformed(shape: tuple[int, int]) -> dict[str, Refused]:
     good = np.full((1, height, width), 0.25, np.float32)
     image, maps, column = good[0], good.tolist(), "expected one column 'image'"
 
+    def arrays(images: Any, **params: Any) -> Request:
+        return as_json({"inputs": images}, **params)
+
     def holding(value: Any) -> Request:
         changed = good.astype(object)
         changed[0, 1, 2] = value
-        return as_json({"inputs": changed.tolist()})
+        return arrays(changed.tolist())
 
     requests: dict[str, tuple[Request, str]] = {
         "no JSON": (Request(b"score this"), "valid JSON"),
         "empty body": (Request(b""), "valid JSON"),
         "a list": (Request(b"[1, 2]"), "Received a list"),
         "wrong key": (as_json({"pictures": maps}), "exactly one of the input fields"),
-        "wrong column": (as_json({"inputs": {"picture": ["AAAA"]}}), f"columns picture: {column}"),
+        "wrong column": (arrays({"picture": ["AAAA"]}), f"columns picture: {column}"),
         "domain as a column": (
             as_json({"dataframe_records": [{"image": "AAAA", "domain": "C"}]}),
             f"columns image, domain: {column}",
         ),
         "wrong shape": (
-            as_json({"inputs": good[:, :, :-5].tolist()}),
+            arrays(good[:, :, :-5].tolist()),
             rf"shape \(1, {height}, {width - 5}\), expected \(images, {height}, {width}\)",
         ),
         "one map without its axis": (
             as_json({"instances": image.tolist()}),
             rf"shape \({height}, {width}\), expected",
         ),
-        "rows of different lengths": (as_json({"inputs": [[[1.0, 2.0], [3.0]]]}), "inhomogeneous|lengths"),
-        "no images": (as_json({"inputs": []}), r"shape \(0,\), expected"),
+        "rows of different lengths": (arrays([[[1.0, 2.0], [3.0]]]), "inhomogeneous|lengths"),
+        "no images": (arrays([]), r"shape \(0,\), expected"),
         "no files": (as_files(), "column 'image': no images"),
         "NaN": (holding(float("nan")), "image 0 holds NaN or infinite"),
         "beyond float32": (holding(1e39), "image 0 holds NaN or infinite"),
         "null": (holding(None), "holds null"),
         "text": (holding("warm"), "holds text, expected numbers"),
-        "broken base64": (as_json({"inputs": {"image": ["not base64!"]}}), "image 0: not base64"),
-        "number for a file": (as_json({"inputs": {"image": [3]}}), "image 0: not base64"),
-        "path for a file": (as_json({"inputs": {"image": ["/etc/hosts"]}}), "image 0: not base64"),
+        "broken base64": (arrays({"image": ["not base64!"]}), "image 0: not base64"),
+        "number for a file": (arrays({"image": [3]}), "image 0: not base64"),
+        "path for a file": (arrays({"image": ["/etc/hosts"]}), "image 0: not base64"),
         "no image file": (as_files(b"GIF89a"), "image 0.tiff: not a TIFF"),
         "truncated TIFF": (as_files(tiff(image)[:-100]), r"image 0\.tiff: "),
         "other shape": (as_files(tiff(image[:, :-5])), f"{height} x {width - 5} float32 TIFF, but"),
@@ -165,8 +168,8 @@ def malformed(shape: tuple[int, int]) -> dict[str, Refused]:
         "other file type": (as_files(png(np.ones(shape, np.uint8))), "8-bit PNG or TIFF, but"),
         "huge header": (as_files(huge_tiff()), "60000 x 60000 pixels, expected"),
         "second of two is bad": (as_files(tiff(image), b""), r"image 1\.tiff: "),
-        "unknown domain": (as_json({"inputs": maps}, domain="Z"), "domain='Z': the model has"),
-        "domain is a number": (as_json({"inputs": maps}, domain=3), "domain"),
+        "unknown domain": (arrays(maps, domain="Z"), "domain='Z': the model has"),
+        "domain is a number": (arrays(maps, domain=3), "domain"),
         "params is a list": (Request(b'{"inputs": [[[0.5]]], "params": [1]}'), "must be a dictionary"),
     }
     refused = {name: Refused(request, names) for name, (request, names) in requests.items()}

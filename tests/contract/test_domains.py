@@ -16,7 +16,9 @@ from dinomaly_hd.config.run import RunConfig
 from dinomaly_hd.data.hdmap import Indices
 from dinomaly_hd.errors import ComparisonError, NonFiniteError, SignalGuard
 from dinomaly_hd.experiments import comparison, protocols
+from dinomaly_hd.experiments.comparison import Done, Member
 from dinomaly_hd.experiments.protocols import Trial, run_multi_domain, run_single_domain
+from dinomaly_hd.experiments.reporting import Report
 from dinomaly_hd.experiments.run import Outcome, execute
 from dinomaly_hd.experiments.score import Examined, Scorer
 from dinomaly_hd.runs.folder import Context
@@ -86,11 +88,16 @@ def test_the_source_does_as_well_with_targets_as_alone(model: str, own: Context)
 
 
 def trials(model: str, sources: str, seeds: tuple[int, ...], **values: str) -> list[Trial]:
-    return [
-        Trial(model, source, build(model, train_domains=source, seed=str(seed), **values))
-        for seed in seeds
-        for source in sources
-    ]
+    def one(source: str, seed: int) -> Trial:
+        return Trial(model, source, build(model, train_domains=source, seed=str(seed), **values))
+
+    return [one(source, seed) for seed in seeds for source in sources]
+
+
+def several(done: Done | None) -> tuple[dict[Member, Outcome], Report]:
+    assert done is not None
+    assert done.report is not None
+    return done.outcomes, done.report
 
 
 def single(model: str, source: str) -> Trial:
@@ -98,15 +105,13 @@ def single(model: str, source: str) -> Trial:
 
 
 def test_pairs_of_source_and_target_are_a_heat_map_and_tables_and_one_trial_is_a_run(own: Context) -> None:
-    done = run_multi_domain(trials("trivial", "AB", (1, 2)), own)
-    assert done is not None
-    assert done.report is not None
-    assert done.report.comparison.labels == ("trivial from A", "trivial from B")
-    folder = done.report.files[0].parent
+    outcomes, report = several(run_multi_domain(trials("trivial", "AB", (1, 2)), own))
+    assert report.comparison.labels == ("trivial from A", "trivial from B")
+    folder = report.files[0].parent
     assert (folder / "plots" / "transfer_1.png").read_bytes().startswith(b"\x89PNG")
     assert {path.name for path in (folder / "tables").iterdir()} >= {"means.csv", "differences.csv"}
-    assert "2 seeds" in done.report.markdown
-    for member, outcome in done.outcomes.items():
+    assert "2 seeds" in report.markdown
+    for member, outcome in outcomes.items():
         assert outcome.results["transfer"]["source_domains"] == [f"domain_{member.label[-1]}"]
     alone = replace(own, result_dir=own.result_dir / "alone")
     assert run_multi_domain(trials("trivial", "A", (3,)), alone) is None
@@ -124,13 +129,11 @@ def test_single_sources_are_joined_and_failed_ones_left_out(
 
     monkeypatch.setattr(comparison, "execute", diverge)
     members = [single(model, source) for model in ("trivial", "draem") for source in "AB"]
-    done = run_single_domain(members[:2], own)
-    assert done is not None
-    assert done.report is not None
-    assert done.report.comparison.labels == ("trivial",)
-    means = done.report.comparison.means
+    outcomes, report = several(run_single_domain(members[:2], own))
+    assert report.comparison.labels == ("trivial",)
+    means = report.comparison.means
     found = means[(means["metric"] == "auroc") & (means["condition"] == "all")].set_index("domain")["mean"]
-    for member, outcome in done.outcomes.items():
+    for member, outcome in outcomes.items():
         (domain,) = outcome.results["per_domain_metrics"]
         assert member.place.endswith(domain.removeprefix("domain_"))
         assert found[domain] == outcome.results["per_domain_metrics"][domain]["auroc"]
@@ -138,18 +141,16 @@ def test_single_sources_are_joined_and_failed_ones_left_out(
     second = replace(own, result_dir=own.result_dir / "second")
     with pytest.raises(ComparisonError, match=r"1 of 4 members failed: draem, seed 42: step 1: loss nan"):
         run_single_domain(members, second)
-    (report,) = second.result_dir.rglob("report.md")
-    assert "draem, seed 42 (no finished run of domain_B; the others left out)" in report.read_text()
+    (page,) = second.result_dir.rglob("report.md")
+    assert "draem, seed 42 (no finished run of domain_B; the others left out)" in page.read_text()
 
 
 def test_a_member_with_a_failed_target_is_reported_on(own: Context, monkeypatch: pytest.MonkeyPatch) -> None:
     """Both models fail on B; what they find on A and C is compared."""
     fail_on(monkeypatch, "domain_B")
     members = [one for model in ("trivial", "patchcore") for one in trials(model, "A", (1,), domains="A,B,C")]
-    done = run_multi_domain(members, own)
-    assert done is not None
-    assert done.report is not None
-    assert "domain_B" in done.report.markdown
+    _, report = several(run_multi_domain(members, own))
+    assert "domain_B" in report.markdown
 
 
 # From flags and conditions to trials.

@@ -12,14 +12,8 @@ import pytest
 import tifffile
 from PIL import Image
 
-from dinomaly_hd.errors import (
-    CheckpointError,
-    ConfigError,
-    ImageError,
-    OutOfMemory,
-    OutputError,
-    TrackingError,
-)
+from dinomaly_hd import errors
+from dinomaly_hd.errors import CheckpointError, ConfigError, ImageError, OutputError, TrackingError
 from dinomaly_hd.experiments.predict import predict
 from dinomaly_hd.experiments.score import Scorer
 from dinomaly_hd.runs.store import client_for
@@ -38,17 +32,9 @@ LAST = "step_00000002.pt"
 
 def predicted(run: TinyRun, output: Path | None, /, name: str | Path = "", **changes: Any) -> pd.DataFrame:
     """Score domain C's test images unless told otherwise, and return the table that was written."""
-    settings: dict[str, Any] = {
-        "images": run.data / "domain_C" / "test",
-        "domain": None,
-        "maps": 0,
-        "gpu": "cpu",
-        "result_dir": run.result_dir,
-        "root": run.root,
-        "say": lambda _: None,
-        "tick": lambda: None,
-    }
-    folder = predict(str(name or run.folder), output=output, **(settings | changes))
+    settings = {"domain": None, "maps": 0, "gpu": "cpu", "say": lambda _: None, "tick": lambda: None}
+    own = {"images": run.data / "domain_C" / "test", "result_dir": run.result_dir, "root": run.root}
+    folder = predict(str(name or run.folder), output=output, **{**settings, **own, **changes})
     assert output in (None, folder)
     return pd.read_csv(folder / "scores.csv", keep_default_na=False)
 
@@ -152,13 +138,8 @@ def test_a_run_is_known_by_its_names_also_where_its_model_lies_only_in_mlflow(
     by_name = predicted(tiny_run, tmp_path / "name", tiny_run.folder.name)
     pd.testing.assert_frame_equal(by_name, predicted(tiny_run, tmp_path / "id", tiny_run.run_id))
     monkeypatch.setenv("MLFLOW_TRACKING_URI", tiny_run.uri)
-    names = (
-        tiny_run.run_id,
-        f"models:/{model.model_id}",
-        f"models:/gears/{version}",
-        "models:/gears@champion",
-    )
-    for number, name in enumerate(names):
+    names = (model.model_id, f"gears/{version}", "gears@champion")
+    for number, name in enumerate((tiny_run.run_id, *(f"models:/{name}" for name in names))):
         table = predicted(tiny_run, tmp_path / str(number), name, result_dir=tmp_path / "empty")
         np.testing.assert_allclose(table["score"], by_name["score"], rtol=0, atol=1e-6)
         assert set(table["decision"]) <= {"fault", "good"}
@@ -269,21 +250,18 @@ def test_memory_that_ran_out(tiny_run: TinyRun, tmp_path: Path, monkeypatch: pyt
 
     monkeypatch.setattr(Scorer, "examine", examine)
     line = r"out of memory on cpu: .*; score fewer images at a time"
-    refused(tiny_run, OutOfMemory, line, output=tmp_path / "out")
+    refused(tiny_run, errors.OutOfMemory, line, output=tmp_path / "out")
     assert not (tmp_path / "out").exists()
 
 
 def test_errors_have_their_exit_codes(
     tiny_run: TinyRun, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    def run(*argv: str) -> tuple[int, str]:
-        code = launch(main, argv)
-        return code, capsys.readouterr().err
-
-    output = ("--output", str(tmp_path / "out"))
-    given = ("--run", str(tiny_run.folder), "--input", str((tiny_run.data / FIRST).parent))
-    assert run(*given, *output, "--maps", "0", "--gpu", "cpu") == (0, "")
+    output, run = ("--output", str(tmp_path / "out")), ("--run", str(tiny_run.folder), "--input")
+    given = (*run, str((tiny_run.data / FIRST).parent), *output, "--maps", "0", "--gpu", "cpu")
+    assert (launch(main, given), capsys.readouterr().err) == (0, "")
     assert (tmp_path / "out" / "scores.csv").is_file()
-    assert run("--input", "x")[1].startswith("ConfigError: --run is needed")
-    assert run(*given[:2], "--input", str(tmp_path / "nowhere"))[0] == 65
-    assert run(*given, *output)[0] == 74
+    assert launch(main, ["--input", "x"]) == 64
+    assert capsys.readouterr().err.startswith("ConfigError: --run is needed")
+    assert launch(main, [*run, str(tmp_path / "nowhere")]) == 65
+    assert launch(main, given) == 74

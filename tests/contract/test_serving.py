@@ -18,6 +18,7 @@ from dinomaly_hd.data.images import read_image
 from dinomaly_hd.errors import ImageError
 from dinomaly_hd.runs.store import client_for
 from dinomaly_hd.serving import _load_pyfunc
+from dinomaly_hd.serving.exported import read_card
 from dinomaly_hd.serving.images import encode_files, input_example, read_input
 from dinomaly_hd.serving.served import ServedModel, log_model
 
@@ -52,8 +53,7 @@ def own(tiny_run: TinyRun) -> pd.DataFrame:
 @pytest.fixture(scope="module")
 def threshold(tiny_run: TinyRun) -> float:
     """The run's own, of this domain."""
-    card = json.loads((tiny_run.folder / "model" / "model.json").read_text())
-    return float(card["thresholds"][DOMAIN])
+    return read_card(tiny_run.folder / "model").thresholds[DOMAIN]
 
 
 @pytest.fixture(scope="module")

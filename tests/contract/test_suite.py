@@ -16,7 +16,7 @@ from dinomaly_hd.data.feature_files import FeaturePlace
 from dinomaly_hd.data.simulator import simulate
 from dinomaly_hd.errors import ComparisonError, ConfigError, DataError, Interrupted, SignalGuard
 from dinomaly_hd.experiments import checks
-from dinomaly_hd.experiments.as_jobs import Checked, context_from_plain, context_to_plain
+from dinomaly_hd.experiments.as_jobs import context_from_plain, context_to_plain
 from dinomaly_hd.experiments.comparison import Member, member
 from dinomaly_hd.experiments.protocols import report_places, run_suite
 from dinomaly_hd.experiments.run import execute
@@ -57,16 +57,13 @@ def test_members_are_run_reported_and_used_again(context: Context, monkeypatch: 
     )
     lines: list[str] = []
     told = replace(context, say=lines.append)
-    bad = resolve_model(
-        "baseline",
-        {**TINY, **STEPS, "data_root": str(context.root / "maps"), "domains": "A", "learning_rate": "1e38"},
-    )
     members = [
         trivial("max", context.root, trivial_score="max"),
         trivial("max_again", context.root, trivial_score="max"),
         trivial("to_B", context.root, domains="A,B", train_domains="A"),
-        member("diverges", bad),
     ]
+    own = {"data_root": str(context.root / "maps"), "domains": "A", "learning_rate": "1e38"}
+    members.append(member("diverges", resolve_model("baseline", {**TINY, **STEPS, **own})))
     with pytest.raises(ComparisonError, match=r"^1 of 4 members failed: diverges, seed 42: NonFiniteError: "):
         run_suite(members, told, slots=LOCAL)
     assert len(read) == 2, "once for each set of domains"
@@ -90,14 +87,8 @@ def test_members_are_run_reported_and_used_again(context: Context, monkeypatch: 
 def test_a_suite_killed_or_stopped_goes_on_and_runs_each_member_once(context: Context) -> None:
     maps = simulate(context.root / "maps", size="tiny", seed=0)
     names = ["max", "std"]
-    entries = [
-        {
-            "name": name,
-            "config": {"model_type": "trivial", "source_domain": "A", "trivial_score": name}
-            | {"data_root": str(maps)},
-        }
-        for name in names
-    ]
+    common = {"model_type": "trivial", "source_domain": "A", "data_root": str(maps)}
+    entries = [{"name": name, "config": {**common, "trivial_score": name}} for name in names]
     file = context.root / "conditions.json"
     file.write_text(json.dumps({"experiment_conditions": entries}))
     own = {"conditions_file": file, "slots": 1, "experiment": context.experiment}
@@ -161,29 +152,24 @@ def test_of_two_processes_one_is_at_work(context: Context, monkeypatch: pytest.M
 
 
 def test_a_context_goes_through_json(context: Context) -> None:
-    own = replace(
-        context,
-        folder=Path("here/max_seed1"),
-        parent_run_id="p",
-        tags={"config": "max"},
-        feature_place=FeaturePlace(Path.cwd() / "features", None),
-    )
+    place = FeaturePlace(Path.cwd() / "features", None)
+    told: dict[str, Any] = {"parent_run_id": "p", "tags": {"config": "max"}, "feature_place": place}
+    own = replace(context, folder=Path("here/max_seed1"), **told)
     plain = json.loads(json.dumps(context_to_plain(own)))
     back = context_from_plain(plain, guard=own.guard, say=own.say)
     assert back == replace(own, folder=Path.cwd() / "here/max_seed1")
 
 
 def test_reports_are_one_for_each_set_of_data(tmp_path: Path) -> None:
-    sets = [("1", "A", "A"), ("1", "A", "A"), ("2", "A", "A"), ("1", "A", "A_to_BC"), ("3", "AB", "AB")]
-    members = [trivial(str(number), tmp_path) for number in range(len(sets))]
-    checked = {
-        one: Checked("hash", (digest, trained), place)
-        for one, (digest, trained, place) in zip(members, sets, strict=True)
+    sets = [("1", "A", "A"), ("1", "A", "A"), ("2", "A", "A"), ("1", "A,B,C", "A"), ("3", "A,B", "all")]
+    digests = {
+        trivial(str(number), tmp_path, domains=domains, train_domains=trained): digest
+        for number, (digest, domains, trained) in enumerate(sets)
     }
-    assert list(report_places(checked).values()) == [
+    assert list(report_places(digests).values()) == [
         *("reports/A", "reports/A", "reports/A_data_2", "reports/A_to_BC", "reports/AB"),
     ]
-    assert set(report_places({one: checked[one] for one in members[:2]}).values()) == {""}
+    assert set(report_places(dict(list(digests.items())[:2])).values()) == {""}
 
 
 def test_bad_members_are_refused_before_the_first_is_run(context: Context, tmp_path: Path) -> None:

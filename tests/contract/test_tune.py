@@ -23,18 +23,15 @@ from .conftest import SETTINGS
 from .light_runs import without_pictures
 
 ROOT = Path(__file__).resolve().parents[2]
-TINY = {
-    name: text for name, text in SETTINGS.items() if name not in ("seed", "maps_per_group", "simulate_size")
-}
+OTHERS = ("seed", "maps_per_group", "simulate_size")
+TINY = {name: text for name, text in SETTINGS.items() if name not in OTHERS}
 TINY |= {"domains": "B,C", "image_size": "32x48", "heartbeat_s": "5", "synthetic_copies": "2"}
 
 
 class Found(NamedTuple):
-    """A finished study: its folder, its flags, and its MLflow runs."""
-
     folder: Path
     flags: dict[str, str]
-    runs: list[Any]
+    runs: list[Any]  # MLflow's
 
 
 def arguments(values: dict[str, str]) -> list[str]:
@@ -42,11 +39,9 @@ def arguments(values: dict[str, str]) -> list[str]:
 
 
 def flags_in(root: Path, **more: str) -> dict[str, str]:
-    own = {
-        "data_root": str(simulate(root / "maps", size="tiny", seed=0)),
-        "result_dir": str(root / "results"),
-    }
-    return {**TINY, **own, "storage": f"sqlite:///{root / 'optuna.db'}", "experiment": "tune", **more}
+    own = {"storage": f"sqlite:///{root / 'optuna.db'}", "result_dir": str(root / "results")}
+    data_root = str(simulate(root / "maps", size="tiny", seed=0))
+    return {**TINY, **own, "data_root": data_root, "experiment": "tune", **more}
 
 
 @pytest.fixture(scope="module")
@@ -107,11 +102,8 @@ def test_the_best_is_reported_with_its_exact_command_and_conditions_file(found: 
     words = shlex.split(best)
     told = dict(word.split("=", 1) for word in words[6:-2:2])
     again = resolve_model(words[4], told)
-    digests = {
-        str(json.loads(path.read_text())["config_hash"]).split("-")[0]
-        for path in found.folder.glob("trial_*/seed42/run.json")
-    }
-    assert again.digest() in digests
+    states = [json.loads(path.read_text()) for path in found.folder.glob("trial_*/seed42/run.json")]
+    assert again.digest() in {one["config_hash"].split("-")[0] for one in states}
     (condition,) = read_conditions(found.folder / "best.yaml")
     values = {**condition.values, "preset": "quick"}
     assert resolve_model(values.pop("variant"), values).digest() == again.digest()
@@ -141,9 +133,8 @@ def test_a_stopped_trial_goes_on_in_its_folder_and_run(root: Path, monkeypatch: 
 
 def test_a_trial_is_the_mean_of_its_seeds_and_two_objectives_have_a_front(root: Path) -> None:
     metrics = "mean/auroc,domain_C/tpr_at_fpr_5"
-    flags = flags_in(
-        root, study="front", trials="1", space="row_p", seeds="42,43", metrics=metrics, synthetic_copies="3"
-    )
+    more = {"space": "row_p", "seeds": "42,43", "metrics": metrics, "synthetic_copies": "3"}
+    flags = flags_in(root, study="front", trials="1", **more)
     assert launch(tune.main, arguments(flags)) == 0
     folder = root / "results" / "tune" / "front"
     results = [json.loads(path.read_text()) for path in folder.glob("trial_0000/seed*/results.json")]
