@@ -2,10 +2,10 @@
 
 from dinomaly_hd.config.base import PositiveCount, doc
 from dinomaly_hd.config.resolve import OrAuto, config_names
-from entry_points.common import SeedsOptions, Start, comparison, launch
+from entry_points.common import RunOptions, Start, comparison, launch
 
 
-class Options(SeedsOptions):
+class Options(RunOptions):
     configs: str = doc(
         "ablation",
         "ablation (A0 A B C D E F G F0 K100), directional, variants, or a list such as "

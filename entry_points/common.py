@@ -12,20 +12,22 @@ from typing import TYPE_CHECKING, Annotated, Generic
 
 from pydantic import Field
 
-from dinomaly_hd.config.base import Frozen, NonNegative, doc, with_values
+from dinomaly_hd.config.base import Frozen, NonNegative, doc
 from dinomaly_hd.config.presets import AUTO, Fields, all_of, any_of
 from dinomaly_hd.config.resolve import (
+    FIRST_SEED,
     Asked,
     Command,
-    Numbers,
     Options,
     OrAuto,
+    Seeds,
     preset_name,
     resolve_config,
     resolve_model,
 )
 from dinomaly_hd.config.variants import VARIANTS, WITH_TOPK
 from dinomaly_hd.errors import DinomalyHDError, Interrupted, SignalGuard
+from dinomaly_hd.streams import outlive_readers
 from entry_points import ACTIVATE
 
 if TYPE_CHECKING:
@@ -83,7 +85,11 @@ class SurroundingsOptions(FeatureOptions):
     """What surrounds a run and changes none of its numbers."""
 
     run_name: OrAuto[str] = doc(None, "auto: {variant}-{domains}-s{seed}")
-    seeds: OrAuto[Numbers] = doc(None, "comma-separated, reported on together; auto: the one seed")
+    seeds: Seeds = doc(
+        (FIRST_SEED,),
+        "of initial weights, order, dropout and the held-out split; several are reported on together, and "
+        "averaged in a study: 42,43,44, or the final comparison's 42,43,44,123,456",
+    )
 
 
 class RunOptions(SurroundingsOptions):
@@ -104,11 +110,7 @@ class EngineOptions(Frozen):
     ray_address: OrAuto[str] = doc(None, "HOST:PORT of a Ray cluster's head; auto: a Ray of its own")
 
 
-class SeedsOptions(RunOptions):
-    seeds: Numbers = doc((42,), "comma-separated; the final comparison's five: 42,43,44,123,456")
-
-
-class ConfigOptions(SeedsOptions):
+class ConfigOptions(RunOptions):
     config: str = doc("D", "what is trained: the ablation's config, a variant or family: A0, F:q_percent=1")
 
 
@@ -175,7 +177,7 @@ def comparison(
 ) -> tuple[Command[Options], Main]:
     """Return those of a comparison: it takes what all variants have and it does not set itself."""
     fields = partial(all_of, VARIANTS, without=(*PER_MEMBER, *without))
-    return entry_point(name, doc, options, work, runs=fields, instead={"seed": "seeds", **instead})
+    return entry_point(name, doc, options, work, runs=fields, instead=instead)
 
 
 def training(variant: str, doc: str | None) -> tuple[Command[TrainingOptions], Main]:
@@ -184,16 +186,20 @@ def training(variant: str, doc: str | None) -> tuple[Command[TrainingOptions], M
     return entry_point(variant, doc, TrainingOptions, train, runs=lambda: any_of(variants))
 
 
+def run_of(asked: Asked[TrainingOptions]) -> "RunConfig":
+    """Return a variant's run with the first of its seeds."""
+    return resolve_model(asked.entry_point, {**asked.values, "seed": str(asked.options.seeds[0])})
+
+
 def train(start: Start[TrainingOptions]) -> Work:
     """Return what trains a variant once on all domains, or as ``mode`` and ``seeds`` say."""
-    run = resolve_model(start.asked.entry_point, start.asked.values)
-    context = start.context(seed=run.seed)
-    mode, seeds = start.options.mode, start.options.seeds or (run.seed,)
+    run, context = run_of(start.asked), start.context()
+    mode, seeds = start.options.mode, start.options.seeds
     from dinomaly_hd.experiments.protocols import run_mode
     from dinomaly_hd.experiments.run import execute
 
     if mode == "multiclass" and len(seeds) == 1:
-        return partial(execute, with_values(run, {"seed": seeds[0]}), context)
+        return partial(execute, run, context)
     return partial(run_mode, run, context, mode=mode, seeds=seeds)
 
 
@@ -202,6 +208,7 @@ def launch(main: Main, argv: Sequence[str] | None = None) -> int:
 
     A bug shows its traceback and is 70.
     """
+    outlive_readers()
     gc.set_threshold(OBJECTS_UNTIL_COLLECTION)
     for name, value in QUIET.items():
         os.environ.setdefault(name, value)

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, TypeVar
 from dinomaly_hd.config.base import doc, names_in
 from dinomaly_hd.config.conditions_file import Condition, read_conditions, without_prefix
 from dinomaly_hd.config.presets import MODELS, Fields, any_of
-from dinomaly_hd.config.resolve import Asked, Command, Names, Numbers, OrAuto, resolve_model
+from dinomaly_hd.config.resolve import FIRST_SEED, Asked, Command, Names, Numbers, OrAuto, resolve_model
 from dinomaly_hd.config.run import ALL_DOMAINS
 from dinomaly_hd.errors import ConfigError, nearest
 from entry_points.common import MEMBERS, Main, RunOptions, Start, entry_point
@@ -15,8 +15,8 @@ from entry_points.common import MEMBERS, Main, RunOptions, Start, entry_point
 if TYPE_CHECKING:
     from dinomaly_hd.experiments.protocols import Trial
 
-DEFAULT_SEED, NO_FILE = 42, "none"
-INSTEAD = {"seed": "seeds", "train_domains": "source_domain", "variant": "model_type"}
+NO_FILE = "none"
+INSTEAD = {"train_domains": "source_domain", "variant": "model_type"}
 PER_TRIAL = ("seed", "domains", "train_domains", "stop_step", "start_from", "use_topk")
 """Values of a run that come from the trial."""
 
@@ -93,7 +93,7 @@ def trials_of(asked: Asked[FamilyOptions]) -> "list[Trial]":
 
 
 def _from_flags(asked: Asked[FamilyOptions]) -> "list[Trial]":
-    options, seeds = asked.options, asked.options.seeds or (DEFAULT_SEED,)
+    options, seeds = asked.options, asked.options.seeds or (FIRST_SEED,)
     transfer = options if isinstance(options, TransferOptions) else None
     every = transfer.domains if transfer else TransferOptions().domains
     sources = every if options.source_domain == (ALL_DOMAINS,) else _short(options.source_domain, every)
@@ -148,7 +148,7 @@ def trials_of_conditions(conditions: Sequence[Condition], asked: Asked[Condition
         if given.get("max_epochs", "0") != "0":
             values.pop("max_steps", None)
         model = values.pop("variant", one.model_type)
-        own_seeds = seeds or (int(values.get("seed", DEFAULT_SEED)),)
+        own_seeds = seeds or (int(values.get("seed", FIRST_SEED)),)
         trials += [
             _trial(one.name, model, str(one.source_domain), seed, {**values, **given}) for seed in own_seeds
         ]

@@ -8,7 +8,7 @@ from entry_points.common import EngineOptions, Start, entry_point, launch
 from entry_points.families import ConditionOptions, chosen_conditions, family_fields, trials_of_conditions
 
 IN_FILE = ("model_type", "variant", "source_domain", "target_domains", "domains", "train_domains")
-INSTEAD = {"seed": "seeds", **dict.fromkeys(IN_FILE, "a condition of the conditions_file")}
+INSTEAD = dict.fromkeys(IN_FILE, "a condition of the conditions_file")
 
 
 class Options(ConditionOptions, EngineOptions):

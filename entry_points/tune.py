@@ -9,7 +9,7 @@ import os
 from typing import TYPE_CHECKING
 
 from dinomaly_hd.config.base import Count, doc, names_in
-from dinomaly_hd.config.resolve import Numbers, resolve_config
+from dinomaly_hd.config.resolve import resolve_config
 from dinomaly_hd.config.run import RunConfig
 from dinomaly_hd.errors import ConfigError
 from entry_points.common import ROOT, EngineOptions, Start, SurroundingsOptions, comparison, launch
@@ -45,7 +45,6 @@ class Options(SurroundingsOptions, EngineOptions):
     metrics: str = doc(
         "domain_C/tpr_at_fpr_1", "maximised, one or two: DOMAIN or mean / auroc, tpr_at_fpr_1, tpr_at_fpr_5"
     )
-    seeds: Numbers = doc((42,), "comma-separated; a trial is the mean of them")
     sampler: str = doc("tpe", "tpe, gp (Gaussian process), random")
     pruner: str = doc("auto", "auto: give up trials by steps, with 3 seeds or more by seeds; none")
     heartbeat_s: Count = doc(60, "seconds between signs of life; after three a trial is tried again")
