@@ -12,19 +12,10 @@ from typing import TYPE_CHECKING, Annotated, Generic
 
 from pydantic import Field
 
+from dinomaly_hd.config import resolve
 from dinomaly_hd.config.base import Frozen, NonNegative, doc
 from dinomaly_hd.config.presets import AUTO, Fields, all_of, any_of
-from dinomaly_hd.config.resolve import (
-    FIRST_SEED,
-    Asked,
-    Command,
-    Options,
-    OrAuto,
-    Seeds,
-    preset_name,
-    resolve_config,
-    resolve_model,
-)
+from dinomaly_hd.config.resolve import Asked, Command, Options, OrAuto
 from dinomaly_hd.config.variants import VARIANTS, WITH_TOPK
 from dinomaly_hd.errors import DinomalyHDError, Interrupted, SignalGuard
 from dinomaly_hd.streams import outlive_readers
@@ -40,16 +31,9 @@ Main = Callable[[Sequence[str], SignalGuard], Work | None]
 """Does an entry point's work, or returns it, so that a run does not stand over the reading of flags."""
 
 EXPERIMENT = "dinomaly-hd"
-FEATURES, FEATURES_VARIABLE = ".features", "DINOMALY_HD_FEATURES"
 ROOT = Path(__file__).resolve().parent.parent
-OURS = ("dinomaly_hd", "entry_points")
-MEMBERS = {"maps_per_group": "2"}
-"""What a comparison has differently from a run by itself: it draws fewer anomaly maps of each member."""
-PER_MEMBER = ("seed", "class_token", "stop_step", "start_from", "train_domains", "use_topk")
+PER_MEMBER = ("class_token", "stop_step", "start_from", "train_domains", "use_topk")
 """Values of a run that a comparison sets for each member."""
-OBJECTS_UNTIL_COLLECTION = 10_000
-"""Until Python looks for garbage. Its own 700 send it through half a million imported objects over and over,
-a quarter of the imports' time."""
 QUIET = {"MLFLOW_DISABLE_TELEMETRY": "true", "RAY_USAGE_STATS_ENABLED": "0", "HF_HUB_DISABLE_TELEMETRY": "1"}
 say = partial(print, flush=True)
 
@@ -77,16 +61,14 @@ class FeatureOptions(Frozen):
 
         if self.feature_gb == 0:
             return None
-        folder = self.feature_dir or Path(os.environ.get(FEATURES_VARIABLE) or ROOT / FEATURES)
+        folder = self.feature_dir or Path(os.environ.get("DINOMALY_HD_FEATURES") or ROOT / ".features")
         return FeaturePlace(folder.expanduser().absolute(), self.feature_gb)
 
 
 class SurroundingsOptions(FeatureOptions):
-    """What surrounds a run and changes none of its numbers."""
-
     run_name: OrAuto[str] = doc(None, "auto: {variant}-{domains}-s{seed}")
-    seeds: Seeds = doc(
-        (FIRST_SEED,),
+    seeds: resolve.Seeds = doc(
+        (resolve.FIRST_SEED,),
         "of initial weights, order, dropout and the held-out split; several are reported on together, and "
         "averaged in a study: 42,43,44, or the final comparison's 42,43,44,123,456",
     )
@@ -134,7 +116,7 @@ class Start(Generic[Options]):
         from dinomaly_hd.runs.folder import Context
 
         asked, options = self.asked, self.options
-        preset = preset_name(asked.values.get("preset", AUTO))
+        preset = resolve.preset_name(asked.values.get("preset", AUTO))
         return Context(
             root=ROOT,
             result_dir=options.result_dir,
@@ -150,7 +132,8 @@ class Start(Generic[Options]):
 
     def member(self, config: str, seed: int, **own: str) -> "RunConfig":
         """Return a comparison's run of a config and a seed, with its own values over the user's."""
-        return resolve_config(config, {**MEMBERS, **self.asked.values, **own, "seed": str(seed)})
+        values = {**resolve.MEMBERS, **self.asked.values, **own, "seed": str(seed)}
+        return resolve.resolve_config(config, values)
 
 
 def entry_point(
@@ -167,17 +150,9 @@ def entry_point(
     return command, lambda argv, guard: work(Start(command.parse(argv), guard))
 
 
-def comparison(
-    name: str,
-    doc: str | None,
-    options: type[Options],
-    work: Callable[[Start[Options]], None],
-    *without: str,
-    **instead: str,
-) -> tuple[Command[Options], Main]:
-    """Return those of a comparison: it takes what all variants have and it does not set itself."""
-    fields = partial(all_of, VARIANTS, without=(*PER_MEMBER, *without))
-    return entry_point(name, doc, options, work, runs=fields, instead=instead)
+def of_members(*without: str) -> Callable[[], Fields]:
+    """Return what gives the values of a comparison: those of all variants that it does not set itself."""
+    return partial(all_of, VARIANTS, without=(*PER_MEMBER, *without))
 
 
 def training(variant: str, doc: str | None) -> tuple[Command[TrainingOptions], Main]:
@@ -188,7 +163,7 @@ def training(variant: str, doc: str | None) -> tuple[Command[TrainingOptions], M
 
 def run_of(asked: Asked[TrainingOptions]) -> "RunConfig":
     """Return a variant's run with the first of its seeds."""
-    return resolve_model(asked.entry_point, {**asked.values, "seed": str(asked.options.seeds[0])})
+    return resolve.resolve_model(asked.entry_point, {**asked.values, "seed": str(asked.options.seeds[0])})
 
 
 def train(start: Start[TrainingOptions]) -> Work:
@@ -203,13 +178,21 @@ def train(start: Start[TrainingOptions]) -> Work:
     return partial(run_mode, run, context, mode=mode, seeds=seeds)
 
 
+def start_program(module: str, main: Main) -> None:
+    """Launch an entry point, and end with its exit code, where its module is the program."""
+    if module == "__main__":
+        raise SystemExit(launch(main))
+
+
 def launch(main: Main, argv: Sequence[str] | None = None) -> int:
     """Run an entry point; return 0, or an error's exit code after one line on standard error.
 
     A bug shows its traceback and is 70.
     """
     outlive_readers()
-    gc.set_threshold(OBJECTS_UNTIL_COLLECTION)
+    # Python's own 700 send the collector through half a million imported objects over and over, a quarter of
+    # the imports' time.
+    gc.set_threshold(10_000)
     for name, value in QUIET.items():
         os.environ.setdefault(name, value)
     try:
@@ -224,7 +207,7 @@ def launch(main: Main, argv: Sequence[str] | None = None) -> int:
         print(f"{type(error).__name__}: {error}", file=sys.stderr)
         return error.exit_code
     except ModuleNotFoundError as error:
-        if (error.name or "").partition(".")[0] in OURS:
+        if (error.name or "").partition(".")[0] in ("dinomaly_hd", "entry_points"):
             raise
         print(f"{error.name} is not installed for {sys.executable}; {ACTIVATE}", file=sys.stderr)
         return DinomalyHDError.exit_code

@@ -6,7 +6,7 @@ from pydantic import Field
 
 from dinomaly_hd.config.base import Count, Frozen, doc
 from dinomaly_hd.config.resolve import OrAuto
-from entry_points.common import ROOT, ResultDir, Start, entry_point, launch, say
+from entry_points.common import ROOT, ResultDir, Start, entry_point, say, start_program
 
 
 class Options(Frozen):
@@ -35,6 +35,4 @@ def score(start: Start[Options]) -> None:
 
 
 COMMAND, main = entry_point("predict", __doc__, Options, score)
-
-if __name__ == "__main__":
-    raise SystemExit(launch(main))
+start_program(__name__, main)

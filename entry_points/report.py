@@ -4,7 +4,16 @@ from pathlib import Path
 
 from dinomaly_hd.config.base import Frozen, doc, names_in
 from dinomaly_hd.config.resolve import OrAuto
-from entry_points.common import EXPERIMENT, ROOT, Experiment, ResultDir, Start, entry_point, launch, say
+from entry_points.common import (
+    EXPERIMENT,
+    ROOT,
+    Experiment,
+    ResultDir,
+    Start,
+    entry_point,
+    say,
+    start_program,
+)
 
 NONE = "none"
 
@@ -51,6 +60,4 @@ def write(start: Start[Options]) -> None:
 
 
 COMMAND, main = entry_point("report", __doc__, Options, write)
-
-if __name__ == "__main__":
-    raise SystemExit(launch(main))
+start_program(__name__, main)

@@ -6,7 +6,7 @@ from typing import Literal
 from dinomaly_hd.config.base import Count, Frozen, Line, doc
 from dinomaly_hd.config.resolve import OrAuto
 from dinomaly_hd.config.run import DataConfig
-from entry_points.common import ROOT, Start, entry_point, launch, say
+from entry_points.common import ROOT, Start, entry_point, say, start_program
 
 
 class Options(Frozen):
@@ -34,6 +34,4 @@ def write(start: Start[Options]) -> None:
 
 
 COMMAND, main = entry_point("simulate", __doc__, Options, write)
-
-if __name__ == "__main__":
-    raise SystemExit(launch(main))
+start_program(__name__, main)

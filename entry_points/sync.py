@@ -4,7 +4,7 @@ from pathlib import Path
 
 from dinomaly_hd.config.base import Frozen
 from dinomaly_hd.errors import TrackingError
-from entry_points.common import ROOT, ResultDir, Start, entry_point, launch, say
+from entry_points.common import ROOT, ResultDir, Start, entry_point, say, start_program
 
 
 class Options(Frozen):
@@ -24,6 +24,4 @@ def sync(start: Start[Options]) -> None:
 
 
 COMMAND, main = entry_point("sync", __doc__, Options, sync)
-
-if __name__ == "__main__":
-    raise SystemExit(launch(main))
+start_program(__name__, main)

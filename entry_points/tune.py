@@ -12,7 +12,15 @@ from dinomaly_hd.config.base import Count, doc, names_in
 from dinomaly_hd.config.resolve import resolve_config
 from dinomaly_hd.config.run import RunConfig
 from dinomaly_hd.errors import ConfigError
-from entry_points.common import ROOT, EngineOptions, Start, SurroundingsOptions, comparison, launch
+from entry_points.common import (
+    ROOT,
+    EngineOptions,
+    Start,
+    SurroundingsOptions,
+    entry_point,
+    of_members,
+    start_program,
+)
 
 if TYPE_CHECKING:
     from dinomaly_hd.runs.folder import Context
@@ -20,6 +28,7 @@ if TYPE_CHECKING:
 
 OF_RUNS = {"maps_per_group": "0", "synthetic_copies": "8"}
 """What a study has differently from a run by itself, beside val_check_interval, which the pruner sets."""
+INSTEAD = {"configs": "config", "resume": "study"}
 AS_GIVEN = {"study", "trials", "config", "objective", "seeds", "sampler", "pruner", "heartbeat_s"}
 LOOKS = 10
 """Times that a trial is looked at during its training, to be given up or not."""
@@ -107,7 +116,5 @@ def tune(start: Start[Options]) -> None:
     run_study(plan, context, slots=slots, flags=given)
 
 
-COMMAND, main = comparison("tune", __doc__, Options, tune, configs="config", resume="study")
-
-if __name__ == "__main__":
-    raise SystemExit(launch(main))
+COMMAND, main = entry_point("tune", __doc__, Options, tune, runs=of_members(), instead=INSTEAD)
+start_program(__name__, main)

@@ -179,6 +179,8 @@ def _joined(argv: Sequence[str], fields: Fields) -> list[str]:
 
 # ---- from a name and values as text to a run ----
 
+MEMBERS = {"maps_per_group": "2"}
+"""What a comparison has differently from a run by itself: it draws fewer anomaly maps of each member."""
 FIXED_IN_COMPARISONS = (
     *("preset", "seed", "class_token"),
     *("data_root", "simulate_size", "simulate_seed", "domains", "conditions"),

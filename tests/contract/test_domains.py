@@ -16,9 +16,10 @@ from dinomaly_hd.config.run import RunConfig
 from dinomaly_hd.data.hdmap import Indices
 from dinomaly_hd.errors import ComparisonError, NonFiniteError, SignalGuard
 from dinomaly_hd.experiments import comparison, protocols
-from dinomaly_hd.experiments.protocols import Trial, run_multi_domain, run_single_domain
+from dinomaly_hd.experiments.protocols import run_multi_domain, run_single_domain
 from dinomaly_hd.experiments.run import Outcome, execute
 from dinomaly_hd.experiments.score import Examined, Scorer
+from dinomaly_hd.experiments.trials import Trial
 from dinomaly_hd.runs.folder import Context
 from entry_points import multi_domain, single_domain
 
