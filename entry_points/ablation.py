@@ -2,7 +2,7 @@
 
 from dinomaly_hd.config.base import PositiveCount, doc
 from dinomaly_hd.config.resolve import OrAuto, config_names
-from entry_points.common import RunOptions, Start, entry_point, of_members, start_program
+from entry_points.common import RunOptions, Start, entry_point, of_members, start_main
 
 
 class Options(RunOptions):
@@ -27,4 +27,4 @@ def ablation(start: Start[Options]) -> None:
 
 
 COMMAND, main = entry_point("ablation", __doc__, Options, ablation, runs=of_members())
-start_program(__name__, main)
+start_main(__name__, main)

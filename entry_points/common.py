@@ -8,9 +8,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Generic
-
-from pydantic import Field
+from typing import TYPE_CHECKING, Generic
 
 from dinomaly_hd.config import resolve
 from dinomaly_hd.config.base import Frozen, NonNegative, doc
@@ -40,13 +38,16 @@ say = partial(print, flush=True)
 
 # ---- options that several have ----
 
-Experiment = Annotated[str, Field(description="MLflow experiment (mlflow run chooses its own)")]
-ResultDir = Annotated[Path, Field(description="folder of all run folders")]
+
+class ResultOptions(Frozen):
+    result_dir: Path = doc(Path("results"), "folder of all run folders")
 
 
-class FeatureOptions(Frozen):
-    result_dir: ResultDir = Path("results")
-    experiment: Experiment = EXPERIMENT
+class StoreOptions(ResultOptions):
+    experiment: str = doc(EXPERIMENT, "MLflow experiment (mlflow run chooses its own)")
+
+
+class FeatureOptions(StoreOptions):
     feature_dir: OrAuto[Path] = doc(
         None, "encoded images that all runs read; auto: DINOMALY_HD_FEATURES, else .features"
     )
@@ -65,7 +66,7 @@ class FeatureOptions(Frozen):
         return FeaturePlace(folder.expanduser().absolute(), self.feature_gb)
 
 
-class SurroundingsOptions(FeatureOptions):
+class SeedsOptions(FeatureOptions):
     run_name: OrAuto[str] = doc(None, "auto: {variant}-{domains}-s{seed}")
     seeds: resolve.Seeds = doc(
         (resolve.FIRST_SEED,),
@@ -74,7 +75,7 @@ class SurroundingsOptions(FeatureOptions):
     )
 
 
-class RunOptions(SurroundingsOptions):
+class RunOptions(SeedsOptions):
     resume: str = doc(
         AUTO, "auto: go on with an interrupted run of the same configuration; never; or a run id or folder"
     )
@@ -111,7 +112,7 @@ class Start(Generic[Options]):
         """The entry point's own flags."""
         return self.asked.options
 
-    def context(self: "Start[SurroundingsOptions]", **spelt_out: object) -> "Context":
+    def context(self: "Start[SeedsOptions]", **spelt_out: object) -> "Context":
         """Return what surrounds a run; its command spells out preset, seeds and more."""
         from dinomaly_hd.runs.folder import Context
 
@@ -178,7 +179,7 @@ def train(start: Start[TrainingOptions]) -> Work:
     return partial(run_mode, run, context, mode=mode, seeds=seeds)
 
 
-def start_program(module: str, main: Main) -> None:
+def start_main(module: str, main: Main) -> None:
     """Launch an entry point, and end with its exit code, where its module is the program."""
     if module == "__main__":
         raise SystemExit(launch(main))

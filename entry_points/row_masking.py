@@ -1,6 +1,6 @@
 """Train Dinomaly with whole rows of its bottleneck replaced by a learned token."""
 
-from entry_points.common import start_program, training
+from entry_points.common import start_main, training
 
 COMMAND, main = training("row_masking", __doc__)
-start_program(__name__, main)
+start_main(__name__, main)

@@ -6,7 +6,7 @@ from pydantic import Field
 
 from dinomaly_hd.config.base import PositiveCount, doc
 from dinomaly_hd.config.resolve import OrAuto
-from entry_points.common import EngineOptions, Start, entry_point, start_program
+from entry_points.common import EngineOptions, Start, entry_point, start_main
 from entry_points.families import ConditionOptions, family_fields
 
 IN_FILE = ("model_type", "variant", "source_domain", "target_domains", "domains", "train_domains")
@@ -34,4 +34,4 @@ def suite(start: Start[Options]) -> None:
 
 
 COMMAND, main = entry_point("suite", __doc__, Options, suite, runs=family_fields, instead=INSTEAD)
-start_program(__name__, main)
+start_main(__name__, main)

@@ -15,11 +15,11 @@ from dinomaly_hd.errors import ConfigError
 from entry_points.common import (
     ROOT,
     EngineOptions,
+    SeedsOptions,
     Start,
-    SurroundingsOptions,
     entry_point,
     of_members,
-    start_program,
+    start_main,
 )
 
 if TYPE_CHECKING:
@@ -34,7 +34,7 @@ LOOKS = 10
 """Times that a trial is looked at during its training, to be given up or not."""
 
 
-class Options(SurroundingsOptions, EngineOptions):
+class Options(SeedsOptions, EngineOptions):
     study: str = doc("study", "its name: the same name goes on with it")
     storage: str = doc(
         "auto",
@@ -117,4 +117,4 @@ def tune(start: Start[Options]) -> None:
 
 
 COMMAND, main = entry_point("tune", __doc__, Options, tune, runs=of_members(), instead=INSTEAD)
-start_program(__name__, main)
+start_main(__name__, main)
