@@ -2,10 +2,11 @@
 
 import importlib
 import sys
+from collections.abc import Sequence
 
 from dinomaly_hd.config.variants import VARIANTS, WITH_TOPK
-from dinomaly_hd.errors import ConfigError, nearest
-from entry_points.common import launch
+from dinomaly_hd.errors import ConfigError, SignalGuard, nearest
+from entry_points.common import Work, launch
 
 NAMES = (
     *(name for name in VARIANTS if name not in WITH_TOPK.values()),
@@ -16,16 +17,21 @@ NAMES = (
 USAGE = "usage: dinomaly-hd NAME --flag=value ...   (dinomaly-hd NAME --help)"
 
 
-def main() -> int:
-    """Start the entry point that the first argument names, and return its exit code."""
-    name, *rest = sys.argv[1:] or ["--help"]
+def by_name(argv: Sequence[str], guard: SignalGuard) -> Work | None:
+    """Start the entry point that the first argument names."""
+    name, *rest = argv or ["--help"]
     if name in ("-h", "--help"):
         print(f"{USAGE}\n\nnames: {', '.join(NAMES)}")
-        return 0
+        return None
     if name not in NAMES:
-        print(f"ConfigError: no entry point {name!r}.{nearest(name, NAMES)}", file=sys.stderr)
-        return ConfigError.exit_code
-    return launch(importlib.import_module(f"entry_points.{name}").main, rest)
+        raise ConfigError(f"no entry point {name!r}.{nearest(name, NAMES)}")
+    work: Work | None = importlib.import_module(f"entry_points.{name}").main(rest, guard)
+    return work
+
+
+def main() -> int:
+    """Return the exit code of the entry point that the command line names."""
+    return launch(by_name)
 
 
 if __name__ == "__main__":

@@ -2,10 +2,10 @@
 
 from dinomaly_hd.config.base import PositiveCount, doc
 from dinomaly_hd.config.resolve import OrAuto, config_names
-from entry_points.common import SeedsOptions, Start, comparison, launch
+from entry_points.common import RunOptions, Start, entry_point, of_members, start_main
 
 
-class Options(SeedsOptions):
+class Options(RunOptions):
     configs: str = doc(
         "ablation",
         "ablation (A0 A B C D E F G F0 K100), directional, variants, or a list such as "
@@ -26,7 +26,5 @@ def ablation(start: Start[Options]) -> None:
     run_ablation(config_names(options.configs), options.seeds, context, build=start.member, slots=slots)
 
 
-COMMAND, main = comparison("ablation", __doc__, Options, ablation)
-
-if __name__ == "__main__":
-    raise SystemExit(launch(main))
+COMMAND, main = entry_point("ablation", __doc__, Options, ablation, runs=of_members())
+start_main(__name__, main)

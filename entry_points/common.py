@@ -9,24 +9,15 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Generic
+from typing import TYPE_CHECKING, Generic
 
-from pydantic import Field
-
-from dinomaly_hd.config.base import Frozen, NonNegative, doc, with_values
+from dinomaly_hd.config import resolve
+from dinomaly_hd.config.base import Frozen, NonNegative, doc
 from dinomaly_hd.config.presets import AUTO, Fields, all_of, any_of
-from dinomaly_hd.config.resolve import (
-    Asked,
-    Command,
-    Numbers,
-    Options,
-    OrAuto,
-    preset_name,
-    resolve_config,
-    resolve_model,
-)
+from dinomaly_hd.config.resolve import Asked, Command, Options, OrAuto
 from dinomaly_hd.config.variants import VARIANTS, WITH_TOPK
 from dinomaly_hd.errors import DinomalyHDError, Interrupted, SignalGuard
+from dinomaly_hd.streams import outlive_readers
 from entry_points import ACTIVATE
 
 if TYPE_CHECKING:
@@ -39,16 +30,9 @@ Main = Callable[[Sequence[str], SignalGuard], Work | None]
 """Does an entry point's work, or returns it, so that a run does not stand over the reading of flags."""
 
 EXPERIMENT = "dinomaly-hd"
-FEATURES, FEATURES_VARIABLE = ".features", "DINOMALY_HD_FEATURES"
 ROOT = Path(__file__).resolve().parent.parent
-OURS = ("dinomaly_hd", "entry_points")
-MEMBERS = {"maps_per_group": "2"}
-"""What a comparison has differently from a run by itself: it draws fewer anomaly maps of each member."""
-PER_MEMBER = ("seed", "class_token", "stop_step", "start_from", "train_domains", "use_topk")
+PER_MEMBER = ("class_token", "stop_step", "start_from", "train_domains", "use_topk")
 """Values of a run that a comparison sets for each member."""
-OBJECTS_UNTIL_COLLECTION = 10_000
-"""Until Python looks for garbage. Its own 700 send it through half a million imported objects over and over,
-a quarter of the imports' time."""
 QUIET = {"MLFLOW_DISABLE_TELEMETRY": "true", "RAY_USAGE_STATS_ENABLED": "0", "HF_HUB_DISABLE_TELEMETRY": "1"}
 LOST_READER = (errno.EPIPE, errno.EIO)  # `| head` has read enough; the terminal was closed
 
@@ -68,13 +52,16 @@ def say(text: str, *, to_errors: bool = False) -> None:
 
 # ---- options that several have ----
 
-Experiment = Annotated[str, Field(description="MLflow experiment (mlflow run chooses its own)")]
-ResultDir = Annotated[Path, Field(description="folder of all run folders")]
+
+class ResultOptions(Frozen):
+    result_dir: Path = doc(Path("results"), "folder of all run folders")
 
 
-class FeatureOptions(Frozen):
-    result_dir: ResultDir = Path("results")
-    experiment: Experiment = EXPERIMENT
+class StoreOptions(ResultOptions):
+    experiment: str = doc(EXPERIMENT, "MLflow experiment (mlflow run chooses its own)")
+
+
+class FeatureOptions(StoreOptions):
     feature_dir: OrAuto[Path] = doc(
         None, "encoded images that all runs read; auto: DINOMALY_HD_FEATURES, else .features"
     )
@@ -89,18 +76,20 @@ class FeatureOptions(Frozen):
 
         if self.feature_gb == 0:
             return None
-        folder = self.feature_dir or Path(os.environ.get(FEATURES_VARIABLE) or ROOT / FEATURES)
+        folder = self.feature_dir or Path(os.environ.get("DINOMALY_HD_FEATURES") or ROOT / ".features")
         return FeaturePlace(folder.expanduser().absolute(), self.feature_gb)
 
 
-class SurroundingsOptions(FeatureOptions):
-    """What surrounds a run and changes none of its numbers."""
-
+class SeedsOptions(FeatureOptions):
     run_name: OrAuto[str] = doc(None, "auto: {variant}-{domains}-s{seed}")
-    seeds: OrAuto[Numbers] = doc(None, "comma-separated, reported on together; auto: the one seed")
+    seeds: resolve.Seeds = doc(
+        (resolve.FIRST_SEED,),
+        "of initial weights, order, dropout and the held-out split; several are reported on together, and "
+        "averaged in a study: 42,43,44, or the final comparison's 42,43,44,123,456",
+    )
 
 
-class RunOptions(SurroundingsOptions):
+class RunOptions(SeedsOptions):
     resume: str = doc(
         AUTO, "auto: go on with an interrupted run of the same configuration; never; or a run id or folder"
     )
@@ -118,11 +107,7 @@ class EngineOptions(Frozen):
     ray_address: OrAuto[str] = doc(None, "HOST:PORT of a Ray cluster's head; auto: a Ray of its own")
 
 
-class SeedsOptions(RunOptions):
-    seeds: Numbers = doc((42,), "comma-separated; the final comparison's five: 42,43,44,123,456")
-
-
-class ConfigOptions(SeedsOptions):
+class ConfigOptions(RunOptions):
     config: str = doc("D", "what is trained: the ablation's config, a variant or family: A0, F:q_percent=1")
 
 
@@ -141,12 +126,12 @@ class Start(Generic[Options]):
         """The entry point's own flags."""
         return self.asked.options
 
-    def context(self: "Start[SurroundingsOptions]", **spelt_out: object) -> "Context":
+    def context(self: "Start[SeedsOptions]", **spelt_out: object) -> "Context":
         """Return what surrounds a run; its command spells out preset, seeds and more."""
         from dinomaly_hd.runs.folder import Context
 
         asked, options = self.asked, self.options
-        preset = preset_name(asked.values.get("preset", AUTO))
+        preset = resolve.preset_name(asked.values.get("preset", AUTO))
         return Context(
             root=ROOT,
             result_dir=options.result_dir,
@@ -162,7 +147,8 @@ class Start(Generic[Options]):
 
     def member(self, config: str, seed: int, **own: str) -> "RunConfig":
         """Return a comparison's run of a config and a seed, with its own values over the user's."""
-        return resolve_config(config, {**MEMBERS, **self.asked.values, **own, "seed": str(seed)})
+        values = {**resolve.MEMBERS, **self.asked.values, **own, "seed": str(seed)}
+        return resolve.resolve_config(config, values)
 
 
 def entry_point(
@@ -179,17 +165,9 @@ def entry_point(
     return command, lambda argv, guard: work(Start(command.parse(argv), guard))
 
 
-def comparison(
-    name: str,
-    doc: str | None,
-    options: type[Options],
-    work: Callable[[Start[Options]], None],
-    *without: str,
-    **instead: str,
-) -> tuple[Command[Options], Main]:
-    """Return those of a comparison: it takes what all variants have and it does not set itself."""
-    fields = partial(all_of, VARIANTS, without=(*PER_MEMBER, *without))
-    return entry_point(name, doc, options, work, runs=fields, instead={"seed": "seeds", **instead})
+def of_members(*without: str) -> Callable[[], Fields]:
+    """Return what gives the values of a comparison: those of all variants that it does not set itself."""
+    return partial(all_of, VARIANTS, without=(*PER_MEMBER, *without))
 
 
 def training(variant: str, doc: str | None) -> tuple[Command[TrainingOptions], Main]:
@@ -198,17 +176,27 @@ def training(variant: str, doc: str | None) -> tuple[Command[TrainingOptions], M
     return entry_point(variant, doc, TrainingOptions, train, runs=lambda: any_of(variants))
 
 
+def run_of(asked: Asked[TrainingOptions]) -> "RunConfig":
+    """Return a variant's run with the first of its seeds."""
+    return resolve.resolve_model(asked.entry_point, {**asked.values, "seed": str(asked.options.seeds[0])})
+
+
 def train(start: Start[TrainingOptions]) -> Work:
     """Return what trains a variant once on all domains, or as ``mode`` and ``seeds`` say."""
-    run = resolve_model(start.asked.entry_point, start.asked.values)
-    context = start.context(seed=run.seed)
-    mode, seeds = start.options.mode, start.options.seeds or (run.seed,)
+    run, context = run_of(start.asked), start.context()
+    mode, seeds = start.options.mode, start.options.seeds
     from dinomaly_hd.experiments.protocols import run_mode
     from dinomaly_hd.experiments.run import execute
 
     if mode == "multiclass" and len(seeds) == 1:
-        return partial(execute, with_values(run, {"seed": seeds[0]}), context)
+        return partial(execute, run, context)
     return partial(run_mode, run, context, mode=mode, seeds=seeds)
+
+
+def start_main(module: str, main: Main) -> None:
+    """Launch an entry point, and end with its exit code, where its module is the program."""
+    if module == "__main__":
+        raise SystemExit(launch(main))
 
 
 def launch(main: Main, argv: Sequence[str] | None = None) -> int:
@@ -216,7 +204,10 @@ def launch(main: Main, argv: Sequence[str] | None = None) -> int:
 
     A bug shows its traceback and is 70.
     """
-    gc.set_threshold(OBJECTS_UNTIL_COLLECTION)
+    outlive_readers()
+    # Python's own 700 send the collector through half a million imported objects over and over, a quarter of
+    # the imports' time.
+    gc.set_threshold(10_000)
     for name, value in QUIET.items():
         os.environ.setdefault(name, value)
     try:
@@ -231,7 +222,7 @@ def launch(main: Main, argv: Sequence[str] | None = None) -> int:
         say(f"{type(error).__name__}: {error}", to_errors=True)
         return error.exit_code
     except ModuleNotFoundError as error:
-        if (error.name or "").partition(".")[0] in OURS:
+        if (error.name or "").partition(".")[0] in ("dinomaly_hd", "entry_points"):
             raise
         say(f"{error.name} is not installed for {sys.executable}; {ACTIVATE}", to_errors=True)
         return DinomalyHDError.exit_code

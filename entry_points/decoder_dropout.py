@@ -1,8 +1,6 @@
 """Train Dinomaly with horizontal segment dropout inside the decoder's attention."""
 
-from entry_points.common import launch, training
+from entry_points.common import start_main, training
 
 COMMAND, main = training("decoder_dropout", __doc__)
-
-if __name__ == "__main__":
-    raise SystemExit(launch(main))
+start_main(__name__, main)

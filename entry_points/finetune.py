@@ -2,7 +2,7 @@
 
 from dinomaly_hd.config.base import PositiveCount, doc, names_in
 from dinomaly_hd.config.run import ALL_DOMAINS
-from entry_points.common import ConfigOptions, Start, comparison, launch
+from entry_points.common import ConfigOptions, Start, entry_point, of_members, start_main
 
 
 class Options(ConfigOptions):
@@ -25,7 +25,5 @@ def finetune(start: Start[Options]) -> None:
     )
 
 
-COMMAND, main = comparison("finetune", __doc__, Options, finetune)
-
-if __name__ == "__main__":
-    raise SystemExit(launch(main))
+COMMAND, main = entry_point("finetune", __doc__, Options, finetune, runs=of_members())
+start_main(__name__, main)

@@ -1,8 +1,6 @@
 """Train Dinomaly on token distances that are weighted by their own size."""
 
-from entry_points.common import launch, training
+from entry_points.common import start_main, training
 
 COMMAND, main = training("focal", __doc__)
-
-if __name__ == "__main__":
-    raise SystemExit(launch(main))
+start_main(__name__, main)

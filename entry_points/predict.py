@@ -4,12 +4,13 @@ from pathlib import Path
 
 from pydantic import Field
 
-from dinomaly_hd.config.base import Count, Frozen, doc
+from dinomaly_hd.config.base import Count, doc
 from dinomaly_hd.config.resolve import OrAuto
-from entry_points.common import ROOT, ResultDir, Start, entry_point, launch, say
+from dinomaly_hd.config.run import Device
+from entry_points.common import ROOT, ResultOptions, Start, entry_point, say, start_main
 
 
-class Options(Frozen):
+class Options(ResultOptions):
     run: str = Field(
         description="run folder, its name, its MLflow run id, models:/NAME/VERSION, models:/NAME@ALIAS, "
         "or a run's checkpoint (RUN/checkpoints/step_00000400.pt)"
@@ -22,8 +23,7 @@ class Options(Frozen):
         None, "new folder for scores and anomaly maps; auto: {result_dir}/predict/{time}"
     )
     maps: Count = doc(20, "anomaly maps drawn, of the highest-scoring images")
-    gpu: str = doc("auto", "auto, cpu, or the index of a GPU")
-    result_dir: ResultDir = Path("results")
+    gpu: Device = "auto"
 
 
 def score(start: Start[Options]) -> None:
@@ -35,6 +35,4 @@ def score(start: Start[Options]) -> None:
 
 
 COMMAND, main = entry_point("predict", __doc__, Options, score)
-
-if __name__ == "__main__":
-    raise SystemExit(launch(main))
+start_main(__name__, main)

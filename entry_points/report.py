@@ -2,14 +2,14 @@
 
 from pathlib import Path
 
-from dinomaly_hd.config.base import Frozen, doc, names_in
+from dinomaly_hd.config.base import doc, names_in
 from dinomaly_hd.config.resolve import OrAuto
-from entry_points.common import EXPERIMENT, ROOT, Experiment, ResultDir, Start, entry_point, launch, say
+from entry_points.common import ROOT, Start, StoreOptions, entry_point, say, start_main
 
 NONE = "none"
 
 
-class Options(Frozen):
+class Options(StoreOptions):
     runs: str = doc(
         NONE,
         "comma-separated: run folders, their names, MLflow run ids; a comparison's stands for its members",
@@ -28,8 +28,6 @@ class Options(Frozen):
     output: OrAuto[Path] = doc(
         None, "new folder; auto: the comparison's own if runs is just one, else {result_dir}/report/{time}"
     )
-    result_dir: ResultDir = Path("results")
-    experiment: Experiment = EXPERIMENT
 
 
 def write(start: Start[Options]) -> None:
@@ -53,6 +51,4 @@ def write(start: Start[Options]) -> None:
 
 
 COMMAND, main = entry_point("report", __doc__, Options, write)
-
-if __name__ == "__main__":
-    raise SystemExit(launch(main))
+start_main(__name__, main)

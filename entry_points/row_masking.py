@@ -1,8 +1,6 @@
 """Train Dinomaly with whole rows of its bottleneck replaced by a learned token."""
 
-from entry_points.common import launch, training
+from entry_points.common import start_main, training
 
 COMMAND, main = training("row_masking", __doc__)
-
-if __name__ == "__main__":
-    raise SystemExit(launch(main))
+start_main(__name__, main)

@@ -1,30 +1,32 @@
 """Write the simulated HDMAP: folders, conditions, severities and ground-truth masks."""
 
 from pathlib import Path
-from typing import Literal
 
-from dinomaly_hd.config.base import Count, Frozen, Line, doc
+from dinomaly_hd.config.base import Frozen, doc, with_values
+from dinomaly_hd.config.presets import Fields, described
 from dinomaly_hd.config.resolve import OrAuto
 from dinomaly_hd.config.run import DataConfig
-from entry_points.common import ROOT, Start, entry_point, launch, say
+from entry_points.common import ROOT, Start, entry_point, say, start_main
+
+DATA = DataConfig(simulate_size="quick")
+OF_RUN = ("simulate_size", "simulate_seed", "domains")
 
 
 class Options(Frozen):
-    simulate_size: Literal["tiny", "quick", "full"] = doc(
-        "quick", "images train/good/fault a domain: tiny 8/4/4, quick 100/100/100, full 1000/1000/1000"
-    )
-    simulate_seed: Count = doc(0, "seed of the simulated data; the same seed and size give the same bytes")
-    domains: Line = doc("A,B,C,D", "comma-separated, of A,B,C,D")
     output: OrAuto[Path] = doc(
         None, "folder to write; auto: data/simulated_{size}_seed{n}, where runs look by default"
     )
+
+
+def fields() -> Fields:
+    return {name: described(DATA)[name] for name in OF_RUN}
 
 
 def write(start: Start[Options]) -> None:
     from dinomaly_hd.data.simulator import simulate
     from dinomaly_hd.experiments.checks import simulated_root
 
-    data = DataConfig(**start.options.model_dump(exclude={"output"}))
+    data = with_values(DATA, start.asked.values)
     target = start.options.output or simulated_root(data, root=ROOT)
     domains = [name.removeprefix("domain_") for name in data.domain_names]
     simulate(
@@ -33,7 +35,5 @@ def write(start: Start[Options]) -> None:
     say(f"simulated data: {target}")
 
 
-COMMAND, main = entry_point("simulate", __doc__, Options, write)
-
-if __name__ == "__main__":
-    raise SystemExit(launch(main))
+COMMAND, main = entry_point("simulate", __doc__, Options, write, runs=fields)
+start_main(__name__, main)

@@ -1,9 +1,17 @@
 """Train and test one domain with any model family; several models, domains or seeds are compared."""
 
-from entry_points.common import launch
-from entry_points.families import FamilyOptions, single_source
+from entry_points.common import Start, entry_point, start_main
+from entry_points.families import INSTEAD, FamilyOptions, family_fields, trials_of
 
-COMMAND, main = single_source("single_domain", __doc__, FamilyOptions, domains="source_domain")
 
-if __name__ == "__main__":
-    raise SystemExit(launch(main))
+def single_domain(start: Start[FamilyOptions]) -> None:
+    trials, context = trials_of(start), start.context()
+    from dinomaly_hd.experiments import protocols
+
+    protocols.run_single_domain(trials, context)
+
+
+COMMAND, main = entry_point(
+    "single_domain", __doc__, FamilyOptions, single_domain, runs=family_fields, instead=INSTEAD
+)
+start_main(__name__, main)

@@ -1,17 +1,10 @@
 """Complete in MLflow what run folders hold and MLflow lacks; close what dead processes left running."""
 
-from pathlib import Path
-
-from dinomaly_hd.config.base import Frozen
 from dinomaly_hd.errors import TrackingError
-from entry_points.common import ROOT, ResultDir, Start, entry_point, launch, say
+from entry_points.common import ROOT, ResultOptions, Start, entry_point, say, start_main
 
 
-class Options(Frozen):
-    result_dir: ResultDir = Path("results")
-
-
-def sync(start: Start[Options]) -> None:
+def sync(start: Start[ResultOptions]) -> None:
     from dinomaly_hd.runs.sync import synchronise
 
     done = synchronise(start.options.result_dir, root=ROOT, say=say, tick=start.guard.check)
@@ -23,7 +16,5 @@ def sync(start: Start[Options]) -> None:
         raise TrackingError(f"{done.refused} run folders could not be completed; nothing is lost, sync again")
 
 
-COMMAND, main = entry_point("sync", __doc__, Options, sync)
-
-if __name__ == "__main__":
-    raise SystemExit(launch(main))
+COMMAND, main = entry_point("sync", __doc__, ResultOptions, sync)
+start_main(__name__, main)

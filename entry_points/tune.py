@@ -9,10 +9,18 @@ import os
 from typing import TYPE_CHECKING
 
 from dinomaly_hd.config.base import Count, PositiveCount, doc, names_in
-from dinomaly_hd.config.resolve import Numbers, resolve_config
+from dinomaly_hd.config.resolve import resolve_config
 from dinomaly_hd.config.run import RunConfig
 from dinomaly_hd.errors import ConfigError
-from entry_points.common import ROOT, EngineOptions, Start, SurroundingsOptions, comparison, launch
+from entry_points.common import (
+    ROOT,
+    EngineOptions,
+    SeedsOptions,
+    Start,
+    entry_point,
+    of_members,
+    start_main,
+)
 
 if TYPE_CHECKING:
     from dinomaly_hd.runs.folder import Context
@@ -20,12 +28,13 @@ if TYPE_CHECKING:
 
 OF_RUNS = {"maps_per_group": "0", "synthetic_copies": "8"}
 """What a study has differently from a run by itself, beside val_check_interval, which the pruner sets."""
+INSTEAD = {"configs": "config", "resume": "study"}
 AS_GIVEN = {"study", "trials", "config", "objective", "seeds", "sampler", "pruner", "heartbeat_s"}
 LOOKS = 10
 """Times that a trial is looked at during its training, to be given up or not."""
 
 
-class Options(SurroundingsOptions, EngineOptions):
+class Options(SeedsOptions, EngineOptions):
     study: str = doc("study", "its name: the same name goes on with it")
     storage: str = doc(
         "auto",
@@ -45,7 +54,6 @@ class Options(SurroundingsOptions, EngineOptions):
     metrics: str = doc(
         "domain_C/tpr_at_fpr_1", "maximised, one or two: DOMAIN or mean / auroc, tpr_at_fpr_1, tpr_at_fpr_5"
     )
-    seeds: Numbers = doc((42,), "comma-separated; a trial is the mean of them")
     sampler: str = doc("tpe", "tpe, gp (Gaussian process), random")
     pruner: str = doc("auto", "auto: give up trials by steps, with 3 seeds or more by seeds; none")
     heartbeat_s: PositiveCount = doc(60, "seconds between signs of life; after three a trial is tried again")
@@ -108,7 +116,5 @@ def tune(start: Start[Options]) -> None:
     run_study(plan, context, slots=slots, flags=given)
 
 
-COMMAND, main = comparison("tune", __doc__, Options, tune, configs="config", resume="study")
-
-if __name__ == "__main__":
-    raise SystemExit(launch(main))
+COMMAND, main = entry_point("tune", __doc__, Options, tune, runs=of_members(), instead=INSTEAD)
+start_main(__name__, main)

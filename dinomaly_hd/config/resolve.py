@@ -41,6 +41,9 @@ from dinomaly_hd.names import has_hidden, shown
 MARKER = "-P"
 """Ends what MLproject declares. Behind it stands what ``mlflow run -P name=value`` appends for other names,
 strictly ``--name`` and value in turn, so that no value is ever read as a flag."""
+ALSO = {"seeds": ("seed",)}
+"""Other names of a flag: one seed is a list of one."""
+FIRST_SEED = 42
 
 
 def _or_auto(text: Any, read: Callable[[Any], Any]) -> Any:
@@ -55,6 +58,7 @@ Options = TypeVar("Options", bound=Frozen, covariant=True)
 OrAuto = Annotated[T | None, WrapValidator(_or_auto)]
 Names = Annotated[tuple[str, ...], BeforeValidator(names_once)]
 Numbers = Annotated[tuple[int, ...], BeforeValidator(numbers_once)]
+Seeds = Annotated[Numbers, BeforeValidator(lambda text: str(FIRST_SEED) if text == AUTO else text)]
 
 
 class _Parser(argparse.ArgumentParser):
@@ -92,7 +96,9 @@ class Command(Generic[Options]):
 
     def parameters(self) -> Fields:
         """Return everything it takes, by name."""
-        return {**self.options.model_fields, **self.runs()}
+        own = self.options.model_fields
+        taken = {name for flag in own for name in ALSO.get(flag, ())}
+        return {**own, **{name: field for name, field in self.runs().items() if name not in taken}}
 
     def parse(self, argv: Sequence[str]) -> Asked[Options]:
         """Read flags (``--row-p .2`` and ``--row_p=.2`` alike); ``--help`` prints and ends the process."""
@@ -104,7 +110,7 @@ class Command(Generic[Options]):
         for name in (name for name in fields if name in found):
             text, *more = getattr(found, name)
             if more:  # the last one would silently win
-                raise ConfigError(f"{name}: given twice; give it once")
+                raise ConfigError(f"{' or '.join((name, *ALSO.get(name, ())))}: given twice; give it once")
             try:
                 given[name] = visible(text)
             except ValueError as error:
@@ -125,9 +131,10 @@ class Command(Generic[Options]):
         )
         for name, parameter in fields.items():
             switch: dict[str, Any] = {"nargs": "?", "const": "true"} if parameter.annotation is bool else {}
-            spellings = dict.fromkeys([f"--{name}", f"--{name.replace('_', '-')}"])
+            names = (name, *ALSO.get(name, ()))
+            flags = dict.fromkeys(f"--{said}" for one in names for said in (one, one.replace("_", "-")))
             text = help_of(parameter).replace("%", "%%")
-            parser.add_argument(*spellings, dest=name, action="append", metavar="VALUE", help=text, **switch)
+            parser.add_argument(*flags, dest=name, action="append", metavar="VALUE", help=text, **switch)
         return parser
 
     def _refuse(self, word: str, fields: Fields) -> NoReturn:
@@ -152,7 +159,11 @@ def _joined(argv: Sequence[str], fields: Fields) -> list[str]:
     words = list(argv)
     if MARKER in words:
         place = words.index(MARKER)
-        defaults = {f"--{name}={text_of(parameter.default)}" for name, parameter in fields.items()}
+        defaults = {
+            f"--{name}={text_of(parameter.default)}"
+            for flag, parameter in fields.items()
+            for name in (flag, *ALSO.get(flag, ()))
+        }
         words, added = [word for word in words[:place] if word not in defaults], words[place + 1 :]
         for name, value in zip(added[::2], [*added[1::2], None], strict=False):
             if not name.startswith("--") or "=" in name or value is None:
@@ -168,6 +179,8 @@ def _joined(argv: Sequence[str], fields: Fields) -> list[str]:
 
 # ---- from a name and values as text to a run ----
 
+MEMBERS = {"maps_per_group": "2"}
+"""What a comparison has differently from a run by itself: it draws fewer anomaly maps of each member."""
 FIXED_IN_COMPARISONS = (
     *("preset", "seed", "class_token"),
     *("data_root", "simulate_size", "simulate_seed", "domains", "conditions"),

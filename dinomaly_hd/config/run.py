@@ -101,8 +101,10 @@ class DataConfig(Frozen):
     """Where the maps come from. ``data_root=simulated`` writes and uses the embedded data set."""
 
     data_root: Line = doc(SIMULATED, "folder with domain_A/train/good ..., or simulated")
-    simulate_size: Literal["tiny", "quick", "full"] = doc("full", "size of the simulated data")
-    simulate_seed: Count = doc(0, "seed of the simulated data")
+    simulate_size: Literal["tiny", "quick", "full"] = doc(
+        "full", "images train/good/fault a domain: tiny 8/4/4, quick 100/100/100, full 1000/1000/1000"
+    )
+    simulate_seed: Count = doc(0, "seed of the simulated data; the same seed and size give the same bytes")
     domains: Line = doc("A,B,C,D", "comma-separated, e.g. A,B,C,D or folder names")
     train_domains: Line = doc(
         ALL_DOMAINS, "all, or those of domains that are trained on; others are only tested"

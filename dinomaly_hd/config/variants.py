@@ -3,25 +3,13 @@
 from collections.abc import Callable
 from typing import Any
 
-from dinomaly_hd.config.dinomaly import (
-    AdaptiveLoss,
-    BandClassifier,
-    DinomalyConfig,
-    FocalLoss,
-    GemDistance,
-    PooledMiningLoss,
-    RowBlindAttention,
-    RowDropoutAttention,
-    RowMaskingBottleneck,
-    SegmentBottleneck,
-    TopKLoss,
-    WeightedDistance,
-)
+from dinomaly_hd.config import dinomaly as parts
+from dinomaly_hd.config.dinomaly import DinomalyConfig
 
 
-def change(model: DinomalyConfig, **parts: Any) -> DinomalyConfig:
+def change(model: DinomalyConfig, **other: Any) -> DinomalyConfig:
     """Return a model with other parts."""
-    return model.model_copy(update=parts)
+    return model.model_copy(update=other)
 
 
 def baseline() -> DinomalyConfig:
@@ -31,37 +19,37 @@ def baseline() -> DinomalyConfig:
 
 def gem() -> DinomalyConfig:
     """Generalised mean over the groups, in loss and score, with a milder hard mining."""
-    return change(baseline(), variant="gem", loss=PooledMiningLoss(), distance=GemDistance())
+    return change(baseline(), variant="gem", loss=parts.PooledMiningLoss(), distance=parts.GemDistance())
 
 
 def focal() -> DinomalyConfig:
     """Token distances weighted by their own size instead of mined."""
-    return change(baseline(), variant="focal", loss=FocalLoss())
+    return change(baseline(), variant="focal", loss=parts.FocalLoss())
 
 
 def topk() -> DinomalyConfig:
     """The baseline trained on the 2 % largest token distances."""
-    return change(baseline(), variant="topk", loss=TopKLoss())
+    return change(baseline(), variant="topk", loss=parts.TopKLoss())
 
 
 def aux() -> DinomalyConfig:
     """The baseline that also learns to tell synthetic bands, from the bottleneck."""
-    return change(baseline(), variant="aux", auxiliary=BandClassifier())
+    return change(baseline(), variant="aux", auxiliary=parts.BandClassifier())
 
 
 def scale() -> DinomalyConfig:
     """Learned weights of the two groups, in loss and score."""
-    return change(baseline(), variant="scale", distance=WeightedDistance())
+    return change(baseline(), variant="scale", distance=parts.WeightedDistance())
 
 
 def adaptive() -> DinomalyConfig:
     """A discard rate for each image by the direction of its structure."""
-    return change(baseline(), variant="adaptive", loss=AdaptiveLoss())
+    return change(baseline(), variant="adaptive", loss=parts.AdaptiveLoss())
 
 
 def directional_topk() -> DinomalyConfig:
     """TopK whose tail is chosen on distances averaged along rows."""
-    return change(topk(), variant="directional_topk", loss=TopKLoss(tail_context=2))
+    return change(topk(), variant="directional_topk", loss=parts.TopKLoss(tail_context=2))
 
 
 def bare_grid(model: DinomalyConfig) -> DinomalyConfig:
@@ -71,27 +59,27 @@ def bare_grid(model: DinomalyConfig) -> DinomalyConfig:
 
 def horizontal() -> DinomalyConfig:
     """Horizontal segment dropout in the bottleneck."""
-    return change(bare_grid(baseline()), variant="horizontal", bottleneck=SegmentBottleneck())
+    return change(bare_grid(baseline()), variant="horizontal", bottleneck=parts.SegmentBottleneck())
 
 
 def horizontal_topk() -> DinomalyConfig:
     """Segment dropout together with the TopK loss (the authors' best, F)."""
-    return change(horizontal(), variant="horizontal_topk", loss=TopKLoss())
+    return change(horizontal(), variant="horizontal_topk", loss=parts.TopKLoss())
 
 
 def decoder_dropout() -> DinomalyConfig:
     """Segment dropout on the values inside the decoder's attention."""
-    return change(bare_grid(baseline()), variant="decoder_dropout", attention=RowDropoutAttention())
+    return change(bare_grid(baseline()), variant="decoder_dropout", attention=parts.RowDropoutAttention())
 
 
 def row_mask() -> DinomalyConfig:
     """Decoder attention that cannot read its own row nearby."""
-    return change(bare_grid(baseline()), variant="row_mask", attention=RowBlindAttention())
+    return change(bare_grid(baseline()), variant="row_mask", attention=parts.RowBlindAttention())
 
 
 def row_masking() -> DinomalyConfig:
     """Whole rows of the bottleneck replaced by a learned token."""
-    return change(bare_grid(baseline()), variant="row_masking", bottleneck=RowMaskingBottleneck())
+    return change(bare_grid(baseline()), variant="row_masking", bottleneck=parts.RowMaskingBottleneck())
 
 
 VARIANTS: dict[str, Callable[[], DinomalyConfig]] = {
@@ -117,35 +105,22 @@ WITH_TOPK = {"horizontal": "horizontal_topk"}
 """Variants that ``use_topk=true`` turns into another one."""
 
 
-def segments(row_p: float, seg_len: int, seg_drop_p: float, *, elem_p: float = 0.1) -> DinomalyConfig:
-    """Return ``horizontal`` with these segments."""
-    return change(
-        horizontal(),
-        bottleneck=SegmentBottleneck(row_p=row_p, seg_len=seg_len, seg_drop_p=seg_drop_p, elem_p=elem_p),
-    )
-
-
-def without_segments(model: DinomalyConfig) -> DinomalyConfig:
-    """Return a model with the element dropout of ``horizontal`` alone."""
-    return change(model, bottleneck=SegmentBottleneck(disable_segment=True))
-
-
-def ablation_a0() -> DinomalyConfig:
-    """The plain baseline on the bare grid, as all configs of the ablation are."""
-    return bare_grid(baseline())
+def segments(model: DinomalyConfig, **values: Any) -> DinomalyConfig:
+    """Return a model with other segments, or with their element dropout alone."""
+    return change(model, bottleneck=parts.SegmentBottleneck(**values))
 
 
 ABLATION: dict[str, Callable[[], DinomalyConfig]] = {
-    "A0": ablation_a0,
+    "A0": lambda: bare_grid(baseline()),
     "A": lambda: bare_grid(topk()),
-    "B": lambda: without_segments(horizontal()),
-    "C": lambda: segments(0.2, 2, 0.6, elem_p=0),
+    "B": lambda: segments(horizontal(), disable_segment=True),
+    "C": lambda: segments(horizontal(), row_p=0.2, seg_len=2, seg_drop_p=0.6, elem_p=0),
     "D": horizontal,
-    "E": lambda: segments(0.5, 4, 0.8),
+    "E": lambda: segments(horizontal(), row_p=0.5, seg_len=4, seg_drop_p=0.8),
     "F": horizontal_topk,
-    "G": lambda: change(segments(0.3, 3, 0.8), variant="horizontal_topk", loss=TopKLoss()),
-    "F0": lambda: without_segments(horizontal_topk()),
-    "K100": lambda: change(ablation_a0(), variant="topk", loss=TopKLoss(q_percent=100)),
+    "G": lambda: segments(horizontal_topk(), row_p=0.3, seg_len=3, seg_drop_p=0.8),
+    "F0": lambda: segments(horizontal_topk(), disable_segment=True),
+    "K100": lambda: change(bare_grid(topk()), loss=parts.TopKLoss(q_percent=100)),
 }
 """The ablation's configs (spec/variants.md, Ablation), class tokens removed in all."""
 

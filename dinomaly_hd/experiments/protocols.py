@@ -7,7 +7,7 @@ import tomllib
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from importlib import resources
-from typing import Any, NamedTuple
+from typing import Any
 
 from dinomaly_hd.config.base import with_values
 from dinomaly_hd.config.run import ALL_DOMAINS, EncoderConfig, RunConfig, TrainingConfig
@@ -19,6 +19,7 @@ from dinomaly_hd.experiments.as_jobs import check_for_jobs, run_as_jobs
 from dinomaly_hd.experiments.comparison import ONE_REPORT, Done, Member, Protocol, member, run_comparison
 from dinomaly_hd.experiments.members import SINGLE, UNIFIED, Joined, join_domains, joined
 from dinomaly_hd.experiments.run import Outcome, execute, short_domains
+from dinomaly_hd.experiments.trials import Trial
 from dinomaly_hd.jobs.engines import ONE_SLOT
 from dinomaly_hd.jobs.job import Slots
 from dinomaly_hd.runs.folder import Context
@@ -38,14 +39,6 @@ def question_of(kind: str) -> Question:
     words = tomllib.loads(WORDS.read_text("utf-8"))[kind]
     compared = (*(BY_NATURE if words.get("families") else ()), *words.get("compared", ()))
     return Question(words["title"], words["text"], compared, words.get("reference"))
-
-
-class Trial(NamedTuple):
-    """One model on one source domain with one seed."""
-
-    model: str
-    source: str
-    run: RunConfig
 
 
 def run_mode(run: RunConfig, context: Context, *, mode: str, seeds: Sequence[int]) -> Done:

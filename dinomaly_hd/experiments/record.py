@@ -10,11 +10,14 @@ import numpy as np
 from dinomaly_hd import provenance
 from dinomaly_hd.config.base import flatten
 from dinomaly_hd.evaluation.report import (
+    Picture,
     detector_table,
     flat_metrics,
     flat_synthetic,
     named_rows,
     render,
+    results_markdown,
+    summary_lines,
     trivial_table,
 )
 from dinomaly_hd.experiments.checks import Work

@@ -17,10 +17,11 @@ from dinomaly_hd.data.hdmap import Indices
 from dinomaly_hd.errors import ComparisonError, NonFiniteError, SignalGuard
 from dinomaly_hd.experiments import comparison, protocols
 from dinomaly_hd.experiments.comparison import Done, Member
-from dinomaly_hd.experiments.protocols import Trial, run_multi_domain, run_single_domain
+from dinomaly_hd.experiments.protocols import run_multi_domain, run_single_domain
 from dinomaly_hd.experiments.reporting import Report
 from dinomaly_hd.experiments.run import Outcome, execute
 from dinomaly_hd.experiments.score import Examined, Scorer
+from dinomaly_hd.experiments.trials import Trial
 from dinomaly_hd.runs.folder import Context
 from entry_points import multi_domain, single_domain
 

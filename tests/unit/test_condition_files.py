@@ -99,18 +99,13 @@ TRANSLATED: list[tuple[str, dict[str, Any], dict[str, str]]] = [
     ("draem", {"image_size": 224}, {"image_size": "224", "crop": "none"}),
     ("draem", {"image_size": [64, 96]}, {"image_size": "64x96", "crop": "none"}),
     ("dinomaly", {"image_size": "448", "crop": 392}, {"image_size": "448", "crop": "392"}),
-    ("dinomaly", {"crop": 392, "image_size": "448"}, {"image_size": "448", "crop": "392"}),
-    ("draem", {"max_steps": 100}, {"max_steps": "100"}),
     ("draem", {"gradient_clip_val": 0.5}, {"gradient_clip": "0.5"}),
     ("draem", {"anomaly_source_path": None}, {}),
-    ("draem_sevnet", {"anomaly_source_path": None}, {}),
     ("draem", {"anomaly_source_path": "textures"}, {"anomaly_source_path": "textures"}),
     ("draem", {"precision": 32, "gpu": 0}, {"precision": "32", "gpu": "0"}),
     ("dinomaly", {"remove_class_token": True}, {"class_token": "remove"}),
     ("dinomaly", {"remove_class_token": False}, {"class_token": "keep"}),
-    ("dinomaly", {"target_layers": "auto"}, {"target_layers": "auto"}),
     ("dinomaly", {"variant": "horizontal", "use_topk": True, "q_percent": 1}, {"use_topk": "true"}),
-    ("dinomaly", {"variant": "horizontal", "use_topk": False}, {"use_topk": "false"}),
     ("dinomaly", {"variant": "scale", "scale_weights": [0.35, 0.65]}, {"scale_weights": "0.35,0.65"}),
     ("dinomaly", {"variant": "row_mask", "row_radius": 3}, {"row_radius": "3"}),
     ("dinomaly", {"variant": "decoder_dropout", "decoder_blocks": "4-7"}, {"decoder_blocks": "4-7"}),
@@ -119,9 +114,7 @@ TRANSLATED: list[tuple[str, dict[str, Any], dict[str, str]]] = [
     ("patchcore", {"layers": "layer2", "context": 2}, {"layers": "2", "context": "2"}),
     ("patchcore", {"layers": "layer2, layer3", "context": 0}, {"layers": "2,3", "context": "0"}),
     ("patchcore", {"backbone": "resnet18", "batch_size": 8}, {"encoder": "resnet18", "eval_batch_size": "8"}),
-    ("draem_sevnet", {"patch_width_range": "20-80"}, {"patch_width_range": "20-80"}),
     ("draem_sevnet", {"patch_ratio_range": [1e-5, 1]}, {"patch_ratio_range": "0.00001-1"}),
-    ("trivial", {"trivial_score": "std"}, {"trivial_score": "std"}),
 ]
 
 
@@ -153,15 +146,12 @@ def test_domains_lose_their_prefix(tmp_path: Path) -> None:
 Refused = dict[str, list[tuple[dict[str, Any], str]]]
 """Keys of a condition and what their refusal says, by family."""
 MISSPELT = {
-    "draem": "lerning_rate:learning_rate max_epoch:max_epochs bach_size:batch_size optimiser:optimizer "
-    "weightdecay:weight_decay fault_sourse:fault_source anomaly_prob:anomaly_probability "
-    "early_stop_patience:early_stopping_patience sead:seed target_domain:target_domains",
-    "dinomaly": "encoder_nam:encoder_name target_layer:target_layers bottleneck_droput:bottleneck_dropout "
-    "decoder_dept:decoder_depth remove_cls_token:remove_class_token row_prob:row_p varient:variant",
-    "patchcore": "back_bone:backbone layer:layers coreset_ratio:coreset_sampling_ratio "
-    "num_neighbours:num_neighbors contexts:context imagesize:image_size",
-    "draem_sevnet": "severity_head_hidden_dims:severity_head_hidden_dim score_combinations:score_combination "
-    "patch_with_range:patch_width_range severity_los_type:severity_loss_type",
+    "draem": "lerning_rate:learning_rate optimiser:optimizer fault_sourse:fault_source sead:seed "
+    "early_stop_patience:early_stopping_patience target_domain:target_domains",
+    "dinomaly": "encoder_nam:encoder_name bottleneck_droput:bottleneck_dropout varient:variant "
+    "remove_cls_token:remove_class_token",
+    "patchcore": "back_bone:backbone coreset_ratio:coreset_sampling_ratio num_neighbours:num_neighbors",
+    "draem_sevnet": "severity_los_type:severity_loss_type patch_with_range:patch_width_range",
 }
 UNKNOWN: Refused = {
     family: [
@@ -173,14 +163,10 @@ UNKNOWN: Refused = {
 INERT: Refused = {
     "patchcore": [
         ({"learning_rate": 0.1}, "learning_rate=0.1: does nothing for patchcore, only for dinomaly"),
-        ({"max_epochs": 1}, "max_epochs=1: does nothing for patchcore"),
-        ({"early_stopping_patience": 9}, "early_stopping_patience=9: does nothing for patchcore"),
-        ({"encoder_name": "resnet18"}, "does nothing for patchcore, only for dinomaly"),
     ],
     "draem": [
         ({"encoder_name": "x"}, "does nothing for draem, only for dinomaly"),
         ({"layers": [2]}, "layers=[2]: does nothing for draem, only for patchcore"),
-        ({"severity_weight": 1}, "does nothing for draem, only for draem_sevnet"),
         ({"variant": "gem"}, "variant='gem': does nothing for draem, only for dinomaly"),
     ],
     "dinomaly": [
@@ -188,7 +174,6 @@ INERT: Refused = {
     ],
     "trivial": [
         ({"image_size": 224}, "image_size=224: does nothing for trivial"),
-        ({"batch_size": 8}, "batch_size=8: does nothing for trivial"),
     ],
 }
 """Keys that a family has no use for, whatever else is said."""
@@ -205,10 +190,8 @@ AS_SET: Refused = {
     "dinomaly": [
         ({"q_percent": 2}, "q_percent does not apply to dinomaly as it is set, only to topk, "),
         ({"variant": "horizontal", "q_percent": 2}, "apply to horizontal as it is set, only to topk, h"),
-        ({"variant": "horizontal", "bottleneck_dropout": 0.1}, "not apply to horizontal as it is set"),
         ({"variant": "horizontal", "disable_segment": True, "row_p": 0.1}, "disable_segment=true"),
         ({"variant": "gem", "use_topk": True}, "use_topk does not apply to gem as it is set, only to hor"),
-        ({"variant": "horizontal_topk", "use_topk": False}, "use_topk does not apply to horizontal_topk"),
     ],
 }
 """Keys that do nothing beside others, which the schema does not hold."""
@@ -218,23 +201,16 @@ NO_NUMBER = "input should be a valid integer"
 WRONG: Refused = {
     "draem": [
         ({"batch_size": "many"}, f"batch_size='many': {NO_NUMBER}; write it without quotes"),
-        ({"batch_size": "16"}, f"batch_size='16': {NO_NUMBER}; write it without quotes"),
         ({"batch_size": True}, f"batch_size=True: {NO_NUMBER}"),
-        ({"batch_size": 1.5}, f"batch_size=1.5: {NO_NUMBER}"),
-        ({"batch_size": 0}, "batch_size=0: input should be greater than or equal to 1"),
         ({"batch_size": None}, f"batch_size=None: {NO_NUMBER}"),
         ({"batch_size": 10**400}, "input should be less than or equal to 2147483647"),
-        ({"learning_rate": 0}, "learning_rate=0: input should be greater than 0"),
         ({"learning_rate": "fast"}, "learning_rate='fast': input should be a valid number"),
-        ({"learning_rate": "0.1"}, "input should be a valid number; write it without quotes"),
         ({"learning_rate": 10**400}, "0000: input should be a valid number"),
-        ({"val_split_ratio": 1}, "val_split_ratio=1: input should be less than 1"),
         ({"seed": -1}, "seed=-1: input should be greater than or equal to 0"),
         ({"optimizer": "adamm"}, "should be 'stable_adamw', 'adamw' or 'adam'. Did you mean 'adam'?"),
         ({"optimizer": ["adam"]}, "optimizer=['adam']: input should be 'stable_adamw', 'adamw' or 'adam'"),
         ({"image_size": "big"}, "image_size='big': 'big' is not a size: write pixels up to 4096 such as"),
         ({"image_size": [224]}, "image_size=[224]: input should be a valid string"),
-        ({"image_size": 10**9}, "is not a size"),
         ({"data_root": ""}, "data_root='': string should have at least 1 character"),
         ({"data_root": "a\nb"}, "data_root='a\\nb': holds control or invisible characters"),
         ({"max_epochs": 1, "max_steps": 2}, "max_epochs and max_steps exclude each other; keep one"),
@@ -249,23 +225,18 @@ WRONG: Refused = {
         ({"model_type": "dream"}, "model_type='dream': unknown. Did you mean 'draem'?"),
     ],
     "dinomaly": [
-        ({"encoder": "a", "encoder_name": "b"}, "exclude each other"),
         ({"class_token": "keep", "remove_class_token": True}, "exclude each other"),
         ({"variant": "horizonal"}, "Did you mean 'horizontal'?"),
         ({"target_layers": []}, "target_layers=[]: '' names no layers: write auto, or ascending"),
         ({"target_layers": [3, 2]}, "'3,2' names no layers"),
         ({"remove_class_token": "yes"}, "input should be a valid boolean; write it without quotes"),
-        ({"decoder_depth": 7}, "decoder_depth=7: input should be a multiple of 2"),
-        ({"decoder_depth": 102}, "decoder_depth=102: input should be less than or equal to 100"),
     ],
     "patchcore": [
         ({"layers": ["block2"]}, "layers=['block2']: 'block2' names no layers"),
         ({"context": [0, 2]}, "context=[0, 2]: '0,2': write half-widths of 1 or more"),
-        ({"coreset_sampling_ratio": 0}, "input should be greater than 0"),
     ],
     "draem_sevnet": [
         ({"patch_width_range": [80, 20]}, "'80-20' is no range: write LOW-HIGH above 0"),
-        ({"patch_width_range": [20]}, "patch_width_range=[20]: input should be a valid string"),
         ({"patch_width_range": [20, 30.5]}, "write whole pixels such as 20-80"),
         ({"severity_head_pooling_type": "spatial_aware", "severity_head_spatial_size": 257}, "to 256"),
     ],
@@ -344,10 +315,8 @@ HOSTILE: list[tuple[str, bytes, str]] = [
     ("c.json", b'{"a": 1, "a": 2}', "the key 'a' is given twice; keep one"),
     ("c.yaml", b"a: 1\na: 2\n", "the key 'a' is given twice; keep one (line 2, column 1)"),
     ("c.yaml", b"1: 2\n", "the key 1 is not text; put it in quotes (line 1, column 1)"),
-    ("c.yaml", b"[1]: 2\n", "the key [1] is not text"),
     ("c.yaml", b"a: &x [1]\nb: *x\n", "anchors, aliases and tags are not read"),
     ("c.yaml", b"a: !!python/object/apply:os.system [ls]\n", "anchors, aliases and tags are not read"),
-    ("c.yaml", b"a: !!int x\n", "anchors, aliases and tags are not read"),
     ("c.yaml", b"a: [1\n", "no valid YAML"),
     ("c.yaml", b"a: 1\n---\nb: 1\n", "no valid YAML"),
     ("c.yaml", b"a: \x01\n", "no valid YAML"),

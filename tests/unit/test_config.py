@@ -21,7 +21,7 @@ from dinomaly_hd.config.presets import (
 )
 from dinomaly_hd.config.resolve import resolve_model
 from dinomaly_hd.config.run import AFTER_TRAINING, NO_ENCODER, WITHOUT_EFFECT, RunConfig, from_json
-from dinomaly_hd.config.variants import ABLATION, VARIANTS, baseline, change
+from dinomaly_hd.config.variants import VARIANTS, baseline, change
 from dinomaly_hd.errors import ConfigError
 from dinomaly_hd.names import shown
 from dinomaly_hd.tuning.space import dimensions
@@ -29,14 +29,8 @@ from entry_points.common import training
 
 EVERY = [(name, preset) for name in MODELS for preset in PRESETS]
 STRUCTURAL = {
-    "model_type",
-    "variant",
-    "trained_by",
-    "bottleneck",
-    "attention",
-    "loss",
-    "distance",
-    "auxiliary",
+    *("model_type", "variant", "trained_by"),
+    *("bottleneck", "attention", "loss", "distance", "auxiliary"),
 }
 """Values that variant and preset decide."""
 CHOICES = {"fault_source", "severity_head_pooling_type", "score_combination"}
@@ -112,10 +106,6 @@ def test_the_digest_covers_every_value_that_can_change_a_result(variant: str) ->
         assert (changed.digest() == run.digest()) == (name in WITHOUT_EFFECT), name
 
 
-def test_the_digest_tells_the_variants_apart() -> None:
-    assert len({made(variant, "quick").digest() for variant in VARIANTS}) == len(VARIANTS)
-
-
 def test_the_digest_can_leave_out_what_training_does_not_see() -> None:
     run = made("aux", "quick")
     values = {"row_context": 2, "border": "reflect", "aux_score_weight": 1.0, "max_steps": 7}
@@ -124,13 +114,6 @@ def test_the_digest_can_leave_out_what_training_does_not_see() -> None:
         assert (changed.digest(without=AFTER_TRAINING) == run.digest(without=AFTER_TRAINING)) == (
             name in AFTER_TRAINING
         )
-
-
-def test_every_config_of_the_ablation_removes_class_tokens_and_differs_from_the_others() -> None:
-    runs = [preset_run("full", config()) for config in ABLATION.values()]
-    assert {run.model.class_token for run in runs} == {"remove"}
-    assert len({run.digest() for run in runs}) == len(runs) == 10
-    assert all(from_json(run.to_json()) == run for run in runs)
 
 
 CHANGED = {
@@ -183,24 +166,17 @@ def test_auto_leaves_the_value_to_the_preset_and_use_topk_makes_another_variant(
         resolve_model("horizontal", {**values, "use_topk": "maybe"})
 
 
+# Limits of numbers stand in conditions/schema.json, which changes with any of them.
 PART_VALUES = [
     ("decoder_dropout", "decoder_blocks", "7-4", "names no decoder blocks"),
     ("decoder_dropout", "decoder_blocks", "a", "names no decoder blocks"),
-    ("decoder_dropout", "decoder_heads", "1.5", "less than or equal to 1"),
     ("row_mask", "row_radius", "-1", "is not a radius"),
     ("row_mask", "row_radius", "half", "is not a radius"),
     ("scale", "scale_weights", ".35", "write learned, or 2 weights"),
     ("scale", "scale_weights", "0,0", "write learned, or 2 weights"),
     ("scale", "scale_weights", "-1,2", "write learned, or 2 weights"),
-    ("gem", "gem_p", "0", "greater than 0"),
-    ("focal", "focal_gamma", "-1", "greater than or equal to 0"),
-    ("topk", "q_percent", "0", "greater than 0"),
-    ("topk", "q_percent", "101", "less than or equal to 100"),
     ("topk", "topk_scope", "image", "'batch', 'sample' or 'domain'"),
-    ("adaptive", "ape_scale", "-1", "greater than or equal to 0"),
     ("aux", "aux_weight", "-1", "greater than or equal to 0"),
-    ("row_masking", "row_p", "2", "less than or equal to 1"),
-    ("directional_topk", "tail_context", "-1", "greater than or equal to 0"),
     ("horizontal", "row_p", "abc", "valid number"),
     ("baseline", "image_size", "20y", "is not a size"),
     ("baseline", "decoder_depth", "3", "multiple of 2"),
@@ -210,7 +186,6 @@ PART_VALUES = [
     ("baseline", "image_size", "4097", "pixels up to 4096"),
     ("baseline", "target_layers", "2,10000", "names no layers"),
     ("decoder_dropout", "decoder_blocks", "0-99999999999", "has blocks"),
-    ("draem", "width", "17", "less than or equal to 16"),
     ("baseline", "batch_size", "2147483648", "less than or equal to 2147483647"),
     ("baseline", "data_root", "x" * 1001, "at most 1000 characters"),
     ("baseline", "data_root", "a\nb", "control or invisible"),

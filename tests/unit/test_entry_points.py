@@ -12,14 +12,17 @@ import yaml
 
 from dinomaly_hd.config.base import flatten, text_of
 from dinomaly_hd.config.resolve import MARKER, Command, resolve_model
+from dinomaly_hd.config.run import RunConfig
 from dinomaly_hd.data.feature_files import FeaturePlace
 from dinomaly_hd.errors import ConfigError, SignalGuard
 from entry_points import horizontal
 from entry_points.__main__ import NAMES
-from entry_points.common import Start, launch
+from entry_points.common import Start, launch, run_of
 
 ROOT = Path(__file__).resolve().parents[2]
 PROJECT = yaml.safe_load((ROOT / "MLproject").read_text())["entry_points"]
+SEEDLESS = {"report", "simulate", "predict", "sync", "doctor"}
+"""Entry points that draw nothing of a run's; a simulated data set has a seed of its own."""
 MOST_DECLARED, LONGEST_PROJECT = 8, 320
 
 
@@ -52,7 +55,7 @@ def test_what_the_project_declares_is_what_the_entry_point_takes(name: str) -> N
     words = [f"--{parameter}={{{parameter}}}" for parameter in declared]  # quotes would undo MLflow's own
     assert PROJECT[name]["command"].split() == ["python", "-m", f"entry_points.{name}", *words, MARKER]
     for parameter, said in declared.items():
-        field = fields[parameter]
+        field = RunConfig.model_fields["seed"] if parameter == "seed" else fields[parameter]
         if field.is_required():
             assert "default" not in said
             continue
@@ -62,7 +65,19 @@ def test_what_the_project_declares_is_what_the_entry_point_takes(name: str) -> N
         assert said["type"] == {int: "int", float: "float", str: "string"}[number]
     given = [f"--{parameter}={said.get('default', 'x')}" for parameter, said in declared.items()]
     asked = command_of(name).parse([*given, MARKER])
-    assert asked.given == {parameter: "x" for parameter in declared if fields[parameter].is_required()}
+    assert asked.given == {parameter: "x" for parameter in declared if "default" not in declared[parameter]}
+
+
+@pytest.mark.parametrize("name", sorted({*NAMES} - SEEDLESS))
+def test_one_seed_is_a_list_of_one_under_both_names(name: str) -> None:
+    command, declared = command_of(name), PROJECT[name]["parameters"]
+    needed = [f"--{key}=x" for key, said in declared.items() if "default" not in said]
+    usual = [f"--{key}={said['default']}" for key, said in declared.items() if "default" in said]
+    for flag in ("seed", "seeds"):
+        for words in ([f"--{flag}=7"], [*usual, MARKER, f"--{flag}", "7"]):
+            asked = command.parse([*needed, *words])
+            assert (asked.options.seeds, asked.given["seeds"], "seed" in asked.values) == ((7,), "7", False)
+        assert command.parse([*needed, f"--{flag}=8,7"]).options.seeds == (8, 7)
 
 
 def test_no_declared_default_is_one_that_a_preset_decides() -> None:
@@ -86,10 +101,9 @@ def test_no_declared_default_is_one_that_a_preset_decides() -> None:
 )
 def test_the_command_of_a_run_repeats_it(flags: list[str]) -> None:
     asked = horizontal.COMMAND.parse(flags)
-    run = resolve_model("horizontal", asked.values)
-    words = shlex.split(Start(asked, SignalGuard()).context(seed=run.seed).command)
+    words = shlex.split(Start(asked, SignalGuard()).context().command)
     assert words[:3] == ["python", "-m", "entry_points.horizontal"]
-    assert resolve_model("horizontal", horizontal.COMMAND.parse(words[3:]).values) == run
+    assert run_of(horizontal.COMMAND.parse(words[3:])) == run_of(asked)
 
 
 def test_a_missing_package_is_said_in_one_line(capsys: pytest.CaptureFixture[str]) -> None:
