@@ -5,7 +5,7 @@ import pytest
 
 from dinomaly_hd.errors import DataError
 from dinomaly_hd.evaluation.metrics import auroc
-from dinomaly_hd.trivial import TRIVIAL, RowFilter, trivial_scores
+from dinomaly_hd.trivial import TRIVIAL, RowFilter, Scan, trivial_scores
 
 
 def normals(count: int, *, seed: int, level: float = 0.2) -> np.ndarray:
@@ -66,3 +66,16 @@ def test_row_filter_survives_black_images_and_needs_two_normals():
     assert RowFilter.fit(black).score(black[:0]).shape == (0,)
     with pytest.raises(DataError, match="1 train normals, expected at least 2"):
         RowFilter.fit(black[:1])
+
+
+def test_a_scanned_signature_is_what_the_row_has_more_than_normals_at_its_own_place():
+    scan = Scan.fit(normals(200, seed=1))
+    images = with_band(normals(40, seed=3, level=0.5), gain=1.6, length=48)
+    signatures = scan.signatures(images)
+    rows = [np.flatnonzero(one.any(axis=1)).tolist() for one in signatures]
+    assert rows == [[(3 * number) % 31] for number in range(40)]
+    inside = [one[(3 * n) % 31, (np.arange(48) + 7 * n) % 95] for n, one in enumerate(signatures)]
+    # A louder map (level .5 for .2) is no signature; its band's own share of the map's level is 1 % of it.
+    assert np.median(inside) == pytest.approx(0.6, abs=0.05)
+    assert (signatures != 0).sum() < 40 * 64
+    assert not scan.signatures(images[:0]).size
