@@ -290,7 +290,8 @@ class SourceFaults(Faults):
         column_B1W = ((torch.arange(columns, device=device) - right_B[:, None]) % columns)[:, None, :]
         placed_BHW = self.signatures_KHW.to(device)[which_B[:, None, None], row_BH1, column_B1W]
         # Means of the map's cells that a pixel lies in: none is lost, however small the images.
-        signature_BHW = F.adaptive_avg_pool2d(placed_BHW, images_BHW.shape[1:])
+        _, height, width = images_BHW.shape
+        signature_BHW = F.adaptive_avg_pool2d(placed_BHW, (height, width))
         mask_BHW = (signature_BHW != 0) & chosen_B[:, None, None]
         factor_BHW = (1 + severity_B[:, None, None] * signature_BHW).to(images_BHW.dtype)
         faulty_BHW = torch.where(mask_BHW, images_BHW * factor_BHW, images_BHW)
