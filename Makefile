@@ -10,7 +10,7 @@ MLFLOW_TRACKING_URI ?= sqlite:///mlflow.db
 export MLFLOW_DISABLE_TELEMETRY ?= true
 export RAY_USAGE_STATS_ENABLED ?= 0
 
-.PHONY: run test check audit setup ui lock clean
+.PHONY: run test check audit docs setup ui lock clean
 
 run: export MLFLOW_TRACKING_URI := $(MLFLOW_TRACKING_URI)
 run: export MLFLOW_EXPERIMENT_NAME ?= dinomaly-hd
@@ -40,6 +40,9 @@ $(STAMP): requirements.lock pyproject.toml
 	VIRTUAL_ENV=$(VENV) $(BIN)/uv pip install --no-deps --no-build-isolation --editable .
 	$(BIN)/python -m dinomaly_hd.runs.project_environment
 	touch $(STAMP)
+
+docs: setup  ## the pages of docs/ as a site in build/site; a broken link is an error
+	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --quiet
 
 ui:  ## MLflow's pages, on this machine only
 	@echo "open http://127.0.0.1:5000/#/experiments?workflowType=machine_learning"

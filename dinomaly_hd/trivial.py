@@ -108,17 +108,35 @@ class Scan:
 
     def score(self, images_NHW: Images) -> FloatArray:
         """How far each image's most unusual interval lies above the normals, in standard deviations."""
-        columns, score_N = images_NHW.shape[2], np.empty(len(images_NHW))
-        for start in range(0, len(images_NHW), BATCH):
-            batch = slice(start, start + BATCH)
-            z_NHW = (log_level(images_NHW[batch]) - self.mean_HW) / self.std_HW
-            sums_NHW = np.cumsum(
-                np.concatenate([np.zeros_like(z_NHW[..., :1]), z_NHW, z_NHW], axis=2), axis=2
-            )
-            lengths = [length for length in LENGTHS if length < columns] + [columns]
-            best = [(sums_NHW[..., n:] - sums_NHW[..., :-n]).max(axis=(1, 2)) / np.sqrt(n) for n in lengths]
-            score_N[batch] = np.max(best, axis=0)
-        return score_N
+        parts = [images_NHW[start : start + BATCH] for start in range(0, len(images_NHW), BATCH)]
+        best = [
+            np.max([of.max(axis=(1, 2)) for of in self._intervals(part).values()], axis=0) for part in parts
+        ]
+        return np.concatenate(best) if best else np.empty(0)
+
+    def signatures(self, images_NHW: Images) -> FloatArray:
+        """How much each image's most unusual interval exceeds the normals there: x = usual (1 + signature).
+
+        (N, H, W), 0 outside the interval. Levels are compared, so that a louder map has no other signature.
+        """
+        excess_NHW = np.exp(log_level(images_NHW) - self.mean_HW) - 1
+        signature_NHW, columns = np.zeros_like(excess_NHW), images_NHW.shape[2]
+        for n, image_HW in enumerate(images_NHW):
+            found = {length: of[0] for length, of in self._intervals(image_HW[None]).items()}
+            length = max(found, key=lambda length: found[length].max())
+            row, first = np.unravel_index(found[length].argmax(), found[length].shape)
+            place = row, (first + np.arange(length)) % columns
+            signature_NHW[n][place] = excess_NHW[n][place]
+        return signature_NHW
+
+    def _intervals(self, images_NHW: Images) -> dict[int, FloatArray]:
+        """Standardised sums (N, H, first column) of all intervals, by their length."""
+        z_NHW = (log_level(images_NHW) - self.mean_HW) / self.std_HW
+        # Twice round the gear: an interval may run over the end of its row.
+        sums_NHW = np.cumsum(np.concatenate([np.zeros_like(z_NHW[..., :1]), z_NHW, z_NHW], axis=2), axis=2)
+        columns = images_NHW.shape[2]
+        lengths = [length for length in LENGTHS if length < columns] + [columns]
+        return {n: (sums_NHW[..., n:] - sums_NHW[..., :-n]) / np.sqrt(n) for n in lengths}
 
 
 def _usual(values_N: FloatArray, *, name: str) -> tuple[FloatArray, FloatArray]:

@@ -74,6 +74,14 @@ class BandFaults(Frozen):
     map_rows: PositiveCount = doc(31, "of a map as it is read; a band is 1 to 3 of them high")
 
 
+class SourceFaults(Frozen):
+    """Signatures of the source domain's labelled faults, put onto healthy maps of all domains."""
+
+    fault_source: Literal["source_domain"] = "source_domain"
+    anomaly_probability: FaultShare = 0.5
+    signature_scale: Range = doc("0.3-1.2", "factor on a pasted signature, LOW-HIGH")
+
+
 class PooledHead(Frozen):
     """Global averages of the discriminator's activations."""
 
@@ -110,7 +118,7 @@ class Maximum(Frozen):
 
 
 Faults = Annotated[
-    PerlinFaults | PatchFaults | BandFaults,
+    PerlinFaults | PatchFaults | BandFaults | SourceFaults,
     Field(discriminator="fault_source", description="kind of synthetic faults"),
 ]
 SeverityHead = Annotated[

@@ -6,7 +6,7 @@ import math
 import os
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import NamedTuple
 
@@ -224,19 +224,38 @@ def hold_out(
         raise ConfigError(f"train_domains={','.join(asked)}: expected one or more of {known}")
     train, held_out, normals = [], [], []
     for domain in manifest.domains:
-        candidates = manifest.indices(domain=domain, split="train")
+        candidates = manifest.indices(domain=domain, split="train", label=0)
         count = len(candidates)
         if ratio > 0 and count < 2:
             raise LayoutError(
                 f"{domain}/train/good: 1 image, val_split_ratio={ratio:g} needs 2; add images or pass 0"
             )
         size = min(max(math.floor(ratio * count + 0.5), 1), count - 1) if ratio > 0 else 0
-        key = hashlib.sha256(f"hold_out/{seed}/".encode() + os.fsencode(domain)).digest()[:16]
-        # Raw words are fixed for ever; NumPy promises no such thing for permutation().
-        words = np.random.Philox(key=int.from_bytes(key, "little")).random_raw(count)
-        drawn = np.isin(np.arange(count), np.argsort(words, kind="stable")[:size])
+        drawn = _drawn(size, of=count, name=f"hold_out/{seed}/", domain=domain)
         held_out.append(candidates[drawn])
         normals.append(candidates[~drawn])
         if domain in asked:
             train.append(candidates[~drawn])
     return Split(*(np.sort(np.concatenate(positions)) for positions in (train, held_out, normals)))
+
+
+def _drawn(size: int, *, of: int, name: str, domain: str) -> npt.NDArray[np.bool_]:
+    """Return which of a number of images are drawn; decided by name and domain alone."""
+    key = hashlib.sha256(name.encode() + os.fsencode(domain)).digest()[:16]
+    # Raw words are fixed for ever; NumPy promises no such thing for permutation().
+    words = np.random.Philox(key=int.from_bytes(key, "little")).random_raw(of)
+    return np.isin(np.arange(of), np.argsort(words, kind="stable")[:size])
+
+
+def with_labelled_faults(manifest: Manifest, *, domain: str, seed: int) -> Manifest:
+    """Return the manifest with half of a domain's test faults among its training images, no longer tested."""
+    faults = manifest.indices(domain=domain, split="test", label=1)
+    if len(faults) < 2:
+        raise LayoutError(
+            f"{domain}/test/fault: {len(faults)} images, fault_source=source_domain needs 2 or more: half to "
+            "learn from, half to test on"
+        )
+    records = list(manifest.records)
+    for i in faults[_drawn(len(faults) // 2, of=len(faults), name=f"labelled/{seed}/", domain=domain)]:
+        records[i] = records[i]._replace(split="train")
+    return replace(manifest, records=tuple(records))

@@ -19,6 +19,7 @@ BESIDE_CONFIG = ("condition_rule", "encoder_digest", "code_digest")
 NOT_SETTINGS = {*WITHOUT_EFFECT, "seed", "preset", "cache", "val_check_interval", "eval_batch_size"}
 SHOWN_RUNS = 6
 SAME = 1e-9
+LEARNING = "source_domain"  # the fault_source of runs that learn from labelled faults
 
 
 class MemberRun(NamedTuple):
@@ -79,9 +80,11 @@ def same_images(members: Sequence[MemberRun]) -> tuple[pd.DataFrame, FloatArray]
     """Return the first run's images (path, domain, label, condition) and all runs' scores (M, N) of them.
 
     Refused are two runs of one label and seed, runs of other data or images, and one whose scores do not give
-    the AUROC of its own result: its folder holds parts of two evaluations.
+    the AUROC of its own result: its folder holds parts of two evaluations. Faults that a run has learned from
+    (``fault_source=source_domain``) are compared in no run.
     """
     _check_members(members)
+    learned = learned_from(members)
     first, facts = members[0], ["domain", "label", "condition"]
     reference, scores = pd.DataFrame(), []
     for member in members:
@@ -90,7 +93,7 @@ def same_images(members: Sequence[MemberRun]) -> tuple[pd.DataFrame, FloatArray]
         except DinomalyHDError as error:
             raise type(error)(f"{member.title}: {error}") from error
         _check_own_result(member)
-        table = member.scores.set_index("path")
+        table = member.scores.set_index("path").drop(index=learned, errors="ignore")
         if member is first:
             reference = table
         different = f"{first.title} and {member.title} were tested on different images: "
@@ -104,6 +107,16 @@ def same_images(members: Sequence[MemberRun]) -> tuple[pd.DataFrame, FloatArray]
                 raise DataError(f"{different}{path}: {column} {wanted[path]} and {found[path]}")
         scores.append(table["score"].to_numpy(np.float64))
     return reference.reset_index()[["path", *facts]], np.stack(scores)
+
+
+def learned_from(members: Sequence[MemberRun]) -> list[str]:
+    """Return the test images of which some run has learned: those of others that it lacks."""
+    tested = dict.fromkeys(path for member in members for path in member.scores["path"])
+    learning = [
+        one for one in members if leaves(one.result.get("config", {})).get("fault_source") == LEARNING
+    ]
+    known = [set(one.scores["path"]) for one in learning]
+    return [path for path in tested if any(path not in paths for paths in known)]
 
 
 def settings_of(members: Sequence[MemberRun], *, compared: Sequence[str] = ()) -> Settings:
@@ -132,6 +145,11 @@ def settings_of(members: Sequence[MemberRun], *, compared: Sequence[str] = ()) -
             for label, values in by_label[name].items()
             if len(values) > 1
         ]
+    learned = learned_from(members)
+    if learned:
+        notes.append(
+            f"{len(learned)} faults of the source are compared in no run, since some learned from them"
+        )
     shown = by_label[[name for name in by_label if name in asked]].map(" / ".join)
     equal = table.iloc[0].drop(differing.columns)
     return Settings(equal.to_dict(), shown.to_dict("index"), tuple(notes))

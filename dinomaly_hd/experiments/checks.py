@@ -10,6 +10,7 @@ import numpy as np
 import torch
 
 from dinomaly_hd.config.base import flatten, with_values
+from dinomaly_hd.config.families import SourceFaults
 from dinomaly_hd.config.run import (
     AFTER_TRAINING,
     ALL_DOMAINS,
@@ -27,7 +28,7 @@ from dinomaly_hd.config.run import (
 from dinomaly_hd.data.feature_files import FeaturePlace
 from dinomaly_hd.data.features import ImageStore
 from dinomaly_hd.data.folder import TextureStack, read_textures
-from dinomaly_hd.data.hdmap import Indices, Manifest, Split, hold_out, load_manifest
+from dinomaly_hd.data.hdmap import Indices, Manifest, Split, hold_out, load_manifest, with_labelled_faults
 from dinomaly_hd.data.images import printable
 from dinomaly_hd.data.simulator import simulate
 from dinomaly_hd.data.tree import PREFIX as DOMAIN_PREFIX
@@ -79,7 +80,8 @@ class Ready(NamedTuple):
 
     @property
     def trained_domains(self) -> set[str]:
-        return {self.manifest.records[int(i)].domain for i in self.split.train}
+        """All domains, or the source of a transfer, also where healthy maps of its targets are trained on."""
+        return set(_source_folders(self.run.data, self.manifest))
 
     def trained_on(self, positions: Indices) -> Indices:
         records, domains = self.manifest.records, self.trained_domains
@@ -148,15 +150,12 @@ def check(run: RunConfig, context: Context) -> Ready:
         check_weights(run.encoder, weights=weights)
     start = _start(run, context, encoder_digest=weights.digest)
     manifest = _manifest(run.data, context)
-    named = [
-        name if name in manifest.domains else f"{DOMAIN_PREFIX}{name}" for name in run.data.train_domain_names
-    ]
-    split = hold_out(
-        manifest,
-        ratio=run.data.val_split_ratio,
-        seed=run.seed,
-        train_domains=None if run.data.train_domains == ALL_DOMAINS else named,
-    )
+    sources = _source_folders(run.data, manifest)
+    split = hold_out(manifest, ratio=run.data.val_split_ratio, seed=run.seed, train_domains=sources)
+    if isinstance(getattr(run.model, "faults", None), SourceFaults):
+        split = split._replace(train=split.normals)
+        for domain in sources:
+            manifest = with_labelled_faults(manifest, domain=domain, seed=run.seed)
     copies = run.evaluation.synthetic_copies
     needs = {f"synthetic_copies={copies}": copies}
     if isinstance(run.training, TrainingConfig) and run.training.validate_on == HELD_OUT:
@@ -180,6 +179,11 @@ def check(run: RunConfig, context: Context) -> Ready:
         for digest in (run.digest(), run.digest(without=AFTER_TRAINING))
     ]
     return Ready(run, weights, manifest, split, start, textures, *hashes)
+
+
+def _source_folders(data: DataConfig, manifest: Manifest) -> list[str]:
+    names, known = data.train_domain_names, manifest.domains
+    return [name if name in known else f"{DOMAIN_PREFIX}{name}" for name in names]
 
 
 def _manifest(data: DataConfig, context: Context) -> Manifest:

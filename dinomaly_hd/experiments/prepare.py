@@ -18,7 +18,7 @@ from dinomaly_hd.errors import ConfigError
 from dinomaly_hd.evaluation.metrics import auroc
 from dinomaly_hd.evaluation.report import flat_synthetic
 from dinomaly_hd.experiments.checks import Work
-from dinomaly_hd.experiments.score import Scorer, SyntheticBands
+from dinomaly_hd.experiments.score import Scorer, SyntheticBands, stack
 from dinomaly_hd.models.build import build_detector
 from dinomaly_hd.models.convert import convert_state
 from dinomaly_hd.models.detector import GROUP_SIZE, Detector
@@ -28,6 +28,7 @@ from dinomaly_hd.serving.exported import read_weights
 from dinomaly_hd.training import checkpoint as checkpoints
 from dinomaly_hd.training.checkpoint import Checkpoint, encoder_state, load_trained_state, trained_state
 from dinomaly_hd.training.loop import Hooks, Trained, TrainingData, Validation
+from dinomaly_hd.trivial import Scan
 
 
 def prepare(work: Work) -> Scorer:
@@ -35,7 +36,8 @@ def prepare(work: Work) -> Scorer:
     began = time.monotonic()
     run, ready, checkpoint = work.run, work.ready, work.checkpoint
     textures = None if ready.textures is None else ready.textures.textures_KHW
-    detector = build_detector(run, weights=ready.weights, textures_KHW=textures).to(work.device)
+    made_of = _signatures(work) if textures is None else textures
+    detector = build_detector(run, weights=ready.weights, fault_KHW=made_of).to(work.device)
     features = work.context.features or FeatureCache()
     scorer = Scorer(
         detector,
@@ -58,6 +60,18 @@ def prepare(work: Work) -> Scorer:
     features.use(_encoder_key(work, detector), place=work.feature_place, device=work.device)
     work.timing["encode_s"] = time.monotonic() - began
     return scorer
+
+
+def _signatures(work: Work) -> Tensor | None:
+    """Return what the labelled faults among the training images add to usual ones of their domain, if any."""
+    ready, found = work.ready, []
+    for domain in sorted(ready.trained_domains):
+        faults = ready.manifest.indices(domain=domain, split="train", label=1)
+        if len(faults):
+            normals = ready.manifest.indices(domain=domain, split="train", label=0)
+            scan = Scan.fit(stack(work.store, np.intersect1d(normals, ready.split.normals)))
+            found.append(torch.from_numpy(scan.signatures(stack(work.store, faults))).float())
+    return torch.cat(found) if found else None
 
 
 def _begin(work: Work, scorer: Scorer, features: FeatureCache, start: Path) -> None:

@@ -17,9 +17,10 @@ from dinomaly_hd.config.families import (
     PatchCoreConfig,
     PerlinFaults,
     SevNetConfig,
+    SourceFaults,
     TrivialConfig,
 )
-from dinomaly_hd.config.run import EncoderConfig, ImageInput, RunConfig, TrainingConfig
+from dinomaly_hd.config.run import ALL_DOMAINS, EncoderConfig, ImageInput, RunConfig, TrainingConfig
 from dinomaly_hd.errors import ConfigError
 from dinomaly_hd.models.detector import Detector, Prediction, resized
 from dinomaly_hd.models.dinomaly import attention, bottleneck, decoder, losses, score
@@ -71,6 +72,7 @@ FAULTS: dict[str, Callable[[Any, int, Tensor | None], faults.Faults]] = {
     "perlin": lambda config, _, textures_KHW: faults.PerlinFaults(config, textures_KHW),
     "patch": lambda config, *_: faults.PatchFaults(config),
     "band": lambda config, rows, _: faults.BandFaults(config, rows=rows),
+    "source_domain": lambda config, _, signatures_KHW: faults.SourceFaults(config, signatures_KHW),
 }
 
 
@@ -135,7 +137,11 @@ def _patchcore(
 
 
 def _check_draem(run: RunConfig, config: DraemConfig | SevNetConfig, source: ImageInput) -> None:
-    del config
+    if isinstance(config.faults, SourceFaults) and run.data.train_domains == ALL_DOMAINS:
+        raise ConfigError(
+            "fault_source=source_domain: faults of one domain are learned for others; use multi_domain, or "
+            "fault_source=band"
+        )
     assert isinstance(run.training, TrainingConfig)
     check_input(preprocessing_of(source).input_size, batch_size=run.training.batch_size)
     folder = texture_folder(run)
@@ -158,7 +164,7 @@ def _draem(
     config: DraemConfig | SevNetConfig,
     source: ImageInput,
     *,
-    textures_KHW: Tensor | None,
+    fault_KHW: Tensor | None,
     **_: Any,
 ) -> Draem:
     rows, _columns = size_of(source.image_size)
@@ -166,7 +172,7 @@ def _draem(
     return detector(
         config,
         preprocessing=preprocessing_of(source),
-        faults=FAULTS[config.faults.fault_source](config.faults, rows, textures_KHW),
+        faults=FAULTS[config.faults.fault_source](config.faults, rows, fault_KHW),
         map_size=size_of(run.evaluation.map_size),
         seed=run.seed,
     )
@@ -213,11 +219,10 @@ def check_model(run: RunConfig) -> None:
     CHECKS[run.model.model_type](run, run.model, run.encoder)
 
 
-def build_detector(run: RunConfig, *, weights: Weights, textures_KHW: Tensor | None = None) -> Detector:
+def build_detector(run: RunConfig, *, weights: Weights, fault_KHW: Tensor | None = None) -> Detector:
     """Return the detector of a run; what is trained starts where the seed says.
 
-    ``textures_KHW`` are the user's, where the run names a folder (``texture_folder``) and is to be trained.
+    ``fault_KHW`` is what its synthetic faults are made of where that is read from files: a user's textures
+    (``texture_folder``) or signatures of labelled faults. None where it only scores.
     """
-    return BUILDERS[run.model.model_type](
-        run, run.model, run.encoder, weights=weights, textures_KHW=textures_KHW
-    )
+    return BUILDERS[run.model.model_type](run, run.model, run.encoder, weights=weights, fault_KHW=fault_KHW)

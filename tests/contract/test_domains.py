@@ -14,7 +14,7 @@ from dinomaly_hd.config.base import flatten
 from dinomaly_hd.config.resolve import resolve_model
 from dinomaly_hd.config.run import RunConfig
 from dinomaly_hd.data.hdmap import Indices
-from dinomaly_hd.errors import ComparisonError, NonFiniteError, SignalGuard
+from dinomaly_hd.errors import ComparisonError, ConfigError, NonFiniteError, SignalGuard
 from dinomaly_hd.experiments import comparison, protocols
 from dinomaly_hd.experiments.comparison import Done, Member
 from dinomaly_hd.experiments.protocols import run_multi_domain, run_single_domain
@@ -86,6 +86,30 @@ def test_the_source_does_as_well_with_targets_as_alone(model: str, own: Context)
     assert ours["path"].tolist() == theirs["path"].tolist()
     np.testing.assert_allclose(ours["score"], theirs["score"], rtol=0, atol=1e-6)
     assert "transfer" not in alone.results
+
+
+def test_faults_of_the_source_that_a_model_learned_from_are_tested_nowhere(own: Context) -> None:
+    runs = [build("draem", fault_source=kind, domains="A,B") for kind in ("band", "source_domain")]
+    done = run_multi_domain([Trial(one.model.faults.fault_source, "A", one) for one in runs], own)
+    assert done is not None
+    assert done.report is not None
+    plain, learning = (one.folder / "scores" for one in done.outcomes.values())
+    lost = {}
+    for domain in "AB":
+        ours, theirs = (pd.read_csv(folder / f"domain_{domain}.csv") for folder in (learning, plain))
+        lost[domain] = set(theirs["path"]) - set(ours["path"])
+        assert set(ours["path"]) <= set(theirs["path"])
+    assert not lost["B"]
+    assert 0 < len(lost["A"]) == sum("fault" in path for path in lost["A"])
+    counts = done.report.comparison.counts
+    assert sum(counts["domain_A"]) == sum(counts["domain_B"]) - len(lost["A"])
+    assert f"{len(lost['A'])} faults of the source are compared in no run" in done.report.markdown
+    trained = [json.loads((one.folder / "results.json").read_text()) for one in done.outcomes.values()]
+    assert trained[1]["transfer"]["source_domains"] == ["domain_A"]
+    with pytest.raises(
+        ConfigError, match=r"fault_source=source_domain: faults of one domain .* multi_domain"
+    ):
+        execute(build("draem", fault_source="source_domain", domains="A", train_domains="all"), own)
 
 
 def trials(model: str, sources: str, seeds: tuple[int, ...], **values: str) -> list[Trial]:

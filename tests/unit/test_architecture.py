@@ -37,6 +37,7 @@ LAYERS = {
 }
 EVERYTHING_BUT_ENTRY_POINTS = {path.stem for path in PACKAGE.iterdir() if path.stem != "__init__"}
 LAYERS["experiments"] = EVERYTHING_BUT_ENTRY_POINTS
+LAYERS["workbench"], LAYERS["estimators"] = EVERYTHING_BUT_ENTRY_POINTS, {"config", "models", "trivial"}
 ONLY_HERE = {
     "mlflow": {"runs", "serving"},
     "optuna": {"tuning"},

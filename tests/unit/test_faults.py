@@ -19,6 +19,7 @@ from dinomaly_hd.models.draem.faults import (
     Faulty,
     PatchFaults,
     PerlinFaults,
+    SourceFaults,
     horizontal_bands,
     place_patches,
 )
@@ -53,6 +54,14 @@ def bands(probability: float, *, times: int = 1) -> BandFaults:
     return BandFaults(configs.BandFaults(anomaly_probability=probability, map_rows=31), rows=31 * times)
 
 
+def sources(probability: float, *, row: int = 4) -> SourceFaults:
+    """Two signatures of whole maps: rows from ``row``, and a piece of three."""
+    signatures_KHW = torch.zeros(2, 31, 95)
+    signatures_KHW[0, row : row + 4] = torch.rand(95, generator=seeded(7)) + 0.1
+    signatures_KHW[1, 20:23, 80:] = 0.5
+    return SourceFaults(configs.SourceFaults(anomaly_probability=probability), signatures_KHW)
+
+
 KINDS: dict[str, Callable[[float], Faults]] = {
     "perlin of other images": perlin,
     "perlin of textures": lambda share: perlin(share, "textures"),
@@ -63,6 +72,7 @@ KINDS: dict[str, Callable[[float], Faults]] = {
     ),
     "band": bands,
     "tall band": lambda share: bands(share, times=7),
+    "source": sources,
 }
 every_kind = pytest.mark.parametrize("kind", KINDS)
 
@@ -229,6 +239,26 @@ def test_a_band_is_its_severity_times_the_images_maximum_thin_long_and_sometimes
     again, *others = (horizontal_bands(IMAGES, seed=s, position=p) for s, p in ((3, 0), (4, 0), (3, 1)))
     assert torch.equal(faulty.images_BHW, again.images_BHW)
     assert not any(torch.equal(mask_BHW, other.mask_BHW) for other in others)
+
+
+def test_a_source_fault_is_a_signature_rolled_scaled_and_relative_to_the_image() -> None:
+    faults = sources(1.0)
+    assert faults.signatures_KHW is not None
+    faulty = faults(IMAGES, generator=seeded(5))
+    excess_BHW = (faulty.images_BHW / IMAGES - 1) / faulty.severity_B[:, None, None]
+    assert 0.3 <= faulty.severity_B.min() < 0.35
+    assert 1.15 < faulty.severity_B.max() <= faults.severity_max == 1.2
+    tall, piece = faults.signatures_KHW
+    for excess_HW, mask_HW in zip(excess_BHW, faulty.mask_BHW, strict=True):
+        whole = mask_HW.sum() == 4 * 95
+        # The circular correlation with the signature is largest where it was rolled to.
+        known = tall if whole else piece
+        spectrum = torch.fft.fft2(excess_HW) * torch.fft.fft2(known).conj()
+        place = divmod(int(torch.fft.ifft2(spectrum).real.argmax()), 95)
+        torch.testing.assert_close(excess_HW, known.roll(place, (0, 1)), rtol=0, atol=2e-6)
+    assert {int(mask.sum()) for mask in faulty.mask_BHW} == {4 * 95, 3 * 15}
+    larger = faults(torch.ones(20, 62, 190), generator=seeded(5))
+    assert {int(mask.sum()) for mask in larger.mask_BHW} == {16 * 95, 12 * 15}, "enlarged with the map"
 
 
 def test_band_faults_are_bands_that_never_vanish_and_may_be_tall(monkeypatch: pytest.MonkeyPatch) -> None:

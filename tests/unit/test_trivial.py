@@ -10,7 +10,7 @@ from dinomaly_hd.evaluation.metrics import auroc
 from dinomaly_hd.models.build import build_detector
 from dinomaly_hd.models.detector import Detector
 from dinomaly_hd.models.weights import locate
-from dinomaly_hd.trivial import TRIVIAL, RowFilter, trivial_scores
+from dinomaly_hd.trivial import TRIVIAL, RowFilter, Scan, trivial_scores
 
 
 def normals(count: int, *, seed: int, level: float = 0.2) -> np.ndarray:
@@ -92,3 +92,16 @@ def test_the_detector_without_a_model_gives_these_scores_whatever_the_batch_and_
         assert detector.state_dict() == {}
     torch.testing.assert_close(detector_of("max").score(images).map_BHW, images)
     assert detector_of("max", map_size="8x16").score(images).map_BHW.shape == (5, 8, 16)
+
+
+def test_a_scanned_signature_is_what_the_row_has_more_than_normals_at_its_own_place():
+    scan = Scan.fit(normals(200, seed=1))
+    images = with_band(normals(40, seed=3, level=0.5), gain=1.6, length=48)
+    signatures = scan.signatures(images)
+    rows = [np.flatnonzero(one.any(axis=1)).tolist() for one in signatures]
+    assert rows == [[(3 * number) % 31] for number in range(40)]
+    inside = [one[(3 * n) % 31, (np.arange(48) + 7 * n) % 95] for n, one in enumerate(signatures)]
+    # A louder map (level .5 for .2) is no signature; its band's own share of the map's level is 1 % of it.
+    assert np.median(inside) == pytest.approx(0.6, abs=0.05)
+    assert (signatures != 0).sum() < 40 * 64
+    assert not scan.signatures(images[:0]).size

@@ -6,6 +6,7 @@
 from typing import NamedTuple
 
 import torch
+import torch.nn.functional as F
 from torch import Generator, Tensor
 
 from dinomaly_hd.config import families as configs
@@ -242,6 +243,41 @@ class BandFaults(Faults):
 
     def __call__(self, images_BHW: Tensor, *, generator: Generator) -> Faulty:
         return add_bands(images_BHW, height=self.height, generator=generator, probability=self.probability)
+
+
+class SourceFaults(Faults):
+    """Signatures of labelled faults of the source domain, scaled and put at random places.
+
+    A pixel of the mask is x (1 + severity * signature): relative, as domains differ in their level. Rows and
+    columns are rolled, since both gears turn. ``signatures_KHW`` are those of maps (``trivial.Scan``), here
+    enlarged to the images given, whose values are not below 0; None for a detector that only scores. The
+    idea is FaultPaste's (Ha and Fink 2023, arXiv 2305.19569).
+    """
+
+    def __init__(self, config: configs.SourceFaults, signatures_KHW: Tensor | None) -> None:
+        self.probability, self.signatures_KHW = config.anomaly_probability, signatures_KHW
+        self.severity_min, self.severity_max = range_of(config.signature_scale)
+
+    def __call__(self, images_BHW: Tensor, *, generator: Generator) -> Faulty:
+        _check_images(images_BHW)
+        assert self.signatures_KHW is not None, "signatures are read for training only"
+        device, (count, rows, columns) = images_BHW.device, self.signatures_KHW.shape
+        uniform = uniform_rows(len(images_BHW), 5, generator=generator, device=device)
+        chosen_B = uniform[:, 0] < self.probability
+        severity_B = self.severity_max - (self.severity_max - self.severity_min) * uniform[:, 1]
+        which_B, down_B, right_B = (
+            integers(uniform[:, 2 + i], low=0, high=most - 1) for i, most in enumerate((count, rows, columns))
+        )
+        row_BH1 = ((torch.arange(rows, device=device) - down_B[:, None]) % rows)[:, :, None]
+        column_B1W = ((torch.arange(columns, device=device) - right_B[:, None]) % columns)[:, None, :]
+        placed_BHW = self.signatures_KHW.to(device)[which_B[:, None, None], row_BH1, column_B1W]
+        # Means of the map's cells that a pixel lies in: none is lost, however small the images.
+        _, height, width = images_BHW.shape
+        signature_BHW = F.adaptive_avg_pool2d(placed_BHW, (height, width))
+        mask_BHW = (signature_BHW != 0) & chosen_B[:, None, None]
+        factor_BHW = (1 + severity_B[:, None, None] * signature_BHW).to(images_BHW.dtype)
+        faulty_BHW = torch.where(mask_BHW, images_BHW * factor_BHW, images_BHW)
+        return Faulty(faulty_BHW, mask_BHW, severity_B * chosen_B)
 
 
 def horizontal_bands(images_BHW: Tensor, *, seed: int, position: int) -> Faulty:
