@@ -1,6 +1,5 @@
 """What every entry point shares: signals, errors as one line with an exit code, the run's surroundings."""
 
-import errno
 import gc
 import os
 import sys
@@ -34,20 +33,7 @@ ROOT = Path(__file__).resolve().parent.parent
 PER_MEMBER = ("class_token", "stop_step", "start_from", "train_domains", "use_topk")
 """Values of a run that a comparison sets for each member."""
 QUIET = {"MLFLOW_DISABLE_TELEMETRY": "true", "RAY_USAGE_STATS_ENABLED": "0", "HF_HUB_DISABLE_TELEMETRY": "1"}
-LOST_READER = (errno.EPIPE, errno.EIO)  # `| head` has read enough; the terminal was closed
-
-
-def say(text: str, *, to_errors: bool = False) -> None:
-    """Print a line; that nobody reads any more ends nothing."""
-    stream = sys.stderr if to_errors else sys.stdout
-    try:
-        print(text, file=stream, flush=True)
-    except OSError as error:
-        if error.errno not in LOST_READER:
-            raise
-        nowhere = os.open(os.devnull, os.O_WRONLY)
-        os.dup2(nowhere, stream.fileno())  # what the stream still holds is flushed there at the end
-        os.close(nowhere)
+say = partial(print, flush=True)
 
 
 # ---- options that several have ----
@@ -216,15 +202,15 @@ def launch(main: Main, argv: Sequence[str] | None = None) -> int:
             if work is not None:
                 work()
     except Interrupted as stop:
-        say(f"stopped by signal {stop.signal_number}; the same command goes on from here", to_errors=True)
+        print(f"stopped by signal {stop.signal_number}; the same command goes on from here", file=sys.stderr)
         return 128 + stop.signal_number
     except DinomalyHDError as error:
-        say(f"{type(error).__name__}: {error}", to_errors=True)
+        print(f"{type(error).__name__}: {error}", file=sys.stderr)
         return error.exit_code
     except ModuleNotFoundError as error:
         if (error.name or "").partition(".")[0] in ("dinomaly_hd", "entry_points"):
             raise
-        say(f"{error.name} is not installed for {sys.executable}; {ACTIVATE}", to_errors=True)
+        print(f"{error.name} is not installed for {sys.executable}; {ACTIVATE}", file=sys.stderr)
         return DinomalyHDError.exit_code
     except Exception:
         traceback.print_exc()

@@ -49,27 +49,6 @@ def _until_closed(root: Path, *, closed_at: str, before: Callable[[], object] | 
     return process.wait(PATIENCE_S)
 
 
-def test_a_reader_that_leaves_ends_nothing(tmp_path: Path) -> None:
-    code = """
-from pathlib import Path
-from entry_points.common import launch, say
-def main(*_):
-    while not Path("left").exists():
-        say("a line")
-    for number in range(10_000):
-        say(f"unheard {number}")
-    Path("done").touch()
-raise SystemExit(launch(main, []))
-"""
-    with subprocess.Popen([sys.executable, "-c", code], cwd=tmp_path, stdout=subprocess.PIPE) as process:
-        assert process.stdout is not None
-        assert process.stdout.readline() == b"a line\n"
-        process.stdout.close()
-        (tmp_path / "left").touch()
-    assert process.returncode == 0
-    assert (tmp_path / "done").exists()
-
-
 def test_the_shells_hangup_after_the_terminals_is_the_same_one() -> None:
     with SignalGuard() as guard:
         for _ in range(2):

@@ -18,6 +18,7 @@ LAYERS = {
     "randomness": set(),
     "geometry": set(),
     "batch": set(),
+    "streams": set(),
     "provenance": set(),
     "files": {"errors"},
     "config": {"errors", "names"},
