@@ -3,7 +3,7 @@
 Legend: M runs, N test images. Source: protocols.md, "Statistics between methods".
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Hashable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -43,8 +43,8 @@ class MemberRun(NamedTuple):
 class Settings(NamedTuple):
     """Settings equal in all runs, compared ones that differ (by label and name), and what differs besides."""
 
-    equal: dict[str, str]
-    by_label: dict[str, dict[str, str]]
+    equal: Mapping[Hashable, str]
+    by_label: Mapping[Hashable, Mapping[Hashable, str]]
     notes: tuple[str, ...]
 
 
@@ -130,7 +130,10 @@ def settings_of(members: Sequence[MemberRun], *, compared: Sequence[str] = ()) -
     labels = [member.label for member in members]
     table = pd.DataFrame([_flat(member.result) for member in members]).fillna("-")
     differing = table.loc[:, table.nunique() > 1]
-    by_label = differing.groupby(labels, sort=False).agg(lambda texts: list(texts.unique()))
+    by_label = pd.DataFrame(
+        {name: texts.groupby(labels, sort=False).unique() for name, texts in differing.items()},
+        index=pd.Index(labels).unique(),
+    )
     notes = []
     for name, texts in differing.items():
         if name not in asked:

@@ -180,8 +180,9 @@ def _ranked(
         score, label = score_and_label(of_condition(rows, condition), column)
         generator, fprs = named_generator(seed, f"{column}/{name}/{condition}"), tuple(FPR_TARGETS.values())
         order = np.lexsort((score, label))  # draws are those of the scores, in whatever order images come
-        drawn = {"label": label[order], "max_fprs": fprs, "generator": generator, "draws": draws}
-        (draws_BR,) = bootstrap(score[order][None], **drawn)
+        (draws_BR,) = bootstrap(
+            score[order][None], label=label[order], max_fprs=fprs, generator=generator, draws=draws
+        )
         faults = int(label.sum())
         counts = {"good": label.size - faults, "fault": faults}
         block: Block = {
