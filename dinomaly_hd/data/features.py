@@ -52,7 +52,7 @@ class ImageStore(Dataset[npt.NDArray[np.float32]]):
         if hashlib.sha256(data).hexdigest() != record.digest:
             name = printable(record.path)
             raise ImageError(f"{name}: changed since this run was set up; start the run again")
-        image = decode_image(data, name=record.path).image
+        image = decode_image(data, name=record.path, grey=self.manifest.grey).image
         if len(self._kept) < self._room:
             self._kept[position] = image
         return image.copy()

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from dinomaly_hd.data.hdmap import Manifest
 from dinomaly_hd.data.images import DECODERS, Form, decode_image, printable, read_file
-from dinomaly_hd.data.tree import GROUND_TRUTH, ImageRecord, leads_out
+from dinomaly_hd.data.tree import GROUND_TRUTH, ImageRecord
 from dinomaly_hd.errors import ImageError
 from dinomaly_hd.names import refusal_of
 
@@ -21,7 +21,12 @@ UNKNOWN = ""  # split, domain and condition where a folder says nothing; label 0
 
 
 def load_folder(
-    source: Path, *, shape: tuple[int, int], dtype: str, tick: Callable[[], None] = lambda: None
+    source: Path,
+    *,
+    shape: tuple[int, int],
+    dtype: str,
+    grey: bool = False,
+    tick: Callable[[], None] = lambda: None,
 ) -> Manifest:
     """Read and check every image of a folder (or one image) once, in the order of their paths' bytes.
 
@@ -39,7 +44,7 @@ def load_folder(
         if reason := refusal_of(name):
             raise ImageError(f"{printable(name)}: {reason}")
         data = read_file(root / name, name=name)
-        check_form(decode_image(data, name=name).form, name=name, shape=shape, dtype=dtype)
+        check_form(decode_image(data, name=name, grey=grey).form, name=name, shape=shape, dtype=dtype)
         digest = hashlib.sha256(data).hexdigest()
         records.append(ImageRecord(name, UNKNOWN, UNKNOWN, 0, UNKNOWN, digest))
         tick()
@@ -53,6 +58,7 @@ def load_folder(
         condition_rule="one condition",
         digest=hashlib.sha256(listed.encode()).hexdigest(),
         warnings=(),
+        grey=grey,
     )
 
 
@@ -65,24 +71,24 @@ def check_form(form: Form, *, name: str, shape: tuple[int, int], dtype: str) -> 
 def image_names(folder: Path) -> list[str]:
     """Return the images below a folder, hidden names and ``ground_truth`` left out, in their bytes' order.
 
-    Refuses a folder that cannot be read, and an image that is a link out of the folder.
+    Links are followed, a folder that was seen already is not read again: loops end. Refuses a folder that
+    cannot be read.
     """
-    resolved = folder.resolve()
 
     def refuse(error: OSError) -> None:
         raise ImageError(f"{printable(str(error.filename))}: cannot be read: {error.strerror}") from error
 
-    names = []
-    for place, subfolders, files in os.walk(folder, onerror=refuse):
-        subfolders[:] = [name for name in subfolders if name[0] != "." and name != GROUND_TRUTH]
-        for file in files:
-            if file[0] == "." or Path(file).suffix.lower() not in DECODERS:
-                continue
-            path = Path(place, file)
-            name = path.relative_to(folder).as_posix()
-            if leads_out(resolved, path):
-                raise ImageError(f"{printable(name)}: a link leads out of {printable(str(folder))}")
-            names.append(name)
+    names: list[str] = []
+    seen: set[tuple[int, int]] = set()
+    for place, subfolders, files in os.walk(folder, onerror=refuse, followlinks=True):
+        status = os.stat(place)
+        if (status.st_dev, status.st_ino) in seen:
+            subfolders.clear()
+            continue
+        seen.add((status.st_dev, status.st_ino))
+        subfolders[:] = sorted(name for name in subfolders if name[0] != "." and name != GROUND_TRUTH)
+        images = [file for file in files if file[0] != "." and Path(file).suffix.lower() in DECODERS]
+        names += [Path(place, file).relative_to(folder).as_posix() for file in images]
     return sorted(names, key=os.fsencode)
 
 
