@@ -148,7 +148,10 @@ class Start(Generic[Options]):
 
     def member(self, config: str, seed: int, **own: str) -> "RunConfig":
         """Return a comparison's run of a config and a seed, with its own values over the user's."""
-        return resolve_config(config, {**MEMBERS, **self.asked.values, **own, "seed": str(seed)})
+        from dinomaly_hd.experiments.checks import with_found_domains
+
+        values = {**MEMBERS, **self.asked.values, **own, "seed": str(seed)}
+        return with_found_domains(resolve_config(config, values))
 
 
 def entry_point(

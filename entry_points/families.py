@@ -8,7 +8,7 @@ from dinomaly_hd.config.base import doc, names_in
 from dinomaly_hd.config.conditions_file import Condition, read_conditions, without_prefix
 from dinomaly_hd.config.presets import MODELS, Fields, any_of
 from dinomaly_hd.config.resolve import Asked, Command, Names, Numbers, OrAuto, resolve_model
-from dinomaly_hd.config.run import ALL_DOMAINS
+from dinomaly_hd.config.run import ALL_DOMAINS, SIMULATED
 from dinomaly_hd.errors import ConfigError, nearest
 from entry_points.common import MEMBERS, Main, RunOptions, Start, entry_point
 
@@ -95,8 +95,10 @@ def trials_of(asked: Asked[FamilyOptions]) -> "list[Trial]":
 def _from_flags(asked: Asked[FamilyOptions]) -> "list[Trial]":
     options, seeds = asked.options, asked.options.seeds or (DEFAULT_SEED,)
     transfer = options if isinstance(options, TransferOptions) else None
-    every = transfer.domains if transfer else TransferOptions().domains
+    every = _every(asked)
     sources = every if options.source_domain == (ALL_DOMAINS,) else _short(options.source_domain, every)
+    if "source_domain" not in asked.given and not set(sources) <= set(every):
+        sources = every[:1]  # there is no A
     own = {
         source: _pair(source, transfer.target_domains, every) if transfer else {"domains": source}
         for source in sources
@@ -113,6 +115,18 @@ def _from_flags(asked: Asked[FamilyOptions]) -> "list[Trial]":
         for model in options.model_type
         for source in sources
     ]
+
+
+def _every(asked: Asked[FamilyOptions]) -> tuple[str, ...]:
+    """Return all domains: those given, else the usual four, else those that the data root holds."""
+    options, root = asked.options, asked.values.get("data_root", SIMULATED)
+    usual = options.domains if isinstance(options, TransferOptions) else TransferOptions().domains
+    if root == SIMULATED or "domains" in asked.given:
+        return usual
+    from dinomaly_hd.data.tree import domains_in
+
+    there = domains_in(Path(root).expanduser())
+    return usual if not there or set(usual) <= set(there) else there
 
 
 def _pair(source: str, text: str, every: Sequence[str]) -> dict[str, str]:

@@ -29,6 +29,7 @@ from entry_points import common
 from entry_points.__main__ import NAMES as ENTRY_POINTS
 
 SEED = 15
+SECRET = "what nobody may see"
 MARK = "escaped"
 """In the name of every file that a payload would make."""
 SHIFTS_FAST = 2
@@ -427,23 +428,30 @@ def _in_markdown(box: Sandbox, names: Sequence[str]) -> list[str]:
 
 
 def links(box: Sandbox, tally: Tally) -> None:
-    """Point out of the data root: an image, a folder of images, a domain, a mask."""
-    outside = box.root / "outside"
-    add_domain(outside, "domain_A")
-    for number, place in enumerate(("test/good/link.tiff", "test/good", "train", "")):
+    """Let an image, a folder, a domain and a table lead to what is no image: its type is all that is said."""
+    secret = box.root / "outside"
+    secret.mkdir()
+    (secret / "key.tiff").write_text("x" * 4 + SECRET)
+    for number, place in enumerate(("test/good/link.tiff", "test/good", "test/fault", "")):
         root = box.root / f"linked{number}"
         add_domain(root, "domain_A")
-        link, target = root / "domain_A" / place, outside / "domain_A" / place
+        link, target = root / "domain_A" / place, secret
         if place.endswith(".tiff"):
-            target = outside / "domain_A" / "test" / "good" / "0.tiff"
+            target = secret / "key.tiff"
         else:
             link.rename(root / "moved")
         link.symlink_to(target)
-        flags = {"source_domain": "A", "data_root": str(root)}
-        ended = start(box, "single_domain", **TRIVIAL, **flags)
-        reason = _is_refused(ended)
-        led = None if "leads out of the data root" in ended.said else f"said {ended.said[-300:]}"
-        tally.add(f"a link at {place or 'the domain'}", reason or led)
+        _linked(box, tally, f"a link at {place or 'the domain'}", root)
+    table = box.maps / "images.csv"
+    for path in ("../outside/key.tiff", str(secret / "key.tiff"), "domain_A/../../outside/key.tiff"):
+        table.write_text(f"path,label,split\ndomain_A/train/good/0.tiff,good,train\n{path},good,test\n")
+        _linked(box, tally, f"a table with {path}", table, domain="images")
+
+
+def _linked(box: Sandbox, tally: Tally, what: str, root: Path, *, domain: str = "A") -> None:
+    ended = start(box, "single_domain", **TRIVIAL, source_domain=domain, data_root=str(root))
+    told = f"told {ended.said[-300:]}" if SECRET in ended.said else None
+    tally.add(what, _is_refused(ended) or told)
 
 
 def escapes(folder: Path, full: bool) -> Tally:

@@ -100,7 +100,7 @@ class TextureStack(NamedTuple):
 
 
 def read_textures(
-    folder: Path, *, size: tuple[int, int], tick: Callable[[], None] = lambda: None
+    folder: Path, *, size: tuple[int, int], grey: bool = False, tick: Callable[[], None] = lambda: None
 ) -> TextureStack:
     """Read every image below a folder, of any shape and number type, resized to ``size`` (rows, columns)."""
     names = image_names(folder) if os.path.isdir(folder) else []
@@ -113,7 +113,7 @@ def read_textures(
     for name in names:
         data = read_file(folder / name, name=name)
         total.update(hashlib.sha256(data).digest())
-        image_11HW = torch.from_numpy(decode_image(data, name=name).image)[None, None]
+        image_11HW = torch.from_numpy(decode_image(data, name=name, grey=grey).image)[None, None]
         textures.append(
             F.interpolate(image_11HW, size=size, mode="bilinear", align_corners=False, antialias=True)[0, 0]
         )

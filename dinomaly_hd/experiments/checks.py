@@ -13,6 +13,7 @@ from dinomaly_hd.config.base import flatten, with_values
 from dinomaly_hd.config.run import (
     AFTER_TRAINING,
     ALL_DOMAINS,
+    FOUND_DOMAINS,
     HELD_OUT,
     NO_ENCODER,
     NO_START,
@@ -31,6 +32,7 @@ from dinomaly_hd.data.hdmap import Indices, Manifest, Split, hold_out, load_mani
 from dinomaly_hd.data.images import printable
 from dinomaly_hd.data.simulator import simulate
 from dinomaly_hd.data.tree import PREFIX as DOMAIN_PREFIX
+from dinomaly_hd.data.tree import domains_in, layout_of
 from dinomaly_hd.errors import CheckpointError, ConfigError, LayoutError
 from dinomaly_hd.files import file_digest
 from dinomaly_hd.models.build import check_model, texture_folder
@@ -152,6 +154,7 @@ def check(run: RunConfig, context: Context) -> Ready:
     if isinstance(run.encoder, EncoderConfig):
         check_weights(run.encoder, weights=weights)
     start = _start(run, context, encoder_digest=weights.digest)
+    run = with_found_domains(run)
     manifest = _manifest(run.data, context)
     names, known = run.data.train_domain_names, manifest.domains
     split = hold_out(
@@ -171,7 +174,7 @@ def check(run: RunConfig, context: Context) -> Ready:
     folder, textures = texture_folder(run), None
     if folder is not None and isinstance(run.encoder, ImageInput):
         size = preprocessing_of(run.encoder).input_size
-        textures = read_textures(folder, size=size, tick=context.guard.check)
+        textures = read_textures(folder, size=size, grey=run.data.grey, tick=context.guard.check)
     inputs = [manifest.digest, weights.digest]
     inputs += [file_digest(start if start.is_file() else start / WEIGHTS)] if start else []
     inputs += [textures.digest] if textures else []
@@ -186,11 +189,16 @@ def _manifest(data: DataConfig, context: Context) -> Manifest:
     """Read and check all images of the data set that the settings name, and say what is odd about it."""
     kept = {} if context.manifests is None else context.manifests
     shown = " ".join(
-        [data.data_root, data.simulate_size, str(data.simulate_seed), data.conditions, data.domains]
+        map(str, [data.data_root, data.simulate_size, data.simulate_seed, data.conditions, data.domains])
     )
     if shown not in kept:
-        root, tick = _root(data, context), context.guard.check
-        kept[shown] = load_manifest(root, domains=data.domain_names, conditions=data.conditions, tick=tick)
+        kept[shown] = load_manifest(
+            _root(data, context),
+            domains=data.domain_names,
+            conditions=data.conditions,
+            grey=data.grey,  # the same in all runs of a comparison
+            tick=context.guard.check,
+        )
         for warning in kept[shown].warnings:
             context.say(f"warning: {warning}")
     return kept[shown]
@@ -207,14 +215,27 @@ def _root(data: DataConfig, context: Context) -> Path:
         target = simulated_root(data, root=context.root)
         context.say(f"simulated data: {target}")
         return simulate(target, size=data.simulate_size, seed=data.simulate_seed, tick=context.guard.check)
+    return given_root(data)
+
+
+def given_root(data: DataConfig) -> Path:
     given = Path(data.data_root).expanduser()
-    if not os.path.isdir(given):  # False too for what is too long for a path
+    if not os.path.isdir(given) and layout_of(given) != "table":  # False too for what is too long for a path
         what = "not a folder" if os.path.exists(given) else "no such folder"
         raise LayoutError(
             f"data_root={printable(data.data_root)}: {what}; give the one that holds the domain folders "
-            f"(domain_A/train/good ...), or {SIMULATED}"
+            f"(domain_A/train/good ...), or a CSV file of images, or {SIMULATED}"
         )
     return given
+
+
+def with_found_domains(run: RunConfig) -> RunConfig:
+    """Return the run with its domains by name where none was named: the usual four, else all there are."""
+    if run.data.domains != FOUND_DOMAINS:
+        return run
+    there, usual = domains_in(given_root(run.data)), DataConfig().domain_names
+    chosen = usual if set(usual) <= set(there) else there
+    return with_values(run, {"domains": ",".join(chosen)}) if chosen else run
 
 
 def _with_steps(run: RunConfig, split: Split) -> RunConfig:

@@ -93,7 +93,12 @@ class ServedModel:
             known, domain = self.card.thresholds, str(params.get("domain") or "")
             chosen = (self.card.domain(domain),) if domain else tuple(known)
             threshold = known[chosen[0]] if len(chosen) == 1 else None
-            images_BHW = read_input(model_input, shape=self.card.shape, dtype=self.card.dtype)
+            images_BHW = read_input(
+                model_input,
+                shape=self.card.shape,
+                dtype=self.card.dtype,
+                grey=self.card.run.data.grey,
+            )
             score_B, map_BHW = self._score(images_BHW)
         except (ConfigError, DataError, NonFiniteError) as error:
             raise Refusal(str(error)) from error
