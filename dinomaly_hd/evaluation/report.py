@@ -7,6 +7,7 @@ pages every text is escaped, in Markdown by the filter ``md``.
 import base64
 import re
 from collections.abc import Iterator, Mapping
+from textwrap import wrap
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -18,7 +19,14 @@ from dinomaly_hd.evaluation.results import ALL, CALLS, PIXEL, RANKING, WITH_INTE
 from dinomaly_hd.names import as_markdown
 from dinomaly_hd.trivial import PREFIX, ROW_EVIDENCE, ROW_FILTER, SCAN
 
-NAME_WIDTH, TOOTH_RIGHT = 14, "tooth right"
+NAME_WIDTH, WIDTH = 14, 110
+OF_MASKS = {"named_tooth": "tooth right", "pixel_auroc": "pixel AUROC", "aupro": "AUPRO"}
+"""What is measured where masks are known, and its column."""
+TOLD_OF_MASKS = {
+    "named_tooth": "Named tooth right (+- 1), %",
+    "pixel_auroc": "Pixel AUROC, %",
+    "aupro": "AUPRO up to FPR 30 %, %",
+}
 TRIVIAL_METRICS = ("auroc", "tpr_at_fpr_1pct")
 REFERENCES = tuple(name.removeprefix(PREFIX) for name in (ROW_FILTER, SCAN, ROW_EVIDENCE))
 TRIVIAL_HEADING = "Without a network, AUROC in %; these know that a fault is a band: "
@@ -71,20 +79,45 @@ def detector_table(result: Mapping[str, Any]) -> pd.DataFrame:
     """A row a domain, then ``mean`` and ``pooled``; columns (condition or "", figure) of texts."""
     conditions = [name for name in result["overall_pooled_metrics"]["by_condition"] if name != ALL]
     rows: dict[str, dict[tuple[str, str], str]] = {}
-    pointed = any("named_tooth" in block for block in result["per_domain_metrics"].values())
+    masked = {
+        name: column
+        for name, column in OF_MASKS.items()
+        if any(name in block for block in result["per_domain_metrics"].values())
+    }
     for name, block in _blocks(result).items():
         counts = block.get("counts", {"good": "", "fault": ""})
         row = rows[name] = {("", kind): str(counts[kind]) for kind in ("good", "fault")}
         row["", "AUROC [95 %]"] = with_interval(block, "auroc")
         row["", "TPR@FPR 1 % [95 %]"] = with_interval(block, "tpr_at_fpr_1pct")
         row["", "TPR@FPR 5 %"] = percent(block["tpr_at_fpr_5pct"])
-        if pointed:
-            row["", TOOTH_RIGHT] = percent(block.get("named_tooth", NAN))
+        row |= {("", column): percent(block.get(metric, NAN)) for metric, column in masked.items()}
         for condition in conditions if len(conditions) > 1 else ():
             part = block["by_condition"][condition]
             row[condition, "AUROC"] = percent(part["auroc"])
             row[condition, "TPR 1 %"] = percent(part["tpr_at_fpr_1pct"])
     return pd.DataFrame.from_dict(rows, orient="index")
+
+
+def defect_table(result: Mapping[str, Any]) -> pd.DataFrame:
+    """A row a kind of defect, of the domains that have several: how it is told from the good images."""
+    rows = {
+        (domain, kind): {
+            "faults": str(own["fault"]),
+            "AUROC": percent(own["auroc"]),
+            "TPR@FPR 1 %": percent(own["tpr_at_fpr_1pct"]),
+        }
+        for domain, block in result["per_domain_metrics"].items()
+        for kind, own in block.get("by_defect", {}).items()
+    }
+    table = pd.DataFrame.from_dict(rows, orient="index")
+    return table.set_axis([f"{domain} {kind}" for domain, kind in rows]) if rows else table
+
+
+def missing_lines(result: Mapping[str, Any]) -> list[str]:
+    """Return which domains have no AUROC, and why."""
+    domains = result["per_domain_metrics"]
+    without = [name for name in result["mean_metrics"]["missing"].get("auroc", ()) if name in domains]
+    return [f"{name}: {domains[name]['reasons']['auroc']}" for name in without]
 
 
 def trivial_table(result: Mapping[str, Any]) -> pd.DataFrame:
@@ -103,15 +136,16 @@ def summary_lines(result: Mapping[str, Any]) -> list[str]:
     """Lay the result out as plain text of at most 110 columns; ``-`` is what cannot be had."""
     table = detector_table(result)
     conditions = table.columns.unique(0)[:3]  # "" and two
-    told_below = [("", "TPR@FPR 5 %"), ("", TOOTH_RIGHT)]
+    told_below = [("", column) for column in ("TPR@FPR 5 %", *OF_MASKS.values())]
     printed = _printed(table[list(conditions)].drop(columns=told_below, errors="ignore"))
     lines = [line for line in printed if line.strip()]  # where all is one condition, none is named
     lines.insert(len(lines) - 2, "-" * len(lines[0]))
     mean, domains = result["mean_metrics"], result["per_domain_metrics"]
-    without = mean["missing"].get("auroc", [])
-    if without:
+    if missing := missing_lines(result):
         lines.append(f"mean: over {mean['domains_used']['auroc']} of {mean['domains']} domains")
-    lines += [f"{_cut(name, 40)}: {domains[name]['reasons']['auroc']}" for name in without]
+        lines += [_cut(line, WIDTH) for line in missing]
+    if len(kinds := defect_table(result)):
+        lines += ["", "Kinds of defects against all good images, %:", *kinds.to_string().splitlines()]
     if result["trivial"]:
         known = [name for name in REFERENCES if name in result["trivial"]]
         lines += [
@@ -120,10 +154,15 @@ def summary_lines(result: Mapping[str, Any]) -> list[str]:
             *_printed(trivial_table(result)),
             *warning_lines(result),
         ]
-    named = {name: own["named_tooth"] for name, own in domains.items() if "named_tooth" in own}
-    if named:
-        said = ", ".join(f"{_cut(name, NAME_WIDTH)} {percent(share)}" for name, share in named.items())
-        lines += ["", f"Named tooth right (+- 1), %: {said}"]
+    for metric, what in TOLD_OF_MASKS.items():
+        known = [
+            f"{_cut(name, NAME_WIDTH)} {percent(own[metric])}"
+            for name, own in domains.items()
+            if metric in own
+        ]
+        if known:
+            lines += [""] if metric == "named_tooth" else []
+            lines += wrap(f"{what}: {', '.join(known)}", WIDTH, subsequent_indent="    ")
     return lines
 
 
@@ -143,7 +182,11 @@ def results_markdown(result: Mapping[str, Any]) -> str:
     table = named_rows(detector_table(result))
     rule = ["---", *["---:"] * (table.shape[1] - 1)]
     rows = [[as_markdown(str(cell)) for cell in row] for row in (table.columns, *table.to_numpy())]
-    return "".join(f"| {' | '.join(row)} |\n" for row in (rows[0], rule, *rows[1:]))
+    lines = [f"| {' | '.join(row)} |" for row in (rows[0], rule, *rows[1:])]
+    lines += (
+        ["", *(f"* {as_markdown(line)}" for line in missing)] if (missing := missing_lines(result)) else []
+    )
+    return "\n".join([*lines, ""])
 
 
 def named_rows(table: pd.DataFrame) -> pd.DataFrame:

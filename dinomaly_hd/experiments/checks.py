@@ -182,7 +182,11 @@ def check(run: RunConfig, context: Context) -> Ready:
         "-".join([digest, *(text[:8] for text in inputs)])
         for digest in (run.digest(), run.digest(without=AFTER_TRAINING))
     ]
-    return Ready(run, weights, manifest, split, start, textures, *hashes)
+    ready = Ready(run, weights, manifest, split, start, textures, *hashes)
+    labels = {manifest.records[int(i)].label for i in ready.trained_on(manifest.indices(split="test"))}
+    if ready.chooses_by_test and len(labels) < 2:
+        raise ConfigError(f"validate_on={SOURCE_TEST} needs good and faulty test images; leave it out")
+    return ready
 
 
 def _manifest(data: DataConfig, context: Context) -> Manifest:

@@ -105,9 +105,11 @@ def evaluate(work: Work, scorer: Scorer, trained: Trained) -> dict[str, Any]:
         evidence=_row_evidence(work),
     )
     table = table_of(tested.positions, examined=tested.examined)
+    failed, there = tested.failed, set(tested.domain_N.tolist())
+    untested = [name for name in thresholds if name not in there and name not in failed]
     found = figures_of(
         table,
-        normal_thresholds={name: own for name, own in thresholds.items() if name not in tested.failed},
+        normal_thresholds={name: own for name, own in thresholds.items() if name not in failed},
         seed=derive(run.seed, "bootstrap"),
         pixel=pixel_scores(
             ready.manifest,
@@ -116,6 +118,7 @@ def evaluate(work: Work, scorer: Scorer, trained: Trained) -> dict[str, Any]:
             tooth_N=table[TOOTH],
             box=scorer.box,
         ),
+        untested=untested,
     )
     if run.data.train_domains != ALL_DOMAINS:
         own = np.isin(normals.domain_N, list(ready.trained_domains))
@@ -125,7 +128,7 @@ def evaluate(work: Work, scorer: Scorer, trained: Trained) -> dict[str, Any]:
             table,
             sources=sorted(ready.trained_domains),
             threshold=threshold,
-            failed=tested.failed,
+            failed=failed,
         )
     if run.evaluation.synthetic_copies:
         scorer.features = kept
@@ -145,8 +148,9 @@ def evaluate(work: Work, scorer: Scorer, trained: Trained) -> dict[str, Any]:
     )
     export_model(work.folder / MODEL, scorer.detector, card)
     rows = table_of(normals.positions, examined=normals.examined)
-    for scored, ending in ((table, ""), (rows, NORMALS)):
-        for name, lines in scored.groupby("domain", sort=False):
+    for scored, ending, empty in ((table, "", untested), (rows, NORMALS, ())):
+        for name in [*domain_names(scored), *empty]:
+            lines = scored[scored["domain"] == name]
             text = lines.drop(columns="domain").to_csv(index=False, float_format="%.17g")
             publish_text(work.folder / SCORES / f"{name}{ending}.csv", text)
     scorer.tick()
@@ -196,6 +200,8 @@ def _examine(work: Work, scorer: Scorer, positions: Indices, *, failed: Mapping[
                 raise
             why[domain] = str(error)
             work.context.say(f"{domain} is left out: {error}")
+    if not parts:
+        return Scored(positions[:0], scorer.examine(positions[:0]), domains[:0], why)
     scores, maps = zip(*parts, strict=True)
     order = np.concatenate(kept)
     return Scored(
@@ -211,7 +217,7 @@ def _draw(
         score, label = score_and_label(own)
         lines[str(domain)] = [thresholds[str(domain)], youden(score, label), f1(score, label)]
     count, values = work.run.evaluation.maps_per_group, {name: one.value for name, one in thresholds.items()}
-    chosen = select_by_rank(table, thresholds=values, count=count) if count else table.iloc[:0]
+    chosen = select_by_rank(table, thresholds=values, count=count) if count and len(table) else table.iloc[:0]
     images = normals.each(stack(work.store, normals.positions))
     maps = normals.each(normals.examined.map_Nhw)
     with pictures_saved() as save:

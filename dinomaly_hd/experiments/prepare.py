@@ -255,7 +255,9 @@ def held_out_loss(scorer: Scorer, positions: Indices, *, size: int) -> float:
 
 
 def image_auroc(scorer: Scorer, positions: Indices) -> float:
-    """Return the AUROC, NaN where a score is not finite: a test image must not end a training."""
+    """Return the AUROC, NaN where a score is not finite or a class missing: tests must not end a training."""
+    if not len(positions):
+        return float("nan")
     scores = [score(scorer.detector, one, bf16=scorer.run.bf16).score_B for one in scorer.encoded(positions)]
     score_N = torch.cat(scores).numpy()
     labels = [scorer.store.manifest.records[int(i)].label for i in positions]

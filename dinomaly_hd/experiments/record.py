@@ -12,8 +12,10 @@ from dinomaly_hd.evaluation.blocks import flat_synthetic, flat_transfer, synthet
 from dinomaly_hd.evaluation.report import (
     MEANINGS,
     Picture,
+    defect_table,
     detector_table,
     flat_metrics,
+    missing_lines,
     named_rows,
     render,
     results_markdown,
@@ -123,7 +125,8 @@ def _write_page(work: Work, results: dict[str, Any], lines: dict[str, list[str]]
         detector=named_rows(detector_table(results)),
         trivial=named_rows(trivial),
         meanings={name: text for name, text in MEANINGS.items() if name.partition(",")[0] in trivial},
-        missing=results["mean_metrics"]["missing"].get("auroc", []),
+        defects=named_rows(defect_table(results)),
+        missing=missing_lines(results),
         pictures=pictures,
     )
     publish_text(work.folder / "report.html", page)

@@ -238,6 +238,8 @@ def pixel_scores(
     scores = {}
     for domain in manifest.domains:
         own = [n for n, i in enumerate(positions) if manifest.records[int(i)].domain == domain]
+        if not any(manifest.records[int(positions[n])].label for n in own):
+            continue
         found = [read_mask(manifest, int(positions[n])) for n in own]
         masks = [mask for mask in found if mask is not None]
         if own and len(masks) == len(own):
