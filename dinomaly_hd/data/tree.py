@@ -5,6 +5,7 @@ wherever they lead, with the rights of whoever runs this; what they lead to is r
 """
 
 import os
+from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from pathlib import Path, PurePosixPath
@@ -24,6 +25,7 @@ NORMALS = "_normals"  # ends the names of results on a domain's held-out normals
 IGNORED = frozenset({"thumbs.db", "desktop.ini"})  # file managers leave these; hidden files are ignored too
 FOUND = "auto"  # asks for the domains that there are
 
+FORMULA = f"begins with one of {' '.join(FORMULA_STARTS)}, as a formula or a flag does"
 TABLE = ".csv"
 COLUMNS, MORE_COLUMNS = ("path", "label", "split"), ("domain", "condition", "mask")
 GOOD, FAULT = "good", "fault"
@@ -140,9 +142,7 @@ def _misnamed(folder: str) -> str | None:
         return f"ends in {NORMALS}, as files on the normals of another domain do"
     if "," in folder or folder != folder.strip():
         return "holds a comma, or begins or ends with a blank, which a list of domains cannot"
-    if folder.startswith(FORMULA_STARTS):
-        return f"begins with one of {' '.join(FORMULA_STARTS)}, as a formula or a flag does"
-    return None
+    return FORMULA if folder.startswith(FORMULA_STARTS) else None
 
 
 # ---- layouts ----
@@ -169,9 +169,9 @@ def _table(file: Path) -> Domains:
         record = _record_of(file.parent, domain, row)
         faults += [f"{file.name} line {line}: {reason}" for reason in _wrong_in_row(row, record)]
         records.append(record)
+    times = Counter(record.path for records, _ in listings.values() for record in records)
     for name, (records, faults) in listings.items():
-        paths = [record.path for record in records]
-        faults += [f"{printable(path)}: listed twice" for path in set(paths) if paths.count(path) > 1]
+        faults += [f"{printable(one.path)}: listed twice" for one in records if times[one.path] > 1]
         if len({bool(record.condition) for record in records}) > 1:
             faults.append(f"{file.name}: {printable(name)} has rows with a condition and rows without")
         if not any(record.split == "train" for record in records):
@@ -187,7 +187,8 @@ def layout_of(root: Path) -> str:
     """Return the name of a root's layout, by what it is and holds."""
     if root.suffix.lower() == TABLE and os.path.isfile(root):
         return "table"
-    return "category" if _holds_images(root) else "domains"
+    several = not _holds_images(root) or any(_holds_images(root / name) for name in _names(root))
+    return "domains" if several else "category"
 
 
 def _listed(root: Path) -> tuple[Domains, list[str]]:
@@ -211,6 +212,11 @@ def _of_folders(root: Path, domain: str, prefix: str) -> Listing:
     faults: list[str] = []
     inside = [name for name in _names_of(root, f"{prefix}test", faults) if name != GOOD]
     kinds = [name for name in inside if not os.path.isfile(root / prefix / "test" / name)]
+    faults += [
+        f"{printable(f'{prefix}test/{kind}')}: the kind of defect {FORMULA}; rename the folder"
+        for kind in kinds
+        if kind.startswith(FORMULA_STARTS)
+    ]
     for split, kind in [("train", GOOD), ("test", GOOD), *(("test", kind) for kind in kinds)]:
         place, label = f"{prefix}{split}/{kind}", int(kind != GOOD)
         images = _images(root, place, faults, needed=split == "train")
@@ -275,7 +281,7 @@ def _wrong_in_row(row: dict[str, str], record: ImageRecord) -> Iterator[str]:
             yield f"{path[:200]!r} does not lie below the table; link it there"
         elif PurePosixPath(path).suffix.lower() not in DECODERS:
             yield f"{path[:200]!r} is not an image of a known extension ({', '.join(DECODERS)})"
-        elif reason := refusal_of(path):
+        elif reason := FORMULA if path.startswith(FORMULA_STARTS) else refusal_of(path):
             yield f"{printable(path)}: {reason}"
     if record.split not in SPLITS:
         yield f"split {row['split'][:40]!r}, expected train or test"

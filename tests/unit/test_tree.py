@@ -131,6 +131,7 @@ BAD_ROWS = {
     "a.png,crack,train": "line 4: label 'crack' to train on, expected good",
     "a\x1b.png,good,test": "line 4: a\\x1b.png: the name holds control or invisible characters",
     "test/good/2.png,good,test": "test/good/2.png: listed twice",
+    "=1+1.png,good,test": "line 4: =1+1.png: begins with one of = + - @, as a formula or a flag does",
     "test/good/9.png,good,test": "test/good/9.png: cannot be read: No such file",
     "a.png,good": "line 4 holds 2 fields, expected 3",
 }
@@ -213,6 +214,14 @@ def test_test_images_may_lack_and_that_is_said(
     manifest = load_manifest(folder, domains=["auto"], conditions="auto")
     assert manifest.warnings[-1].startswith(f"bottle: {lacks}")
     assert len(manifest.indices(split="train")) == 2
+
+
+def test_a_kind_of_defect_that_a_table_cannot_hold_is_refused(tmp_path: Path) -> None:
+    folder = write_category(tmp_path / "bottle")
+    (folder / "test/hole").rename(folder / "test/=1+1")
+    reason = r"bottle/test/=1\+1: the kind of defect begins with one of .*; rename the folder"
+    with pytest.raises(LayoutError, match=reason):
+        load_manifest(tmp_path, domains=["bottle"], conditions="auto")
 
 
 def test_masks_lie_at_the_images_path_or_as_in_mvtec(tmp_path: Path) -> None:
