@@ -6,8 +6,8 @@ from collections.abc import Mapping, Sequence
 from typing import Literal, NamedTuple
 
 from dinomaly_hd.data.images import printable
-from dinomaly_hd.data.table import WORD, WORD_RULE, read_table
-from dinomaly_hd.data.tree import FAULT, GOOD, Tree
+from dinomaly_hd.data.rows import FAULT, GOOD, WORD, WORD_RULE, read_table
+from dinomaly_hd.data.tree import Tree
 from dinomaly_hd.errors import ImageError
 
 ConditionRule = Literal["auto", "halves", "none"]
@@ -75,7 +75,7 @@ def _from_csv(tree: Tree, blank: dict[str, str]) -> Assignment:
         path, condition = row["path"], row["condition"]
         where, shown = f"{CSV_NAME} line {line}", printable(path)
         if path not in blank:
-            if path.partition("/")[0] not in tree.other_domains:  # whose files the table may list
+            if path.partition("/")[0] in tree.domains:  # it may list files of others
                 faults.append(f"{where}: no such image {path[:200]!r}")
         elif path in given:
             faults.append(f"{where}: {shown} is listed twice")

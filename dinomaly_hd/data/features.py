@@ -212,9 +212,6 @@ class TrainingSet(Dataset[Batch]):
     def __len__(self) -> int:
         return len(self.positions)
 
-    def __getitem__(self, item: int) -> Batch:
-        return self.__getitems__([item])
-
     def __getitems__(self, items: Sequence[int]) -> Batch:
         positions = self.positions[list(items)]
         images_BHW = torch.stack([torch.from_numpy(self.store[int(i)]) for i in positions])

@@ -12,12 +12,12 @@ from torch import Tensor
 
 from dinomaly_hd.data.hdmap import Manifest
 from dinomaly_hd.data.images import DECODERS, Form, decode_image, printable, read_file
-from dinomaly_hd.data.tree import GROUND_TRUTH, ImageRecord
+from dinomaly_hd.data.rows import ImageRecord
+from dinomaly_hd.data.tree import GROUND_TRUTH
 from dinomaly_hd.errors import ImageError
 from dinomaly_hd.names import refusal_of
 
 MOST_TEXTURES = 2000
-UNKNOWN = ""  # split, domain and condition where a folder says nothing; label 0 means nothing either
 
 
 def load_folder(
@@ -45,10 +45,9 @@ def load_folder(
             raise ImageError(f"{printable(name)}: {reason}")
         data = read_file(root / name, name=name)
         check_form(decode_image(data, name=name, grey=grey).form, name=name, shape=shape, dtype=dtype)
-        digest = hashlib.sha256(data).hexdigest()
-        records.append(ImageRecord(name, UNKNOWN, UNKNOWN, 0, UNKNOWN, digest))
+        # A folder says nothing of domain, split and label.
+        records.append(ImageRecord(name, "", "", 0, digest=hashlib.sha256(data).hexdigest()))
         tick()
-    listed = "\n".join(f"{record.digest} {record.path}" for record in records)
     return Manifest(
         root=root,
         domains=(),
@@ -56,7 +55,7 @@ def load_folder(
         shape=shape,
         dtype=dtype,
         condition_rule="one condition",
-        digest=hashlib.sha256(listed.encode()).hexdigest(),
+        digest="",
         warnings=(),
         grey=grey,
     )

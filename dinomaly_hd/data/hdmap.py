@@ -16,7 +16,8 @@ import numpy.typing as npt
 
 from dinomaly_hd.data.conditions import ConditionRule, assign_conditions
 from dinomaly_hd.data.images import FORMAT_NAMES, SCALES, Form, decode_image, printable, read_file
-from dinomaly_hd.data.tree import ImageRecord, survey
+from dinomaly_hd.data.rows import ImageRecord
+from dinomaly_hd.data.tree import survey
 from dinomaly_hd.errors import ConfigError, DataError, ImageError, LayoutError
 
 FAULTS_SHOWN = 20
@@ -92,8 +93,10 @@ def load_manifest(
     for record in tree.entries:
         try:
             digest, form = _read(tree.root, record.path, grey=grey)
-            if record.label and record.mask:
-                _check_mask(tree.root, record.mask, form.shape, grey=grey)
+            mask = _read(tree.root, record.mask, grey=grey)[1] if record.label and record.mask else form
+            if mask.shape != form.shape:  # no evaluation could use it, hours later
+                sides = [f"{height} x {width}" for height, width in (mask.shape, form.shape)]
+                raise ImageError(f"{printable(record.mask)}: {sides[0]}, its image is {sides[1]}")
         except DataError as error:
             bad.append(error)
         else:
@@ -116,14 +119,6 @@ def load_manifest(
         warnings=tuple(_warnings(records, form.dtype)),
         grey=grey,
     )
-
-
-def _check_mask(root: Path, name: str, shape: tuple[int, int], *, grey: bool) -> None:
-    """Refuse a fault's mask that the evaluation could not use, hours later."""
-    _, mask = _read(root, name, grey=grey)
-    if mask.shape != shape:
-        sides = " x ".join(map(str, mask.shape))
-        raise ImageError(f"{printable(name)}: {sides}, its image is {shape[0]} x {shape[1]}")
 
 
 def _read(root: Path, name: str, *, grey: bool) -> tuple[str, Form]:

@@ -5,14 +5,13 @@ wherever they lead, with the rights of whoever runs this; what they lead to is r
 """
 
 import os
-from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path, PurePosixPath
 from typing import NamedTuple
 
 from dinomaly_hd.data.images import DECODERS, printable
-from dinomaly_hd.data.table import WORD, WORD_RULE, read_table
+from dinomaly_hd.data.rows import FORMULA, GOOD, SPLITS, Domains, ImageRecord, Listing, rows_of_table
 from dinomaly_hd.errors import ImageError, nearest
 from dinomaly_hd.names import FORMULA_STARTS, has_hidden, misread, refusal_of
 
@@ -25,49 +24,12 @@ NORMALS = "_normals"  # ends the names of results on a domain's held-out normals
 IGNORED = frozenset({"thumbs.db", "desktop.ini"})  # file managers leave these; hidden files are ignored too
 FOUND = "auto"  # asks for the domains that there are
 
-FORMULA = f"begins with one of {' '.join(FORMULA_STARTS)}, as a formula or a flag does"
-TABLE = ".csv"
-COLUMNS, MORE_COLUMNS = ("path", "label", "split"), ("domain", "condition", "mask")
-GOOD, FAULT = "good", "fault"
-LABELS = {"0": GOOD, "good": GOOD, "normal": GOOD, "1": FAULT}  # any other word is a kind of defect
-SPLITS = ("train", "test")
-
-
-class ImageRecord(NamedTuple):
-    """One image: path relative to the root, what its place means, its condition, sha256 of its bytes.
-
-    ``split`` is "train" or "test"; ``label`` is 0 for good and 1 for fault, of which ``defect`` is the kind;
-    ``mask`` is the path of a fault's ground truth, "" where none is. Condition (but for a table's) and digest
-    are known when it has been read.
-    """
-
-    path: str
-    domain: str
-    split: str
-    label: int
-    condition: str = ""
-    digest: str = ""
-    defect: str = GOOD
-    mask: str = ""
-
-
-class Listing(NamedTuple):
-    """A domain's rows in order, and one line for each fault."""
-
-    records: list[ImageRecord]
-    faults: list[str]
-
-
-Domains = dict[str, Callable[[], Listing]]
-"""By its name what lists a domain, which costs nothing for those that nobody asks for."""
-
 
 class Tree(NamedTuple):
-    """A data root: resolved, its domains asked for and left out, their images unread, and fault lines."""
+    """A data root: resolved, its domains that are asked for, their images unread, and fault lines."""
 
     root: Path
     domains: tuple[str, ...]
-    other_domains: frozenset[str]
     entries: tuple[ImageRecord, ...]
     faults: tuple[str, ...]
 
@@ -80,7 +42,7 @@ def survey(root: Path, *, domains: Sequence[str]) -> Tree:
     try:
         found, known = _listed(root)
     except (OSError, ValueError, RuntimeError, ImageError) as error:  # RuntimeError: a loop of links
-        return Tree(root, (), frozenset(), (), (f"the data root cannot be read: {_reason(error)}",))
+        return Tree(root, (), (), (f"the data root cannot be read: {_reason(error)}",))
     chosen, faults = _choose(known if tuple(domains) == (FOUND,) else domains, found, known=known)
     records: list[ImageRecord] = []
     for domain in chosen:
@@ -89,8 +51,7 @@ def survey(root: Path, *, domains: Sequence[str]) -> Tree:
         faults += listing.faults
     # Not what a linked table leads to: its rows are meant from where it is seen.
     folder = root.parent if os.path.isfile(root) else root
-    others = frozenset(found) - set(chosen)
-    return Tree(folder.resolve(), tuple(chosen), others, tuple(records), tuple(faults))
+    return Tree(folder.resolve(), tuple(chosen), tuple(records), tuple(faults))
 
 
 def domains_in(root: Path) -> tuple[str, ...]:
@@ -160,32 +121,12 @@ def _one(root: Path) -> Domains:
     return {name: partial(_of_folders, root, name, "")}
 
 
-def _table(file: Path) -> Domains:
-    """A CSV file beside or above the images; without a column ``domain`` it is the one domain."""
-    listings: dict[str, Listing] = {}
-    for line, row in read_table(file, COLUMNS, more=MORE_COLUMNS):
-        domain = row.get("domain") or file.stem
-        records, faults = listings.setdefault(domain, Listing([], []))
-        record = _record_of(file.parent, domain, row)
-        faults += [f"{file.name} line {line}: {reason}" for reason in _wrong_in_row(row, record)]
-        records.append(record)
-    times = Counter(record.path for records, _ in listings.values() for record in records)
-    for name, (records, faults) in listings.items():
-        faults += [f"{printable(one.path)}: listed twice" for one in records if times[one.path] > 1]
-        if len({bool(record.condition) for record in records}) > 1:
-            faults.append(f"{file.name}: {printable(name)} has rows with a condition and rows without")
-        if not any(record.split == "train" for record in records):
-            faults.append(f"{file.name}: {printable(name)} has no row to train on (split train, label good)")
-        records.sort(key=lambda r: (r.split != "train", r.label, os.fsencode(r.path)))
-    return {name: partial(lambda listing: listing, listing) for name, listing in listings.items()}
-
-
-LAYOUTS: dict[str, Callable[[Path], Domains]] = {"domains": _many, "category": _one, "table": _table}
+LAYOUTS: dict[str, Callable[[Path], Domains]] = {"domains": _many, "category": _one, "table": rows_of_table}
 
 
 def layout_of(root: Path) -> str:
     """Return the name of a root's layout, by what it is and holds."""
-    if root.suffix.lower() == TABLE and os.path.isfile(root):
+    if root.suffix.lower() == ".csv" and os.path.isfile(root):
         return "table"
     several = not _holds_images(root) or any(_holds_images(root / name) for name in _names(root))
     return "domains" if several else "category"
@@ -261,36 +202,6 @@ def _masks(root: Path, place: str, beside: str, faults: list[str]) -> dict[str, 
                 masks.setdefault(name, f"{folder}/{name}")
                 masks.setdefault(stem.removesuffix(ending), f"{folder}/{name}")
     return masks
-
-
-def _record_of(root: Path, domain: str, row: dict[str, str]) -> ImageRecord:
-    path, mask = (_posix(root, row.get(name, "")) for name in ("path", "mask"))
-    defect = LABELS.get(row["label"].lower(), row["label"])
-    condition = row.get("condition", "")
-    return ImageRecord(path, domain, row["split"].lower(), int(defect != GOOD), condition, "", defect, mask)
-
-
-def _posix(root: Path, path: str) -> str:
-    """Return a path of a table that Windows may have written."""
-    return path.replace("\\", "/") if "\\" in path and not os.path.lexists(root / path) else path
-
-
-def _wrong_in_row(row: dict[str, str], record: ImageRecord) -> Iterator[str]:
-    for path in filter(None, (record.path, record.mask)):
-        if PurePosixPath(path).is_absolute() or ".." in PurePosixPath(path).parts or path[1:2] == ":":
-            yield f"{path[:200]!r} does not lie below the table; link it there"
-        elif PurePosixPath(path).suffix.lower() not in DECODERS:
-            yield f"{path[:200]!r} is not an image of a known extension ({', '.join(DECODERS)})"
-        elif reason := FORMULA if path.startswith(FORMULA_STARTS) else refusal_of(path):
-            yield f"{printable(path)}: {reason}"
-    if record.split not in SPLITS:
-        yield f"split {row['split'][:40]!r}, expected train or test"
-    if not WORD.fullmatch(record.defect):
-        yield f"label {row['label'][:40]!r}, expected good, or a kind of defect: a word of {WORD_RULE}"
-    elif record.split == "train" and record.label:
-        yield f"label {row['label']!r} to train on, expected good: only normals are"
-    if record.condition and not WORD.fullmatch(record.condition):
-        yield f"condition {record.condition[:40]!r}, expected a word of {WORD_RULE}"
 
 
 def _names_of(root: Path, place: str, faults: list[str]) -> list[str]:

@@ -6,7 +6,8 @@ from pathlib import Path
 import pytest
 
 from dinomaly_hd.data.conditions import Assignment, ConditionRule, assign_conditions
-from dinomaly_hd.data.tree import ImageRecord, Tree
+from dinomaly_hd.data.rows import ImageRecord
+from dinomaly_hd.data.tree import Tree
 
 TRAIN = ["domain_A/train/good/0.tiff"]
 
@@ -18,9 +19,7 @@ def folder(name: str, count: int) -> dict[str, list[str]]:
 def assign(root: Path, test: dict[str, list[str]], *, rule: ConditionRule = "auto") -> Assignment:
     paths = [*TRAIN, *(path for paths in test.values() for path in paths)]
     records = [ImageRecord(path, "domain_A", path.split("/")[1], 0) for path in paths]
-    return assign_conditions(
-        Tree(root, ("domain_A",), frozenset({"domain_D"}), tuple(records), ()), rule=rule
-    )
+    return assign_conditions(Tree(root, ("domain_A",), tuple(records), ()), rule=rule)
 
 
 def test_auto_takes_halves_where_every_test_folder_holds_the_same_even_number(tmp_path: Path) -> None:

@@ -11,7 +11,8 @@ from PIL import Image
 
 from dinomaly_hd.data.folder import image_names
 from dinomaly_hd.data.hdmap import load_manifest
-from dinomaly_hd.data.tree import ImageRecord, Tree, domains_in, survey
+from dinomaly_hd.data.rows import ImageRecord
+from dinomaly_hd.data.tree import Tree, domains_in, survey
 from dinomaly_hd.errors import DataError, LayoutError
 
 PLACES = ("train/good/0.png", "train/good/1.png", "test/good/2.png", "test/crack/3.png", "test/hole/3.png")

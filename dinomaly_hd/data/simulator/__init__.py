@@ -26,15 +26,8 @@ Contents = dict[str, Any]  # of that file: generator, size, seed and domains of 
 LOCK_TIMEOUT_S = 600.0
 
 
-class Size(NamedTuple):
-    """Images per domain in each of ``FOLDERS``."""
-
-    train: int
-    good: int
-    fault: int
-
-
-SIZES = {"tiny": Size(8, 4, 4), "quick": Size(100, 100, 100), "full": Size(1000, 1000, 1000)}
+Size = tuple[int, int, int]  # images per domain in each of FOLDERS
+SIZES: dict[str, Size] = {"tiny": (8, 4, 4), "quick": (100, 100, 100), "full": (1000, 1000, 1000)}
 
 
 class Split(NamedTuple):
@@ -98,12 +91,7 @@ def simulate(
     Beside the domains' folders there are ``conditions.csv`` (path, condition), ``severity.csv`` (path, row,
     severity, length), ``ground_truth/`` (float32 masks, 1 = damaged row, read by the one image reader) and
     ``simulation.json``. The folder appears whole or not at all; one that holds these data already is left as
-    it is. ``tick`` is called once per image.
-
-    Raises:
-        ConfigError: Unknown size, or no or an unknown domain.
-        LayoutError: ``root`` holds something else.
-        OutputError: The folder cannot be written.
+    it is, anything else there is a LayoutError. ``tick`` is called once per image.
     """
     if size not in SIZES:
         raise ConfigError(f"size {size!r} is not a size of the simulator.{nearest(size, SIZES)}")
