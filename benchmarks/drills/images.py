@@ -85,7 +85,7 @@ class Damaged(NamedTuple):
 
 
 def forms() -> list[Damaged]:
-    """Return TIFFs of 20 kinds; the first six are maps as HDMAP has them, nine more are read, too."""
+    """Return TIFFs of 21 kinds; the first six are maps as HDMAP has them, ten more are read, too."""
     taken = {
         "plain": tiff(MAP),
         "big-endian": tiff(MAP, byteorder=">"),
@@ -95,6 +95,7 @@ def forms() -> list[Damaged]:
         "ImageJ": tiff(MAP, imagej=True),
         "Deflate": tiff(MAP, compression="zlib"),
         "LZW": tiff(MAP, compression="lzw", predictor=3),
+        "ZSTD": tiff(MAP, compression="zstd"),
         "tiled": tiff(MAP, tile=(16, 16)),
         "BigTIFF": tiff(MAP, bigtiff=True),
         "float64": tiff(MAP.astype(np.float64)),
@@ -177,7 +178,7 @@ def _damaged(count: int) -> list[Damaged]:
 
 
 def damaged_images(folder: Path, full: bool) -> Tally:
-    """Read damaged TIFFs of 20 kinds: each is a finite image or an ImageError that begins with its path."""
+    """Read damaged TIFFs of 21 kinds: each is a finite image or an ImageError that begins with its path."""
     files = _damaged(MUTATED if full else FAST_MUTATED)
     _warm(folder)
     ends = [AS_GREY if file.form in ("RGB", "planes") else "" for file in files]

@@ -145,7 +145,8 @@ _KINDS = {1: "uint", 2: "int", 3: "float", 6: "complex"}
 # together.
 _PLAIN = {262: "photometric", 266: "fill order", 274: "orientation", _PLANES: "planar configuration"}
 _RGB = 2  # the photometric of three channels
-_PREDICTORS = {1: (1,), 5: (1, 2, 3), 8: (1, 2, 3), 32773: (1,), 32946: (1, 2, 3)}  # by compression
+# By compression. LZMA is not among them: its header says how much memory decoding takes.
+_PREDICTORS = {1: (1,), 5: (1, 2, 3), 8: (1, 2, 3), 32773: (1,), 32946: (1, 2, 3), 50000: (1, 2, 3)}
 _WRITE_TIFF = "write it with tifffile.imwrite(path, image.astype('float32'))"
 
 
@@ -211,7 +212,7 @@ def _check_coding(page: Any) -> None:
             raise ImageError(f"TIFF {name} is {int(value)}, expected {wanted}: {_WRITE_TIFF}")
     if page.predictor not in _PREDICTORS.get(page.compression, ()):
         coding = f"compression is {int(page.compression)} with predictor {int(page.predictor)}"
-        raise ImageError(f"TIFF {coding}, expected none, LZW, Deflate or PackBits: {_WRITE_TIFF}")
+        raise ImageError(f"TIFF {coding}, expected none, LZW, Deflate, PackBits or ZSTD: {_WRITE_TIFF}")
 
 
 def _check_places(page: Any, *, file_bytes: int) -> None:

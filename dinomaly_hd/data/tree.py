@@ -21,7 +21,7 @@ GROUND_TRUTH = "ground_truth"
 MASK_ENDING = "_mask"  # of a mask's name where it is not its image's own
 LONGEST_DOMAIN = 100  # bytes: MLflow puts 90 more around it in a picture's name, and file systems take 255
 NORMALS = "_normals"  # ends the names of results on a domain's held-out normals
-IGNORED = frozenset({"thumbs.db", "desktop.ini"})  # file managers leave these; hidden files are ignored too
+IGNORED = frozenset({"thumbs.db", "desktop.ini", "@eadir", "__macosx"})  # left by others; so are hidden files
 FOUND = "auto"  # asks for the domains that there are
 
 

@@ -77,14 +77,14 @@ def flat_transfer(transfer: Mapping[str, Any]) -> dict[str, float]:
 
 def transfer_lines(transfer: Mapping[str, Any]) -> list[str]:
     """Return what a run prints of its transfer, in per cent."""
-    shown = [100 * transfer[name] for name in TRANSFER]
+    shown = [_percent(transfer[name], 1 if "ratio" in name else 2) for name in TRANSFER]
     lines = [
-        "Transfer from {}: source AUROC {:.2f}, targets {:.2f}, ratio {:.1f} %, gap {:.2f}, "
-        "chance-corrected ratio {:.1f} %".format(", ".join(transfer["source_domains"]), *shown)
+        "Transfer from {}: source AUROC {}, targets {}, ratio {} %, gap {}, "
+        "chance-corrected ratio {} %".format(", ".join(transfer["source_domains"]), *shown)
     ]
     for domain, calls in transfer["at_source_threshold"].items():
-        tpr, fpr = 100 * calls["tpr"], 100 * calls["fpr"]
-        lines.append(f"  {domain}: with the source's threshold TPR {tpr:.1f} %, FPR {fpr:.1f} %")
+        tpr, fpr = (_percent(calls[name], 1) for name in ("tpr", "fpr"))
+        lines.append(f"  {domain}: with the source's threshold TPR {tpr} %, FPR {fpr} %")
     return lines + [f"  {name}: left out: {why}" for name, why in transfer["missing_targets"].items()]
 
 
@@ -121,6 +121,10 @@ def synthetic_lines(synthetic: Mapping[str, Any]) -> list[str]:
         counts = f"{block['normals']} normals, {block['bands']} bands"
         lines.append(f"  {name}: {100 * block['auroc']:.2f}, {100 * block['tpr_at_fpr_1pct']:.2f} ({counts})")
     return lines
+
+
+def _percent(value: float, digits: int) -> str:
+    return "-" if np.isnan(value) else f"{100 * value:.{digits}f}"
 
 
 def _mean(values: Sequence[float]) -> float:

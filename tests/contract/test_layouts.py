@@ -20,11 +20,14 @@ from dinomaly_hd.config.resolve import resolve_model
 from dinomaly_hd.data.feature_files import FeaturePlace
 from dinomaly_hd.data.features import ImageStore
 from dinomaly_hd.data.hdmap import load_manifest
-from dinomaly_hd.errors import DataError
+from dinomaly_hd.errors import DataError, LayoutError
+from dinomaly_hd.experiments.checks import with_found_domains
 from dinomaly_hd.experiments.predict import predict
 from dinomaly_hd.experiments.run import Outcome, execute
 from dinomaly_hd.runs.folder import Context
 from dinomaly_hd.training.checkpoint import newest
+from entry_points import multi_domain, single_domain
+from entry_points.families import trials_of
 
 from .conftest import SETTINGS
 from .light_runs import assert_same_weights
@@ -284,3 +287,27 @@ def test_what_was_trained_on_grey_predicts_rgb(train: Any, own: Context, tmp_pat
     )
     scores = table_of(outcome, "bottle").set_index("path")["score"]
     assert pd.read_csv(output / "scores.csv")["score"].tolist() == [scores["test/crack/001.png"]]
+
+
+def asked(point: Any, root: Path, *words: str) -> list[tuple[str, str]]:
+    """Return the domains of the runs that an entry point makes of a data root, and those trained on."""
+    flags = ["--data_root", str(root), "--model_type", "trivial", "--preset", "quick", *words]
+    trials = trials_of(point.COMMAND.parse(flags))
+    return [(one.run.data.domains, one.run.data.train_domains) for one in trials]
+
+
+def test_where_no_domain_is_named_they_are_those_of_the_root(tmp_path: Path) -> None:
+    for name in ("bottle", "cable"):
+        write_category(tmp_path / "mvtec" / name)
+    root = tmp_path / "mvtec"
+    assert asked(single_domain, root) == [("bottle", "all")]
+    assert asked(single_domain, root, "--source_domain", "all") == [("bottle", "all"), ("cable", "all")]
+    assert asked(multi_domain, root) == [("bottle,cable", "bottle")]
+    for letter in "ABCDE":
+        (tmp_path / f"usual/domain_{letter}/train/good").mkdir(parents=True)
+    for place, names in (("mvtec", "bottle,cable"), ("usual", "A,B,C,D"), ("mvtec/cable", "cable")):
+        values = {"preset": "quick", "data_root": str(tmp_path / place)}
+        found = with_found_domains(resolve_model("trivial", values))
+        assert found == resolve_model("trivial", {**values, "domains": names})
+    with pytest.raises(LayoutError, match=r"unknown domain 'dish'\. Known: bottle, cable\. Choose with"):
+        load_manifest(root, domains=["dish"], conditions="auto")

@@ -104,6 +104,7 @@ EXACT = {
     "Deflate of strips with predictor": tiff(MAP, compression="zlib", predictor=3, rowsperstrip=8),
     "LZW": tiff(MAP, compression="lzw"),
     "PackBits": tiff(MAP, compression="packbits"),
+    "ZSTD": tiff(MAP, compression="zstd", predictor=3),
     "tiled": tiff(MAP, tile=(16, 16)),
     "tiled, LZW, big-endian": tiff(MAP, tile=(32, 16), compression="lzw", byteorder=">"),
     "larger tile than image": tiff(MAP, tile=(256, 256), compression="zlib"),
