@@ -6,6 +6,7 @@ import io
 import os
 import random
 import re
+import shutil
 import subprocess
 import warnings
 from collections.abc import Callable, Iterator, Sequence
@@ -292,7 +293,7 @@ TRIVIAL = {
 
 
 def names(box: Sandbox, tally: Tally, *, full: bool) -> None:
-    """Give names to domains and to images: refused in one error before anything runs, or harmless."""
+    """Give names to domains, images and kinds of defects: refused before anything runs, or harmless."""
     refused = [name for name in NAMES if _add_if_refused(box, name)]
     for name in refused:
         flags = {"source_domain": name, "data_root": str(box.maps)}
@@ -316,6 +317,10 @@ def names(box: Sandbox, tally: Tally, *, full: bool) -> None:
         for path in faults:
             tally.add(f"image {path.name!r}", _is_refused(ended))
             path.unlink()
+    kinds = [name for name in NAMES if _add_kind(box, name)]
+    for name in kinds:
+        if name.startswith(FORMULA_STARTS) or has_hidden(name):
+            tally.add(f"kind of defect {name!r}", "taken, though tables cannot hold it")
     ended = start(box, "multi_domain", **flags)
     reason = f"exit code {ended.code}: {ended.said[-500:]}" if ended.code else None
     reason = reason or _is_clean(box, ended, names=(*taken, *(path.stem for path in images)))
@@ -325,6 +330,19 @@ def names(box: Sandbox, tally: Tally, *, full: bool) -> None:
         tally.add(f"domain {name!r}", reason or (None if name in results else "has no scores"))
     for path in images:
         tally.add(f"image {path.name!r}", reason)
+    for name in kinds:
+        tally.add(f"kind of defect {name!r}", reason)
+
+
+def _add_kind(box: Sandbox, name: str) -> bool:
+    """Make a kind of defect of one image, and tell whether it is taken; one that is refused goes again."""
+    place = box.maps / "domain_A" / "test" / name
+    place.mkdir()
+    add_image(place / "0.tiff", np.random.default_rng(len(name)))
+    taken = not survey(box.maps, domains=["domain_A"]).faults
+    if not taken:
+        shutil.rmtree(place)
+    return taken
 
 
 def _predicted(box: Sandbox, images: Path) -> str | None:
