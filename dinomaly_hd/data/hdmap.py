@@ -14,10 +14,9 @@ from typing import NamedTuple
 import numpy as np
 import numpy.typing as npt
 
-from dinomaly_hd.data.conditions import ConditionRule, assign_conditions
 from dinomaly_hd.data.images import FORMAT_NAMES, SCALES, Form, decode_image, printable, read_file
 from dinomaly_hd.data.rows import ImageRecord
-from dinomaly_hd.data.tree import survey
+from dinomaly_hd.data.tree import ConditionRule, assign_conditions, survey
 from dinomaly_hd.errors import ConfigError, DataError, ImageError, LayoutError
 
 FAULTS_SHOWN = 20

@@ -1,23 +1,20 @@
 """The rows that every layout of a data root gives, one an image, and CSV files that hold them."""
 
-import csv
-import io
 import os
 import re
 from collections import Counter
-from collections.abc import Callable, Collection, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path, PurePosixPath
 from typing import NamedTuple
 
 from dinomaly_hd.data.images import DECODERS, printable, read_file
-from dinomaly_hd.errors import ImageError
-from dinomaly_hd.names import FORMULA_STARTS, refusal_of
+from dinomaly_hd.files import csv_rows
+from dinomaly_hd.names import FORMULA, FORMULA_STARTS, refusal_of
 
-BYTES = 2**26
+CSV_BYTES = 2**26
 WORD = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,31}")
 WORD_RULE = "1 to 32 letters, digits, '_', '-' or '.'"
-FORMULA = f"begins with one of {' '.join(FORMULA_STARTS)}, as a formula or a flag does"
 COLUMNS, MORE_COLUMNS = ("path", "label", "split"), ("domain", "condition", "mask")
 GOOD, FAULT = "good", "fault"
 LABELS = {"0": GOOD, "good": GOOD, "normal": GOOD, "1": FAULT}  # any other word is a kind of defect
@@ -53,36 +50,11 @@ Domains = dict[str, Callable[[], Listing]]
 """By its name what lists a domain, which costs nothing for those that nobody asks for."""
 
 
-def read_table(
-    path: Path, columns: Sequence[str], *, more: Collection[str] = ()
-) -> list[tuple[int, dict[str, str]]]:
-    """Return (line, fields by column) of each row; ImageError with the reason if the file is no such table.
-
-    Its first line names ``columns`` in this order, then any of ``more``. A semicolon may stand for the comma.
-    """
-    text = read_file(path, name=path.name, limit=BYTES).decode("utf-8-sig")
-    first = text.partition("\n")[0]
-    separator = ";" if ";" in first and "," not in first else ","  # of some countries' spreadsheets
-    reader = csv.reader(io.StringIO(text, newline=""), delimiter=separator)
-    try:
-        lines = [(reader.line_num, row) for row in reader if row]
-    except csv.Error as error:
-        raise ImageError(f"{path.name}: line {reader.line_num}: {error}") from error
-    head = lines[0][1] if lines else []
-    rest = head[len(columns) :]
-    if head[: len(columns)] != list(columns) or len(set(rest)) < len(rest) or not set(rest) <= set(more):
-        beside = f", then any of {', '.join(more)}" if more else ""
-        raise ImageError(f"{path.name}: the first line must be {','.join(columns)!r}{beside}")
-    for line, row in lines[1:]:
-        if len(row) != len(head):
-            raise ImageError(f"{path.name}: line {line} holds {len(row)} fields, expected {len(head)}")
-    return [(line, dict(zip(head, row, strict=True))) for line, row in lines[1:]]
-
-
 def rows_of_table(file: Path) -> Domains:
     """A CSV file beside or above the images; without a column ``domain`` it is the one domain."""
     listings: dict[str, Listing] = {}
-    for line, row in read_table(file, COLUMNS, more=MORE_COLUMNS):
+    text = read_file(file, name=file.name, limit=CSV_BYTES).decode("utf-8-sig")
+    for line, row in csv_rows(text, COLUMNS, more=MORE_COLUMNS):
         domain = row.get("domain") or file.stem
         records, faults = listings.setdefault(domain, Listing([], []))
         record = _record_of(file.parent, domain, row)

@@ -5,24 +5,41 @@ wherever they lead, with the rights of whoever runs this; what they lead to is r
 """
 
 import os
-from collections.abc import Callable, Sequence
+from collections import defaultdict
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path, PurePosixPath
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
-from dinomaly_hd.data.images import DECODERS, printable
-from dinomaly_hd.data.rows import FORMULA, GOOD, SPLITS, Domains, ImageRecord, Listing, rows_of_table
+from dinomaly_hd.data.images import DECODERS, printable, read_file
+from dinomaly_hd.data.rows import (
+    CSV_BYTES,
+    FAULT,
+    GOOD,
+    SPLITS,
+    WORD,
+    WORD_RULE,
+    Domains,
+    ImageRecord,
+    Listing,
+    rows_of_table,
+)
 from dinomaly_hd.errors import ImageError, nearest
-from dinomaly_hd.names import FORMULA_STARTS, has_hidden, misread, refusal_of
+from dinomaly_hd.files import csv_rows
+from dinomaly_hd.names import FORMULA, FORMULA_STARTS, LONGEST_DOMAIN, refusal_of, refusal_of_domain
 
 FOLDERS = (("train", "good", 0), ("test", "good", 0), ("test", "fault", 1))  # split, folder, label: the order
 PREFIX = "domain_"
 GROUND_TRUTH = "ground_truth"
 MASK_ENDING = "_mask"  # of a mask's name where it is not its image's own
-LONGEST_DOMAIN = 100  # bytes: MLflow puts 90 more around it in a picture's name, and file systems take 255
-NORMALS = "_normals"  # ends the names of results on a domain's held-out normals
 IGNORED = frozenset({"thumbs.db", "desktop.ini", "@eadir", "__macosx"})  # left by others; so are hidden files
 FOUND = "auto"  # asks for the domains that there are
+
+ConditionRule = Literal["auto", "halves", "none"]
+
+ALL = "all"  # the one condition where none is known, and the pooled row of every table
+CSV_NAME = "conditions.csv"
+FEWEST_FOR_HALVES = 200  # HDMAP's folders hold 1000; a short folder is no sign of two recordings
 
 
 class Tree(NamedTuple):
@@ -74,7 +91,7 @@ def _choose(asked: Sequence[str], found: Domains, *, known: Sequence[str]) -> tu
             faults.append(f"unknown domain {name!r}.{_known(name, known)}")
         elif folder in chosen:
             faults.append(f"domain {printable(folder)} is asked for twice")
-        elif reason := _misnamed(folder):
+        elif reason := refusal_of_domain(folder):
             shown = printable(folder)[:LONGEST_DOMAIN]
             faults.append(f"{shown}: the domain's name {reason}; rename the folder")
         else:
@@ -89,21 +106,6 @@ def _known(name: str, known: Sequence[str]) -> str:
     hint = nearest(name, shown)
     hint = f"{hint} Known: {', '.join(shown)}." if "Did you mean" in hint else hint
     return f"{hint} Choose with domains=, or leave it out for all."
-
-
-def _misnamed(folder: str) -> str | None:
-    """Return why a domain cannot be called so in results: files, metrics and tables bear its name."""
-    if reason := misread(folder):
-        return reason
-    if (size := len(folder.encode())) > LONGEST_DOMAIN:
-        return f"has {size} bytes, expected up to {LONGEST_DOMAIN}"
-    if has_hidden(folder):
-        return "holds control or invisible characters"
-    if folder.endswith(NORMALS):
-        return f"ends in {NORMALS}, as files on the normals of another domain do"
-    if "," in folder or folder != folder.strip():
-        return "holds a comma, or begins or ends with a blank, which a list of domains cannot"
-    return FORMULA if folder.startswith(FORMULA_STARTS) else None
 
 
 # ---- layouts ----
@@ -226,3 +228,79 @@ def _names(folder: Path) -> list[str]:
 
 def _reason(error: Exception) -> str:
     return getattr(error, "strerror", None) or str(error)
+
+
+# ---- recording conditions (cold, warm) and the rule that gives them (spec hdmap 1) ----
+
+
+class Assignment(NamedTuple):
+    """Condition of every image by path, the rule as a sentence for the run, and faults, one line each."""
+
+    by_path: dict[str, str]
+    rule: str
+    faults: tuple[str, ...]
+
+
+def assign_conditions(tree: Tree, *, rule: ConditionRule) -> Assignment:
+    """Give every image of the tree its condition.
+
+    Training images are ``all`` unless ``conditions.csv`` says otherwise: nothing is reported on them.
+    """
+    blank = dict.fromkeys((record.path for record in tree.entries), ALL)
+    test = defaultdict[str, list[str]](list)  # folder -> its paths in file order
+    for record in tree.entries:
+        if record.split == "test":
+            test[record.path.rpartition("/")[0]].append(record.path)
+    if rule == "none":
+        return Assignment(blank, "one condition (conditions=none)", ())
+    if rule == "halves":
+        return _halves(blank, test, why="conditions=halves")
+    if given := {record.path: record.condition for record in tree.entries if record.condition}:
+        names = ", ".join(sorted(set(given.values())))
+        return Assignment(blank | given, f"read from the table of images: {names}", ())
+    if os.path.lexists(tree.root / CSV_NAME):
+        return _from_csv(tree, blank)
+    sizes = {len(paths) for paths in test.values()}
+    hdmap = all(record.defect in (GOOD, FAULT) for record in tree.entries)
+    if hdmap and len(sizes) == 1 and min(sizes) >= FEWEST_FOR_HALVES and min(sizes) % 2 == 0:
+        return _halves(blank, test, why=f"conditions=auto: every test folder holds {min(sizes)} files")
+    why = f"not one even number of files, {FEWEST_FOR_HALVES} or more, in every test folder"
+    return Assignment(blank, f"one condition (conditions=auto: no {CSV_NAME}, and {why})", ())
+
+
+def _halves(blank: dict[str, str], test: Mapping[str, Sequence[str]], *, why: str) -> Assignment:
+    by_path, faults = dict(blank), []
+    for folder, paths in test.items():
+        if len(paths) % 2:
+            faults.append(f"{folder}: {len(paths)} files, conditions=halves needs an even number")
+        for position, path in enumerate(paths):
+            by_path[path] = "cold" if position < len(paths) // 2 else "warm"
+    said = f"first half of each test folder cold, second half warm ({why})"
+    return Assignment(by_path, said, tuple(faults))
+
+
+def _from_csv(tree: Tree, blank: dict[str, str]) -> Assignment:
+    try:
+        data = read_file(tree.root / CSV_NAME, name=CSV_NAME, limit=CSV_BYTES)
+        rows = csv_rows(data.decode("utf-8-sig"), ("path", "condition"))
+    except (ImageError, ValueError) as error:
+        return Assignment(blank, "", (f"{CSV_NAME}: {str(error).removeprefix(f'{CSV_NAME}: ')}",))
+    tested = dict.fromkeys(record.path for record in tree.entries if record.split == "test")
+    given: dict[str, str] = {}
+    faults = []
+    for line, row in rows:
+        path, condition = row["path"], row["condition"]
+        where, shown = f"{CSV_NAME} line {line}", printable(path)
+        if path not in blank:
+            if path.partition("/")[0] in tree.domains:  # it may list files of others
+                faults.append(f"{where}: no such image {path[:200]!r}")
+        elif path in given:
+            faults.append(f"{where}: {shown} is listed twice")
+        else:
+            given[path] = condition
+            if not WORD.fullmatch(condition) or (condition == ALL and path in tested):
+                name = f"condition {condition[:40]!r} of {shown}"
+                faults.append(f"{where}: {name}, expected a word of {WORD_RULE}, not {ALL!r}")
+    faults += [f"{printable(path)}: not listed in {CSV_NAME}" for path in tested if path not in given]
+    names = sorted({given.get(path, ALL) for path in tested})
+    return Assignment(blank | given, f"read from {CSV_NAME}: {', '.join(names)}", tuple(faults))

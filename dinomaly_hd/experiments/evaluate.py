@@ -13,7 +13,6 @@ import pandas as pd
 from dinomaly_hd.config.families import RowEvidenceConfig
 from dinomaly_hd.config.run import ALL_DOMAINS, TrainingConfig
 from dinomaly_hd.data.hdmap import Indices
-from dinomaly_hd.data.tree import NORMALS
 from dinomaly_hd.errors import DataError, NonFiniteError
 from dinomaly_hd.evaluation.blocks import SOURCE_FPR, transfer_of
 from dinomaly_hd.evaluation.metrics import Threshold, f1, normal_quantile, youden
@@ -42,6 +41,7 @@ from dinomaly_hd.experiments.score import (
 )
 from dinomaly_hd.files import publish_text
 from dinomaly_hd.models.row_evidence import Evidence, fit
+from dinomaly_hd.names import NORMALS
 from dinomaly_hd.randomness import derive
 from dinomaly_hd.runs.folder import MODEL, SCORES
 from dinomaly_hd.serving.exported import Card, export_model

@@ -5,9 +5,8 @@ from pathlib import Path
 
 import pytest
 
-from dinomaly_hd.data.conditions import Assignment, ConditionRule, assign_conditions
 from dinomaly_hd.data.rows import ImageRecord
-from dinomaly_hd.data.tree import Tree
+from dinomaly_hd.data.tree import Assignment, ConditionRule, Tree, assign_conditions
 
 TRAIN = ["domain_A/train/good/0.tiff"]
 

@@ -233,10 +233,6 @@ def test_store_refuses_a_file_that_changed_or_went(root: Path) -> None:
 
 MIXED = "of 13 files, first domain_A/train/good/000000.tiff)"
 BROKEN: dict[str, tuple[Callable[[Path], object], str]] = {
-    "no domain": (
-        lambda root: shutil.rmtree(root / "domain_C"),
-        "unknown domain 'C'. Known: domain_A. Choose with",
-    ),
     "folder among images": (
         lambda root: (root / PLACE / "more").mkdir(),
         f"{PLACE}/more: not an image of a known extension",
@@ -252,10 +248,6 @@ BROKEN: dict[str, tuple[Callable[[Path], object], str]] = {
     "mixed shapes": (
         lambda root: put(root / PLACE / "9.tiff", np.ones((7, 5), np.float32)),
         f"mixed shapes: 5 x 7 (12 {MIXED}, 7 x 5 (1 of 13 files, first {PLACE}/9.tiff)",
-    ),
-    "no image": (
-        lambda root: (root / PLACE / "000000.tiff").write_bytes(b"broken"),
-        f"{PLACE}/000000.tiff: not a TIFF",
     ),
     "bad image": (
         lambda root: put(root / PLACE / "9.tiff", ONE.astype(np.complex64)),

@@ -11,7 +11,6 @@ from PIL import Image
 
 from dinomaly_hd.data.folder import image_names
 from dinomaly_hd.data.hdmap import load_manifest
-from dinomaly_hd.data.rows import ImageRecord
 from dinomaly_hd.data.tree import Tree, domains_in, survey
 from dinomaly_hd.errors import DataError, LayoutError
 
@@ -248,7 +247,3 @@ def test_folders_to_predict_are_walked_through_links_and_loops_end(tmp_path: Pat
     (folder / "one.png").symlink_to(tmp_path / "other" / PLACES[0])
     expected = {*PLACES, "one.png", *(f"elsewhere/{place}" for place in PLACES)}
     assert image_names(folder) == sorted(expected, key=os.fsencode)
-
-
-def test_a_record_of_hdmap_needs_no_more_than_its_path() -> None:
-    assert ImageRecord("p", "d", "train", 0)[4:] == ("", "", "good", "")

@@ -12,7 +12,6 @@ import tifffile
 from numpy.typing import NDArray
 
 from dinomaly_hd.data import tree
-from dinomaly_hd.data.conditions import CSV_NAME
 from dinomaly_hd.data.simulator.physics import QUANTUM, Band, Recording, record
 from dinomaly_hd.data.simulator.settings import DOMAINS, Condition
 from dinomaly_hd.errors import ConfigError, LayoutError, OutputError, nearest
@@ -181,7 +180,7 @@ def _write_images(root: Path, contents: Contents, *, tick: Callable[[], None]) -
             for name, mask_RC, band in zip(names, split.masks_NRC, split.bands, strict=False):
                 _write_tiff(root / tree.GROUND_TRUTH / name, mask_RC.astype(np.float32))
                 severities.append(f"{name},{band.row},{band.severity:.6f},{band.length}")
-    publish_text(root / CSV_NAME, "\n".join(conditions) + "\n")
+    publish_text(root / tree.CSV_NAME, "\n".join(conditions) + "\n")
     publish_text(root / "severity.csv", "\n".join(severities) + "\n")
 
 
