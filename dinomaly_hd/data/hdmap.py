@@ -175,7 +175,8 @@ def _digest(records: Sequence[ImageRecord]) -> str:
     total = hashlib.sha256()
     for record in sorted(records, key=lambda record: os.fsencode(record.path)):
         content = [os.fsencode(record.path).decode(), record.digest, record.label, record.condition]
-        if not record.path.startswith(f"{record.domain}/{record.split}/{KINDS[record.label]}/"):
+        place = f"{record.domain}/{record.split}/{record.defect}/"
+        if not record.path.startswith(place) or record.defect != KINDS[record.label]:
             content += [record.domain, record.split, record.defect]  # what HDMAP's paths say themselves
         total.update(f"{json.dumps(content)}\n".encode())
     return total.hexdigest()

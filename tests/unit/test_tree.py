@@ -91,7 +91,13 @@ def test_a_digest_tells_kinds_of_defects_apart_where_the_paths_do_not(tmp_path: 
     for kind in ("hole", "dent"):
         lines = [line.replace(",hole", f",{kind}") for line in LINES]
         digests.add(load_manifest(table_in(folder, *lines), domains=["bottle"], conditions="auto").digest)
-    assert len(digests) == 2
+    (folder / "test/fault").mkdir()
+    shutil.copy(folder / PLACES[3], folder / "test/fault/x.png")
+    for kind in ("hole", "dent", "fault"):  # as HDMAP's paths are
+        lines = ["bottle/train/good/0.png,good,train", f"bottle/test/fault/x.png,{kind},test"]
+        table = table_in(tmp_path, *lines, head="path,label,split")
+        digests.add(load_manifest(table, domains=["bottle"], conditions="auto").digest)
+    assert len(digests) == 5
 
 
 def test_a_table_may_hold_conditions_and_several_domains(tmp_path: Path) -> None:
