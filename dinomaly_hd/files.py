@@ -1,11 +1,13 @@
-"""The one writer for published files and the one lock: a reader never sees half a file."""
+"""The one writer for published files and the one lock: a reader never sees half a file; JSON and CSV read."""
 
+import csv
 import hashlib
+import io
 import json
 import os
 import time
 import uuid
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import contextmanager
 from datetime import UTC, datetime
 from pathlib import Path
@@ -142,3 +144,28 @@ def acquire(lock: filelock.BaseFileLock, *, wait_s: float, tick: Callable[[], No
         waited = True
         tick()
         time.sleep(LOCK_POLL_S)
+
+
+def csv_rows(
+    text: str, columns: Sequence[str], *, more: Collection[str] = ()
+) -> list[tuple[int, dict[str, str]]]:
+    """Return (line, fields by column) of each row; a ValueError with the reason if the text is no such table.
+
+    Its first line names ``columns`` in this order, then any of ``more``. A semicolon may stand for the comma.
+    """
+    first = text.partition("\n")[0]
+    separator = ";" if ";" in first and "," not in first else ","  # of some countries' spreadsheets
+    reader = csv.reader(io.StringIO(text, newline=""), delimiter=separator)
+    try:
+        lines = [(reader.line_num, row) for row in reader if row]
+    except csv.Error as error:
+        raise ValueError(f"line {reader.line_num}: {error}") from error
+    head = lines[0][1] if lines else []
+    rest = head[len(columns) :]
+    if head[: len(columns)] != list(columns) or len(set(rest)) < len(rest) or not set(rest) <= set(more):
+        beside = f", then any of {', '.join(more)}" if more else ""
+        raise ValueError(f"the first line must be {','.join(columns)!r}{beside}")
+    for line, row in lines[1:]:
+        if len(row) != len(head):
+            raise ValueError(f"line {line} holds {len(row)} fields, expected {len(head)}")
+    return [(line, dict(zip(head, row, strict=True))) for line, row in lines[1:]]

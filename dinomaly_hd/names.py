@@ -10,6 +10,9 @@ from typing import Any
 # Unicode's categories of what is not seen: control, format (right-to-left too), line ends.
 HIDDEN = {"Cc", "Cf", "Zl", "Zp"}
 FORMULA_STARTS = ("=", "+", "-", "@")
+FORMULA = f"begins with one of {' '.join(FORMULA_STARTS)}, as a formula or a flag does"
+LONGEST_DOMAIN = 100  # bytes: MLflow puts 90 more around it in a picture's name, and file systems take 255
+NORMALS = "_normals"  # ends the names of results on a domain's held-out normals
 _SHORT = reprlib.Repr()
 _SHORT.maxlevel, _SHORT.maxstring, _SHORT.maxlist, _SHORT.maxdict, _SHORT.maxother = 2, 120, 6, 3, 60
 
@@ -45,6 +48,21 @@ def refusal_of(path: str) -> str | None:
     if reason := misread(path):
         return f"the path {reason}, or rename it"
     return "the name holds control or invisible characters; rename it" if has_hidden(path) else None
+
+
+def refusal_of_domain(folder: str) -> str | None:
+    """Return why a domain cannot be called so in results: files, metrics and tables bear its name."""
+    if reason := misread(folder):
+        return reason
+    if (size := len(folder.encode())) > LONGEST_DOMAIN:
+        return f"has {size} bytes, expected up to {LONGEST_DOMAIN}"
+    if has_hidden(folder):
+        return "holds control or invisible characters"
+    if folder.endswith(NORMALS):
+        return f"ends in {NORMALS}, as files on the normals of another domain do"
+    if "," in folder or folder != folder.strip():
+        return "holds a comma, or begins or ends with a blank, which a list of domains cannot"
+    return FORMULA if folder.startswith(FORMULA_STARTS) else None
 
 
 def as_cell(path: str) -> str:

@@ -133,8 +133,10 @@ class Start(Generic[Options]):
 
     def member(self, config: str, seed: int, **own: str) -> "RunConfig":
         """Return a comparison's run of a config and a seed, with its own values over the user's."""
+        from dinomaly_hd.experiments.checks import with_found_domains
+
         values = {**resolve.MEMBERS, **self.asked.values, **own, "seed": str(seed)}
-        return resolve.resolve_config(config, values)
+        return with_found_domains(resolve.resolve_config(config, values))
 
 
 def entry_point(

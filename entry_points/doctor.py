@@ -4,7 +4,7 @@ from dinomaly_hd.config.presets import Fields, parameters
 from dinomaly_hd.config.resolve import resolve_model
 from entry_points.common import ROOT, FeatureOptions, Start, entry_point, say, start_main
 
-OF_RUN = ("preset", "data_root", "domains", "conditions", "encoder", "encoder_weights")
+OF_RUN = ("preset", "data_root", "domains", "conditions", "grey", "encoder", "encoder_weights")
 
 
 def fields() -> Fields:

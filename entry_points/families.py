@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 from dinomaly_hd.config.base import doc
 from dinomaly_hd.config.presets import MODELS, Fields, any_of
 from dinomaly_hd.config.resolve import Names, Numbers, OrAuto
-from dinomaly_hd.config.run import ALL_DOMAINS
+from dinomaly_hd.config.run import ALL_DOMAINS, SIMULATED
 from dinomaly_hd.errors import ConfigError
 from entry_points.common import RunOptions, Start
 
@@ -57,8 +57,11 @@ def trials_of(start: Start[FamilyOptions]) -> "list[Trial]":
         if options.condition is not None:
             names = ",".join(options.condition)
             raise ConfigError(f"condition={names}: give the conditions_file that it stands in")
-        every, targets = (transfer.domains, transfer.target_domains) if transfer else (EVERY, None)
-        chosen = trials.conditions_of_flags(options.model_type, options.source_domain, every, targets=targets)
+        every, targets = _every(start), transfer.target_domains if transfer else None
+        sources = options.source_domain
+        if "source_domain" not in given and not set(sources) <= set(every):
+            sources = every[:1]  # there is no A
+        chosen = trials.conditions_of_flags(options.model_type, sources, every, targets=targets)
     else:
         for name in ("model_type", "source_domain", "domains", "target_domains"):
             if name in given:
@@ -66,3 +69,15 @@ def trials_of(start: Start[FamilyOptions]) -> "list[Trial]":
         chosen = trials.conditions_of_file(Path(options.conditions_file), options.condition)
         trials.check_comparable(chosen, with_targets=transfer is not None)
     return trials.trials_of(chosen, options.seeds, start.asked.values)
+
+
+def _every(start: Start[FamilyOptions]) -> tuple[str, ...]:
+    """Return all domains: those given, else the usual four, else those that the data root holds."""
+    options, root = start.options, start.asked.values.get("data_root", SIMULATED)
+    usual = options.domains if isinstance(options, TransferOptions) else EVERY
+    if root == SIMULATED or "domains" in start.asked.given:
+        return usual
+    from dinomaly_hd.data.tree import domains_in
+
+    there = domains_in(Path(root).expanduser())
+    return usual if not there or set(usual) <= set(there) else there

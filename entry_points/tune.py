@@ -62,6 +62,7 @@ class Options(SeedsOptions, EngineOptions):
 def prepare(start: Start[Options]) -> tuple["Plan", "Context"]:
     """Return the study that flags ask for, and its surroundings."""
     options = start.options
+    from dinomaly_hd.experiments.checks import with_found_domains
     from dinomaly_hd.models.build import check_model
     from dinomaly_hd.tuning.space import make_space
     from dinomaly_hd.tuning.storage import address_of
@@ -81,7 +82,7 @@ def prepare(start: Start[Options]) -> tuple["Plan", "Context"]:
             values["val_check_interval"] = str(max(1, steps // LOOKS))
 
     def build(config: str, seed: int) -> RunConfig:
-        return resolve_config(config, {**values, "seed": str(seed)})
+        return with_found_domains(resolve_config(config, {**values, "seed": str(seed)}))
 
     space = make_space(
         names_in(options.space),

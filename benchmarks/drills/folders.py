@@ -5,6 +5,7 @@ import os
 import random
 import shutil
 import signal
+from collections import defaultdict
 from collections.abc import Callable, Iterator, Sequence
 from itertools import cycle
 from pathlib import Path
@@ -18,7 +19,7 @@ from torch.nn.modules.module import register_module_parameter_registration_hook
 from benchmarks.common import ended, entry_point
 from benchmarks.drills import Drill, Tally
 from benchmarks.drills.hostile import Sandbox, start
-from dinomaly_hd.data.hdmap import FAULTS_SHOWN
+from dinomaly_hd.data.hdmap import EXAMPLES
 from entry_points.common import QUIET
 from tests.files import add_domain
 
@@ -65,17 +66,6 @@ def _link(name: str, target: str) -> Callable[[Path], None]:
     return do
 
 
-def _move_out(name: str) -> Callable[[Path], None]:
-    """Put a file or folder beside the root and a link in its place."""
-
-    def do(domain: Path) -> None:
-        outside = domain.parent.parent / f"outside_{domain.name}"
-        shutil.move(domain / name, outside)
-        (domain / name).symlink_to(outside)
-
-    return do
-
-
 def _folder_is_file(domain: Path) -> None:
     shutil.rmtree(domain / GOOD)
     (domain / GOOD).write_text("x")
@@ -89,20 +79,23 @@ def _poison(domain: Path) -> None:
 
 NEW, OLD = "test/good/x.tiff", "test/fault/1.tiff"
 GOOD, FAULT, TRAIN = "test/good", "test/fault", "train/good"
-MISSING, EMPTY, OUT = "no such folder", "holds no images", "a link leads out of the data root to"
+MISSING, EMPTY = "no such folder", "holds no images"
 DAMAGES = (
-    Damage("empty", _remove("train", "test"), tuple(f"{name}: {MISSING}" for name in (TRAIN, GOOD, FAULT))),
+    Damage("empty", _remove("train", "test"), (f"{TRAIN}: {MISSING}",)),
     Damage("no training folder", _remove("train"), (f"{TRAIN}: {MISSING}",)),
     Damage("no training images", _empty(TRAIN), (f"{TRAIN}: {EMPTY}",)),
-    Damage("no good images", _empty(GOOD), (f"{GOOD}: {EMPTY}",)),
-    Damage("no fault folder", _remove(FAULT), (f"{FAULT}: {MISSING}",)),
     Damage("a file for a folder", _folder_is_file, (f"{GOOD}: {MISSING}",)),
     Damage("a link to nothing", _link(NEW, "none.tiff"), (f"{NEW}: cannot be read: No such file",)),
     Damage("a link to itself", _link(NEW, "x.tiff"), (f"{NEW}: cannot be read: Too many levels",)),
     Damage("a folder that links to itself", _link(GOOD, "good"), (f"{GOOD}: {MISSING}",)),
-    Damage("a device", _link(NEW, "/dev/zero"), (f"{NEW}: {OUT} /dev/zero",)),
-    Damage("a file from outside", _move_out(OLD), (f"{OLD}: {OUT}",)),
-    Damage("a folder from outside", _move_out(GOOD), (f"{GOOD}: {OUT}",)),
+    Damage("a folder that links to nothing", _link(FAULT, "none"), (f"{FAULT}: {MISSING}",)),
+    Damage("a device", _link(NEW, "/dev/zero"), (f"{NEW}: not a regular file",)),
+    Damage("a file that is none outside", _link(NEW, "/etc/hostname"), (f"{NEW}: not a TIFF",)),
+    Damage(
+        "a loop of folders",
+        _link("test/around", ".."),
+        tuple(f"test/around/{n}: not an image of a known" for n in ("test", "train")),
+    ),
     Damage(
         "a folder called an image", lambda domain: (domain / NEW).mkdir(), (f"{NEW}: cannot be read: Is a",)
     ),
@@ -158,22 +151,23 @@ def _ended_by(seconds: float) -> Iterator[None]:
 
 
 def _reported(box: Sandbox, said: str, code: int, faults: Sequence[str]) -> str | None:
-    """Return what was wrong about how a broken tree was reported: one error, each fault in one line."""
+    """Return what was wrong about how a broken tree was reported: one error, each cause in one line."""
     lines = said.splitlines()
     if code != DATA_CODE or not lines or not lines[0].startswith(("LayoutError: ", "ImageError: ")):
         return f"exit code {code}: {said[-300:]}"
     if left := sorted(path.name for path in box.work.iterdir()):
         return f"left behind: {', '.join(left)}"
-    count = len(faults)
-    listed = lines if count == 1 else lines[1:]
-    if len(listed) != min(count, FAULTS_SHOWN) + (count > FAULTS_SHOWN):
-        return f"{count} faults in {len(listed)} lines: {said[:300]}"
-    if count > 1 and not lines[0].endswith(f": {count} faults"):
-        return f"not {count} faults: {lines[0]}"
-    if count > FAULTS_SHOWN:
-        return None if lines[-1].endswith(f"... and {count - FAULTS_SHOWN} more") else lines[-1]
-    missing = [fault for fault in faults if sum(fault in line for line in listed) != 1]
-    return f"not named, or not once: {', '.join(missing)} in {said[:300]}" if missing else None
+    listed, grouped = lines[1:] or lines, defaultdict[str, list[str]](list)
+    for fault in faults:
+        grouped[fault.partition(": ")[2]].append(fault)
+    if len(lines) > 1 and not lines[0].endswith(f": {len(faults)} faults"):
+        return f"not {len(faults)} faults: {lines[0]}"
+    for reason, own in grouped.items():
+        counted = f"{len(own)} times: {reason}" if reason and len(own) > EXAMPLES else ""
+        wanted = [counted] if counted else own
+        if any(sum(part in line for line in listed) != 1 for part in wanted):
+            return f"not named, or not once: {', '.join(wanted)[:200]} in {said[:300]}"
+    return None
 
 
 def _try(box: Sandbox, point: str, faults: Sequence[str], **flags: str) -> str | None:
@@ -205,20 +199,20 @@ def broken_roots(folder: Path, tally: Tally) -> None:
     line = "conditions.csv: the first line must be 'path,condition'"
     tally.add("conditions", _try(box, "baseline", [line], domains="A,B"))
     (box.maps / "conditions.csv").unlink()
-    bad = [f"domain_B/{GOOD}/bad{number}.tiff" for number in range(MANY)]
+    bad = [f"domain_B/{GOOD}/bad{number}.tiff: not a TIFF" for number in range(MANY)]
     for name in bad:
-        (box.maps / name).write_bytes(b"x")
+        (box.maps / name.partition(":")[0]).write_bytes(b"x")
     tally.add(f"{MANY} bad images", _try(box, "baseline", bad, domains="A,B"))
 
 
 def in_a_process(folder: Path) -> str | None:
     box = Sandbox(folder / "process")
     add_domain(box.maps, "domain_B")
-    _remove(FAULT)(box.maps / "domain_B")
+    _remove(TRAIN)(box.maps / "domain_B")
     _write(NEW)(box.maps / "domain_A")
     flags = {**FLAGS, "data_root": box.maps, "domains": "A,B", "result_dir": box.work / "results"}
     done = ended(entry_point("baseline", flags), box.work, **QUIET)
-    faults = [f"domain_B/{FAULT}: {MISSING}", f"domain_A/{NEW}: not a TIFF"]
+    faults = [f"domain_B/{TRAIN}: {MISSING}", f"domain_A/{NEW}: not a TIFF"]
     wrong = _reported(box, done.stderr, done.returncode, faults)
     return wrong or (f"printed {done.stdout}" if done.stdout else None)
 

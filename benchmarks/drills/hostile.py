@@ -6,6 +6,7 @@ import io
 import os
 import random
 import re
+import shutil
 import subprocess
 import warnings
 from collections.abc import Callable, Iterator, Sequence
@@ -29,6 +30,7 @@ from entry_points.__main__ import NAMES as ENTRY_POINTS
 from tests.files import add_domain, add_image
 
 SEED = 15
+SECRET = "what nobody may see"
 MARK = "escaped"
 """In the name of every file that a payload would make."""
 SHIFTS_FAST = 2
@@ -275,7 +277,7 @@ TRIVIAL = {
 
 
 def names(box: Sandbox, tally: Tally, *, full: bool) -> None:
-    """Give names to domains and to images: refused in one error before anything runs, or harmless."""
+    """Give names to domains, images and kinds of defects: refused before anything runs, or harmless."""
     refused = [name for name in NAMES if _add_if_refused(box, name)]
     for name in refused:
         flags = {"source_domain": name, "data_root": str(box.maps)}
@@ -299,6 +301,10 @@ def names(box: Sandbox, tally: Tally, *, full: bool) -> None:
         for path in faults:
             tally.add(f"image {path.name!r}", _is_refused(ended))
             path.unlink()
+    kinds = [name for name in NAMES if _add_kind(box, name)]
+    for name in kinds:
+        if name.startswith(FORMULA_STARTS) or has_hidden(name):
+            tally.add(f"kind of defect {name!r}", "taken, though tables cannot hold it")
     ended = start(box, "multi_domain", **flags)
     reason = f"exit code {ended.code}: {ended.said[-500:]}" if ended.code else None
     reason = reason or _is_clean(box, ended, names=(*taken, *(path.stem for path in images)))
@@ -308,6 +314,19 @@ def names(box: Sandbox, tally: Tally, *, full: bool) -> None:
         tally.add(f"domain {name!r}", reason or (None if name in results else "has no scores"))
     for path in images:
         tally.add(f"image {path.name!r}", reason)
+    for name in kinds:
+        tally.add(f"kind of defect {name!r}", reason)
+
+
+def _add_kind(box: Sandbox, name: str) -> bool:
+    """Make a kind of defect of one image, and tell whether it is taken; one that is refused goes again."""
+    place = box.maps / "domain_A" / "test" / name
+    place.mkdir()
+    add_image(place / "0.tiff", np.random.default_rng(len(name)))
+    taken = not survey(box.maps, domains=["domain_A"]).faults
+    if not taken:
+        shutil.rmtree(place)
+    return taken
 
 
 def _predicted(box: Sandbox, images: Path) -> str | None:
@@ -411,23 +430,30 @@ def _in_markdown(box: Sandbox, names: Sequence[str]) -> list[str]:
 
 
 def links(box: Sandbox, tally: Tally) -> None:
-    """Point out of the data root: an image, a folder of images, a domain, a mask."""
-    outside = box.root / "outside"
-    add_domain(outside, "domain_A")
-    for number, place in enumerate(("test/good/link.tiff", "test/good", "train", "")):
+    """Let an image, a folder, a domain and a table lead to what is no image: its type is all that is said."""
+    secret = box.root / "outside"
+    secret.mkdir()
+    (secret / "key.tiff").write_text("x" * 4 + SECRET)
+    for number, place in enumerate(("test/good/link.tiff", "test/good", "test/fault", "")):
         root = box.root / f"linked{number}"
         add_domain(root, "domain_A")
-        link, target = root / "domain_A" / place, outside / "domain_A" / place
+        link, target = root / "domain_A" / place, secret
         if place.endswith(".tiff"):
-            target = outside / "domain_A" / "test" / "good" / "0.tiff"
+            target = secret / "key.tiff"
         else:
             link.rename(root / "moved")
         link.symlink_to(target)
-        flags = {"source_domain": "A", "data_root": str(root)}
-        ended = start(box, "single_domain", **TRIVIAL, **flags)
-        reason = _is_refused(ended)
-        led = None if "leads out of the data root" in ended.said else f"said {ended.said[-300:]}"
-        tally.add(f"a link at {place or 'the domain'}", reason or led)
+        _linked(box, tally, f"a link at {place or 'the domain'}", root)
+    table = box.maps / "images.csv"
+    for path in ("../outside/key.tiff", str(secret / "key.tiff"), "domain_A/../../outside/key.tiff"):
+        table.write_text(f"path,label,split\ndomain_A/train/good/0.tiff,good,train\n{path},good,test\n")
+        _linked(box, tally, f"a table with {path}", table, domain="images")
+
+
+def _linked(box: Sandbox, tally: Tally, what: str, root: Path, *, domain: str = "A") -> None:
+    ended = start(box, "single_domain", **TRIVIAL, source_domain=domain, data_root=str(root))
+    told = f"told {ended.said[-300:]}" if SECRET in ended.said else None
+    tally.add(what, _is_refused(ended) or told)
 
 
 def escapes(folder: Path, full: bool) -> Tally:

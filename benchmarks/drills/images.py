@@ -17,7 +17,7 @@ import tifffile
 from PIL import Image
 
 from benchmarks.drills import Drill, Tally, not_refused
-from benchmarks.drills.reading import WARM, Came, pixels_digest, read_apart
+from benchmarks.drills.reading import AS_GREY, WARM, Came, pixels_digest, read_apart
 from dinomaly_hd.data.folder import load_folder
 from dinomaly_hd.data.hdmap import load_manifest
 from dinomaly_hd.errors import DataError, ImageError, LayoutError
@@ -57,7 +57,7 @@ class Damaged(NamedTuple):
 
 
 def forms() -> list[Damaged]:
-    """Return TIFFs of 20 kinds; the first six are maps as HDMAP has them, seven more are read, too."""
+    """Return TIFFs of 21 kinds; the first six are maps as HDMAP has them, ten more are read, too."""
     taken = {
         "plain": tiff(MAP),
         "big-endian": tiff(MAP, byteorder=">"),
@@ -67,20 +67,21 @@ def forms() -> list[Damaged]:
         "ImageJ": tiff(MAP, imagej=True),
         "Deflate": tiff(MAP, compression="zlib"),
         "LZW": tiff(MAP, compression="lzw", predictor=3),
+        "ZSTD": tiff(MAP, compression="zstd"),
         "tiled": tiff(MAP, tile=(16, 16)),
         "BigTIFF": tiff(MAP, bigtiff=True),
         "float64": tiff(MAP.astype(np.float64)),
         "float16": tiff(MAP.astype(np.float16)),
         "uint8": tiff(GREY8),
+        "int16": tiff(GREY16.astype(np.int16)),
+        "RGB": tiff(RGB, photometric="rgb"),  # read as grey
     }
     colours = np.linspace(0, 65535, 3 * 256).astype(np.uint16).reshape(3, 256)
     refused = {
         "pages": tiff(np.stack([MAP] * 3), photometric="minisblack"),
         "palette": tiff(GREY8, photometric="palette", colormap=colours),
-        "RGB": tiff(RGB, photometric="rgb"),
         "planes": tiff(np.moveaxis(RGB, 2, 0), photometric="rgb", planarconfig="separate"),
         "inverted": tiff(MAP, photometric="miniswhite"),
-        "int16": tiff(GREY16.astype(np.int16)),
         "pixels in its header": _moved(tiff(MAP), 4),
     }
     return [Damaged(name, data, name in taken) for name, data in {**taken, **refused}.items()]
@@ -149,10 +150,11 @@ def _damaged(count: int) -> list[Damaged]:
 
 
 def damaged_images(folder: Path, full: bool) -> Tally:
-    """Read damaged TIFFs of 20 kinds: each is a finite image or an ImageError that begins with its path."""
+    """Read damaged TIFFs of 21 kinds: each is a finite image or an ImageError that begins with its path."""
     files = _damaged(MUTATED if full else FAST_MUTATED)
     _warm(folder)
-    paths = [folder / f"{number:05d}.tiff" for number in range(len(files))]
+    ends = [AS_GREY if file.form in ("RGB", "planes") else "" for file in files]
+    paths = [folder / f"{number:05d}{end}.tiff" for number, end in enumerate(ends)]
     for path, file in zip(paths, files, strict=True):
         path.write_bytes(file.data)
     tally, (came, end) = Tally(), read_apart(folder)
@@ -193,7 +195,9 @@ def _is_stored(path: Path, digest: str) -> bool:
     try:
         with mock.patch.object(logging.getLogger("tifffile"), "disabled", True):
             image = tifffile.imread(path, key=0)
-            scale = np.iinfo(image.dtype).max if image.dtype.kind == "u" else 1
+            scale = np.iinfo(image.dtype).max if image.dtype.kind in "ui" else 1
+            if image.ndim == 3:
+                image = image.astype(np.float64) @ [299, 587, 114] / 1000
             return pixels_digest(image.astype(np.float32) / np.float32(scale)) == digest
     except Exception:  # tags that we do not need may be as damaged as they like
         return True
@@ -253,9 +257,11 @@ def bomb_files() -> list[tuple[str, bytes, str]]:
         ("tiff", _tiff_of_one_strip(HUGE, rows=15), huge),
         ("png", png_of(HUGE, HUGE, zlib.compress(b"\0")), huge),
         ("png", png_of(*SHAPE, _zeros(8192)), "do not inflate to the 2976 bytes"),
+        ("rgb.png", png_of(*SHAPE, _zeros(8192), colour=2), "do not inflate to the 8866 bytes"),
         ("png", png_of(HUGE, HUGE, empty, before=text), huge),
         ("tiff", _inflating_tiff(*STRIP), "damaged or cut short"),
         ("tiff", _inflating_tiff(*TILE), "decodes"),
+        ("rgb.tiff", _inflating_tiff(*STRIP, (262, 2), (277, 3)), "damaged or cut short"),
         ("tiff", b"II*\0" + struct.pack("<I", pages[0]) + loop, "in a loop"),
         ("tiff", tiff(MAP), f"{HOLLOW} bytes, expected 1 to"),
     ]

@@ -33,7 +33,7 @@ from dinomaly_hd.config.presets import (
     preset_run,
     with_parts,
 )
-from dinomaly_hd.config.run import RunConfig
+from dinomaly_hd.config.run import FOUND_DOMAINS, SIMULATED, RunConfig
 from dinomaly_hd.config.variants import ABLATION, CONFIG_SETS, VARIANTS, WITH_TOPK, bare_grid
 from dinomaly_hd.errors import ConfigError, nearest
 from dinomaly_hd.names import has_hidden, shown
@@ -183,7 +183,7 @@ MEMBERS = {"maps_per_group": "2"}
 """What a comparison has differently from a run by itself: it draws fewer anomaly maps of each member."""
 FIXED_IN_COMPARISONS = (
     *("preset", "seed", "class_token"),
-    *("data_root", "simulate_size", "simulate_seed", "domains", "conditions"),
+    *("data_root", "simulate_size", "simulate_seed", "domains", "conditions", "grey"),
 )
 
 
@@ -256,6 +256,8 @@ def _resolve(model: ModelConfig, values: Mapping[str, str], *, name: str) -> Run
     """Return a model's run under its preset; ``auto`` leaves what the preset says."""
     chosen: dict[str, Any] = {key: value for key, value in values.items() if value != AUTO}
     chosen["preset"] = preset_name(chosen.get("preset", AUTO))
+    if chosen.get("data_root", SIMULATED) != SIMULATED:
+        chosen.setdefault("domains", FOUND_DOMAINS)
     run = preset_run(chosen["preset"], with_parts(model, chosen))
     known = described(run)
     for key in chosen:

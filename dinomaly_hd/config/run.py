@@ -31,6 +31,7 @@ SCHEMA_VERSION = 3
 SIMULATED = "simulated"
 NO_ENCODER: Literal["none"] = "none"
 ALL_DOMAINS = "all"
+FOUND_DOMAINS = "auto"
 NO_START = "none"
 HELD_OUT: Literal["held_out"] = "held_out"
 SOURCE_TEST: Literal["source_test"] = "source_test"
@@ -41,7 +42,7 @@ WITHOUT_EFFECT = (
 
 What a fine-tuning starts from counts by its content, not by its name (``experiments.checks``).
 """
-ADDED = (("scaling", "none"), ("position_radius", "full"))
+ADDED = (("scaling", "none"), ("position_radius", "full"), ("grey", False))
 """Values that say what was always so: without them, digests of runs from before they could be said hold."""
 AFTER_TRAINING = (
     *("row_context", "border", "aux_score_weight", "map_size", "eval_batch_size", "stop_step"),
@@ -98,14 +99,24 @@ class EncoderConfig(Frozen):
 
 
 class DataConfig(Frozen):
-    """Where the maps come from. ``data_root=simulated`` writes and uses the embedded data set."""
+    """Where the maps come from. ``data_root=simulated`` writes and uses the embedded data set.
 
-    data_root: Line = doc(SIMULATED, "folder with domain_A/train/good ..., or simulated")
+    ``domains=auto`` are those that the data root holds; of a root that was given it is the default, and a run
+    has replaced it by their names before anything depends on it.
+    """
+
+    data_root: Line = doc(
+        SIMULATED,
+        "folder with domain_A/train/good ..., or with train/good ... itself, or a CSV file path,label,split "
+        "(also domain,condition,mask), or simulated",
+    )
     simulate_size: Literal["tiny", "quick", "full"] = doc(
         "full", "images train/good/fault a domain: tiny 8/4/4, quick 100/100/100, full 1000/1000/1000"
     )
     simulate_seed: Count = doc(0, "seed of the simulated data; the same seed and size give the same bytes")
-    domains: Line = doc("A,B,C,D", "comma-separated, e.g. A,B,C,D or folder names")
+    domains: Line = doc(
+        "A,B,C,D", "comma-separated, e.g. A,B,C,D or folder names; a data_root without these four: all it has"
+    )
     train_domains: Line = doc(
         ALL_DOMAINS, "all, or those of domains that are trained on; others are only tested"
     )
@@ -115,6 +126,7 @@ class DataConfig(Frozen):
     val_split_ratio: float = doc(
         0.1, "share of train normals held out, for thresholds and val/loss", ge=0, lt=1
     )
+    grey: bool = doc(False, "turn RGB pictures grey, else they are refused")
     num_workers: Count = doc(0, "processes that read images; changes no result")
 
     @property

@@ -52,7 +52,7 @@ class ImageStore(Dataset[npt.NDArray[np.float32]]):
         if hashlib.sha256(data).hexdigest() != record.digest:
             name = printable(record.path)
             raise ImageError(f"{name}: changed since this run was set up; start the run again")
-        image = decode_image(data, name=record.path).image
+        image = decode_image(data, name=record.path, grey=self.manifest.grey).image
         if len(self._kept) < self._room:
             self._kept[position] = image
         return image.copy()
@@ -211,9 +211,6 @@ class TrainingSet(Dataset[Batch]):
 
     def __len__(self) -> int:
         return len(self.positions)
-
-    def __getitem__(self, item: int) -> Batch:
-        return self.__getitems__([item])
 
     def __getitems__(self, items: Sequence[int]) -> Batch:
         positions = self.positions[list(items)]

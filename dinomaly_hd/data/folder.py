@@ -12,16 +12,21 @@ from torch import Tensor
 
 from dinomaly_hd.data.hdmap import Manifest
 from dinomaly_hd.data.images import DECODERS, Form, decode_image, printable, read_file
-from dinomaly_hd.data.tree import GROUND_TRUTH, ImageRecord, leads_out
+from dinomaly_hd.data.rows import ImageRecord
+from dinomaly_hd.data.tree import GROUND_TRUTH
 from dinomaly_hd.errors import ImageError
 from dinomaly_hd.names import refusal_of
 
 MOST_TEXTURES = 2000
-UNKNOWN = ""  # split, domain and condition where a folder says nothing; label 0 means nothing either
 
 
 def load_folder(
-    source: Path, *, shape: tuple[int, int], dtype: str, tick: Callable[[], None] = lambda: None
+    source: Path,
+    *,
+    shape: tuple[int, int],
+    dtype: str,
+    grey: bool = False,
+    tick: Callable[[], None] = lambda: None,
 ) -> Manifest:
     """Read and check every image of a folder (or one image) once, in the order of their paths' bytes.
 
@@ -39,11 +44,10 @@ def load_folder(
         if reason := refusal_of(name):
             raise ImageError(f"{printable(name)}: {reason}")
         data = read_file(root / name, name=name)
-        check_form(decode_image(data, name=name).form, name=name, shape=shape, dtype=dtype)
-        digest = hashlib.sha256(data).hexdigest()
-        records.append(ImageRecord(name, UNKNOWN, UNKNOWN, 0, UNKNOWN, digest))
+        check_form(decode_image(data, name=name, grey=grey).form, name=name, shape=shape, dtype=dtype)
+        # A folder says nothing of domain, split and label.
+        records.append(ImageRecord(name, "", "", 0, digest=hashlib.sha256(data).hexdigest()))
         tick()
-    listed = "\n".join(f"{record.digest} {record.path}" for record in records)
     return Manifest(
         root=root,
         domains=(),
@@ -51,8 +55,9 @@ def load_folder(
         shape=shape,
         dtype=dtype,
         condition_rule="one condition",
-        digest=hashlib.sha256(listed.encode()).hexdigest(),
+        digest="",
         warnings=(),
+        grey=grey,
     )
 
 
@@ -65,24 +70,24 @@ def check_form(form: Form, *, name: str, shape: tuple[int, int], dtype: str) -> 
 def image_names(folder: Path) -> list[str]:
     """Return the images below a folder, hidden names and ``ground_truth`` left out, in their bytes' order.
 
-    Refuses a folder that cannot be read, and an image that is a link out of the folder.
+    Links are followed, a folder that was seen already is not read again: loops end. Refuses a folder that
+    cannot be read.
     """
-    resolved = folder.resolve()
 
     def refuse(error: OSError) -> None:
         raise ImageError(f"{printable(str(error.filename))}: cannot be read: {error.strerror}") from error
 
-    names = []
-    for place, subfolders, files in os.walk(folder, onerror=refuse):
-        subfolders[:] = [name for name in subfolders if name[0] != "." and name != GROUND_TRUTH]
-        for file in files:
-            if file[0] == "." or Path(file).suffix.lower() not in DECODERS:
-                continue
-            path = Path(place, file)
-            name = path.relative_to(folder).as_posix()
-            if leads_out(resolved, path):
-                raise ImageError(f"{printable(name)}: a link leads out of {printable(str(folder))}")
-            names.append(name)
+    names: list[str] = []
+    seen: set[tuple[int, int]] = set()
+    for place, subfolders, files in os.walk(folder, onerror=refuse, followlinks=True):
+        status = os.stat(place)
+        if (status.st_dev, status.st_ino) in seen:
+            subfolders.clear()
+            continue
+        seen.add((status.st_dev, status.st_ino))
+        subfolders[:] = sorted(name for name in subfolders if name[0] != "." and name != GROUND_TRUTH)
+        images = [file for file in files if file[0] != "." and Path(file).suffix.lower() in DECODERS]
+        names += [Path(place, file).relative_to(folder).as_posix() for file in images]
     return sorted(names, key=os.fsencode)
 
 
@@ -94,7 +99,7 @@ class TextureStack(NamedTuple):
 
 
 def read_textures(
-    folder: Path, *, size: tuple[int, int], tick: Callable[[], None] = lambda: None
+    folder: Path, *, size: tuple[int, int], grey: bool = False, tick: Callable[[], None] = lambda: None
 ) -> TextureStack:
     """Read every image below a folder, of any shape and number type, resized to ``size`` (rows, columns)."""
     names = image_names(folder) if os.path.isdir(folder) else []
@@ -107,7 +112,7 @@ def read_textures(
     for name in names:
         data = read_file(folder / name, name=name)
         total.update(hashlib.sha256(data).digest())
-        image_11HW = torch.from_numpy(decode_image(data, name=name).image)[None, None]
+        image_11HW = torch.from_numpy(decode_image(data, name=name, grey=grey).image)[None, None]
         textures.append(
             F.interpolate(image_11HW, size=size, mode="bilinear", align_corners=False, antialias=True)[0, 0]
         )

@@ -1,9 +1,10 @@
-"""HDMAP's folders as one checked, ordered, digested list of images (spec hdmap 1), and its hold-out."""
+"""A data root as one checked, ordered, digested list of images (spec hdmap 1), and its hold-out."""
 
 import hashlib
 import json
 import math
 import os
+import re
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
@@ -14,17 +15,13 @@ import numpy as np
 import numpy.typing as npt
 
 from dinomaly_hd.data.images import FORMAT_NAMES, SCALES, Form, decode_image, printable, read_file
-from dinomaly_hd.data.tree import (
-    GROUND_TRUTH,
-    ConditionRule,
-    ImageRecord,
-    assign_conditions,
-    leads_out,
-    survey,
-)
+from dinomaly_hd.data.rows import ImageRecord
+from dinomaly_hd.data.tree import ConditionRule, assign_conditions, survey
 from dinomaly_hd.errors import ConfigError, DataError, ImageError, LayoutError
 
 FAULTS_SHOWN = 20
+EXAMPLES = 3  # of one cause; more are counted
+KINDS = ("good", "fault")  # by label
 Indices = npt.NDArray[np.int64]
 
 
@@ -32,8 +29,9 @@ Indices = npt.NDArray[np.int64]
 class Manifest:
     """All images of a run in fixed order: domains as given; in each train good, test good, test fault.
 
-    ``shape`` is (H, W) and ``dtype`` the stored number type ("float32", "uint16"), one for all images.
-    ``digest`` covers paths, bytes, labels and conditions, not where the root lies.
+    ``shape`` is (H, W) and ``dtype`` the stored number type ("float32", "uint16"), one for all images;
+    ``grey`` says that RGB is read as grey. ``digest`` covers paths, bytes, labels, kinds of defects and
+    conditions, not where the root lies.
     """
 
     root: Path
@@ -44,6 +42,7 @@ class Manifest:
     condition_rule: str
     digest: str
     warnings: tuple[str, ...]
+    grey: bool = False
 
     def path(self, position: int) -> Path:
         """Return the file of one record."""
@@ -63,7 +62,7 @@ class Manifest:
         """Return domain -> {"train/good", "test/good", "test/fault"} -> number of images."""
         table: dict[str, Counter[str]] = {domain: Counter() for domain in self.domains}
         for record in self.records:
-            table[record.domain][f"{record.split}/{('good', 'fault')[record.label]}"] += 1
+            table[record.domain][f"{record.split}/{KINDS[record.label]}"] += 1
         return {domain: dict(counts) for domain, counts in table.items()}
 
 
@@ -72,16 +71,17 @@ def load_manifest(
     *,
     domains: Sequence[str],
     conditions: ConditionRule,
+    grey: bool = False,
     tick: Callable[[], None] = lambda: None,
 ) -> Manifest:
     """Read and check every image of the domains, and every mask of a fault, and return their manifest.
 
-    ``domains`` are folder names, or what follows ``domain_`` in them ("C"), in the order wanted; ``tick`` is
-    called after each image.
+    ``domains`` are folder names, or what follows ``domain_`` in them ("C"), in the order wanted; ("auto",)
+    are all that there are. ``tick`` is called after each image.
 
     Raises:
         ImageError: One image is bad and nothing else is.
-        LayoutError: Anything else; lists every fault of the tree, the first 20 and the number of all.
+        LayoutError: Anything else; lists every cause with its count, the first 20.
     """
     tree = survey(root, domains=domains)
     if not tree.entries:
@@ -91,9 +91,11 @@ def load_manifest(
     bad: list[DataError] = []
     for record in tree.entries:
         try:
-            digest, form = _read(tree.root / record.path, name=record.path)
-            if record.label:
-                _check_mask(tree.root, record.path, form.shape)
+            digest, form = _read(tree.root, record.path, grey=grey)
+            mask = _read(tree.root, record.mask, grey=grey)[1] if record.label and record.mask else form
+            if mask.shape != form.shape:  # no evaluation could use it, hours later
+                sides = [f"{height} x {width}" for height, width in (mask.shape, form.shape)]
+                raise ImageError(f"{printable(record.mask)}: {sides[0]}, its image is {sides[1]}")
         except DataError as error:
             bad.append(error)
         else:
@@ -114,35 +116,13 @@ def load_manifest(
         condition_rule=assigned.rule,
         digest=_digest(records),
         warnings=tuple(_warnings(records, form.dtype)),
+        grey=grey,
     )
 
 
-def ground_truth_path(root: Path, image: str) -> Path | None:
-    """Return an image's mask, ``ground_truth/{image}`` in the root, or None; a link out of it is refused."""
-    name = f"{GROUND_TRUTH}/{image}"
-    path = root / name
-    if not os.path.lexists(path):
-        return None
-    if leads_out(root, path):
-        raise LayoutError(f"{printable(name)}: a link that leads out of the data root; copy the file instead")
-    return path
-
-
-def _check_mask(root: Path, image: str, shape: tuple[int, int]) -> None:
-    """Refuse a fault's mask that the evaluation could not use, hours later."""
-    path = ground_truth_path(root, image)
-    if path is None:
-        return
-    name = str(path.relative_to(root))
-    _, mask = _read(path, name=name)
-    if mask.shape != shape:
-        sides = " x ".join(map(str, mask.shape))
-        raise ImageError(f"{printable(name)}: {sides}, its image is {shape[0]} x {shape[1]}")
-
-
-def _read(path: Path, *, name: str) -> tuple[str, Form]:
-    data = read_file(path, name=name)
-    return hashlib.sha256(data).hexdigest(), decode_image(data, name=name).form
+def _read(root: Path, name: str, *, grey: bool) -> tuple[str, Form]:
+    data = read_file(root / name, name=name)
+    return hashlib.sha256(data).hexdigest(), decode_image(data, name=name, grey=grey).form
 
 
 def _mixtures(read: Sequence[tuple[ImageRecord, Form]]) -> Iterator[str]:
@@ -160,24 +140,45 @@ def _mixtures(read: Sequence[tuple[ImageRecord, Form]]) -> Iterator[str]:
                 f"{value} ({len(paths)} of {len(read)} files, first {paths[0]})"
                 for value, paths in groups.items()
             ]
-            yield f"mixed {what}: {', '.join(parts)}; expected one for the whole set"
+            yield f"mixed {what}: {', '.join(parts)}; expected one for the whole set: choose fewer domains"
 
 
 def _layout_error(root: Path, faults: Sequence[str]) -> LayoutError:
-    name = printable(str(root))
-    if len(faults) == 1:
-        return LayoutError(f"{name}: {faults[0]}")
-    lines = [f"{name}: {len(faults)} faults", *faults[:FAULTS_SHOWN]]
-    if len(faults) > FAULTS_SHOWN:
-        lines.append(f"... and {len(faults) - FAULTS_SHOWN} more")
+    name, causes = printable(str(root)), list(_by_cause(faults))
+    if len(causes) == 1:
+        return LayoutError(f"{name}: {causes[0]}")
+    lines = [f"{name}: {len(faults)} faults", *causes[:FAULTS_SHOWN]]
+    if len(causes) > FAULTS_SHOWN:
+        lines.append(f"... and {len(causes) - FAULTS_SHOWN} more")
     return LayoutError("\n  ".join(lines))
+
+
+def _by_cause(faults: Sequence[str]) -> Iterator[str]:
+    """Yield the lines, those of one cause together, and as one line where there are more than three.
+
+    Of one cause are those that say the same but for the place before the first colon, numbers and names.
+    """
+    groups = defaultdict[str, list[str]](list)
+    for fault in faults:
+        place, _, reason = fault.partition(": ")
+        alone = not reason or "'" in place
+        groups[fault if alone else re.sub(r"'[^']*'|\S*/\S*|\d+", "*", reason)].append(fault)
+    for own in groups.values():
+        if len(own) <= EXAMPLES:
+            yield from own
+        else:
+            places = ", ".join(fault.partition(": ")[0] for fault in own[:EXAMPLES])
+            yield f"{len(own)} times: {own[0].partition(': ')[2]} ({places}, ...)"
 
 
 def _digest(records: Sequence[ImageRecord]) -> str:
     total = hashlib.sha256()
     for record in sorted(records, key=lambda record: os.fsencode(record.path)):
-        line = json.dumps([os.fsencode(record.path).decode(), record.digest, record.label, record.condition])
-        total.update(f"{line}\n".encode())
+        content = [os.fsencode(record.path).decode(), record.digest, record.label, record.condition]
+        place = f"{record.domain}/{record.split}/{record.defect}/"
+        if not record.path.startswith(place) or record.defect != KINDS[record.label]:
+            content += [record.domain, record.split, record.defect]  # what HDMAP's paths say themselves
+        total.update(f"{json.dumps(content)}\n".encode())
     return total.hexdigest()
 
 
@@ -187,6 +188,11 @@ def _warnings(records: Sequence[ImageRecord], dtype: str) -> Iterator[str]:
     if dtype in SCALES:
         divided = f"{FORMAT_NAMES[dtype]}: values are divided by {SCALES[dtype]:.0f}"
         yield f"{divided} and cannot lie above 1: faults brighter than training are cut; use float32 TIFF"
+    for domain in dict.fromkeys(record.domain for record in records):
+        there = {record.label for record in records if (record.domain, record.split) == (domain, "test")}
+        if lacking := [f"no {kind}" for label, kind in enumerate(KINDS) if label not in there]:
+            lacks = f"{printable(domain)}: {' and '.join(lacking)} images to test on"
+            yield f"{lacks}; AUROC and what else needs both kinds cannot be had there"
     trained = {record.digest for record in records if record.split == "train"}
     tested = [record for record in records if record.split == "test"]
     leaked = [record.path for record in tested if record.digest in trained]

@@ -10,6 +10,7 @@ import os
 import stat
 import struct
 import zlib
+from collections.abc import Collection
 from io import BytesIO
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -26,9 +27,10 @@ MAX_PIXELS = 2**22
 MAX_COUNTED = 1000  # pages or PNG chunks that are followed before a file is refused
 MAX_FILE_BYTES = 4 * MAX_PIXELS + 2**20  # the largest float32 image and a mebibyte of metadata
 MAX_DECODED_BYTES = 8 * MAX_PIXELS  # of all strips or tiles, padding included
-SCALES = {"uint8": 255.0, "uint16": 65535.0, "uint32": 4294967295.0}  # the stored value that becomes 1.0
+_WHOLE = ("uint8", "uint16", "uint32", "int8", "int16", "int32")
+SCALES = {dtype: float(np.iinfo(dtype).max) for dtype in _WHOLE}  # the stored value that becomes 1.0
 FORMAT_NAMES = {
-    **{dtype: f"{dtype} TIFF" for dtype in ("float32", "float64", "float16", "uint32")},
+    **{dtype: f"{dtype} TIFF" for dtype in ("float32", "float64", "float16", *_WHOLE)},
     "uint8": "8-bit PNG or TIFF",
     "uint16": "16-bit PNG or TIFF",
 }
@@ -77,26 +79,26 @@ def read_file(path: Path, *, name: str | None = None, limit: int = MAX_FILE_BYTE
     return data
 
 
-def read_image(path: Path, *, name: str | None = None) -> npt.NDArray[np.float32]:
-    """Return one image as float32 (H, W), never clipped; errors begin with ``name`` (default the path).
+def read_image(path: Path, *, grey: bool = False) -> npt.NDArray[np.float32]:
+    """Return one image as ``decode_image`` does; errors begin with the path."""
+    return decode_image(read_file(path), name=str(path), grey=grey).image
+
+
+def decode_image(data: bytes, *, name: str, grey: bool = False) -> Decoded:
+    """Return an image as float32 (H, W), never clipped; the extension of ``name`` decides the format.
 
     Accepted are one page, one grey channel, sides up to 4096 and 2^22 pixels in all: TIFFs of finite floats,
-    whose values stay, and TIFFs or PNGs of unsigned whole numbers, divided by their type's largest (spec
-    hdmap 1, reliability 6-8).
+    whose values stay, and TIFFs or PNGs of whole numbers, divided by their type's largest (spec hdmap 1,
+    reliability 6-8). With ``grey`` also RGB, of which the luma is taken.
     """
-    name = name or str(path)
-    return decode_image(read_file(path, name=name), name=name).image
-
-
-def decode_image(data: bytes, *, name: str) -> Decoded:
-    """Decode an image from its bytes; ``name`` decides the format by its extension."""
     try:
         decode = DECODERS.get(Path(name).suffix.lower())
         if decode is None:
             raise ImageError(f"unknown extension, expected one of {', '.join(DECODERS)}")
-        stored = decode(data)
+        stored = decode(data, grey)
         with np.errstate(all="ignore"):  # what float32 cannot hold becomes infinite, and is refused
-            image = stored.astype(np.float32, copy=False)
+            luma = stored if stored.ndim == 2 else stored.astype(np.float64) @ _LUMA / _LUMA.sum()
+            image = luma.astype(np.float32, copy=False)
         if stored.dtype.name in SCALES:
             image = image / np.float32(SCALES[stored.dtype.name])
         finite = np.isfinite(image)
@@ -124,6 +126,9 @@ def _check_size(height: int, width: int, *, pages: int) -> None:
         )
 
 
+_LUMA = np.array([299.0, 587.0, 114.0])  # ITU-R BT.601, as Pillow and OpenCV have it; whole, so grey stays
+_GREY_HINT = "; grey=true turns RGB grey"
+
 _LAYOUTS = {
     b"II*\0": tifffile.TIFF.CLASSIC_LE,
     b"MM\0*": tifffile.TIFF.CLASSIC_BE,
@@ -132,23 +137,27 @@ _LAYOUTS = {
 }
 # Sides, number type, coding, places of strips and tiles. Tags that say more do not matter to a grey image.
 _TAGS = frozenset({256, 257, 258, 259, 262, 266, 273, 274, 277, 278, 279, 317, 322, 323, 324, 325, 339})
+_PLANES = 284  # matters where there are several channels
 _INTEGERS = frozenset({3, 4, 16})
 _MOST_VALUES = 2**14  # of one tag: the places of 16 x 16 tiles
 _KINDS = {1: "uint", 2: "int", 3: "float", 6: "complex"}
-# At 1, which is also their default, larger values are brighter, bits in order, and the image upright.
-_PLAIN = {262: "photometric", 266: "fill order", 274: "orientation"}
-_PREDICTORS = {1: (1,), 5: (1, 2, 3), 8: (1, 2, 3), 32773: (1,), 32946: (1, 2, 3)}  # by compression
+# At 1, which is also their default, larger values are brighter, bits in order, the image upright, channels
+# together.
+_PLAIN = {262: "photometric", 266: "fill order", 274: "orientation", _PLANES: "planar configuration"}
+_RGB = 2  # the photometric of three channels
+# By compression. LZMA is not among them: its header says how much memory decoding takes.
+_PREDICTORS = {1: (1,), 5: (1, 2, 3), 8: (1, 2, 3), 32773: (1,), 32946: (1, 2, 3), 50000: (1, 2, 3)}
 _WRITE_TIFF = "write it with tifffile.imwrite(path, image.astype('float32'))"
 
 
-def _read_tiff(data: bytes) -> npt.NDArray[Any]:
+def _read_tiff(data: bytes, grey: bool) -> npt.NDArray[Any]:
     layout = _LAYOUTS.get(data[:4])
     if layout is None:
         raise ImageError(f"not a TIFF (begins with {data[:4]!r}): {_WRITE_TIFF}")
     size = layout.offsetsize
     (first,) = struct.unpack_from(layout.offsetformat, data, size)
     pages = _count_pages(data, layout, first)
-    tags = _known_tags(data, layout, first)
+    tags = _known_tags(data, layout, first, known=_TAGS | {_PLANES} if grey else _TAGS)
     # A file of one page and the known tags: no description, no maker's tag, no second page is looked at.
     start, own_page = struct.pack(layout.offsetformat, len(data)), struct.pack(layout.tagnoformat, len(tags))
     plain = b"".join([data[:size], start, data[2 * size :], own_page, *tags.values(), bytes(size)])
@@ -156,8 +165,9 @@ def _read_tiff(data: bytes) -> npt.NDArray[Any]:
         page = file.pages.first
         if len(page.tags) != len(tags) or not {256, 257} <= tags.keys():
             raise ImageError("TIFF without width or height, or with tags that lie outside of the file")
-        if page.samplesperpixel != 1:
-            raise ImageError(f"{page.samplesperpixel} channels, expected 1 (grey)")
+        if page.samplesperpixel not in ((1, 3) if grey else (1,)):
+            hint = "" if grey or page.samplesperpixel != 3 else _GREY_HINT
+            raise ImageError(f"{page.samplesperpixel} channels, expected 1 (grey){hint}")
         _check_size(page.imagelength, page.imagewidth, pages=pages)
         _check_coding(page)
         _check_places(page, file_bytes=len(data))
@@ -176,14 +186,14 @@ def _count_pages(data: bytes, layout: Any, offset: int) -> int:
     return len(seen)
 
 
-def _known_tags(data: bytes, layout: Any, page: int) -> dict[int, bytes]:
+def _known_tags(data: bytes, layout: Any, page: int, *, known: Collection[int]) -> dict[int, bytes]:
     """Return the tags of a page that matter, as they are stored; tifffile skips those that are damaged."""
     (count,) = struct.unpack_from(layout.tagnoformat, data, page)
     tags: dict[int, bytes] = {}
     for number in range(min(count, 2**16)):
         start = page + layout.tagnosize + number * layout.tagsize
         code, kind, values, _ = struct.unpack_from(layout.tagheaderformat, data, start)
-        if code not in _TAGS:
+        if code not in known:
             continue
         if code in tags or kind not in _INTEGERS or not 0 < values <= _MOST_VALUES:
             raise ImageError(f"TIFF tag {code} is malformed (type {kind}, {values} values, or given twice)")
@@ -197,11 +207,12 @@ def _check_coding(page: Any) -> None:
         others = ", ".join(name for name in FORMAT_NAMES if name != "float32")
         raise ImageError(f"{dtype} TIFF, expected float32 ({others}): {_WRITE_TIFF}")
     for code, name in _PLAIN.items():
-        if (value := page.tags.valueof(code, default=1)) != 1:
-            raise ImageError(f"TIFF {name} is {int(value)}, expected 1: {_WRITE_TIFF}")
+        wanted = _RGB if code == 262 and page.samplesperpixel == 3 else 1
+        if (value := page.tags.valueof(code, default=1)) != wanted:
+            raise ImageError(f"TIFF {name} is {int(value)}, expected {wanted}: {_WRITE_TIFF}")
     if page.predictor not in _PREDICTORS.get(page.compression, ()):
         coding = f"compression is {int(page.compression)} with predictor {int(page.predictor)}"
-        raise ImageError(f"TIFF {coding}, expected none, LZW, Deflate or PackBits: {_WRITE_TIFF}")
+        raise ImageError(f"TIFF {coding}, expected none, LZW, Deflate, PackBits or ZSTD: {_WRITE_TIFF}")
 
 
 def _check_places(page: Any, *, file_bytes: int) -> None:
@@ -210,7 +221,7 @@ def _check_places(page: Any, *, file_bytes: int) -> None:
     rows, columns = (page.tilelength, page.tilewidth) if page.is_tiled else (page.rowsperstrip, width)
     count = math.ceil(height / rows) * math.ceil(width / columns)
     pixels = count * rows * columns if page.is_tiled else height * width
-    decoded = pixels * page.dtype.itemsize
+    decoded = pixels * page.dtype.itemsize * page.samplesperpixel
     whole = len(offsets) == len(sizes) == count and min(sizes) > 0
     if not whole or (page.compression == 1 and sum(sizes) != decoded):
         raise ImageError(f"TIFF strips or tiles do not hold {height} x {width} {page.dtype} values")
@@ -224,9 +235,10 @@ def _check_places(page: Any, *, file_bytes: int) -> None:
 
 _PNG_START = b"\x89PNG\r\n\x1a\n"
 _COLOURS = {0: "grey", 2: "RGB", 3: "palette", 4: "grey and alpha", 6: "RGB and alpha"}
+_CHANNELS = {0: 1, 2: 3, 6: 4}  # of what may be read
 
 
-def _read_png(data: bytes) -> npt.NDArray[Any]:
+def _read_png(data: bytes, grey: bool) -> npt.NDArray[Any]:
     if not data.startswith(_PNG_START):
         raise ImageError(f"not a PNG (begins with {data[:4]!r})")
     if data[8:16] != b"\0\0\0\rIHDR":
@@ -236,11 +248,14 @@ def _read_png(data: bytes) -> npt.NDArray[Any]:
     frames = next((struct.unpack_from(">I", chunk, 8)[0] for what, chunk in chunks if what == b"acTL"), 1)
     _check_size(height, width, pages=frames)
     transparent = " with a transparent value" if any(what == b"tRNS" for what, _ in chunks) else ""
-    if colour != 0 or bits not in (8, 16) or transparent or coding != [0, 0, 0]:
+    # Pillow would cut RGB of 16 bits to 8.
+    readable = bits in (8, 16) if colour == 0 else grey and bits == 8 and colour in _CHANNELS
+    if not readable or transparent or coding != [0, 0, 0]:
         found = f"{bits}-bit {_COLOURS.get(colour, colour)} PNG{transparent}, coded {coding}"
-        raise ImageError(f"{found}, expected plain 8- or 16-bit grey, coded [0, 0, 0]")
+        hint = _GREY_HINT if colour in _CHANNELS and bits == 8 and not grey else ""
+        raise ImageError(f"{found}, expected plain 8- or 16-bit grey, coded [0, 0, 0]{hint}")
     stream = b"".join(chunk[8:-4] for what, chunk in chunks if what == b"IDAT")
-    expected = height * (1 + width * bits // 8)
+    expected = height * (1 + width * _CHANNELS[colour] * bits // 8)
     inflater = zlib.decompressobj()
     # Pillow shows rows that are missing as zeros and ignores what is too much; neither is an image.
     if len(inflater.decompress(stream, expected + 1)) != expected or not inflater.eof:
@@ -248,7 +263,10 @@ def _read_png(data: bytes) -> npt.NDArray[Any]:
     # No text, colour profile or animation is looked at.
     plain = [chunk for what, chunk in chunks if what in (b"IHDR", b"IDAT", b"IEND")]
     with Image.open(BytesIO(b"".join([_PNG_START, *plain])), formats=["PNG"]) as picture:
-        return np.asarray(picture)
+        pixels = np.asarray(picture)
+    if colour == 6 and pixels[..., 3].min() < 255:
+        raise ImageError("PNG with transparent pixels, which have no grey value")
+    return pixels[..., :3] if pixels.ndim == 3 else pixels
 
 
 def _png_chunks(data: bytes) -> list[tuple[bytes, memoryview]]:

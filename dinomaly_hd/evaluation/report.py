@@ -8,6 +8,7 @@ import base64
 import re
 from collections.abc import Iterator, Mapping
 from pathlib import Path
+from textwrap import wrap
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -29,8 +30,14 @@ from dinomaly_hd.files import publish, publish_text
 from dinomaly_hd.names import as_markdown, listed
 from dinomaly_hd.trivial import PREFIX, ROW_EVIDENCE, ROW_FILTER, SCAN
 
-NAME_WIDTH, SHOWN_PLACES = 14, 4
-TOOTH_RIGHT = "tooth right"
+NAME_WIDTH, WIDTH, SHOWN_PLACES = 14, 110, 4
+OF_MASKS = {"named_tooth": "tooth right", "pixel_auroc": "pixel AUROC", "aupro": "AUPRO"}
+"""What is measured where masks are known, and its column."""
+TOLD_OF_MASKS = {
+    "named_tooth": "Named tooth right (+- 1), %",
+    "pixel_auroc": "Pixel AUROC, %",
+    "aupro": "AUPRO up to FPR 30 %, %",
+}
 TRIVIAL_METRICS = ("auroc", "tpr_at_fpr_1pct")
 REFERENCES = tuple(name.removeprefix(PREFIX) for name in (ROW_FILTER, SCAN, ROW_EVIDENCE))
 TRANSFER = {
@@ -105,20 +112,45 @@ def detector_table(result: Mapping[str, Any]) -> pd.DataFrame:
     """A row a domain, then ``mean`` and ``pooled``; columns (condition or "", figure) of texts."""
     conditions = [name for name in result["overall_pooled_metrics"]["by_condition"] if name != ALL]
     rows: dict[str, dict[tuple[str, str], str]] = {}
-    pointed = any("named_tooth" in block for block in result["per_domain_metrics"].values())
+    masked = {
+        name: column
+        for name, column in OF_MASKS.items()
+        if any(name in block for block in result["per_domain_metrics"].values())
+    }
     for name, block in _blocks(result).items():
         counts = block.get("counts", {"good": "", "fault": ""})
         row = rows[name] = {("", kind): str(counts[kind]) for kind in ("good", "fault")}
         row["", "AUROC [95 %]"] = with_interval(block, "auroc")
         row["", "TPR@FPR 1 % [95 %]"] = with_interval(block, "tpr_at_fpr_1pct")
         row["", "TPR@FPR 5 %"] = percent(block["tpr_at_fpr_5pct"])
-        if pointed:
-            row["", TOOTH_RIGHT] = percent(block.get("named_tooth", NAN))
+        row |= {("", column): percent(block.get(metric, NAN)) for metric, column in masked.items()}
         for condition in conditions if len(conditions) > 1 else ():
             part = block["by_condition"][condition]
             row[condition, "AUROC"] = percent(part["auroc"])
             row[condition, "TPR 1 %"] = percent(part["tpr_at_fpr_1pct"])
     return pd.DataFrame.from_dict(rows, orient="index")
+
+
+def defect_table(result: Mapping[str, Any]) -> pd.DataFrame:
+    """A row a kind of defect, of the domains that have several: how it is told from the good images."""
+    rows = {
+        (domain, kind): {
+            "faults": str(own["fault"]),
+            "AUROC": percent(own["auroc"]),
+            "TPR@FPR 1 %": percent(own["tpr_at_fpr_1pct"]),
+        }
+        for domain, block in result["per_domain_metrics"].items()
+        for kind, own in block.get("by_defect", {}).items()
+    }
+    table = pd.DataFrame.from_dict(rows, orient="index")
+    return table.set_axis([f"{domain} {kind}" for domain, kind in rows]) if rows else table
+
+
+def missing_lines(result: Mapping[str, Any]) -> list[str]:
+    """Return which domains have no AUROC, and why."""
+    domains = result["per_domain_metrics"]
+    without = [name for name in result["mean_metrics"]["missing"].get("auroc", ()) if name in domains]
+    return [f"{name}: {domains[name]['reasons']['auroc']}" for name in without]
 
 
 def trivial_table(result: Mapping[str, Any]) -> pd.DataFrame:
@@ -137,11 +169,15 @@ def summary_lines(result: Mapping[str, Any]) -> list[str]:
     """Lay the result out as plain text of at most 110 columns; ``-`` is what cannot be had."""
     table = detector_table(result)
     conditions = table.columns.unique(0)[:3]  # "" and two
-    told_below = [("", "TPR@FPR 5 %"), ("", TOOTH_RIGHT)]
+    told_below = [("", column) for column in ("TPR@FPR 5 %", *OF_MASKS.values())]
     printed = _printed(table[list(conditions)].drop(columns=told_below, errors="ignore"))
+    kinds = defect_table(result)
     text = render(
         "summary.txt",
         result=result,
+        missing=missing_lines(result),
+        kinds=kinds.to_string().splitlines() if len(kinds) else [],
+        masked=mask_lines(result),
         table=[line for line in printed if line.strip()],  # where all is one condition, none is named
         references=[name for name in REFERENCES if name in result["trivial"]],
         trivial=_printed(trivial_table(result)),
@@ -149,8 +185,19 @@ def summary_lines(result: Mapping[str, Any]) -> list[str]:
     return text.splitlines()
 
 
+def mask_lines(result: Mapping[str, Any]) -> list[str]:
+    """Return what is measured on each domain whose masks are known."""
+    lines = []
+    for metric, what in TOLD_OF_MASKS.items():
+        shares = {name: own[metric] for name, own in result["per_domain_metrics"].items() if metric in own}
+        told = ", ".join(f"{_cut(name, NAME_WIDTH)} {percent(share)}" for name, share in shares.items())
+        lines += wrap(f"{what}: {told}", WIDTH, subsequent_indent="    ") if shares else []
+    return lines
+
+
 def results_markdown(result: Mapping[str, Any]) -> str:
-    return render("results.md", result=result, table=named_rows(detector_table(result)))
+    table, missing = named_rows(detector_table(result)), missing_lines(result)
+    return render("results.md", result=result, table=table, missing=missing)
 
 
 def resolution_lines(normals: Mapping[str, int]) -> list[str]:

@@ -7,7 +7,7 @@ A block of the result is everything measured on one set of images. A metric that
 entry under ``reasons``, and is left out of means.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -32,6 +32,7 @@ FIGURES = {name: name.removesuffix("pct") for name in WITH_INTERVAL}
 """Name here -> name of the metric in MLflow."""
 COUNTS, CALLS = Confusion._fields[:4], Confusion._fields[4:]
 PIXEL = ("pixel_auroc", "aupro", "named_tooth")
+BY_DEFECT = ("auroc", "tpr_at_fpr_1pct")
 NO_PIXELS = "needs faults with ground-truth masks, and normal pixels"
 
 Block = dict[str, Any]
@@ -44,12 +45,12 @@ class Evaluated(NamedTuple):
     draws_BR: FloatArray
 
 
-def check_table(table: pd.DataFrame) -> None:
+def check_table(table: pd.DataFrame, *, empty: bool = False) -> None:
     """Refuse a score table that cannot be evaluated, by the first path (and trivial column) at fault."""
     missing = [name for name in COLUMNS if name not in table.columns]
     if missing:
         raise DataError(f"score table: no column {', '.join(missing)}, expected {', '.join(COLUMNS)}")
-    if table.empty:
+    if table.empty and not empty:
         raise DataError("score table: no rows, expected one per test image")
     paths = [str(path) for path in table["path"]]
     wrong = np.flatnonzero(~np.isin(table["label"].to_numpy(), (0, 1)))
@@ -75,6 +76,7 @@ def evaluate(
     seed: int,
     draws: int = DRAWS,
     pixel: Mapping[str, Mapping[str, float]] | None = None,
+    untested: Sequence[str] = (),
 ) -> dict[str, Any]:
     """Evaluate every domain x condition, the mean over domains, the pooled images and the trivial scores.
 
@@ -82,10 +84,14 @@ def evaluate(
     the source's in a transfer). Precision, recall, F1, accuracy and ``optimal_threshold`` of a block belong
     to it; they are NaN with a reason for a domain without one. Pooled counts are the sum of the domains'
     counts, each at its own threshold. ``pixel`` holds the metrics of ``PIXEL`` of domains with ground-truth
-    masks. NaN stays a float here; the JSON writer turns it into null.
+    masks; ``untested`` are domains without test images, which have no figures. NaN stays a float here; the
+    JSON writer turns it into null.
+
+    A column ``defect`` holds the kind of each fault; where a domain has several, its block says under
+    ``by_defect`` how well each is told from the domain's good images.
     """
-    check_table(table)
-    domains, pixel = domain_names(table), pixel or {}
+    check_table(table, empty=bool(untested))
+    domains, pixel = [*domain_names(table), *untested], pixel or {}
     for domain in [*normal_thresholds, *pixel]:
         if domain not in domains:
             raise ConfigError(f"domain {domain!r} is not in the score table.{nearest(domain, domains)}")
@@ -94,6 +100,7 @@ def evaluate(
     evaluated = {domain: ranked(rows, "score", domain) for domain, rows in rows_of.items()}
     for domain, parts in evaluated.items():
         _add_thresholds(parts, rows_of[domain], normal_thresholds.get(domain))
+        parts[ALL].block.update(_by_defect(rows_of[domain]))
         for name, value in pixel.get(domain, {}).items():
             parts[ALL].block[name] = value
             if np.isnan(value):
@@ -195,6 +202,23 @@ def _ranked(
         }
         parts[condition] = Evaluated(block, draws_BR)
     return parts
+
+
+def _by_defect(rows: pd.DataFrame) -> Block:
+    """Return the figures of each kind of defect, nothing where there are not several."""
+    faults = rows[rows["label"] == 1]
+    kinds = sorted(faults["defect"].astype(str).unique()) if "defect" in rows else []
+    if len(kinds) < 2:
+        return {}
+    of_kind = {kind: rows[(rows["label"] == 0) | (rows["defect"].astype(str) == kind)] for kind in kinds}
+    found = {kind: rates(*score_and_label(own)) for kind, own in of_kind.items()}
+    counts = faults["defect"].astype(str).value_counts()
+    return {
+        "by_defect": {
+            kind: {"fault": int(counts[kind]), **{name: own[name] for name in BY_DEFECT}}
+            for kind, own in found.items()
+        }
+    }
 
 
 def _add_thresholds(parts: Mapping[str, Evaluated], rows: pd.DataFrame, normal: Threshold | None) -> None:

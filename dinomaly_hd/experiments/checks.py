@@ -14,6 +14,7 @@ from dinomaly_hd.config.families import SourceFaults
 from dinomaly_hd.config.run import (
     AFTER_TRAINING,
     ALL_DOMAINS,
+    FOUND_DOMAINS,
     HELD_OUT,
     NO_ENCODER,
     NO_START,
@@ -32,6 +33,7 @@ from dinomaly_hd.data.hdmap import Indices, Manifest, Split, hold_out, load_mani
 from dinomaly_hd.data.images import printable
 from dinomaly_hd.data.simulator import simulate
 from dinomaly_hd.data.tree import PREFIX as DOMAIN_PREFIX
+from dinomaly_hd.data.tree import domains_in, layout_of
 from dinomaly_hd.errors import CheckpointError, ConfigError, LayoutError
 from dinomaly_hd.files import file_digest
 from dinomaly_hd.models.build import check_model, texture_folder
@@ -149,6 +151,7 @@ def check(run: RunConfig, context: Context) -> Ready:
     if isinstance(run.encoder, EncoderConfig):
         check_weights(run.encoder, weights=weights)
     start = _start(run, context, encoder_digest=weights.digest)
+    run = with_found_domains(run)
     manifest = _manifest(run.data, context)
     sources = _source_folders(run.data, manifest)
     split = hold_out(manifest, ratio=run.data.val_split_ratio, seed=run.seed, train_domains=sources)
@@ -170,7 +173,7 @@ def check(run: RunConfig, context: Context) -> Ready:
     folder, textures = texture_folder(run), None
     if folder is not None and isinstance(run.encoder, ImageInput):
         size = preprocessing_of(run.encoder).input_size
-        textures = read_textures(folder, size=size, tick=context.guard.check)
+        textures = read_textures(folder, size=size, grey=run.data.grey, tick=context.guard.check)
     inputs = [manifest.digest, weights.digest]
     inputs += [file_digest(start if start.is_file() else start / WEIGHTS)] if start else []
     inputs += [textures.digest] if textures else []
@@ -178,7 +181,11 @@ def check(run: RunConfig, context: Context) -> Ready:
         "-".join([digest, *(text[:8] for text in inputs)])
         for digest in (run.digest(), run.digest(without=AFTER_TRAINING))
     ]
-    return Ready(run, weights, manifest, split, start, textures, *hashes)
+    ready = Ready(run, weights, manifest, split, start, textures, *hashes)
+    labels = {manifest.records[int(i)].label for i in ready.trained_on(manifest.indices(split="test"))}
+    if ready.chooses_by_test and len(labels) < 2:
+        raise ConfigError(f"validate_on={SOURCE_TEST} needs good and faulty test images; leave it out")
+    return ready
 
 
 def _source_folders(data: DataConfig, manifest: Manifest) -> list[str]:
@@ -192,8 +199,13 @@ def _manifest(data: DataConfig, context: Context) -> Manifest:
     named = (data.data_root, data.simulate_size, data.simulate_seed, data.conditions, data.domains)
     shown = " ".join(map(str, named))
     if shown not in kept:
-        root, tick = _root(data, context), context.guard.check
-        kept[shown] = load_manifest(root, domains=data.domain_names, conditions=data.conditions, tick=tick)
+        kept[shown] = load_manifest(
+            _root(data, context),
+            domains=data.domain_names,
+            conditions=data.conditions,
+            grey=data.grey,  # the same in all runs of a comparison
+            tick=context.guard.check,
+        )
         for warning in kept[shown].warnings:
             context.say(f"warning: {warning}")
     return kept[shown]
@@ -210,14 +222,27 @@ def _root(data: DataConfig, context: Context) -> Path:
         target = simulated_root(data, root=context.root)
         context.say(f"simulated data: {target}")
         return simulate(target, size=data.simulate_size, seed=data.simulate_seed, tick=context.guard.check)
+    return given_root(data)
+
+
+def given_root(data: DataConfig) -> Path:
     given = Path(data.data_root).expanduser()
-    if not os.path.isdir(given):  # False too for what is too long for a path
+    if not os.path.isdir(given) and layout_of(given) != "table":  # False too for what is too long for a path
         what = "not a folder" if os.path.exists(given) else "no such folder"
         raise LayoutError(
             f"data_root={printable(data.data_root)}: {what}; give the one that holds the domain folders "
-            f"(domain_A/train/good ...), or {SIMULATED}"
+            f"(domain_A/train/good ...), or a CSV file of images, or {SIMULATED}"
         )
     return given
+
+
+def with_found_domains(run: RunConfig) -> RunConfig:
+    """Return the run with its domains by name where none was named: the usual four, else all there are."""
+    if run.data.domains != FOUND_DOMAINS:
+        return run
+    there, usual = domains_in(given_root(run.data)), DataConfig().domain_names
+    chosen = usual if set(usual) <= set(there) else there
+    return with_values(run, {"domains": ",".join(chosen)}) if chosen else run
 
 
 def _with_steps(run: RunConfig, split: Split) -> RunConfig:

@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 
 from dinomaly_hd import provenance
-from dinomaly_hd.config.run import SIMULATED, DataConfig, RunConfig
+from dinomaly_hd.config.run import SIMULATED, RunConfig
 from dinomaly_hd.data.features import ImageStore
 from dinomaly_hd.data.hdmap import load_manifest
 from dinomaly_hd.errors import DinomalyHDError, OutputError, TrackingError, UnfitError
@@ -51,7 +51,7 @@ def examine(
         "features": _disk("features", feature_dir),
         "runs": _undelivered(result_dir),
         "MLflow": _store(default_uri(root), experiment=experiment, root=root),
-        "data": _data(run.data),
+        "data": _data(run),
     }
     codes = []
     for checked, findings in checks.items():
@@ -140,12 +140,16 @@ def _store(uri: str, *, experiment: str, root: Path) -> Findings:
     yield GOOD, "MLflow", f"{uri} answers, experiment {experiment!r}"
 
 
-def _data(config: DataConfig) -> Findings:
-    if config.data_root == SIMULATED:
+def _data(run: RunConfig) -> Findings:
+    if run.data.data_root == SIMULATED:
         yield NOTE, "data", "simulated maps; name your own by data_root"
         return
-    root = Path(config.data_root).expanduser()
-    manifest = load_manifest(root, domains=config.domain_names, conditions=config.conditions)
+    from dinomaly_hd.experiments.checks import given_root, with_found_domains  # imports torch
+
+    config = with_found_domains(run).data
+    manifest = load_manifest(
+        given_root(config), domains=config.domain_names, conditions=config.conditions, grey=config.grey
+    )
     height, width = manifest.shape
     found = f"{len(manifest.records)} maps of {height} x {width}, {manifest.dtype}"
     yield GOOD, "data", f"{manifest.root}: {found}"

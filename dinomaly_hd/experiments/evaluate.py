@@ -1,7 +1,7 @@
 """Evaluate a trained detector on a run's test images: figures, scores, pictures, exported model."""
 
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -13,7 +13,6 @@ import pandas as pd
 from dinomaly_hd.config.families import RowEvidenceConfig
 from dinomaly_hd.config.run import ALL_DOMAINS, TrainingConfig
 from dinomaly_hd.data.hdmap import Indices
-from dinomaly_hd.data.tree import NORMALS
 from dinomaly_hd.errors import DataError, NonFiniteError
 from dinomaly_hd.evaluation.metrics import Threshold, f1, normal_quantile, youden
 from dinomaly_hd.evaluation.pictures import (
@@ -43,6 +42,7 @@ from dinomaly_hd.experiments.score import (
 )
 from dinomaly_hd.files import publish_text
 from dinomaly_hd.models.row_evidence import Evidence, fit
+from dinomaly_hd.names import NORMALS
 from dinomaly_hd.randomness import derive
 from dinomaly_hd.runs.folder import MODEL, SCORES
 from dinomaly_hd.serving.exported import Card, export_model
@@ -83,14 +83,17 @@ def evaluate(work: Work, scorer: Scorer, trained: Trained) -> dict[str, Any]:
     thresholds = {name: threshold_of(own) for name, own in normals.each(normals.examined.score_N).items()}
     card = _card(work, normals, thresholds)
     export_model(work.folder / MODEL, scorer.detector, card)
-    table = _write_tables(work, card, tested, normals)
+    failed, there = tested.failed, set(tested.domain_N.tolist())
+    untested = [name for name in thresholds if name not in there and name not in failed]
+    table = _write_tables(work, card, tested, normals, untested=untested)
     found = figures_of(
         table,
-        normal_thresholds={name: own for name, own in thresholds.items() if name not in tested.failed},
+        normal_thresholds={name: own for name, own in thresholds.items() if name not in failed},
         seed=derive(run.seed, "bootstrap"),
         pixel=pixel_scores(
             ready.manifest, tested.positions, tested.examined, tooth_N=table[TOOTH], box=scorer.box
         ),
+        untested=untested,
     )
     if run.data.train_domains != ALL_DOMAINS:
         own_N = normals.examined.score_N[np.isin(normals.domain_N, list(ready.trained_domains))]
@@ -99,7 +102,7 @@ def evaluate(work: Work, scorer: Scorer, trained: Trained) -> dict[str, Any]:
             table,
             sources=sorted(ready.trained_domains),
             threshold=threshold_of(own_N, quantile=1 - SOURCE_FPR),
-            failed=tested.failed,
+            failed=failed,
         )
     if run.evaluation.synthetic_copies:
         scorer.features = kept
@@ -148,7 +151,9 @@ def _card(work: Work, normals: Scored, thresholds: Mapping[str, Threshold]) -> C
     )
 
 
-def _write_tables(work: Work, card: Card, tested: Scored, normals: Scored) -> pd.DataFrame:
+def _write_tables(
+    work: Work, card: Card, tested: Scored, normals: Scored, *, untested: Sequence[str]
+) -> pd.DataFrame:
     """Write every domain's score tables of test images and of normals, and return that of the test images."""
     table_of = partial(
         score_table,
@@ -158,8 +163,9 @@ def _write_tables(work: Work, card: Card, tested: Scored, normals: Scored) -> pd
         evidence=_row_evidence(work),
     )
     table, rows = (table_of(scored.positions, examined=scored.examined) for scored in (tested, normals))
-    for scored, ending in ((table, ""), (rows, NORMALS)):
-        for name, lines in scored.groupby("domain", sort=False):
+    for scored, ending, empty in ((table, "", untested), (rows, NORMALS, ())):
+        for name in [*domain_names(scored), *empty]:
+            lines = scored[scored["domain"] == name]
             text = lines.drop(columns="domain").to_csv(index=False, float_format="%.17g")
             publish_text(work.folder / SCORES / f"{name}{ending}.csv", text)
     return table
@@ -201,6 +207,8 @@ def _examine(work: Work, scorer: Scorer, positions: Indices, *, failed: Mapping[
                 raise
             why[domain] = str(error)
             work.context.say(f"{domain} is left out: {error}")
+    if not parts:
+        return Scored(positions[:0], scorer.examine(positions[:0]), domains[:0], why)
     scores, maps = zip(*parts, strict=True)
     order = np.concatenate(kept)
     return Scored(
@@ -216,7 +224,7 @@ def _draw(
         score, label = score_and_label(own)
         lines[str(domain)] = [thresholds[str(domain)], youden(score, label), f1(score, label)]
     count, values = work.run.evaluation.maps_per_group, {name: one.value for name, one in thresholds.items()}
-    chosen = select_by_rank(table, thresholds=values, count=count) if count else table.iloc[:0]
+    chosen = select_by_rank(table, thresholds=values, count=count) if count and len(table) else table.iloc[:0]
     images = normals.each(stack(work.store, normals.positions))
     maps = normals.each(normals.examined.map_Nhw)
     with pictures_saved() as save:

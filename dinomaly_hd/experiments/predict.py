@@ -63,7 +63,8 @@ def predict(
             why = f"no threshold to decide by: {model.undecided}"
             raise ConfigError(f"domain={domain!r}: {why}; leave domain out to get scores")
         chosen = None if domain is None else card.domain(domain)
-        manifest = load_folder(images, shape=card.shape, dtype=card.dtype, tick=tick)
+        grey = card.run.data.grey
+        manifest = load_folder(images, shape=card.shape, dtype=card.dtype, grey=grey, tick=tick)
         say(f"scoring {len(manifest.records)} images of {images}")
         detector = model.load()
     scorer = Scorer(  # what scored the run's own test images

@@ -265,7 +265,9 @@ def held_out_loss(scorer: Scorer, positions: Indices, *, size: int) -> float:
 
 
 def image_auroc(scorer: Scorer, positions: Indices) -> float:
-    """Return the AUROC, NaN where a score is not finite: a test image must not end a training."""
+    """Return the AUROC, NaN where a score is not finite or a class missing: tests must not end a training."""
+    if not len(positions):
+        return float("nan")
     score_N = torch.cat([prediction.score_B for _, _, prediction in scorer.batches(positions)]).numpy()
     labels = [scorer.store.manifest.records[int(i)].label for i in positions]
     return auroc(score_N, labels) if np.isfinite(score_N).all() else float("nan")

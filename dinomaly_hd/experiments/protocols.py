@@ -16,6 +16,7 @@ from dinomaly_hd.evaluation.comparison_members import MemberRun
 from dinomaly_hd.evaluation.comparison_pages import Question
 from dinomaly_hd.evaluation.transfer import FROM
 from dinomaly_hd.experiments.as_jobs import check_for_jobs, run_as_jobs
+from dinomaly_hd.experiments.checks import with_found_domains
 from dinomaly_hd.experiments.comparison import ONE_REPORT, Done, Member, Protocol, member, run_comparison
 from dinomaly_hd.experiments.members import SINGLE, UNIFIED, Joined, join_domains, joined
 from dinomaly_hd.experiments.run import Outcome, execute, short_domains
@@ -50,7 +51,7 @@ def run_mode(run: RunConfig, context: Context, *, mode: str, seeds: Sequence[int
         raise ConfigError(
             f"train_domains={run.data.train_domains}: mode={mode} trains a model on each domain; leave it out"
         )
-    members = []
+    members, run = [], with_found_domains(run)
     for seed in seeds:
         seeded, suffix = with_values(run, {"seed": seed}), f"_seed{seed}" if len(seeds) > 1 else ""
         members += [Member(UNIFIED, seeded, f"{UNIFIED}{suffix}")] if unified else []

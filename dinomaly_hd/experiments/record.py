@@ -11,9 +11,11 @@ from dinomaly_hd import provenance
 from dinomaly_hd.config.base import flatten
 from dinomaly_hd.evaluation.report import (
     Picture,
+    defect_table,
     detector_table,
     flat_metrics,
     flat_synthetic,
+    missing_lines,
     named_rows,
     render,
     results_markdown,
@@ -122,6 +124,8 @@ def _write_page(work: Work, results: dict[str, Any], lines: Mapping[str, list[st
         detector=named_rows(detector_table(results)),
         trivial=named_rows(trivial_table(results)),
         result=results,
+        defects=named_rows(defect_table(results)),
+        missing=missing_lines(results),
         pictures=pictures,
     )
     publish_text(work.folder / "report.html", page)

@@ -9,7 +9,7 @@ from typing import NamedTuple
 import numpy as np
 
 from dinomaly_hd import provenance
-from dinomaly_hd.errors import OutputError, TrackingError
+from dinomaly_hd.errors import DataError, OutputError, TrackingError
 from dinomaly_hd.evaluation.compare import Comparison, Focus, compare
 from dinomaly_hd.evaluation.comparison_members import MemberRun
 from dinomaly_hd.evaluation.comparison_pages import Question, comparison_pages
@@ -52,6 +52,8 @@ def write_report(
     tick: Callable[[], None],
 ) -> Report:
     """Write report.html, report.md, tables/, plots/ and final_summary.json."""
+    if all(member.scores.empty for member in members):
+        raise DataError("no report: the runs are finished, but there are no test images to compare them on")
     members, unscored = on_scored_domains(members)
     failed = {**failed, **unscored}
     comparison = compare(members, reference=question.reference, compared=question.compared, tick=tick)

@@ -16,7 +16,7 @@ from torch import Tensor
 from dinomaly_hd import trivial
 from dinomaly_hd.config.run import RunConfig
 from dinomaly_hd.data.features import FeatureCache, ImageStore, digests, image_batches
-from dinomaly_hd.data.hdmap import Indices, Manifest, ground_truth_path
+from dinomaly_hd.data.hdmap import Indices, Manifest
 from dinomaly_hd.data.images import read_image
 from dinomaly_hd.errors import NonFiniteError
 from dinomaly_hd.evaluation.metrics import aupro, pixel_auroc
@@ -162,14 +162,14 @@ def score_table(
     references: Mapping[str, trivial.Fitted],
     evidence: Evidence | None,
 ) -> pd.DataFrame:
-    """Return one row per image: path, domain, label, condition, score, named tooth and the trivial scores.
+    """Return one row per image: what it is, score, named tooth and the trivial scores.
 
     ``references`` were fitted on each domain's training images, ``evidence`` on those of all domains.
     """
     records = store.manifest.records
     table = pd.DataFrame(
-        [(r.path, r.domain, r.label, r.condition) for r in (records[int(i)] for i in positions)],
-        columns=["path", "domain", "label", "condition"],
+        [(r.path, r.domain, r.label, r.defect, r.condition) for r in (records[int(i)] for i in positions)],
+        columns=["path", "domain", "label", "defect", "condition"],
     )
     table = table.join(decided(examined, table["domain"].tolist(), card).drop(columns=["threshold", "fault"]))
     columns: dict[str, npt.NDArray[np.float64]] = {}
@@ -238,6 +238,8 @@ def pixel_scores(
     rows, columns = visible_pixels(box, shape=manifest.shape)
     scores = {}
     for domain, own in by_domain(manifest, positions).items():
+        if not any(manifest.records[int(positions[n])].label for n in own):
+            continue
         found = [read_mask(manifest, int(positions[n])) for n in own]
         masks = [mask for mask in found if mask is not None]
         if len(masks) == len(own):
@@ -255,11 +257,11 @@ def pixel_scores(
 
 def read_mask(manifest: Manifest, position: int) -> npt.NDArray[np.bool_] | None:
     """Return the defect mask of a test image: empty for good ones, None where a fault has none."""
-    if manifest.records[position].label == 0:
+    record = manifest.records[position]
+    if record.label == 0:
         return np.zeros(manifest.shape, dtype=np.bool_)
-    path = ground_truth_path(manifest.root, manifest.records[position].path)
-    mask = None if path is None else read_image(path) > 0
-    return mask if mask is not None and mask.shape == manifest.shape else None
+    # Its shape was checked with the images.
+    return read_image(manifest.root / record.mask, grey=manifest.grey) > 0 if record.mask else None
 
 
 class SyntheticBands:

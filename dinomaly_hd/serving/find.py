@@ -107,7 +107,11 @@ def _from_data(path: Path, checkpoint: Checkpoint, folder: Path, *, tick: Callab
         run = from_json(checkpoint.config)
         data_root = read_json(folder / "experiment_settings.json").get("data_root", "")
         manifest = load_manifest(
-            Path(data_root), domains=run.data.domain_names, conditions=run.data.conditions, tick=tick
+            Path(data_root),
+            domains=run.data.domain_names,
+            conditions=run.data.conditions,
+            grey=run.data.grey,
+            tick=tick,
         )
     except (ConfigError, DataError) as error:
         raise CheckpointError(

@@ -23,10 +23,10 @@ _NO_NUMBERS = {"U": "text", "O": "null, an object, or a number beyond 64 bits"}
 Images = npt.NDArray[np.float32]
 
 
-def read_input(model_input: Any, *, shape: tuple[int, int], dtype: str) -> Images:
+def read_input(model_input: Any, *, shape: tuple[int, int], dtype: str, grey: bool = False) -> Images:
     """Return images (B, H, W) from whatever MLflow hands on: array, nested list, table, mapping of columns.
 
-    ``shape`` (H, W) and ``dtype`` ("float32", "uint8", "uint16") are those of the model's training images;
+    ``shape`` (H, W), ``dtype`` ("float32", "uint8", "uint16") and ``grey`` are those of the model's training;
     what is not finite images of that shape, number type and range is an ImageError.
     """
     if isinstance(model_input, list) and model_input and all(isinstance(row, dict) for row in model_input):
@@ -42,7 +42,7 @@ def read_input(model_input: Any, *, shape: tuple[int, int], dtype: str) -> Image
     encoded = np.atleast_1d(np.asarray(model_input[IMAGE_COLUMN], dtype=object))
     if not len(encoded):
         raise ImageError(f"column {IMAGE_COLUMN!r}: no images, expected one or more")
-    return np.stack([_decode(text, f"image {i}", shape, dtype) for i, text in enumerate(encoded)])
+    return np.stack([_decode(text, f"image {i}", shape, dtype, grey) for i, text in enumerate(encoded)])
 
 
 def _array(values: Any, *, shape: tuple[int, int], dtype: str) -> Images:
@@ -61,14 +61,17 @@ def _array(values: Any, *, shape: tuple[int, int], dtype: str) -> Images:
     finite_B = np.isfinite(images).all(axis=(1, 2))
     if not finite_B.all():
         raise ImageError(f"input: image {int(np.argmin(finite_B))} holds NaN or infinite values")
-    if dtype in SCALES and not 0 <= images.min() <= images.max() <= 1:
-        found = f"values from {images.min():g} to {images.max():g}, expected 0 to 1"
+    if (
+        dtype in SCALES
+        and not (low := np.iinfo(dtype).min / SCALES[dtype]) <= images.min() <= images.max() <= 1
+    ):
+        found = f"values from {images.min():g} to {images.max():g}, expected {low:.0f} to 1"
         why = f"the model was trained on {FORMAT_NAMES[dtype]}; divide by {SCALES[dtype]:g}"
         raise ImageError(f"input: {found}: {why}")
     return images
 
 
-def _decode(encoded: Any, name: str, shape: tuple[int, int], dtype: str) -> Images:
+def _decode(encoded: Any, name: str, shape: tuple[int, int], dtype: str, grey: bool) -> Images:
     wanted = "encode the bytes of a TIFF or PNG file"
     if not isinstance(encoded, str | bytes):
         raise ImageError(f"{name}: not base64 text ({type(encoded).__name__}); {wanted}")
@@ -77,7 +80,7 @@ def _decode(encoded: Any, name: str, shape: tuple[int, int], dtype: str) -> Imag
     except ValueError as error:
         raise ImageError(f"{name}: not base64 ({error}); {wanted}") from error
     name += ".png" if data.startswith(PNG_START) else ".tiff"
-    decoded = decode_image(data, name=name)
+    decoded = decode_image(data, name=name, grey=grey)
     check_form(decoded.form, name=name, shape=shape, dtype=dtype)
     return decoded.image
 

@@ -92,7 +92,12 @@ class ServedModel:
         try:
             domain, known = str(params.get("domain") or ""), tuple(self.card.thresholds)
             chosen = self.card.domain(domain) if domain else known[0] if len(known) == 1 else ""
-            images_BHW = read_input(model_input, shape=self.card.shape, dtype=self.card.dtype)
+            images_BHW = read_input(
+                model_input,
+                shape=self.card.shape,
+                dtype=self.card.dtype,
+                grey=self.card.run.data.grey,
+            )
             examined = self._score(images_BHW)
         except (ConfigError, DataError, NonFiniteError) as error:
             raise Refusal(str(error)) from error

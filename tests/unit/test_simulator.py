@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 import tifffile
 
-from dinomaly_hd.data.simulator import FOLDERS, GENERATOR_VERSION, SIZES, Size, simulate, simulate_domain
+from dinomaly_hd.data.simulator import FOLDERS, GENERATOR_VERSION, SIZES, simulate, simulate_domain
 from dinomaly_hd.data.simulator.physics import MESH_ORDER_RC, MESHES, Draws, Key, drift, record, texture
 from dinomaly_hd.errors import ConfigError, LayoutError, OutputError
 
@@ -58,7 +58,7 @@ def test_conditions_name_every_image_and_cold_comes_first(tiny: Path) -> None:
 
 def test_masks_lie_on_the_damaged_row_and_its_neighbour(tiny: Path) -> None:
     bands = rows_of(tiny / "severity.csv")
-    assert len(bands) == 4 * TINY.fault == len(list(tiny.glob("ground_truth/domain_*/test/fault/*.tiff")))
+    assert len(bands) == 4 * TINY[2] == len(list(tiny.glob("ground_truth/domain_*/test/fault/*.tiff")))
     for band in bands:
         mask_RC = tifffile.imread(tiny / "ground_truth" / band["path"])
         row, length = int(band["row"]), int(band["length"])
@@ -71,7 +71,7 @@ def test_masks_lie_on_the_damaged_row_and_its_neighbour(tiny: Path) -> None:
 
 
 def test_the_band_is_brighter_than_its_surroundings_by_its_severity() -> None:
-    fault = simulate_domain("A", size=Size(1, 0, 60), seed=42).fault
+    fault = simulate_domain("A", size=(1, 0, 60), seed=42).fault
     ratios = [
         map_RC[band.row].mean() / map_RC[[band.row - 3, (band.row + 4) % 31]].mean() - 1
         for map_RC, band in zip(fault.maps_NRC, fault.bands, strict=True)

@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 
 from dinomaly_hd.data.hdmap import Manifest, hold_out, with_labelled_faults
-from dinomaly_hd.data.tree import FOLDERS, ImageRecord
+from dinomaly_hd.data.rows import ImageRecord
+from dinomaly_hd.data.tree import FOLDERS
 from dinomaly_hd.errors import ConfigError, LayoutError
 
 

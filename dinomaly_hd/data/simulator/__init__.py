@@ -5,7 +5,7 @@ import os
 import shutil
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import tifffile
@@ -21,18 +21,12 @@ GENERATOR_VERSION = 1  # raise it whenever the same seed gives other bytes
 FOLDERS = tuple(f"{split}/{folder}" for split, folder, _ in tree.FOLDERS)
 COLD_SHARES = (0.2, 0.5, 0.5)  # of the images in each of them, which come first
 CONTENTS_NAME = "simulation.json"
+Contents = dict[str, Any]  # of that file: generator, size, seed and domains of the data beside it
 LOCK_TIMEOUT_S = 600.0
 
 
-class Size(NamedTuple):
-    """Images per domain in each of ``FOLDERS``."""
-
-    train: int
-    good: int
-    fault: int
-
-
-SIZES = {"tiny": Size(8, 4, 4), "quick": Size(100, 100, 100), "full": Size(1000, 1000, 1000)}
+Size = tuple[int, int, int]  # images per domain in each of FOLDERS
+SIZES: dict[str, Size] = {"tiny": (8, 4, 4), "quick": (100, 100, 100), "full": (1000, 1000, 1000)}
 
 
 class Split(NamedTuple):
@@ -50,15 +44,6 @@ class SimulatedDomain(NamedTuple):
     train: Split
     good: Split
     fault: Split
-
-
-class Contents(NamedTuple):
-    """What a written data set holds, as ``simulation.json`` says it."""
-
-    generator: int
-    size: str
-    seed: int
-    domains: tuple[str, ...]
 
 
 def simulate_domain(domain: str, *, size: Size, seed: int) -> SimulatedDomain:
@@ -105,12 +90,7 @@ def simulate(
     Beside the domains' folders there are ``conditions.csv`` (path, condition), ``severity.csv`` (path, row,
     severity, length), ``ground_truth/`` (float32 masks, 1 = damaged row, read by the one image reader) and
     ``simulation.json``. The folder appears whole or not at all; one that holds these data already is left as
-    it is. ``tick`` is called once per image.
-
-    Raises:
-        ConfigError: Unknown size, or no or an unknown domain.
-        LayoutError: ``root`` holds something else.
-        OutputError: The folder cannot be written.
+    it is, anything else there is a LayoutError. ``tick`` is called once per image.
     """
     if size not in SIZES:
         raise ConfigError(f"size {size!r} is not a size of the simulator.{nearest(size, SIZES)}")
@@ -119,8 +99,8 @@ def simulate(
             raise ConfigError(f"domain {domain!r} is not one of the simulator's.{nearest(domain, DOMAINS)}")
     if not domains:
         raise ConfigError(f"domains is empty, expected one or more of {', '.join(DOMAINS)}")
-    in_order = tuple(domain for domain in DOMAINS if domain in domains)
-    wanted = Contents(GENERATOR_VERSION, size, seed, in_order)
+    in_order = [domain for domain in DOMAINS if domain in domains]
+    wanted = {"generator": GENERATOR_VERSION, "size": size, "seed": seed, "domains": in_order}
     path = Path(os.path.abspath(root))
     if not _is_there(path, wanted):
         with locked(path.parent / f".{path.name}.lock", timeout_s=LOCK_TIMEOUT_S):
@@ -139,8 +119,8 @@ def _is_there(root: Path, wanted: Contents) -> bool:
         raise LayoutError(f"{root}: cannot be read: {error}") from error
     if obstacle:
         raise LayoutError(
-            f"{root}: {obstacle}, expected nothing or the simulated data of size {wanted.size} and "
-            f"seed {wanted.seed}; name another folder or remove this one"
+            f"{root}: {obstacle}, expected nothing or the simulated data of size {wanted['size']} and "
+            f"seed {wanted['seed']}; name another folder or remove this one"
         )
     return True
 
@@ -150,17 +130,17 @@ def _obstacle(root: Path, wanted: Contents) -> str:
     if not root.is_dir():
         return "not a folder"
     try:
-        found = Contents(**json.loads((root / CONTENTS_NAME).read_text()))
-        found = found._replace(domains=tuple(found.domains))
-    except (FileNotFoundError, ValueError, TypeError):
+        found = json.loads((root / CONTENTS_NAME).read_text())
+        others = {name: found[name] for name in ("generator", "size", "seed") if found[name] != wanted[name]}
+        lacking = [domain for domain in wanted["domains"] if domain not in found["domains"]]
+    except (FileNotFoundError, ValueError, TypeError, KeyError):
         return f"no readable {CONTENTS_NAME}"
-    for name in ("generator", "size", "seed"):
-        if getattr(found, name) != getattr(wanted, name):
-            return f"{name} is {getattr(found, name)}"
-    for domain in wanted.domains:
-        if domain not in found.domains:
+    for name, value in others.items():
+        return f"{name} is {value}"
+    for domain in wanted["domains"]:
+        if domain in lacking:
             return f"domain {domain} is missing"
-        for folder, images in zip(FOLDERS, SIZES[wanted.size], strict=True):
+        for folder, images in zip(FOLDERS, SIZES[wanted["size"]], strict=True):
             place = root / f"domain_{domain}" / folder
             count = sum(1 for _ in place.glob("*.tiff"))
             if count != images:
@@ -175,7 +155,7 @@ def _write_whole(root: Path, contents: Contents, *, tick: Callable[[], None]) ->
         shutil.rmtree(building, ignore_errors=True)
         _write_images(building, contents, tick=tick)
         os.sync()  # simulation.json promises that every file before it is on disk
-        publish_json(building / CONTENTS_NAME, contents._asdict())
+        publish_json(building / CONTENTS_NAME, contents)
         os.rename(building, root)
     except OSError as error:
         raise OutputError(f"cannot write {root}: {error}") from error
@@ -185,8 +165,8 @@ def _write_whole(root: Path, contents: Contents, *, tick: Callable[[], None]) ->
 
 def _write_images(root: Path, contents: Contents, *, tick: Callable[[], None]) -> None:
     conditions, severities = ["path,condition"], ["path,row,severity,length"]
-    for domain in contents.domains:
-        simulated = simulate_domain(domain, size=SIZES[contents.size], seed=contents.seed)
+    for domain in contents["domains"]:
+        simulated = simulate_domain(domain, size=SIZES[contents["size"]], seed=contents["seed"])
         for folder, split in zip(FOLDERS, simulated, strict=True):
             place = f"domain_{domain}/{folder}"
             names = [f"{place}/{number:06d}.tiff" for number in range(len(split.maps_NRC))]

@@ -185,17 +185,13 @@ def damage(draws: Draws, setting: Domain, regime: Regime, *, row: int) -> tuple[
     return Band(row, severity, int(touched_C.sum())), raise_RC, knock(draws, row, touched_C, limits=limits)
 
 
-class Course(NamedTuple):
-    """What changes slowly along a recording; a damaged unit runs at another level throughout."""
+def course(
+    key: Key, setting: Domain, regime: Regime, *, images: int, damaged: bool
+) -> tuple[float, Floats, Floats, Floats]:
+    """Return the level, and how it (N,), roughness (N,) and signature (N, R, C) drift along a recording.
 
-    base_level: float
-    level_N: Floats
-    roughness_N: Floats
-    signature_NRC: Floats
-
-
-def course(key: Key, setting: Domain, regime: Regime, *, images: int, damaged: bool) -> Course:
-    """Let level, roughness and tooth deviations drift."""
+    A damaged unit runs at another level throughout.
+    """
     operating = setting.operating
     level = regime.level * (operating.fault_level * setting.sensor.fault_level if damaged else 1.0)
     roughness = regime.roughness * (operating.fault_roughness if damaged else 1.0)
@@ -203,14 +199,10 @@ def course(key: Key, setting: Domain, regime: Regime, *, images: int, damaged: b
     roughness_drift_N = drift(Draws(key._replace(stream=ROUGHNESS)), images)
     driving_NR = tooth_wander(Draws(key._replace(stream=DRIVING)), images, teeth=ROWS)
     driven_NC = tooth_wander(Draws(key._replace(stream=DRIVEN)), images, teeth=COLUMNS)
-    return Course(
-        base_level=level,
-        level_N=level * (1 + regime.level_spread * level_drift_N),
-        roughness_N=roughness * (1 + regime.roughness_spread * roughness_drift_N),
-        signature_NRC=gear_pair_signature(key.seed)
-        + DRIVING_WANDER * driving_NR[:, :, None]
-        + DRIVEN_WANDER * driven_NC[:, None, :],
-    )
+    wander_NRC = DRIVING_WANDER * driving_NR[:, :, None]
+    signature_NRC = gear_pair_signature(key.seed) + wander_NRC + DRIVEN_WANDER * driven_NC[:, None, :]
+    level_N = level * (1 + regime.level_spread * level_drift_N)
+    return level, level_N, roughness * (1 + regime.roughness_spread * roughness_drift_N), signature_NRC
 
 
 def record(
@@ -220,27 +212,27 @@ def record(
     setting = DOMAINS[domain]
     regime = setting.operating.regimes[condition]
     key = Key(seed, domain=ord(domain), split=split, condition=int(condition == "warm"))
-    slow = course(key, setting, regime, images=images, damaged=damaged)
+    level, level_N, roughness_N, signature_NRC = course(key, setting, regime, images=images, damaged=damaged)
     shock_limits = (setting.shock_gain * regime.shock[0], setting.shock_gain * regime.shock[1])
     maps_NRC = np.empty((images, ROWS, COLUMNS))
     masks_NRC = np.zeros((images, ROWS, COLUMNS), np.uint8)
     bands = []
     for image in range(images):
         draws = Draws(key._replace(stream=IMAGE, number=image))
-        texture_RC = texture(draws, roughness=slow.roughness_N[image])[MESH_ORDER_RC]
-        meshing_RC = slow.signature_NRC[image] * texture_RC
-        energy_RC = _squared(slow.base_level * shocks(draws, limits=shock_limits)[MESH_ORDER_RC])
+        texture_RC = texture(draws, roughness=roughness_N[image])[MESH_ORDER_RC]
+        meshing_RC = signature_NRC[image] * texture_RC
+        energy_RC = _squared(level * shocks(draws, limits=shock_limits)[MESH_ORDER_RC])
         if damaged:
             row = int(Draws(key._replace(stream=TOOTH, number=image // RUN_LENGTH)).uniform(1)[0] * ROWS)
             band, raise_RC, knock_T = damage(draws, setting, regime, row=row)
             if setting.impacts:
-                energy_RC += _squared(slow.level_N[image]) * (_squared(1 + raise_RC) - 1)
+                energy_RC += _squared(level_N[image]) * (_squared(1 + raise_RC) - 1)
             else:
                 meshing_RC *= 1 + raise_RC
-            energy_RC += _squared(slow.level_N[image] * knock_T[MESH_ORDER_RC])
+            energy_RC += _squared(level_N[image] * knock_T[MESH_ORDER_RC])
             masks_NRC[image] = raise_RC > 0
             bands.append(band)
-        energy_RC += _squared(slow.level_N[image] * meshing_RC) + setting.sensor.noise_floor**2
+        energy_RC += _squared(level_N[image] * meshing_RC) + setting.sensor.noise_floor**2
         maps_NRC[image] = np.sqrt(energy_RC)
     return Recording(condition, maps_NRC, masks_NRC, tuple(bands))
 
