@@ -10,7 +10,8 @@ from pathlib import Path
 
 from benchmarks.common import timed
 from benchmarks.drills import Drill, Tally, runs
-from dinomaly_hd.runs.mirror import Mirror, mirror
+from dinomaly_hd.runs.journal import Outbox
+from dinomaly_hd.runs.mirror import mirror
 from dinomaly_hd.runs.store import client_for, prepare_store
 from dinomaly_hd.runs.tracker import Tracker
 from tests.work import free_port, kill, mlflow_process
@@ -36,9 +37,9 @@ def server(folder: Path, port: int) -> AbstractContextManager["subprocess.Popen[
 
 def _tracker(folder: Path, uri: str) -> Tracker:
     """Return a run whose folder lies in the root."""
-    copy = Mirror(folder, uri=uri, root=folder.parent, at_work=True)
-    copy.outbox.open_run(experiment=EXPERIMENT, run_name=folder.name, tags={}, parent_run_id=None)
-    run = Tracker(copy, system_metrics=False)
+    outbox = Outbox(folder)
+    outbox.open_run(experiment=EXPERIMENT, run_name=folder.name, tags={}, parent_run_id=None)
+    run = Tracker(outbox, uri=uri, root=folder.parent, system_metrics=False)
     run.start(timeout_s=START_S)
     return run
 

@@ -2,7 +2,6 @@
 
 import json
 import logging
-import os
 import re
 import time
 from collections.abc import Iterable
@@ -33,7 +32,8 @@ def mirror(folder: Path, *, uri: str, root: Path) -> "Mirror":
 
     A run whose process died before it could say how it ended was killed.
     """
-    copy, run = Mirror(folder, uri=uri, root=root), RunFolder(folder)
+    outbox, points = journal.Outbox(folder), journal.Journal(folder / journal.JOURNAL)
+    copy, run = Mirror(outbox, points, uri=uri, root=root), RunFolder(folder)
     status = run.state().get("status")
     ended = status if status in ENDINGS else "KILLED"
     with store.in_one_line(f"MLflow at {uri}", hint="; nothing is lost, sync again later"):
@@ -49,9 +49,9 @@ def mirror(folder: Path, *, uri: str, root: Path) -> "Mirror":
 class Mirror:
     """Sends what an MLflow run lacks of its folder's journal and outbox; calls may block, and be repeated.
 
-    The run is that of an earlier start (the ``resumed`` one, where the folder may not know it), or a new one,
-    in the experiment of its parent or one that is made if need be. A database's artifacts go to ``root``. A
-    folder ``at_work`` takes the run that `mlflow run` made; its run is marked RUNNING and this process's.
+    The run is the ``adopted`` one that `mlflow run` made, that of an earlier start (``resumed``, where the
+    folder may not know it), or a new one, in its parent's experiment or one that is made if need be. That
+    of a folder ``at_work`` is marked RUNNING and this process's. A database's artifacts go to ``root``.
 
     A metric point is known by its name and step: a resumed run that logs a step again adds nothing.
     ``points`` and ``operations`` count what arrived, ``refused`` what the store answered with a refusal (that
@@ -61,15 +61,22 @@ class Mirror:
     client: "MlflowClient"
 
     def __init__(
-        self, folder: Path, *, uri: str, root: Path, resumed: str | None = None, at_work: bool = False
+        self,
+        outbox: journal.Outbox,
+        points: journal.Journal,
+        *,
+        uri: str,
+        root: Path,
+        adopted: str | None = None,
+        resumed: str | None = None,
+        at_work: bool = False,
     ) -> None:
-        self.folder, self.uri, self.root = folder.resolve(), uri, root
-        self.journal, self.outbox = journal.Journal(folder / journal.JOURNAL), journal.Outbox(folder)
+        self.folder, self.uri, self.root = outbox.path.parent.resolve(), uri, root
+        self.journal, self.outbox = points, outbox
         self.run_id = self.experiment_id = ""  # until `open`
         self.points = self.operations = self.refused = 0
-        # Taken out of the environment, so that no process that we start adopts the same run.
-        self._adopted = os.environ.pop("MLFLOW_RUN_ID", None) if at_work else None
-        self._resumed, self._at_work, self._next_beat = resumed, at_work, 0.0
+        self._adopted, self._resumed = adopted, resumed
+        self._at_work, self._next_beat = at_work, 0.0
         self._offset, self._steps = 0, dict[str, set[int]]()
         self._images: set[str] | None = None
         self._given_up: set[int] = set()

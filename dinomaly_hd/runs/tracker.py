@@ -1,6 +1,7 @@
 """One run in MLflow while it is at work: this thread writes to the run folder, a second one copies it."""
 
 import logging
+import os
 import threading
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -10,7 +11,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from dinomaly_hd import provenance
 from dinomaly_hd.errors import DinomalyHDError, Interrupted, OutputError, Pruned, TrackingError, reason_of
 from dinomaly_hd.runs.folder import IN_MLFLOW, Context, RunFolder
-from dinomaly_hd.runs.journal import now_ms
+from dinomaly_hd.runs.journal import JOURNAL, Journal, Outbox, now_ms
 from dinomaly_hd.runs.mirror import Mirror
 from dinomaly_hd.runs.pages import charts_page, run_page
 from dinomaly_hd.runs.store import (
@@ -55,15 +56,15 @@ def tracked(
     facts = provenance.git_facts(context.root)
     changed = " with uncommitted changes" if facts.get("git_dirty") == "true" else ""
     commit = {"git_commit": facts["git_commit"] + changed} if "git_commit" in facts else {}
-    uri, root = default_uri(context.root), context.root
-    copy = Mirror(folder.path, uri=uri, root=root, resumed=resumed, at_work=True)
-    copy.outbox.open_run(
+    outbox = Outbox(folder.path)
+    outbox.open_run(
         experiment=context.experiment,
         run_name=context.run_name or name,
         tags={**tags, "run_folder": str(folder.path.resolve()), **commit},
         parent_run_id=context.parent_run_id,
     )
-    tracker = Tracker(copy, system_metrics=system_metrics)
+    uri, root = default_uri(context.root), context.root
+    tracker = Tracker(outbox, uri=uri, root=root, resumed=resumed, system_metrics=system_metrics)
     status: Status = "FAILED"
     try:
         folder.set_state(**{IN_MLFLOW: False})
@@ -119,24 +120,22 @@ class Tracker:
     ``system_metrics`` are those of this machine, by MLflow's monitor.
     """
 
-    def __init__(self, copy: Mirror, *, system_metrics: bool) -> None:
-        self._mirror, self.uri, self.journal, self._outbox = copy, copy.uri, copy.journal, copy.outbox
+    def __init__(
+        self, outbox: Outbox, *, uri: str, root: Path, resumed: str | None = None, system_metrics: bool
+    ) -> None:
+        self.folder, self.uri, self._root, self._outbox = outbox.path.parent.resolve(), uri, root, outbox
+        self.journal = Journal(self.folder / JOURNAL)
+        # None as long as the store has not answered.
+        self.run_id: str | None = None
+        self.experiment_id: str | None = None
+        # Taken out of the environment, so that no process that we start adopts the same run.
+        self._which = {"adopted": os.environ.pop("MLFLOW_RUN_ID", None), "resumed": resumed}
         self._monitor: SystemMetricsMonitor | None = None
         self._refusal: TrackingError | None = None
         self._status: Status = "FAILED"
         self._system_metrics, self._failures, self._delivered = system_metrics, 0, False
         self._settled, self._closing, self._abandoned = (threading.Event() for _ in range(3))
         self._thread = threading.Thread(target=self._work, name="tracking", daemon=True)
-
-    @property
-    def run_id(self) -> str | None:
-        """The MLflow run, None as long as the store has not answered."""
-        return self._mirror.run_id or None
-
-    @property
-    def experiment_id(self) -> str | None:
-        """The run's MLflow experiment, None as long as the store has not answered."""
-        return self._mirror.experiment_id or None
 
     def start(self, *, timeout_s: float) -> str | None:
         """Begin to copy; return the run's id, or None if the store did not answer within ``timeout_s``.
@@ -166,7 +165,7 @@ class Tracker:
             self._thread.join(timeout_s if answers else min(timeout_s, GRACE_S))
         self._abandoned.set()
         if not self._delivered:
-            told = f"a sync of {self._mirror.folder} completes it"
+            told = f"a sync of {self.folder} completes it"
             logger.warning("MLflow at %s lacks part of this run; %s", self.uri, told)
         return self._delivered
 
@@ -193,8 +192,9 @@ class Tracker:
     def add(self, kind: str, path: Path | None = None, **values: Any) -> None:
         """Log something of a kind that `Mirror` knows; a file must stay until the thread comes to it."""
         if path is not None:
-            whole, own = path.resolve(), self._mirror.folder
-            values["path"] = str(whole.relative_to(own) if whole.is_relative_to(own) else whole)
+            whole = path.resolve()
+            inside = whole.is_relative_to(self.folder)
+            values["path"] = str(whole.relative_to(self.folder) if inside else whole)
         try:
             self._outbox.add(kind, **values)
         except OutputError as error:
@@ -205,33 +205,39 @@ class Tracker:
 
         None as long as there is no run.
         """
-        run_id, experiment_id = self._mirror.run_id, self._mirror.experiment_id
-        if not run_id:
+        if self.run_id is None or self.experiment_id is None:
             return None
         base = (self.uri if self.uri.startswith("http") else LOCAL_UI).rstrip("/")
-        return f"{base}/{run_page(experiment_id, run_id)}", f"{base}/{charts_page(experiment_id)}"
+        return (
+            f"{base}/{run_page(self.experiment_id, self.run_id)}",
+            f"{base}/{charts_page(self.experiment_id)}",
+        )
 
     # ---- the second thread, which owns every call to MLflow ----
 
     def _work(self) -> None:
+        mirror = Mirror(
+            self._outbox, self.journal, uri=self.uri, root=self._root, at_work=True, **self._which
+        )
         while not self._abandoned.is_set():
             closing = self._closing.is_set()
             try:
-                self._mirror.open()
+                mirror.open()
+                self.experiment_id, self.run_id = mirror.experiment_id, mirror.run_id
                 self._settled.set()
-                self._mirror.send()
+                mirror.send()
                 if closing:
                     if self._monitor is not None:
                         self._monitor.finish()  # type: ignore[no-untyped-call]
-                    self._mirror.end(self._status)
-                    self._delivered = self._mirror.refused == 0
+                    mirror.end(self._status)
+                    self._delivered = mirror.refused == 0
                     return
-                self._watch_machine(self._mirror.run_id)
+                self._watch_machine(mirror.run_id)
                 if self._failures > 1:
                     logger.warning("MLflow at %s answers again", self.uri)
                 self._failures, pause = 0, FLUSH_S
             except Exception as error:
-                if not self._mirror.run_id and not is_outage(error):
+                if not mirror.run_id and not is_outage(error):
                     told = TrackingError(f"MLflow at {self.uri}: {reason_of(error)}")
                     self._refusal = error if isinstance(error, TrackingError) else told
                     if self._settled.is_set():  # start has returned long ago

@@ -20,7 +20,7 @@ from cryptography.hazmat.primitives.asymmetric import ec
 from dinomaly_hd.errors import TrackingError
 from dinomaly_hd.experiments import doctor
 from dinomaly_hd.runs import store
-from dinomaly_hd.runs.mirror import Mirror
+from dinomaly_hd.runs.journal import Outbox
 from dinomaly_hd.runs.store import client_for, server_answers
 from dinomaly_hd.runs.tracker import Tracker
 from tests.work import NOWHERE, PATIENCE_S, mlflow_server, returned
@@ -159,9 +159,9 @@ def test_a_run_arrives_whole_and_doctor_finds_the_server(
     (tmp_path / "run").mkdir()
     (tmp_path / "run" / "results.json").write_text("{}")
     with proxy(secured, prefix=prefix, authorization=authorization) as uri:
-        copy = Mirror(tmp_path / "run", uri=uri, root=tmp_path, at_work=True)
-        copy.outbox.open_run(experiment=way, run_name=way, tags={}, parent_run_id=None)
-        run = Tracker(copy, system_metrics=False)
+        outbox = Outbox(tmp_path / "run")
+        outbox.open_run(experiment=way, run_name=way, tags={}, parent_run_id=None)
+        run = Tracker(outbox, uri=uri, root=tmp_path, system_metrics=False)
         run_id = str(run.start(timeout_s=PATIENCE_S))
         run.metrics({"train/loss": 0.5}, step=1)
         run.artifact(tmp_path / "run" / "results.json")

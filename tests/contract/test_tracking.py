@@ -19,8 +19,8 @@ import PIL.Image
 import pytest
 
 from dinomaly_hd.errors import TrackingError
-from dinomaly_hd.runs.journal import Journal
-from dinomaly_hd.runs.mirror import Mirror, mirror
+from dinomaly_hd.runs.journal import Journal, Outbox
+from dinomaly_hd.runs.mirror import mirror
 from dinomaly_hd.runs.processes import close_runs_not_begun, close_stale_runs, process_tag
 from dinomaly_hd.runs.store import client_for, default_uri, prepare_store
 from dinomaly_hd.runs.tracker import Status, Tracker
@@ -51,10 +51,10 @@ def tracker(
     resumed: str | None = None,
     system_metrics: bool = False,
 ) -> Tracker:
-    copy = Mirror(folder, uri=uri, root=folder.parent, resumed=resumed, at_work=True)
+    outbox = Outbox(folder)
     how: dict[str, Any] = {"run_name": "topk-ABCD-s42", "tags": {"variant": "topk"}}
-    copy.outbox.open_run(experiment=experiment, parent_run_id=parent, **how)
-    return Tracker(copy, system_metrics=system_metrics)
+    outbox.open_run(experiment=experiment, parent_run_id=parent, **how)
+    return Tracker(outbox, uri=uri, root=folder.parent, resumed=resumed, system_metrics=system_metrics)
 
 
 def started(folder: Path, uri: str, **changes: Any) -> tuple[Tracker, str]:
