@@ -1,6 +1,6 @@
 """The promises of reliability, each tried until it would break: a table of N of N.
 
-    python -m benchmarks.reliability --full      # the sizes of the README's table
+    python -m benchmarks.reliability --full      # the sizes of docs/reliability.md
     python -m benchmarks.reliability             # the sizes that CI runs
     python -m benchmarks.reliability --full --only=2,6,10
 

@@ -1,4 +1,4 @@
-"""The drills: each tries to break one promise of the README's reliability table, in a fast or full size."""
+"""The drills: each tries to break one promise of docs/reliability.md, in a fast or full size."""
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
