@@ -16,7 +16,7 @@ from jinja2 import Environment, PackageLoader, StrictUndefined, select_autoescap
 from dinomaly_hd.evaluation.metrics import NAN, known, mean_of_known, std_of_known
 from dinomaly_hd.evaluation.results import ALL, CALLS, PIXEL, RANKING, WITH_INTERVAL, Block
 from dinomaly_hd.names import as_markdown
-from dinomaly_hd.trivial import PREFIX, ROW_EVIDENCE, ROW_FILTER, SCAN
+from dinomaly_hd.trivial import GEAR_INDICATORS, PREFIX, ROW_EVIDENCE, ROW_FILTER, SCAN
 
 NAME_WIDTH, TOOTH_RIGHT = 14, "tooth right"
 TRIVIAL_METRICS = ("auroc", "tpr_at_fpr_1pct")
@@ -26,6 +26,7 @@ MEANINGS = {
     "max, mean, std, contrast": "the image's largest value, mean, standard deviation, and (max - mean) / std",
     "row_filter": "the row that stands out most from its neighbours, in deviations of the training normals",
     "scan": "the interval of a row that stands out most from the training normals at its place",
+    ", ".join(GEAR_INDICATORS): "indicators of the vibration, see docs/vibration.md",
     "row_evidence": "how much likelier a row is with a band than without, learned from normals",
 }
 """What the columns of the table are, one sentence each."""
