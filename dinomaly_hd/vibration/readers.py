@@ -1,6 +1,7 @@
 """Records of common formats as named channels, read by libraries, in blocks where the format allows it."""
 
 import importlib
+import mmap
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -45,7 +46,9 @@ class Record(NamedTuple):
         """Yield a channel's samples in order; NaN and infinities are refused where they stand."""
         channel = self.channel(name)
         for start in range(0, len(channel), BLOCK):
-            block = np.asarray(channel[start : start + BLOCK], np.float64)
+            block = np.array(channel[start : start + BLOCK], np.float64)
+            if mapped := getattr(channel, "_mmap", None):
+                mapped.madvise(mmap.MADV_DONTNEED)  # what was read would stay in this process's memory
             bad = np.flatnonzero(~np.isfinite(block))
             if len(bad):
                 raise DataError(
