@@ -76,9 +76,10 @@ def maps_of(
     count = clock.meshes // pair.period // settings.periods * settings.periods
     blocks = record.blocks(settings.vibration)
     periods = periods_of(blocks, clock, rate=rate, meshes=pair.period, samples=samples, count=count)
-    averaged = list(averages(track(periods, count), each=settings.periods, turns=pair.turns[0], tick=tick))
+    tracked = track(periods, count)
     made = []
-    for average, own in zip(averaged, indicators(averaged, pair, powers=powers), strict=True):
+    for average in averages(tracked, each=settings.periods, turns=pair.turns[0], tick=tick):
+        own = indicators(average, pair, powers=powers)
         signal_T = without_mesh(average.mean_T, pair, signal=settings.signal)
         map_RC = pair.lay_out(mesh_statistic(signal_T, samples=samples, statistic=settings.statistic))
         own["row_contrast"] = float(row_contrast(map_RC).max())

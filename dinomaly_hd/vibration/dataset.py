@@ -1,6 +1,7 @@
 """Records into a data root of maps: HDMAP's folders, their manifest, teeth and indicators, and one scale."""
 
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
@@ -26,6 +27,7 @@ assert tuple(f"{split}/{folder}" for split, folder, _ in FOLDERS) == SPLITS
 
 MANIFEST, TEETH = "maps.csv", "teeth.csv"
 STATE, LENGTH = "hdmap.json", "length.png"
+FACTS = ["file", "start_s", "speed", "condition", "record", "noise"]  # the manifest's columns
 LOCK_TIMEOUT_S = 60.0
 SEVERITY = 0.3  # that the length needed is told for
 
@@ -36,6 +38,10 @@ class Source(NamedTuple):
     path: Path
     split: Split
     name: str
+
+
+Maps = list[tuple[Source, float, Made]]
+"""Maps in order, each with its record and the second at which that began."""
 
 
 def hdmap(
@@ -64,51 +70,58 @@ def hdmap(
         LayoutError: The output folder holds other images.
         OutputError: It cannot be written.
     """
-    if not CONDITION.fullmatch(condition):
-        raise ConfigError(f"condition={condition!r}: expected a word of {CONDITION_RULE}")
+    for what, word in (("domain", domain), ("condition", condition)):  # the former is a folder's name
+        if not CONDITION.fullmatch(word):
+            raise ConfigError(f"{what}={word!r}: expected a word of {CONDITION_RULE}")
     sources = _sources(records, split)
     name = domain if domain.startswith(PREFIX) else f"{PREFIX}{domain}"
+    shared = settings.model_dump(include=set(MapSettings.model_fields))
     with locked(output / ".hdmap.lock", timeout_s=LOCK_TIMEOUT_S):
         manifest, state = _read_manifest(output), read_json(output / STATE)
-        _check(manifest, state.get(name), sources, settings, domain=name, output=output)
-        made: list[tuple[Source, float, list[Made]]] = []
-        clock_s, powers = start_s, list[float]()
+        _check(manifest, sources, output / name)
+        scale = _known_scale(state.get(name), shared, scale, sources, domain=name)
+        maps: Maps = []
+        clock_s, powers, rate = start_s, list[float](), 0.0
         for source in sources:
             found = maps_of(source.path, settings, powers=powers, tick=tick, track=track)
-            made.append((source, clock_s, found.maps))
-            clock_s += found.seconds
-            say(f"{source.name}: {len(found.maps)} maps of {found.seconds:.1f} s at {found.rate:g} Hz")
-        divisor = _scale(made, state.get(name), scale, domain=name)
-        rows = _write_maps(output, name, made, manifest, divisor=divisor, condition=condition)
-        pair = Pair(*teeth_of(settings.teeth))
-        state[name] = {"scale": divisor, **settings.model_dump(include=set(MapSettings.model_fields))}
-        _write_tables(output, pair, pd.concat([manifest, rows]), state, say=say)
-        if len(sources) > 1:
-            say(
-                "note: column 0 is another tooth of wheel 2 in each record (row 0 too, unless there is one "
-                "pulse a turn of wheel 1): what compares positions needs the maps of one long record"
+            maps += [(source, clock_s, one) for one in found.maps]
+            clock_s, rate = clock_s + found.seconds, found.rate
+            say(f"{source.name}: {len(found.maps)} maps of {found.seconds:.1f} s at {rate:g} Hz")
+        scale = scale or max(float(one.map_RC.max()) for source, _, one in maps if source.split == SPLITS[0])
+        if scale <= 0:
+            raise DataError(
+                f"scale=auto: all training maps of {name} are 0; is {settings.vibration!r} silent?"
             )
-        _tell_length(output, pair, made, rate=found.rate, settings=settings, say=say)
+        rows = _write_maps(output, name, maps, manifest, scale=scale, condition=condition)
+        pair = Pair(*teeth_of(settings.teeth))
+        _write_tables(output, pair, pd.concat([manifest, rows]), say=say)
+        publish_json(output / STATE, {**state, name: {"scale": scale, **shared}})
+        # The manifest is the last: what it lists is there.
+        publish_text(output / MANIFEST, pd.concat([manifest, rows])[FACTS].to_csv(index=False))
+    if len(sources) > 1:
+        say(
+            "note: column 0 is another tooth of wheel 2 in each record (row 0 too, unless there is one pulse "
+            "a turn of wheel 1): what compares positions needs the maps of one long record"
+        )
+    if settings.statistic == "rms" and settings.periods > 1:
+        _tell_length(output / LENGTH, pair, maps, rate=rate, periods=settings.periods, say=say)
     return output
 
 
 def _sources(records: Path, split: Split) -> list[Source]:
-    def inside(folder: Path) -> list[Path]:
-        return sorted(path for path in folder.iterdir() if path.suffix.lower() in READERS and path.is_file())
-
-    if records.is_file():
-        found = [(split, records)]
-    elif not records.is_dir():
+    if not records.exists():
         raise DataError(f"input={records}: no such file or folder")
-    elif any((records / name).is_dir() for name in SPLITS):
-        found = [
-            (name, path) for name in SPLITS if (records / name).is_dir() for path in inside(records / name)
-        ]
-    else:
-        found = [(split, path) for path in inside(records)]
+    splits = [name for name in SPLITS if (records / name).is_dir()]
+    folders = [(name, records / name) for name in splits] or [(split, records)]
+    found = [
+        Source(path, name, as_cell(f"{path.parent.name}/{path.name}"))
+        for name, folder in folders
+        for path in (sorted(folder.iterdir()) if folder.is_dir() else [folder])
+        if path == records or (path.suffix.lower() in READERS and path.is_file())
+    ]
     if not found:
         raise DataError(f"input={records}: no record in it; expected files of {', '.join(READERS)}")
-    return [Source(path, name, as_cell(f"{path.parent.name}/{path.name}")) for name, path in found]
+    return found
 
 
 def _read_manifest(output: Path) -> pd.DataFrame:
@@ -120,89 +133,67 @@ def _read_manifest(output: Path) -> pd.DataFrame:
         raise DataError(f"{output / MANIFEST}: cannot be read: {error}") from error
 
 
-def _check(
-    manifest: pd.DataFrame,
-    known: dict[str, Any] | None,
-    sources: list[Source],
-    settings: RecordSettings,
-    *,
-    domain: str,
-    output: Path,
-) -> None:
-    for key, value in settings.model_dump(include=set(MapSettings.model_fields)).items():
-        if known is not None and known[key] != value:
-            raise ConfigError(
-                f"{key}={value}: {output}/{domain} was made with {key}={known[key]}; splits would not compare"
-            )
+def _check(manifest: pd.DataFrame, sources: list[Source], place: Path) -> None:
+    """Refuse a record that was converted before, and a folder with images that are not in the manifest."""
     for source in sources:
-        place = f"{domain}/{source.split}"
-        own = manifest[manifest["file"].str.startswith(f"{place}/")]
+        folder = place / source.split
+        own = manifest[manifest["file"].str.startswith(f"{place.name}/{source.split}/")]
         if (own["record"] == source.name).any():
-            raise DataError(f"{source.name}: its maps are in {output}/{place} already; choose another output")
-        there = sum(1 for _ in (output / place).glob("*.tif*"))
+            raise DataError(f"{source.name}: its maps are in {folder} already; choose another output")
+        there = sum(1 for _ in folder.glob("*.tif*"))
         if there != len(own):
-            raise LayoutError(
-                f"{output}/{place}: {there} images, {len(own)} in {MANIFEST}; choose another output"
-            )
+            raise LayoutError(f"{folder}: {there} images, {len(own)} in {MANIFEST}; choose another output")
 
 
-def _scale(
-    made: list[tuple[Source, float, list[Made]]],
+def _known_scale(
     known: dict[str, Any] | None,
+    shared: dict[str, Any],
     given: float | None,
+    sources: list[Source],
     *,
     domain: str,
-) -> float:
-    if known is not None:
-        if given not in (None, known["scale"]):
-            raise ConfigError(f"scale={given:g}: {domain} was divided by {known['scale']:g}; leave scale out")
-        return float(known["scale"])
-    if given is not None:
+) -> float | None:
+    """Return what cells are divided by, None if the training maps are still to say it."""
+    if known is None:
+        if given is None and all(source.split != SPLITS[0] for source in sources):
+            raise ConfigError(
+                f"scale=auto: {domain} has no maps in train/good; convert these first or give scale"
+            )
         return given
-    largest = [
-        float(one.map_RC.max()) for source, _, maps in made if source.split == SPLITS[0] for one in maps
-    ]
-    if not largest or max(largest) <= 0:
-        raise ConfigError(
-            f"scale=auto: {domain} has no maps in train/good yet; convert these first or give scale"
-        )
-    return max(largest)
+    for key, value in shared.items():
+        if known[key] != value:
+            raise ConfigError(
+                f"{key}={value}: {domain} was made with {key}={known[key]}, and its splits would not compare"
+            )
+    if given not in (None, known["scale"]):
+        raise ConfigError(f"scale={given:g}: {domain} was divided by {known['scale']:g}; leave scale out")
+    return float(known["scale"])
 
 
 def _write_maps(
-    output: Path,
-    domain: str,
-    made: list[tuple[Source, float, list[Made]]],
-    manifest: pd.DataFrame,
-    *,
-    divisor: float,
-    condition: str,
+    output: Path, domain: str, maps: Maps, manifest: pd.DataFrame, *, scale: float, condition: str
 ) -> pd.DataFrame:
+    """Write the maps, numbered on from those in the manifest, and return their rows of all tables."""
     numbers = {split: int(manifest["file"].str.startswith(f"{domain}/{split}/").sum()) for split in SPLITS}
     rows = []
-    for source, began_s, maps in made:
-        for one in maps:
-            file = f"{domain}/{source.split}/{numbers[source.split]:06d}.tiff"
-            numbers[source.split] += 1
-            publish(
-                output / file,
-                lambda stream, one=one: tifffile.imwrite(  # type: ignore[misc]
-                    stream, one.map_RC / np.float32(divisor), photometric="minisblack", metadata=None
-                ),
-                durable=False,
-            )
-            facts = {"start_s": began_s + one.start_s, "speed": one.speed, "condition": condition}
-            rows.append({"file": file, **facts, "record": source.name, "noise": one.noise, **one.indicators})
+    for source, began_s, one in maps:
+        file = f"{domain}/{source.split}/{numbers[source.split]:06d}.tiff"
+        numbers[source.split] += 1
+        cells = one.map_RC / np.float32(scale)
+        write = partial(tifffile.imwrite, data=cells, photometric="minisblack", metadata=None)
+        publish(output / file, write, durable=False)
+        values = (file, began_s + one.start_s, one.speed, condition, source.name, one.noise)
+        rows.append({**dict(zip(FACTS, values, strict=True)), **one.indicators})
     return pd.DataFrame(rows)
 
 
-def _write_tables(
-    output: Path, pair: Pair, rows: pd.DataFrame, state: dict[str, Any], *, say: Callable[[str], None]
-) -> None:
-    """Write what stands beside the maps; the manifest is the last, so that what it lists is there."""
-    known = read_indicators(output)
-    facts = ["file", "start_s", "speed", "condition", "record", "noise"]
-    own = rows.drop(columns=facts[1:]).dropna()
+def _write_tables(output: Path, pair: Pair, rows: pd.DataFrame, *, say: Callable[[str], None]) -> None:
+    """Write indicators, teeth, and the conditions if all test maps have one."""
+    try:
+        known = pd.read_csv(output / INDICATORS)
+    except FileNotFoundError:
+        known = pd.DataFrame()
+    own = rows.drop(columns=FACTS[1:]).dropna()  # those of earlier maps are known
     publish_text(output / INDICATORS, pd.concat([known, own]).to_csv(index=False))
     row_T, column_T = pair.cells()
     mesh_T = np.arange(pair.period)
@@ -212,47 +203,29 @@ def _write_tables(
         "tooth_1": mesh_T % pair.first,
         "tooth_2": mesh_T % pair.second,
     }
-    teeth = pd.DataFrame(cells).sort_values(["row", "column"])
-    publish_text(output / TEETH, teeth.to_csv(index=False))
-    tested = rows[rows["file"].str.contains("/test/")]
-    if (tested["condition"] != ALL).all() and len(tested):
+    publish_text(output / TEETH, pd.DataFrame(cells).sort_values(["row", "column"]).to_csv(index=False))
+    unknown = rows.loc[rows["file"].str.contains("/test/"), "condition"] == ALL
+    if len(unknown) and not unknown.any():
         listed = rows[["file", "condition"]].rename(columns={"file": "path"})
         publish_text(output / CSV_NAME, listed.to_csv(index=False))
-    elif (tested["condition"] != ALL).any():
+    elif not unknown.all():
         say(f"note: {CSV_NAME} is not written: some test maps have no condition")
-    publish_json(output / STATE, state)
-    publish_text(output / MANIFEST, rows[facts].to_csv(index=False))
-
-
-def read_indicators(root: Path) -> pd.DataFrame:
-    """Return the indicators of a data root's maps by ``file``, empty where there are none."""
-    try:
-        return pd.read_csv(root / INDICATORS)
-    except (OSError, ValueError):
-        return pd.DataFrame()
 
 
 def _tell_length(
-    output: Path,
-    pair: Pair,
-    made: list[tuple[Source, float, list[Made]]],
-    *,
-    rate: float,
-    settings: RecordSettings,
-    say: Callable[[str], None],
+    path: Path, pair: Pair, maps: Maps, *, rate: float, periods: int, say: Callable[[str], None]
 ) -> None:
     """Say how exact the cells are, by the signal's own noise."""
-    maps = [one for _, _, own in made for one in own]
-    if settings.statistic != "rms" or settings.periods == 1:
-        return
-    noise, speed = np.mean([(one.noise**2, one.speed) for one in maps], axis=0)
-    power = float(np.mean([np.square(one.map_RC).mean() for one in maps])) - noise / settings.periods
-    if power <= 0:
+    noise, speed, power = np.mean(
+        [(one.noise**2, one.speed, np.square(one.map_RC).mean()) for _, _, one in maps], axis=0
+    )
+    signal = power - noise / periods
+    if signal <= 0:
         say("the cells hold nothing but noise: average more periods")
         return
-    plan = Plan.of(pair, speed=float(speed), rate=rate, noise=float(np.sqrt(noise / power)))
-    say(plan.sentence(periods=settings.periods, severity=SEVERITY))
-    save_plan(plan, output / LENGTH, periods=settings.periods, severity=SEVERITY)
+    plan = Plan.of(pair, speed=float(speed), rate=rate, noise=float(np.sqrt(noise / signal)))
+    say(plan.sentence(periods=periods, severity=SEVERITY))
+    save_plan(plan, path, periods=periods, severity=SEVERITY)
 
 
 def save_plan(plan: Plan, path: Path, *, periods: int, severity: float) -> None:

@@ -1,11 +1,10 @@
-"""The usual condition indicators of gears, one row a map: a baseline beside any detector.
+"""The usual condition indicators of gears: a baseline beside any detector.
 
-Sources: Lebold et al. 2000 (definitions and signals), Stewart 1977 (FM0, FM4), Martin 1989 (M6A), Zakrajsek,
-Townsend and Decker 1993 (NA4), Dempsey 2000 (level of the side bands).
+Sources: Lebold et al. 2000 (definitions, signals, level of the side bands), Stewart 1977 (FM0, FM4), Martin
+1989 (M6A), Zakrajsek, Townsend and Decker 1993 (NA4).
 """
 
 import math
-from collections.abc import Iterable, Iterator
 
 import numpy as np
 from numpy.typing import NDArray
@@ -19,30 +18,27 @@ Floats = NDArray[np.float64]
 MESH_HARMONICS = 3
 
 
-def indicators(maps: Iterable[Average], pair: Pair, *, powers: list[float]) -> Iterator[dict[str, float]]:
-    """Yield each map's indicators, in order of time.
+def indicators(average: Average, pair: Pair, *, powers: list[float]) -> dict[str, float]:
+    """Return one map's indicators.
 
-    ``powers`` are the residual signals' of all maps before, which NA4 compares with; each map adds its own.
-
-    ``rms``, ``kurtosis`` and ``crest_factor`` are of the raw samples, the others of the average.
+    ``powers`` are the residual signals' of all maps before, which NA4 compares with; this one's is added.
     """
-    for average in maps:
-        residual_T = without_mesh(average.mean_T, pair, signal="residual")
-        difference_T = without_mesh(average.mean_T, pair, signal="difference")
-        powers.append(float(np.square(residual_T).mean()))
-        mesh, sides = lines(average.mean_T, pair)
-        yield {
-            **raw_indicators(average),
-            # Peak to peak over the mesh: rises where one tooth breaks the pattern.
-            "fm0": ratio(float(np.ptp(average.mean_T)), float(mesh.sum())),
-            # Kurtosis of the difference signal: peaks of one or two teeth.
-            "fm4": moment(difference_T, 4),
-            # The same of the residual signal over the mean power up to now: goes on rising as damage spreads.
-            "na4": ratio(float(np.mean(residual_T**4)), float(np.mean(powers)) ** 2),
-            # The sixth moment, more sensitive to peaks.
-            "m6a": moment(difference_T, 6),
-            "sideband_level": ratio(float(sides.sum()), float(average.mean_T.std())),
-        }
+    residual_T = without_mesh(average.mean_T, pair, signal="residual")
+    difference_T = without_mesh(average.mean_T, pair, signal="difference")
+    powers.append(float(np.square(residual_T).mean()))
+    mesh, sides = lines(average.mean_T, pair)
+    return {
+        **raw_indicators(average),
+        # Peak to peak over the mesh: rises where one tooth breaks the pattern.
+        "fm0": ratio(float(np.ptp(average.mean_T)), float(mesh.sum())),
+        # Kurtosis of the difference signal: peaks of one or two teeth.
+        "fm4": moment(difference_T, 4),
+        # The same of the residual signal over the mean power up to now: goes on rising as damage spreads.
+        "na4": ratio(float(np.mean(residual_T**4)), float(np.mean(powers)) ** 2),
+        # The sixth moment, more sensitive to peaks.
+        "m6a": moment(difference_T, 6),
+        "sideband_level": ratio(float(sides.sum()), float(average.mean_T.std())),
+    }
 
 
 def raw_indicators(average: Average) -> dict[str, float]:
