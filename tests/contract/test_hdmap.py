@@ -5,6 +5,7 @@ The records are made here, of the tooth counts, rates, channels and file formats
 
 import json
 import math
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -162,6 +163,16 @@ def test_the_trend_of_a_run_names_its_first_alarm_and_its_change(
     assert (recorded / "trend/trend.png").read_bytes().startswith(b"\x89PNG")
     assert run(trend.main, f"{words} --score fm4") == 0
     assert "changes of the mean: none" in capsys.readouterr().out
+
+
+def test_without_its_library_a_trend_has_no_change_points_and_says_so(
+    recorded: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, "ruptures", None)
+    assert run(trend.main, f"--run r1 --result_dir {recorded}/results --output {recorded}/trend") == 0
+    said = capsys.readouterr().out
+    assert "first alarm at 400.0 s" in said
+    assert "not looked for: ruptures is not installed; pip install 'dinomaly-hd[vibration]'" in said
 
 
 @pytest.mark.parametrize(

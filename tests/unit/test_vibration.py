@@ -1,5 +1,6 @@
 """From vibration to maps: the way back from a simulated signal, the length of records, readers, bad input."""
 
+import sys
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -327,7 +328,7 @@ def test_a_library_that_is_missing_is_named_with_the_way_out(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     (tmp_path / "a.tdms").write_bytes(b"")
-    monkeypatch.setitem(__import__("sys").modules, "nptdms", None)
+    monkeypatch.setitem(sys.modules, "nptdms", None)
     with pytest.raises(ConfigError, match=r"nptdms is not installed; pip install 'dinomaly-hd\[vibration\]'"):
         open_record(tmp_path / "a.tdms")
 
