@@ -100,11 +100,8 @@ def _mat(path: Path) -> Content:
         content = loadmat(path)
     except NotImplementedError:
         raise DataError("MATLAB's version 7.3; save it with -v7") from None
-    return {
-        name: np.ravel(value) if 1 in np.shape(value) else value
-        for name, value in content.items()
-        if isinstance(value, np.ndarray) and value.dtype.kind in "iuf"
-    }, None
+    arrays = {name: value for name, value in content.items() if isinstance(value, np.ndarray)}
+    return {name: value for name, value in arrays.items() if value.dtype.kind in "iuf"}, None
 
 
 def _wav(path: Path) -> Content:
