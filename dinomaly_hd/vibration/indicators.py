@@ -8,7 +8,7 @@ import math
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy import fft
+from scipy import fft, stats
 
 from dinomaly_hd.vibration.averaging import Average, without_mesh
 from dinomaly_hd.vibration.teeth import Pair
@@ -60,8 +60,7 @@ def lines(mean_T: Floats, pair: Pair) -> tuple[Floats, Floats]:
 
 def moment(signal_T: Floats, order: int) -> float:
     """Return a signal's central moment over that power of its standard deviation."""
-    central_T = signal_T - signal_T.mean()
-    return ratio(float(np.mean(central_T**order)), float(np.square(central_T).mean()) ** (order // 2))
+    return ratio(float(stats.moment(signal_T, order)), float(signal_T.std()) ** order)
 
 
 def ratio(value: float, unit: float) -> float:
