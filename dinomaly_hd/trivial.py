@@ -19,6 +19,8 @@ Images = NDArray[np.floating]
 
 PREFIX = "trivial/"  # of the scores' columns in a score table
 ROW_FILTER, SCAN, ROW_EVIDENCE = (PREFIX + name for name in ("row_filter", "scan", "row_evidence"))
+INDICATORS = "indicators.csv"  # of a data root that hdmap made
+GEAR_INDICATORS = ("rms", "kurtosis", "crest_factor", "fm0", "fm4", "na4", "m6a", "sideband_level")
 BATCH = 256  # images filtered at once
 LENGTHS = (8, 12, 16, 24, 32, 48, 64)  # columns of scanned intervals
 LEAST = 1e-3  # what is below counts as that before its logarithm

@@ -13,6 +13,11 @@ OF_RUN = ("simulate_size", "simulate_seed", "domains")
 
 
 class Options(Frozen):
+    raw: bool = doc(
+        False,
+        "also write the raw signal of each map, 1.4 MB, with a tachometer: {output}_raw/domain_A/train/good/"
+        "000000.npz ...; hdmap makes maps of it again",
+    )
     output: OrAuto[Path] = doc(
         None, "folder to write; auto: data/simulated_{size}_seed{n}, where runs look by default"
     )
@@ -33,6 +38,11 @@ def write(start: Start[Options]) -> None:
         target, size=data.simulate_size, seed=data.simulate_seed, domains=domains, tick=start.guard.check
     )
     say(f"simulated data: {target}")
+    if start.options.raw:
+        from dinomaly_hd.data.simulator.raw import write_raw
+
+        signals = write_raw(target, target.with_name(f"{target.name}_raw"), tick=start.guard.check)
+        say(f"raw signals:    {signals}")
 
 
 COMMAND, main = entry_point("simulate", __doc__, Options, write, runs=fields)

@@ -18,7 +18,7 @@ from dinomaly_hd.config.run import RunConfig
 from dinomaly_hd.data.features import FeatureCache, ImageStore, digests, image_batches
 from dinomaly_hd.data.hdmap import Indices, Manifest
 from dinomaly_hd.data.images import read_image
-from dinomaly_hd.errors import NonFiniteError
+from dinomaly_hd.errors import DataError, NonFiniteError, reason_of
 from dinomaly_hd.evaluation.metrics import aupro, pixel_auroc
 from dinomaly_hd.evaluation.pointing import PERCENTILE, is_right, named_teeth, percentiles
 from dinomaly_hd.evaluation.results import synthetic_figures
@@ -183,7 +183,20 @@ def score_table(
             )
         for name, values in own.items():
             columns.setdefault(name, np.full(len(table), np.nan))[rows] = values
+    columns |= recorded_indicators(store.manifest, table["path"])
     return table.assign(**{name: values for name, values in columns.items() if not np.isnan(values).any()})
+
+
+def recorded_indicators(manifest: Manifest, paths: "pd.Series[str]") -> dict[str, npt.NDArray[np.float64]]:
+    """Return what ``hdmap`` wrote beside the maps, the usual indicators of gears, as trivial scores."""
+    file = manifest.root / trivial.INDICATORS
+    if not file.is_file():
+        return {}
+    try:
+        own = pd.read_csv(file).set_index("file").reindex(paths)[list(trivial.GEAR_INDICATORS)]
+        return {f"{trivial.PREFIX}{name}": values.to_numpy(np.float64) for name, values in own.items()}
+    except (OSError, ValueError, KeyError) as error:
+        raise DataError(f"{file}: not the table that hdmap wrote: {reason_of(error)}; remove it") from error
 
 
 def stack(store: ImageStore, positions: Indices) -> npt.NDArray[np.float32]:

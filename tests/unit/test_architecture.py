@@ -25,6 +25,7 @@ LAYERS = {
     "trivial": {"errors"},
     "data": {"errors", "names", "files", "config", "randomness", "geometry", "batch"},
     "models": {"errors", "files", "config", "randomness", "geometry", "batch", "trivial"},
+    "vibration": {"errors", "names", "files", "config", "data", "evaluation", "trivial"},
     "evaluation": {"errors", "names", "files", "config", "randomness", "geometry", "trivial"},
     "training": {"errors", "files", "config", "randomness", "batch", "data", "models"},
     "runs": {"errors", "files", "provenance", "data", "training", "serving"},  # mirror sends its models
