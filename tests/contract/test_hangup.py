@@ -34,6 +34,7 @@ def _until_closed(root: Path, *, closed_at: str, before: Callable[[], object] | 
 
     def prepare() -> None:
         os.setsid()
+        signal.signal(signal.SIGHUP, signal.SIG_DFL)  # whatever these tests were started under
         os.close(os.open(os.ttyname(0), os.O_RDWR))  # a session's first terminal is the one it hangs on
         if before is not None:
             before()
@@ -50,11 +51,15 @@ def _until_closed(root: Path, *, closed_at: str, before: Callable[[], object] | 
 
 
 def test_the_shells_hangup_after_the_terminals_is_the_same_one() -> None:
-    with SignalGuard() as guard:
-        for _ in range(2):
-            os.kill(os.getpid(), signal.SIGHUP)
-        with pytest.raises(Interrupted, match="signal 1"):
-            guard.check()
+    before = signal.signal(signal.SIGHUP, signal.SIG_DFL)
+    try:
+        with SignalGuard() as guard:
+            for _ in range(2):
+                os.kill(os.getpid(), signal.SIGHUP)
+            with pytest.raises(Interrupted, match="signal 1"):
+                guard.check()
+    finally:
+        signal.signal(signal.SIGHUP, before)
 
 
 def test_a_closed_terminal_is_as_sigterm_and_none_under_nohup(tmp_path: Path, empty_store: Path) -> None:

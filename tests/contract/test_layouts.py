@@ -20,13 +20,14 @@ from dinomaly_hd.config.resolve import resolve_model
 from dinomaly_hd.data.feature_files import FeaturePlace
 from dinomaly_hd.data.features import ImageStore
 from dinomaly_hd.data.hdmap import load_manifest
-from dinomaly_hd.errors import DataError, LayoutError
+from dinomaly_hd.errors import DataError, LayoutError, SignalGuard
 from dinomaly_hd.experiments.checks import with_found_domains
 from dinomaly_hd.experiments.predict import predict
 from dinomaly_hd.experiments.run import Outcome, execute
 from dinomaly_hd.runs.folder import Context
 from dinomaly_hd.training.checkpoint import newest
 from entry_points import multi_domain, single_domain
+from entry_points.common import Start
 from entry_points.families import trials_of
 
 from .conftest import SETTINGS
@@ -292,7 +293,7 @@ def test_what_was_trained_on_grey_predicts_rgb(train: Any, own: Context, tmp_pat
 def asked(point: Any, root: Path, *words: str) -> list[tuple[str, str]]:
     """Return the domains of the runs that an entry point makes of a data root, and those trained on."""
     flags = ["--data_root", str(root), "--model_type", "trivial", "--preset", "quick", *words]
-    trials = trials_of(point.COMMAND.parse(flags))
+    trials = trials_of(Start(point.COMMAND.parse(flags), SignalGuard()))
     return [(one.run.data.domains, one.run.data.train_domains) for one in trials]
 
 
