@@ -30,7 +30,7 @@ Main = Callable[[Sequence[str], SignalGuard], Work | None]
 
 EXPERIMENT = "dinomaly-hd"
 CLONE = Path(__file__).resolve().parent.parent
-# Where MLflow's database and simulated data lie: the clone, or the folder one is in where a wheel is installed.
+# Where MLflow's database and simulated data lie: the clone, or the current folder where a wheel is installed.
 ROOT = CLONE if (CLONE / "MLproject").is_file() else Path.cwd()
 PER_MEMBER = ("class_token", "stop_step", "start_from", "train_domains", "use_topk")
 """Values of a run that a comparison sets for each member."""
@@ -181,12 +181,6 @@ def train(start: Start[TrainingOptions]) -> Work:
     if mode == "multiclass" and len(seeds) == 1:
         return partial(execute, run, context)
     return partial(run_mode, run, context, mode=mode, seeds=seeds)
-
-
-def start_main(module: str, main: Main) -> None:
-    """Launch an entry point, and end with its exit code, where its module is the program."""
-    if module == "__main__":
-        raise SystemExit(launch(main))
 
 
 def launch(main: Main, argv: Sequence[str] | None = None) -> int:
