@@ -38,6 +38,8 @@ TOLD_OF_MASKS = {
     "pixel_auroc": "Pixel AUROC, %",
     "aupro": "AUPRO up to FPR 30 %, %",
 }
+BESIDE = ("good", "fault", "TPR@FPR 5 %", "pixel AUROC", "AUPRO")
+NO_BREAK = "\N{NO-BREAK SPACE}"
 TRIVIAL_METRICS = ("auroc", "tpr_at_fpr_1pct")
 REFERENCES = tuple(name.removeprefix(PREFIX) for name in (ROW_FILTER, SCAN, ROW_EVIDENCE))
 TRANSFER = {
@@ -196,8 +198,10 @@ def mask_lines(result: Mapping[str, Any]) -> list[str]:
 
 
 def results_markdown(result: Mapping[str, Any]) -> str:
-    table, missing = named_rows(detector_table(result)), missing_lines(result)
-    return render("results.md", result=result, table=table, missing=missing)
+    """Lay out what fits beside the facts on a run's page in MLflow; the report has all columns."""
+    table = detector_table(result).drop(columns=[("", name) for name in BESIDE], errors="ignore")
+    whole = named_rows(table.map(lambda cell: cell.replace(" ", NO_BREAK)))
+    return render("results.md", result=result, table=whole, missing=missing_lines(result))
 
 
 def resolution_lines(normals: Mapping[str, int]) -> list[str]:
