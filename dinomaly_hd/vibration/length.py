@@ -74,10 +74,11 @@ class Plan(NamedTuple):
     def sentence(self, *, periods: int, severity: float) -> str:
         """Answer the question in words."""
         found, needed = self.at(periods), self.periods_for(severity)
+        plural = "" if needed == 1 else "s"
         wanted = (
             f"no record shows a band of {severity:g}"
             if needed is None
-            else f"a band of {severity:g} needs {needed} periods, {needed * self.period_s:.1f} s"
+            else f"a band of {severity:g} needs {needed} period{plural}, {needed * self.period_s:.1f} s"
         )
         return (
             f"{periods} periods of {self.period_s:.2f} s in a map ({periods * self.period_s:.1f} s), noise "
