@@ -196,14 +196,14 @@ def _source_folders(data: DataConfig, manifest: Manifest) -> list[str]:
 def _manifest(data: DataConfig, context: Context) -> Manifest:
     """Read and check all images of the data set that the settings name, and say what is odd about it."""
     kept = {} if context.manifests is None else context.manifests
-    named = (data.data_root, data.simulate_size, data.simulate_seed, data.conditions, data.domains)
-    shown = " ".join(map(str, named))
+    names = ("data_root", "simulate_size", "simulate_seed", "conditions", "domains", "grey")
+    shown = " ".join(str(getattr(data, name)) for name in names)
     if shown not in kept:
         kept[shown] = load_manifest(
             _root(data, context),
             domains=data.domain_names,
             conditions=data.conditions,
-            grey=data.grey,  # the same in all runs of a comparison
+            grey=data.grey,
             tick=context.guard.check,
         )
         for warning in kept[shown].warnings:
