@@ -17,10 +17,11 @@ from numpy.typing import ArrayLike, NDArray
 from pydantic import TypeAdapter
 
 from dinomaly_hd.config.resolve import resolve_model
+from dinomaly_hd.config.run import DataConfig
 from dinomaly_hd.data import simulator
 from dinomaly_hd.data.features import ImageStore
 from dinomaly_hd.data.hdmap import load_manifest
-from dinomaly_hd.data.tree import ConditionRule
+from dinomaly_hd.data.tree import FOUND, ConditionRule, found_domains
 from dinomaly_hd.errors import CheckpointError, ConfigError, SignalGuard
 from dinomaly_hd.evaluation.comparison_pages import Question
 from dinomaly_hd.evaluation.pointing import POINTED
@@ -64,12 +65,15 @@ class Maps:
         return f"<p>{len(self)} maps of {self.images.shape[1]} x {self.images.shape[2]}</p>{counts.to_html()}"
 
 
-def read(
-    folder: str | Path, *, domains: Sequence[str] = ("A", "B", "C", "D"), conditions: str = "auto"
-) -> Maps:
-    """Read and check all maps of a data root; whatever is wrong with it is one DataError."""
+def read(folder: str | Path, *, domains: Sequence[str] | None = None, conditions: str = "auto") -> Maps:
+    """Read and check all maps of a data root; whatever is wrong with it is one DataError.
+
+    ``domains`` None are A, B, C and D where the root holds these, else all that it holds.
+    """
     rule = TypeAdapter[ConditionRule](ConditionRule).validate_python(conditions)
-    manifest = load_manifest(Path(folder), domains=tuple(domains), conditions=rule)
+    root = Path(folder)
+    chosen = domains or found_domains(root, usual=DataConfig().domain_names) or (FOUND,)
+    manifest = load_manifest(root, domains=tuple(chosen), conditions=rule)
     table = pd.DataFrame([record._asdict() for record in manifest.records])
     images = stack(ImageStore(manifest, keep_bytes=0), np.arange(len(table)))
     return Maps(images, table[["path", "domain", "split", "label", "condition"]])

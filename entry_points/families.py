@@ -77,7 +77,6 @@ def _every(start: Start[FamilyOptions]) -> tuple[str, ...]:
     usual = options.domains if isinstance(options, TransferOptions) else EVERY
     if root == SIMULATED or "domains" in start.asked.given:
         return usual
-    from dinomaly_hd.data.tree import domains_in
+    from dinomaly_hd.data.tree import found_domains
 
-    there = domains_in(Path(root).expanduser())
-    return usual if not there or set(usual) <= set(there) else there
+    return found_domains(Path(root).expanduser(), usual=usual) or usual

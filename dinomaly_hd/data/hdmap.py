@@ -59,7 +59,10 @@ class Manifest:
         return np.flatnonzero(wanted)
 
     def counts(self) -> dict[str, dict[str, int]]:
-        """Return domain -> {"train/good", "test/good", "test/fault"} -> number of images."""
+        """Return domain -> {"train/good", "test/good", "test/fault"} -> number of images.
+
+        Faults that are learned from (``with_labelled_faults``) are "train/fault".
+        """
         table: dict[str, Counter[str]] = {domain: Counter() for domain in self.domains}
         for record in self.records:
             table[record.domain][f"{record.split}/{KINDS[record.label]}"] += 1

@@ -82,6 +82,12 @@ def domains_in(root: Path) -> tuple[str, ...]:
     )
 
 
+def found_domains(root: Path, *, usual: Sequence[str]) -> tuple[str, ...]:
+    """Return the usual domains where the root holds them all, else all that it holds."""
+    there = domains_in(root)
+    return tuple(usual) if set(usual) <= set(there) else there
+
+
 def _choose(asked: Sequence[str], found: Domains, *, known: Sequence[str]) -> tuple[list[str], list[str]]:
     chosen: list[str] = []
     faults = [] if asked else [f"no domain asked for.{_known('', known)}"]

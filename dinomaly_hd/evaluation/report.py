@@ -235,13 +235,13 @@ def named_rows(table: pd.DataFrame) -> pd.DataFrame:
 
 def with_interval(block: Block, metric: str) -> str:
     """Return "value [low, high]" in per cent, without interval where there is none."""
-    low, high = block["intervals"][metric]
+    low, high = map(number, block["intervals"][metric])
     value = percent(block[metric])
     return value if np.isnan(low) else f"{value} [{percent(low)}, {percent(high)}]"
 
 
-def percent(value: float, digits: int = 2) -> str:
-    return "-" if np.isnan(value) else f"{100 * value:.{digits}f}"
+def percent(value: float | None, digits: int = 2) -> str:
+    return "-" if np.isnan(number(value)) else f"{100 * number(value):.{digits}f}"
 
 
 def mean_and_spread(values: "pd.Series[float]") -> str:

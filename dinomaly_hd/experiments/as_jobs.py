@@ -33,7 +33,8 @@ def check_for_jobs(members: Sequence[Member], context: Context, *, slots: Slots)
     reading, checked = replace(context, manifests={}), {}
     for one in members:
         try:
-            checked[one] = check(one.run, reading)
+            # Without textures, of which each member would keep its own in memory.
+            checked[one] = check(one.run, reading)._replace(textures=None)
         except REFUSALS as error:
             raise type(error)(f"{one.label}: {error}") from error
     context.say(f"{len(members)} members, checked")

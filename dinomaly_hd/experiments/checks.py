@@ -33,7 +33,7 @@ from dinomaly_hd.data.hdmap import Indices, Manifest, Split, hold_out, load_mani
 from dinomaly_hd.data.images import printable
 from dinomaly_hd.data.simulator import simulate
 from dinomaly_hd.data.tree import PREFIX as DOMAIN_PREFIX
-from dinomaly_hd.data.tree import domains_in, layout_of
+from dinomaly_hd.data.tree import found_domains, layout_of
 from dinomaly_hd.errors import CheckpointError, ConfigError, LayoutError
 from dinomaly_hd.files import file_digest
 from dinomaly_hd.models.build import check_model, texture_folder
@@ -196,14 +196,14 @@ def _source_folders(data: DataConfig, manifest: Manifest) -> list[str]:
 def _manifest(data: DataConfig, context: Context) -> Manifest:
     """Read and check all images of the data set that the settings name, and say what is odd about it."""
     kept = {} if context.manifests is None else context.manifests
-    named = (data.data_root, data.simulate_size, data.simulate_seed, data.conditions, data.domains)
-    shown = " ".join(map(str, named))
+    names = ("data_root", "simulate_size", "simulate_seed", "conditions", "domains", "grey")
+    shown = " ".join(str(getattr(data, name)) for name in names)
     if shown not in kept:
         kept[shown] = load_manifest(
             _root(data, context),
             domains=data.domain_names,
             conditions=data.conditions,
-            grey=data.grey,  # the same in all runs of a comparison
+            grey=data.grey,
             tick=context.guard.check,
         )
         for warning in kept[shown].warnings:
@@ -240,8 +240,7 @@ def with_found_domains(run: RunConfig) -> RunConfig:
     """Return the run with its domains by name where none was named: the usual four, else all there are."""
     if run.data.domains != FOUND_DOMAINS:
         return run
-    there, usual = domains_in(given_root(run.data)), DataConfig().domain_names
-    chosen = usual if set(usual) <= set(there) else there
+    chosen = found_domains(given_root(run.data), usual=DataConfig().domain_names)
     return with_values(run, {"domains": ",".join(chosen)}) if chosen else run
 
 

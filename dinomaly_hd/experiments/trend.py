@@ -81,10 +81,10 @@ def _course(test: pd.DataFrame, root: Path, name: str) -> tuple[pd.DataFrame, fl
     """Return the test maps in order of time, and how many maps a day of recording gives."""
     file = root / MANIFEST
     try:
-        maps = pd.read_csv(file).sort_values("start_s")
+        maps = pd.read_csv(file)[["file", "start_s", "speed"]].sort_values("start_s")
     except (OSError, ValueError, KeyError) as error:
         raise DataError(f"{file}: cannot be read, and says when maps were recorded: {error}") from error
-    course = test.merge(maps, left_on="path", right_on="file", suffixes=("", "_of_map"))
+    course = test.merge(maps, left_on="path", right_on="file")
     steps = maps.loc[maps["file"].str.startswith(f"{name}/"), "start_s"].diff()
     step_s = float(steps[steps > 0].median())
     if len(course) < FEWEST_MAPS or not step_s > 0:

@@ -79,7 +79,7 @@ def synchronise(
         client = client_for(uri)
         for experiment_id in [one.experiment_id for one in client.search_experiments()]:
             killed = close_stale_runs(client, experiment_id)
-            failed = close_runs_not_begun(client, experiment_id, entry_points=_entry_points(root))
+            failed = close_runs_not_begun(client, experiment_id, entry_points=entry_points_with_tags(root))
             done.closed += len(killed) + len(failed)
             for run_id in killed:
                 say(f"MLflow run {run_id}: left RUNNING by a dead process, now KILLED")
@@ -88,7 +88,8 @@ def synchronise(
     return done
 
 
-def _entry_points(root: Path) -> Collection[str]:
+def entry_points_with_tags(root: Path) -> Collection[str]:
     project = root / "MLproject"
     names = yaml.safe_load(project.read_text())["entry_points"].keys() if project.is_file() else set()
-    return names - {"predict", "report", "simulate", "doctor", "sync"}  # which leave no tags at work
+    # Less those that leave no tags at work.
+    return names - {"predict", "simulate", "hdmap", "trend", "doctor", "sync"}

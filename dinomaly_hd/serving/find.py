@@ -11,6 +11,7 @@ import torch
 
 from dinomaly_hd.config.run import from_json
 from dinomaly_hd.data.hdmap import load_manifest
+from dinomaly_hd.data.tree import layout_of
 from dinomaly_hd.errors import CheckpointError, ConfigError, DataError
 from dinomaly_hd.files import read_json
 from dinomaly_hd.runs.folder import MODEL, STATE, find_run, read_results
@@ -105,9 +106,12 @@ def _from_data(path: Path, checkpoint: Checkpoint, folder: Path, *, tick: Callab
     """Return the card of a run without a model: its data, if unchanged, say what images it takes."""
     try:
         run = from_json(checkpoint.config)
-        data_root = read_json(folder / "experiment_settings.json").get("data_root", "")
+        data_root = Path(read_json(folder / "experiment_settings.json").get("data_root", ""))
+        given = Path(run.data.data_root)
+        if layout_of(data_root / given.name) == "table":  # a table of images, which lies in the root
+            data_root /= given.name
         manifest = load_manifest(
-            Path(data_root),
+            data_root,
             domains=run.data.domain_names,
             conditions=run.data.conditions,
             grey=run.data.grey,

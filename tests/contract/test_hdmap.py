@@ -182,12 +182,15 @@ def test_without_its_library_a_trend_has_no_change_points_and_says_so(
         ("--run r1 --domain B", "domain='B': the run has no such domain"),
         ("--run r2", "run 'r2': no run folder"),
         ("--run r1 --data_root /nowhere", "/nowhere/maps.csv: cannot be read, and says when"),
+        ("--run r1 --data_root {other}", "/maps.csv: cannot be read, and says when"),
         ("--run r1 --false_alarms 9000", "false_alarms=9000: expected above 0 and below the 8640 maps"),
     ],
 )
 def test_a_trend_that_cannot_be_told_is_one_line(
     recorded: Path, capsys: pytest.CaptureFixture[str], words: str, message: str
 ) -> None:
+    publish_text(recorded / "other/maps.csv", "start_s,tooth\n0,1\n")
+    words = words.format(other=recorded / "other")
     assert run(trend.main, f"{words} --result_dir {recorded}/results") in (64, 65)
     error = capsys.readouterr().err
     assert message in error

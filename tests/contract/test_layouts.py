@@ -24,7 +24,8 @@ from dinomaly_hd.errors import DataError, LayoutError, SignalGuard
 from dinomaly_hd.experiments.checks import with_found_domains
 from dinomaly_hd.experiments.predict import predict
 from dinomaly_hd.experiments.run import Outcome, execute
-from dinomaly_hd.runs.folder import Context
+from dinomaly_hd.runs.folder import MODEL, Context
+from dinomaly_hd.serving.find import open_model
 from dinomaly_hd.training.checkpoint import newest
 from entry_points import multi_domain, single_domain
 from entry_points.common import Start
@@ -237,6 +238,21 @@ def test_a_category_by_itself_and_a_table_of_it_have_the_same_scores(train: Any,
     ]
     assert results[0] == results[1] == results[2]
     assert results[0]["bottle"]["pixel_auroc"] > 0.5
+
+
+def test_a_checkpoint_of_a_table_says_what_images_it_takes(train: Any, tmp_path: Path) -> None:
+    write_category(tmp_path / "bottle")
+    paths = sorted(path.relative_to(tmp_path) for path in tmp_path.glob("bottle/t*/*/*.png"))
+    rows = [f"{path},{path.parts[2]},{path.parts[1]}" for path in paths]
+    table = tmp_path / "images.csv"
+    table.write_text("\n".join(["path,label,split", *rows]))
+    outcome = train(table, grey="true", domains="", val_split_ratio=".5", max_steps="1")
+    shutil.rmtree(outcome.folder / MODEL)
+    (checkpoint,) = (outcome.folder / "checkpoints").glob("*.pt")
+    with open_model(
+        str(checkpoint), result_dir=tmp_path, root=tmp_path, say=print, tick=lambda: None
+    ) as model:
+        assert model.card.dtype == "uint8"
 
 
 @pytest.mark.parametrize(

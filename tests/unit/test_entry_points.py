@@ -15,6 +15,7 @@ from dinomaly_hd.config.resolve import MARKER, Command, resolve_model
 from dinomaly_hd.config.run import RunConfig
 from dinomaly_hd.data.feature_files import FeaturePlace
 from dinomaly_hd.errors import ConfigError, SignalGuard
+from dinomaly_hd.runs.sync import entry_points_with_tags
 from entry_points import horizontal
 from entry_points.__main__ import NAMES
 from entry_points.common import Start, launch, run_of
@@ -47,6 +48,10 @@ def test_help_lists_every_parameter_without_heavy_imports(name: str) -> None:
 def test_the_project_is_short_and_has_every_entry_point() -> None:
     assert set(PROJECT) == set(NAMES)
     assert len((ROOT / "MLproject").read_text().splitlines()) <= LONGEST_PROJECT
+
+
+def test_only_entry_points_that_leave_tags_at_work_can_be_taken_for_never_begun() -> None:
+    assert entry_points_with_tags(ROOT) == {*NAMES} - SEEDLESS | {"report"}
 
 
 @pytest.mark.parametrize("name", NAMES)

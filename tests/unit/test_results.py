@@ -9,7 +9,13 @@ import pytest
 from dinomaly_hd.errors import ConfigError, DataError, NonFiniteError
 from dinomaly_hd.evaluation import metrics
 from dinomaly_hd.evaluation.metrics import Threshold, normal_quantile
-from dinomaly_hd.evaluation.report import detector_table, flat_metrics, results_markdown, summary_lines
+from dinomaly_hd.evaluation.report import (
+    detector_table,
+    flat_metrics,
+    results_markdown,
+    summary_lines,
+    trivial_table,
+)
 from dinomaly_hd.evaluation.results import RANKING, check_table, evaluate
 from dinomaly_hd.files import publish_json
 from dinomaly_hd.runs.folder import read_results
@@ -207,8 +213,11 @@ def test_figures_of_a_run_read_back_are_those_of_the_run(tmp_path):
     result = run(table)
     publish_json(tmp_path / "results.json", result)
     assert "null" in (tmp_path / "results.json").read_text()
-    again = flat_metrics(read_results(tmp_path))
+    stored = read_results(tmp_path) or {}
+    again = flat_metrics(stored)
     assert again == flat_metrics(result)
+    assert detector_table(stored).equals(detector_table(result))
+    assert trivial_table(stored).equals(trivial_table(result))
     assert "domain_A/auroc" not in again
 
 

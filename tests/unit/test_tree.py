@@ -11,7 +11,7 @@ from PIL import Image
 
 from dinomaly_hd.data.folder import image_names
 from dinomaly_hd.data.hdmap import load_manifest
-from dinomaly_hd.data.tree import Tree, domains_in, survey
+from dinomaly_hd.data.tree import Tree, domains_in, found_domains, survey
 from dinomaly_hd.errors import DataError, LayoutError
 
 PLACES = ("train/good/0.png", "train/good/1.png", "test/good/2.png", "test/crack/3.png", "test/hole/3.png")
@@ -196,7 +196,9 @@ def test_domains_are_found_and_unknown_ones_are_answered_with_those(tmp_path: Pa
         load_manifest(tmp_path, domains=["B"], conditions="auto")
     with pytest.raises(LayoutError, match=r"no domain asked for\. The root holds no domain folders"):
         load_manifest(tmp_path / "notes", domains=["auto"], conditions="auto")
-    assert domains_in(tmp_path / "nowhere") == ()
+    assert domains_in(tmp_path / "nowhere") == found_domains(tmp_path / "nowhere", usual=("A",)) == ()
+    assert found_domains(tmp_path, usual=("C", "A")) == ("C", "A")
+    assert found_domains(tmp_path, usual=("A", "B")) == ("Zahnrad äöü", "A", "C")
 
 
 @pytest.mark.parametrize(

@@ -1,4 +1,4 @@
-"""Synthetic faults: additive, never clipped, each with its mask and severity, drawn from (seed, position)."""
+"""Synthetic faults: never clipped, each with its mask and severity, drawn from (seed, position)."""
 
 # B batch, H W pixels of the map, I J points of a gradient grid, h w pixels of the largest patch, T tries,
 # P numbers of a patch, S pixels of one axis
