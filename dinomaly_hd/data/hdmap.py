@@ -256,8 +256,11 @@ def _drawn(size: int, *, of: int, name: str, domain: str) -> npt.NDArray[np.bool
     return np.isin(np.arange(of), np.argsort(words, kind="stable")[:size])
 
 
-def with_labelled_faults(manifest: Manifest, *, domain: str, seed: int) -> Manifest:
-    """Return the manifest with half of a domain's test faults among its training images, no longer tested."""
+def with_labelled_faults(manifest: Manifest, *, domain: str) -> Manifest:
+    """Return the manifest with half of a domain's test faults among its training images, no longer tested.
+
+    The same half for every seed, since a comparison leaves out what any of its runs learned from.
+    """
     faults = manifest.indices(domain=domain, split="test", label=1)
     if len(faults) < 2:
         raise LayoutError(
@@ -265,6 +268,6 @@ def with_labelled_faults(manifest: Manifest, *, domain: str, seed: int) -> Manif
             "learn from, half to test on"
         )
     records = list(manifest.records)
-    for i in faults[_drawn(len(faults) // 2, of=len(faults), name=f"labelled/{seed}/", domain=domain)]:
+    for i in faults[_drawn(len(faults) // 2, of=len(faults), name="labelled/", domain=domain)]:
         records[i] = records[i]._replace(split="train")
     return replace(manifest, records=tuple(records))

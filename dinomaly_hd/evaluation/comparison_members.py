@@ -151,7 +151,8 @@ def settings_of(members: Sequence[MemberRun], *, compared: Sequence[str] = ()) -
     learned = learned_from(members)
     if learned:
         notes.append(
-            f"{len(learned)} faults of the source are compared in no run, since some learned from them"
+            f"{len(learned)} faults of the source are compared in no run, since some learned from them; "
+            "a transfer table holds each run's own figures"
         )
     shown = by_label[[name for name in by_label if name in asked]].map(" / ".join)
     equal = table.iloc[0].drop(differing.columns)

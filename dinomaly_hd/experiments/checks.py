@@ -158,7 +158,7 @@ def check(run: RunConfig, context: Context) -> Ready:
     if isinstance(getattr(run.model, "faults", None), SourceFaults):
         split = split._replace(train=split.normals)
         for domain in sources:
-            manifest = with_labelled_faults(manifest, domain=domain, seed=run.seed)
+            manifest = with_labelled_faults(manifest, domain=domain)
     copies = run.evaluation.synthetic_copies
     needs = {f"synthetic_copies={copies}": copies}
     if isinstance(run.training, TrainingConfig) and run.training.validate_on == HELD_OUT:
