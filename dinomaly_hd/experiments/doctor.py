@@ -63,7 +63,7 @@ def examine(
             say(f"{BAD:8}{checked:13}{error}")
             codes.append(error.exit_code)
     if codes:
-        raise UnfitError(f"{len(codes)} of the lines above need mending", code=codes[0])
+        raise UnfitError(f"lines above that need mending: {len(codes)}", code=codes[0])
 
 
 def _python() -> Findings:
