@@ -2,7 +2,7 @@
 
 from dinomaly_hd.config.base import PositiveCount, doc
 from dinomaly_hd.config.resolve import OrAuto, config_names
-from entry_points.common import RunOptions, Start, entry_point, of_members, start_main
+from entry_points.common import RunOptions, Start, entry_point, launch, of_members
 
 
 class Options(RunOptions):
@@ -27,4 +27,6 @@ def ablation(start: Start[Options]) -> None:
 
 
 COMMAND, main = entry_point("ablation", __doc__, Options, ablation, runs=of_members())
-start_main(__name__, main)
+
+if __name__ == "__main__":
+    raise SystemExit(launch(main))

@@ -29,7 +29,9 @@ Main = Callable[[Sequence[str], SignalGuard], Work | None]
 """Does an entry point's work, or returns it, so that a run does not stand over the reading of flags."""
 
 EXPERIMENT = "dinomaly-hd"
-ROOT = Path(__file__).resolve().parent.parent
+CLONE = Path(__file__).resolve().parent.parent
+# Where MLflow's database and simulated data lie: the clone, or the current folder where a wheel is installed.
+ROOT = CLONE if (CLONE / "MLproject").is_file() else Path.cwd()
 PER_MEMBER = ("class_token", "stop_step", "start_from", "train_domains", "use_topk")
 """Values of a run that a comparison sets for each member."""
 QUIET = {"MLFLOW_DISABLE_TELEMETRY": "true", "RAY_USAGE_STATS_ENABLED": "0", "HF_HUB_DISABLE_TELEMETRY": "1"}
@@ -179,12 +181,6 @@ def train(start: Start[TrainingOptions]) -> Work:
     if mode == "multiclass" and len(seeds) == 1:
         return partial(execute, run, context)
     return partial(run_mode, run, context, mode=mode, seeds=seeds)
-
-
-def start_main(module: str, main: Main) -> None:
-    """Launch an entry point, and end with its exit code, where its module is the program."""
-    if module == "__main__":
-        raise SystemExit(launch(main))
 
 
 def launch(main: Main, argv: Sequence[str] | None = None) -> int:

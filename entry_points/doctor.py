@@ -2,7 +2,7 @@
 
 from dinomaly_hd.config.presets import Fields, parameters
 from dinomaly_hd.config.resolve import resolve_model
-from entry_points.common import ROOT, FeatureOptions, Start, entry_point, say, start_main
+from entry_points.common import ROOT, FeatureOptions, Start, entry_point, launch, say
 
 OF_RUN = ("preset", "data_root", "domains", "conditions", "grey", "encoder", "encoder_weights")
 
@@ -27,4 +27,6 @@ def doctor(start: Start[FeatureOptions]) -> None:
 
 
 COMMAND, main = entry_point("doctor", __doc__, FeatureOptions, doctor, runs=fields)
-start_main(__name__, main)
+
+if __name__ == "__main__":
+    raise SystemExit(launch(main))

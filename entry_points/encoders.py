@@ -3,7 +3,7 @@
 from dinomaly_hd.config.base import doc
 from dinomaly_hd.config.resolve import Names
 from dinomaly_hd.errors import ConfigError
-from entry_points.common import ConfigOptions, Start, entry_point, of_members, start_main
+from entry_points.common import ConfigOptions, Start, entry_point, launch, of_members
 
 SIZES = {size: f"dinov2reg_vit_{size}_14" for size in ("small", "base", "large")}
 
@@ -32,4 +32,6 @@ def encoders(start: Start[Options]) -> None:
 
 
 COMMAND, main = entry_point("encoders", __doc__, Options, encoders, runs=of_members("encoder"))
-start_main(__name__, main)
+
+if __name__ == "__main__":
+    raise SystemExit(launch(main))

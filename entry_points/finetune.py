@@ -2,7 +2,7 @@
 
 from dinomaly_hd.config.base import PositiveCount, doc, names_in
 from dinomaly_hd.config.run import ALL_DOMAINS
-from entry_points.common import ConfigOptions, Start, entry_point, of_members, start_main
+from entry_points.common import ConfigOptions, Start, entry_point, launch, of_members
 
 
 class Options(ConfigOptions):
@@ -26,4 +26,6 @@ def finetune(start: Start[Options]) -> None:
 
 
 COMMAND, main = entry_point("finetune", __doc__, Options, finetune, runs=of_members())
-start_main(__name__, main)
+
+if __name__ == "__main__":
+    raise SystemExit(launch(main))

@@ -1,6 +1,8 @@
 """Train Dinomaly on token distances that are weighted by their own size."""
 
-from entry_points.common import start_main, training
+from entry_points.common import launch, training
 
 COMMAND, main = training("focal", __doc__)
-start_main(__name__, main)
+
+if __name__ == "__main__":
+    raise SystemExit(launch(main))

@@ -1,6 +1,8 @@
 """Train Dinomaly with a generalised mean over its two groups, in loss and score."""
 
-from entry_points.common import start_main, training
+from entry_points.common import launch, training
 
 COMMAND, main = training("gem", __doc__)
-start_main(__name__, main)
+
+if __name__ == "__main__":
+    raise SystemExit(launch(main))

@@ -7,7 +7,7 @@ from dinomaly_hd.config.base import NonNegative, Positive, doc
 from dinomaly_hd.config.resolve import OrAuto
 from dinomaly_hd.config.vibration import RecordSettings, teeth_of
 from dinomaly_hd.errors import ConfigError
-from entry_points.common import Start, entry_point, say, start_main
+from entry_points.common import Start, entry_point, launch, say
 
 NONE = "none"
 
@@ -79,4 +79,6 @@ def tell(options: Options) -> None:
 
 
 COMMAND, main = entry_point("hdmap", __doc__, Options, convert)
-start_main(__name__, main)
+
+if __name__ == "__main__":
+    raise SystemExit(launch(main))

@@ -6,7 +6,7 @@ from pydantic import Field
 
 from dinomaly_hd.config.base import Frozen
 from dinomaly_hd.jobs.job import die_with_parent
-from entry_points.common import Start, entry_point, say, start_main
+from entry_points.common import Start, entry_point, launch, say
 
 
 class Options(Frozen):
@@ -21,4 +21,6 @@ def job(start: Start[Options]) -> None:
 
 
 COMMAND, main = entry_point("job", __doc__, Options, job)
-start_main(__name__, main)
+
+if __name__ == "__main__":
+    raise SystemExit(launch(main))

@@ -1,6 +1,6 @@
 """Train on one source domain and test it on the others, with any model family."""
 
-from entry_points.common import Start, entry_point, start_main
+from entry_points.common import Start, entry_point, launch
 from entry_points.families import INSTEAD, TransferOptions, family_fields, trials_of
 
 
@@ -14,4 +14,6 @@ def multi_domain(start: Start[TransferOptions]) -> None:
 COMMAND, main = entry_point(
     "multi_domain", __doc__, TransferOptions, multi_domain, runs=family_fields, instead=INSTEAD
 )
-start_main(__name__, main)
+
+if __name__ == "__main__":
+    raise SystemExit(launch(main))

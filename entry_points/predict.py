@@ -7,7 +7,7 @@ from pydantic import Field
 from dinomaly_hd.config.base import Count, doc
 from dinomaly_hd.config.resolve import OrAuto
 from dinomaly_hd.config.run import Device
-from entry_points.common import ROOT, ResultOptions, Start, entry_point, say, start_main
+from entry_points.common import ROOT, ResultOptions, Start, entry_point, launch, say
 
 
 class Options(ResultOptions):
@@ -35,4 +35,6 @@ def score(start: Start[Options]) -> None:
 
 
 COMMAND, main = entry_point("predict", __doc__, Options, score)
-start_main(__name__, main)
+
+if __name__ == "__main__":
+    raise SystemExit(launch(main))

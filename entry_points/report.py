@@ -4,7 +4,7 @@ from pathlib import Path
 
 from dinomaly_hd.config.base import doc, names_in
 from dinomaly_hd.config.resolve import OrAuto
-from entry_points.common import ROOT, Start, StoreOptions, entry_point, say, start_main
+from entry_points.common import ROOT, Start, StoreOptions, entry_point, launch, say
 
 NONE = "none"
 
@@ -51,4 +51,6 @@ def write(start: Start[Options]) -> None:
 
 
 COMMAND, main = entry_point("report", __doc__, Options, write)
-start_main(__name__, main)
+
+if __name__ == "__main__":
+    raise SystemExit(launch(main))

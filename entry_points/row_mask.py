@@ -1,6 +1,8 @@
 """Train Dinomaly whose decoder attention cannot read its own row nearby."""
 
-from entry_points.common import start_main, training
+from entry_points.common import launch, training
 
 COMMAND, main = training("row_mask", __doc__)
-start_main(__name__, main)
+
+if __name__ == "__main__":
+    raise SystemExit(launch(main))

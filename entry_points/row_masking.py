@@ -1,6 +1,8 @@
 """Train Dinomaly with whole rows of its bottleneck replaced by a learned token."""
 
-from entry_points.common import start_main, training
+from entry_points.common import launch, training
 
 COMMAND, main = training("row_masking", __doc__)
-start_main(__name__, main)
+
+if __name__ == "__main__":
+    raise SystemExit(launch(main))

@@ -1,6 +1,8 @@
 """Train Dinomaly with learned or given weights of its two groups, in loss and score."""
 
-from entry_points.common import start_main, training
+from entry_points.common import launch, training
 
 COMMAND, main = training("scale", __doc__)
-start_main(__name__, main)
+
+if __name__ == "__main__":
+    raise SystemExit(launch(main))

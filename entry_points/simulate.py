@@ -6,7 +6,7 @@ from dinomaly_hd.config.base import Frozen, doc, with_values
 from dinomaly_hd.config.presets import Fields, described
 from dinomaly_hd.config.resolve import OrAuto
 from dinomaly_hd.config.run import DataConfig
-from entry_points.common import ROOT, Start, entry_point, say, start_main
+from entry_points.common import ROOT, Start, entry_point, launch, say
 
 DATA = DataConfig(simulate_size="quick")
 OF_RUN = ("simulate_size", "simulate_seed", "domains")
@@ -46,4 +46,6 @@ def write(start: Start[Options]) -> None:
 
 
 COMMAND, main = entry_point("simulate", __doc__, Options, write, runs=fields)
-start_main(__name__, main)
+
+if __name__ == "__main__":
+    raise SystemExit(launch(main))

@@ -1,6 +1,6 @@
 """Train and test one domain with any model family; several models, domains or seeds are compared."""
 
-from entry_points.common import Start, entry_point, start_main
+from entry_points.common import Start, entry_point, launch
 from entry_points.families import INSTEAD, FamilyOptions, family_fields, trials_of
 
 
@@ -14,4 +14,6 @@ def single_domain(start: Start[FamilyOptions]) -> None:
 COMMAND, main = entry_point(
     "single_domain", __doc__, FamilyOptions, single_domain, runs=family_fields, instead=INSTEAD
 )
-start_main(__name__, main)
+
+if __name__ == "__main__":
+    raise SystemExit(launch(main))

@@ -3,7 +3,7 @@
 from dinomaly_hd.config.base import doc
 from dinomaly_hd.config.resolve import Numbers
 from dinomaly_hd.errors import ConfigError
-from entry_points.common import ConfigOptions, Start, entry_point, of_members, start_main
+from entry_points.common import ConfigOptions, Start, entry_point, launch, of_members
 
 
 class Options(ConfigOptions):
@@ -30,4 +30,6 @@ def steps(start: Start[Options]) -> None:
 
 
 COMMAND, main = entry_point("steps", __doc__, Options, steps, runs=of_members("max_steps"))
-start_main(__name__, main)
+
+if __name__ == "__main__":
+    raise SystemExit(launch(main))

@@ -6,7 +6,7 @@ from pydantic import Field
 
 from dinomaly_hd.config.base import PositiveCount, doc
 from dinomaly_hd.config.resolve import OrAuto
-from entry_points.common import EngineOptions, Start, entry_point, start_main
+from entry_points.common import EngineOptions, Start, entry_point, launch
 from entry_points.families import ConditionOptions, family_fields
 
 IN_FILE = ("model_type", "variant", "source_domain", "target_domains", "domains", "train_domains")
@@ -34,4 +34,6 @@ def suite(start: Start[Options]) -> None:
 
 
 COMMAND, main = entry_point("suite", __doc__, Options, suite, runs=family_fields, instead=INSTEAD)
-start_main(__name__, main)
+
+if __name__ == "__main__":
+    raise SystemExit(launch(main))

@@ -1,7 +1,7 @@
 """Complete in MLflow what run folders hold and MLflow lacks; close what dead processes left running."""
 
 from dinomaly_hd.errors import TrackingError
-from entry_points.common import ROOT, ResultOptions, Start, entry_point, say, start_main
+from entry_points.common import ROOT, ResultOptions, Start, entry_point, launch, say
 
 
 def sync(start: Start[ResultOptions]) -> None:
@@ -17,4 +17,6 @@ def sync(start: Start[ResultOptions]) -> None:
 
 
 COMMAND, main = entry_point("sync", __doc__, ResultOptions, sync)
-start_main(__name__, main)
+
+if __name__ == "__main__":
+    raise SystemExit(launch(main))

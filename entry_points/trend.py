@@ -6,7 +6,7 @@ from pydantic import Field
 
 from dinomaly_hd.config.base import Positive, doc
 from dinomaly_hd.config.resolve import OrAuto
-from entry_points.common import ResultOptions, Start, entry_point, say, start_main
+from entry_points.common import ResultOptions, Start, entry_point, launch, say
 
 
 class Options(ResultOptions):
@@ -25,4 +25,6 @@ def show(start: Start[Options]) -> None:
 
 
 COMMAND, main = entry_point("trend", __doc__, Options, show)
-start_main(__name__, main)
+
+if __name__ == "__main__":
+    raise SystemExit(launch(main))

@@ -18,8 +18,8 @@ from entry_points.common import (
     SeedsOptions,
     Start,
     entry_point,
+    launch,
     of_members,
-    start_main,
 )
 
 if TYPE_CHECKING:
@@ -118,4 +118,6 @@ def tune(start: Start[Options]) -> None:
 
 
 COMMAND, main = entry_point("tune", __doc__, Options, tune, runs=of_members(), instead=INSTEAD)
-start_main(__name__, main)
+
+if __name__ == "__main__":
+    raise SystemExit(launch(main))

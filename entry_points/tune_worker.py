@@ -10,7 +10,7 @@ from dinomaly_hd.config.base import Frozen
 from dinomaly_hd.errors import ConfigError
 from dinomaly_hd.jobs.job import die_with_parent, read_job
 from entry_points import tune
-from entry_points.common import Start, entry_point, start_main
+from entry_points.common import Start, entry_point, launch
 
 
 class Options(Frozen):
@@ -32,4 +32,6 @@ def work(start: Start[Options]) -> None:
 
 
 COMMAND, main = entry_point("tune_worker", __doc__, Options, work)
-start_main(__name__, main)
+
+if __name__ == "__main__":
+    raise SystemExit(launch(main))

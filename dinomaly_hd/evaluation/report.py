@@ -28,7 +28,7 @@ from dinomaly_hd.evaluation.results import (
 )
 from dinomaly_hd.files import publish, publish_text
 from dinomaly_hd.names import as_markdown, listed
-from dinomaly_hd.trivial import PREFIX, ROW_EVIDENCE, ROW_FILTER, SCAN
+from dinomaly_hd.trivial import GEAR_INDICATORS, PREFIX, ROW_EVIDENCE, ROW_FILTER, SCAN
 
 NAME_WIDTH, WIDTH, SHOWN_PLACES = 14, 110, 4
 OF_MASKS = {"named_tooth": "tooth right", "pixel_auroc": "pixel AUROC", "aupro": "AUPRO"}
@@ -38,6 +38,8 @@ TOLD_OF_MASKS = {
     "pixel_auroc": "Pixel AUROC, %",
     "aupro": "AUPRO up to FPR 30 %, %",
 }
+BESIDE = ("good", "fault", "TPR@FPR 5 %", "pixel AUROC", "AUPRO")
+NO_BREAK = "\N{NO-BREAK SPACE}"
 TRIVIAL_METRICS = ("auroc", "tpr_at_fpr_1pct")
 REFERENCES = tuple(name.removeprefix(PREFIX) for name in (ROW_FILTER, SCAN, ROW_EVIDENCE))
 TRANSFER = {
@@ -171,7 +173,8 @@ def summary_lines(result: Mapping[str, Any]) -> list[str]:
     conditions = table.columns.unique(0)[:3]  # "" and two
     told_below = [("", column) for column in ("TPR@FPR 5 %", *OF_MASKS.values())]
     printed = _printed(table[list(conditions)].drop(columns=told_below, errors="ignore"))
-    kinds = defect_table(result)
+    kinds, trivial = defect_table(result), trivial_table(result)
+    recorded = [name for name in trivial if name in GEAR_INDICATORS]
     text = render(
         "summary.txt",
         result=result,
@@ -180,7 +183,8 @@ def summary_lines(result: Mapping[str, Any]) -> list[str]:
         masked=mask_lines(result),
         table=[line for line in printed if line.strip()],  # where all is one condition, none is named
         references=[name for name in REFERENCES if name in result["trivial"]],
-        trivial=_printed(trivial_table(result)),
+        trivial=_printed(trivial.drop(columns=recorded)),
+        recorded=_printed(trivial[recorded]) if recorded else [],
     )
     return text.splitlines()
 
@@ -196,8 +200,10 @@ def mask_lines(result: Mapping[str, Any]) -> list[str]:
 
 
 def results_markdown(result: Mapping[str, Any]) -> str:
-    table, missing = named_rows(detector_table(result)), missing_lines(result)
-    return render("results.md", result=result, table=table, missing=missing)
+    """Lay out what fits beside the facts on a run's page in MLflow; the report has all columns."""
+    table = detector_table(result).drop(columns=[("", name) for name in BESIDE], errors="ignore")
+    whole = named_rows(table.map(lambda cell: cell.replace(" ", NO_BREAK)))
+    return render("results.md", result=result, table=whole, missing=missing_lines(result))
 
 
 def resolution_lines(normals: Mapping[str, int]) -> list[str]:
