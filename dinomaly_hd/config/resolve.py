@@ -8,6 +8,7 @@ from functools import partial
 from typing import Annotated, Any, Generic, NoReturn, TypeVar
 
 from pydantic import BeforeValidator, TypeAdapter, ValidationError, WrapValidator
+from pydantic_core import PydanticUndefined
 
 from dinomaly_hd.config.base import (
     Frozen,
@@ -133,7 +134,11 @@ class Command(Generic[Options]):
             switch: dict[str, Any] = {"nargs": "?", "const": "true"} if parameter.annotation is bool else {}
             names = (name, *ALSO.get(name, ()))
             flags = dict.fromkeys(f"--{said}" for one in names for said in (one, one.replace("_", "-")))
-            text = help_of(parameter).replace("%", "%%")
+            text = help_of(parameter)
+            # Those of a run are left to its preset and model.
+            if name in self.options.model_fields and parameter.default not in (None, PydanticUndefined, ""):
+                text += f" (default {text_of(parameter.default)})"
+            text = text.replace("%", "%%")
             parser.add_argument(*flags, dest=name, action="append", metavar="VALUE", help=text, **switch)
         return parser
 

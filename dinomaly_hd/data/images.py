@@ -251,9 +251,10 @@ def _read_png(data: bytes, grey: bool) -> npt.NDArray[Any]:
     # Pillow would cut RGB of 16 bits to 8.
     readable = bits in (8, 16) if colour == 0 else grey and bits == 8 and colour in _CHANNELS
     if not readable or transparent or coding != [0, 0, 0]:
-        found = f"{bits}-bit {_COLOURS.get(colour, colour)} PNG{transparent}, coded {coding}"
+        found = f"{bits}-bit {_COLOURS.get(colour, colour)} PNG{transparent}"
+        coded = f", coded [0, 0, 0], not {coding}" if coding != [0, 0, 0] else ""
         hint = _GREY_HINT if colour in _CHANNELS and bits == 8 and not grey else ""
-        raise ImageError(f"{found}, expected plain 8- or 16-bit grey, coded [0, 0, 0]{hint}")
+        raise ImageError(f"{found}, expected plain 8- or 16-bit grey{coded}{hint}")
     stream = b"".join(chunk[8:-4] for what, chunk in chunks if what == b"IDAT")
     expected = height * (1 + width * _CHANNELS[colour] * bits // 8)
     inflater = zlib.decompressobj()

@@ -90,7 +90,7 @@ def found_domains(root: Path, *, usual: Sequence[str]) -> tuple[str, ...]:
 
 def _choose(asked: Sequence[str], found: Domains, *, known: Sequence[str]) -> tuple[list[str], list[str]]:
     chosen: list[str] = []
-    faults = [] if asked else [f"no domain asked for.{_known('', known)}"]
+    faults = [] if asked else [f"no domain {'asked for' if known else 'found'}.{_known('', known)}"]
     for name in asked:
         folder = next((folder for folder in (name, PREFIX + name) if folder in found), None)
         if folder is None:

@@ -66,7 +66,7 @@ def _check_members(members: Sequence[MemberRun]) -> None:
         if other is not member:
             raise ConfigError(
                 f"label {member.label!r} has seed {member.seed} twice: {other.name} and {member.name}; "
-                "leave one out or give it a label of its own"
+                "leave one out, or give it a label of its own (report: label_by)"
             )
         first, digest = members[0], member.result.get("data_digest")
         if digest != first.result.get("data_digest"):

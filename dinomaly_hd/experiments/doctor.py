@@ -63,7 +63,7 @@ def examine(
             say(f"{BAD:8}{checked:13}{error}")
             codes.append(error.exit_code)
     if codes:
-        raise UnfitError(f"{len(codes)} of the lines above need mending", code=codes[0])
+        raise UnfitError(f"lines above that need mending: {len(codes)}", code=codes[0])
 
 
 def _python() -> Findings:
@@ -89,7 +89,7 @@ def _packages() -> Findings:
 def _device() -> Findings:
     import torch
 
-    kind = f"torch {torch.__version__}, {torch.get_num_threads()} CPU threads"
+    kind = f"torch {torch.__version__}, CPU threads: {torch.get_num_threads()}"
     if not torch.cuda.is_available():
         yield NOTE, "device", f"{kind}, no GPU: the quick preset is the default"
     for index in range(torch.cuda.device_count()):

@@ -82,6 +82,8 @@ def _course(test: pd.DataFrame, root: Path, name: str) -> tuple[pd.DataFrame, fl
     file = root / MANIFEST
     try:
         maps = pd.read_csv(file)[["file", "start_s", "speed"]].sort_values("start_s")
+    except FileNotFoundError:
+        raise DataError(f"{file}: not there; it says when maps were recorded, hdmap writes it") from None
     except (OSError, ValueError, KeyError) as error:
         raise DataError(f"{file}: cannot be read, and says when maps were recorded: {error}") from error
     course = test.merge(maps, left_on="path", right_on="file")

@@ -238,7 +238,10 @@ def chunks(values: NDArray[Any]) -> Iterator[NDArray[Any]]:
 def check(maps: NDArray[Any]) -> None:
     count, *shape = maps.shape
     if count < FEWEST_MAPS:
-        raise DataError(f"row_evidence: {count} training maps; it needs at least {FEWEST_MAPS}")
+        raise DataError(
+            f"row_evidence: {count} training maps; it needs at least {FEWEST_MAPS} beside those that a run "
+            "holds out (val_split_ratio)"
+        )
     if shape[0] < SMALLEST[0] or shape[1] < SMALLEST[1]:
         raise DataError(f"row_evidence: maps of {shape[0]}x{shape[1]}; it needs at least 7x47")
     flat = int((np.ptp(maps, axis=(1, 2)) == 0).sum())

@@ -87,7 +87,8 @@ def hdmap(
             found = maps_of(source.path, settings, powers=powers, tick=tick, track=track)
             maps += [(source, clock_s, one) for one in found.maps]
             clock_s, rate = clock_s + found.seconds, found.rate
-            say(f"{source.name}: {len(found.maps)} maps of {found.seconds:.1f} s at {rate:g} Hz")
+            made = f"{len(found.maps)} of {source.split}, {found.seconds:.1f} s at {rate:g} Hz"
+            say(f"maps of {source.name}: {made}")
         scale = scale or max(float(one.map_RC.max()) for source, _, one in maps if source.split == SPLITS[0])
         if scale <= 0:
             raise DataError(

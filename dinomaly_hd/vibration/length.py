@@ -74,18 +74,22 @@ class Plan(NamedTuple):
     def sentence(self, *, periods: int, severity: float) -> str:
         """Answer the question in words."""
         found, needed = self.at(periods), self.periods_for(severity)
-        plural = "" if needed == 1 else "s"
         wanted = (
             f"no record shows a band of {severity:g}"
             if needed is None
-            else f"a band of {severity:g} needs {needed} period{plural}, {needed * self.period_s:.1f} s"
+            else f"a band of {severity:g} needs {_counted(needed)}, {needed * self.period_s:.1f} s"
         )
         return (
-            f"{periods} periods of {self.period_s:.2f} s in a map ({periods * self.period_s:.1f} s), noise "
-            f"{self.noise:.2g} times a cell: standard error of a cell {float(found.error):.3f} of it, "
+            f"{_counted(periods, 'hunting-tooth ')} of {self.period_s:.2f} s in a map "
+            f"({periods * self.period_s:.1f} s), noise {self.noise:.2g} times a cell: "
+            f"standard error of a cell {float(found.error):.3f} of it, "
             f"faintest band {float(found.faintest):.3f} of its surroundings ({STANDARD_ERRORS:g} standard "
             f"errors of a row's mean); {wanted}"
         )
+
+
+def _counted(periods: int, kind: str = "") -> str:
+    return f"{periods} {kind}period{'' if periods == 1 else 's'}"
 
 
 def plan_figure(plan: Plan, *, periods: int, severity: float) -> Figure:
@@ -100,7 +104,7 @@ def plan_figure(plan: Plan, *, periods: int, severity: float) -> Figure:
         (found.faintest, "faintest band", CURVE_COLOURS[1]),
     ):
         axes.loglog(P * plan.period_s, values, label=label, color=colour)
-    axes.axvline(periods * plan.period_s, color="0.4", linestyle="--", label=f"{periods} periods")
+    axes.axvline(periods * plan.period_s, color="0.4", linestyle="--", label=_counted(periods))
     axes.axhline(severity, color="0.7", linestyle=":", label=f"band of {severity:g}")
     for axis in (axes.xaxis, axes.yaxis):
         axis.set_major_formatter("{x:g}")

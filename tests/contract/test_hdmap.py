@@ -181,7 +181,7 @@ def test_without_its_library_a_trend_has_no_change_points_and_says_so(
         ("--run r1 --score fm5", "score='fm5': the run has no such score. Did you mean 'fm4'?"),
         ("--run r1 --domain B", "domain='B': the run has no such domain"),
         ("--run r2", "run 'r2': no run folder"),
-        ("--run r1 --data_root /nowhere", "/nowhere/maps.csv: cannot be read, and says when"),
+        ("--run r1 --data_root /nowhere", "/nowhere/maps.csv: not there; it says when"),
         ("--run r1 --data_root {other}", "/maps.csv: cannot be read, and says when"),
         ("--run r1 --false_alarms 9000", "false_alarms=9000: expected above 0 and below the 8640 maps"),
     ],

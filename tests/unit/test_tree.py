@@ -194,7 +194,7 @@ def test_domains_are_found_and_unknown_ones_are_answered_with_those(tmp_path: Pa
         LayoutError, match=r"unknown domain 'B'\. Known: .*domain_A, domain_C\. Choose with dom"
     ):
         load_manifest(tmp_path, domains=["B"], conditions="auto")
-    with pytest.raises(LayoutError, match=r"no domain asked for\. The root holds no domain folders"):
+    with pytest.raises(LayoutError, match=r"no domain found\. The root holds no domain folders"):
         load_manifest(tmp_path / "notes", domains=["auto"], conditions="auto")
     assert domains_in(tmp_path / "nowhere") == found_domains(tmp_path / "nowhere", usual=("A",)) == ()
     assert found_domains(tmp_path, usual=("C", "A")) == ("C", "A")
