@@ -193,7 +193,11 @@ def load(name: str | Path, *, result_dir: str | Path = RESULTS) -> Run:
             if RUN_ID.fullmatch(text) is None:
                 raise
     place = Path(tempfile.mkdtemp(prefix="dinomaly-hd-"))
-    run = Run(place, model=download_model(text, uri=default_uri(Path.cwd()), target=place))
+    try:
+        run = Run(place, model=download_model(text, uri=default_uri(Path.cwd()), target=place))
+    except BaseException:
+        shutil.rmtree(place)
+        raise
     weakref.finalize(run, shutil.rmtree, place)
     return run
 

@@ -35,6 +35,7 @@ from dinomaly_hd.data.simulator import simulate
 from dinomaly_hd.data.tree import PREFIX as DOMAIN_PREFIX
 from dinomaly_hd.data.tree import found_domains, layout_of
 from dinomaly_hd.errors import CheckpointError, ConfigError, LayoutError
+from dinomaly_hd.experiments.score import recorded_indicators
 from dinomaly_hd.files import file_digest
 from dinomaly_hd.models.build import check_model, texture_folder
 from dinomaly_hd.models.networks import check_weights, preprocessing_of
@@ -153,6 +154,7 @@ def check(run: RunConfig, context: Context) -> Ready:
     start = _start(run, context, encoder_digest=weights.digest)
     run = with_found_domains(run)
     manifest = _manifest(run.data, context)
+    recorded_indicators(manifest, [record.path for record in manifest.records])  # a damaged table is said now
     sources = _source_folders(run.data, manifest)
     split = hold_out(manifest, ratio=run.data.val_split_ratio, seed=run.seed, train_domains=sources)
     if isinstance(getattr(run.model, "faults", None), SourceFaults):

@@ -183,11 +183,11 @@ def score_table(
             )
         for name, values in own.items():
             columns.setdefault(name, np.full(len(table), np.nan))[rows] = values
-    columns |= recorded_indicators(store.manifest, table["path"])
+    columns |= recorded_indicators(store.manifest, table["path"].tolist())
     return table.assign(**{name: values for name, values in columns.items() if not np.isnan(values).any()})
 
 
-def recorded_indicators(manifest: Manifest, paths: "pd.Series[str]") -> dict[str, npt.NDArray[np.float64]]:
+def recorded_indicators(manifest: Manifest, paths: Sequence[str]) -> dict[str, npt.NDArray[np.float64]]:
     """Return what ``hdmap`` wrote beside the maps, the usual indicators of gears, as trivial scores."""
     file = manifest.root / trivial.INDICATORS
     if not file.is_file():

@@ -96,6 +96,11 @@ def test_records_of_public_gearboxes_become_a_trained_detector_in_two_commands(
     results = json.loads(file.read_text())
     assert tifffile.imread(maps / "domain_A/train/good/000000.tiff").shape == shape
     assert results["per_domain_metrics"]["domain_A"]["auroc"] > 0.9
+    # A damaged table of them ends nothing half-way.
+    (maps / "indicators.csv").write_text("file,rms\n")
+    assert run(single_domain.main, f"{second} --seed 7") == 65
+    assert "indicators.csv: not the table that hdmap wrote" in capsys.readouterr().err
+    assert len(list(own.result_dir.rglob("run.json"))) == 1
     # The usual indicators stand in every report on such maps.
     assert {"rms", "kurtosis", "crest_factor", "fm0", "fm4", "na4", "m6a", "sideband_level"} <= results[
         "trivial"
