@@ -187,7 +187,7 @@ def score_table(
     return table.assign(**{name: values for name, values in columns.items() if not np.isnan(values).any()})
 
 
-def recorded_indicators(manifest: Manifest, paths: Sequence[str]) -> dict[str, npt.NDArray[np.float64]]:
+def recorded_indicators(manifest: Manifest, paths: list[str]) -> dict[str, npt.NDArray[np.float64]]:
     """Return what ``hdmap`` wrote beside the maps, the usual indicators of gears, as trivial scores."""
     file = manifest.root / trivial.INDICATORS
     if not file.is_file():
