@@ -1,6 +1,6 @@
 """Records into a data root of maps: HDMAP's folders, their manifest, teeth and indicators, and one scale."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
@@ -28,6 +28,7 @@ assert tuple(f"{split}/{folder}" for split, folder, _ in FOLDERS) == SPLITS
 
 MANIFEST, TEETH = "maps.csv", "teeth.csv"
 STATE, LENGTH = "hdmap.json", "length.png"
+UNLISTED = "unlisted"  # in the state: maps that are being written
 FACTS = ["file", "start_s", "speed", "condition", "record", "noise"]  # the manifest's columns
 LOCK_TIMEOUT_S = 60.0
 SEVERITY = 0.3  # that the length needed is told for
@@ -79,6 +80,7 @@ def hdmap(
     shared = settings.model_dump(include=set(MapSettings.model_fields))
     with locked(output / ".hdmap.lock", timeout_s=LOCK_TIMEOUT_S):
         manifest, state = _read_manifest(output), read_json(output / STATE)
+        _forget_interrupted(output, manifest, state)
         _check(manifest, sources, output / name)
         scale = _known_scale(state.get(name), shared, scale, sources, domain=name)
         maps: Maps = []
@@ -94,12 +96,14 @@ def hdmap(
             raise DataError(
                 f"scale=auto: all training maps of {name} are 0; is {settings.vibration!r} silent?"
             )
-        rows = _write_maps(output, name, maps, manifest, scale=scale, condition=condition)
+        files, state[name] = list(_file_names(name, maps, manifest)), {"scale": scale, **shared}
+        publish_json(output / STATE, {**state, UNLISTED: files})
+        rows = _write_maps(output, files, maps, scale=scale, condition=condition)
         pair = Pair(*teeth_of(settings.teeth))
         _write_tables(output, pair, pd.concat([manifest, rows]), say=say)
-        publish_json(output / STATE, {**state, name: {"scale": scale, **shared}})
-        # The manifest is the last: what it lists is there.
+        # The manifest comes after what it lists; before it, all of this is as if it had not been.
         publish_text(output / MANIFEST, pd.concat([manifest, rows])[FACTS].to_csv(index=False))
+        publish_json(output / STATE, state)
     if len(sources) > 1:
         say(
             "note: column 0 is another tooth of wheel 2 in each record (row 0 too, unless there is one pulse "
@@ -172,15 +176,31 @@ def _known_scale(
     return float(known["scale"])
 
 
-def _write_maps(
-    output: Path, domain: str, maps: Maps, manifest: pd.DataFrame, *, scale: float, condition: str
-) -> pd.DataFrame:
-    """Write the maps, numbered on from those in the manifest, and return their rows of all tables."""
+def _forget_interrupted(output: Path, manifest: pd.DataFrame, state: dict[str, Any]) -> None:
+    """Remove the maps of a conversion that did not come to its manifest, and what it said of its domain."""
+    for file in set(state.pop(UNLISTED, [])).difference(manifest["file"]):
+        path = output / file
+        if path.resolve().is_relative_to(output.resolve()):  # the state may be somebody else's
+            path.unlink(missing_ok=True)
+    for name in [*state]:
+        if not manifest["file"].str.startswith(f"{name}/").any():
+            del state[name]
+
+
+def _file_names(domain: str, maps: Maps, manifest: pd.DataFrame) -> Iterator[str]:
+    """Yield the maps' names, numbered on from those in the manifest."""
     numbers = {split: int(manifest["file"].str.startswith(f"{domain}/{split}/").sum()) for split in SPLITS}
-    rows = []
-    for source, began_s, one in maps:
-        file = f"{domain}/{source.split}/{numbers[source.split]:06d}.tiff"
+    for source, _, _ in maps:
+        yield f"{domain}/{source.split}/{numbers[source.split]:06d}.tiff"
         numbers[source.split] += 1
+
+
+def _write_maps(
+    output: Path, files: Sequence[str], maps: Maps, *, scale: float, condition: str
+) -> pd.DataFrame:
+    """Write the maps, and return their rows of all tables."""
+    rows = []
+    for file, (source, began_s, one) in zip(files, maps, strict=True):
         cells = one.map_RC / np.float32(scale)
         write = partial(tifffile.imwrite, data=cells, photometric="minisblack", metadata=None)
         publish(output / file, write, durable=False)
@@ -196,7 +216,8 @@ def _write_tables(output: Path, pair: Pair, rows: pd.DataFrame, *, say: Callable
     except FileNotFoundError:
         known = pd.DataFrame()
     own = rows.drop(columns=FACTS[1:]).dropna()  # those of earlier maps are known
-    publish_text(output / INDICATORS, pd.concat([known, own]).to_csv(index=False))
+    whole = pd.concat([known, own]).drop_duplicates("file", keep="last")  # of an interrupted start, too
+    publish_text(output / INDICATORS, whole.to_csv(index=False))
     row_T, column_T = pair.cells()
     mesh_T = np.arange(pair.period)
     cells = {

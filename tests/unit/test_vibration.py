@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pandas as pd
 import pytest
 import tifffile
 from numpy.typing import NDArray
@@ -17,6 +18,8 @@ from dinomaly_hd.data.simulator import SIZES, simulate_domain
 from dinomaly_hd.data.simulator.physics import MESH_ORDER_RC, Draws, Key, texture
 from dinomaly_hd.data.simulator.raw import Raw, raw_of
 from dinomaly_hd.errors import ConfigError, DataError, LayoutError
+from dinomaly_hd.files import publish_text
+from dinomaly_hd.vibration import dataset
 from dinomaly_hd.vibration.alarm import alarm_level, change_points
 from dinomaly_hd.vibration.angle import check_pulses, clock_of_pulses, pulse_times
 from dinomaly_hd.vibration.averaging import averages, mesh_statistic, windows, without_mesh
@@ -476,3 +479,33 @@ def test_splits_share_a_scale_and_nothing_is_overwritten(record: Raw, tmp_path: 
     (root / "domain_A/test/good/mine.tiff").write_bytes(b"")
     with pytest.raises(LayoutError, match=r"1 images, 0 in maps.csv"):
         convert("test/good", louder)
+
+
+def test_an_interrupted_conversion_is_as_if_it_had_not_been(
+    record: Raw, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    root = tmp_path / "root"
+    quiet = saved(record, tmp_path / "one.npz")
+    louder = saved(record, tmp_path / "two.npz", vibration=2 * record.vibration_T)
+
+    def convert(path: Path, *, periods: int) -> Path:
+        own = settings(periods=periods)
+        return hdmap(path, output=root, domain="A", split="train/good", settings=own, say=lambda _: None)
+
+    def stop(path: Path, text: str) -> None:
+        if path.name == "maps.csv":
+            raise KeyboardInterrupt
+        publish_text(path, text)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(dataset, "publish_text", stop)
+        with pytest.raises(KeyboardInterrupt):
+            convert(louder, periods=1)
+    assert len(list(root.rglob("*.tiff"))) > 1
+    convert(quiet, periods=4)  # another record and other settings: nothing is left of the first
+    (file,) = root.rglob("*.tiff")
+    assert tifffile.imread(file).max() == 1.0
+    assert len((root / "maps.csv").read_text().splitlines()) == 2
+    indicators_of = pd.read_csv(root / "indicators.csv")["file"]
+    assert indicators_of.is_unique
+    assert "unlisted" not in (root / "hdmap.json").read_text()
