@@ -3,7 +3,8 @@
 import json
 import os
 import shutil
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -103,10 +104,14 @@ def simulate(
     wanted = {"generator": GENERATOR_VERSION, "size": size, "seed": seed, "domains": in_order}
     path = Path(os.path.abspath(root))
     if not _is_there(path, wanted):
-        with locked(path.parent / f".{path.name}.lock", timeout_s=LOCK_TIMEOUT_S):
+        with locked(lock_of(path), timeout_s=LOCK_TIMEOUT_S):
             if not _is_there(path, wanted):  # another process may have written it meanwhile
                 _write_whole(path, wanted, tick=tick)
     return root
+
+
+def lock_of(root: Path) -> Path:
+    return root.parent / f".{root.name}.lock"
 
 
 def _is_there(root: Path, wanted: Contents) -> bool:
@@ -148,19 +153,26 @@ def _obstacle(root: Path, wanted: Contents) -> str:
     return ""
 
 
-def _write_whole(root: Path, contents: Contents, *, tick: Callable[[], None]) -> None:
-    # The name is fixed per root and used under its lock: the next writer clears what a killed one left.
+@contextmanager
+def built_whole(root: Path) -> Iterator[Path]:
+    """Yield a new folder that becomes ``root`` at the end, or nothing does; to be used under root's lock."""
+    # The name is fixed per root: the next writer clears what a killed one left.
     building = root.parent / f"{TEMPORARY_PREFIX}{root.name}"
     try:
         shutil.rmtree(building, ignore_errors=True)
-        _write_images(building, contents, tick=tick)
-        os.sync()  # simulation.json promises that every file before it is on disk
-        publish_json(building / CONTENTS_NAME, contents)
+        yield building
         os.rename(building, root)
     except OSError as error:
         raise OutputError(f"cannot write {root}: {error}") from error
     finally:
         shutil.rmtree(building, ignore_errors=True)
+
+
+def _write_whole(root: Path, contents: Contents, *, tick: Callable[[], None]) -> None:
+    with built_whole(root) as building:
+        _write_images(building, contents, tick=tick)
+        os.sync()  # simulation.json promises that every file before it is on disk
+        publish_json(building / CONTENTS_NAME, contents)
 
 
 def _write_images(root: Path, contents: Contents, *, tick: Callable[[], None]) -> None:

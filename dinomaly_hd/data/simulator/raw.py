@@ -4,8 +4,6 @@ Every pair of teeth rings in its own way and always alike, as loud as its cell o
 regular mesh with its harmonics and side bands, and noise. The speed drifts.
 """
 
-import os
-import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import NamedTuple
@@ -14,8 +12,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from dinomaly_hd.data.images import read_image
-from dinomaly_hd.errors import LayoutError, OutputError
-from dinomaly_hd.files import TEMPORARY_PREFIX
+from dinomaly_hd.data.simulator import LOCK_TIMEOUT_S, built_whole, lock_of
+from dinomaly_hd.errors import LayoutError
+from dinomaly_hd.files import locked
 
 Floats = NDArray[np.float64]
 
@@ -82,27 +81,24 @@ def seconds_of(shape: tuple[int, int], *, periods: int = PERIODS) -> float:
 
 def write_raw(maps: Path, root: Path, *, tick: Callable[[], None]) -> Path:
     """Write ``root/domain_X/train/good/000000.npz`` for each map of a data set, whole or not at all."""
-    building = root.parent / f"{TEMPORARY_PREFIX}{root.name}"
-    try:
+    with locked(lock_of(root), timeout_s=LOCK_TIMEOUT_S):
         if root.exists():
             raise LayoutError(f"{root}: already there; name another output or remove it")
-        shutil.rmtree(building, ignore_errors=True)
-        for number, path in enumerate(sorted(maps.glob("domain_*/*/*/*.tiff"))):
-            map_RC = read_image(path)
-            record = raw_of(map_RC, seconds=seconds_of(map_RC.shape), seed=number)
-            target = building / path.relative_to(maps).with_suffix(".npz")
-            target.parent.mkdir(parents=True, exist_ok=True)
-            channels = {"vibration": record.vibration_T, "tachometer": record.tachometer_T}
-            np.savez(
-                target,
-                allow_pickle=False,
-                rate=np.float64(record.rate),
-                **{name: values.astype(np.float32) for name, values in channels.items()},
-            )
-            tick()
-        os.rename(building, root)
-    except OSError as error:
-        raise OutputError(f"cannot write {root}: {error}") from error
-    finally:
-        shutil.rmtree(building, ignore_errors=True)
+        with built_whole(root) as building:
+            for number, path in enumerate(sorted(maps.glob("domain_*/*/*/*.tiff"))):
+                _write_record(building / path.relative_to(maps).with_suffix(".npz"), path, seed=number)
+                tick()
     return root
+
+
+def _write_record(target: Path, source: Path, *, seed: int) -> None:
+    map_RC = read_image(source)
+    record = raw_of(map_RC, seconds=seconds_of(map_RC.shape), seed=seed)
+    target.parent.mkdir(parents=True, exist_ok=True)
+    channels = {"vibration": record.vibration_T, "tachometer": record.tachometer_T}
+    np.savez(
+        target,
+        allow_pickle=False,
+        rate=np.float64(record.rate),
+        **{name: values.astype(np.float32) for name, values in channels.items()},
+    )
