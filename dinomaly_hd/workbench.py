@@ -17,11 +17,11 @@ from numpy.typing import ArrayLike, NDArray
 from pydantic import TypeAdapter
 
 from dinomaly_hd.config.resolve import resolve_model
-from dinomaly_hd.config.run import DataConfig
+from dinomaly_hd.config.run import FOUND_DOMAINS, DataConfig
 from dinomaly_hd.data import simulator
 from dinomaly_hd.data.features import ImageStore
 from dinomaly_hd.data.hdmap import load_manifest
-from dinomaly_hd.data.tree import FOUND, ConditionRule, found_domains
+from dinomaly_hd.data.tree import ConditionRule, found_domains
 from dinomaly_hd.errors import CheckpointError, ConfigError, SignalGuard
 from dinomaly_hd.evaluation.comparison_pages import Question
 from dinomaly_hd.evaluation.pointing import POINTED
@@ -31,9 +31,9 @@ from dinomaly_hd.experiments.reporting import write_report
 from dinomaly_hd.experiments.run import execute
 from dinomaly_hd.experiments.score import stack
 from dinomaly_hd.files import make_dated_folder
-from dinomaly_hd.runs.folder import MODEL, Context, find_run, read_results
-from dinomaly_hd.runs.store import RUN_ID, default_uri
-from dinomaly_hd.serving.find import download_model
+from dinomaly_hd.runs.folder import MODEL, Context, read_results
+from dinomaly_hd.runs.store import default_uri
+from dinomaly_hd.serving.find import download_model, run_here
 from dinomaly_hd.serving.served import Refusal, ServedModel
 
 RESULTS = Path("results")
@@ -72,7 +72,7 @@ def read(folder: str | Path, *, domains: Sequence[str] | None = None, conditions
     """
     rule = TypeAdapter[ConditionRule](ConditionRule).validate_python(conditions)
     root = Path(folder)
-    chosen = domains or found_domains(root, usual=DataConfig().domain_names) or (FOUND,)
+    chosen = domains or found_domains(root, usual=DataConfig().domain_names) or (FOUND_DOMAINS,)
     manifest = load_manifest(root, domains=tuple(chosen), conditions=rule)
     table = pd.DataFrame([record._asdict() for record in manifest.records])
     images = stack(ImageStore(manifest, keep_bytes=0), np.arange(len(table)))
@@ -186,12 +186,9 @@ def load(name: str | Path, *, result_dir: str | Path = RESULTS) -> Run:
     text = str(name)
     if text.startswith("runs:/"):
         text = text.removeprefix("runs:/").partition("/")[0]
-    if not text.startswith("models:/"):
-        try:
-            return Run(find_run(Path(result_dir), text))
-        except ConfigError:
-            if RUN_ID.fullmatch(text) is None:
-                raise
+    folder = run_here(text, Path(result_dir))
+    if folder is not None:
+        return Run(folder)
     place = Path(tempfile.mkdtemp(prefix="dinomaly-hd-"))
     try:
         run = Run(place, model=download_model(text, uri=default_uri(Path.cwd()), target=place))

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 from dinomaly_hd.config.base import doc
 from dinomaly_hd.config.presets import MODELS, Fields, any_of
 from dinomaly_hd.config.resolve import Names, Numbers, OrAuto
-from dinomaly_hd.config.run import ALL_DOMAINS, SIMULATED
+from dinomaly_hd.config.run import ALL_DOMAINS, SIMULATED, DataConfig
 from dinomaly_hd.errors import ConfigError
 from entry_points.common import RunOptions, Start
 
@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from dinomaly_hd.experiments.trials import Trial
 
 NO_FILE = "none"
-EVERY = ("A", "B", "C", "D")
+EVERY = DataConfig().domain_names
 PER_TRIAL = ("seed", "domains", "train_domains", "stop_step", "start_from", "use_topk")
 """Values of a run that come from the trial."""
 INSTEAD = {"domains": "source_domain", "train_domains": "source_domain", "variant": "model_type"}

@@ -11,6 +11,7 @@ from functools import partial
 from pathlib import Path, PurePosixPath
 from typing import Literal, NamedTuple
 
+from dinomaly_hd.config.run import FOUND_DOMAINS
 from dinomaly_hd.data.images import DECODERS, printable, read_file
 from dinomaly_hd.data.rows import (
     CSV_BYTES,
@@ -33,7 +34,6 @@ PREFIX = "domain_"
 GROUND_TRUTH = "ground_truth"
 MASK_ENDING = "_mask"  # of a mask's name where it is not its image's own
 IGNORED = frozenset({"thumbs.db", "desktop.ini", "@eadir", "__macosx"})  # left by others; so are hidden files
-FOUND = "auto"  # asks for the domains that there are
 
 ConditionRule = Literal["auto", "halves", "none"]
 
@@ -52,7 +52,7 @@ class Tree(NamedTuple):
 
 
 def survey(root: Path, *, domains: Sequence[str]) -> Tree:
-    """List the images of the domains, or of all (``FOUND``), and every fault; no image is opened.
+    """List the images of the domains, or of all (``FOUND_DOMAINS``), and every fault; no image is opened.
 
     Files are in the order of their names' bytes, whatever the locale and the file system.
     """
@@ -60,7 +60,7 @@ def survey(root: Path, *, domains: Sequence[str]) -> Tree:
         found, known = _listed(root)
     except (OSError, ValueError, RuntimeError, ImageError) as error:  # RuntimeError: a loop of links
         return Tree(root, (), (), (f"the data root cannot be read: {_reason(error)}",))
-    chosen, faults = _choose(known if tuple(domains) == (FOUND,) else domains, found, known=known)
+    chosen, faults = _choose(known if tuple(domains) == (FOUND_DOMAINS,) else domains, found, known=known)
     records: list[ImageRecord] = []
     for domain in chosen:
         listing = found[domain]()

@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import pandas as pd
 
+from dinomaly_hd.config.families import SourceFaults
 from dinomaly_hd.config.run import WITHOUT_EFFECT
 from dinomaly_hd.errors import ConfigError, DataError, DinomalyHDError
 from dinomaly_hd.evaluation import metrics, results
@@ -19,7 +20,7 @@ BESIDE_CONFIG = ("condition_rule", "encoder_digest", "code_digest")
 NOT_SETTINGS = {*WITHOUT_EFFECT, "seed", "preset", "cache", "val_check_interval", "eval_batch_size"}
 SHOWN_RUNS = 6
 SAME = 1e-9
-LEARNING = "source_domain"  # the fault_source of runs that learn from labelled faults
+LEARNING = SourceFaults().fault_source  # of runs that learn from labelled faults
 
 
 class MemberRun(NamedTuple):
@@ -111,11 +112,12 @@ def same_images(members: Sequence[MemberRun]) -> tuple[pd.DataFrame, FloatArray]
 
 def learned_from(members: Sequence[MemberRun]) -> list[str]:
     """Return the test images of which some run has learned: those of others that it lacks."""
+    configs = [leaves(member.result.get("config", {})) for member in members]
+    pairs = zip(members, configs, strict=True)
+    known = [set(one.scores["path"]) for one, own in pairs if own.get("fault_source") == LEARNING]
+    if not known:
+        return []
     tested = dict.fromkeys(path for member in members for path in member.scores["path"])
-    learning = [
-        one for one in members if leaves(one.result.get("config", {})).get("fault_source") == LEARNING
-    ]
-    known = [set(one.scores["path"]) for one in learning]
     return [path for path in tested if any(path not in paths for paths in known)]
 
 

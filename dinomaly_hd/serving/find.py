@@ -36,16 +36,10 @@ def open_model(
     or a run's checkpoint file; ``tick`` is called for each image, where a data set must be read. What is not
     there is a ConfigError, or a TrackingError where MLflow was asked; what cannot score, a CheckpointError.
     """
-    registered = name.startswith(REGISTERED)
-    if not registered and (Path(name).suffix == CHECKPOINT or os.path.isfile(name)):
+    if not name.startswith(REGISTERED) and (Path(name).suffix == CHECKPOINT or os.path.isfile(name)):
         yield _of_checkpoint(Path(name), say=say, tick=tick)
         return
-    try:
-        folder = None if registered else find_run(result_dir, name)
-    except ConfigError:
-        if RUN_ID.fullmatch(name) is None:
-            raise
-        folder = None
+    folder = run_here(name, result_dir)
     if folder is None:
         with tempfile.TemporaryDirectory(prefix="dinomaly-hd-") as temporary:
             uri = default_uri(root)
@@ -58,6 +52,18 @@ def open_model(
             f"{folder}: holds no {MODEL}/{CARD}; give one of its runs where it is a comparison's folder, "
             "one of its checkpoints where it is a run that did not finish"
         )
+
+
+def run_here(name: str, result_dir: Path) -> Path | None:
+    """Return a run's folder, None where only MLflow may have it: a registered model, an id not known here."""
+    if name.startswith(REGISTERED):
+        return None
+    try:
+        return find_run(result_dir, name)
+    except ConfigError:
+        if RUN_ID.fullmatch(name) is None:
+            raise
+        return None
 
 
 def _of_checkpoint(path: Path, *, say: Callable[[str], None], tick: Callable[[], None]) -> Model:

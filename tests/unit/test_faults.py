@@ -257,6 +257,9 @@ def test_a_source_fault_is_a_signature_rolled_scaled_and_relative_to_the_image()
         place = divmod(int(torch.fft.ifft2(spectrum).real.argmax()), 95)
         torch.testing.assert_close(excess_HW, known.roll(place, (0, 1)), rtol=0, atol=2e-6)
     assert {int(mask.sum()) for mask in faulty.mask_BHW} == {4 * 95, 3 * 15}
+    config = configs.SourceFaults(anomaly_probability=1.0, signature_scale="2-2.5")
+    severity_B = SourceFaults(config, faults.signatures_KHW)(IMAGES, generator=seeded(5)).severity_B
+    assert 2 <= severity_B.min() < severity_B.max() <= 2.5
     larger = faults(torch.ones(20, 62, 190), generator=seeded(5))
     assert {int(mask.sum()) for mask in larger.mask_BHW} == {16 * 95, 12 * 15}, "enlarged with the map"
 
