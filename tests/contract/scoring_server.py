@@ -1,11 +1,12 @@
 """A real `mlflow models serve`: started, asked, stopped; a registered model; requests to be refused."""
 
 import base64
+import contextlib
 import http.client
 import json
 import os
 import sys
-from contextlib import AbstractContextManager
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -72,20 +73,30 @@ class Client:
         return Answer(response.status, response.read().decode())
 
 
-def serving(model_uri: str, *, tracking_uri: str, log: Path) -> AbstractContextManager[int]:
+def serving(model_uri: str, *, tracking_uri: str, log: Path) -> contextlib.AbstractContextManager[int]:
     """Serve a model for as long as needed and yield the port; the server's lines go to ``log``."""
     path = os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", "")])
     words = ("models", "serve", "-m", model_uri, "--env-manager", "local")
     return mlflow_server(*words, answers="/ping", log=log, MLFLOW_TRACKING_URI=tracking_uri, PATH=path)
 
 
+@contextlib.contextmanager
+def global_store(uri: str) -> Iterator[None]:
+    """Point MLflow's global store there; afterwards the environment decides again, for later tests."""
+    import mlflow
+
+    mlflow.set_tracking_uri(uri)
+    try:
+        yield
+    finally:
+        mlflow.set_tracking_uri(None)
+
+
 def register(uri: str, run_id: str, *, name: str, alias: str) -> str:
     """Register a run's model as the next version of ``name``, give it an alias, and return the version."""
     import mlflow
 
-    before = mlflow.get_tracking_uri()
-    mlflow.set_tracking_uri(uri)  # MLflow looks the source of a version up in its global store
-    try:
+    with global_store(uri):  # MLflow looks the source of a version up there
         client = mlflow.MlflowClient()
         outputs = client.get_run(run_id).outputs
         assert outputs is not None, "a finished run has a model"
@@ -96,8 +107,6 @@ def register(uri: str, run_id: str, *, name: str, alias: str) -> str:
         version = str(client.create_model_version(name, source, run_id, model_id=model.model_id).version)
         client.set_registered_model_alias(name, alias, version)
         return version
-    finally:
-        mlflow.set_tracking_uri(before)
 
 
 # ---- requests ----

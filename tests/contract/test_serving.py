@@ -23,7 +23,17 @@ from dinomaly_hd.serving.images import encode_files, input_example, read_input
 from dinomaly_hd.serving.served import ServedModel, log_model
 
 from .conftest import TinyRun
-from .scoring_server import Client, Request, as_files, as_json, malformed, png, register, serving
+from .scoring_server import (
+    Client,
+    Request,
+    as_files,
+    as_json,
+    global_store,
+    malformed,
+    png,
+    register,
+    serving,
+)
 
 WHERE = ["tooth", "first_column", "last_column", "normal_percentile"]
 DOMAIN = "domain_C"
@@ -34,14 +44,9 @@ def loaded(tiny_run: TinyRun) -> Any:
     """The model as a user gets it from MLflow."""
     import mlflow
 
-    before = mlflow.get_tracking_uri()
-    mlflow.set_tracking_uri(tiny_run.uri)
-    try:
-        with warnings.catch_warnings():
-            warnings.filterwarnings("ignore", module=r"(mlflow|pydantic|sqlalchemy)\.")
-            return mlflow.pyfunc.load_model(f"runs:/{tiny_run.run_id}/model")
-    finally:
-        mlflow.set_tracking_uri(before)
+    with global_store(tiny_run.uri), warnings.catch_warnings():
+        warnings.filterwarnings("ignore", module=r"(mlflow|pydantic|sqlalchemy)\.")
+        return mlflow.pyfunc.load_model(f"runs:/{tiny_run.run_id}/model")
 
 
 @pytest.fixture(scope="module")
