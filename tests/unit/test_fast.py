@@ -5,6 +5,7 @@ from collections.abc import Callable
 from functools import cache
 from itertools import product
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -12,7 +13,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from dinomaly_hd.config.presets import preset_run
+from dinomaly_hd.config.variants import baseline
 from dinomaly_hd.errors import ConfigError
+from dinomaly_hd.experiments import prepare
 from dinomaly_hd.models import fast
 from dinomaly_hd.models.detector import Kept
 from dinomaly_hd.models.fast import (
@@ -145,6 +149,18 @@ def test_the_environment_switches_all_of_it_off(tmp_path: Path, monkeypatch: pyt
     monkeypatch.setenv("DINOMALY_HD_KERNELS", "plian")
     with pytest.raises(ConfigError, match="DINOMALY_HD_KERNELS=plian: expected plain"):
         fast.kernels.__wrapped__()
+
+
+def test_encoded_images_belong_to_the_kernels_that_encoded_them(monkeypatch: pytest.MonkeyPatch) -> None:
+    weights, device = SimpleNamespace(digest="", source="file"), torch.device("cpu")
+    work: Any = SimpleNamespace(
+        run=preset_run("quick", baseline()), ready=SimpleNamespace(weights=weights), device=device
+    )
+    found = set()
+    for name in ("plain", "lean", "onednn"):
+        monkeypatch.setattr(prepare, "kernels", {"cpu": name}.__getitem__)
+        found.add(prepare._encoding(work))
+    assert len(found) == 3
 
 
 # What is made again in the backward pass, or differentiated by hand
