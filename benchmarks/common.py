@@ -13,7 +13,7 @@ from typing import Any, TypeVar
 from dinomaly_hd.files import publish_json
 
 ROOT = Path(__file__).resolve().parent.parent
-RESULTS = ROOT / "benchmarks" / "results"
+RESULTS = Path(os.environ.get("BENCHMARK_RESULTS", ROOT / "benchmarks" / "results"))
 LONGEST_S = 900.0
 
 Result = TypeVar("Result")
@@ -53,8 +53,8 @@ def numbers(text: str | None) -> list[int]:
 
 
 def record(name: str, content: Mapping[str, Any], *, show: bool = True) -> None:
-    """Write benchmarks/results/{name}.json, and print it."""
-    RESULTS.mkdir(exist_ok=True)
+    """Write {name}.json where results belong (BENCHMARK_RESULTS, else benchmarks/results), and print it."""
+    RESULTS.mkdir(parents=True, exist_ok=True)
     publish_json(RESULTS / f"{name}.json", content)
     if show:
         print(f"{json.dumps(content, indent=2)}\nwritten: {name}.json")

@@ -5,10 +5,10 @@
     python -m benchmarks.speed.runs ablation     # the quick preset, ten configs, about an hour on two cores
     python -m benchmarks.speed.runs ablation --slots 2 --max_steps=50    # two members at a time
 
-Further flags (--name=value) go to the runs. ``whole``: the second of two runs counts: data are simulated and
-kernels compiled then; each encodes its images itself. ``ablation``: each plain run is a process of its own
-with `cache=off` and no files; half of them run before the ablation and half after it, so that a machine that
-grows slower or faster favours neither. The largest difference of scores is written too: 0 with one number of
+Further flags (--name=value) go to the runs. ``whole``: the last of two runs (``--repeats``) counts: data are
+simulated then; each encodes its images itself. ``ablation``: each plain run is a process of its own with
+`cache=off` and no files; half of them run before the ablation and half after it, so that a machine that grows
+slower or faster favours neither. The largest difference of scores is written too: 0 with one number of
 threads. Writes benchmarks/results/speed_{whole,ablation}.json.
 """
 
@@ -36,16 +36,16 @@ WHOLE = {
 MEASURED = "time/"
 
 
-def whole(values: dict[str, str], folder: Path) -> dict[str, Any]:
-    """Do two runs and return the wall time of each and what it measured itself."""
+def whole(values: dict[str, str], folder: Path, *, repeats: int) -> dict[str, Any]:
+    """Do runs and return the wall time of each and what it measured itself."""
     found: list[dict[str, float]] = []
-    for _ in range(2):
+    for _ in range(repeats):
         own = {**WHOLE, **values, "result_dir": folder / "results"}
         seconds, _ = timed(lambda own=own: run("horizontal", own, folder=folder))
         history = Journal(newest(folder, "results/**/journal.jsonl")).history()
         parts = {name: points[-1][1] for name, points in history.items() if name.startswith(MEASURED)}
         found.append({"seconds": seconds, **parts})
-    return {"flags": {**WHOLE, **values}, "first": found[0], "second": found[1]}
+    return {"flags": {**WHOLE, **values}, "runs": found}
 
 
 def scores_of(folder: Path) -> pd.Series:
@@ -90,11 +90,16 @@ def ablation(values: dict[str, str], folder: Path, *, configs: list[str], slots:
 
 def main() -> None:
     told, values = flags(
-        __doc__, first="what", among=("whole", "ablation"), configs=",".join(ABLATION), slots="1"
+        __doc__,
+        first="what",
+        among=("whole", "ablation"),
+        configs=",".join(ABLATION),
+        slots="1",
+        repeats=2,
     )
     with tempfile.TemporaryDirectory() as name:
         if told.what == "whole":
-            result = whole(values, Path(name))
+            result = whole(values, Path(name), repeats=told.repeats)
         else:
             result = ablation(values, Path(name), configs=told.configs.split(","), slots=told.slots)
     record(f"speed_{told.what}", result)

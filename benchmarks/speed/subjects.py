@@ -27,7 +27,8 @@ class Case(NamedTuple):
     """What all subjects have alike.
 
     One of timm's ViTs, by its name or our alias, and the file of its weights; the sides of the resized image
-    and of what the encoder sees of it, pixels; where it runs; and our precision, "32" or "bf16".
+    and of what the encoder sees of it, pixels; where it runs; our precision, "32" or "bf16"; and the mode in
+    which torch.compile makes our encoder and decoder anew ("": not at all).
     """
 
     encoder: str
@@ -36,6 +37,7 @@ class Case(NamedTuple):
     crop: int = 392
     device: str = "cpu"
     precision: str = "32"
+    compiled: str = ""
 
     def run(self) -> RunConfig:
         given = {"encoder": self.encoder, "encoder_weights": self.weights, "precision": self.precision}
@@ -98,6 +100,8 @@ def detector_of(case: Case) -> Dinomaly:
     weights = locate(run.encoder.encoder, run.encoder.encoder_weights)
     detector = build_detector(run, weights=weights).to(case.device)
     assert isinstance(detector, Dinomaly)
+    for part in (detector.encoder, detector.decoder) if case.compiled else ():
+        part.compile(mode=case.compiled)
     return detector
 
 

@@ -16,7 +16,7 @@ from dinomaly_hd.evaluation import metrics, results
 from dinomaly_hd.evaluation.metrics import FloatArray, number
 from dinomaly_hd.names import listed
 
-BESIDE_CONFIG = ("condition_rule", "encoder_digest", "code_digest")
+BESIDE_CONFIG = ("condition_rule", "encoder_digest", "code_digest", "kernels")
 NOT_SETTINGS = {*WITHOUT_EFFECT, "seed", "preset", "cache", "val_check_interval", "eval_batch_size"}
 SHOWN_RUNS = 6
 SAME = 1e-9

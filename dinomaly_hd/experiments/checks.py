@@ -38,6 +38,7 @@ from dinomaly_hd.errors import CheckpointError, ConfigError, LayoutError
 from dinomaly_hd.experiments.score import recorded_indicators
 from dinomaly_hd.files import file_digest
 from dinomaly_hd.models.build import check_model, texture_folder
+from dinomaly_hd.models.fast import kernels
 from dinomaly_hd.models.networks import check_weights, preprocessing_of
 from dinomaly_hd.models.weights import Weights, locate
 from dinomaly_hd.names import as_markdown
@@ -145,7 +146,7 @@ def check(run: RunConfig, context: Context) -> Ready:
     ConfigError, a CheckpointError (the run to start from), an EncoderError, and last a DataError.
     """
     check_model(run)
-    resolve_device(run.training.gpu)
+    kernels(resolve_device(run.training.gpu).type)  # a wrong switch in the environment is said now
     if run.training.cache == "files" and context.feature_place is None and run.encoder.encoder != NO_ENCODER:
         raise ConfigError("cache=files: feature_gb=0 keeps no files; give it room, or use cache=auto")
     weights = locate(run.encoder.encoder, run.encoder.encoder_weights)

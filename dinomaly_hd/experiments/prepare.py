@@ -22,6 +22,7 @@ from dinomaly_hd.experiments.score import Scorer, SyntheticBands, stack
 from dinomaly_hd.models.build import build_detector
 from dinomaly_hd.models.convert import convert_state
 from dinomaly_hd.models.detector import GROUP_SIZE, Detector
+from dinomaly_hd.models.fast import kernels
 from dinomaly_hd.models.weights import read_state
 from dinomaly_hd.runs.folder import CHECKPOINTS, Progress
 from dinomaly_hd.serving.exported import read_weights
@@ -120,6 +121,7 @@ def _encoding(work: Work) -> str:
         weights.digest,
         run.seed if weights.source == "random" else "",
         run.training.precision,
+        kernels(device.type),
         device.type,
         unit,
         provenance.code_digest(),

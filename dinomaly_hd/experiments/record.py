@@ -24,6 +24,7 @@ from dinomaly_hd.evaluation.report import (
 )
 from dinomaly_hd.experiments.checks import Work
 from dinomaly_hd.files import publish_json, publish_text
+from dinomaly_hd.models.fast import kernels
 from dinomaly_hd.names import as_markdown
 from dinomaly_hd.runs.folder import CHECKPOINTS, MODEL, RESULTS, SCORES
 from dinomaly_hd.runs.pages import artifact_picture
@@ -84,6 +85,7 @@ def _head(work: Work, trained: Trained) -> dict[str, Any]:
         **provenance.git_facts(work.context.root),
         "versions": provenance.package_versions(),
         "machine": provenance.machine_facts(),
+        "kernels": kernels(work.device.type),
     }
 
 

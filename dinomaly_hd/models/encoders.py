@@ -116,7 +116,7 @@ class ViTEncoder(Encoder):
         super().__init__(with_fast_products(model))
         for block in vit.blocks:
             act = getattr(block.mlp, "act", None)
-            if fast.ON and type(act) is nn.GELU and act.approximate == "none":
+            if fast.kernels() != "plain" and type(act) is nn.GELU and act.approximate == "none":
                 block.mlp.act = _GeluInPlace()
         self.grid, self.blocks, self.keep_prefix = grid, blocks, keep_prefix
         self.prefix_tokens = int(vit.num_prefix_tokens) if keep_prefix else 0

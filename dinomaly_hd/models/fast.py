@@ -1,54 +1,55 @@
-"""Kernels that save time or memory on this processor and move no number beyond rounding.
-
-``DINOMALY_HD_KERNELS=plain`` in the environment switches all of them off: each function is then the plain
-formula that stands in it, and autograd does the rest.
-"""
+"""Kernels that save time or memory on this processor and move no number beyond rounding."""
 
 # B batch, h heads, N tokens, d width of a head; M rows, K inputs and N outputs of a linear layer
 
 import os
-import platform
 from collections.abc import Callable
 from functools import cache
 from pathlib import Path
-from typing import Any, cast
+from typing import Any, Literal, cast
 
 import torch
 import torch.nn.functional as F
 from torch import Size, Tensor, nn
 from torch.autograd.function import once_differentiable
 
-ON = os.environ.get("DINOMALY_HD_KERNELS") != "plain"
+from dinomaly_hd.errors import ConfigError
+
+SWITCH = "DINOMALY_HD_KERNELS"
 MLP_RATIO = 4  # width of a transformer block's hidden layer over that of its tokens
 CACHED_BYTES = 10 * 2**20  # of a widest layer: two images with ViT-S/14 at 392 px, one with ViT-B/14
 AMD, CPUINFO = "AuthenticAMD", Path("/proc/cpuinfo")
 SMALLEST = 2**14  # values of a weight from which on oneDNN pays: a call costs some 20 microseconds
 
 
+@cache
+def kernels(device: str = "cpu") -> Literal["plain", "lean", "onednn"]:
+    """Return which kernels run on a device of this type; each run's results.json says it.
+
+    ``plain``, where the environment has DINOMALY_HD_KERNELS=plain: each function here is the plain formula
+    that stands in it, and autograd does the rest. ``onednn``: what ``lean`` has, and oneDNN's products.
+    """
+    # By what the processor is, never by a stopwatch, whose noise would let two runs of a seed, or a run and
+    # its resumed half, round otherwise. PyTorch multiplies float32 matrices with MKL, which takes AVX-512
+    # kernels on Intel's processors only, and oneDNN wherever they are. With AVX2 MKL is faster
+    # (benchmarks/limits.md).
+    if asked := os.environ.get(SWITCH):
+        if asked != "plain":
+            raise ConfigError(f"{SWITCH}={asked}: expected plain, or nothing for what suits the processor")
+        return "plain"
+    suits = device == "cpu" and torch.backends.cpu.get_cpu_capability() == "AVX512" and CPUINFO.is_file()
+    return "onednn" if suits and AMD in CPUINFO.read_text() and _onednn_is_right() else "lean"
+
+
 def pieces(batch: Tensor, *, widest: int) -> tuple[Tensor, ...]:
     """Return a batch (B, ...) in pieces whose widest layer, ``widest`` values an image, a cache holds."""
     # On a CPU: sooner, and in less memory. A GPU wants many images at once.
-    if not ON or batch.device.type != "cpu":
+    if kernels() == "plain" or batch.device.type != "cpu":
         return (batch,)
     return torch.split(batch, max(1, CACHED_BYTES // (widest * torch.float32.itemsize)))
 
 
 # ---- linear layers by oneDNN where it is faster, else by PyTorch's choice ----
-
-
-@cache
-def onednn_is_faster() -> bool:
-    """Return whether the processor is one on which it was measured to be, and PyTorch's operator is there."""
-    # PyTorch multiplies float32 matrices with MKL, which takes AVX-512 kernels on Intel's processors only,
-    # and oneDNN wherever they are. With AVX2 alone MKL is faster (benchmarks/limits.md).
-    return torch.backends.cpu.get_cpu_capability() == "AVX512" and _is_amd() and _onednn_is_right()
-
-
-def _is_amd() -> bool:
-    try:
-        return AMD in CPUINFO.read_text()
-    except OSError:
-        return AMD in platform.processor()  # Windows: "AMD64 Family 25 Model 33, AuthenticAMD"
 
 
 def _onednn_is_right() -> bool:
@@ -69,12 +70,10 @@ def _onednn(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
 
 def _suits_onednn(x: Tensor, weight: Tensor) -> bool:
     return (
-        ON
-        and x.device.type == "cpu"
+        kernels(x.device.type) == "onednn"
         and x.dtype == weight.dtype == torch.float32
         and weight.nelement() >= SMALLEST
         and not torch.is_autocast_enabled("cpu")
-        and onednn_is_faster()
     )
 
 
@@ -135,7 +134,7 @@ def linear_of(make: Callable[[Tensor], Tensor], x: Tensor, *, layer: nn.Module) 
     Decoder blocks and the bottleneck keep most of what a training step holds in memory.
     """
     made = make(x)
-    if not ON or not torch.is_grad_enabled():
+    if kernels() == "plain" or not torch.is_grad_enabled():
         return layer(made)  # type: ignore[no-any-return]
     given, place = x.detach(), made.data_ptr()
 
@@ -155,7 +154,7 @@ def linear_of(make: Callable[[Tensor], Tensor], x: Tensor, *, layer: nn.Module) 
 
 def positive_feature(x: Tensor) -> Tensor:
     """Return elu(x) + 1, contiguous, ready for a batched matrix product, and all that is kept."""
-    if not ON:
+    if kernels() == "plain":
         return x.clamp(max=0).exp() + F.relu(x)
     return cast(Tensor, _PositiveFeature.apply(x))
 
@@ -178,7 +177,7 @@ class _PositiveFeature(torch.autograd.Function):
 
 def divided(value_BhNd: Tensor, denominator_BhN1: Tensor) -> Tensor:
     """Return the quotient (B, h, N, d), laid out token by token as the projection after it reads it."""
-    if not ON:
+    if kernels() == "plain":
         return value_BhNd / denominator_BhN1
     return cast(Tensor, _Divided.apply(value_BhNd, denominator_BhN1))
 

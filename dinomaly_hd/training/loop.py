@@ -23,7 +23,7 @@ from dinomaly_hd.data.features import StepBatches, step_loader
 from dinomaly_hd.errors import ConfigError, Interrupted, OutOfMemory, SignalGuard, reason_of
 from dinomaly_hd.models.detector import Detector
 from dinomaly_hd.training.checkpoint import Checkpoint, load_trained_state, trained_state
-from dinomaly_hd.training.optim import DetectorTask, Log
+from dinomaly_hd.training.task import DetectorTask, Log
 
 NOTICES = (
     *(".*is available but not used.*", ".*in eval mode at the start of training.*"),

@@ -24,6 +24,7 @@ from dinomaly_hd.experiments import run as runs
 from dinomaly_hd.experiments.predict import predict
 from dinomaly_hd.experiments.protocols import Trial, run_single_domain
 from dinomaly_hd.experiments.run import Outcome, execute
+from dinomaly_hd.models.fast import kernels
 from dinomaly_hd.models.patchcore.detector import PatchCore
 from dinomaly_hd.runs.folder import Context, all_runs, read_state
 from dinomaly_hd.serving import _load_pyfunc
@@ -65,6 +66,7 @@ def test_a_finished_run_says_what_it_is_and_its_model_gives_its_scores(model: st
     outcome = execute(build(model, synthetic_copies="2"), own)
     results, family = outcome.results, model.split(":")[0]
     assert results.keys() >= RESULT_KEYS
+    assert results["kernels"] == kernels("cpu")
     assert results["model_type"] == results["config"]["model"]["model_type"] == family
     assert list(results["per_domain_metrics"]) == ["domain_A", "domain_B"]
     assert all(block.keys() >= METRIC_KEYS for block in results["per_domain_metrics"].values())

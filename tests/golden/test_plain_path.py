@@ -102,7 +102,7 @@ def test_fifty_steps_end_like_plain_ones(weights_file: str, monkeypatch: pytest.
     cache = [ours.encode(MAPS[[item]]) for item in range(IMAGES)]
     losses = trained(ours, lambda item: cache[item])
 
-    monkeypatch.setattr(fast, "ON", False)
+    monkeypatch.setattr(fast, "kernels", lambda *_: "plain")
     monkeypatch.setattr(attention, "positive_feature", lambda x: F.elu(x) + 1)
     encoder = PlainEncoder(cast(ViTEncoder, plain.encoder), weights_file=weights_file)
     expected = trained(plain, lambda item: encoder(plain.preprocessing(MAPS[[item]])))

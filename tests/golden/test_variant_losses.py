@@ -26,7 +26,7 @@ from dinomaly_hd.config.variants import ABLATION, VARIANTS
 from dinomaly_hd.models.build import build_detector
 from dinomaly_hd.models.detector import Detector
 from dinomaly_hd.models.weights import Weights
-from dinomaly_hd.training.optim import DetectorTask, Log
+from dinomaly_hd.training.task import DetectorTask, Log
 
 FILE = Path(__file__).parent / "variant_losses.json"
 STEPS, BATCH, IMAGES = 6, 4, 8

@@ -32,7 +32,12 @@ def member(label: str, seed: int, *, effect: float = 0.0, count: int = 12, **cha
         "model": {"row_p": 0.1},
         "training": {"max_steps": 1000, **changes.pop("training", {})},
     }
-    result = {"data_digest": "abc", "config": config, "versions": {"torch": "2.11"}} | changes
+    result = {
+        "data_digest": "abc",
+        "config": config,
+        "versions": {"torch": "2.11"},
+        "kernels": "lean",
+    } | changes
     return MemberRun(label, seed, f"runs/{label}_{seed}", result, scores)
 
 
@@ -226,11 +231,12 @@ def test_no_runs_and_an_unknown_reference_are_named():
 def test_settings_that_differ_are_noted_unless_they_are_the_compared_thing():
     members = [
         member("short", 0),
-        member("long", 0, training={"max_steps": 3000}, versions={"torch": "2.12"}),
+        member("long", 0, training={"max_steps": 3000}, versions={"torch": "2.12"}, kernels="plain"),
     ]
     settings = compare(members, draws=10).settings
     assert "max_steps differs between runs: 1000 (short); 3000 (long)" in settings.notes
     assert "version of torch differs between runs: 2.11 (short); 2.12 (long)" in settings.notes
+    assert "kernels differs between runs: lean (short); plain (long)" in settings.notes
     assert settings.equal == {"row_p": "0.1"}
     asked = compare(members, compared=["max_steps"], draws=10).settings
     assert asked.by_label == {"short": {"max_steps": "1000"}, "long": {"max_steps": "3000"}}

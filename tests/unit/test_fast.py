@@ -1,10 +1,11 @@
 """Fast kernels give the values and gradients of plain ones: products, what is made again, pieces."""
 
-import importlib.util
 import weakref
 from collections.abc import Callable
+from functools import cache
 from itertools import product
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -12,6 +13,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from dinomaly_hd.config.presets import preset_run
+from dinomaly_hd.config.variants import baseline
+from dinomaly_hd.errors import ConfigError
+from dinomaly_hd.experiments import prepare
 from dinomaly_hd.models import fast
 from dinomaly_hd.models.detector import Kept
 from dinomaly_hd.models.fast import (
@@ -32,8 +37,12 @@ Work = Callable[[], Tensor]
 def onednn(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> bool:
     if request.param and not fast._onednn_is_right():
         pytest.skip("this PyTorch has no such operator")
-    monkeypatch.setattr(fast, "onednn_is_faster", lambda: request.param)
+    choose(monkeypatch, "onednn" if request.param else "lean")
     return bool(request.param)
+
+
+def choose(monkeypatch: pytest.MonkeyPatch, name: str) -> None:
+    monkeypatch.setattr(fast, "kernels", lambda *_: name)
 
 
 def operators(work: nn.Module, x: Tensor) -> set[str]:
@@ -73,7 +82,7 @@ def test_values_and_gradients_are_a_linear_layers(
 
 
 def test_all_else_is_pytorchs_own(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(fast, "onednn_is_faster", lambda: True)
+    choose(monkeypatch, "onednn")
     wide = random(WIDE, WIDE)
     for weight in (random(8, 8), wide.double(), wide.bfloat16()):
         assert torch.equal(linear(weight[:2], weight), F.linear(weight[:2], weight))
@@ -94,17 +103,17 @@ def test_a_model_keeps_its_parameters_and_their_names() -> None:
 
 
 def test_the_processor_and_the_operator_choose(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv(fast.SWITCH, raising=False)
     monkeypatch.setattr(fast, "CPUINFO", tmp_path / "cpuinfo")
-    for cpuinfo, vendor, capability, right in product(
-        (False, True), ("AuthenticAMD", "GenuineIntel"), ("AVX512", "AVX2"), (True, False)
+    for vendor, capability, right, device in product(
+        (None, "AuthenticAMD", "GenuineIntel"), ("AVX512", "AVX2"), (True, False), ("cpu", "cuda")
     ):
-        if cpuinfo:
+        if vendor is not None:
             fast.CPUINFO.write_text(f"processor\t: 0\nvendor_id\t: {vendor}\nmodel name\t: some\n")
-        monkeypatch.setattr(fast.platform, "processor", lambda v=vendor: f"AMD64 Family 25 Model 33, {v}")
         monkeypatch.setattr(torch.backends.cpu, "get_cpu_capability", lambda c=capability: c)
         monkeypatch.setattr(fast, "_onednn_is_right", lambda r=right: r)
-        measured = vendor == "AuthenticAMD" and capability == "AVX512"
-        assert fast.onednn_is_faster.__wrapped__() == (measured and right)
+        faster = (vendor, capability, right, device) == ("AuthenticAMD", "AVX512", True, "cpu")
+        assert fast.kernels.__wrapped__(device) == ("onednn" if faster else "lean")
     monkeypatch.undo()
     for operator in (None, lambda x, weight, bias: F.linear(x, weight, bias) + 1e-3):  # raises; is wrong
         monkeypatch.setattr(fast, "_onednn", operator)
@@ -121,21 +130,37 @@ def test_pieces_are_the_batch_and_no_larger_than_the_cache(monkeypatch: pytest.M
     assert len(pieces(batch.to("meta"), widest=30)) == 1, "only a CPU's batch is split"
 
 
-def test_the_environment_switches_all_of_it_off(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_environment_switches_all_of_it_off(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     x, below = leaf(40, WIDE), random(40, 1)
+    monkeypatch.setattr(torch.backends.cpu, "get_cpu_capability", lambda: "AVX512")
+    monkeypatch.setattr(fast, "CPUINFO", tmp_path / "cpuinfo")
+    fast.CPUINFO.write_text(fast.AMD)
     for setting, on in (("plain", False), ("", True)):
         monkeypatch.setenv("DINOMALY_HD_KERNELS", setting)
-        spec: Any = importlib.util.find_spec(fast.__name__)
-        fresh: Any = importlib.util.module_from_spec(spec)  # read anew beside the one that others use
-        spec.loader.exec_module(fresh)
-        fresh.onednn_is_faster = lambda: True
-        layer = fresh.Linear(WIDE, NARROW)
-        if fresh._onednn_is_right():
+        monkeypatch.setattr(fast, "kernels", cache(fast.kernels.__wrapped__))  # decided anew
+        layer = Linear(WIDE, NARROW)
+        if fast._onednn_is_right():
             assert ("mkldnn::_linear_pointwise" in operators(layer, x.detach())) == on
-        assert len(fresh.pieces(random(7, 3), widest=2**30)) == (7 if on else 1)
-        for out in (fresh.positive_feature(x), fresh.divided(x[None, None], below[None, None])):
+        assert len(pieces(random(7, 3), widest=2**30)) == (7 if on else 1)
+        for out in (positive_feature(x), divided(x[None, None], below[None, None])):
+            assert out.grad_fn is not None
             assert out.grad_fn.name().startswith("_") == on, "differentiated by hand"
-        assert holds_hidden(fresh.linear_of, x, layer) != on
+        assert holds_hidden(linear_of, x, layer) != on
+    monkeypatch.setenv("DINOMALY_HD_KERNELS", "plian")
+    with pytest.raises(ConfigError, match="DINOMALY_HD_KERNELS=plian: expected plain"):
+        fast.kernels.__wrapped__()
+
+
+def test_encoded_images_belong_to_the_kernels_that_encoded_them(monkeypatch: pytest.MonkeyPatch) -> None:
+    weights, device = SimpleNamespace(digest="", source="file"), torch.device("cpu")
+    work: Any = SimpleNamespace(
+        run=preset_run("quick", baseline()), ready=SimpleNamespace(weights=weights), device=device
+    )
+    found = set()
+    for name in ("plain", "lean", "onednn"):
+        monkeypatch.setattr(prepare, "kernels", {"cpu": name}.__getitem__)
+        found.add(prepare._encoding(work))
+    assert len(found) == 3
 
 
 # What is made again in the backward pass, or differentiated by hand
@@ -234,8 +259,8 @@ def fused() -> dict[str, tuple[Work, Work, tuple[Tensor, ...]]]:
 def test_values_and_gradients_equal_autograds_bit_by_bit(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     work, plain, given = fused()[name]
     expected = value_and_gradients(plain(), *given)
-    for on in (True, False):
-        monkeypatch.setattr(fast, "ON", on)
+    for kernels in ("lean", "plain"):
+        choose(monkeypatch, kernels)
         found = value_and_gradients(work(), *given)
         assert all(torch.equal(one, other) for one, other in zip(found, expected, strict=True))
     with torch.no_grad():
