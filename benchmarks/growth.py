@@ -20,7 +20,18 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from benchmarks.common import ROOT, entry_point, given, newest, numbers, record, run, surroundings, table, timed
+from benchmarks.common import (
+    ROOT,
+    entry_point,
+    given,
+    newest,
+    numbers,
+    record,
+    run,
+    surroundings,
+    table,
+    timed,
+)
 from dinomaly_hd.evaluation.metrics import auroc
 from dinomaly_hd.runs.find import Shelf
 from dinomaly_hd.runs.journal import OUTBOX
@@ -79,7 +90,11 @@ def report(one: Path, count: int, folder: Path) -> dict[str, float]:
     for number in range(count):
         copied(one, folder / f"of_{count}" / f"member_{number}", number)
     (folder / f"of_{count}" / "run.json").write_text('{"status": "FINISHED"}')
-    values = {"runs": folder / f"of_{count}", "result_dir": folder / "reports", "output": folder / f"r{count}"}
+    values = {
+        "runs": folder / f"of_{count}",
+        "result_dir": folder / "reports",
+        "output": folder / f"r{count}",
+    }
     return {"members": count, **measured("report", values, folder)}
 
 
@@ -107,7 +122,8 @@ def maps(one: Path, count: int, folder: Path) -> dict[str, float]:
 
 
 def main() -> None:
-    told = given(__doc__, what="report,store,maps", members="5,50,500", runs="10,100,1000", maps="100,1000,10000")
+    sizes = {"members": "5,50,500", "runs": "10,100,1000", "maps": "100,1000,10000"}
+    told = given(__doc__, what="report,store,maps", **sizes)
     found: dict[str, list[dict[str, float]]] = {}
     with tempfile.TemporaryDirectory(dir=ROOT / "data" if (ROOT / "data").is_dir() else None) as name:
         folder = Path(name)
