@@ -4,12 +4,12 @@ Figures are made through matplotlib's object API on the Agg canvas: no pyplot, n
 Source: protocols.md, "Result file".
 """
 
-import io
 from collections.abc import Mapping, Sequence
 from functools import cache
 from itertools import cycle
 from typing import Any
 
+import imagecodecs
 import numpy as np
 import pandas as pd
 from matplotlib.backends.backend_agg import FigureCanvasAgg
@@ -17,7 +17,6 @@ from matplotlib.figure import Figure
 from matplotlib.font_manager import FontProperties, findfont, get_font
 from matplotlib.ticker import PercentFormatter
 from numpy.typing import NDArray
-from PIL import Image
 
 from dinomaly_hd.evaluation import metrics
 from dinomaly_hd.evaluation.metrics import FloatArray, Threshold
@@ -57,14 +56,14 @@ def drawn_canvas(figure: Figure) -> Any:
 
 def shown_pixels(canvas: Any) -> Pixels:
     """Return a copy of what a canvas shows (H, W, 3)."""
-    return np.array(canvas.buffer_rgba())[..., :3]
+    return np.ascontiguousarray(np.asarray(canvas.buffer_rgba())[..., :3])
 
 
 def encode_png(pixels_HW3: Pixels) -> bytes:
     """Encode pixels, lightly compressed: a run writes hundreds of pictures."""
-    stream = io.BytesIO()
-    Image.fromarray(pixels_HW3).save(stream, format="png", compress_level=3)
-    return stream.getvalue()
+    # Of one filter and runs only: a third of Pillow's time for a twentieth more bytes.
+    light = {"level": 1, "strategy": imagecodecs.PNG.STRATEGY.RLE, "filter": imagecodecs.PNG.FILTER.PAETH}
+    return bytes(imagecodecs.png_encode(pixels_HW3, **light))
 
 
 def roc_figure(table: pd.DataFrame, *, domain: str) -> Figure:

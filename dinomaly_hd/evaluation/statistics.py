@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
-from numpy.typing import ArrayLike
+from numpy.typing import ArrayLike, NDArray
 from scipy import stats
 
 from dinomaly_hd.evaluation.metrics import NAN, BoolArray, FloatArray, IntArray, check_finite
@@ -21,6 +21,8 @@ LEVEL = 0.95
 CHUNK_ELEMENTS = 1 << 18  # counts held at once: small enough for the processor's cache
 MOST_ENUMERATED = 12  # pairs up to which Wilcoxon's p-value counts all 2^n signs, ties included
 ROUNDING = 1e-12  # spread below this share of the values is rounding, not spread
+
+Counts = NDArray[np.int32]
 
 
 class Ranked:
@@ -37,19 +39,20 @@ class Ranked:
         self.not_above_F = np.searchsorted(good_G, fault_F, side="right")
         self.first_above_G = np.searchsorted(fault_F, good_G, side="right")
 
-    def metrics(self, good_BG: IntArray, fault_BF: IntArray, *, max_fprs: Sequence[float]) -> FloatArray:
+    def metrics(self, good_GB: Counts, fault_FB: Counts, *, max_fprs: Sequence[float]) -> FloatArray:
         """Return those (B, R) of draws, given how often each image is drawn."""
-        goods, faults = good_BG.shape[1], fault_BF.shape[1]
-        fault_BF = fault_BF[:, self.order_F]
-        goods_below_BG, faults_below_BF = _cumulated(good_BG[:, self.order_G]), _cumulated(fault_BF)
-        pairs_BF = goods_below_BG[:, self.below_F] + goods_below_BG[:, self.not_above_F]
-        metric_BR: FloatArray = np.ones((len(good_BG), 1 + len(max_fprs)))
-        metric_BR[:, 0] = np.einsum("bf,bf->b", pairs_BF, fault_BF) / (2.0 * goods * faults)
+        goods, faults = len(good_GB), len(fault_FB)
+        fault_FB = fault_FB[self.order_F]
+        goods_below_GB, faults_below_FB = _cumulated(good_GB[self.order_G]), _cumulated(fault_FB)
+        pairs_FB = goods_below_GB[self.below_F] + goods_below_GB[self.not_above_F]
+        metric_BR: FloatArray = np.ones((good_GB.shape[1], 1 + len(max_fprs)))
+        pairs_B = np.einsum("fb,fb->b", pairs_FB, fault_FB, dtype=np.int64)
+        metric_BR[:, 0] = pairs_B / (2.0 * goods * faults)
         for column, max_fpr in enumerate(max_fprs, start=1):
             kept = goods - allowed_false_positives(goods, max_fpr=max_fpr)
             if kept > 0:  # the highest good image drawn that may not be called a fault sets the limit
-                limit_B = (goods_below_BG[:, :-1] < kept).sum(axis=1) - 1
-                missed_B = faults_below_BF[np.arange(len(limit_B)), self.first_above_G[limit_B]]
+                limit_B = (goods_below_GB[:-1] < kept).sum(axis=0) - 1
+                missed_B = faults_below_FB[self.first_above_G[limit_B], np.arange(len(limit_B))]
                 metric_BR[:, column] = (faults - missed_B) / faults
         return metric_BR
 
@@ -78,10 +81,10 @@ def bootstrap(
     size = max(1, CHUNK_ELEMENTS // scores.shape[1])
     for start in range(0, draws, size):
         chunk = slice(start, min(start + size, draws))
-        good_BG = _counts(generator, chunk.stop - chunk.start, good_MG.shape[1])
-        fault_BF = _counts(generator, chunk.stop - chunk.start, fault_MF.shape[1])
+        good_GB = _counts(generator, chunk.stop - chunk.start, good_MG.shape[1])
+        fault_FB = _counts(generator, chunk.stop - chunk.start, fault_MF.shape[1])
         for run, own in enumerate(ranked):
-            draws_MBR[run, chunk] = own.metrics(good_BG, fault_BF, max_fprs=max_fprs)
+            draws_MBR[run, chunk] = own.metrics(good_GB, fault_FB, max_fprs=max_fprs)
     return draws_MBR
 
 
@@ -108,17 +111,21 @@ def _ascending(score_N: FloatArray) -> IntArray | slice:
     return slice(None) if bool((np.diff(score_N) >= 0).all()) else score_N.argsort()
 
 
-def _counts(generator: np.random.Generator, rows: int, images: int) -> IntArray:
-    """How often each of the images is drawn, in ``rows`` independent draws: (rows, images)."""
-    drawn = generator.integers(0, images, size=(rows, images))
-    drawn += np.arange(rows)[:, None] * images
-    return np.bincount(drawn.ravel(), minlength=rows * images).reshape(rows, images)
+def _counts(generator: np.random.Generator, draws: int, images: int) -> Counts:
+    """How often each of the images is drawn, in independent draws: (images, draws).
+
+    Draws lie side by side, so that what is done with an image is done with all of them at once.
+    """
+    drawn = generator.integers(0, images, size=(draws, images))
+    drawn *= draws
+    drawn += np.arange(draws)[:, None]
+    return np.bincount(drawn.ravel(), minlength=draws * images).reshape(images, draws).astype(np.int32)
 
 
-def _cumulated(counts_BG: IntArray) -> IntArray:
-    """Number of drawn images before each sorted position, the end included: (B, G + 1)."""
-    before = np.zeros((counts_BG.shape[0], counts_BG.shape[1] + 1), dtype=np.int64)
-    np.cumsum(counts_BG, axis=1, out=before[:, 1:])
+def _cumulated(counts_GB: Counts) -> Counts:
+    """Number of drawn images before each sorted position, the end included: (G + 1, B)."""
+    before = np.zeros((counts_GB.shape[0] + 1, counts_GB.shape[1]), np.int32)
+    np.cumsum(counts_GB, axis=0, out=before[1:])
     return before
 
 
