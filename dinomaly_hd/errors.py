@@ -6,12 +6,14 @@ A message names the thing, the value, the rule and the way out, e.g.
 
 import difflib
 import os
+import re
 import signal
 from collections.abc import Iterable
 from types import FrameType
 from typing import Any, ClassVar
 
 LONGEST_LIST, LONGEST_REASON = 60, 200
+PASSWORD = re.compile(r"(://[^/\s:@]*):[^/?#\s]*@")
 SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
 
@@ -19,6 +21,9 @@ class DinomalyHDError(Exception):
     """Base of all errors raised on purpose; ``exit_code`` is what the entry point returns."""
 
     exit_code: ClassVar[int] = 70
+
+    def __str__(self) -> str:
+        return without_passwords(super().__str__())
 
 
 class ConfigError(DinomalyHDError):
@@ -141,8 +146,13 @@ class Pruned(DinomalyHDError):
 
 def reason_of(error: BaseException) -> str:
     """Return an error's message on one line of at most 200 characters, else its type's name."""
-    text = str(error).strip() or type(error).__name__
+    text = without_passwords(str(error)).strip() or type(error).__name__
     return text.splitlines()[0][:LONGEST_REASON]
+
+
+def without_passwords(text: str) -> str:
+    """Return a text in which addresses show ``user:***@`` for the passwords that they hold."""
+    return PASSWORD.sub(r"\1:***@", text)
 
 
 def nearest(name: str, known: Iterable[str]) -> str:

@@ -136,7 +136,9 @@ def layout_of(root: Path) -> str:
     """Return the name of a root's layout, by what it is and holds."""
     if root.suffix.lower() == ".csv" and os.path.isfile(root):
         return "table"
-    several = not _holds_images(root) or any(_holds_images(root / name) for name in _names(root))
+    several = not _holds_images(root) or any(
+        _holds_images(root / name) for name in _names(root) if name != GROUND_TRUTH
+    )
     return "domains" if several else "category"
 
 

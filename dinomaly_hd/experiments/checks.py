@@ -10,7 +10,7 @@ import numpy as np
 import torch
 
 from dinomaly_hd.config.base import flatten, with_values
-from dinomaly_hd.config.families import SourceFaults
+from dinomaly_hd.config.families import RowEvidenceConfig, SourceFaults
 from dinomaly_hd.config.run import (
     AFTER_TRAINING,
     ALL_DOMAINS,
@@ -40,6 +40,7 @@ from dinomaly_hd.files import file_digest
 from dinomaly_hd.models.build import check_model, texture_folder
 from dinomaly_hd.models.fast import kernels
 from dinomaly_hd.models.networks import check_weights, preprocessing_of
+from dinomaly_hd.models.row_evidence import check_form
 from dinomaly_hd.models.weights import Weights, locate
 from dinomaly_hd.names import as_markdown
 from dinomaly_hd.runs.folder import MODEL, Context, find_run
@@ -162,6 +163,8 @@ def check(run: RunConfig, context: Context) -> Ready:
         split = split._replace(train=split.normals)
         for domain in sources:
             manifest = with_labelled_faults(manifest, domain=domain)
+    if isinstance(run.model, RowEvidenceConfig):
+        check_form(len(split.train), manifest.shape)
     copies = run.evaluation.synthetic_copies
     needs = {f"synthetic_copies={copies}": copies}
     if isinstance(run.training, TrainingConfig) and run.training.validate_on == HELD_OUT:

@@ -11,8 +11,15 @@ import numpy as np
 from dinomaly_hd import provenance
 from dinomaly_hd.config.run import SIMULATED, RunConfig
 from dinomaly_hd.data.features import ImageStore
-from dinomaly_hd.data.hdmap import load_manifest
-from dinomaly_hd.errors import DinomalyHDError, OutputError, TrackingError, UnfitError
+from dinomaly_hd.data.hdmap import hold_out, load_manifest
+from dinomaly_hd.errors import (
+    DataError,
+    DinomalyHDError,
+    OutputError,
+    TrackingError,
+    UnfitError,
+    without_passwords,
+)
 from dinomaly_hd.files import publish_text
 from dinomaly_hd.models.weights import locate
 from dinomaly_hd.runs.store import default_uri, prepare_store, silence_of
@@ -137,7 +144,7 @@ def _store(uri: str, *, experiment: str, root: Path) -> Findings:
             f"no server answers at {uri}: {reason}; start it{trust}, or unset MLFLOW_TRACKING_URI"
         )
     prepare_store(uri, experiment=experiment, root=root)
-    yield GOOD, "MLflow", f"{uri} answers, experiment {experiment!r}"
+    yield GOOD, "MLflow", f"{without_passwords(uri)} answers, experiment {experiment!r}"
 
 
 def _data(run: RunConfig) -> Findings:
@@ -145,6 +152,7 @@ def _data(run: RunConfig) -> Findings:
         yield NOTE, "data", "simulated maps; name your own by data_root"
         return
     from dinomaly_hd.experiments.checks import given_root, with_found_domains  # imports torch
+    from dinomaly_hd.models.row_evidence import check_form
 
     config = with_found_domains(run).data
     manifest = load_manifest(
@@ -168,3 +176,8 @@ def _data(run: RunConfig) -> Findings:
             yield NOTE, domain, f"{found}: not registered, so that `scan` and positions tell little"
     for warning in manifest.warnings:
         yield NOTE, "data", warning
+    normals = hold_out(manifest, ratio=config.val_split_ratio, seed=run.seed).train
+    try:
+        check_form(len(normals), manifest.shape)
+    except DataError as error:
+        yield NOTE, "data", f"{error}; other models need less"

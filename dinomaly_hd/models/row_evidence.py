@@ -235,8 +235,8 @@ def chunks(values: NDArray[Any]) -> Iterator[NDArray[Any]]:
         yield values[first : first + CHUNK]
 
 
-def check(maps: NDArray[Any]) -> None:
-    count, *shape = maps.shape
+def check_form(count: int, shape: tuple[int, ...]) -> None:
+    """Refuse too few training maps, or too small ones."""
     if count < FEWEST_MAPS:
         raise DataError(
             f"row_evidence: {count} training maps; it needs at least {FEWEST_MAPS} beside those that a run "
@@ -244,9 +244,13 @@ def check(maps: NDArray[Any]) -> None:
         )
     if shape[0] < SMALLEST[0] or shape[1] < SMALLEST[1]:
         raise DataError(f"row_evidence: maps of {shape[0]}x{shape[1]}; it needs at least 7x47")
+
+
+def check(maps: NDArray[Any]) -> None:
+    check_form(len(maps), maps.shape[1:])
     flat = int((np.ptp(maps, axis=(1, 2)) == 0).sum())
     if flat:
-        raise DataError(f"row_evidence: {flat} of {count} training maps are constant; take them out")
+        raise DataError(f"row_evidence: {flat} of {len(maps)} training maps are constant; take them out")
 
 
 class RowEvidence(Detector):

@@ -9,7 +9,15 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from dinomaly_hd import provenance
-from dinomaly_hd.errors import DinomalyHDError, Interrupted, OutputError, Pruned, TrackingError, reason_of
+from dinomaly_hd.errors import (
+    DinomalyHDError,
+    Interrupted,
+    OutputError,
+    Pruned,
+    TrackingError,
+    reason_of,
+    without_passwords,
+)
 from dinomaly_hd.runs.folder import IN_MLFLOW, Context, RunFolder
 from dinomaly_hd.runs.journal import JOURNAL, Journal, Outbox, now_ms
 from dinomaly_hd.runs.mirror import Mirror
@@ -79,7 +87,8 @@ def tracked(
             tracker.tags({"pruned": "true"})
         raise
     except BaseException as error:
-        tracker.tags({"error": str(error) if isinstance(error, DinomalyHDError) else repr(error)})
+        told = str(error) if isinstance(error, DinomalyHDError) else repr(error)
+        tracker.tags({"error": without_passwords(told)})
         raise
     finally:
         _close(folder, tracker, status, context)
@@ -166,7 +175,7 @@ class Tracker:
         self._abandoned.set()
         if not self._delivered:
             told = f"a sync of {self.folder} completes it"
-            logger.warning("MLflow at %s lacks part of this run; %s", self.uri, told)
+            logger.warning("MLflow at %s lacks part of this run; %s", without_passwords(self.uri), told)
         return self._delivered
 
     def metrics(self, values: Mapping[str, float], *, step: int) -> None:
@@ -207,7 +216,7 @@ class Tracker:
         """
         if self.run_id is None or self.experiment_id is None:
             return None
-        base = (self.uri if self.uri.startswith("http") else LOCAL_UI).rstrip("/")
+        base = (without_passwords(self.uri) if self.uri.startswith("http") else LOCAL_UI).rstrip("/")
         return (
             f"{base}/{run_page(self.experiment_id, self.run_id)}",
             f"{base}/{charts_page(self.experiment_id)}",
@@ -234,7 +243,7 @@ class Tracker:
                     return
                 self._watch_machine(mirror.run_id)
                 if self._failures > 1:
-                    logger.warning("MLflow at %s answers again", self.uri)
+                    logger.warning("MLflow at %s answers again", without_passwords(self.uri))
                 self._failures, pause = 0, FLUSH_S
             except Exception as error:
                 if not mirror.run_id and not is_outage(error):
@@ -266,7 +275,7 @@ class Tracker:
             return 0.1
         if self._failures == 2:
             kept = f"the run goes on, its metrics stay in {self.journal.path}"
-            logger.warning("MLflow at %s fails (%s); %s", self.uri, why(error), kept)
+            logger.warning("MLflow at %s fails (%s); %s", without_passwords(self.uri), why(error), kept)
         self._settled.set()
         longest = GRACE_S if self._closing.is_set() else LONGEST_PAUSE_S
         return min(2.0 ** (self._failures - 1), longest)

@@ -12,7 +12,7 @@ import torch
 from dinomaly_hd.config.run import from_json
 from dinomaly_hd.data.hdmap import load_manifest
 from dinomaly_hd.data.tree import layout_of
-from dinomaly_hd.errors import CheckpointError, ConfigError, DataError
+from dinomaly_hd.errors import CheckpointError, ConfigError, DataError, without_passwords
 from dinomaly_hd.files import read_json
 from dinomaly_hd.runs.folder import MODEL, STATE, find_run, read_results
 from dinomaly_hd.runs.store import RUN_ID, client_of_existing, default_uri, in_one_line
@@ -43,7 +43,7 @@ def open_model(
     if folder is None:
         with tempfile.TemporaryDirectory(prefix="dinomaly-hd-") as temporary:
             uri = default_uri(root)
-            say(f"{name} is not under {result_dir}; copying its model from {uri}")
+            say(f"{name} is not under {result_dir}; copying its model from {without_passwords(uri)}")
             yield read_model(download_model(name, uri=uri, target=Path(temporary)))
     elif (folder / MODEL / CARD).is_file():
         yield read_model(folder / MODEL)

@@ -159,6 +159,8 @@ def test_other_causes_have_other_exit_codes(refused: Refusal, data: Path, tmp_pa
     asked = {"model_type": "trivial", "source_domain": "E"}
     line = refused(65, entry_point="single_domain", data_root=str(data), **asked)
     assert "unknown domain 'E'. Known: domain_A" in line
+    line = refused(65, entry_point="row_evidence", data_root=str(data), domains="A")
+    assert "row_evidence: 3 training maps; it needs at least 10 beside those that a run holds out" in line
     storage = "postgresql://me:secret@127.0.0.1:9/db"
     asked = {"data_root": str(data), "domains": "A", "metrics": "mean/auroc", "storage": storage}
     line = refused(75, entry_point="tune", **asked)

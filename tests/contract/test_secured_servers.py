@@ -35,6 +35,7 @@ WAYS: dict[str, tuple[dict[str, str], str, str]] = {
     "bundle": ({"REQUESTS_CA_BUNDLE": OF_THE_HOUSE}, "", ""),
     "unverified": ({"MLFLOW_TRACKING_INSECURE_TLS": "true"}, "", ""),
     "password": ({**TRUSTED, **PASSWORD}, "", BASIC),
+    "address": (TRUSTED, "", BASIC),
     "token": ({**TRUSTED, "MLFLOW_TRACKING_TOKEN": "t0ken"}, "", "Bearer t0ken"),
     "prefix": (TRUSTED, "/team/mlflow", ""),
 }
@@ -112,8 +113,8 @@ def write_certificate(path: Path) -> Path:
 
 
 @contextlib.contextmanager
-def proxy(secured: Secured, *, prefix: str = "", authorization: str = "") -> Iterator[str]:
-    """Yield the address of a TLS proxy before the server."""
+def proxy(secured: Secured, *, prefix: str = "", authorization: str = "", who: str = "") -> Iterator[str]:
+    """Yield the address of a TLS proxy before the server, with ``who`` asks in it."""
     facts = {"backend": secured.port, "prefix": prefix, "authorization": authorization}
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
     context.load_cert_chain(secured.certificate)
@@ -122,7 +123,7 @@ def proxy(secured: Secured, *, prefix: str = "", authorization: str = "") -> Ite
         thread = threading.Thread(target=server.serve_forever)
         thread.start()
         try:
-            yield f"https://127.0.0.1:{server.server_port}{prefix}"
+            yield f"https://{who}127.0.0.1:{server.server_port}{prefix}"
         finally:
             server.shutdown()
             thread.join()
@@ -158,7 +159,9 @@ def test_a_run_arrives_whole_and_doctor_finds_the_server(
     store._say_once_that_nothing_is_verified.cache_clear()
     (tmp_path / "run").mkdir()
     (tmp_path / "run" / "results.json").write_text("{}")
-    with proxy(secured, prefix=prefix, authorization=authorization) as uri:
+    who = "ann:secret@" if way == "address" else ""
+    with proxy(secured, prefix=prefix, authorization=authorization, who=who) as uri:
+        shown = uri.replace("secret", "***")
         outbox = Outbox(tmp_path / "run")
         outbox.open_run(experiment=way, run_name=way, tags={}, parent_run_id=None)
         run = Tracker(outbox, uri=uri, root=tmp_path, system_metrics=False)
@@ -166,9 +169,9 @@ def test_a_run_arrives_whole_and_doctor_finds_the_server(
         run.metrics({"train/loss": 0.5}, step=1)
         run.artifact(tmp_path / "run" / "results.json")
         assert run.close("FINISHED", timeout_s=PATIENCE_S), "it lacks part"
-        assert all(page.startswith(f"{uri}/#/experiments/") for page in run.pages() or [""])
+        assert all(page.startswith(f"{shown}/#/experiments/") for page in run.pages() or [""])
         ((state, _, text),) = doctor._store(uri, experiment=way, root=tmp_path)
-        assert (state, text) == ("ok", f"{uri} answers, experiment {way!r}")
+        assert (state, text) == ("ok", f"{shown} answers, experiment {way!r}")
     there = client_for(f"http://127.0.0.1:{secured.port}")
     found = there.get_run(run_id)
     assert (found.info.status, found.data.metrics) == ("FINISHED", {"train/loss": 0.5})

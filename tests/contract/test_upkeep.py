@@ -18,6 +18,7 @@ from dinomaly_hd.runs.sync import Synchronised, lacking, synchronise
 from dinomaly_hd.runs.tracker import Tracker
 from entry_points import doctor
 from entry_points.common import launch
+from tests.files import add_domain
 from tests.work import NOWHERE
 
 from .light_runs import SMALL
@@ -143,7 +144,12 @@ def test_doctor_names_what_is_wrong_in_one_line_with_a_runs_exit_code(
         code, text = examined(**flags)
         assert code == expected
         assert named in text
-    monkeypatch.setenv("MLFLOW_TRACKING_URI", NOWHERE)
+    add_domain(tmp_path / "few", "domain_A")
+    code, text = examined(data_root=str(tmp_path / "few"))
+    assert code == 0, text
+    assert "note    data         row_evidence: 3 training maps; it needs at least 10" in text
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", NOWHERE.replace("//", "//ann:s3cret@"))
     code, text = examined()
     assert code == 75
-    assert f"no server answers at {NOWHERE}" in text
+    assert f"no server answers at {NOWHERE.replace('//', '//ann:***@')}" in text
+    assert "s3cret" not in text

@@ -237,6 +237,8 @@ def test_masks_lie_at_the_images_path_or_as_in_mvtec(tmp_path: Path) -> None:
     assert [r.mask for r in survey(tmp_path, domains=["bottle"]).entries if r.mask] == [
         "bottle/ground_truth/crack/3_mask.png"
     ]
+    (folder / "ground_truth/test/good").mkdir(parents=True)  # masks of good images are empty ones
+    assert domains_in(folder) == ("bottle",)
     own = tmp_path / "ground_truth/bottle/test"
     (own / "crack").mkdir(parents=True)
     (own / "hole").mkdir()
