@@ -34,6 +34,8 @@ CLONE = Path(__file__).resolve().parent.parent
 ROOT = CLONE if (CLONE / "MLproject").is_file() else Path.cwd()
 PER_MEMBER = ("class_token", "stop_step", "start_from", "train_domains", "use_topk")
 """Values of a run that a comparison sets for each member."""
+PLUGIN, PLUGIN_VARIABLE = "plugin", "DINOMALY_HD_PLUGIN"
+PLUGIN_HELP = "Python file of yours that adds variants (docs/models.md); it runs as code, with your rights"
 QUIET = {"MLFLOW_DISABLE_TELEMETRY": "true", "RAY_USAGE_STATS_ENABLED": "0", "HF_HUB_DISABLE_TELEMETRY": "1"}
 say = partial(print, flush=True)
 
@@ -95,7 +97,11 @@ class EngineOptions(Frozen):
     ray_address: OrAuto[str] = doc(None, "HOST:PORT of a Ray cluster's head; auto: a Ray of its own")
 
 
-class ConfigOptions(RunOptions):
+class PluginOptions(Frozen):
+    plugin: OrAuto[Path] = doc(None, PLUGIN_HELP)
+
+
+class ConfigOptions(RunOptions, PluginOptions):
     config: str = doc("D", "what is trained: the ablation's config, a variant or family: A0, F:q_percent=1")
 
 
@@ -166,14 +172,15 @@ def training(variant: str, doc: str | None) -> tuple[Command[TrainingOptions], M
     return entry_point(variant, doc, TrainingOptions, train, runs=lambda: any_of(variants))
 
 
-def run_of(asked: Asked[TrainingOptions]) -> "RunConfig":
-    """Return a variant's run with the first of its seeds."""
-    return resolve.resolve_model(asked.entry_point, {**asked.values, "seed": str(asked.options.seeds[0])})
+def run_of(asked: Asked[TrainingOptions], variant: str = "") -> "RunConfig":
+    """Return a run, with the first of its seeds, of the variant that the entry point is called by or trains."""
+    values = {**asked.values, "seed": str(asked.options.seeds[0])}
+    return resolve.resolve_model(variant or asked.entry_point, values)
 
 
-def train(start: Start[TrainingOptions]) -> Work:
+def train(start: Start[TrainingOptions], variant: str = "") -> Work:
     """Return what trains a variant once on all domains, or as ``mode`` and ``seeds`` say."""
-    run, context = run_of(start.asked), start.context()
+    run, context = run_of(start.asked, variant), start.context()
     mode, seeds = start.options.mode, start.options.seeds
     from dinomaly_hd.experiments.protocols import run_mode
     from dinomaly_hd.experiments.run import execute
@@ -181,6 +188,21 @@ def train(start: Start[TrainingOptions]) -> Work:
     if mode == "multiclass" and len(seeds) == 1:
         return partial(execute, run, context)
     return partial(run_mode, run, context, mode=mode, seeds=seeds)
+
+
+def add_plugin(argv: Sequence[str]) -> None:
+    """Load the plugin that a flag or the environment names, before flags are read: it may add some.
+
+    Processes that this one starts load it too.
+    """
+    text = resolve.value_of(PLUGIN, argv) or os.environ.get(PLUGIN_VARIABLE)
+    if not text or text == AUTO:
+        return
+    path = Path(text).expanduser().absolute()
+    from dinomaly_hd.plugin import load_plugin  # with torch
+
+    load_plugin(path)
+    os.environ[PLUGIN_VARIABLE] = str(path)
 
 
 def launch(main: Main, argv: Sequence[str] | None = None) -> int:
@@ -196,7 +218,9 @@ def launch(main: Main, argv: Sequence[str] | None = None) -> int:
         os.environ.setdefault(name, value)
     try:
         with SignalGuard() as guard:
-            work = main(sys.argv[1:] if argv is None else argv, guard)
+            argv = sys.argv[1:] if argv is None else argv
+            add_plugin(argv)
+            work = main(argv, guard)
             if work is not None:
                 work()
     except Interrupted as stop:

@@ -15,6 +15,7 @@ from dinomaly_hd.errors import ConfigError
 from entry_points.common import (
     ROOT,
     EngineOptions,
+    PluginOptions,
     SeedsOptions,
     Start,
     entry_point,
@@ -34,7 +35,7 @@ LOOKS = 10
 """Times that a trial is looked at during its training, to be given up or not."""
 
 
-class Options(SeedsOptions, EngineOptions):
+class Options(SeedsOptions, EngineOptions, PluginOptions):
     study: str = doc("study", "its name: the same name goes on with it")
     storage: str = doc(
         "auto",

@@ -182,6 +182,13 @@ def _joined(argv: Sequence[str], fields: Fields) -> list[str]:
     return words
 
 
+def value_of(name: str, argv: Sequence[str]) -> str:
+    """Return what is given for one flag before any other is known, "" for nothing."""
+    words = _joined(argv, {})
+    after = dict(zip(words, [*words[1:], ""], strict=True)).get(f"--{name}", "")
+    return next((word.partition("=")[2] for word in words if word.startswith(f"--{name}=")), after)
+
+
 # ---- from a name and values as text to a run ----
 
 MEMBERS = {"maps_per_group": "2"}

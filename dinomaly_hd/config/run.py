@@ -3,6 +3,7 @@
 import hashlib
 import json
 from collections.abc import Collection
+from contextlib import suppress
 from typing import Annotated, ClassVar, Literal
 
 from pydantic import AfterValidator, BeforeValidator, Field
@@ -24,8 +25,9 @@ from dinomaly_hd.config.base import (
     names_in,
     validated,
 )
-from dinomaly_hd.config.dinomaly import DinomalyConfig
+from dinomaly_hd.config.dinomaly import PLUGINS, DinomalyConfig
 from dinomaly_hd.config.families import ModelConfig
+from dinomaly_hd.errors import ConfigError
 
 SCHEMA_VERSION = 3
 SIMULATED = "simulated"
@@ -250,5 +252,14 @@ class RunConfig(Frozen):
 
 
 def from_json(text: str) -> RunConfig:
-    """Read a config written by ``RunConfig.to_json``."""
+    """Read a config written by ``RunConfig.to_json``; that of a plugin's variant only where it is loaded."""
+    told = ""
+    with suppress(ValueError, LookupError, TypeError):
+        told = json.loads(text)["model"].get("plugin", "")
+    if told and told not in PLUGINS:
+        loaded = f", loaded is {', '.join(PLUGINS)}" if PLUGINS else ""
+        raise ConfigError(
+            f"its variant is of the plugin {told}{loaded}: name that file with --plugin FILE or "
+            "DINOMALY_HD_PLUGIN=FILE; the run's folder holds a copy in plugin/, read it before you do"
+        )
     return validated(RunConfig, text)

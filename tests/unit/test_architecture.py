@@ -25,6 +25,7 @@ LAYERS = {
     "trivial": {"errors"},
     "data": {"errors", "names", "files", "config", "randomness", "geometry", "batch"},
     "models": {"errors", "files", "config", "randomness", "geometry", "batch", "trivial"},
+    "plugin": {"errors", "config", "models"},
     "vibration": {"errors", "names", "files", "config", "data", "evaluation", "trivial"},
     "evaluation": {"errors", "names", "files", "config", "randomness", "geometry", "trivial"},
     "training": {"errors", "files", "config", "randomness", "batch", "data", "models"},
@@ -33,8 +34,7 @@ LAYERS = {
     "tuning": {"errors", "files", "randomness", "config", "evaluation"},
     "serving": {
         *["errors", "files", "config", "data", "models", "evaluation", "training", "experiments", "geometry"],
-        "runs",
-        "provenance",
+        *["runs", "provenance", "plugin"],
     },
 }
 EVERYTHING_BUT_ENTRY_POINTS = {path.stem for path in PACKAGE.iterdir() if path.stem != "__init__"}
