@@ -192,7 +192,9 @@ class DinomalyConfig(Model):
 
     model_type: Literal["dinomaly"] = "dinomaly"
     variant: str = "baseline"
-    plugin: str = ""  # "my_variant.py:DIGEST", whose variant it is; "", which is not written, for the package's
+    plugin: str = (
+        ""  # "my_variant.py:DIGEST", whose variant it is; "", which is not written, for the package's
+    )
     bottleneck: Bottleneck = PlainBottleneck()
     attention: Attention = PlainAttention()
     loss: Loss = HardMiningLoss()
