@@ -1,9 +1,9 @@
 """A user's file that adds variants of Dinomaly to this process: ``--plugin my_variant.py``.
 
-It holds ``VARIANTS``, functions by name as in ``config/variants.py``, and ``PARTS``, by the config class of each
-part of its own what builds it, called as the rows of ``models/build.py`` are.
+It holds ``VARIANTS``, functions by name as in ``config/variants.py``, and ``PARTS``, which says by the config
+class of each part of its own what builds it, called as the rows of ``models/build.py`` are.
 
-It is code that runs with the user's rights, so only a flag or DINOMALY_HD_PLUGIN names it, never a run folder.
+It is code that runs with the user's rights: a flag or DINOMALY_HD_PLUGIN names it, never a run folder.
 """
 
 import hashlib

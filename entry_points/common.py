@@ -173,7 +173,7 @@ def training(variant: str, doc: str | None) -> tuple[Command[TrainingOptions], M
 
 
 def run_of(asked: Asked[TrainingOptions], variant: str = "") -> "RunConfig":
-    """Return a run, with the first of its seeds, of the variant that the entry point is called by or trains."""
+    """Return the run, with the first of its seeds, of a variant, by default the entry point's."""
     values = {**asked.values, "seed": str(asked.options.seeds[0])}
     return resolve.resolve_model(variant or asked.entry_point, values)
 

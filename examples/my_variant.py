@@ -1,7 +1,7 @@
 """A variant of your own, in a file outside of the package: hard mining that also wants even rows.
 
 dinomaly-hd variant --plugin examples/my_variant.py --row_weight 5
-dinomaly-hd ablation --plugin examples/my_variant.py --configs A0,even_rows,even_rows:row_weight=5 --seeds 42,43,44
+dinomaly-hd ablation --plugin examples/my_variant.py --configs A0,even_rows --seeds 42,43,44
 """
 
 from typing import Any, Literal
@@ -23,7 +23,7 @@ class EvenRowsLoss(HardMiningLoss):
 
 
 class EvenRows(HardMining):
-    """Adds the variance of the rows' mean distances: of a healthy map each row should be rebuilt equally well."""
+    """Adds the variance of the rows' mean distances: rows of a healthy map should be rebuilt equally well."""
 
     config: EvenRowsLoss
 
