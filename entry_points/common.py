@@ -161,6 +161,16 @@ def entry_point(
     return command, lambda argv, guard: work(Start(command.parse(argv), guard))
 
 
+def first_word_as(flag: str, main: Main) -> Main:
+    """Let the first word be a flag's value: ``init FOLDER``."""
+
+    def with_flag(argv: Sequence[str], guard: SignalGuard) -> Work | None:
+        bare = bool(argv) and not argv[0].startswith("-")
+        return main([f"--{flag}={argv[0]}", *argv[1:]] if bare else argv, guard)
+
+    return with_flag
+
+
 def of_members(*without: str) -> Callable[[], Fields]:
     """Return what gives the values of a comparison: those of all variants that it does not set itself."""
     return partial(all_of, VARIANTS, without=(*PER_MEMBER, *without))

@@ -28,7 +28,7 @@ def help_text(name: str, doc: str | None, *, fields: Fields, options: type[Froze
     """Return the page: main parameters described, the others by name, or described in groups (``whole``)."""
     width = min(shutil.get_terminal_size().columns, WIDEST)
     groups, defaults = _grouped(fields, options), _defaults(name, fields, options)
-    lines = [f"usage: dinomaly-hd {name} --name VALUE ...   or   mlflow run . -e {name} -P name=VALUE ..."]
+    lines = [f"usage: dinomaly-hd {name} --name VALUE ..."]
     lines += ["", (doc or "").strip()]
     for title, names in groups.items():
         if title == "main" or whole:

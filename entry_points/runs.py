@@ -1,0 +1,22 @@
+"""List runs: label, seed, data, AUROC (mean, of C, of cold C), how each ended, and its folder."""
+
+from dinomaly_hd.config.base import PositiveCount, doc
+from dinomaly_hd.runs.listing import Order, list_runs
+from entry_points.common import ResultOptions, Start, entry_point, launch, say
+
+
+class Options(ResultOptions):
+    sort: Order = doc("newest", "newest: last one last; else the best AUROC first")
+    limit: PositiveCount = doc(50, "lines at most")
+
+
+def show(start: Start[Options]) -> None:
+    options = start.options
+    for line in list_runs(options.result_dir, sort=options.sort, limit=options.limit, tick=start.guard.check):
+        say(line)
+
+
+COMMAND, main = entry_point("runs", __doc__, Options, show)
+
+if __name__ == "__main__":
+    raise SystemExit(launch(main))
