@@ -1,15 +1,14 @@
 """A user's file that adds variants of Dinomaly to this process: ``--plugin my_variant.py``.
 
-It holds ``VARIANTS``, functions by name as in ``config/variants.py``, and ``PARTS``, which says by the config
-class of each part of its own what builds it, called as the rows of ``models/build.py`` are.
-
-It is code that runs with the user's rights: a flag or DINOMALY_HD_PLUGIN names it, never a run folder.
+Its ``VARIANTS`` are functions by name as in ``config/variants.py``, its ``PARTS`` say by the config class of
+each part of its own what builds it, as the rows of ``models/build.py`` do. It is code that runs with the
+user's rights: a flag or DINOMALY_HD_PLUGIN names it, never a run folder.
 """
 
 import hashlib
 import sys
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from functools import partial
 from pathlib import Path
 from types import ModuleType
@@ -22,23 +21,23 @@ from dinomaly_hd.config.run import RunConfig
 from dinomaly_hd.config.variants import ABLATION, CONFIG_SETS, VARIANTS, change
 from dinomaly_hd.errors import ConfigError
 
-MODULE = "dinomaly_hd_plugin"
-
 
 def load_plugin(path: Path) -> None:
-    """Add a file's variants and parts; what does not fit is a ConfigError with the line in the file."""
+    """Add a file's variants and parts; what is wrong with it is a ConfigError with the line in it."""
     try:
         source = path.read_bytes()
-    except OSError as error:
-        raise ConfigError(f"plugin={path}: cannot be read: {error.strerror}; give a Python file") from error
-    told = f"{path.name}:{hashlib.sha256(source).hexdigest()[:16]}"
-    if PLUGINS and told not in PLUGINS:
-        raise ConfigError(f"plugin={path}: {', '.join(PLUGINS)} is loaded; put all variants into one file")
-    module = sys.modules[MODULE] = ModuleType(MODULE)  # where pydantic looks for the names of annotations
-    try:
+        told = f"{path.name}:{hashlib.sha256(source).hexdigest()[:16]}"
+        if told in PLUGINS:
+            return
+        if PLUGINS:
+            raise ValueError(f"{', '.join(PLUGINS)} is loaded; put all variants into one file")
+        module = sys.modules["dinomaly_hd_plugin"] = ModuleType("dinomaly_hd_plugin")  # pydantic looks there
         exec(compile(source, path, "exec"), module.__dict__)
         _add_parts(getattr(module, "PARTS", {}))
-        _add_variants(module.VARIANTS, told)
+        for name, make in module.VARIANTS.items():
+            if not name.isidentifier() or name in {**MODELS, **ABLATION, **CONFIG_SETS}:
+                raise ValueError(f"variant {name!r}: taken, or not of letters, digits and _; choose another")
+            VARIANTS[name] = MODELS[name] = partial(_variant, make, name, told)
     except Exception as error:
         lines = [f.lineno for f in traceback.extract_tb(error.__traceback__) if f.filename == str(path)]
         place = f"line {lines[-1]}: " if lines else ""
@@ -48,7 +47,11 @@ def load_plugin(path: Path) -> None:
         known.cache_clear()
 
 
-def _add_parts(parts: dict[Any, Callable[..., Any]]) -> None:
+def _variant(make: Callable[[], DinomalyConfig], name: str, told: str) -> DinomalyConfig:
+    return change(make(), variant=name, plugin=told)
+
+
+def _add_parts(parts: Mapping[Any, Callable[..., Any]]) -> None:
     from dinomaly_hd.models import build  # imports torch
 
     tables: dict[str, dict[str, Callable[..., Any]]] = {
@@ -59,22 +62,10 @@ def _add_parts(parts: dict[Any, Callable[..., Any]]) -> None:
         "auxiliary": build.AUXILIARIES,
     }
     for config, make in parts.items():
-        kind = next((kind for kind in tables if kind in config.model_fields), "")
-        if not kind:
-            raise ValueError(f"{config.__name__} is no part: it has none of {', '.join(tables)}")
+        kind = next(kind for kind in config.model_fields if kind in tables)
         name, field = config.model_fields[kind].default, DinomalyConfig.model_fields[kind]
         if name in tables[kind]:
             raise ValueError(f"{config.__name__}: there is a {kind} {name!r} already; choose another name")
         tables[kind][name], field.annotation = make, field.annotation | config
-    for one in (DinomalyConfig, RunConfig):
-        one.model_rebuild(force=True)
-
-
-def _add_variants(variants: dict[str, Callable[[], DinomalyConfig]], told: str) -> None:
-    def made(name: str, make: Callable[[], DinomalyConfig]) -> DinomalyConfig:
-        return change(make(), variant=name, plugin=told)
-
-    for name, make in variants.items():
-        if not name.isidentifier() or name in {**MODELS, **ABLATION, **CONFIG_SETS}:
-            raise ValueError(f"variant {name!r}: taken, or no name of letters, digits and _; choose another")
-        VARIANTS[name] = MODELS[name] = partial(made, name, make)
+    DinomalyConfig.model_rebuild(force=True)
+    RunConfig.model_rebuild(force=True)

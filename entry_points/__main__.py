@@ -10,7 +10,7 @@ from entry_points.common import Work, launch
 
 NAMES = (
     *(name for name in VARIANTS if name not in WITH_TOPK.values()),
-    *("row_evidence", "variant"),
+    "row_evidence",
     *("single_domain", "multi_domain", "suite", "ablation", "encoders", "steps", "finetune", "tune"),
     *("report", "simulate", "hdmap", "predict", "trend", "sync", "doctor"),
 )

@@ -34,8 +34,7 @@ CLONE = Path(__file__).resolve().parent.parent
 ROOT = CLONE if (CLONE / "MLproject").is_file() else Path.cwd()
 PER_MEMBER = ("class_token", "stop_step", "start_from", "train_domains", "use_topk")
 """Values of a run that a comparison sets for each member."""
-PLUGIN, PLUGIN_VARIABLE = "plugin", "DINOMALY_HD_PLUGIN"
-PLUGIN_HELP = "Python file of yours that adds variants (docs/models.md); it runs as code, with your rights"
+PLUGIN = "DINOMALY_HD_PLUGIN"
 QUIET = {"MLFLOW_DISABLE_TELEMETRY": "true", "RAY_USAGE_STATS_ENABLED": "0", "HF_HUB_DISABLE_TELEMETRY": "1"}
 say = partial(print, flush=True)
 
@@ -98,7 +97,7 @@ class EngineOptions(Frozen):
 
 
 class PluginOptions(Frozen):
-    plugin: OrAuto[Path] = doc(None, PLUGIN_HELP)
+    plugin: OrAuto[Path] = doc(None, "Python file of yours with variants, which is run (docs/models.md)")
 
 
 class ConfigOptions(RunOptions, PluginOptions):
@@ -182,15 +181,14 @@ def training(variant: str, doc: str | None) -> tuple[Command[TrainingOptions], M
     return entry_point(variant, doc, TrainingOptions, train, runs=lambda: any_of(variants))
 
 
-def run_of(asked: Asked[TrainingOptions], variant: str = "") -> "RunConfig":
-    """Return the run, with the first of its seeds, of a variant, by default the entry point's."""
-    values = {**asked.values, "seed": str(asked.options.seeds[0])}
-    return resolve.resolve_model(variant or asked.entry_point, values)
+def run_of(asked: Asked[TrainingOptions]) -> "RunConfig":
+    """Return a variant's run with the first of its seeds."""
+    return resolve.resolve_model(asked.entry_point, {**asked.values, "seed": str(asked.options.seeds[0])})
 
 
-def train(start: Start[TrainingOptions], variant: str = "") -> Work:
+def train(start: Start[TrainingOptions]) -> Work:
     """Return what trains a variant once on all domains, or as ``mode`` and ``seeds`` say."""
-    run, context = run_of(start.asked, variant), start.context()
+    run, context = run_of(start.asked), start.context()
     mode, seeds = start.options.mode, start.options.seeds
     from dinomaly_hd.experiments.protocols import run_mode
     from dinomaly_hd.experiments.run import execute
@@ -201,18 +199,13 @@ def train(start: Start[TrainingOptions], variant: str = "") -> Work:
 
 
 def add_plugin(argv: Sequence[str]) -> None:
-    """Load the plugin that a flag or the environment names, before flags are read: it may add some.
+    """Load the plugin that a flag or the environment names, as processes started from here will, too."""
+    named = resolve.value_of("plugin", argv) or os.environ.get(PLUGIN, AUTO)
+    if named != AUTO:
+        from dinomaly_hd.plugin import load_plugin  # with torch
 
-    Processes that this one starts load it too.
-    """
-    text = resolve.value_of(PLUGIN, argv) or os.environ.get(PLUGIN_VARIABLE)
-    if not text or text == AUTO:
-        return
-    path = Path(text).expanduser().absolute()
-    from dinomaly_hd.plugin import load_plugin  # with torch
-
-    load_plugin(path)
-    os.environ[PLUGIN_VARIABLE] = str(path)
+        os.environ[PLUGIN] = str(Path(named).expanduser().absolute())
+        load_plugin(Path(os.environ[PLUGIN]))
 
 
 def launch(main: Main, argv: Sequence[str] | None = None) -> int:
@@ -229,7 +222,7 @@ def launch(main: Main, argv: Sequence[str] | None = None) -> int:
     try:
         with SignalGuard() as guard:
             argv = sys.argv[1:] if argv is None else argv
-            add_plugin(argv)
+            add_plugin(argv)  # before flags are read: it may add some
             work = main(argv, guard)
             if work is not None:
                 work()

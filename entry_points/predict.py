@@ -7,7 +7,7 @@ from pydantic import Field
 from dinomaly_hd.config.base import Count, doc
 from dinomaly_hd.config.resolve import OrAuto
 from dinomaly_hd.config.run import Device
-from entry_points.common import PLUGIN, ROOT, PluginOptions, ResultOptions, Start, entry_point, launch, say
+from entry_points.common import ROOT, PluginOptions, ResultOptions, Start, entry_point, launch, say
 
 
 class Options(ResultOptions, PluginOptions):
@@ -30,7 +30,7 @@ def score(start: Start[Options]) -> None:
     options = start.options
     from dinomaly_hd.experiments.predict import predict
 
-    given = options.model_dump(exclude={"run", "input", PLUGIN})
+    given = options.model_dump(exclude={"run", "input", "plugin"})
     predict(options.run, options.input, root=ROOT, say=say, tick=start.guard.check, **given)
 
 

@@ -2,7 +2,7 @@
 
 from dinomaly_hd.config.base import PositiveCount, doc
 from dinomaly_hd.runs.listing import Order, list_runs
-from entry_points.common import ResultOptions, Start, entry_point, launch, say
+from entry_points.common import ResultOptions, Start, entry_point, say
 
 
 class Options(ResultOptions):
@@ -11,12 +11,8 @@ class Options(ResultOptions):
 
 
 def show(start: Start[Options]) -> None:
-    options = start.options
-    for line in list_runs(options.result_dir, sort=options.sort, limit=options.limit, tick=start.guard.check):
-        say(line)
+    own = start.options
+    say("\n".join(list_runs(own.result_dir, sort=own.sort, limit=own.limit, tick=start.guard.check)))
 
 
 COMMAND, main = entry_point("runs", __doc__, Options, show)
-
-if __name__ == "__main__":
-    raise SystemExit(launch(main))

@@ -5,6 +5,7 @@ import shlex
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
+from itertools import pairwise
 from typing import Annotated, Any, Generic, NoReturn, TypeVar
 
 from pydantic import BeforeValidator, TypeAdapter, ValidationError, WrapValidator
@@ -178,11 +179,13 @@ def _joined(argv: Sequence[str], fields: Fields) -> list[str]:
     return words
 
 
-def value_of(name: str, argv: Sequence[str]) -> str:
-    """Return what is given for one flag before any other is known, "" for nothing."""
-    words = _joined(argv, {})
-    after = dict(zip(words, [*words[1:], ""], strict=True)).get(f"--{name}", "")
-    return next((word.partition("=")[2] for word in words if word.startswith(f"--{name}=")), after)
+def value_of(flag: str, argv: Sequence[str]) -> str:
+    """Return the value of one flag before others are known, "" where it is not given."""
+    for word, after in pairwise([*_joined(argv, {}), ""]):
+        name, equals, value = word.partition("=")
+        if name == f"--{flag}":
+            return value if equals else after
+    return ""
 
 
 # ---- from a name and values as text to a run ----

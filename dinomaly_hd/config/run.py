@@ -2,8 +2,8 @@
 
 import hashlib
 import json
+import re
 from collections.abc import Collection
-from contextlib import suppress
 from typing import Annotated, ClassVar, Literal
 
 from pydantic import AfterValidator, BeforeValidator, Field
@@ -252,14 +252,11 @@ class RunConfig(Frozen):
 
 
 def from_json(text: str) -> RunConfig:
-    """Read a config written by ``RunConfig.to_json``; that of a plugin's variant only where it is loaded."""
-    told = ""
-    with suppress(ValueError, LookupError, TypeError):
-        told = json.loads(text)["model"].get("plugin", "")
-    if told and told not in PLUGINS:
-        loaded = f", loaded is {', '.join(PLUGINS)}" if PLUGINS else ""
+    """Read a config written by ``RunConfig.to_json``; a plugin's only where that very file is loaded."""
+    found = re.search(r'"plugin": ?"([^"]+)"', text)
+    if found and found[1] not in PLUGINS:
         raise ConfigError(
-            f"its variant is of the plugin {told}{loaded}: name that file with --plugin FILE or "
-            "DINOMALY_HD_PLUGIN=FILE; the run's folder holds a copy in plugin/, read it before you do"
+            f"its variant is of plugin {found[1]}, loaded: {', '.join(PLUGINS) or 'none'}; name the file, "
+            "--plugin FILE or DINOMALY_HD_PLUGIN=FILE (the run's folder has a copy in plugin/: read it first)"
         )
     return validated(RunConfig, text)
