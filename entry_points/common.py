@@ -15,7 +15,7 @@ from dinomaly_hd.config.base import Frozen, NonNegative, doc
 from dinomaly_hd.config.presets import AUTO, Fields, all_of, any_of
 from dinomaly_hd.config.resolve import Asked, Command, Options, OrAuto
 from dinomaly_hd.config.variants import VARIANTS, WITH_TOPK
-from dinomaly_hd.errors import DinomalyHDError, Interrupted, SignalGuard
+from dinomaly_hd.errors import ConfigError, DinomalyHDError, Interrupted, SignalGuard
 from dinomaly_hd.streams import outlive_readers
 from entry_points import ACTIVATE
 
@@ -34,7 +34,7 @@ CLONE = Path(__file__).resolve().parent.parent
 ROOT = CLONE if (CLONE / "MLproject").is_file() else Path.cwd()
 PER_MEMBER = ("class_token", "stop_step", "start_from", "train_domains", "use_topk")
 """Values of a run that a comparison sets for each member."""
-PLUGIN = "DINOMALY_HD_PLUGIN"
+PLUGIN, FORBIDDEN = "DINOMALY_HD_PLUGIN", "none"
 QUIET = {"MLFLOW_DISABLE_TELEMETRY": "true", "RAY_USAGE_STATS_ENABLED": "0", "HF_HUB_DISABLE_TELEMETRY": "1"}
 say = partial(print, flush=True)
 
@@ -200,8 +200,11 @@ def train(start: Start[TrainingOptions]) -> Work:
 
 def add_plugin(argv: Sequence[str]) -> None:
     """Load the plugin that a flag or the environment names, as processes started from here will, too."""
-    named = resolve.value_of("plugin", argv) or os.environ.get(PLUGIN, AUTO)
-    if named != AUTO:
+    said = os.environ.get(PLUGIN, AUTO)
+    named = resolve.value_of("plugin", argv) or said
+    if said == FORBIDDEN and named not in (AUTO, said):
+        raise ConfigError(f"plugin={named}: {PLUGIN}={said} allows none here")
+    if named not in (AUTO, FORBIDDEN):
         from dinomaly_hd.plugin import load_plugin  # with torch
 
         os.environ[PLUGIN] = str(Path(named).expanduser().absolute())

@@ -65,3 +65,12 @@ def test_it_is_compared_recorded_and_needed_again(tmp_path: Path) -> None:
 @pytest.mark.parametrize("words", [["horizontal", "--plugin", str(EXAMPLE)], ["sync", "--plugin=x"]])
 def test_entry_points_that_can_do_nothing_with_it_refuse_it(words: list[str], tmp_path: Path) -> None:
     assert "plugin" in run(tmp_path, *words, code=64)
+
+
+def test_a_form_that_hands_parameters_on_can_forbid_it(tmp_path: Path) -> None:
+    (tmp_path / "evil.py").write_text("open('ran', 'w').close()\n")
+    words = ["ablation", "-P", "--configs", "A0", "--plugin", "evil.py"]
+    assert "none allows none" in run(tmp_path, *words, code=64, DINOMALY_HD_PLUGIN="none")
+    assert not (tmp_path / "ran").exists()
+    assert "has no attribute 'VARIANTS'" in run(tmp_path, *words, code=64)
+    assert (tmp_path / "ran").exists()

@@ -94,3 +94,13 @@ def test_files_that_documents_name_are_there() -> None:
 def test_each_guard_that_mutations_take_out_is_there_once() -> None:
     for guard in tomllib.loads((ROOT / "benchmarks" / "mutations.toml").read_text())["guard"]:
         assert (ROOT / guard["file"]).read_text().count(guard["old"]) == 1, guard["guard"]
+
+
+def test_the_badge_says_what_pyproject_says() -> None:
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    first, end = (
+        int(text) for text in re.fullmatch(r">=3\.(\d+),<3\.(\d+)", project["requires-python"]).groups()
+    )
+    said = re.findall(">([^<]+)</text>", (ROOT / "docs/images/badges.svg").read_text())
+    versions = " | ".join(f"3.{minor}" for minor in range(first, end))
+    assert said == ["Python", versions, "licence", project["license"]]
