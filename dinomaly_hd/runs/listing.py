@@ -24,7 +24,9 @@ def list_runs(result_dir: Path, *, sort: Order, limit: int, tick: Callable[[], N
     """Return the lines of the table: the newest runs, last one last, or the best ones, best one first."""
     folders = all_runs(result_dir)
     comparisons = {folder.parent for folder in folders}  # of which the members are listed
-    dated = sorted((_changed(folder), folder) for folder in folders if folder not in comparisons)
+    dated = sorted(
+        ((folder / STATE).stat().st_mtime, folder) for folder in folders if folder not in comparisons
+    )
     rows = []
     for changed, folder in dated[-limit:] if sort == "newest" else dated:
         tick()
@@ -35,13 +37,6 @@ def list_runs(result_dir: Path, *, sort: Order, limit: int, tick: Callable[[], N
     widths = [max(map(len, column)) for column in zip(*table, strict=True)]
     lines = ["  ".join(map(str.ljust, cells, widths)).rstrip() for cells in table]
     return [*lines, f"{len(table) - 1} of {len(dated)} runs below {result_dir}; AUROC in %"]
-
-
-def _changed(folder: Path) -> float:
-    try:
-        return (folder / STATE).stat().st_mtime
-    except OSError:  # removed meanwhile
-        return 0.0
 
 
 def _cells(folder: Path, changed: float) -> list[str]:
