@@ -15,7 +15,6 @@ from dinomaly_hd.errors import ConfigError
 from entry_points.common import (
     ROOT,
     EngineOptions,
-    PluginOptions,
     SeedsOptions,
     Start,
     entry_point,
@@ -35,7 +34,7 @@ LOOKS = 10
 """Times that a trial is looked at during its training, to be given up or not."""
 
 
-class Options(SeedsOptions, EngineOptions, PluginOptions):
+class Options(SeedsOptions, EngineOptions):
     study: str = doc("study", "its name: the same name goes on with it")
     storage: str = doc(
         "auto",

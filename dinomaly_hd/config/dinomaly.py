@@ -192,9 +192,7 @@ class DinomalyConfig(Model):
 
     model_type: Literal["dinomaly"] = "dinomaly"
     variant: str = "baseline"
-    plugin: str = (
-        ""  # "my_variant.py:DIGEST", whose variant it is; "", which is not written, for the package's
-    )
+    plugin: str = ""  # "my_variant.py:DIGEST" of a user's own; else "", which is written nowhere
     bottleneck: Bottleneck = PlainBottleneck()
     attention: Attention = PlainAttention()
     loss: Loss = HardMiningLoss()
