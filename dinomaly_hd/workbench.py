@@ -163,8 +163,8 @@ def train(
 ) -> Run:
     """Train and evaluate a variant or family ("horizontal", "patchcore:context=2"), as its entry point does.
 
-    ``parameters`` are those that ``dinomaly-hd NAME --help`` lists. A run that was begun before with the same
-    ones goes on, and MLflow gets its copy (MLFLOW_TRACKING_URI, else ``mlflow.db`` here).
+    ``parameters`` are those that ``dinomaly-hd NAME --help-all`` lists. A run that was begun before with the
+    same ones goes on, and MLflow gets its copy (MLFLOW_TRACKING_URI, else ``mlflow.db`` here).
     """
     values = {name: _as_text(value) for name, value in parameters.items()}
     flags = "".join(f" --{name}={value}" for name, value in values.items())

@@ -14,6 +14,8 @@ NAMES = (
     *("single_domain", "multi_domain", "suite", "ablation", "encoders", "steps", "finetune", "tune"),
     *("report", "simulate", "hdmap", "predict", "trend", "sync", "doctor"),
 )
+HERE = ("runs", "init", "completion")
+"""What needs no run in MLflow, and so is not in MLproject."""
 USAGE = "usage: dinomaly-hd NAME --flag=value ...   (dinomaly-hd NAME --help)"
 
 
@@ -21,10 +23,10 @@ def by_name(argv: Sequence[str], guard: SignalGuard) -> Work | None:
     """Start the entry point that the first argument names."""
     name, *rest = argv or ["--help"]
     if name in ("-h", "--help"):
-        print(f"{USAGE}\n\nnames: {', '.join(NAMES)}")
+        print(f"{USAGE}\n\nnames: {', '.join(NAMES)}\nbesides: {', '.join(HERE)}")
         return None
-    if name not in NAMES:
-        raise ConfigError(f"no entry point {name!r}.{nearest(name, NAMES)}")
+    if name not in (*NAMES, *HERE):
+        raise ConfigError(f"no entry point {name!r}.{nearest(name, (*NAMES, *HERE))}")
     work: Work | None = importlib.import_module(f"entry_points.{name}").main(rest, guard)
     return work
 

@@ -2,10 +2,10 @@
 
 from dinomaly_hd.config.base import PositiveCount, doc
 from dinomaly_hd.config.resolve import OrAuto, config_names
-from entry_points.common import RunOptions, Start, entry_point, launch, of_members
+from entry_points.common import PluginOptions, RunOptions, Start, entry_point, launch, of_members
 
 
-class Options(RunOptions):
+class Options(RunOptions, PluginOptions):
     configs: str = doc(
         "ablation",
         "ablation (A0 A B C D E F G F0 K100), directional, variants, or a list such as "

@@ -15,7 +15,7 @@ from dinomaly_hd.config.base import Frozen, NonNegative, doc
 from dinomaly_hd.config.presets import AUTO, Fields, all_of, any_of
 from dinomaly_hd.config.resolve import Asked, Command, Options, OrAuto
 from dinomaly_hd.config.variants import VARIANTS, WITH_TOPK
-from dinomaly_hd.errors import DinomalyHDError, Interrupted, SignalGuard
+from dinomaly_hd.errors import ConfigError, DinomalyHDError, Interrupted, SignalGuard
 from dinomaly_hd.streams import outlive_readers
 from entry_points import ACTIVATE
 
@@ -34,6 +34,7 @@ CLONE = Path(__file__).resolve().parent.parent
 ROOT = CLONE if (CLONE / "MLproject").is_file() else Path.cwd()
 PER_MEMBER = ("class_token", "stop_step", "start_from", "train_domains", "use_topk")
 """Values of a run that a comparison sets for each member."""
+PLUGIN, FORBIDDEN = "DINOMALY_HD_PLUGIN", "none"
 QUIET = {"MLFLOW_DISABLE_TELEMETRY": "true", "RAY_USAGE_STATS_ENABLED": "0", "HF_HUB_DISABLE_TELEMETRY": "1"}
 say = partial(print, flush=True)
 
@@ -95,7 +96,11 @@ class EngineOptions(Frozen):
     ray_address: OrAuto[str] = doc(None, "HOST:PORT of a Ray cluster's head; auto: a Ray of its own")
 
 
-class ConfigOptions(RunOptions):
+class PluginOptions(Frozen):
+    plugin: OrAuto[Path] = doc(None, "Python file of yours with variants, which is run (docs/models.md)")
+
+
+class ConfigOptions(RunOptions, PluginOptions):
     config: str = doc("D", "what is trained: the ablation's config, a variant or family: A0, F:q_percent=1")
 
 
@@ -155,6 +160,16 @@ def entry_point(
     return command, lambda argv, guard: work(Start(command.parse(argv), guard))
 
 
+def first_word_as(flag: str, main: Main) -> Main:
+    """Let the first word be a flag's value: ``init FOLDER``."""
+
+    def with_flag(argv: Sequence[str], guard: SignalGuard) -> Work | None:
+        bare = bool(argv) and not argv[0].startswith("-")
+        return main([f"--{flag}={argv[0]}", *argv[1:]] if bare else argv, guard)
+
+    return with_flag
+
+
 def of_members(*without: str) -> Callable[[], Fields]:
     """Return what gives the values of a comparison: those of all variants that it does not set itself."""
     return partial(all_of, VARIANTS, without=(*PER_MEMBER, *without))
@@ -183,6 +198,19 @@ def train(start: Start[TrainingOptions]) -> Work:
     return partial(run_mode, run, context, mode=mode, seeds=seeds)
 
 
+def add_plugin(argv: Sequence[str]) -> None:
+    """Load the plugin that a flag or the environment names, as processes started from here will, too."""
+    said = os.environ.get(PLUGIN, AUTO)
+    named = resolve.value_of("plugin", argv) or said
+    if said == FORBIDDEN and named not in (AUTO, said):
+        raise ConfigError(f"plugin={named}: {PLUGIN}={said} allows none here")
+    if named not in (AUTO, FORBIDDEN):
+        from dinomaly_hd.plugin import load_plugin  # with torch
+
+        os.environ[PLUGIN] = str(Path(named).expanduser().absolute())
+        load_plugin(Path(os.environ[PLUGIN]))
+
+
 def launch(main: Main, argv: Sequence[str] | None = None) -> int:
     """Run an entry point; return 0, or an error's exit code after one line on standard error.
 
@@ -196,7 +224,9 @@ def launch(main: Main, argv: Sequence[str] | None = None) -> int:
         os.environ.setdefault(name, value)
     try:
         with SignalGuard() as guard:
-            work = main(sys.argv[1:] if argv is None else argv, guard)
+            argv = sys.argv[1:] if argv is None else argv
+            add_plugin(argv)  # before flags are read: it may add some
+            work = main(argv, guard)
             if work is not None:
                 work()
     except Interrupted as stop:

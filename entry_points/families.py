@@ -8,7 +8,7 @@ from dinomaly_hd.config.presets import MODELS, Fields, any_of
 from dinomaly_hd.config.resolve import Names, Numbers, OrAuto
 from dinomaly_hd.config.run import ALL_DOMAINS, SIMULATED, DataConfig
 from dinomaly_hd.errors import ConfigError
-from entry_points.common import RunOptions, Start
+from entry_points.common import PluginOptions, RunOptions, Start
 
 if TYPE_CHECKING:
     from dinomaly_hd.experiments.trials import Trial
@@ -20,7 +20,7 @@ PER_TRIAL = ("seed", "domains", "train_domains", "stop_step", "start_from", "use
 INSTEAD = {"domains": "source_domain", "train_domains": "source_domain", "variant": "model_type"}
 
 
-class ConditionOptions(RunOptions):
+class ConditionOptions(RunOptions, PluginOptions):
     conditions_file: str = doc(NO_FILE, "JSON or YAML with conditions, which then say models and domains")
     condition: OrAuto[Names] = doc(None, "names of conditions in the file; auto: all of them")
     seeds: OrAuto[Numbers] = doc(  # type: ignore[assignment]

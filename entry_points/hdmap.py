@@ -25,7 +25,7 @@ class Options(RecordSettings):
         None, "what cells are divided by, kept for all splits; auto: the largest training value"
     )
     start: NonNegative = doc(0.0, "seconds at which the first record began, on the clock of trend")
-    output: Path = doc(Path("data/hdmap"), "data root: a folder of domains")
+    output: Path = doc(Path("data/hdmap"), "data root: a folder of domains; with plan, where a figure goes")
     plan: bool = doc(False, "only tell from teeth, speed, rate and noise how exact and how long")
     noise: Positive = doc(1.0, "with plan: the noise of a sample over the amplitude of a cell")
     severity: Positive = doc(0.3, "with plan: the raise of a row that is to be seen")
@@ -34,7 +34,7 @@ class Options(RecordSettings):
 def convert(start: Start[Options]) -> None:
     options = start.options
     if options.plan:
-        return tell(options)
+        return tell(options, figure="output" in start.asked.given)
     if options.input == NONE:
         raise ConfigError("--input is needed: a record or a folder of records, or --plan without data")
     from rich.console import Console
@@ -62,11 +62,10 @@ def convert(start: Start[Options]) -> None:
     return None
 
 
-def tell(options: Options) -> None:
-    """Answer the question how long a record must be, as a sentence and a picture."""
+def tell(options: Options, *, figure: bool) -> None:
+    """Answer the question how long a record must be, as a sentence, and as a picture where one is to go."""
     if options.speed is None or options.rate is None:
         raise ConfigError("--plan needs --speed (turns of wheel 1 a second) and --rate (samples a second)")
-    from dinomaly_hd.vibration.dataset import LENGTH, save_plan
     from dinomaly_hd.vibration.length import Plan
     from dinomaly_hd.vibration.teeth import Pair
 
@@ -74,8 +73,12 @@ def tell(options: Options) -> None:
     pair.check(fold=options.fold)
     plan = Plan.of(pair, speed=options.speed, rate=options.rate, noise=options.noise)
     say(plan.sentence(periods=options.periods, severity=options.severity))
+    if not figure:
+        return say("(a figure too: --output FOLDER)")
+    from dinomaly_hd.vibration.dataset import LENGTH, save_plan
+
     save_plan(plan, options.output / LENGTH, periods=options.periods, severity=options.severity)
-    say(f"figure: {options.output / LENGTH}")
+    return say(f"figure: {options.output / LENGTH}")
 
 
 COMMAND, main = entry_point("hdmap", __doc__, Options, convert)

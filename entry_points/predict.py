@@ -7,10 +7,10 @@ from pydantic import Field
 from dinomaly_hd.config.base import Count, doc
 from dinomaly_hd.config.resolve import OrAuto
 from dinomaly_hd.config.run import Device
-from entry_points.common import ROOT, ResultOptions, Start, entry_point, launch, say
+from entry_points.common import ROOT, PluginOptions, ResultOptions, Start, entry_point, launch, say
 
 
-class Options(ResultOptions):
+class Options(ResultOptions, PluginOptions):
     run: str = Field(
         description="run folder, its name, its MLflow run id, models:/NAME/VERSION, models:/NAME@ALIAS, "
         "or a run's checkpoint (RUN/checkpoints/step_00000400.pt)"
@@ -30,7 +30,7 @@ def score(start: Start[Options]) -> None:
     options = start.options
     from dinomaly_hd.experiments.predict import predict
 
-    given = options.model_dump(exclude={"run", "input"})
+    given = options.model_dump(exclude={"run", "input", "plugin"})
     predict(options.run, options.input, root=ROOT, say=say, tick=start.guard.check, **given)
 
 

@@ -63,9 +63,11 @@ Config = TypeVar("Config", bound=Frozen)
 
 
 def flatten(config: Frozen) -> dict[str, Any]:
-    """Return every value under its own name: {"seed": 42, ..., "row_p": 0.2, ...}."""
+    """Return every value under its own name, but what is "": {"seed": 42, ..., "row_p": 0.2, ...}."""
     flat: dict[str, Any] = {}
     for name, value in config:
+        if value == "":
+            continue
         own = flatten(value) if isinstance(value, Frozen) else {name: value}
         assert not flat.keys() & own.keys(), f"two values of one name: {flat.keys() & own.keys()}"
         flat.update(own)

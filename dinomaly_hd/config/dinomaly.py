@@ -1,8 +1,8 @@
 """The parts of one Dinomaly and their values; which of them a variant uses, ``variants.py`` says."""
 
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
-from pydantic import Field
+from pydantic import Field, SerializerFunctionWrapHandler, model_serializer
 
 from dinomaly_hd.config.base import (
     AUTO_LAYERS,
@@ -28,6 +28,8 @@ Element = Annotated[Probability, Field(description="element dropout of the bottl
 DiscardFactor = Annotated[Probability, Field(description="share of gradient left to easy tokens")]
 HalfWidth = Annotated[Count, Search(0, 2)]
 PLAIN: Literal["none"] = "none"
+PLUGINS: dict[str, bytes] = {}
+"""A user's files that this process has loaded, as ``DinomalyConfig.plugin`` names them, and their source."""
 Scaling = Annotated[
     Literal["none", "position"],
     Field(description="of pixels before the encoder; position: by the training normals at the same place"),
@@ -190,6 +192,7 @@ class DinomalyConfig(Model):
 
     model_type: Literal["dinomaly"] = "dinomaly"
     variant: str = "baseline"
+    plugin: str = ""  # "my_variant.py:DIGEST" of a user's own; else "", which is written nowhere
     bottleneck: Bottleneck = PlainBottleneck()
     attention: Attention = PlainAttention()
     loss: Loss = HardMiningLoss()
@@ -201,3 +204,7 @@ class DinomalyConfig(Model):
     scaling: Scaling = PLAIN
     border: Literal["zero", "reflect"] = doc("zero", "of the map's blur; zero as published")
     target_layers: Layers = doc(AUTO_LAYERS, "auto, or the blocks to rebuild: 2,3,4,5,6,7,8,9")
+
+    @model_serializer(mode="wrap")
+    def _said(self, said: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        return {name: value for name, value in said(self).items() if (name, value) != ("plugin", "")}

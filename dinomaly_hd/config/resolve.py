@@ -5,10 +5,10 @@ import shlex
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
+from itertools import pairwise
 from typing import Annotated, Any, Generic, NoReturn, TypeVar
 
 from pydantic import BeforeValidator, TypeAdapter, ValidationError, WrapValidator
-from pydantic_core import PydanticUndefined
 
 from dinomaly_hd.config.base import (
     Frozen,
@@ -22,6 +22,7 @@ from dinomaly_hd.config.base import (
     with_values,
 )
 from dinomaly_hd.config.families import ModelConfig
+from dinomaly_hd.config.help import help_text
 from dinomaly_hd.config.presets import (
     AUTO,
     MODELS,
@@ -29,7 +30,6 @@ from dinomaly_hd.config.presets import (
     Fields,
     described,
     every_parameter,
-    help_of,
     not_of,
     preset_run,
     with_parts,
@@ -45,6 +45,8 @@ strictly ``--name`` and value in turn, so that no value is ever read as a flag."
 ALSO = {"seeds": ("seed",)}
 """Other names of a flag: one seed is a list of one."""
 FIRST_SEED = 42
+WHOLE_HELP = "--help-all"
+HELP = {"-h", "--help", WHOLE_HELP}
 
 
 def _or_auto(text: Any, read: Callable[[Any], Any]) -> Any:
@@ -104,7 +106,12 @@ class Command(Generic[Options]):
     def parse(self, argv: Sequence[str]) -> Asked[Options]:
         """Read flags (``--row-p .2`` and ``--row_p=.2`` alike); ``--help`` prints and ends the process."""
         fields = self.parameters()
-        found, rest = self._parser(fields).parse_known_args(_joined(argv, fields))
+        words = _joined(argv, fields)
+        if asked := HELP & set(words):
+            whole = WHOLE_HELP in asked
+            print(help_text(self.name, self.doc, fields=fields, options=self.options, whole=whole))
+            raise SystemExit(0)
+        found, rest = self._parser(fields).parse_known_args(words)
         for word in rest:
             self._refuse(word, fields)
         given: dict[str, str] = {}
@@ -124,22 +131,12 @@ class Command(Generic[Options]):
         return Asked(self.name, validated(self.options, own), values, given)
 
     def _parser(self, fields: Fields) -> _Parser:
-        parser = _Parser(
-            prog=f"python -m entry_points.{self.name}",
-            description=self.doc,
-            allow_abbrev=False,
-            argument_default=argparse.SUPPRESS,
-        )
+        parser = _Parser(add_help=False, allow_abbrev=False, argument_default=argparse.SUPPRESS)
         for name, parameter in fields.items():
             switch: dict[str, Any] = {"nargs": "?", "const": "true"} if parameter.annotation is bool else {}
             names = (name, *ALSO.get(name, ()))
             flags = dict.fromkeys(f"--{said}" for one in names for said in (one, one.replace("_", "-")))
-            text = help_of(parameter)
-            # Those of a run are left to its preset and model.
-            if name in self.options.model_fields and parameter.default not in (None, PydanticUndefined, ""):
-                text += f" (default {text_of(parameter.default)})"
-            text = text.replace("%", "%%")
-            parser.add_argument(*flags, dest=name, action="append", metavar="VALUE", help=text, **switch)
+            parser.add_argument(*flags, dest=name, action="append", **switch)
         return parser
 
     def _refuse(self, word: str, fields: Fields) -> NoReturn:
@@ -180,6 +177,15 @@ def _joined(argv: Sequence[str], fields: Fields) -> list[str]:
         if word == "--" or word.endswith("=--"):  # argparse takes it for the end of all flags
             raise ConfigError(f"unexpected word {shown(word)}; write --name value")
     return words
+
+
+def value_of(flag: str, argv: Sequence[str]) -> str:
+    """Return the value of one flag before others are known, "" where it is not given."""
+    for word, after in pairwise([*_joined(argv, {}), ""]):
+        name, equals, value = word.partition("=")
+        if name == f"--{flag}":
+            return value if equals else after
+    return ""
 
 
 # ---- from a name and values as text to a run ----

@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import re
 from collections.abc import Collection
 from typing import Annotated, ClassVar, Literal
 
@@ -24,8 +25,9 @@ from dinomaly_hd.config.base import (
     names_in,
     validated,
 )
-from dinomaly_hd.config.dinomaly import DinomalyConfig
+from dinomaly_hd.config.dinomaly import PLUGINS, DinomalyConfig
 from dinomaly_hd.config.families import ModelConfig
+from dinomaly_hd.errors import ConfigError
 
 SCHEMA_VERSION = 3
 SIMULATED = "simulated"
@@ -250,5 +252,11 @@ class RunConfig(Frozen):
 
 
 def from_json(text: str) -> RunConfig:
-    """Read a config written by ``RunConfig.to_json``."""
+    """Read a config written by ``RunConfig.to_json``; a plugin's only where that very file is loaded."""
+    found = re.search(r'"plugin": ?"([^"]+)"', text)
+    if found and found[1] not in PLUGINS:
+        raise ConfigError(
+            f"its variant is of plugin {found[1]}, loaded: {', '.join(PLUGINS) or 'none'}; name the file, "
+            "--plugin FILE or DINOMALY_HD_PLUGIN=FILE (the run's folder has a copy in plugin/: read it first)"
+        )
     return validated(RunConfig, text)

@@ -10,7 +10,7 @@ import torch
 
 from dinomaly_hd import provenance
 from dinomaly_hd.config.base import flatten
-from dinomaly_hd.config.dinomaly import DinomalyConfig
+from dinomaly_hd.config.dinomaly import PLUGINS, DinomalyConfig
 from dinomaly_hd.config.families import PatchCoreConfig
 from dinomaly_hd.config.run import EncoderConfig, RunConfig, TrainingConfig
 from dinomaly_hd.data.features import ImageStore
@@ -19,7 +19,7 @@ from dinomaly_hd.experiments.checks import Ready, Work, check
 from dinomaly_hd.experiments.evaluate import evaluate
 from dinomaly_hd.experiments.prepare import fill_bank, hooks, prepare, training_data
 from dinomaly_hd.experiments.record import record
-from dinomaly_hd.files import publish_json
+from dinomaly_hd.files import publish, publish_json
 from dinomaly_hd.models.encoders import target_layers
 from dinomaly_hd.models.patchcore.features import check_layers
 from dinomaly_hd.runs.folder import (
@@ -38,7 +38,7 @@ from dinomaly_hd.training.checkpoint import Checkpoint, check_belongs, newest, s
 from dinomaly_hd.training.loop import named_when_exhausted, resolve_device, train, way_out
 
 KEPT_IMAGES_BYTES = 2 * 1024**3
-NO_LABEL = "-"
+NO_LABEL, PLUGIN = "-", "plugin"
 LONGEST_NAME = 200
 
 
@@ -205,6 +205,10 @@ def describe(work: Work) -> None:
         context.say("warning: validate_on=source_test: test labels choose, figures are optimistic")
     tracker.params(_shown_params(work))
     tracker.artifact(settings)
+    if plugin := getattr(work.run.model, "plugin", ""):  # so that the run can be gone on with and scored with
+        copy = work.folder / PLUGIN / plugin.rpartition(":")[0]
+        publish(copy, lambda stream: stream.write(PLUGINS[plugin]))
+        tracker.artifact(copy, folder=PLUGIN)
     diff = provenance.git_diff(context.root)
     if diff:
         tracker.add("text", text=diff, file="uncommitted.diff")

@@ -4,15 +4,19 @@
 
 MLflow loads it through this module, so nothing is pickled, and dinomaly_hd must be installed where the model
 is loaded. The encoder's weights come from where the run had them: the installed package, the hub, or the path
-in its config.
+in its config. A plugin's variant needs DINOMALY_HD_PLUGIN=FILE.
 """
 
+import os
 from pathlib import Path
 from typing import Any
 
 
 def _load_pyfunc(path: str) -> Any:
     """Load the model; the name is MLflow's, and logged models name this module."""
+    from dinomaly_hd.plugin import load_plugin
     from dinomaly_hd.serving.served import ServedModel  # imports mlflow, which takes seconds
 
+    if (plugin := os.environ.get("DINOMALY_HD_PLUGIN", "none")) != "none":
+        load_plugin(Path(plugin))
     return ServedModel(Path(path))

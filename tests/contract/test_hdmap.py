@@ -126,9 +126,14 @@ def test_the_raw_signals_of_simulated_maps_become_these_maps_again(
 
 
 def test_the_length_of_a_record_is_told_without_data(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    words = f"--plan --teeth 31,95 --speed 30 --rate 25600 --noise 3 --output {tmp_path}"
+    monkeypatch.chdir(tmp_path)
+    plan = "--plan --teeth 31,95 --speed 30 --rate 25600 --noise 3"
+    assert run(hdmap.main, plan) == 0
+    assert "a band of 0.3 needs 2 periods, 6.3 s" in capsys.readouterr().out
+    assert not list(tmp_path.iterdir())
+    words = f"{plan} --output {tmp_path}"
     assert run(hdmap.main, words) == 0
     assert "a band of 0.3 needs 2 periods, 6.3 s" in capsys.readouterr().out
     assert (tmp_path / "length.png").read_bytes().startswith(b"\x89PNG")

@@ -25,6 +25,7 @@ LAYERS = {
     "trivial": {"errors"},
     "data": {"errors", "names", "files", "config", "randomness", "geometry", "batch"},
     "models": {"errors", "files", "config", "randomness", "geometry", "batch", "trivial"},
+    "plugin": {"errors", "config", "models"},
     "vibration": {"errors", "names", "files", "config", "data", "evaluation", "trivial"},
     "evaluation": {"errors", "names", "files", "config", "randomness", "geometry", "trivial"},
     "training": {"errors", "files", "config", "randomness", "batch", "data", "models"},
@@ -33,8 +34,7 @@ LAYERS = {
     "tuning": {"errors", "files", "randomness", "config", "evaluation"},
     "serving": {
         *["errors", "files", "config", "data", "models", "evaluation", "training", "experiments", "geometry"],
-        "runs",
-        "provenance",
+        *["runs", "provenance", "plugin"],
     },
 }
 EVERYTHING_BUT_ENTRY_POINTS = {path.stem for path in PACKAGE.iterdir() if path.stem != "__init__"}
@@ -94,3 +94,11 @@ def test_files_that_documents_name_are_there() -> None:
 def test_each_guard_that_mutations_take_out_is_there_once() -> None:
     for guard in tomllib.loads((ROOT / "benchmarks" / "mutations.toml").read_text())["guard"]:
         assert (ROOT / guard["file"]).read_text().count(guard["old"]) == 1, guard["guard"]
+
+
+def test_the_badge_says_what_pyproject_says() -> None:
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    first, end = map(int, re.findall(r"3\.(\d+)", project["requires-python"]))
+    said = re.findall(">([^<]+)</text>", (ROOT / "docs/images/badges.svg").read_text())
+    versions = " | ".join(f"3.{minor}" for minor in range(first, end))
+    assert said == ["Python", versions, "licence", project["license"]]

@@ -36,7 +36,7 @@ def command_of(name: str) -> Command[Any]:
 @pytest.mark.parametrize("name", [*NAMES, "job", "tune_worker"])
 def test_help_lists_every_parameter_without_heavy_imports(name: str) -> None:
     code = (
-        f"import sys, runpy; sys.argv = ['{name}', '--help']\n"
+        f"import sys, runpy; sys.argv = ['{name}', '--help-all']\n"
         f"try: runpy.run_module('entry_points.{name}', run_name='__main__')\n"
         "except SystemExit as end: print({'torch', 'mlflow', 'timm', 'lightning'} & {*sys.modules}, end.code)"
     )

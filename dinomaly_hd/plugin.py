@@ -1,0 +1,71 @@
+"""A user's file that adds variants of Dinomaly to this process: ``--plugin my_variant.py``.
+
+Its ``VARIANTS`` are functions by name as in ``config/variants.py``, its ``PARTS`` say by the config class of
+each part of its own what builds it, as the rows of ``models/build.py`` do. It is code that runs with the
+user's rights: a flag or DINOMALY_HD_PLUGIN names it, never a run folder.
+"""
+
+import hashlib
+import sys
+import traceback
+from collections.abc import Callable, Mapping
+from functools import partial
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+from dinomaly_hd.config.conditions_file import file_model, keys_of
+from dinomaly_hd.config.dinomaly import PLUGINS, DinomalyConfig
+from dinomaly_hd.config.presets import MODELS, every_parameter
+from dinomaly_hd.config.run import RunConfig
+from dinomaly_hd.config.variants import ABLATION, CONFIG_SETS, VARIANTS, change
+from dinomaly_hd.errors import ConfigError
+
+
+def load_plugin(path: Path) -> None:
+    """Add a file's variants and parts; what is wrong with it is a ConfigError with the line in it."""
+    try:
+        source = path.read_bytes()
+        told = f"{path.name}:{hashlib.sha256(source).hexdigest()[:16]}"
+        if told in PLUGINS:
+            return
+        if PLUGINS:
+            raise ValueError(f"{', '.join(PLUGINS)} is loaded; put all variants into one file")
+        module = sys.modules["dinomaly_hd_plugin"] = ModuleType("dinomaly_hd_plugin")  # pydantic looks there
+        exec(compile(source, path, "exec"), module.__dict__)
+        _add_parts(getattr(module, "PARTS", {}))
+        for name, make in module.VARIANTS.items():
+            if not name.isidentifier() or name in {**MODELS, **ABLATION, **CONFIG_SETS}:
+                raise ValueError(f"variant {name!r}: taken, or not of letters, digits and _; choose another")
+            VARIANTS[name] = MODELS[name] = partial(_variant, make, name, told)
+    except Exception as error:
+        lines = [f.lineno for f in traceback.extract_tb(error.__traceback__) if f.filename == str(path)]
+        place = f"line {lines[-1]}: " if lines else ""
+        raise ConfigError(f"plugin={path}: {place}{type(error).__name__}: {error}") from error
+    PLUGINS[told] = source
+    for known in (every_parameter, keys_of, file_model):
+        known.cache_clear()
+
+
+def _variant(make: Callable[[], DinomalyConfig], name: str, told: str) -> DinomalyConfig:
+    return change(make(), variant=name, plugin=told)
+
+
+def _add_parts(parts: Mapping[Any, Callable[..., Any]]) -> None:
+    from dinomaly_hd.models import build  # imports torch
+
+    tables: dict[str, dict[str, Callable[..., Any]]] = {
+        "bottleneck": build.BOTTLENECKS,
+        "attention": build.ATTENTIONS,
+        "loss": build.LOSSES,
+        "distance": build.DISTANCES,
+        "auxiliary": build.AUXILIARIES,
+    }
+    for config, make in parts.items():
+        kind = next(kind for kind in config.model_fields if kind in tables)
+        name, field = config.model_fields[kind].default, DinomalyConfig.model_fields[kind]
+        if name in tables[kind]:
+            raise ValueError(f"{config.__name__}: there is a {kind} {name!r} already; choose another name")
+        tables[kind][name], field.annotation = make, field.annotation | config
+    DinomalyConfig.model_rebuild(force=True)
+    RunConfig.model_rebuild(force=True)
