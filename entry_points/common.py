@@ -10,6 +10,8 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Generic
 
+from pydantic import Field
+
 from dinomaly_hd.config import resolve
 from dinomaly_hd.config.base import Frozen, NonNegative, doc
 from dinomaly_hd.config.presets import AUTO, Fields, all_of, any_of
@@ -43,6 +45,13 @@ say = partial(print, flush=True)
 
 class ResultOptions(Frozen):
     result_dir: Path = doc(Path("results"), "folder of all run folders")
+
+
+class ModelOptions(ResultOptions):
+    run: str = Field(
+        description="run folder, its name, its MLflow run id, runs:/ID, models:/NAME/VERSION, "
+        "models:/NAME@ALIAS, or a run's checkpoint (RUN/checkpoints/step_00000400.pt)"
+    )
 
 
 class StoreOptions(ResultOptions):

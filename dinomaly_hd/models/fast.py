@@ -25,10 +25,15 @@ AMD, CPUINFO = "AuthenticAMD", Path("/proc/cpuinfo")
 SMALLEST = 2**14  # values of a weight from which on oneDNN pays: a call costs some 20 microseconds
 
 
+def on() -> bool:
+    """Return whether they are on; in a graph for other programs (``torch.export``) none of them is."""
+    return ON and not torch.compiler.is_exporting()
+
+
 def pieces(batch: Tensor, *, widest: int) -> tuple[Tensor, ...]:
     """Return a batch (B, ...) in pieces whose widest layer, ``widest`` values an image, a cache holds."""
     # On a CPU: sooner, and in less memory. A GPU wants many images at once.
-    if not ON or batch.device.type != "cpu":
+    if not on() or batch.device.type != "cpu":
         return (batch,)
     return torch.split(batch, max(1, CACHED_BYTES // (widest * torch.float32.itemsize)))
 
@@ -69,7 +74,7 @@ def _onednn(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
 
 def _suits_onednn(x: Tensor, weight: Tensor) -> bool:
     return (
-        ON
+        on()
         and x.device.type == "cpu"
         and x.dtype == weight.dtype == torch.float32
         and weight.nelement() >= SMALLEST
@@ -155,7 +160,7 @@ def linear_of(make: Callable[[Tensor], Tensor], x: Tensor, *, layer: nn.Module) 
 
 def positive_feature(x: Tensor) -> Tensor:
     """Return elu(x) + 1, contiguous, ready for a batched matrix product, and all that is kept."""
-    if not ON:
+    if not on():
         return x.clamp(max=0).exp() + F.relu(x)
     return cast(Tensor, _PositiveFeature.apply(x))
 
@@ -178,7 +183,7 @@ class _PositiveFeature(torch.autograd.Function):
 
 def divided(value_BhNd: Tensor, denominator_BhN1: Tensor) -> Tensor:
     """Return the quotient (B, h, N, d), laid out token by token as the projection after it reads it."""
-    if not ON:
+    if not on():
         return value_BhNd / denominator_BhN1
     return cast(Tensor, _Divided.apply(value_BhNd, denominator_BhN1))
 
