@@ -2,12 +2,12 @@
 
 # N maps, H W pixels of the input
 
-import contextlib
 import importlib.util
 from collections.abc import Callable, Sequence
 from importlib.metadata import version
 from io import BytesIO
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any, BinaryIO, NamedTuple
 
 import numpy as np
@@ -31,17 +31,15 @@ from dinomaly_hd.models.networks import visible_box
 from dinomaly_hd.serving.exported import Card
 from dinomaly_hd.serving.find import open_model
 
-SCHEMA_VERSION = 1
-LIMIT = 1e-4  # of the largest score or map value of the run
-AT_ONCE, MOST_AT_ONCE = 2, 2**16  # maps that a file is proved with, and that it takes
+LIMIT, AT_ONCE = 1e-4, 2  # of the largest value of the run; maps that a file is proved with
 INPUT, OUTPUTS = "maps", ("score", "map")
 Run = Callable[[Tensor], Sequence[NDArray[Any]]]
 
 
 class Format(NamedTuple):
-    """A kind of file: its ending, the packages it needs, how it is written, and loaded to be run."""
+    """A kind of file: its name, the packages it needs, how it is written, and loaded to be run."""
 
-    ending: str
+    name: str
     packages: tuple[str, ...]
     write: Callable[[ExportedProgram, BinaryIO], object]
     load: Callable[[Path], Run]
@@ -62,25 +60,26 @@ def _load_onnx(path: Path) -> Run:
 
 
 def _write_torch(program: ExportedProgram, stream: BinaryIO) -> None:
-    torch.export.save(program.run_decompositions({}), stream)  # takes out autocast, which no file holds
+    program = program.run_decompositions({})  # takes out autocast, which no file holds
+    program.example_inputs = None  # the only thing that would be pickled
+    torch.export.save(program, stream)
 
 
 def _load_torch(path: Path) -> Run:
-    with path.open("rb") as stream:
-        program = torch.export.load(stream).module()
+    program = torch.export.load(path).module()
     return lambda maps_NHW: [one.numpy() for one in program(maps_NHW)]
 
 
 FORMATS = {
-    "onnx": Format("onnx", ("onnx", "onnxscript", "onnxruntime"), _write_onnx, _load_onnx),
-    "torch": Format("pt2", ("torch",), _write_torch, _load_torch),
+    "onnx": Format("model.onnx", ("onnx", "onnxscript", "onnxruntime"), _write_onnx, _load_onnx),
+    "torch": Format("model.pt2", ("torch",), _write_torch, _load_torch),
 }
 
 
 class Graph(nn.Module):
-    """What a file computes: maps as they are read (N, H, W) in, scores (N,) and maps at their pixels out.
+    """What a file computes: maps (N, H, W) as they are read to scores (N,) and maps at their pixels.
 
-    NaN where a crop hides the pixel.
+    Those are NaN where a crop hides the pixel.
     """
 
     def __init__(self, detector: Detector, card: Card) -> None:
@@ -110,10 +109,10 @@ def export(
     say: Callable[[str], None],
     tick: Callable[[], None],
 ) -> Path:
-    """Write ``model.onnx`` or ``model.pt2`` with ``model.json``, what it takes and what was proved.
+    """Write the model that ``name`` names (see ``open_model``) with a JSON file of what it takes and gives.
 
-    The file is kept if ``images`` held-out normals of the model that ``name`` names (see ``open_model``), as
-    they are and with a band each, get the same scores and maps from it; else it is an OutputError.
+    Only if ``images`` of its held-out normals, as they are and with a band each, get the same scores and maps
+    from the file; else it is an OutputError.
     """
     kind = FORMATS[format]
     if any(importlib.util.find_spec(package) is None for package in kind.packages):
@@ -122,7 +121,6 @@ def export(
     check_output(output)
     with open_model(name, result_dir=result_dir, root=root, say=say, tick=tick) as model:
         card = model.card
-        _check_has_graph(card)
         manifest, normals = _normals(card, data_root=data_root, root=root, say=say, tick=tick)
         detector = model.load()
     chosen = normals[np.linspace(0, len(normals) - 1, min(images, len(normals))).astype(np.int64)]
@@ -132,54 +130,45 @@ def export(
     maps_NHW, is_banded_N = bands.images_NHW, np.array(bands.label_N) == 1
     say(f"scoring {len(chosen)} normals and {is_banded_N.sum()} copies of them with a band")
 
-    def ours(part_NHW: Tensor) -> list[NDArray[Any]]:  # as predict scores
+    def as_predict(part_NHW: Tensor) -> list[NDArray[Any]]:
         prediction = score(detector, scorer.encode(part_NHW, ()), bf16=False)
         return [prediction.score_B.numpy(), graph.at_pixels(prediction.map_BHW).numpy()]
 
-    own = _results(ours, maps_NHW, size=run.evaluation.eval_batch_size, tick=tick)
-    written = _written(graph, maps_NHW[:AT_ONCE], format=format)
-    output = output or make_dated_folder(result_dir / "export")
-    file, parity = output / f"model.{kind.ending}", dict[str, Any]()
-
-    def write(stream: BinaryIO) -> None:  # a file that is not proved never gets its name
-        stream.write(written)
-        stream.flush()
-        theirs = _results(kind.load(Path(stream.name)), maps_NHW, size=AT_ONCE, tick=tick)
-        for which, chosen_N in (("normals", ~is_banded_N), ("bands", is_banded_N)):
-            pairs = [(one[chosen_N], other[chosen_N]) for one, other in zip(own, theirs, strict=True)]
-            parity[which] = {"images": int(chosen_N.sum()), **_differences(pairs, which, say=say)}
-
-    try:
-        publish(file, write)
-    except BaseException:
-        with contextlib.suppress(OSError):
-            output.rmdir()
-        raise
-    proved = {"limit": LIMIT, **parity, "with": {package: version(package) for package in kind.packages}}
-    publish_json(file.with_suffix(".json"), {**_said(name, card), "parity": proved})
-    say(f"{file}, {len(written) / 2**20:.1f} MiB; what it takes and gives: {file.with_suffix('.json')}")
+    own = _results(as_predict, maps_NHW, size=run.evaluation.eval_batch_size, tick=tick)
+    content = _written(graph, maps_NHW[:AT_ONCE].clone(), format=format)
+    with TemporaryDirectory(prefix="dinomaly-hd-") as temporary:
+        draft = Path(temporary, kind.name)
+        publish(draft, lambda stream: stream.write(content), durable=False)
+        theirs = _results(kind.load(draft), maps_NHW, size=AT_ONCE, tick=tick)
+    parity: dict[str, Any] = {"limit": LIMIT, "by": {one: version(one) for one in kind.packages}}
+    for which, rows_N in (("normals", ~is_banded_N), ("bands", is_banded_N)):
+        pairs = [(ours[rows_N], other[rows_N]) for ours, other in zip(own, theirs, strict=True)]
+        parity[which] = {"images": int(rows_N.sum()), **_differences(pairs, which, say=say)}
+    file = (output or make_dated_folder(result_dir / "export")) / kind.name
+    publish(file, lambda stream: stream.write(content))
+    publish_json(file.with_suffix(".json"), {**_said(name, card), "parity": parity})
+    say(f"{file}, {len(content) / 2**20:.1f} MiB; what it takes and gives: {file.with_suffix('.json')}")
     return file
 
 
-def _check_has_graph(card: Card) -> None:
-    kind = card.run.model.model_type
+def _normals(
+    card: Card, *, data_root: Path | None, root: Path, say: Callable[[str], None], tick: Callable[[], None]
+) -> tuple[Manifest, Indices]:
+    """Return a model's data and the normals held out from its training, where there are none the others.
+
+    Refused is what has no graph, or other data.
+    """
+    kind, data = card.run.model.model_type, card.run.data
     if kind in ("row_evidence", "trivial"):
         why = "is computed by NumPy and SciPy, which no graph holds"
         raise ConfigError(f"model_type={kind}: {why}; use predict, or MLflow's server")
     if card.run.bf16:
         why = "autocast rounds by more than an exported file may differ"
         raise ConfigError(f"precision=bf16: {why}; train with precision=32")
-
-
-def _normals(
-    card: Card, *, data_root: Path | None, root: Path, say: Callable[[str], None], tick: Callable[[], None]
-) -> tuple[Manifest, Indices]:
-    """Return a model's data and the normals held out from its training, where there are none the others."""
-    data = card.run.data if data_root is None else with_values(card.run.data, {"data_root": str(data_root)})
+    data = data if data_root is None else with_values(data, {"data_root": str(data_root)})
     folder = data_folder(data, root=root, say=say, tick=tick)
-    manifest = load_manifest(
-        folder, domains=data.domain_names, conditions=data.conditions, grey=data.grey, tick=tick
-    )
+    names = data.domain_names
+    manifest = load_manifest(folder, domains=names, conditions=data.conditions, grey=data.grey, tick=tick)
     if manifest.digest != card.data_digest:
         why = "not the images of the model's training, on whose held-out normals a file is proved"
         raise DataError(f"data_root={folder}: {why}; give the folder that holds them")
@@ -188,15 +177,12 @@ def _normals(
 
 
 def _written(graph: Graph, example_NHW: Tensor, *, format: str) -> bytes:
-    """Return the file's content; what a library cannot write is an OutputError."""
     stream = BytesIO()
     graph = graph.requires_grad_(False).to(memory_format=torch.contiguous_format)
     try:
-        with torch.no_grad():
-            sizes = {0: Dim("N", min=1, max=MOST_AT_ONCE)}
-            program = torch.export.export(graph, (example_NHW,), dynamic_shapes=(sizes,))
+        program = torch.export.export(graph, (example_NHW,), dynamic_shapes=({0: Dim("N", min=1)},))
         FORMATS[format].write(program, stream)
-    except Exception as error:  # an encoder of timm's that it does not know, more than 2 GiB
+    except Exception as error:  # such as an encoder of timm's with unknown operators, or more than 2 GiB
         raise OutputError(f"format={format}: cannot hold this model: {reason_of(error)}") from error
     return stream.getvalue()
 
@@ -216,31 +202,30 @@ def _differences(
     """Return how far scores and maps are apart; above the limit it is an OutputError."""
     found = {}
     for what, (own, theirs) in zip(OUTPUTS, pairs, strict=True):
-        seen = np.isfinite(own)  # a crop hides the rest
-        largest = float(np.abs(own[seen]).max())
-        same_hidden = np.array_equal(np.isfinite(theirs), seen)
-        apart = float(np.abs(own - theirs)[seen].max()) if same_hidden else float("inf")
-        relative = apart / largest if largest else apart
+        seen, largest = np.isfinite(own), float(np.nanmax(np.abs(own)))  # a crop hides the rest
+        alike = np.array_equal(np.isfinite(theirs), seen)
+        apart = float(np.abs(own - theirs)[seen].max()) if alike else float("inf")
+        relative = apart / (largest or 1.0)
         found[what] = {"largest": largest, "largest_difference": apart, "relative": relative}
         line = (
             f"{what}s of {which} differ by {apart:.1e} at most, {relative:.1e} of the largest, {largest:.3g}"
         )
         if not relative <= LIMIT:
-            raise OutputError(f"{line}; more than {LIMIT:g} is no copy of the run, so the file was removed")
+            raise OutputError(f"{line}: more than {LIMIT:g} is another model, so no file is left")
         say(line)
     return found
 
 
 def _said(name: str, card: Card) -> dict[str, Any]:
     """Return what a file takes and gives, for whoever has not this package."""
+    stored = {"stored_as": card.dtype, "divided_by": SCALES.get(card.dtype, 1.0)}
     return {
-        "schema": SCHEMA_VERSION,
+        "schema": 1,
         "run": name,
         "variant": card.run.model.variant,
         "seed": card.run.seed,
-        "input": {INPUT: ["N", *card.shape], "type": "float32", "of": card.dtype}
-        | {"divided_by": SCALES.get(card.dtype, 1.0)},
-        "output": {"score": ["N"], "map": ["N", *card.shape], "hidden by a crop": "NaN"},
+        "input": {"name": INPUT, "type": "float32", "shape": ["N", *card.shape], **stored},
+        "output": {"score": ["N"], "map": ["N", *card.shape], "hidden_by_a_crop": "NaN"},
         "thresholds": card.thresholds,
         "data_digest": card.data_digest,
         "encoder_digest": card.encoder_digest,

@@ -141,12 +141,12 @@ def filtered(map_BHW: Tensor, kernel: Sequence[Sequence[float]], *, border: Bord
     return smoothed
 
 
+BLUR = gaussian_kernel(BLUR_SIZE, BLUR_SIGMA).tolist()  # once: to a graph of torch.export a constant
+
+
 def blur(map_BHW: Tensor, *, border: Border) -> Tensor:
     """Smooth with the original's 5 x 5 window of sigma 4; its zero padding darkens the border."""
     return filtered(map_BHW, BLUR, border=border)
-
-
-BLUR = gaussian_kernel(BLUR_SIZE, BLUR_SIGMA).tolist()  # here: to a graph of torch.export they are constants
 
 
 def top_share_score(map_BHW: Tensor, *, share: float = TOP_SHARE) -> Tensor:
