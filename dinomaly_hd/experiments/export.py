@@ -33,7 +33,8 @@ from dinomaly_hd.serving.find import open_model
 
 LIMIT, AT_ONCE = 1e-4, 2  # of the largest value of the run; maps that a file is proved with
 INPUT, OUTPUTS = "maps", ("score", "map")
-Run = Callable[[Tensor], Sequence[NDArray[Any]]]
+Results = Sequence[NDArray[Any]]  # scores and maps
+Run = Callable[[Tensor], Results]
 
 
 class Format(NamedTuple):
@@ -46,7 +47,7 @@ class Format(NamedTuple):
 
 
 def _write_onnx(program: ExportedProgram, stream: BinaryIO) -> None:
-    names = {"input_names": [INPUT], "output_names": [*OUTPUTS]}
+    names: dict[str, Any] = {"input_names": [INPUT], "output_names": [*OUTPUTS]}
     written = torch.onnx.export(program, external_data=False, verbose=False, **names)
     assert written is not None
     stream.write(written.model_proto.SerializeToString())
@@ -127,26 +128,24 @@ def export(
     run, store = with_values(card.run, {"synthetic_copies": 1}), ImageStore(manifest, keep_bytes=0)
     scorer = Scorer(detector, store, run=run, device=torch.device("cpu"), features=None, tick=tick)
     bands, graph = SyntheticBands(scorer, chosen), Graph(detector, card).eval()
-    maps_NHW, is_banded_N = bands.images_NHW, np.array(bands.label_N) == 1
-    say(f"scoring {len(chosen)} normals and {is_banded_N.sum()} copies of them with a band")
+    maps_NHW = bands.images_NHW
+    say(f"scoring {len(chosen)} normals and {sum(bands.label_N)} copies of them with a band")
 
-    def as_predict(part_NHW: Tensor) -> list[NDArray[Any]]:
+    def as_predict(part_NHW: Tensor) -> Results:
         prediction = score(detector, scorer.encode(part_NHW, ()), bf16=False)
         return [prediction.score_B.numpy(), graph.at_pixels(prediction.map_BHW).numpy()]
 
     own = _results(as_predict, maps_NHW, size=run.evaluation.eval_batch_size, tick=tick)
-    content = _written(graph, maps_NHW[:AT_ONCE].clone(), format=format)
+    content = _written(graph, maps_NHW[:1].repeat(AT_ONCE, 1, 1), format=format)
     with TemporaryDirectory(prefix="dinomaly-hd-") as temporary:
         draft = Path(temporary, kind.name)
         publish(draft, lambda stream: stream.write(content), durable=False)
         theirs = _results(kind.load(draft), maps_NHW, size=AT_ONCE, tick=tick)
-    parity: dict[str, Any] = {"limit": LIMIT, "by": {one: version(one) for one in kind.packages}}
-    for which, rows_N in (("normals", ~is_banded_N), ("bands", is_banded_N)):
-        pairs = [(ours[rows_N], other[rows_N]) for ours, other in zip(own, theirs, strict=True)]
-        parity[which] = {"images": int(rows_N.sum()), **_differences(pairs, which, say=say)}
+    parity = _parity(own, theirs, label_N=np.array(bands.label_N), say=say)
     file = (output or make_dated_folder(result_dir / "export")) / kind.name
     publish(file, lambda stream: stream.write(content))
-    publish_json(file.with_suffix(".json"), {**_said(name, card), "parity": parity})
+    said = _said(name, card) | {"versions": {one: version(one) for one in kind.packages}, "parity": parity}
+    publish_json(file.with_suffix(".json"), said)
     say(f"{file}, {len(content) / 2**20:.1f} MiB; what it takes and gives: {file.with_suffix('.json')}")
     return file
 
@@ -187,8 +186,7 @@ def _written(graph: Graph, example_NHW: Tensor, *, format: str) -> bytes:
     return stream.getvalue()
 
 
-def _results(run: Run, maps_NHW: Tensor, *, size: int, tick: Callable[[], None]) -> list[NDArray[Any]]:
-    """Return scores and maps of all images, scored so many at a time."""
+def _results(run: Run, maps_NHW: Tensor, *, size: int, tick: Callable[[], None]) -> Results:
     parts = []
     for part_NHW in torch.split(maps_NHW, size):
         tick()
@@ -196,23 +194,23 @@ def _results(run: Run, maps_NHW: Tensor, *, size: int, tick: Callable[[], None])
     return [np.concatenate(one) for one in zip(*parts, strict=True)]
 
 
-def _differences(
-    pairs: list[tuple[NDArray[Any], NDArray[Any]]], which: str, *, say: Callable[[str], None]
-) -> dict[str, dict[str, float]]:
+def _parity(
+    own: Results, theirs: Results, *, label_N: NDArray[np.int64], say: Callable[[str], None]
+) -> dict[str, Any]:
     """Return how far scores and maps are apart; above the limit it is an OutputError."""
-    found = {}
-    for what, (own, theirs) in zip(OUTPUTS, pairs, strict=True):
-        seen, largest = np.isfinite(own), float(np.nanmax(np.abs(own)))  # a crop hides the rest
-        alike = np.array_equal(np.isfinite(theirs), seen)
-        apart = float(np.abs(own - theirs)[seen].max()) if alike else float("inf")
-        relative = apart / (largest or 1.0)
-        found[what] = {"largest": largest, "largest_difference": apart, "relative": relative}
-        line = (
-            f"{what}s of {which} differ by {apart:.1e} at most, {relative:.1e} of the largest, {largest:.3g}"
-        )
-        if not relative <= LIMIT:
-            raise OutputError(f"{line}: more than {LIMIT:g} is another model, so no file is left")
-        say(line)
+    found: dict[str, Any] = {"limit": LIMIT}
+    for label, group in enumerate(("normals", "bands")):
+        found[group] = {"images": int((label_N == label).sum())}
+        for what, ours, other in zip(OUTPUTS, own, theirs, strict=True):
+            seen = np.isfinite(ours) & (label_N == label).reshape(-1, *[1] * (ours.ndim - 1))  # a crop hides
+            largest = float(np.abs(ours[seen]).max(initial=0))
+            apart = float(np.abs(ours[seen] - other[seen]).max(initial=0))
+            relative = apart / (largest or 1.0)
+            found[group][what] = {"largest": largest, "largest_difference": apart, "relative": relative}
+            differ = f"{what}s of {group} differ by {apart:.1e} at most, {relative:.1e} of the largest"
+            if not relative <= LIMIT:
+                raise OutputError(f"{differ}: more than {LIMIT:g} is another model, so no file is left")
+            say(f"{differ}, {largest:.3g}")
     return found
 
 
