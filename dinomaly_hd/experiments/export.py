@@ -162,7 +162,7 @@ def _normals(
         why = "is computed by NumPy and SciPy, which no graph holds"
         raise ConfigError(f"model_type={kind}: {why}; use predict, or MLflow's server")
     if card.run.bf16:
-        why = "autocast rounds by more than a file may differ"
+        why = "a file computes in float32, so its scores would not be the run's"
         raise ConfigError(f"precision=bf16: {why}; train with precision=32")
     data = data if data_root is None else with_values(data, {"data_root": str(data_root)})
     folder = data_folder(data, root=root, say=say, tick=tick)
