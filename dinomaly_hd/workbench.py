@@ -33,7 +33,7 @@ from dinomaly_hd.experiments.score import stack
 from dinomaly_hd.files import make_dated_folder
 from dinomaly_hd.runs.folder import MODEL, Context, read_results
 from dinomaly_hd.runs.store import default_uri
-from dinomaly_hd.serving.find import download_model, run_here
+from dinomaly_hd.serving.find import bare, download_model, run_here
 from dinomaly_hd.serving.served import Refusal, ServedModel
 
 RESULTS = Path("results")
@@ -183,9 +183,7 @@ def train(
 
 def load(name: str | Path, *, result_dir: str | Path = RESULTS) -> Run:
     """Return a run by folder, name, MLflow id or ``runs:/ID``, or a model by ``models:/NAME@ALIAS``."""
-    text = str(name)
-    if text.startswith("runs:/"):
-        text = text.removeprefix("runs:/").partition("/")[0]
+    text = bare(str(name))
     folder = run_here(text, Path(result_dir))
     if folder is not None:
         return Run(folder)

@@ -12,7 +12,7 @@ NAMES = (
     *(name for name in VARIANTS if name not in WITH_TOPK.values()),
     "row_evidence",
     *("single_domain", "multi_domain", "suite", "ablation", "encoders", "steps", "finetune", "tune"),
-    *("report", "simulate", "hdmap", "predict", "trend", "sync", "doctor"),
+    *("report", "simulate", "hdmap", "predict", "export", "trend", "sync", "doctor"),
 )
 HERE = ("runs", "init", "completion")
 """What needs no run in MLflow, and so is not in MLproject."""

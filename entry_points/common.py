@@ -10,6 +10,8 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Generic
 
+from pydantic import Field
+
 from dinomaly_hd.config import resolve
 from dinomaly_hd.config.base import Frozen, NonNegative, doc
 from dinomaly_hd.config.presets import AUTO, Fields, all_of, any_of
@@ -44,6 +46,17 @@ say = partial(print, flush=True)
 
 class ResultOptions(Frozen):
     result_dir: Path = doc(Path("results"), "folder of all run folders")
+
+
+class PluginOptions(Frozen):
+    plugin: OrAuto[Path] = doc(None, "Python file of yours with variants, which is run (docs/models.md)")
+
+
+class ModelOptions(ResultOptions, PluginOptions):
+    run: str = Field(
+        description="run folder, its name, its MLflow run id, runs:/ID, models:/NAME/VERSION, "
+        "models:/NAME@ALIAS, or a run's checkpoint (RUN/checkpoints/step_00000400.pt)"
+    )
 
 
 class StoreOptions(ResultOptions):
@@ -94,10 +107,6 @@ class TrainingOptions(RunOptions):
 class EngineOptions(Frozen):
     engine: str = doc("local", "local: this machine; ray: also others, with a Ray of its own or a cluster")
     ray_address: OrAuto[str] = doc(None, "HOST:PORT of a Ray cluster's head; auto: a Ray of its own")
-
-
-class PluginOptions(Frozen):
-    plugin: OrAuto[Path] = doc(None, "Python file of yours with variants, which is run (docs/models.md)")
 
 
 class ConfigOptions(RunOptions, PluginOptions):

@@ -7,14 +7,10 @@ from pydantic import Field
 from dinomaly_hd.config.base import Count, doc
 from dinomaly_hd.config.resolve import OrAuto
 from dinomaly_hd.config.run import Device
-from entry_points.common import ROOT, PluginOptions, ResultOptions, Start, entry_point, launch, say
+from entry_points.common import ROOT, ModelOptions, Start, entry_point, launch, say
 
 
-class Options(ResultOptions, PluginOptions):
-    run: str = Field(
-        description="run folder, its name, its MLflow run id, models:/NAME/VERSION, models:/NAME@ALIAS, "
-        "or a run's checkpoint (RUN/checkpoints/step_00000400.pt)"
-    )
+class Options(ModelOptions):
     input: Path = Field(description="folder of .tiff, .tif, .png images, searched recursively, or one image")
     domain: OrAuto[str] = doc(
         None, "whose threshold decides; auto: the domain folder in a path, or the model's only domain"

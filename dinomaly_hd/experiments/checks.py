@@ -2,6 +2,7 @@
 
 import math
 import os
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import NamedTuple
@@ -206,7 +207,7 @@ def _manifest(data: DataConfig, context: Context) -> Manifest:
     shown = " ".join(str(getattr(data, name)) for name in names)
     if shown not in kept:
         kept[shown] = load_manifest(
-            _root(data, context),
+            data_folder(data, root=context.root, say=context.say, tick=context.guard.check),
             domains=data.domain_names,
             conditions=data.conditions,
             grey=data.grey,
@@ -222,12 +223,14 @@ def simulated_root(data: DataConfig, *, root: Path) -> Path:
     return root / "data" / f"simulated_{data.simulate_size}_seed{data.simulate_seed}"
 
 
-def _root(data: DataConfig, context: Context) -> Path:
+def data_folder(
+    data: DataConfig, *, root: Path, say: Callable[[str], None], tick: Callable[[], None]
+) -> Path:
     """Return the data root; ``data_root=simulated`` is written where it is not there yet."""
     if data.data_root == SIMULATED:
-        target = simulated_root(data, root=context.root)
-        context.say(f"simulated data: {target}")
-        return simulate(target, size=data.simulate_size, seed=data.simulate_seed, tick=context.guard.check)
+        target = simulated_root(data, root=root)
+        say(f"simulated data: {target}")
+        return simulate(target, size=data.simulate_size, seed=data.simulate_seed, tick=tick)
     return given_root(data)
 
 

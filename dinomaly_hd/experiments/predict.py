@@ -54,9 +54,7 @@ def predict(
     if maps < 0:
         raise ConfigError(f"maps={maps}: expected 0 or more")
     device = resolve_device(with_values(TrainingConfig(), {"gpu": gpu}).gpu)
-    if output is not None and os.path.exists(output) and (not output.is_dir() or any(output.iterdir())):
-        # Maps of an earlier prediction would mix with these.
-        raise OutputError(f"output={output}: already there; give a new or an empty folder")
+    check_output(output)
     with open_model(name, result_dir=result_dir, root=root, say=say, tick=tick) as model:
         card = model.card
         if domain is not None and model.undecided:
@@ -87,6 +85,12 @@ def predict(
     for line in _summary(table, model, drawn=len(highest), output=output):
         say(line)
     return output
+
+
+def check_output(output: Path | None) -> None:
+    """Refuse a folder that holds something: results of an earlier start would mix with this one's."""
+    if output is not None and os.path.exists(output) and (not output.is_dir() or any(output.iterdir())):
+        raise OutputError(f"output={output}: already there; give a new or an empty folder")
 
 
 def _table(manifest: Manifest, examined: Examined, *, card: Card, chosen: str | None) -> pd.DataFrame:

@@ -145,7 +145,7 @@ def sample_at_pixels(map_BHW: Tensor, *, box: Box, shape: tuple[int, ...]) -> Te
     grid = torch.stack(torch.meshgrid(x, y, indexing="xy"), dim=-1).mul(2).sub(1).to(map_BHW.dtype)
     sampled = F.grid_sample(
         map_BHW.unsqueeze(1),
-        grid.expand(len(map_BHW), -1, -1, -1),
+        grid.expand(map_BHW.shape[0], -1, -1, -1),
         mode="bilinear",
         padding_mode="border",
         align_corners=False,

@@ -22,13 +22,18 @@ AMD, CPUINFO = "AuthenticAMD", Path("/proc/cpuinfo")
 SMALLEST = 2**14  # values of a weight from which on oneDNN pays: a call costs some 20 microseconds
 
 
-@cache
 def kernels(device: str = "cpu") -> Literal["plain", "lean", "onednn"]:
     """Return which kernels run on a device of this type; each run's results.json says it.
 
-    ``plain``, where the environment has DINOMALY_HD_KERNELS=plain: each function here is the plain formula
-    that stands in it, and autograd does the rest. ``onednn``: what ``lean`` has, and oneDNN's products.
+    ``plain``, where the environment has DINOMALY_HD_KERNELS=plain, and in a graph for other programs
+    (``torch.export``): each function here is the plain formula that stands in it, and autograd does the rest.
+    ``onednn``: what ``lean`` has, and oneDNN's products.
     """
+    return "plain" if torch.compiler.is_exporting() else _suitable(device)
+
+
+@cache
+def _suitable(device: str) -> Literal["plain", "lean", "onednn"]:
     # By what the processor is, never by a stopwatch, whose noise would let two runs of a seed, or a run and
     # its resumed half, round otherwise. PyTorch multiplies float32 matrices with MKL, which takes AVX-512
     # kernels on Intel's processors only, and oneDNN wherever they are. With AVX2 MKL is faster

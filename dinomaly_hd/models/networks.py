@@ -18,7 +18,7 @@ from dinomaly_hd.errors import ConfigError, EncoderError, nearest
 from dinomaly_hd.geometry import Box
 from dinomaly_hd.models.detector import LearnedSizes, resized
 from dinomaly_hd.models.weights import ALIASES, CONVERTERS, EMBEDDED_ENCODER, Weights, read_state, timm_name
-from dinomaly_hd.trivial import has_logarithm, level
+from dinomaly_hd.trivial import LEAST, has_logarithm, level
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
@@ -82,8 +82,17 @@ class PositionScaling(LearnedSizes):
         self.mean, self.std = level_NHW.mean(dim=0), torch.where(std_HW > 0, std_HW, 1.0)
 
     def _level(self, images_BHW: Tensor) -> Tensor:
+        if torch.compiler.is_exporting():
+            return self._level_in_graph(images_BHW.double())
         level_BHW = level(images_BHW.numpy(force=True), logarithm=bool(self.logarithm))
         return torch.from_numpy(level_BHW).to(images_BHW.device)
+
+    def _level_in_graph(self, images_BHW: Tensor) -> Tensor:
+        """Return what ``trivial.level`` does, without NumPy."""
+        values_BHW = torch.where(self.logarithm > 0, images_BHW.clamp(min=LEAST).log(), images_BHW)
+        sorted_BP = values_BHW.flatten(1).sort(dim=1).values
+        middle = (sorted_BP.shape[1] - 1) // 2, sorted_BP.shape[1] // 2
+        return values_BHW - (sorted_BP[:, middle[0]] + sorted_BP[:, middle[1]])[:, None, None] / 2
 
     def forward(self, images_BHW: Tensor) -> Tensor:
         standard_BHW = (self._level(images_BHW) - self.mean) / self.std

@@ -92,4 +92,4 @@ def entry_points_with_tags(root: Path) -> Collection[str]:
     project = root / "MLproject"
     names = yaml.safe_load(project.read_text())["entry_points"].keys() if project.is_file() else set()
     # Less those that leave no tags at work.
-    return names - {"predict", "simulate", "hdmap", "trend", "doctor", "sync"}
+    return names - {"predict", "export", "simulate", "hdmap", "trend", "doctor", "sync"}

@@ -22,7 +22,7 @@ from dinomaly_hd.training.checkpoint import Checkpoint, check_belongs, load
 if TYPE_CHECKING:
     from mlflow.tracking import MlflowClient
 
-CHECKPOINT, REGISTERED = ".pt", "models:/"
+CHECKPOINT, REGISTERED, OF_RUN = ".pt", "models:/", "runs:/"
 SHOWN = 4
 
 
@@ -32,10 +32,12 @@ def open_model(
 ) -> Iterator[Model]:
     """Yield the model that ``name`` names; one that lies in MLflow only is copied for as long as needed.
 
-    ``name`` is a run folder, its name, its MLflow run id, ``models:/NAME/VERSION``, ``models:/NAME@ALIAS``,
-    or a run's checkpoint file; ``tick`` is called for each image, where a data set must be read. What is not
-    there is a ConfigError, or a TrackingError where MLflow was asked; what cannot score, a CheckpointError.
+    ``name`` is a run folder, its name, its MLflow run id, ``runs:/ID``, ``models:/NAME/VERSION``,
+    ``models:/NAME@ALIAS``, or a run's checkpoint file; ``tick`` is called for each image, where a data set
+    must be read. What is not there is a ConfigError, or a TrackingError where MLflow was asked; what cannot
+    score, a CheckpointError.
     """
+    name = bare(name)
     if not name.startswith(REGISTERED) and (Path(name).suffix == CHECKPOINT or os.path.isfile(name)):
         yield _of_checkpoint(Path(name), say=say, tick=tick)
         return
@@ -52,6 +54,11 @@ def open_model(
             f"{folder}: holds no {MODEL}/{CARD}; give one of its runs where it is a comparison's folder, "
             "one of its checkpoints where it is a run that did not finish"
         )
+
+
+def bare(name: str) -> str:
+    """Return the id in ``runs:/ID`` or ``runs:/ID/model``, any other name as it is."""
+    return name.removeprefix(OF_RUN).partition("/")[0] if name.startswith(OF_RUN) else name
 
 
 def run_here(name: str, result_dir: Path) -> Path | None:

@@ -22,7 +22,7 @@ from entry_points.common import Start, launch, run_of
 
 ROOT = Path(__file__).resolve().parents[2]
 PROJECT = yaml.safe_load((ROOT / "MLproject").read_text())["entry_points"]
-SEEDLESS = {"report", "simulate", "hdmap", "trend", "predict", "sync", "doctor"}
+SEEDLESS = {"report", "simulate", "hdmap", "trend", "predict", "export", "sync", "doctor"}
 """Entry points that draw nothing of a run's; a simulated data set has a seed of its own."""
 MOST_DECLARED, LONGEST_PROJECT = 8, 320
 NEEDED = {"teeth": "31,95"}  # values of required parameters that are no free text

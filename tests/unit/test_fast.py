@@ -113,7 +113,7 @@ def test_the_processor_and_the_operator_choose(tmp_path: Path, monkeypatch: pyte
         monkeypatch.setattr(torch.backends.cpu, "get_cpu_capability", lambda c=capability: c)
         monkeypatch.setattr(fast, "_onednn_is_right", lambda r=right: r)
         faster = (vendor, capability, right, device) == ("AuthenticAMD", "AVX512", True, "cpu")
-        assert fast.kernels.__wrapped__(device) == ("onednn" if faster else "lean")
+        assert fast._suitable.__wrapped__(device) == ("onednn" if faster else "lean")
     monkeypatch.undo()
     for operator in (None, lambda x, weight, bias: F.linear(x, weight, bias) + 1e-3):  # raises; is wrong
         monkeypatch.setattr(fast, "_onednn", operator)
@@ -137,7 +137,7 @@ def test_the_environment_switches_all_of_it_off(tmp_path: Path, monkeypatch: pyt
     fast.CPUINFO.write_text(fast.AMD)
     for setting, on in (("plain", False), ("", True)):
         monkeypatch.setenv("DINOMALY_HD_KERNELS", setting)
-        monkeypatch.setattr(fast, "kernels", cache(fast.kernels.__wrapped__))  # decided anew
+        monkeypatch.setattr(fast, "_suitable", cache(fast._suitable.__wrapped__))  # decided anew
         layer = Linear(WIDE, NARROW)
         if fast._onednn_is_right():
             assert ("mkldnn::_linear_pointwise" in operators(layer, x.detach())) == on
@@ -148,7 +148,7 @@ def test_the_environment_switches_all_of_it_off(tmp_path: Path, monkeypatch: pyt
         assert holds_hidden(linear_of, x, layer) != on
     monkeypatch.setenv("DINOMALY_HD_KERNELS", "plian")
     with pytest.raises(ConfigError, match="DINOMALY_HD_KERNELS=plian: expected plain"):
-        fast.kernels.__wrapped__()
+        fast._suitable.__wrapped__("cpu")
 
 
 def test_encoded_images_belong_to_the_kernels_that_encoded_them(monkeypatch: pytest.MonkeyPatch) -> None:

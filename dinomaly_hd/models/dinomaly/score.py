@@ -6,7 +6,7 @@ The groups' distance maps become one in the loss as they do at inference.
 # B batch, S groups (2), x tokens or pixels, h w token grid, H W pixels
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Literal
 
 import torch
@@ -126,14 +126,14 @@ def gaussian_kernel(size: int, sigma: float) -> Tensor:
     return kernel / kernel.sum()
 
 
-def filtered(map_BHW: Tensor, kernel_hw: Tensor, *, border: Border) -> Tensor:
+def filtered(map_BHW: Tensor, kernel: Sequence[Sequence[float]], *, border: Border) -> Tensor:
     """Return maps of the same size, each pixel a sum of its neighbours weighted by a symmetric odd kernel."""
-    rows, columns = kernel_hw.shape[0] // 2, kernel_hw.shape[1] // 2
+    rows, columns = len(kernel) // 2, len(kernel[0]) // 2
     mode = "reflect" if border == "reflect" else "constant"
     padded = F.pad(map_BHW.unsqueeze(1), (columns, columns, rows, rows), mode=mode).squeeze(1)
     # A sum of shifted maps: a CPU's convolution with one channel takes several times as long.
     smoothed = torch.zeros_like(map_BHW)
-    for top, weights in enumerate(kernel_hw.tolist()):
+    for top, weights in enumerate(kernel):
         for left, weight in enumerate(weights):
             smoothed.add_(
                 padded[:, top : top + map_BHW.shape[1], left : left + map_BHW.shape[2]], alpha=weight
@@ -141,9 +141,12 @@ def filtered(map_BHW: Tensor, kernel_hw: Tensor, *, border: Border) -> Tensor:
     return smoothed
 
 
+BLUR = gaussian_kernel(BLUR_SIZE, BLUR_SIGMA).tolist()  # once: to a graph of torch.export a constant
+
+
 def blur(map_BHW: Tensor, *, border: Border) -> Tensor:
     """Smooth with the original's 5 x 5 window of sigma 4; its zero padding darkens the border."""
-    return filtered(map_BHW, gaussian_kernel(BLUR_SIZE, BLUR_SIGMA), border=border)
+    return filtered(map_BHW, BLUR, border=border)
 
 
 def top_share_score(map_BHW: Tensor, *, share: float = TOP_SHARE) -> Tensor:

@@ -3,6 +3,7 @@
 # B batch, C channels, h w token grid, Q = B * h * w, M bank tokens, D channels with context, H W pixels
 
 from collections.abc import Callable, Iterable
+from functools import cache
 
 import torch
 from torch import Tensor
@@ -35,11 +36,15 @@ def smooth(map_BHW: Tensor) -> Tensor:
 
     A map of fewer than 17 rows or columns gets the largest window that can be reflected.
     """
-    rows, columns = (
-        gaussian_kernel(2 * min(RADIUS, length - 1) + 1, SIGMA).sum(dim=0) for length in map_BHW.shape[1:]
-    )
-    along_rows_BHW = filtered(map_BHW, columns.unsqueeze(0), border="reflect")
-    return filtered(along_rows_BHW, rows.unsqueeze(1), border="reflect")
+    rows, columns = (_window(length) for length in map_BHW.shape[1:])
+    along_rows_BHW = filtered(map_BHW, [columns], border="reflect")
+    return filtered(along_rows_BHW, [[weight] for weight in rows], border="reflect")
+
+
+@cache
+def _window(length: int) -> list[float]:
+    weights: list[float] = gaussian_kernel(2 * min(RADIUS, length - 1) + 1, SIGMA).sum(dim=0).tolist()
+    return weights
 
 
 def neighbourhood_weight(
@@ -52,7 +57,7 @@ def neighbourhood_weight(
     """
     count = min(num_neighbors, len(bank_MD))
     if count == 1:
-        return token_BD.new_ones(len(token_BD))
+        return token_BD.new_ones(token_BD.shape[0])
     around_BK = direct_distance(nearest_BD, bank_MD).topk(count, largest=False).indices
     distance_BK = direct_distance(token_BD.unsqueeze(1), bank_MD[around_BK]).squeeze(1)
     distance_B = torch.linalg.vector_norm(token_BD - nearest_BD, dim=1)
@@ -159,6 +164,12 @@ class PatchCore(Detector):
             return Prediction(smooth(map_BHW), largest.values * weight_B)
 
     def _nearest(self, tokens_QD: Tensor, *, grid: tuple[int, int]) -> Nearest:
+        if torch.compiler.is_exporting():  # a graph has no search whose length depends on the numbers
+            distance_QM = direct_distance(tokens_QD, self.bank)
+            if self.config.position_radius != FULL_ROW:
+                distance_BNM = distance_QM.view(-1, grid[0] * grid[1], len(self.bank))
+                distance_QM = distance_BNM.masked_fill(~self._are_near(grid), torch.inf).flatten(0, 1)
+            return Nearest(*distance_QM.min(dim=1))
         if self.config.position_radius == FULL_ROW:
             if self._index is None or self._index.bank_MD is not self.bank:
                 self._index = NeighbourIndex(self.bank)
@@ -174,13 +185,16 @@ class PatchCore(Detector):
     def _near_places(self, grid: tuple[int, int]) -> list[Tensor]:
         """Return for each place the bank's tokens from within the radius; rows and columns are rings."""
         if self._near is None or self._near[0] is not self.place:
-            rows, columns = grid
-            every = torch.arange(rows * columns, device=self.place.device)[:, None]
-            down, along = (
-                (self.place // columns - every // columns).abs(),
-                (self.place - every).remainder(columns),
-            )
-            away = torch.maximum(torch.minimum(down, rows - down), torch.minimum(along, columns - along))
-            near = [one.nonzero().flatten() for one in away <= int(self.config.position_radius)]
-            self._near = self.place, near
+            self._near = self.place, [one.nonzero().flatten() for one in self._are_near(grid)]
         return self._near[1]
+
+    def _are_near(self, grid: tuple[int, int]) -> Tensor:
+        """Return which of the bank's tokens are near each place, (N, M)."""
+        rows, columns = grid
+        every = torch.arange(rows * columns, device=self.place.device)[:, None]
+        down, along = (
+            (self.place // columns - every // columns).abs(),
+            (self.place - every).remainder(columns),
+        )
+        away = torch.maximum(torch.minimum(down, rows - down), torch.minimum(along, columns - along))
+        return away <= int(self.config.position_radius)

@@ -28,6 +28,10 @@ def direct_distance(a_QD: Tensor, b_MD: Tensor) -> Tensor:
 
     A pair's distance does not depend, to the last bit, on which other pairs are computed with it.
     """
+    if torch.compiler.is_exporting():  # other programs have no such operator; products in float64 lose none
+        a_QD, b_MD = a_QD.double(), b_MD.double()
+        squares_QM = a_QD.square().sum(-1).unsqueeze(-1) + b_MD.square().sum(-1).unsqueeze(-2)
+        return (squares_QM - 2 * a_QD @ b_MD.mT).clamp(min=0).sqrt().float()
     return torch.cdist(a_QD, b_MD, compute_mode="donot_use_mm_for_euclid_dist")
 
 
