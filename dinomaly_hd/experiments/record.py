@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Mapping
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,7 @@ from dinomaly_hd import provenance
 from dinomaly_hd.config.base import flatten
 from dinomaly_hd.evaluation.report import (
     Picture,
+    data_figures,
     defect_table,
     detector_table,
     flat_metrics,
@@ -31,6 +33,9 @@ from dinomaly_hd.training.loop import Trained
 
 RESULTS_SCHEMA = 1
 LONGEST_HISTORY = 1000
+MOST_METRICS, OF_MACHINE = 60, 8
+"""In MLflow, and how many of them may be the machine's: processor, memory and a card's five."""
+TIMES = ("train_s", "score_images_per_s")
 MAPS_IN_REPORT = 3
 FIGURES_STEP = 0  # MLflow draws bars, run beside run, of metrics at step 0, and a dot over the step of others
 
@@ -132,12 +137,16 @@ def _write_page(work: Work, results: dict[str, Any], lines: Mapping[str, list[st
 
 
 def _track(work: Work, results: dict[str, Any]) -> None:
-    """Give MLflow its copy: figures, files, the model, and the pictures to browse."""
+    """Give MLflow its copy: headlines, files, the model, and the pictures to browse."""
     tracker, folder = work.tracker, work.folder
-    tracker.metrics(flat_metrics(results), step=FIGURES_STEP)
-    if "synthetic" in results:
-        tracker.metrics(flat_synthetic(results["synthetic"]), step=results["steps"])
-    tracker.metrics({f"time/{name}": value for name, value in work.timing.items()}, step=FIGURES_STEP)
+    synthetic = flat_synthetic(results["synthetic"]) if "synthetic" in results else {}
+    timing = {f"time/{name}": work.timing[name] for name in TIMES if name in work.timing}
+    told = {*results["training_history"], *synthetic, *timing}
+    figures = islice(flat_metrics(results).items(), MOST_METRICS - OF_MACHINE - len(told))
+    tracker.metrics({**dict(figures), **timing}, step=FIGURES_STEP)
+    if synthetic:
+        tracker.metrics(synthetic, step=results["steps"])
+    work.dataset("test", use="evaluation", figures=data_figures(results))
     for name in (RESULTS, "report.html"):
         tracker.artifact(folder / name)
     for name in (SCORES, "plots", "anomaly_maps", MODEL):

@@ -3,12 +3,12 @@
 import os
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
+from itertools import islice
 from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
 
-from dinomaly_hd import provenance
 from dinomaly_hd.errors import DataError, OutputError, TrackingError
 from dinomaly_hd.evaluation.compare import Comparison, Focus, compare
 from dinomaly_hd.evaluation.comparison_members import MemberRun
@@ -26,6 +26,7 @@ from dinomaly_hd.runs.store import default_uri
 from dinomaly_hd.runs.tracker import Tracker, tracked
 
 KIND = "report"
+MOST_METRICS = 60
 CLOSER_LOOK = (Focus("domain_C", "cold"), Focus("domain_C", "all"), Focus("mean", "all"))
 """The hard domain, cold and as a whole, and the mean."""
 AFTERWARDS = (
@@ -93,18 +94,22 @@ def summary(comparison: Comparison, *, question: Question, failed: Mapping[str, 
 
 
 def flat_means(comparison: Comparison) -> dict[str, float]:
-    """Return mean and deviation over seeds as MLflow metrics: ``domain_C/cold/auroc_mean.F``.
+    """Return AUROC's mean and deviation over seeds as MLflow metrics: ``domain_C/cold/auroc_mean.F``.
 
-    The label comes last, since what stands before the last ``/`` is a section of MLflow's charts.
+    The label comes last, since what stands before the last ``/`` is a section of MLflow's charts. There are
+    at most ``MOST_METRICS``, the mean over domains first; tables and summary hold all.
     """
     flat: dict[str, float] = {}
-    for row in comparison.means.to_dict("records"):
-        place = [row["domain"], *([] if row["condition"] == "all" else [row["condition"]])]
-        label = str(row["label"]).replace("/", "_")
-        for statistic in ("mean", "std"):
-            if not np.isnan(row[statistic]):
-                flat["/".join([*place, f"{row['metric']}_{statistic}.{label}"])] = float(row[statistic])
-    return flat
+    means = comparison.means[comparison.means["metric"] == "auroc"]
+    for focus in reversed(CLOSER_LOOK):
+        place = [focus.domain, *([] if focus.condition == "all" else [focus.condition])]
+        rows = means[(means["domain"] == focus.domain) & (means["condition"] == focus.condition)]
+        for row in rows.to_dict("records"):
+            label = str(row["label"]).replace("/", "_")
+            for statistic in ("mean", "std"):
+                if not np.isnan(row[statistic]):
+                    flat["/".join([*place, f"auroc_{statistic}.{label}"])] = round(row[statistic], 4)
+    return dict(islice(flat.items(), MOST_METRICS))
 
 
 def report(asked: Asked, context: Context) -> tuple[Path, Report]:
@@ -171,7 +176,7 @@ def _log(asked: Asked, context: Context, own: Found | None, written: Report, fol
     uri, adopted = default_uri(context.root), os.environ.get("MLFLOW_RUN_ID")
     given = {"runs": ",".join(asked.runs), "query": asked.query, "label_by": asked.label_by}
     params = {name: value for name, value in given.items() if value}
-    tags = {"kind": KIND, "command": context.command, **provenance.git_facts(context.root)}
+    tags = {"kind": KIND}
     add = partial(
         add_report,
         folder=folder,

@@ -11,7 +11,15 @@ from dinomaly_hd.errors import CheckpointError, ConfigError, TrackingError, near
 from dinomaly_hd.files import read_json
 from dinomaly_hd.runs.folder import FINISHED, RESULTS, STATE, SUMMARY, folders_named, read_state, states
 from dinomaly_hd.runs.journal import Outbox
-from dinomaly_hd.runs.store import NOT_UNDERSTOOD, RUN_ID, client_of_existing, in_one_line, matching, run_of
+from dinomaly_hd.runs.store import (
+    FOLDER_TAG,
+    NOT_UNDERSTOOD,
+    RUN_ID,
+    client_of_existing,
+    in_one_line,
+    matching,
+    run_of,
+)
 
 if TYPE_CHECKING:
     from mlflow.entities import Run
@@ -41,7 +49,7 @@ class Found(NamedTuple):
     @property
     def place(self) -> Path:
         """The folder that it has or had, wherever that was moved to."""
-        return Path(self.folder or self.tags.get("run_folder", ""))
+        return Path(self.folder or _folder_told(self.tags))
 
     @property
     def kind(self) -> str:
@@ -142,7 +150,7 @@ class Shelf:
     def _of(self, run: "Run") -> Found:
         """Return a run that MLflow knows, from its folder if that is here."""
         run_id, tags = run.info.run_id, run.data.tags
-        told = Path(tags.get("run_folder", ""))
+        told = Path(_folder_told(tags))
         for folder, state in [*self._states, (told, read_state(told))]:
             if state.get("mlflow_run_id") == run_id:
                 return _at(folder)
@@ -161,6 +169,10 @@ class Shelf:
             if isinstance(self._client, TrackingError):
                 raise self._client
             yield self._client
+
+
+def _folder_told(tags: Mapping[str, str]) -> str:
+    return tags.get(FOLDER_TAG) or tags.get("run_folder", "")  # as runs of an earlier version have it
 
 
 def _at(folder: Path) -> Found:

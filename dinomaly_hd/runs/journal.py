@@ -15,7 +15,6 @@ from dinomaly_hd.errors import CheckpointError, OutputError
 from dinomaly_hd.files import publish
 
 JOURNAL, OUTBOX = "journal.jsonl", "tracking.jsonl"
-KEY_TAG = "run_key"
 
 
 class JsonLines:

@@ -10,15 +10,14 @@ from typing import TYPE_CHECKING
 
 import psutil
 
-from dinomaly_hd.runs.journal import KEY_TAG, now_ms
-from dinomaly_hd.runs.store import matching
+from dinomaly_hd.runs.journal import now_ms
+from dinomaly_hd.runs.store import KEY_TAG, PROCESS_TAG, matching
 
 if TYPE_CHECKING:
     from mlflow.entities import Run
     from mlflow.tracking import MlflowClient
 
 HEARTBEAT_LOST_S, BEGIN_S = 600.0, 3600.0
-PROCESS_TAG = "process"
 
 
 def process_tag() -> dict[str, str]:
@@ -42,7 +41,7 @@ def close_stale_runs(client: "MlflowClient", experiment_id: str) -> list[str]:
     A process is known by its id and start time. Where ids cannot be compared (another container or boot
     under the same host name) a run counts as left behind once its heartbeat is ten minutes old.
     """
-    query = f"attributes.status = 'RUNNING' and tags.{PROCESS_TAG} LIKE '{socket.gethostname()} %'"
+    query = f"attributes.status = 'RUNNING' and tags.`{PROCESS_TAG}` LIKE '{socket.gethostname()} %'"
     closed = []
     for run in list(matching(client, experiment_id, query)):
         # Asked again just before, since another process may have resumed it in the meantime.

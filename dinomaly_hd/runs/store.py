@@ -28,6 +28,8 @@ STORE_LOCK_TIMEOUT_S, ANSWER_S = 120.0, 5.0
 KEYS_PER_CALL, METRICS_PER_CALL = 100, 1000
 KEY_LENGTH, PARAM_LENGTH, TAG_LENGTH, NOTE_LENGTH = 250, 6000, 8000, 7800
 NOTE_TAG = "mlflow.note.content"
+# What begins so, MLflow's pages do not show among a run's tags.
+KEY_TAG, PROCESS_TAG, FOLDER_TAG = (f"mlflow.dinomaly_hd.{name}" for name in ("run_key", "process", "folder"))
 RUN_ID = re.compile(r"[0-9a-f]{32}")
 NOT_THERE, NOT_UNDERSTOOD = "RESOURCE_DOES_NOT_EXIST", "INVALID_PARAMETER_VALUE"
 _MODULES = ("mlflow.system_metrics.system_metrics_monitor", "mlflow.utils.autologging_utils")
