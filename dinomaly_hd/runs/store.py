@@ -227,7 +227,11 @@ def run_of(client: "MlflowClient", run_id: str) -> "Run | None":
 
 
 def shortened(markdown: str) -> str:
-    """Cut a description at a blank line, since MLflow cuts a longer one anywhere, mostly in a table."""
+    """Cut a description at a blank line, since MLflow cuts a longer one anywhere, mostly in a table.
+
+    Blocks of code become text that wraps: a long line would push half of MLflow's page out of the window.
+    """
+    markdown = re.sub(r"(?m)^    (\S.*)$", r"`\1`", markdown)
     if len(markdown) <= NOTE_LENGTH:
         return markdown
     rest = "\n\n*Cut here; the whole text is the artifact `report.html`.*\n"

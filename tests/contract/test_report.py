@@ -20,7 +20,7 @@ from dinomaly_hd.experiments.reporting import Report
 from dinomaly_hd.files import publish_json, read_json
 from dinomaly_hd.runs.folder import Context, read_state
 from dinomaly_hd.runs.journal import Outbox
-from dinomaly_hd.runs.store import client_for, prepare_store
+from dinomaly_hd.runs.store import FOLDER_TAG, client_for, prepare_store
 from entry_points.common import launch
 from entry_points.report import main
 from tests.work import NOWHERE, made_up_scores
@@ -123,7 +123,7 @@ def prepared(tmp_path_factory: pytest.TempPathFactory) -> Project:
         folder = within / f"{label}_seed{seed}"
         status = "KILLED" if (label, seed) == ("F", 43) else "FINISHED"
         above = {"mlflow.parentRunId": parent} if within == ablation else {}
-        tags = {"kind": "train", "variant": variant, "config": label, "run_folder": str(folder)}
+        tags = {"kind": "train", "variant": variant, "config": label, FOLDER_TAG: str(folder)}
         run_id = new_run(folder.name, tags | above)
         client.log_param(run_id, "seed", str(seed))
         told: dict[str, Any] = {"variant": variant, "status": status, "effect": effect, "encoder": encoder}
