@@ -29,12 +29,12 @@ from dinomaly_hd.files import publish_json, publish_text
 from dinomaly_hd.names import as_markdown
 from dinomaly_hd.runs.folder import CHECKPOINTS, MODEL, RESULTS, SCORES
 from dinomaly_hd.runs.pages import artifact_picture
+from dinomaly_hd.runs.store import MOST_METRICS
 from dinomaly_hd.training.loop import Trained
 
 RESULTS_SCHEMA = 1
 LONGEST_HISTORY = 1000
-MOST_METRICS, OF_MACHINE = 60, 8
-"""In MLflow, and how many of them may be the machine's: processor, memory and a card's five."""
+OF_MACHINE = 8  # metrics in MLflow: processor, memory and a card's five
 TIMES = ("train_s", "score_images_per_s")
 MAPS_IN_REPORT = 3
 FIGURES_STEP = 0  # MLflow draws bars, run beside run, of metrics at step 0, and a dot over the step of others

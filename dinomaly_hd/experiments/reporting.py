@@ -22,11 +22,10 @@ from dinomaly_hd.files import make_dated_folder, publish_json
 from dinomaly_hd.runs.find import Found, Shelf
 from dinomaly_hd.runs.folder import IN_MLFLOW, SUMMARY, Context, RunFolder
 from dinomaly_hd.runs.pages import add_report, artifact_folder
-from dinomaly_hd.runs.store import default_uri
+from dinomaly_hd.runs.store import MOST_METRICS, default_uri
 from dinomaly_hd.runs.tracker import Tracker, tracked
 
 KIND = "report"
-MOST_METRICS = 60
 CLOSER_LOOK = (Focus("domain_C", "cold"), Focus("domain_C", "all"), Focus("mean", "all"))
 """The hard domain, cold and as a whole, and the mean."""
 AFTERWARDS = (
@@ -101,14 +100,14 @@ def flat_means(comparison: Comparison) -> dict[str, float]:
     """
     flat: dict[str, float] = {}
     means = comparison.means[comparison.means["metric"] == "auroc"]
-    for focus in reversed(CLOSER_LOOK):
-        place = [focus.domain, *([] if focus.condition == "all" else [focus.condition])]
-        rows = means[(means["domain"] == focus.domain) & (means["condition"] == focus.condition)]
+    for domain, condition in reversed(CLOSER_LOOK):
+        place = domain if condition == "all" else f"{domain}/{condition}"
+        rows = means[(means["domain"] == domain) & (means["condition"] == condition)]
         for row in rows.to_dict("records"):
             label = str(row["label"]).replace("/", "_")
             for statistic in ("mean", "std"):
                 if not np.isnan(row[statistic]):
-                    flat["/".join([*place, f"auroc_{statistic}.{label}"])] = round(row[statistic], 4)
+                    flat[f"{place}/auroc_{statistic}.{label}"] = round(row[statistic], 4)
     return dict(islice(flat.items(), MOST_METRICS))
 
 

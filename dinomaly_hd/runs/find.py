@@ -10,16 +10,8 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from dinomaly_hd.errors import CheckpointError, ConfigError, TrackingError, nearest, reason_of
 from dinomaly_hd.files import read_json
 from dinomaly_hd.runs.folder import FINISHED, RESULTS, STATE, SUMMARY, folders_named, read_state, states
-from dinomaly_hd.runs.journal import Outbox
-from dinomaly_hd.runs.store import (
-    FOLDER_TAG,
-    NOT_UNDERSTOOD,
-    RUN_ID,
-    client_of_existing,
-    in_one_line,
-    matching,
-    run_of,
-)
+from dinomaly_hd.runs.journal import FOLDER_TAG, Outbox
+from dinomaly_hd.runs.store import NOT_UNDERSTOOD, RUN_ID, client_of_existing, in_one_line, matching, run_of
 
 if TYPE_CHECKING:
     from mlflow.entities import Run

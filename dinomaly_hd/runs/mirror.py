@@ -90,7 +90,7 @@ class Mirror:
         if record is None:
             raise TrackingError(f"{self.folder}: no {journal.OUTBOX} in it, so no run that could be synced")
         parent = {} if record.parent_run_id is None else {"mlflow.parentRunId": record.parent_run_id}
-        tags = {**record.tags, **parent, store.KEY_TAG: record.key}
+        tags = {**record.tags, **parent, journal.KEY_TAG: record.key}
         if self._adopted is not None:
             run = self._adopt(self._adopted, name=record.run_name)
         else:
@@ -136,7 +136,9 @@ class Mirror:
                 logger.warning("MLflow run %s is not there any more, its history goes to a new run", run_id)
             elif run.info.lifecycle_stage == "active":
                 return run
-        by_key = self.client.search_runs([experiment_id], f"tags.`{store.KEY_TAG}` = '{key}'", max_results=1)
+        by_key = self.client.search_runs(
+            [experiment_id], f"tags.`{journal.KEY_TAG}` = '{key}'", max_results=1
+        )
         return next(iter(by_key), None)
 
     def _made(self, experiment_id: str, record: journal.RunRecord, tags: dict[str, str]) -> "Run":
@@ -260,7 +262,7 @@ class Mirror:
     def _do_image(self, path: str, key: str, step: int) -> None:
         import PIL.Image
 
-        key = _image_key(key)
+        key = store.image_name(key)
         # log_image makes a new file name at every call, so what is there is found by its beginning.
         beginning = f"images/{key.replace('/', '~')}+step+{step}+"
         if self._images is None:
@@ -271,23 +273,14 @@ class Mirror:
                 self.client.log_image(self.run_id, image, key=key, step=step, synchronous=True)
             self._images.add(beginning)
 
-    def _do_view(self, name: str | None, which: str, images: list[str], **shown: Any) -> None:
-        content = pages.view(which, images=[_image_key(key) for key in images], **shown)
-        tag = pages.view_tag(content, name=name, run_id=self.run_id)
+    def _do_view(self, name: str | None, **view: Any) -> None:
+        tag = pages.view_tag(pages.view(**view), name=name, run_id=self.run_id)
         self.client.set_experiment_tag(self.experiment_id, *tag)
 
-    def _do_dataset(
-        self,
-        name: str,
-        digest: str,
-        count: int,
-        source: str,
-        context: str,
-        figures: dict[str, str] | None = None,
-    ) -> None:
+    def _do_dataset(self, name: str, digest: str, count: int, source: str, context: str, **more: Any) -> None:
         from mlflow.entities import Dataset, DatasetInput, InputTag
 
-        where, size = json.dumps({"uri": source}), json.dumps({"num_rows": count, **(figures or {})})
+        where, size = json.dumps({"uri": source}), json.dumps({"num_rows": count, **more.get("figures", {})})
         dataset = Dataset(name, digest[:DIGEST_LENGTH], "local", source=where, profile=size)
         tags = [InputTag("mlflow.data.context", context)]
         self.client.log_inputs(self.run_id, datasets=[DatasetInput(dataset, tags)])
@@ -309,8 +302,3 @@ class Mirror:
             if not each.resolve().is_relative_to(self.folder):
                 raise PermissionError(f"{each} leads out of the run folder {self.folder}: not sent")
         return found
-
-
-def _image_key(text: str) -> str:
-    """Return all that MLflow takes; a domain may have other letters."""
-    return re.sub(r"[^a-zA-Z0-9_.\-/ ]", "_", text)

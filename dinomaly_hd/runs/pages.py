@@ -3,6 +3,7 @@
 `python -m dinomaly_hd.runs.pages` prints those of a store's experiments.
 """
 
+import contextlib
 import json
 import re
 import urllib.parse
@@ -21,7 +22,7 @@ VIEWS = "mlflow.sharedViewState."
 """Begins the name of an experiment's tag that holds what "Save view" of the run table would write."""
 TABLE, CHARTS = "TABLE", "CHART"
 HARD_DOMAIN = "domain_C"
-FIRST_CHARTS, LONGEST_KEY = "first", 200
+LONGEST_KEY = 200
 MOST_LINKED = 40
 """Runs named one by one in a link, which is part of a description's 8000 characters."""
 
@@ -60,12 +61,12 @@ def view(
     ``charts`` are metrics, one bar a run or a group with the same tag ``group_by``; ``images`` are drawn
     where runs are not grouped.
     """
-    charts = [store.entity_name(name) for name in charts]
+    charts, images = [*map(store.entity_name, charts)], [*map(store.image_name, images)]
     keys = {f"{kind}.`{store.entity_name(name)}`": name for kind, names in columns.items() for name in names}
     cards: list[dict[str, Any]] = [{"type": "BAR", "metricKey": name} for name in charts]
     cards += [{"type": "IMAGE", "imageKeys": [name], "step": 0, "showRunParams": False} for name in images]
-    own = {"metricSectionId": FIRST_CHARTS, "runsCountToCompare": 20, "deleted": False, "isGenerated": False}
-    section = {"uuid": FIRST_CHARTS, "name": "At a glance", "display": True, "isReordered": False}
+    section = {"uuid": "first", "name": "At a glance", "display": True, "isReordered": False}
+    there = {"deleted": False, "isGenerated": False}
     grouped = {"aggregateFunction": "average", "groupByKeys": [{"mode": "tag", "groupByData": group_by}]}
     return {
         "searchFilter": which,
@@ -77,10 +78,11 @@ def view(
         "runsHiddenMode": "FIRST_20_RUNS",
         "groupBy": grouped if group_by else None,
         "compareRunCharts": [
-            {"uuid": f"{FIRST_CHARTS}{number}", "displayName": name, **own, **card}
-            for number, (name, card) in enumerate(zip([*charts, *images], cards, strict=True))
+            {"uuid": name, "displayName": name, "metricSectionId": "first", "runsCountToCompare": 20}
+            | {**there, **card}
+            for name, card in zip([*charts, *images], cards, strict=True)
         ],
-        "compareRunSections": [{**section, "deleted": False, "isGenerated": False}],
+        "compareRunSections": [{**section, **there}],
         # MLflow adds a chart for every other metric, by the alphabet.
         "chartsSearchFilter": f"^({'|'.join(map(re.escape, charts))}|maps/.*)$",
     }
@@ -188,16 +190,13 @@ def artifact_folder(path: Path, *, below: Path) -> str | None:
 
 def main() -> None:
     """Print where to begin: the named views of every experiment, for `make ui`."""
-    found = [f"{LOCAL_UI}/#/experiments?{TRAINING_PAGES}"]
-    try:
-        for one in store.client_of_existing(store.default_uri(Path.cwd())).search_experiments():
-            for key, text in one.tags.items():
-                if key.startswith(VIEWS) and "name" in (content := json.loads(text)):
-                    page = view_page(one.experiment_id, key.removeprefix(VIEWS))
-                    found.append(f"{content['name']} in {one.name}: {LOCAL_UI}/{page}")
-    except TrackingError:  # no run yet
-        pass
-    print("open", *found, sep="\n  ")
+    found = [f"#/experiments?{TRAINING_PAGES}"]
+    with contextlib.suppress(TrackingError):  # no run yet
+        client = store.client_of_existing(store.default_uri(Path.cwd()))
+        tags = [(one.experiment_id, *tag) for one in client.search_experiments() for tag in one.tags.items()]
+        named = [(own, key) for own, key, text in tags if key.startswith(VIEWS) and '"name"' in text[:9]]
+        found += [view_page(own, key.removeprefix(VIEWS)) for own, key in named]
+    print("open", *(f"{LOCAL_UI}/{page}" for page in found), sep="\n  ")
 
 
 if __name__ == "__main__":

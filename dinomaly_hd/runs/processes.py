@@ -10,14 +10,15 @@ from typing import TYPE_CHECKING
 
 import psutil
 
-from dinomaly_hd.runs.journal import now_ms
-from dinomaly_hd.runs.store import KEY_TAG, PROCESS_TAG, matching
+from dinomaly_hd.runs.journal import KEY_TAG, now_ms
+from dinomaly_hd.runs.store import matching
 
 if TYPE_CHECKING:
     from mlflow.entities import Run
     from mlflow.tracking import MlflowClient
 
 HEARTBEAT_LOST_S, BEGIN_S = 600.0, 3600.0
+PROCESS_TAG = "mlflow.dinomaly_hd.process"
 
 
 def process_tag() -> dict[str, str]:

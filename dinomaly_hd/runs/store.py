@@ -26,10 +26,9 @@ logger = logging.getLogger(__name__)
 
 STORE_LOCK_TIMEOUT_S, ANSWER_S = 120.0, 5.0
 KEYS_PER_CALL, METRICS_PER_CALL = 100, 1000
+MOST_METRICS = 60  # of a run: each is a chart
 KEY_LENGTH, PARAM_LENGTH, TAG_LENGTH, NOTE_LENGTH = 250, 6000, 8000, 7800
 NOTE_TAG = "mlflow.note.content"
-# What begins so, MLflow's pages do not show among a run's tags.
-KEY_TAG, PROCESS_TAG, FOLDER_TAG = (f"mlflow.dinomaly_hd.{name}" for name in ("run_key", "process", "folder"))
 RUN_ID = re.compile(r"[0-9a-f]{32}")
 NOT_THERE, NOT_UNDERSTOOD = "RESOURCE_DOES_NOT_EXIST", "INVALID_PARAMETER_VALUE"
 _MODULES = ("mlflow.system_metrics.system_metrics_monitor", "mlflow.utils.autologging_utils")
@@ -191,6 +190,11 @@ def entity_name(name: str) -> str:
     """Return a metric, parameter or tag name that MLflow takes: one bad name fails a whole batch."""
     allowed = re.sub(r"[^\w.\-: /]", "_", name)
     return posixpath.normpath(allowed).lstrip("./")[:KEY_LENGTH] or "_"
+
+
+def image_name(text: str) -> str:
+    """Return a name that MLflow's image grid takes; a domain may have other letters."""
+    return re.sub(r"[^a-zA-Z0-9_.\-/ ]", "_", text)
 
 
 def send_tags(client: "MlflowClient", run_id: str, tags: Mapping[str, str]) -> None:

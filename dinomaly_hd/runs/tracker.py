@@ -10,11 +10,10 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from dinomaly_hd.errors import DinomalyHDError, Interrupted, OutputError, Pruned, TrackingError, reason_of
 from dinomaly_hd.runs.folder import IN_MLFLOW, Context, RunFolder
-from dinomaly_hd.runs.journal import JOURNAL, Journal, Outbox, now_ms
+from dinomaly_hd.runs.journal import FOLDER_TAG, JOURNAL, Journal, Outbox, now_ms
 from dinomaly_hd.runs.mirror import Mirror
 from dinomaly_hd.runs.pages import LOCAL_UI, run_page, view_key, view_page
 from dinomaly_hd.runs.store import (
-    FOLDER_TAG,
     NOTE_TAG,
     default_uri,
     is_outage,

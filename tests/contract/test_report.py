@@ -19,8 +19,8 @@ from dinomaly_hd.experiments.find import Asked
 from dinomaly_hd.experiments.reporting import Report
 from dinomaly_hd.files import publish_json, read_json
 from dinomaly_hd.runs.folder import Context, read_state
-from dinomaly_hd.runs.journal import Outbox
-from dinomaly_hd.runs.store import FOLDER_TAG, client_for, prepare_store
+from dinomaly_hd.runs.journal import FOLDER_TAG, Outbox
+from dinomaly_hd.runs.store import client_for, prepare_store
 from entry_points.common import launch
 from entry_points.report import main
 from tests.work import NOWHERE, made_up_scores

@@ -19,10 +19,10 @@ import PIL.Image
 import pytest
 
 from dinomaly_hd.errors import TrackingError
-from dinomaly_hd.runs.journal import Journal, Outbox
+from dinomaly_hd.runs.journal import KEY_TAG, Journal, Outbox
 from dinomaly_hd.runs.mirror import mirror
-from dinomaly_hd.runs.processes import close_runs_not_begun, close_stale_runs, process_tag
-from dinomaly_hd.runs.store import KEY_TAG, PROCESS_TAG, client_for, default_uri, prepare_store
+from dinomaly_hd.runs.processes import PROCESS_TAG, close_runs_not_begun, close_stale_runs, process_tag
+from dinomaly_hd.runs.store import client_for, default_uri, prepare_store
 from dinomaly_hd.runs.tracker import Status, Tracker
 from tests.work import PATIENCE_S, returned, wait_for
 
