@@ -161,17 +161,18 @@ def _track(work: Work, results: dict[str, Any]) -> None:
 
 
 def _picture(work: Work, results: dict[str, Any]) -> str:
-    """Return the Markdown of the highest fault where AUROC is lowest.
-
-    MLflow's image grid shows it too, but below all parameters and 256 pixels wide.
+    """Return the Markdown of the highest fault where AUROC is lowest, small: MLflow shows pictures as wide
+    as they are.
     """
     run_id, domains = work.tracker.run_id, results["per_domain_metrics"]
     shown = [(domain, path) for domain in domains for path in _faults_to_browse(work, domain)[:1]]
     if run_id is None or not shown:
         return ""
     _, hardest = min(shown, key=lambda pair: np.nan_to_num(domains[pair[0]]["auroc"], nan=1.0))
-    path = hardest.relative_to(work.folder).as_posix()
-    return f"{artifact_picture(run_id, path, text=as_markdown(path))}\n\n"
+    path = hardest.relative_to(work.folder)
+    small = (path.parent / "small.png").as_posix()
+    work.tracker.add("thumbnail", hardest, file=small)
+    return f"{artifact_picture(run_id, small, text=as_markdown(path.as_posix()))}\n\n"
 
 
 def _faults_to_browse(work: Work, domain: str) -> list[Path]:

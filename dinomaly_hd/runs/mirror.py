@@ -22,6 +22,7 @@ logger = logging.getLogger(__name__)
 RANDOM_NAME = re.compile(r"[^\W\d_]+-[^\W\d_]+-\d+")
 """What MLflow calls a run that was given no name: "bold-snail-123"."""
 DIGEST_LENGTH = 36
+THUMBNAIL_WIDTH = 540  # what a description shows beside MLflow's facts in a window of 1280
 ATTEMPTS = 3
 HEARTBEAT_S = 30.0
 ENDINGS = (FINISHED, "FAILED", "KILLED")
@@ -272,6 +273,13 @@ class Mirror:
                 image.load()
                 self.client.log_image(self.run_id, image, key=key, step=step, synchronous=True)
             self._images.add(beginning)
+
+    def _do_thumbnail(self, path: str, file: str) -> None:
+        import PIL.Image
+
+        with PIL.Image.open(self._own(path)) as image:
+            image.thumbnail((THUMBNAIL_WIDTH, image.height))
+            self.client.log_image(self.run_id, image, file)
 
     def _do_view(self, name: str | None, **view: Any) -> None:
         tag = pages.view_tag(pages.view(**view), name=name, run_id=self.run_id)

@@ -58,10 +58,11 @@ def view(
     """Return what MLflow's table and charts show of the runs that match its filter string, best first.
 
     ``columns`` are names by "tags", "params" and "metrics", the first metric that which is sorted by;
-    ``charts`` are metrics, one bar a run or a group with the same tag ``group_by``; ``images`` are drawn
-    where runs are not grouped.
+    ``charts`` are metrics, one bar a run or a group with the same tag ``group_by``; ``images`` are left out
+    where runs are grouped.
     """
-    charts, images = [*map(store.entity_name, charts)], [*map(store.image_name, images)]
+    charts = [*map(store.entity_name, charts)]
+    images = [] if group_by else [*map(store.image_name, images)]  # MLflow would say that it found none
     keys = {f"{kind}.`{store.entity_name(name)}`": name for kind, names in columns.items() for name in names}
     cards: list[dict[str, Any]] = [{"type": "BAR", "metricKey": name} for name in charts]
     cards += [{"type": "IMAGE", "imageKeys": [name], "step": 0, "showRunParams": False} for name in images]

@@ -81,6 +81,18 @@ class Pages:
 
         self.until(clicked, what=f"{selector} {label!r} to click")
 
+    @contextlib.contextmanager
+    def in_new_tab(self) -> Iterator[None]:
+        """Go on in the page that a click has opened, and close it again."""
+        here = self.driver.current_window_handle
+        (tab,) = self.until(lambda: {*self.driver.window_handles} - {here}, what="new tab")
+        self.driver.switch_to.window(tab)
+        try:
+            yield
+        finally:
+            self.driver.close()
+            self.driver.switch_to.window(here)
+
     def reads(self, *words: str) -> None:
         """Wait until the page says all of these."""
 
@@ -105,10 +117,9 @@ class Pages:
         return [cell.text for cell in sorted(cells, key=lambda cell: cell.location["y"])]
 
     def right_edge(self, selector: str) -> float:
-        """Return how far an element and all in it reach to the right, in pixels."""
+        """Return how far such elements reach to the right, in pixels."""
         script = """
-            const whole = document.querySelector(arguments[0]);
-            return Math.max(...[whole, ...whole.querySelectorAll('*')].map(
+            return Math.max(...[...document.querySelectorAll(arguments[0])].map(
                 one => one.getBoundingClientRect().right))
         """
         return float(self.driver.execute_script(script, selector))

@@ -97,7 +97,8 @@ def test_the_run_table_opens_with_the_right_columns_the_best_run_first_and_a_map
 ) -> None:
     pages.open(view_page(recorded.experiment, RUNS))
     pages.reads(*recorded.members.values(), "3 matching runs")
-    assert pages.columns()[:6] == ["Run Name", "config", "seed", "mean/auroc", "domain_C/auroc", HARDEST]
+    columns = ["config", "seed", "mean/auroc", "domain_C/auroc", HARDEST]
+    assert pages.columns()[:7] == ["Run Name", "Created", *columns]
     shown = pages.cells("metrics.`mean/auroc`")
     assert len(shown) == len(CONFIGS)
     assert shown == sorted(shown, key=float, reverse=True)
@@ -111,9 +112,11 @@ def test_the_run_table_opens_with_the_right_columns_the_best_run_first_and_a_map
 def test_the_answer_of_a_comparison_is_one_click_from_its_page(pages: "Pages", recorded: Recorded) -> None:
     pages.open(run_page(recorded.experiment, recorded.parent))
     pages.press("a", "Charts of its runs")
-    pages.bars(3 * len(CONFIGS))
-    pages.reads("Group by: config", "Group: ", "mean/auroc", "domain_C/auroc", HARDEST, "3 matching runs")
-    assert "train" not in pages.words(), "no wall of charts"
+    with pages.in_new_tab():
+        pages.bars(3 * len(CONFIGS))
+        pages.reads("Group by: config", "Group: ", "mean/auroc", "3 matching runs")
+        assert "train" not in pages.words(), "no wall of charts"
+        pages.save("answer_of_a_comparison")
 
 
 def test_configs_stand_above_their_seeds_in_the_table_of_a_comparison(
@@ -131,7 +134,8 @@ def test_pages_of_runs_are_not_walls_and_do_not_overflow(pages: "Pages", recorde
         counts = dict(re.findall(r"(Metrics|Parameters) \((\d+)\)", " ".join(pages.words())))
         assert int(counts["Metrics"]) <= 60
         assert int(counts["Parameters"]) <= 70
-        assert pages.right_edge("[data-testid=entity-overview-container]") <= pages.width
+        for part in ("[data-testid=note-view-outer-container] *", "[data-testid^=key-value]"):
+            assert pages.right_edge(part) <= pages.width
 
 
 def test_parameters_are_compared_on_parallel_coordinates(pages: "Pages", recorded: Recorded) -> None:

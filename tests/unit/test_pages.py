@@ -22,7 +22,8 @@ from dinomaly_hd.runs.store import NOTE_LENGTH, shortened
 
 
 def test_a_view_shows_what_says_most_first_and_draws_no_other_charts():
-    content = view("tags.kind = 'train'", group_by="config", **shown_of_detectors(["domain_B", "domain_C"]))
+    shown = shown_of_detectors(["domain_B", "domain_C"])
+    content, grouped = (view("tags.kind = 'train'", group_by=by, **shown) for by in (None, "config"))
     figures = ["mean/auroc", "domain_C/auroc", "domain_C/cold/auroc", "domain_B/auroc"]
     columns = ["tags.`config`", "params.`seed`", *(f"metrics.`{name}`" for name in figures)]
     assert content["selectedColumns"][: len(columns)] == columns == content["columnOrder"][: len(columns)]
@@ -35,6 +36,8 @@ def test_a_view_shows_what_says_most_first_and_draws_no_other_charts():
         ["maps/domain_C"],
     ]
     assert not any(card.get("showRunParams") for card in cards)
+    assert grouped["compareRunCharts"] == cards[:3], "groups have no pictures"
+    assert grouped["groupBy"]["groupByKeys"] == [{"mode": "tag", "groupByData": "config"}]
     drawn = re.compile(content["chartsSearchFilter"])
     assert all(drawn.search(name) for name in (*figures[:3], "maps/domain_B"))
     assert not any(drawn.search(name) for name in ("domain_B/auroc", "train/loss", "mean/auroc_low"))
