@@ -41,7 +41,7 @@ class Found(NamedTuple):
     @property
     def place(self) -> Path:
         """The folder that it has or had, wherever that was moved to."""
-        return Path(self.folder or _folder_told(self.tags))
+        return Path(self.folder or self.tags.get(FOLDER_TAG, ""))
 
     @property
     def kind(self) -> str:
@@ -142,7 +142,7 @@ class Shelf:
     def _of(self, run: "Run") -> Found:
         """Return a run that MLflow knows, from its folder if that is here."""
         run_id, tags = run.info.run_id, run.data.tags
-        told = Path(_folder_told(tags))
+        told = Path(tags.get(FOLDER_TAG, ""))
         for folder, state in [*self._states, (told, read_state(told))]:
             if state.get("mlflow_run_id") == run_id:
                 return _at(folder)
@@ -161,10 +161,6 @@ class Shelf:
             if isinstance(self._client, TrackingError):
                 raise self._client
             yield self._client
-
-
-def _folder_told(tags: Mapping[str, str]) -> str:
-    return tags.get(FOLDER_TAG) or tags.get("run_folder", "")  # as runs of an earlier version have it
 
 
 def _at(folder: Path) -> Found:

@@ -66,8 +66,6 @@ def view(
     keys = {f"{kind}.`{store.entity_name(name)}`": name for kind, names in columns.items() for name in names}
     cards: list[dict[str, Any]] = [{"type": "BAR", "metricKey": name} for name in charts]
     cards += [{"type": "IMAGE", "imageKeys": [name], "step": 0, "showRunParams": False} for name in images]
-    section = {"uuid": "first", "name": "At a glance", "display": True, "isReordered": False}
-    there = {"deleted": False, "isGenerated": False}
     grouped = {"aggregateFunction": "average", "groupByKeys": [{"mode": "tag", "groupByData": group_by}]}
     return {
         "searchFilter": which,
@@ -79,11 +77,10 @@ def view(
         "runsHiddenMode": "FIRST_20_RUNS",
         "groupBy": grouped if group_by else None,
         "compareRunCharts": [
-            {"uuid": name, "displayName": name, "metricSectionId": "first", "runsCountToCompare": 20}
-            | {**there, **card}
+            {"uuid": name, "displayName": name, "metricSectionId": "first", "runsCountToCompare": 20} | card
             for name, card in zip([*charts, *images], cards, strict=True)
         ],
-        "compareRunSections": [{**section, **there}],
+        "compareRunSections": [{"uuid": "first", "name": "At a glance", "display": True}],
         # MLflow adds a chart for every other metric, by the alphabet.
         "chartsSearchFilter": f"^({'|'.join(map(re.escape, charts))}|maps/.*)$",
     }

@@ -251,14 +251,11 @@ class Tracker:
         process = None if self._monitor is None else self._monitor._process
         if not self._system_metrics or (process is not None and process.is_alive()):
             return
-        from mlflow.system_metrics.metrics.disk_monitor import DiskMonitor
-        from mlflow.system_metrics.metrics.network_monitor import NetworkMonitor
         from mlflow.system_metrics.system_metrics_monitor import SystemMetricsMonitor
 
         options = {"resume_logging": True, "tracking_uri": self.uri}
         self._monitor = SystemMetricsMonitor(run_id, **options)  # type: ignore[no-untyped-call]
-        told = self._monitor.monitors  # every metric is a chart: disks and networks have none
-        self._monitor.monitors = [one for one in told if not isinstance(one, (DiskMonitor, NetworkMonitor))]
+        del self._monitor.monitors[1:3]  # of disks and networks: every metric is a chart
         self._monitor.start()  # type: ignore[no-untyped-call]
 
     def _failed(self, error: Exception) -> float:
