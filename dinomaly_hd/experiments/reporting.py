@@ -100,7 +100,8 @@ def flat_means(comparison: Comparison) -> dict[str, float]:
     """
     flat: dict[str, float] = {}
     means = comparison.means[comparison.means["metric"] == "auroc"]
-    for domain, condition in reversed(CLOSER_LOOK):
+    each = [Focus(domain, "all") for domain in comparison.domains]
+    for domain, condition in dict.fromkeys([*reversed(CLOSER_LOOK), *each]):
         place = domain if condition == "all" else f"{domain}/{condition}"
         rows = means[(means["domain"] == domain) & (means["condition"] == condition)]
         for row in rows.to_dict("records"):
