@@ -45,7 +45,7 @@ docs: setup  ## the pages of docs/ as a site in build/site; a broken link is an 
 	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --quiet
 
 ui:  ## MLflow's pages, on this machine only
-	@echo "open http://127.0.0.1:5000/#/experiments?workflowType=machine_learning"
+	@MLFLOW_TRACKING_URI=$(MLFLOW_TRACKING_URI) $(BIN)/python -m dinomaly_hd.runs.pages
 	MLFLOW_SERVER_ENABLE_JOB_EXECUTION=false $(BIN)/mlflow ui --workers 1 --host 127.0.0.1 --port 5000 \
 	  --backend-store-uri $(MLFLOW_TRACKING_URI)
 

@@ -21,7 +21,6 @@ import pandas as pd
 
 from benchmarks.common import flags, newest, record, run, timed
 from dinomaly_hd.config.variants import ABLATION
-from dinomaly_hd.runs.journal import Journal
 
 WHOLE = {
     "preset": "full",
@@ -33,7 +32,6 @@ WHOLE = {
     "feature_gb": "0",
     "resume": "never",
 }
-MEASURED = "time/"
 
 
 def whole(values: dict[str, str], folder: Path, *, repeats: int) -> dict[str, Any]:
@@ -42,8 +40,8 @@ def whole(values: dict[str, str], folder: Path, *, repeats: int) -> dict[str, An
     for _ in range(repeats):
         own = {**WHOLE, **values, "result_dir": folder / "results"}
         seconds, _ = timed(lambda own=own: run("horizontal", own, folder=folder))
-        history = Journal(newest(folder, "results/**/journal.jsonl")).history()
-        parts = {name: points[-1][1] for name, points in history.items() if name.startswith(MEASURED)}
+        timing = json.loads(newest(folder, "results/**/results.json").read_text())["timing"]
+        parts = {f"time/{name}": value for name, value in timing.items()}
         found.append({"seconds": seconds, **parts})
     return {"flags": {**WHOLE, **values}, "runs": found}
 

@@ -18,12 +18,8 @@ from jinja2 import Environment, PackageLoader, StrictUndefined, select_autoescap
 from dinomaly_hd.evaluation.metrics import NAN, known, number
 from dinomaly_hd.evaluation.results import (
     ALL,
-    CALLS,
     FIGURES,
     FPR_TARGETS,
-    PIXEL,
-    RANKING,
-    WITH_INTERVAL,
     Block,
 )
 from dinomaly_hd.files import publish, publish_text
@@ -40,7 +36,7 @@ TOLD_OF_MASKS = {
 }
 BESIDE = ("good", "fault", "TPR@FPR 5 %", "pixel AUROC", "AUPRO")
 NO_BREAK = "\N{NO-BREAK SPACE}"
-TRIVIAL_METRICS = ("auroc", "tpr_at_fpr_1pct")
+HEADLINES = ("auroc", "tpr_at_fpr_1pct")
 REFERENCES = tuple(name.removeprefix(PREFIX) for name in (ROW_FILTER, SCAN, ROW_EVIDENCE))
 TRANSFER = {
     "source_auroc": "source AUROC",
@@ -73,32 +69,40 @@ def write_files(folder: Path, texts: Mapping[str, str], pictures: Mapping[str, P
 
 
 def flat_metrics(result: Mapping[str, Any]) -> dict[str, float]:
-    """Flatten to ``domain_C/auroc``, ``domain_C/cold/tpr_at_fpr_1``, ``mean/auroc_low``, ...
+    """Return what MLflow shows: ``mean/auroc``, ``domain_C/auroc``, ``domain_C/cold/tpr_at_fpr_1``, ...
 
-    What stands before the last ``/`` is a section of MLflow's charts, and every metric is a chart; so trivial
-    scores are ``trivial/max/domain_C.cold.auroc``, and left out are NaN, the calls and intervals within a
-    condition, and of the trivial scores everything but AUROC and TPR@FPR 1 %.
+    The most important come first, in four digits, and NaN is left out; all the rest is in the result itself.
+    What stands before the last ``/`` is a section of MLflow's charts, and every metric is a chart.
     """
+    blocks = {"mean": result["mean_metrics"], **result["per_domain_metrics"]}
+
+    def headlines(name: str, block: Block) -> dict[str, float]:
+        return {f"{name}/{FIGURES[metric]}": block[metric] for metric in HEADLINES}
+
     flat: dict[str, float] = {}
-    for name, block in _blocks(result).items():
-        for prefix, part in _parts(name, block):
-            flat |= {f"{prefix}/{metric.removesuffix('pct')}": part[metric] for metric in RANKING}
-        flat |= {
-            f"{name}/{metric}": block.get(metric, NAN) for metric in (*CALLS, *PIXEL, "optimal_threshold")
-        }
-        for metric in WITH_INTERVAL:
-            for end, value in zip(("low", "high"), block["intervals"][metric], strict=True):
-                flat[f"{name}/{FIGURES[metric]}_{end}"] = value
-    for score, members in result["trivial"].items():
-        for name, block in members.items():
-            for prefix, part in _parts(name, block):
-                for metric in TRIVIAL_METRICS:
-                    flat[f"trivial/{score}/{prefix.replace('/', '.')}.{FIGURES[metric]}"] = part[metric]
-    if transfer := result.get("transfer"):
-        flat |= {f"transfer/{name}": transfer[name] for name in TRANSFER}
-        for domain, calls in transfer["at_source_threshold"].items():
-            flat |= {f"transfer/{domain}/{name}_at_source_threshold": rate for name, rate in calls.items()}
-    return known(flat)
+    for name, block in blocks.items():
+        flat |= headlines(name, block)
+    flat["mean/auroc_low"], flat["mean/auroc_high"] = blocks["mean"]["intervals"]["auroc"]
+    flat |= {f"{name}/named_tooth": block.get("named_tooth", NAN) for name, block in blocks.items()}
+    learned = result["trivial"].get(ROW_EVIDENCE.removeprefix(PREFIX))
+    flat |= {f"{ROW_EVIDENCE}/mean.auroc": learned["mean"]["auroc"]} if learned else {}
+    transfer = result.get("transfer", {})
+    flat |= {f"transfer/{name}": transfer[name] for name in TRANSFER if transfer}
+    for name, block in blocks.items():
+        for prefix, part in list(_parts(name, block))[1:]:
+            flat |= headlines(prefix, part)
+    for domain, calls in transfer.get("at_source_threshold", {}).items():
+        flat |= {f"transfer/{domain}/{name}_at_source_threshold": rate for name, rate in calls.items()}
+    return {name: round(value, 4) for name, value in known(flat).items()}
+
+
+def data_figures(result: Mapping[str, Any]) -> dict[str, str]:
+    """Return how well scores that no seed changes tell the faults, in the words that MLflow shows."""
+    return {
+        f"AUROC of {score}, %": ", ".join(f"{name} {percent(own[name]['auroc'])}" for name in own)
+        for score, own in result["trivial"].items()
+        if PREFIX + score != ROW_EVIDENCE
+    }
 
 
 def flat_synthetic(synthetic: Mapping[str, Any]) -> dict[str, float]:
@@ -202,7 +206,7 @@ def mask_lines(result: Mapping[str, Any]) -> list[str]:
 def results_markdown(result: Mapping[str, Any]) -> str:
     """Lay out what fits beside the facts on a run's page in MLflow; the report has all columns."""
     table = detector_table(result).drop(columns=[("", name) for name in BESIDE], errors="ignore")
-    whole = named_rows(table.map(lambda cell: cell.replace(" ", NO_BREAK)))
+    whole = named_rows(table.map(lambda cell: cell.replace(", ", f",{NO_BREAK}")))
     return render("results.md", result=result, table=whole, missing=missing_lines(result))
 
 

@@ -2,7 +2,7 @@
 
 import math
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import NamedTuple
@@ -129,6 +129,19 @@ class Work:
         if self.run.data.train_domains != ALL_DOMAINS:
             folder /= "source" if domain in self.ready.trained_domains else "targets"
         return folder / domain
+
+    def dataset(self, split: str, *, use: str, figures: Mapping[str, str] | None = None) -> None:
+        """Tell MLflow of images that are used, and what is known of them."""
+        manifest = self.ready.manifest
+        self.tracker.add(
+            "dataset",
+            name=f"{manifest.root.name}-{split}",
+            digest=manifest.digest,
+            count=len(manifest.indices(split=split)),
+            source=str(manifest.root),
+            context=use,
+            figures=dict(figures or {}),
+        )
 
     def note(self, results: str) -> None:
         """Set the description that the run's page shows; ``results`` is Markdown."""

@@ -20,7 +20,7 @@ from dinomaly_hd.experiments.reporting import Report, log, write_report
 from dinomaly_hd.experiments.run import Outcome, execute, short_domains
 from dinomaly_hd.models.build import check_model
 from dinomaly_hd.runs.folder import Context, open_folder
-from dinomaly_hd.runs.pages import members_line
+from dinomaly_hd.runs.pages import members_line, shown_of_detectors, these_runs
 from dinomaly_hd.runs.tracker import Tracker, tracked
 
 ENDS_A_MEMBER_ONLY = (NonFiniteError, CheckpointError)
@@ -209,7 +209,7 @@ def open_parent(
     ) as opened:
         if opened.finished:
             opened.set_state(status="RUNNING")
-        own = {"sweep": opened.path.name, **tags, "config_hash": config_hash}
+        own = {"sweep": opened.path.name, **tags}
         with tracked(opened, context, name=name, tags=own, resumed=resumed) as tracker:
             yield opened.path, tracker
 
@@ -243,19 +243,11 @@ def _reports(ran: Ran, parent: Parent, protocol: Protocol) -> dict[str, Report]:
     if reports:
         runs = [outcome.mlflow_run_id for outcome in outcomes.values() if outcome.mlflow_run_id]
         told = "\n\n".join(report.markdown for report in reports.values())
-        tracker.note(f"{_links(parent, runs)}{told}")
+        # a suite has a report in each of its subfolders instead
+        whole = REPORT if (parent.folder / REPORT).is_file() else None
+        links = members_line(tracker.experiment_id, tracker.run_id, runs, what="runs", report=whole)
+        tracker.note(f"{links}{told}")
+        domains = dict.fromkeys(name for report in reports.values() for name in report.comparison.domains)
+        which = these_runs(runs, sweep=parent.folder.name, kind="train")
+        tracker.view(which, name=None, group_by="config", **shown_of_detectors(list(domains)))
     return reports
-
-
-def _links(parent: Parent, runs: Sequence[str]) -> str:
-    """Return links to what MLflow says of the members, which may be other comparisons' runs."""
-    return members_line(
-        parent.tracker.experiment_id,
-        parent.tracker.run_id,
-        runs,
-        what="runs",
-        sweep=parent.folder.name,
-        kind="train",
-        # a suite has one in each of its subfolders instead
-        report=REPORT if (parent.folder / REPORT).is_file() else None,
-    )

@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Mapping
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,7 @@ from dinomaly_hd import provenance
 from dinomaly_hd.config.base import flatten
 from dinomaly_hd.evaluation.report import (
     Picture,
+    data_figures,
     defect_table,
     detector_table,
     flat_metrics,
@@ -28,10 +30,13 @@ from dinomaly_hd.models.fast import kernels
 from dinomaly_hd.names import as_markdown
 from dinomaly_hd.runs.folder import CHECKPOINTS, MODEL, RESULTS, SCORES
 from dinomaly_hd.runs.pages import artifact_picture
+from dinomaly_hd.runs.store import MOST_METRICS
 from dinomaly_hd.training.loop import Trained
 
 RESULTS_SCHEMA = 1
 LONGEST_HISTORY = 1000
+OF_MACHINE = 8  # metrics in MLflow: processor, memory and a card's five
+TIMES = ("train_s", "score_images_per_s")
 MAPS_IN_REPORT = 3
 FIGURES_STEP = 0  # MLflow draws bars, run beside run, of metrics at step 0, and a dot over the step of others
 
@@ -134,12 +139,16 @@ def _write_page(work: Work, results: dict[str, Any], lines: Mapping[str, list[st
 
 
 def _track(work: Work, results: dict[str, Any]) -> None:
-    """Give MLflow its copy: figures, files, the model, and the pictures to browse."""
+    """Give MLflow its copy: headlines, files, the model, and the pictures to browse."""
     tracker, folder = work.tracker, work.folder
-    tracker.metrics(flat_metrics(results), step=FIGURES_STEP)
-    if "synthetic" in results:
-        tracker.metrics(flat_synthetic(results["synthetic"]), step=results["steps"])
-    tracker.metrics({f"time/{name}": value for name, value in work.timing.items()}, step=FIGURES_STEP)
+    synthetic = flat_synthetic(results["synthetic"]) if "synthetic" in results else {}
+    timing = {f"time/{name}": work.timing[name] for name in TIMES if name in work.timing}
+    told = {*results["training_history"], *synthetic, *timing}
+    figures = islice(flat_metrics(results).items(), MOST_METRICS - OF_MACHINE - len(told))
+    tracker.metrics({**dict(figures), **timing}, step=FIGURES_STEP)
+    if synthetic:
+        tracker.metrics(synthetic, step=results["steps"])
+    work.dataset("test", use="evaluation", figures=data_figures(results))
     for name in (RESULTS, "report.html"):
         tracker.artifact(folder / name)
     for name in (SCORES, "plots", "anomaly_maps", MODEL):
@@ -154,17 +163,18 @@ def _track(work: Work, results: dict[str, Any]) -> None:
 
 
 def _picture(work: Work, results: dict[str, Any]) -> str:
-    """Return the Markdown of the highest fault where AUROC is lowest.
-
-    MLflow's image grid shows it too, but below all parameters and 256 pixels wide.
+    """Return the Markdown of the highest fault where AUROC is lowest, small: MLflow shows pictures as wide
+    as they are.
     """
     run_id, domains = work.tracker.run_id, results["per_domain_metrics"]
     shown = [(domain, path) for domain in domains for path in _faults_to_browse(work, domain)[:1]]
     if run_id is None or not shown:
         return ""
     _, hardest = min(shown, key=lambda pair: np.nan_to_num(domains[pair[0]]["auroc"], nan=1.0))
-    path = hardest.relative_to(work.folder).as_posix()
-    return f"{artifact_picture(run_id, path, text=as_markdown(path))}\n\n"
+    path = hardest.relative_to(work.folder)
+    small = (path.parent / "small.png").as_posix()
+    work.tracker.add("thumbnail", hardest, file=small)
+    return f"{artifact_picture(run_id, small, text=as_markdown(path.as_posix()))}\n\n"
 
 
 def _faults_to_browse(work: Work, domain: str) -> list[Path]:

@@ -3,12 +3,12 @@
 import os
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
+from itertools import islice
 from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
 
-from dinomaly_hd import provenance
 from dinomaly_hd.errors import DataError, OutputError, TrackingError
 from dinomaly_hd.evaluation.compare import Comparison, Focus, compare
 from dinomaly_hd.evaluation.comparison_members import MemberRun
@@ -22,7 +22,7 @@ from dinomaly_hd.files import make_dated_folder, publish_json
 from dinomaly_hd.runs.find import Found, Shelf
 from dinomaly_hd.runs.folder import IN_MLFLOW, SUMMARY, Context, RunFolder
 from dinomaly_hd.runs.pages import add_report, artifact_folder
-from dinomaly_hd.runs.store import default_uri
+from dinomaly_hd.runs.store import MOST_METRICS, default_uri
 from dinomaly_hd.runs.tracker import Tracker, tracked
 
 KIND = "report"
@@ -93,18 +93,23 @@ def summary(comparison: Comparison, *, question: Question, failed: Mapping[str, 
 
 
 def flat_means(comparison: Comparison) -> dict[str, float]:
-    """Return mean and deviation over seeds as MLflow metrics: ``domain_C/cold/auroc_mean.F``.
+    """Return AUROC's mean and deviation over seeds as MLflow metrics: ``domain_C/cold/auroc_mean.F``.
 
-    The label comes last, since what stands before the last ``/`` is a section of MLflow's charts.
+    The label comes last, since what stands before the last ``/`` is a section of MLflow's charts. There are
+    at most ``MOST_METRICS``, the mean over domains first; tables and summary hold all.
     """
     flat: dict[str, float] = {}
-    for row in comparison.means.to_dict("records"):
-        place = [row["domain"], *([] if row["condition"] == "all" else [row["condition"]])]
-        label = str(row["label"]).replace("/", "_")
-        for statistic in ("mean", "std"):
-            if not np.isnan(row[statistic]):
-                flat["/".join([*place, f"{row['metric']}_{statistic}.{label}"])] = float(row[statistic])
-    return flat
+    means = comparison.means[comparison.means["metric"] == "auroc"]
+    each = [Focus(domain, "all") for domain in comparison.domains]
+    for domain, condition in dict.fromkeys([*reversed(CLOSER_LOOK), *each]):
+        place = domain if condition == "all" else f"{domain}/{condition}"
+        rows = means[(means["domain"] == domain) & (means["condition"] == condition)]
+        for row in rows.to_dict("records"):
+            label = str(row["label"]).replace("/", "_")
+            for statistic in ("mean", "std"):
+                if not np.isnan(row[statistic]):
+                    flat[f"{place}/auroc_{statistic}.{label}"] = round(row[statistic], 4)
+    return dict(islice(flat.items(), MOST_METRICS))
 
 
 def report(asked: Asked, context: Context) -> tuple[Path, Report]:
@@ -171,7 +176,7 @@ def _log(asked: Asked, context: Context, own: Found | None, written: Report, fol
     uri, adopted = default_uri(context.root), os.environ.get("MLFLOW_RUN_ID")
     given = {"runs": ",".join(asked.runs), "query": asked.query, "label_by": asked.label_by}
     params = {name: value for name, value in given.items() if value}
-    tags = {"kind": KIND, "command": context.command, **provenance.git_facts(context.root)}
+    tags = {"kind": KIND}
     add = partial(
         add_report,
         folder=folder,

@@ -32,13 +32,14 @@ from dinomaly_hd.runs.folder import (
     read_state,
 )
 from dinomaly_hd.runs.journal import JOURNAL, Journal
+from dinomaly_hd.runs.pages import shown_of_detectors
 from dinomaly_hd.runs.sync import complete_finished
 from dinomaly_hd.runs.tracker import tracked
 from dinomaly_hd.training.checkpoint import Checkpoint, check_belongs, newest, save
 from dinomaly_hd.training.loop import named_when_exhausted, resolve_device, train, way_out
 
 KEPT_IMAGES_BYTES = 2 * 1024**3
-NO_LABEL, PLUGIN = "-", "plugin"
+PLUGIN = "plugin"
 LONGEST_NAME = 200
 
 
@@ -124,15 +125,11 @@ def at_work(ready: Ready, context: Context, folder: RunFolder) -> Iterator[Work]
     if checkpoint and checkpoint.patience.get("due"):
         journal.keep_first_of(checkpoint.step - 1)
     training, device = ready.run.training, resolve_device(ready.run.training.gpu)
-    tags = {  # what runs are grouped by in MLflow, and what tells where one's numbers come from
+    tags = {  # what runs are grouped by in MLflow
         "variant": ready.run.model.variant,
-        "config": NO_LABEL,
+        "config": ready.run.model.variant,
         "domains": short_domains(ready.manifest.domains),
         "kind": "train",
-        "sweep": "-",
-        "config_hash": ready.config_hash,
-        "manifest_digest": ready.manifest.digest[:16],
-        "encoder_digest": ready.weights.digest,
         **context.tags,
     }
     name = run_name(ready.run, label=tags["config"])
@@ -212,15 +209,10 @@ def describe(work: Work) -> None:
     diff = provenance.git_diff(context.root)
     if diff:
         tracker.add("text", text=diff, file="uncommitted.diff")
-    for split, use in (("train", "training"), ("test", "evaluation")):
-        tracker.add(
-            "dataset",
-            name=f"{manifest.root.name}-{split}",
-            digest=manifest.digest,
-            count=len(manifest.indices(split=split)),
-            source=str(manifest.root),
-            context=use,
-        )
+    work.dataset("train", use="training")
+    domains = short_domains(manifest.domains)
+    which = f"tags.kind = 'train' and tags.domains = {domains!r}"
+    tracker.view(which, name=f"Runs on {domains}", **shown_of_detectors(manifest.domains))
     work.note("")
 
 
@@ -249,10 +241,8 @@ def run_name(run: RunConfig, *, label: str) -> str:
     runs by nothing else.
     """
     what = run.model.variant
-    if label.startswith(what) or ":" in label:  # says enough by itself
-        what = label
-    elif label != NO_LABEL:
-        what = f"{label}-{what}"
+    says_enough = label.startswith(what) or ":" in label
+    what = label if says_enough else f"{label}-{what}"
     return f"{what[:LONGEST_NAME]}-{short_domains(run.data.domain_names)}-s{run.seed}"
 
 

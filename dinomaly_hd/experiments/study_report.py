@@ -12,7 +12,7 @@ from dinomaly_hd.evaluation.report import render, write_files
 from dinomaly_hd.experiments.trial import COARSE, RUN_ID, beside
 from dinomaly_hd.names import listed
 from dinomaly_hd.runs.folder import Context
-from dinomaly_hd.runs.pages import members_line
+from dinomaly_hd.runs.pages import members_line, these_runs
 from dinomaly_hd.runs.tracker import Tracker
 from dinomaly_hd.tuning.results import (
     BY_SEED,
@@ -79,8 +79,12 @@ def report_study(joined: Joined, context: Context, page: Tracker) -> None:
             page.metrics({f"best/{plan.keys[0]}": so_far}, step=row.number)
     markdown = texts[f"{REPORT}.md"]
     runs_of = [str(row.notes[RUN_ID]) for row in rows if RUN_ID in row.notes]
-    of = {"what": "trials", "sweep": plan.study, "kind": "trial", "report": f"{REPORT}.html"}
-    page.note(f"{members_line(page.experiment_id, page.run_id, runs_of, **of)}{markdown}")
+    links = members_line(page.experiment_id, page.run_id, runs_of, what="trials", report=f"{REPORT}.html")
+    page.note(f"{links}{markdown}")
+    figures = list(dict.fromkeys([*plan.keys, *beside(plan)]))
+    columns = {"tags": ["trial", "setting"], "metrics": figures, "params": list(plan.space.dimensions)}
+    which = these_runs(runs_of, sweep=plan.study, kind="trial")
+    page.view(which, name=None, columns=columns, charts=figures, images=[])
     for line in (*markdown.splitlines(), *ties, f"report: {folder / REPORT}.html"):
         context.say(line)
 

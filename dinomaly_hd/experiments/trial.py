@@ -12,7 +12,8 @@ import numpy as np
 
 from dinomaly_hd.data.features import FeatureCache
 from dinomaly_hd.errors import ConfigError, DinomalyHDError, NonFiniteError
-from dinomaly_hd.evaluation.report import flat_metrics, flat_synthetic, normals_of, resolution_lines
+from dinomaly_hd.evaluation.metrics import known
+from dinomaly_hd.evaluation.report import flat_synthetic, normals_of, resolution_lines
 from dinomaly_hd.evaluation.results import FIGURES
 from dinomaly_hd.experiments.comparison import open_parent
 from dinomaly_hd.experiments.run import execute
@@ -112,12 +113,9 @@ class Runner:
 
 def figures_of(results: Mapping[str, Any]) -> dict[str, float]:
     """Return a run's AUROC and TPR of domains and mean by their MLflow names, on test and synthetic."""
-    shown = {}
-    for name, value in flat_metrics(results).items():
-        domain, _, figure = name.partition("/")
-        if figure in FIGURES.values() and domain != "pooled":
-            shown[name] = value
-    return shown | (flat_synthetic(results[SYNTHETIC]) if SYNTHETIC in results else {})
+    blocks = {"mean": results["mean_metrics"], **results["per_domain_metrics"]}
+    shown = {f"{name}/{FIGURES[own]}": block[own] for name, block in blocks.items() for own in FIGURES}
+    return known(shown) | (flat_synthetic(results[SYNTHETIC]) if SYNTHETIC in results else {})
 
 
 def means_of(figures: Sequence[Mapping[str, float]], *, needed: Sequence[str]) -> dict[str, float]:

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from dinomaly_hd.errors import CheckpointError, ConfigError, TrackingError, nearest, reason_of
 from dinomaly_hd.files import read_json
 from dinomaly_hd.runs.folder import FINISHED, RESULTS, STATE, SUMMARY, folders_named, read_state, states
-from dinomaly_hd.runs.journal import Outbox
+from dinomaly_hd.runs.journal import FOLDER_TAG, Outbox
 from dinomaly_hd.runs.store import NOT_UNDERSTOOD, RUN_ID, client_of_existing, in_one_line, matching, run_of
 
 if TYPE_CHECKING:
@@ -41,7 +41,7 @@ class Found(NamedTuple):
     @property
     def place(self) -> Path:
         """The folder that it has or had, wherever that was moved to."""
-        return Path(self.folder or self.tags.get("run_folder", ""))
+        return Path(self.folder or self.tags.get(FOLDER_TAG, ""))
 
     @property
     def kind(self) -> str:
@@ -142,7 +142,7 @@ class Shelf:
     def _of(self, run: "Run") -> Found:
         """Return a run that MLflow knows, from its folder if that is here."""
         run_id, tags = run.info.run_id, run.data.tags
-        told = Path(tags.get("run_folder", ""))
+        told = Path(tags.get(FOLDER_TAG, ""))
         for folder, state in [*self._states, (told, read_state(told))]:
             if state.get("mlflow_run_id") == run_id:
                 return _at(folder)

@@ -15,7 +15,8 @@ from dinomaly_hd.errors import CheckpointError, OutputError
 from dinomaly_hd.files import publish
 
 JOURNAL, OUTBOX = "journal.jsonl", "tracking.jsonl"
-KEY_TAG = "run_key"
+KEY_TAG, FOLDER_TAG = "mlflow.dinomaly_hd.run_key", "mlflow.dinomaly_hd.folder"
+"""What begins with "mlflow.", its pages do not show among a run's tags."""
 
 
 class JsonLines:

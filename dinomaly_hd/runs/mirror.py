@@ -6,10 +6,10 @@ import re
 import time
 from collections.abc import Iterable
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from dinomaly_hd.errors import TrackingError, reason_of
-from dinomaly_hd.runs import journal, store
+from dinomaly_hd.runs import journal, pages, store
 from dinomaly_hd.runs.folder import FINISHED, IN_MLFLOW, RunFolder
 from dinomaly_hd.runs.processes import close_stale_runs, process_tag
 
@@ -22,6 +22,7 @@ logger = logging.getLogger(__name__)
 RANDOM_NAME = re.compile(r"[^\W\d_]+-[^\W\d_]+-\d+")
 """What MLflow calls a run that was given no name: "bold-snail-123"."""
 DIGEST_LENGTH = 36
+THUMBNAIL_WIDTH = 540  # what a description shows beside MLflow's facts in a window of 1280
 ATTEMPTS = 3
 HEARTBEAT_S = 30.0
 ENDINGS = (FINISHED, "FAILED", "KILLED")
@@ -136,7 +137,9 @@ class Mirror:
                 logger.warning("MLflow run %s is not there any more, its history goes to a new run", run_id)
             elif run.info.lifecycle_stage == "active":
                 return run
-        by_key = self.client.search_runs([experiment_id], f"tags.{journal.KEY_TAG} = '{key}'", max_results=1)
+        by_key = self.client.search_runs(
+            [experiment_id], f"tags.`{journal.KEY_TAG}` = '{key}'", max_results=1
+        )
         return next(iter(by_key), None)
 
     def _made(self, experiment_id: str, record: journal.RunRecord, tags: dict[str, str]) -> "Run":
@@ -260,8 +263,7 @@ class Mirror:
     def _do_image(self, path: str, key: str, step: int) -> None:
         import PIL.Image
 
-        # All that MLflow takes; a domain may have other letters.
-        key = re.sub(r"[^a-zA-Z0-9_.\-/ ]", "_", key)
+        key = store.image_name(key)
         # log_image makes a new file name at every call, so what is there is found by its beginning.
         beginning = f"images/{key.replace('/', '~')}+step+{step}+"
         if self._images is None:
@@ -272,10 +274,21 @@ class Mirror:
                 self.client.log_image(self.run_id, image, key=key, step=step, synchronous=True)
             self._images.add(beginning)
 
-    def _do_dataset(self, name: str, digest: str, count: int, source: str, context: str) -> None:
+    def _do_thumbnail(self, path: str, file: str) -> None:
+        import PIL.Image
+
+        with PIL.Image.open(self._own(path)) as image:
+            image.thumbnail((THUMBNAIL_WIDTH, image.height))
+            self.client.log_image(self.run_id, image, file)
+
+    def _do_view(self, name: str | None, **view: Any) -> None:
+        tag = pages.view_tag(pages.view(**view), name=name, run_id=self.run_id)
+        self.client.set_experiment_tag(self.experiment_id, *tag)
+
+    def _do_dataset(self, name: str, digest: str, count: int, source: str, context: str, **more: Any) -> None:
         from mlflow.entities import Dataset, DatasetInput, InputTag
 
-        where, size = json.dumps({"uri": source}), json.dumps({"num_rows": count})
+        where, size = json.dumps({"uri": source}), json.dumps({"num_rows": count, **more.get("figures", {})})
         dataset = Dataset(name, digest[:DIGEST_LENGTH], "local", source=where, profile=size)
         tags = [InputTag("mlflow.data.context", context)]
         self.client.log_inputs(self.run_id, datasets=[DatasetInput(dataset, tags)])

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from mlflow.tracking import MlflowClient
 
 HEARTBEAT_LOST_S, BEGIN_S = 600.0, 3600.0
-PROCESS_TAG = "process"
+PROCESS_TAG = "mlflow.dinomaly_hd.process"
 
 
 def process_tag() -> dict[str, str]:
@@ -42,7 +42,7 @@ def close_stale_runs(client: "MlflowClient", experiment_id: str) -> list[str]:
     A process is known by its id and start time. Where ids cannot be compared (another container or boot
     under the same host name) a run counts as left behind once its heartbeat is ten minutes old.
     """
-    query = f"attributes.status = 'RUNNING' and tags.{PROCESS_TAG} LIKE '{socket.gethostname()} %'"
+    query = f"attributes.status = 'RUNNING' and tags.`{PROCESS_TAG}` LIKE '{socket.gethostname()} %'"
     closed = []
     for run in list(matching(client, experiment_id, query)):
         # Asked again just before, since another process may have resumed it in the meantime.

@@ -26,6 +26,7 @@ logger = logging.getLogger(__name__)
 
 STORE_LOCK_TIMEOUT_S, ANSWER_S = 120.0, 5.0
 KEYS_PER_CALL, METRICS_PER_CALL = 100, 1000
+MOST_METRICS = 60  # of a run: each is a chart
 KEY_LENGTH, PARAM_LENGTH, TAG_LENGTH, NOTE_LENGTH = 250, 6000, 8000, 7800
 NOTE_TAG = "mlflow.note.content"
 RUN_ID = re.compile(r"[0-9a-f]{32}")
@@ -191,6 +192,11 @@ def entity_name(name: str) -> str:
     return posixpath.normpath(allowed).lstrip("./")[:KEY_LENGTH] or "_"
 
 
+def image_name(text: str) -> str:
+    """Return a name that MLflow's image grid takes; a domain may have other letters."""
+    return re.sub(r"[^a-zA-Z0-9_.\-/ ]", "_", text)
+
+
 def send_tags(client: "MlflowClient", run_id: str, tags: Mapping[str, str]) -> None:
     """Set tags, cut to MLflow's limits."""
     from mlflow.entities import RunTag
@@ -225,7 +231,11 @@ def run_of(client: "MlflowClient", run_id: str) -> "Run | None":
 
 
 def shortened(markdown: str) -> str:
-    """Cut a description at a blank line, since MLflow cuts a longer one anywhere, mostly in a table."""
+    """Cut a description at a blank line, since MLflow cuts a longer one anywhere, mostly in a table.
+
+    Blocks of code become text that wraps: a long line would push half of MLflow's page out of the window.
+    """
+    markdown = re.sub(r"(?m)^    (\S.*)$", r"`\1`", markdown)
     if len(markdown) <= NOTE_LENGTH:
         return markdown
     rest = "\n\n*Cut here; the whole text is the artifact `report.html`.*\n"

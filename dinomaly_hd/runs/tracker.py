@@ -8,7 +8,6 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from dinomaly_hd import provenance
 from dinomaly_hd.errors import (
     DinomalyHDError,
     Interrupted,
@@ -19,9 +18,9 @@ from dinomaly_hd.errors import (
     without_passwords,
 )
 from dinomaly_hd.runs.folder import IN_MLFLOW, Context, RunFolder
-from dinomaly_hd.runs.journal import JOURNAL, Journal, Outbox, now_ms
+from dinomaly_hd.runs.journal import FOLDER_TAG, JOURNAL, Journal, Outbox, now_ms
 from dinomaly_hd.runs.mirror import Mirror
-from dinomaly_hd.runs.pages import charts_page, run_page
+from dinomaly_hd.runs.pages import LOCAL_UI, run_page, view_key, view_page
 from dinomaly_hd.runs.store import (
     NOTE_TAG,
     default_uri,
@@ -37,7 +36,6 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
-LOCAL_UI = "http://127.0.0.1:5000"
 START_TIMEOUT_S, CLOSE_TIMEOUT_S = 60.0, 120.0
 FLUSH_S = 2.0
 LONGEST_PAUSE_S = 30.0
@@ -61,14 +59,11 @@ def tracked(
     ``tags`` come beside those that every run has; ``resumed`` is the run of an earlier start, where the
     folder may not know it.
     """
-    facts = provenance.git_facts(context.root)
-    changed = " with uncommitted changes" if facts.get("git_dirty") == "true" else ""
-    commit = {"git_commit": facts["git_commit"] + changed} if "git_commit" in facts else {}
     outbox = Outbox(folder.path)
     outbox.open_run(
         experiment=context.experiment,
         run_name=context.run_name or name,
-        tags={**tags, "run_folder": str(folder.path.resolve()), **commit},
+        tags={**tags, FOLDER_TAG: str(folder.path.resolve())},
         parent_run_id=context.parent_run_id,
     )
     uri, root = default_uri(context.root), context.root
@@ -114,7 +109,8 @@ def _close(folder: RunFolder, tracker: "Tracker", status: Status, context: Conte
     if (pages := tracker.pages()) and delivered and status == "FINISHED":
         context.say(f"MLflow run:   {pages[0]}")
         if context.parent_run_id is None:
-            context.say(f"all its runs: {pages[1]}")
+            for page in pages[1:]:
+                context.say(f"all its runs: {page}")
             if pages[0].startswith(LOCAL_UI):
                 context.say("              (`make ui` starts these pages)")
     context.say(f"run folder:   {folder.path}")
@@ -143,6 +139,7 @@ class Tracker:
         self._refusal: TrackingError | None = None
         self._status: Status = "FAILED"
         self._system_metrics, self._failures, self._delivered = system_metrics, 0, False
+        self._view: str | None = None
         self._settled, self._closing, self._abandoned = (threading.Event() for _ in range(3))
         self._thread = threading.Thread(target=self._work, name="tracking", daemon=True)
 
@@ -194,6 +191,11 @@ class Tracker:
         """Set the description that the run's page shows, cut to what MLflow keeps."""
         self.tags({NOTE_TAG: shortened(markdown)})
 
+    def view(self, which: str, *, name: str | None, group_by: str | None = None, **shown: Any) -> None:
+        """Let MLflow show runs as `pages.view` says, under a name of the experiment's or as the run's own."""
+        self._view = "" if name is None else view_key(name)
+        self.add("view", name=name, which=which, group_by=group_by, **shown)
+
     def artifact(self, path: Path, *, folder: str | None = None) -> None:
         """Log a file, or all files of a folder."""
         self.add("artifact", path, folder=folder)
@@ -209,18 +211,14 @@ class Tracker:
         except OutputError as error:
             logger.warning("not sent to MLflow: %s", error)
 
-    def pages(self) -> tuple[str, str] | None:
-        """Return the links to the run's page and to the charts of its experiment's training runs.
-
-        None as long as there is no run.
-        """
+    def pages(self) -> list[str]:
+        """Return the links to the run's page, as soon as there is a run, and to its view if it has one."""
         if self.run_id is None or self.experiment_id is None:
-            return None
+            return []
         base = (without_passwords(self.uri) if self.uri.startswith("http") else LOCAL_UI).rstrip("/")
-        return (
-            f"{base}/{run_page(self.experiment_id, self.run_id)}",
-            f"{base}/{charts_page(self.experiment_id)}",
-        )
+        pages = [run_page(self.experiment_id, self.run_id)]
+        pages += [] if self._view is None else [view_page(self.experiment_id, self._view or self.run_id)]
+        return [f"{base}/{page}" for page in pages]
 
     # ---- the second thread, which owns every call to MLflow ----
 
@@ -266,6 +264,7 @@ class Tracker:
 
         options = {"resume_logging": True, "tracking_uri": self.uri}
         self._monitor = SystemMetricsMonitor(run_id, **options)  # type: ignore[no-untyped-call]
+        del self._monitor.monitors[1:3]  # of disks and networks: every metric is a chart
         self._monitor.start()  # type: ignore[no-untyped-call]
 
     def _failed(self, error: Exception) -> float:

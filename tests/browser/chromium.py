@@ -41,6 +41,8 @@ def _browser() -> str | None:
 class Pages:
     """The pages of one MLflow server in one browser window; screenshots go to ``output``."""
 
+    width = WIDTH
+
     def __init__(self, driver: webdriver.Chrome, base: str, output: Path) -> None:
         self.driver, self.base, self.output = driver, base.rstrip("/"), output
         driver.get(f"{self.base}/health")
@@ -79,6 +81,18 @@ class Pages:
 
         self.until(clicked, what=f"{selector} {label!r} to click")
 
+    @contextlib.contextmanager
+    def in_new_tab(self) -> Iterator[None]:
+        """Go on in the page that a click has opened, and close it again."""
+        here = self.driver.current_window_handle
+        (tab,) = self.until(lambda: {*self.driver.window_handles} - {here}, what="new tab")
+        self.driver.switch_to.window(tab)
+        try:
+            yield
+        finally:
+            self.driver.close()
+            self.driver.switch_to.window(here)
+
     def reads(self, *words: str) -> None:
         """Wait until the page says all of these."""
 
@@ -88,15 +102,27 @@ class Pages:
 
         self.until(said, what=f"text {', '.join(map(repr, words))}")
 
-    def group_by(self, tag: str) -> None:
-        """Group the runs of an experiment's page by a tag."""
-        self.press("button", "Group by")
-        self.press("[role=menuitemcheckbox], [role=menuitem]", tag)
-        self.reads(f"Group by: {tag}", "Group: ")
+    def words(self) -> list[str]:
+        """Return the words that the page says."""
+        return str(self.driver.execute_script("return document.body.innerText")).split()
 
-    def only_charts(self, pattern: str) -> None:
-        """Keep the charts whose metric matches a regular expression."""
-        self.first("input[placeholder='Search metric charts']").send_keys(pattern)
+    def columns(self) -> list[str]:
+        """Return the headers of the run table from left to right, as far as they are in sight."""
+        headers = [head for head in self.all(".ag-header-cell") if head.text.strip()]
+        return [head.text.strip() for head in sorted(headers, key=lambda head: head.location["x"])]
+
+    def cells(self, column: str) -> list[str]:
+        """Return what stands in a column of the run table, from top to bottom."""
+        cells = self.all(f".ag-row .ag-cell[col-id='{column}']")
+        return [cell.text for cell in sorted(cells, key=lambda cell: cell.location["y"])]
+
+    def right_edge(self, selector: str) -> float:
+        """Return how far such elements reach to the right, in pixels."""
+        script = """
+            return Math.max(...[...document.querySelectorAll(arguments[0])].map(
+                one => one.getBoundingClientRect().right))
+        """
+        return float(self.driver.execute_script(script, selector))
 
     def bars(self, count: int) -> None:
         """Wait until the bar charts in sight have as many bars together."""
@@ -129,6 +155,10 @@ class Pages:
             return found if all(picture["width"] > 0 for picture in found) else []
 
         return self.until(loaded, what=f"picture {source}")  # type: ignore[no-any-return]
+
+    def into_sight(self, selector: str) -> None:
+        """Scroll the first such element to the middle of the window."""
+        self.driver.execute_script("arguments[0].scrollIntoView({block: 'center'})", self.first(selector))
 
     def save(self, name: str) -> Path:
         """Write ``{name}.png`` and return its path."""

@@ -3,6 +3,7 @@
 Every test leaves a screenshot in tests/browser/output/.
 """
 
+import re
 import warnings
 from collections.abc import Iterator
 from pathlib import Path
@@ -10,7 +11,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 import pytest
 
-from dinomaly_hd.runs.pages import artifact_page, charts_page, compare_page, run_page
+from dinomaly_hd.runs.pages import artifact_page, compare_page, run_page, view_page
 from dinomaly_hd.runs.store import client_for
 
 from ..contract.conftest import SETTINGS, project
@@ -35,6 +36,7 @@ CONFIGS = (
     "F:row_p=0.3:seg_len=3:q_percent=5",
 )
 COMPARED = ("row_p", "seg_len", "q_percent")
+RUNS, HARDEST = "Runs on AC", "domain_C/cold/auroc"
 SMALL = {**SETTINGS, "image_size": "32", "domains": "A,C"}
 
 
@@ -90,18 +92,50 @@ def pages(browser: "Pages", request: pytest.FixtureRequest) -> "Iterator[Pages]"
     print(f"screenshot: {browser.save(request.node.name.removeprefix('test_'))}")
 
 
-def test_the_run_table_lists_the_runs_by_label(pages: "Pages", recorded: Recorded) -> None:
-    charts = charts_page(recorded.experiment)
-    pages.open(charts.replace("compareRunsMode=CHART", "compareRunsMode=TABLE"))
+def test_the_run_table_opens_with_the_right_columns_the_best_run_first_and_a_map_one_click_away(
+    pages: "Pages", recorded: Recorded
+) -> None:
+    pages.open(view_page(recorded.experiment, RUNS))
     pages.reads(*recorded.members.values(), "3 matching runs")
+    columns = ["config", "seed", "mean/auroc", "domain_C/auroc", HARDEST]
+    assert pages.columns()[:7] == ["Run Name", "Created", *columns]
+    shown = pages.cells("metrics.`mean/auroc`")
+    assert len(shown) == len(CONFIGS)
+    assert shown == sorted(shown, key=float, reverse=True)
+    assert all(len(text) <= len("0.1234") for text in shown)
+    pages.press("label:has(input[value=CHART])", "")
+    pages.reads("maps/domain_A", "maps/domain_C")
+    assert pages.pictures("images%2Fmaps~domain_")
+    assert not {"seg_len", "encoder_weights"} & set(pages.words()), "no wall of parameters above it"
 
 
-def test_bars_stand_for_configs_and_none_for_the_parent(pages: "Pages", recorded: Recorded) -> None:
-    pages.open(charts_page(recorded.experiment))
-    pages.group_by("config")
-    pages.only_charts("^domain_C/auroc$")
-    pages.bars(len(CONFIGS))
-    pages.reads("domain_C/auroc", "3 matching runs")
+def test_the_answer_of_a_comparison_is_one_click_from_its_page(pages: "Pages", recorded: Recorded) -> None:
+    pages.open(run_page(recorded.experiment, recorded.parent))
+    pages.press("a", "Charts of its runs")
+    with pages.in_new_tab():
+        pages.bars(3 * len(CONFIGS))
+        pages.reads("Group by: config", "Group: ", "mean/auroc", "3 matching runs")
+        assert "train" not in pages.words(), "no wall of charts"
+        pages.save("answer_of_a_comparison")
+
+
+def test_configs_stand_above_their_seeds_in_the_table_of_a_comparison(
+    pages: "Pages", recorded: Recorded
+) -> None:
+    pages.open(view_page(recorded.experiment, recorded.parent))
+    pages.reads(*(f"Group: {config}" for config in CONFIGS), *recorded.members.values())
+
+
+def test_pages_of_runs_are_not_walls_and_do_not_overflow(pages: "Pages", recorded: Recorded) -> None:
+    for run_id in (recorded.member, recorded.parent):
+        pages.open(run_page(recorded.experiment, run_id))
+        pages.press("button", "Show more")
+        pages.reads("Metrics (", "Parameters (", "Tags")
+        counts = dict(re.findall(r"(Metrics|Parameters) \((\d+)\)", " ".join(pages.words())))
+        assert int(counts["Metrics"]) <= 60
+        assert int(counts["Parameters"]) <= 70
+        for part in ("[data-testid=note-view-outer-container] *", "[data-testid^=key-value]"):
+            assert pages.right_edge(part) <= pages.width
 
 
 def test_parameters_are_compared_on_parallel_coordinates(pages: "Pages", recorded: Recorded) -> None:
@@ -118,13 +152,6 @@ def test_an_anomaly_map_is_seen_on_the_page_of_its_run(pages: "Pages", recorded:
     assert "domain_C" in cells, "the table of results is Markdown that MLflow understands"
 
 
-def test_the_image_grid_shows_the_maps_of_each_domain(pages: "Pages", recorded: Recorded) -> None:
-    pages.open(run_page(recorded.experiment, recorded.member).replace("?", "/model-metrics?"))
-    pages.only_charts("^maps/")  # which lets pictures through, whatever it is
-    pages.reads("maps/domain_A", "maps/domain_C")
-    assert pages.pictures("images%2Fmaps~domain_")
-
-
 def test_the_report_of_a_comparison_opens_among_its_artifacts(pages: "Pages", recorded: Recorded) -> None:
     pages.open(artifact_page(recorded.experiment, recorded.parent, "report.html"))
     pages.driver.switch_to.frame(pages.first("iframe"))
@@ -139,5 +166,5 @@ def test_all_tables_of_a_comparison_are_tables_in_its_description(pages: "Pages"
     note = client_for(recorded.uri).get_run(recorded.parent).data.tags["mlflow.note.content"]
     pages.open(run_page(recorded.experiment, recorded.parent))
     pages.press("button", "Show more")
-    pages.reads("Charts of its runs", "Parameters side by side")
+    pages.reads("Table of its runs", "Charts of its runs", "Parameters side by side")
     assert len(pages.all("table")) >= note.count("|---|") > 1

@@ -1,6 +1,7 @@
 """What MLflow must hold of a run, and what a run must not lose to it (spec/reliability.md row 11)."""
 
 import contextlib
+import json
 import os
 import shutil
 import socket
@@ -9,7 +10,6 @@ import subprocess
 import sys
 import threading
 import time
-import urllib.parse
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -19,9 +19,9 @@ import PIL.Image
 import pytest
 
 from dinomaly_hd.errors import TrackingError
-from dinomaly_hd.runs.journal import Journal, Outbox
+from dinomaly_hd.runs.journal import KEY_TAG, Journal, Outbox
 from dinomaly_hd.runs.mirror import mirror
-from dinomaly_hd.runs.processes import close_runs_not_begun, close_stale_runs, process_tag
+from dinomaly_hd.runs.processes import PROCESS_TAG, close_runs_not_begun, close_stale_runs, process_tag
 from dinomaly_hd.runs.store import client_for, default_uri, prepare_store
 from dinomaly_hd.runs.tracker import Status, Tracker
 from tests.work import PATIENCE_S, returned, wait_for
@@ -88,7 +88,7 @@ def test_a_run_holds_what_was_logged_and_leaves_nothing_global(uri: str, folder:
     (folder / "plots").mkdir()
     (folder / "plots" / "roc.png").write_bytes(b"png")
     before, run = mlflow.get_tracking_uri(), tracker(folder, uri)
-    assert run.pages() is None
+    assert run.pages() == []
     run_id = str(run.start(timeout_s=PATIENCE_S))
     for step in range(1500):
         run.metrics({"train/loss": 1 / (step + 1), "train/lr": 1e-3}, step=step)
@@ -101,7 +101,11 @@ def test_a_run_holds_what_was_logged_and_leaves_nothing_global(uri: str, folder:
     run.artifact(folder / "plots", folder="plots")
     for step in (3, 4):
         run.add("image", picture(folder), key="maps/domain_C", step=step)
-    run.add("dataset", name="domain_C", digest="d" * 64, count=12, source="data/domain_C", context="training")
+    data = {"name": "domain_C", "digest": "d" * 64, "count": 12, "source": "data/domain_C"}
+    run.add("dataset", **data, context="training", figures={"AUROC of max, %": "mean 57.99"})
+    shown = {"columns": {"metrics": ["train/loss"]}, "charts": ["train/loss"], "images": ["maps/a+b"]}
+    run.view("tags.kind = 'x'", name=None, group_by="kind", **shown)
+    run.view("tags.kind = 'baseline'", name="Runs on A+B", **shown)
     end(run)
 
     client = client_for(uri)
@@ -114,18 +118,29 @@ def test_a_run_holds_what_was_logged_and_leaves_nothing_global(uri: str, folder:
     assert len(found.data.params["long"]) == 6000
     assert len(found.data.params) == 152
     assert found.data.tags["mlflow.note.content"] == "# repeat me"
-    assert found.data.tags.keys() >= {"variant", "kind", "process", "run_key"}
+    ours = {name for name in found.data.tags if not name.startswith("mlflow.")}
+    assert ours == {"variant", "kind"}, "MLflow hides what begins with its name"
+    assert found.data.tags.keys() >= {PROCESS_TAG, KEY_TAG}
     artifacts = folder.parent / "mlartifacts" / run_id / "artifacts"
     assert sorted(os.listdir(artifacts)) == ["images", "plots", "provenance", "results.json"]
     assert len(list((artifacts / "images").glob("maps~domain_C+step+*.png"))) == 2
     (dataset,) = found.inputs.dataset_inputs
-    assert (dataset.dataset.digest, dataset.dataset.profile) == ("d" * 36, '{"num_rows": 12}')
+    assert dataset.dataset.digest == "d" * 36
+    assert json.loads(dataset.dataset.profile) == {"num_rows": 12, "AUROC of max, %": "mean 57.99"}
 
     base = f"http://127.0.0.1:5000/#/experiments/{found.info.experiment_id}/runs"
-    page, charts = run.pages() or ("", "")
+    page, runs = run.pages()
     assert page == f"{base}/{run_id}?workflowType=machine_learning"
-    assert charts.startswith(f"{base}?workflowType=machine_learning&compareRunsMode=CHART")
-    assert "tags.kind = 'train'" in urllib.parse.unquote(charts), "parents are no runs to chart"
+    assert (
+        runs
+        == f"{base}?workflowType=machine_learning&compareRunsMode=TABLE&viewStateShareKey=Runs%20on%20A_B"
+    )
+    views = client.get_experiment(found.info.experiment_id).tags
+    own = json.loads(views[f"mlflow.sharedViewState.{run_id}"])
+    assert (own["searchFilter"], own["compareRunCharts"][1]["imageKeys"]) == ("tags.kind = 'x'", ["maps/a_b"])
+    saved = json.loads(views["mlflow.sharedViewState.Runs on A_B"])
+    assert saved["name"] == "Runs on A+B"
+    assert json.loads(saved["state"])["groupBy"] is None
     assert mlflow.active_run() is None
     assert mlflow.get_tracking_uri() == before
     assert os.environ["MLFLOW_DISABLE_TELEMETRY"] == "true"
@@ -151,6 +166,8 @@ def test_system_metrics_are_recorded(uri: str, folder: Path, monkeypatch: pytest
     run, run_id = started(folder, uri, system_metrics=True)
     wait_for(lambda: len(points(uri, run_id, "system/cpu_utilization_percentage")) >= 2)
     end(run)
+    machine = {name for name in client_for(uri).get_run(run_id).data.metrics if name.startswith("system/")}
+    assert not any("disk" in name or "network" in name for name in machine)
     assert "SystemMetricsMonitor" not in {thread.name for thread in threading.enumerate()}
 
 
@@ -325,7 +342,7 @@ def test_what_is_refused_or_outside_stops_no_rest(
 
 def test_runs_left_behind_are_closed_and_no_others(uri: str) -> None:
     client = client_for(uri)
-    host, pid, begun, namespace, now = process_tag()["process"].split(" ")
+    host, pid, begun, namespace, now = process_tag()[PROCESS_TAG].split(" ")
     dead = subprocess.Popen([sys.executable, "-c", ""])
     dead.wait()
     at_work = {
@@ -341,10 +358,10 @@ def test_runs_left_behind_are_closed_and_no_others(uri: str) -> None:
     old_ms = now_ms - 2 * 3600 * 1000
     ours = {"mlflow.source.type": "PROJECT", "mlflow.project.entryPoint": "topk"}
     runs: dict[str, tuple[int, dict[str, str]]] = {
-        **{name: (now_ms, {"process": " ".join(map(str, parts))}) for name, parts in at_work.items()},
+        **{name: (now_ms, {PROCESS_TAG: " ".join(map(str, parts))}) for name, parts in at_work.items()},
         "never began": (old_ms, ours),
         "may still begin": (now_ms, ours),
-        "began": (old_ms, {**ours, "run_key": "k"}),
+        "began": (old_ms, {**ours, KEY_TAG: "k"}),
         "another project's": (old_ms, {**ours, "mlflow.project.entryPoint": "main"}),
         "no project's": (old_ms, {}),
     }

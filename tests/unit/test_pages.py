@@ -1,6 +1,7 @@
 """Addresses of MLflow's pages, and descriptions that MLflow does not cut in the middle."""
 
 import json
+import re
 from urllib.parse import parse_qs, unquote
 
 import pytest
@@ -8,21 +9,52 @@ import pytest
 from dinomaly_hd.runs.pages import (
     MOST_LINKED,
     artifact_picture,
-    charts_page,
     compare_page,
     members_line,
+    shown_of_detectors,
     these_runs,
+    view,
+    view_key,
+    view_page,
+    view_tag,
 )
 from dinomaly_hd.runs.store import NOTE_LENGTH, shortened
 
 
-def test_charts_list_runs_one_by_one_and_no_parents():
-    page, _, query = charts_page("7").partition("?")
-    asked = parse_qs(query)
-    assert page == "#/experiments/7/runs"
-    assert asked["searchFilter"] == ["tags.kind = 'train'"]
-    assert asked["orderByKey"] == ["metrics.`mean/auroc`"], "by time, members are folded under their parents"
-    assert asked["workflowType"] == ["machine_learning"]
+def test_a_view_shows_what_says_most_first_and_draws_no_other_charts():
+    shown = shown_of_detectors(["domain_B", "domain_C"])
+    content, grouped = (view("tags.kind = 'train'", group_by=by, **shown) for by in (None, "config"))
+    figures = ["mean/auroc", "domain_C/auroc", "domain_C/cold/auroc", "domain_B/auroc"]
+    columns = ["tags.`config`", "params.`seed`", *(f"metrics.`{name}`" for name in figures)]
+    assert content["selectedColumns"][: len(columns)] == columns == content["columnOrder"][: len(columns)]
+    assert len(set(content["selectedColumns"])) == 8, "two figures of each domain, and none twice"
+    assert (content["orderByKey"], content["orderByAsc"]) == ("metrics.`mean/auroc`", False)
+    cards = content["compareRunCharts"]
+    assert [card["metricKey"] for card in cards if card["type"] == "BAR"] == figures[:3]
+    assert [card["imageKeys"] for card in cards if card["type"] == "IMAGE"] == [
+        ["maps/domain_B"],
+        ["maps/domain_C"],
+    ]
+    assert not any(card.get("showRunParams") for card in cards)
+    assert grouped["compareRunCharts"] == cards[:3], "groups have no pictures"
+    assert grouped["groupBy"]["groupByKeys"] == [{"mode": "tag", "groupByData": "config"}]
+    drawn = re.compile(content["chartsSearchFilter"])
+    assert all(drawn.search(name) for name in (*figures[:3], "maps/domain_B"))
+    assert not any(drawn.search(name) for name in ("domain_B/auroc", "train/loss", "mean/auroc_low"))
+    assert shown_of_detectors(["wheel"])["charts"] == ["mean/auroc", "mean/cold/auroc"]
+
+
+def test_a_view_has_the_key_that_its_link_asks_for_and_nothing_else_is_asked():
+    long = "Runs on " + "+".join(f"wheel {number}'" for number in range(60))
+    for name, key in (("Runs on ABCD", "Runs on ABCD"), (None, "r1"), (long, view_key(long))):
+        tag, text = view_tag({"searchFilter": "x"}, name=name, run_id="r1")
+        page, _, query = view_page("7", key).partition("?")
+        assert page == "#/experiments/7/runs"
+        asked = parse_qs(query)
+        assert asked.keys() == {"workflowType", "compareRunsMode", "viewStateShareKey"}
+        assert tag == "mlflow.sharedViewState." + asked["viewStateShareKey"][0]
+        assert len(tag) <= 250
+        assert (json.loads(text).get("name"), "state" in json.loads(text)) == (name, name is not None)
 
 
 def test_a_comparison_names_its_runs_before_anything_else():
@@ -30,24 +62,23 @@ def test_a_comparison_names_its_runs_before_anything_else():
     assert page == "#/compare-runs"
     assert query.startswith("runs="), "MLflow finds them nowhere else"
     assert json.loads(parse_qs(query)["runs"][0]) == ["a", "b"]
-    assert these_runs(["a", "b"]) == "attributes.run_id IN ('a', 'b')"
 
 
 @pytest.mark.parametrize(("count", "named"), [(1, True), (MOST_LINKED, True), (MOST_LINKED + 1, False)])
 def test_members_are_named_one_by_one_as_long_as_the_line_leaves_room_for_the_note(count: int, named: bool):
     runs = [f"{number:032x}" for number in range(count)]
-    line = members_line("7", "own", runs, what="trials", sweep="s1", kind="trial", report="report.html")
+    line = members_line("7", "own", runs, what="trials", report="report.html")
     assert len(line) < 0.6 * NOTE_LENGTH
     assert line.endswith("\n\n")
-    text = unquote(line)
-    assert all((run in text) == named for run in runs)
-    assert ("tags.sweep = 's1' and tags.kind = 'trial'" in text) != named
+    text, which = unquote(line), these_runs(runs, sweep="s1", kind="trial")
+    assert all((run in text) == named == (run in which) for run in runs)
+    assert (which == "tags.sweep = 's1' and tags.kind = 'trial'") != named
     assert "[Charts of its trials](#/experiments/7" in text
     assert "[Report](#/experiments/7/runs/own/artifacts/report.html?" in text
 
 
 def test_a_comparison_without_runs_has_no_line():
-    assert members_line("7", "own", [], what="runs", sweep="s", kind="train", report="report.html") == ""
+    assert members_line("7", "own", [], what="runs", report="report.html") == ""
 
 
 def test_a_picture_is_addressed_relative_to_the_page():
@@ -65,3 +96,4 @@ def test_a_long_description_ends_between_two_blocks_and_says_where_the_rest_is()
     assert NOTE_LENGTH - 200 < len(cut) <= NOTE_LENGTH
     assert cut.count(block) == cut.count("|---|---|")
     assert cut.endswith("`report.html`.*\n")
+    assert shortened("It:\n\n    python -m x\n") == "It:\n\n`python -m x`\n"

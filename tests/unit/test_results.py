@@ -10,6 +10,7 @@ from dinomaly_hd.errors import ConfigError, DataError, NonFiniteError
 from dinomaly_hd.evaluation import metrics
 from dinomaly_hd.evaluation.metrics import Threshold, normal_quantile
 from dinomaly_hd.evaluation.report import (
+    data_figures,
     detector_table,
     flat_metrics,
     results_markdown,
@@ -164,11 +165,11 @@ def test_pixel_metrics_enter_where_given():
     }
     result = run(score_table(), pixel=scores)
     flat = flat_metrics(result)
-    assert (flat["domain_C/pixel_auroc"], flat["domain_C/aupro"], flat["mean/pixel_auroc"]) == (0.9, 0.8, 0.8)
+    assert (result["mean_metrics"]["pixel_auroc"], result["mean_metrics"]["aupro"]) == (0.8, 0.8)
     assert result["mean_metrics"]["missing"]["aupro"] == ["domain_D", "domain_A"]
     assert "aupro" in result["per_domain_metrics"]["domain_A"]["reasons"]
-    assert "domain_D/pixel_auroc" not in flat
-    assert flat["domain_C/named_tooth"] == 0.5
+    assert flat["domain_C/named_tooth"] == flat["mean/named_tooth"] == 0.5
+    assert "domain_D/named_tooth" not in flat
     assert detector_table(result)["", "tooth right"].to_dict() == {
         **dict.fromkeys([*DOMAINS, "pooled"], "-"),
         **dict.fromkeys(["domain_C", "mean"], "50.00"),
@@ -190,21 +191,27 @@ def test_flat_names_are_mlflows():
     expected = {
         "domain_C/auroc": block["auroc"],
         "domain_C/tpr_at_fpr_1": block["tpr_at_fpr_1pct"],
-        "domain_C/tpr_at_fpr_5": block["tpr_at_fpr_5pct"],
-        "domain_C/auroc_low": block["intervals"]["auroc"][0],
-        "domain_C/tpr_at_fpr_1_high": block["intervals"]["tpr_at_fpr_1pct"][1],
         "domain_C/cold/auroc": block["by_condition"]["cold"]["auroc"],
         "mean/auroc": result["mean_metrics"]["auroc"],
         "mean/warm/tpr_at_fpr_1": result["mean_metrics"]["by_condition"]["warm"]["tpr_at_fpr_1pct"],
-        "pooled/auroc": result["overall_auroc"],
-        "trivial/max/domain_C.auroc": result["trivial"]["max"]["domain_C"]["auroc"],
-        "trivial/row_filter/mean.auroc": result["trivial"]["row_filter"]["mean"]["auroc"],
+        "mean/auroc_low": result["mean_metrics"]["intervals"]["auroc"][0],
     }
-    assert {name: flat[name] for name in expected} == expected
-    assert not any("/all/" in name for name in flat)
-    assert "domain_C/recall" in flat
-    assert "domain_C/cold/recall" not in flat, "every metric is a chart on MLflow's page"
+    assert {name: flat[name] for name in expected} == pytest.approx(expected, abs=5e-5)
+    names, domains = list(flat), result["per_domain_metrics"]
+    assert names[:2] == ["mean/auroc", "mean/tpr_at_fpr_1"]
+    assert len(names) == 2 + 6 * (1 + len(domains)), "what says most stands first, the conditions last"
+    assert names[-1].count("/") == 2
     assert all(re.fullmatch(r"[\w/.]+", name) and isinstance(value, float) for name, value in flat.items())
+    assert all(f"{value:.4f}".rstrip("0") == f"{value:.9f}".rstrip("0") for value in flat.values())
+
+
+def test_how_well_plain_scores_do_is_said_of_the_data():
+    result = run(score_table())
+    told = data_figures(result)
+    assert told.keys() == {"AUROC of max, %", "AUROC of row_filter, %"}
+    own = result["trivial"]["max"]["domain_C"]["auroc"]
+    assert f"domain_C {100 * own:.2f}" in told["AUROC of max, %"]
+    assert not any(name.startswith("trivial") for name in flat_metrics(result))
 
 
 def test_figures_of_a_run_read_back_are_those_of_the_run(tmp_path):
