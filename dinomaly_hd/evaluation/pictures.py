@@ -72,10 +72,11 @@ def coloured(map_HW: Map, colours: str = MAP_COLOURS) -> bytes:
 
 def as_html(png: bytes, caption: str) -> str:
     """Return a picture that stands in the page itself, so that a saved notebook keeps it."""
-    look = "display: inline-block; margin: 4px; vertical-align: top; width: 400px"
     source = f"data:image/png;base64,{b64encode(png).decode()}"
-    picture = f'<img src="{source}" style="width: 100%; image-rendering: pixelated" alt="">'
-    return f'<figure style="{look}">{picture}<figcaption>{escape(caption)}</figcaption></figure>'
+    image = f'<img style="width: 100%; image-rendering: pixelated" src="{source}">'
+    return (
+        f'<figure style="display: inline-block; width: 400px; margin: 4px">{image}{escape(caption)}</figure>'
+    )
 
 
 def picture_title(
