@@ -13,7 +13,9 @@ LINES = 10
 LOOK = "{desc} {percentage:3.0f} %|{bar}| {n_fmt}/{total_fmt}, {rate_noinv_fmt}, {remaining} left{postfix}"
 STYLE: dict[str, Any] = {
     "bar_format": LOOK,
-    **{"mininterval": 0.2, "miniters": 1, "dynamic_ncols": True},
+    "mininterval": 0.2,
+    "miniters": 1,
+    "dynamic_ncols": True,
     "smoothing": 0,  # the time left is by the mean rate, as validations come now and then
 }
 Thing = TypeVar("Thing")
