@@ -4,9 +4,10 @@ import os
 import sys
 import time
 import warnings
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass, field
-from typing import Any, Self, TypeVar
+from typing import Any, Self
 
 LONG_S = 0.5  # work that takes less shows no bar
 LINES = 10
@@ -18,7 +19,6 @@ STYLE: dict[str, Any] = {
     "dynamic_ncols": True,
     "smoothing": 0,  # the time left is by the mean rate, as validations come now and then
 }
-Thing = TypeVar("Thing")
 _shown: list["Progress"] = []  # whose bars are on the screen, outermost first
 
 
@@ -31,19 +31,15 @@ def say(line: str = "") -> None:
         one.bar.refresh()
 
 
-def end_bars() -> None:
-    """Leave the bars as they are, so that what ends a command is said on a line of its own."""
-    while _shown:
-        _shown.pop().bar.close()
-
-
 def _live(stream: Any) -> bool:
     """Tell whether a stream is seen on a terminal or in a notebook."""
     shell = getattr(sys.modules.get("IPython"), "get_ipython", lambda: None)()
     if "IPKernelApp" in getattr(shell, "config", {}):
         return True
-    # A terminal that says it has no columns, as some containers' do, would show nothing.
-    return stream is not None and stream.isatty() and os.get_terminal_size(stream.fileno()).columns > 0
+    with suppress(OSError):  # the terminal may go at any time
+        # One that says it has no columns, as some containers' do, would show nothing.
+        return stream is not None and stream.isatty() and os.get_terminal_size(stream.fileno()).columns > 0
+    return False
 
 
 @dataclass(eq=False)
@@ -75,13 +71,6 @@ class Progress:
         if self in _shown:
             _shown.remove(self)
             self.bar.close()
-
-    def over(self, things: Iterable[Thing]) -> Iterator[Thing]:
-        """Yield things and count each once it is dealt with."""
-        with self:
-            for one in things:
-                yield one
-                self()
 
     def __call__(self, count: int = 1, **figures: float) -> None:
         """Count what was done since the last call; ``figures`` stand behind the bar."""

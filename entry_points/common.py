@@ -5,7 +5,6 @@ import os
 import sys
 import traceback
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import ExitStack
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -17,7 +16,6 @@ from dinomaly_hd.config.presets import AUTO, Fields, all_of, any_of
 from dinomaly_hd.config.resolve import Asked, Command, Options, OrAuto
 from dinomaly_hd.config.variants import VARIANTS, WITH_TOPK
 from dinomaly_hd.errors import DinomalyHDError, Interrupted, SignalGuard
-from dinomaly_hd.progress import end_bars
 from dinomaly_hd.progress import say as say
 from dinomaly_hd.streams import outlive_readers
 from entry_points import ACTIVATE
@@ -197,8 +195,7 @@ def launch(main: Main, argv: Sequence[str] | None = None) -> int:
     for name, value in QUIET.items():
         os.environ.setdefault(name, value)
     try:
-        with SignalGuard() as guard, ExitStack() as ending:
-            ending.callback(end_bars)
+        with SignalGuard() as guard:
             work = main(sys.argv[1:] if argv is None else argv, guard)
             if work is not None:
                 work()

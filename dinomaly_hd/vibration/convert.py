@@ -75,14 +75,14 @@ def maps_of(
     count = clock.meshes // pair.period // settings.periods * settings.periods
     blocks = record.blocks(settings.vibration)
     periods = periods_of(blocks, clock, rate=rate, meshes=pair.period, samples=samples, count=count)
-    counted = Progress("averaging", count, unit="period").over(periods)
     made = []
-    for average in averages(counted, each=settings.periods, turns=pair.turns[0], tick=tick):
-        own = indicators(average, pair, powers=powers)
-        signal_T = without_mesh(average.mean_T, pair, signal=settings.signal)
-        map_RC = pair.lay_out(mesh_statistic(signal_T, samples=samples, statistic=settings.statistic))
-        own["row_contrast"] = float(row_contrast(map_RC).max())
-        made.append(Made(map_RC, average.start_s, average.speed, average.noise, own))
+    with Progress("averaging", count, unit="period", tell=lambda *_: tick()) as each_period:
+        for average in averages(periods, each=settings.periods, turns=pair.turns[0], tick=each_period):
+            own = indicators(average, pair, powers=powers)
+            signal_T = without_mesh(average.mean_T, pair, signal=settings.signal)
+            map_RC = pair.lay_out(mesh_statistic(signal_T, samples=samples, statistic=settings.statistic))
+            own["row_contrast"] = float(row_contrast(map_RC).max())
+            made.append(Made(map_RC, average.start_s, average.speed, average.noise, own))
     return Converted(made, seconds, rate)
 
 

@@ -44,16 +44,14 @@ def greedy_centres(
     # Exact and lazy: distances only shrink, so a token's old distance bounds its present one, and centres are
     # chosen among the few tokens with the largest bounds while these are ahead of all others.
     lazy = _Lazy(points_Nd, count=count, start=start)
-    tick()
     size = BLOCK
-    with Progress("choosing", count, unit="token", done=lazy.number) as progress:
+    with Progress("choosing", count, unit="token", tell=lambda *_: tick()) as each_centre:
+        each_centre()
         while lazy.number < count:
             before = lazy.number
-            lazy.choose(size, tick=tick)
+            lazy.choose(size, tick=each_centre)
             # Tokens that tie with others outside of the block wait for one that holds them all.
             size = BLOCK if lazy.number > before else 2 * size
-            if lazy.number > before:
-                progress(lazy.number - before)
     return lazy.chosen_M
 
 
