@@ -8,6 +8,7 @@ import weakref
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from html import escape
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -24,19 +25,22 @@ from dinomaly_hd.data.hdmap import load_manifest
 from dinomaly_hd.data.tree import ConditionRule, found_domains
 from dinomaly_hd.errors import CheckpointError, ConfigError, SignalGuard
 from dinomaly_hd.evaluation.comparison_pages import Question
-from dinomaly_hd.evaluation.pointing import POINTED
+from dinomaly_hd.evaluation.pictures import INPUT_COLOURS, as_html, coloured
+from dinomaly_hd.evaluation.pointing import POINTED, TOOTH, where_text
 from dinomaly_hd.evaluation.report import detector_table
 from dinomaly_hd.experiments.members import read_member
 from dinomaly_hd.experiments.reporting import write_report
 from dinomaly_hd.experiments.run import execute
 from dinomaly_hd.experiments.score import stack
 from dinomaly_hd.files import make_dated_folder
+from dinomaly_hd.progress import say
 from dinomaly_hd.runs.folder import MODEL, Context, read_results
 from dinomaly_hd.runs.store import default_uri
 from dinomaly_hd.serving.find import bare, download_model, run_here
 from dinomaly_hd.serving.served import Refusal, ServedModel
 
 RESULTS = Path("results")
+SHOWN = 4  # pictures, teeth: what stands beside one another in a notebook
 ASKED = "Which of these runs is the better one on the same test images?"
 
 
@@ -62,7 +66,13 @@ class Maps:
 
     def _repr_html_(self) -> str:
         counts = self.table.groupby(["domain", "split", "label"], sort=False).size().rename("maps").to_frame()
-        return f"<p>{len(self)} maps of {self.images.shape[1]} x {self.images.shape[2]}</p>{counts.to_html()}"
+        words = f"{len(self)} maps of {self.images.shape[1]} x {self.images.shape[2]}"
+        first = self.table.drop_duplicates(["domain", "label"])[:SHOWN]
+        pictures = [
+            as_html(coloured(self.images[row], INPUT_COLOURS), str(path))
+            for row, path in first["path"].items()
+        ]
+        return f"<p>{words}</p>{counts.to_html()}{''.join(pictures)}"
 
 
 def read(folder: str | Path, *, domains: Sequence[str] | None = None, conditions: str = "auto") -> Maps:
@@ -89,6 +99,18 @@ class Scores(NamedTuple):
 
     table: pd.DataFrame
     maps: NDArray[np.float32]
+
+    def _repr_html_(self) -> str:
+        faults = self.table[self.table["fault"].eq(True)]
+        teeth = faults[TOOTH].value_counts().head(SHOWN)
+        named = ", ".join(f"tooth {tooth} in {count}" for tooth, count in teeth.items())
+        words = f"{len(self.table)} maps, {len(faults)} called faults{named and f': {named}'}"
+        highest = self.table.nlargest(SHOWN, "score")
+        pictures = [
+            as_html(coloured(self.maps[row]), f"{row}: score {one['score']:.4g}, {where_text(one)}")
+            for row, one in highest.iterrows()
+        ]
+        return f"<p>{words}</p>{self.table.to_html(max_rows=10)}{''.join(pictures)}"
 
 
 class Run:
@@ -152,10 +174,13 @@ class Run:
         return f"Run({str(self.folder)!r})"
 
     def _repr_html_(self) -> str:
-        found = self._results()
-        return (
-            f"<p>{found['variant']}, seed {found['seed']}: {self.folder}</p>{detector_table(found).to_html()}"
-        )
+        found = read_results(self.folder)
+        if found is None:
+            return f"<p>a model only, without the results of its run: {escape(str(self.folder))}</p>"
+        words = f"{found['variant']}, seed {found['seed']}: {self.folder}"
+        highest = sorted(self.folder.glob("anomaly_maps/**/fault_highest_01_*.png"))[:SHOWN]
+        pictures = [as_html(path.read_bytes(), f"{path.parent.name}, its highest fault") for path in highest]
+        return f"<p>{escape(words)}</p>{detector_table(found).to_html()}{''.join(pictures)}"
 
 
 def train(
@@ -174,7 +199,7 @@ def train(
             result_dir=Path(result_dir),
             experiment=experiment,
             guard=guard,
-            say=print,
+            say=say,
             command=f"dinomaly-hd {model}{flags}",
             entry_point=model,
         )

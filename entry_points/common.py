@@ -18,6 +18,7 @@ from dinomaly_hd.config.presets import AUTO, Fields, all_of, any_of
 from dinomaly_hd.config.resolve import Asked, Command, Options, OrAuto
 from dinomaly_hd.config.variants import VARIANTS, WITH_TOPK
 from dinomaly_hd.errors import ConfigError, DinomalyHDError, Interrupted, SignalGuard
+from dinomaly_hd.progress import say as say
 from dinomaly_hd.streams import outlive_readers
 from entry_points import ACTIVATE
 
@@ -38,7 +39,6 @@ PER_MEMBER = ("class_token", "stop_step", "start_from", "train_domains", "use_to
 """Values of a run that a comparison sets for each member."""
 PLUGIN, FORBIDDEN = "DINOMALY_HD_PLUGIN", "none"
 QUIET = {"MLFLOW_DISABLE_TELEMETRY": "true", "RAY_USAGE_STATS_ENABLED": "0", "HF_HUB_DISABLE_TELEMETRY": "1"}
-say = partial(print, flush=True)
 
 
 # ---- options that several have ----

@@ -37,12 +37,8 @@ def convert(start: Start[Options]) -> None:
         return tell(options, figure="output" in start.asked.given)
     if options.input == NONE:
         raise ConfigError("--input is needed: a record or a folder of records, or --plan without data")
-    from rich.console import Console
-    from rich.progress import track
-
     from dinomaly_hd.vibration.dataset import hdmap
 
-    console = Console(stderr=True)
     hdmap(
         Path(options.input),
         output=options.output,
@@ -54,9 +50,6 @@ def convert(start: Start[Options]) -> None:
         start_s=options.start,
         say=say,
         tick=start.guard.check,
-        track=lambda periods, count: iter(
-            track(periods, "averaging", total=count, console=console, disable=not console.is_terminal)
-        ),
     )
     say(f"maps: {options.output}; next: --data_root {options.output} --domains {options.domain}")
     return None

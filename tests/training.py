@@ -95,7 +95,7 @@ def train(
     found = checkpoints.newest(folder).checkpoint
     with SignalGuard() as guard:
 
-        def progress(done: int, total: int) -> None:
+        def tell(done: int, total: int, _seconds_left: float) -> None:
             assert done <= total
             if done == until:
                 guard.received = 15
@@ -109,6 +109,6 @@ def train(
             name_files=lambda step: f"files of {step}",
             validate=validate,
         )
-        hooks = loop.Hooks(record, lambda state: checkpoints.save(folder, state), guard, progress)
+        hooks = loop.Hooks(record, lambda state: checkpoints.save(folder, state), guard, tell=tell)
         loop.train(detector, run=run, data=data, hooks=hooks, resume=found)
     return record

@@ -18,6 +18,7 @@ from dinomaly_hd.data.images import FORMAT_NAMES, SCALES, Form, decode_image, pr
 from dinomaly_hd.data.rows import ImageRecord
 from dinomaly_hd.data.tree import ConditionRule, assign_conditions, survey
 from dinomaly_hd.errors import ConfigError, DataError, ImageError, LayoutError
+from dinomaly_hd.progress import Progress
 
 FAULTS_SHOWN = 20
 EXAMPLES = 3  # of one cause; more are counted
@@ -92,18 +93,20 @@ def load_manifest(
     assigned = assign_conditions(tree, rule=conditions)
     read: list[tuple[ImageRecord, Form]] = []
     bad: list[DataError] = []
-    for record in tree.entries:
-        try:
-            digest, form = _read(tree.root, record.path, grey=grey)
-            mask = _read(tree.root, record.mask, grey=grey)[1] if record.label and record.mask else form
-            if mask.shape != form.shape:  # no evaluation could use it, hours later
-                sides = [f"{height} x {width}" for height, width in (mask.shape, form.shape)]
-                raise ImageError(f"{printable(record.mask)}: {sides[0]}, its image is {sides[1]}")
-        except DataError as error:
-            bad.append(error)
-        else:
-            read.append((record._replace(condition=assigned.by_path[record.path], digest=digest), form))
-        tick()
+    with Progress("reading", len(tree.entries), unit="image") as progress:
+        for record in tree.entries:
+            try:
+                digest, form = _read(tree.root, record.path, grey=grey)
+                mask = _read(tree.root, record.mask, grey=grey)[1] if record.label and record.mask else form
+                if mask.shape != form.shape:  # no evaluation could use it, hours later
+                    sides = [f"{height} x {width}" for height, width in (mask.shape, form.shape)]
+                    raise ImageError(f"{printable(record.mask)}: {sides[0]}, its image is {sides[1]}")
+            except DataError as error:
+                bad.append(error)
+            else:
+                read.append((record._replace(condition=assigned.by_path[record.path], digest=digest), form))
+            tick()
+            progress()
     faults = [*tree.faults, *assigned.faults, *_mixtures(read)]
     if len(bad) == 1 and not faults:
         raise bad[0]

@@ -5,10 +5,12 @@ anomaly maps of normal images. What its pictures share is drawn once; a picture 
 Source: protocols.md, "Result file".
 """
 
+from base64 import b64encode
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
+from html import escape
 from pathlib import Path
 from typing import Any
 
@@ -107,6 +109,21 @@ def map_limit(normals_NHW: Map) -> float:
     """Upper end of a domain's colour scale: the 99.5 % quantile over its normal images' pixels or maps."""
     check_finite(normals_NHW)
     return float(np.quantile(normals_NHW, COLOUR_QUANTILE))
+
+
+def coloured(map_HW: Map, colours: str = MAP_COLOURS) -> bytes:
+    """Return a map alone as a PNG of its own size, on a scale of its own."""
+    level_HW = np.clip(map_HW / max(map_limit(map_HW), SMALLEST_LIMIT), 0.0, 1.0)
+    return encode_png((255 * colormaps[colours](level_HW)[..., :3]).astype(np.uint8))
+
+
+def as_html(png: bytes, caption: str) -> str:
+    """Return a picture that stands in the page itself, so that a saved notebook keeps it."""
+    source = f"data:image/png;base64,{b64encode(png).decode()}"
+    image = f'<img style="width: 100%; image-rendering: pixelated" src="{source}">'
+    return (
+        f'<figure style="display: inline-block; width: 400px; margin: 4px">{image}{escape(caption)}</figure>'
+    )
 
 
 def picture_title(

@@ -54,10 +54,10 @@ def percentiles(score_N: NDArray[np.float64], normal: ArrayLike) -> NDArray[np.f
 
 
 def where_text(row: "Mapping[Any, Any] | pd.Series[Any]") -> str:
-    """Return "driving tooth 12, columns 30-71, above 98 % of normals" of a table's row, as far as known."""
+    """Return "tooth 12, columns 30-71, above 98 % of normals" of a table's row, as far as known."""
     parts = []
     if pd.notna(row[TOOTH]):
-        parts.append(f"driving tooth {row[TOOTH]}, columns {row[FIRST]}-{row[LAST]}")
+        parts.append(f"tooth {row[TOOTH]}, columns {row[FIRST]}-{row[LAST]}")
     if pd.notna(row[PERCENTILE]):
         parts.append(f"above {row[PERCENTILE]:.0f} % of normals")
     return ", ".join(parts)

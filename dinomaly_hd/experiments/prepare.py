@@ -24,7 +24,7 @@ from dinomaly_hd.models.convert import convert_state
 from dinomaly_hd.models.detector import GROUP_SIZE, Detector
 from dinomaly_hd.models.fast import kernels
 from dinomaly_hd.models.weights import read_state
-from dinomaly_hd.runs.folder import CHECKPOINTS, Progress
+from dinomaly_hd.runs.folder import CHECKPOINTS
 from dinomaly_hd.serving.exported import read_weights
 from dinomaly_hd.training import checkpoint as checkpoints
 from dinomaly_hd.training.checkpoint import Checkpoint, encoder_state, load_trained_state, trained_state
@@ -56,7 +56,7 @@ def prepare(work: Work) -> Scorer:
     else:
         _fit_encoder(work, scorer, features)
     if checkpoint is None:
-        images = scorer.images(ready.split.train)
+        images = scorer.images(ready.split.train, "statistics")
         detector.fit_loss(one.to(work.device) for one in images)
     features.use(_encoder_key(work, detector), place=work.feature_place, device=work.device)
     work.timing["encode_s"] = time.monotonic() - began
@@ -94,7 +94,7 @@ def _fit_encoder(work: Work, scorer: Scorer, features: FeatureCache) -> None:
     def take() -> dict[str, Tensor]:
         if encoder_state(detector):
             work.context.say(f"encoder: statistics of {len(positions)} training images")
-        images = scorer.images(positions, size=GROUP_SIZE)
+        images = scorer.images(positions, "statistics", size=GROUP_SIZE)
         detector.fit_encoder(one.to(work.device) for one in images)
         return encoder_state(detector)
 
@@ -194,7 +194,7 @@ def hooks(work: Work) -> Hooks:
         tracker.journal.sync()  # a checkpoint relies on what was logged before it
         checkpoints.save(work.folder / CHECKPOINTS, checkpoint)
 
-    return Hooks(log, save, context.guard, Progress(context))
+    return Hooks(log, save, context.guard, context.say, context.on_progress)
 
 
 def encode_once(work: Work, scorer: Scorer) -> bool:

@@ -27,6 +27,7 @@ from dinomaly_hd.models.detector import Detector, Prediction, encode_in_groups
 from dinomaly_hd.models.draem.faults import horizontal_bands
 from dinomaly_hd.models.networks import visible_box
 from dinomaly_hd.models.row_evidence import Evidence, chunks, image_scores
+from dinomaly_hd.progress import Progress
 from dinomaly_hd.randomness import derive
 from dinomaly_hd.serving.exported import Card
 
@@ -60,11 +61,16 @@ class Scorer:
         self.features, self.tick = features, tick
         self.box = visible_box(run.encoder, shape=store.manifest.shape)
 
-    def images(self, positions: Indices, *, size: int | None = None) -> Iterator[Tensor]:
+    def images(self, positions: Indices, stage: str, *, size: int | None = None) -> Iterator[Tensor]:
         """Yield maps (B, H, W), ``size`` at once, by default as many as in the evaluation."""
         size = size or self.run.evaluation.eval_batch_size
         workers = self.run.data.num_workers
-        return image_batches(self.store, positions, batch_size=size, num_workers=workers, tick=self.tick)
+        with Progress(stage, len(positions), unit="image") as progress:
+            for images_BHW in image_batches(
+                self.store, positions, batch_size=size, num_workers=workers, tick=self.tick
+            ):
+                yield images_BHW
+                progress(len(images_BHW))
 
     def encode(self, images_BHW: Tensor, names: Sequence[str]) -> Tensor:
         """Return encoder outputs (B, ...) on the device: kept ones of these names, else new ones."""
@@ -77,25 +83,27 @@ class Scorer:
         return self.features.encode(names, make, tick=self.tick).to(self.device)
 
     def encoded(self, positions: Indices, *, size: int | None = None) -> Iterator[Tensor]:
-        return (encoded for _, _, encoded in self._batches(positions, size=size))
+        return (encoded for _, _, encoded in self._batches(positions, "encoding", size=size))
 
-    def batches(self, positions: Indices) -> Iterator[tuple[Indices, Tensor, Prediction]]:
+    def batches(
+        self, positions: Indices, stage: str = "scoring"
+    ) -> Iterator[tuple[Indices, Tensor, Prediction]]:
         """Yield positions, images (B, H, W), and maps and scores on the CPU, batch by batch."""
-        for chosen, images_BHW, encoded in self._batches(positions):
+        for chosen, images_BHW, encoded in self._batches(positions, stage):
             yield chosen, images_BHW, score(self.detector, encoded, bf16=self.run.bf16)
 
     def each(self, positions: Indices) -> Iterator[tuple[npt.NDArray[np.float32], ...]]:
         """Yield an image (H, W) and its map at a time."""
-        for _, images_BHW, prediction in self.batches(positions):
+        for _, images_BHW, prediction in self.batches(positions, "drawing"):
             for image_HW, map_HW in zip(images_BHW.numpy(), prediction.map_BHW.numpy(), strict=True):
                 self.tick()
                 yield image_HW, map_HW
 
     def _batches(
-        self, positions: Indices, *, size: int | None = None
+        self, positions: Indices, stage: str, *, size: int | None = None
     ) -> Iterator[tuple[Indices, Tensor, Tensor]]:
         size = size or self.run.evaluation.eval_batch_size
-        for number, images_BHW in enumerate(self.images(positions, size=size)):
+        for number, images_BHW in enumerate(self.images(positions, stage, size=size)):
             chosen = positions[number * size : (number + 1) * size]
             yield chosen, images_BHW, self.encode(images_BHW, digests(self.store.manifest, chosen))
 

@@ -1,7 +1,6 @@
 """The run folder, the truth of a run, of which MLflow is a copy; and what surrounds a run."""
 
 import os
-import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -52,22 +51,6 @@ class Context:
     on_progress: Callable[[int, int, float], None] | None = None  # after a step: done, in all, seconds left
     observe: Callable[[Mapping[str, float], int], None] | None = None
     """Called with every logged dict of metrics and its step, counted from 0; may raise ``Pruned``."""
-
-
-class Progress:
-    """Says how far a training is, about ten times, with the time left; tells the context of every step."""
-
-    def __init__(self, context: Context) -> None:
-        self.context, self.began, self.first = context, time.monotonic(), -1
-
-    def __call__(self, done: int, total: int) -> None:
-        if self.first < 0:
-            self.first, self.began = done, time.monotonic()
-        seconds_left = (time.monotonic() - self.began) / max(1, done - self.first) * (total - done)
-        if self.context.on_progress is not None:
-            self.context.on_progress(done, total, seconds_left)
-        if done == total or done % max(1, total // 10) == 0:
-            self.context.say(f"step {done}/{total}, {seconds_left:.0f} s left")
 
 
 class RunFolder(NamedTuple):

@@ -22,6 +22,7 @@ from dinomaly_hd.config.run import RunConfig, TrainingConfig
 from dinomaly_hd.data.features import StepBatches, step_loader
 from dinomaly_hd.errors import ConfigError, Interrupted, OutOfMemory, SignalGuard, reason_of
 from dinomaly_hd.models.detector import Detector
+from dinomaly_hd.progress import Progress
 from dinomaly_hd.training.checkpoint import Checkpoint, load_trained_state, trained_state
 from dinomaly_hd.training.task import DetectorTask, Log
 
@@ -62,7 +63,8 @@ class Hooks(NamedTuple):
     log: Log
     save: Callable[[Checkpoint], object]
     guard: SignalGuard
-    progress: Callable[[int, int], None]
+    say: Callable[[str], None] | None = None  # a line now and then, where no bar is seen
+    tell: Callable[[int, int, float], None] | None = None  # after each step: done, in all, seconds left
 
 
 class Trained(NamedTuple):
@@ -148,6 +150,7 @@ class _Keeper(lightning.Callback):
     examine: Callable[[], Validation] | None
     save: Callable[[], None]
     hooks: Hooks
+    progress: Progress
 
     def on_train_batch_end(
         self, trainer: Any, pl_module: Any, outputs: Any, batch: Any, batch_idx: int
@@ -158,7 +161,7 @@ class _Keeper(lightning.Callback):
         if self.examine and config.val_check_interval and done % config.val_check_interval == 0:
             self.stopping.due = True
             self.validate()
-        self.hooks.progress(done, last)
+        self.progress(loss=self.task.loss)
         # Looked at once: a signal that comes while a checkpoint is written waits for the next step's.
         asked_to_stop = self.hooks.guard.received is not None
         trainer.should_stop = self.stopping.exhausted
@@ -225,7 +228,8 @@ def train(
         hooks.save(state)
 
     began = time.monotonic()
-    keeper = _Keeper(task, stopping, data.validate, save_now, hooks)
+    progress = Progress("training", config.last_step, unit="step", done=start, say=hooks.say, tell=hooks.tell)
+    keeper = _Keeper(task, stopping, data.validate, save_now, hooks, progress)
     if stopping.due:
         keeper.validate()
     if start < config.last_step and not stopping.exhausted:
@@ -235,7 +239,7 @@ def train(
         )
         loader = step_loader(data.dataset, steps, num_workers=data.num_workers)
         try:
-            with warnings.catch_warnings():
+            with progress, warnings.catch_warnings():
                 warnings.filterwarnings("ignore", message="|".join(NOTICES))
                 _trainer(config, steps=config.last_step - start, keeper=keeper).fit(task, loader)
         except SIGTERMException:  # the signal came between our check and Lightning's

@@ -38,7 +38,7 @@ class DetectorTask(lightning.LightningModule):
         self.detector, self.training_config = detector, training
         self.steps_per_epoch, self.log_step, self.name_files = steps_per_epoch, log, name_files
         self.position = position
-        self.nonfinite = 0
+        self.nonfinite, self.loss = 0, math.nan
         groups = detector.parameter_groups()
         self.trained = [parameter for group in groups for parameter in group.parameters]
         self.optimizer = OPTIMIZERS[training.optimizer](
@@ -81,6 +81,7 @@ class DetectorTask(lightning.LightningModule):
         values = {"loss": loss.total.detach(), "grad_norm": norm, **loss.parts}
         # One transfer from the device instead of one a value.
         numbers = dict(zip(values, torch.stack([v.float() for v in values.values()]).tolist(), strict=True))
+        self.loss = numbers["loss"]
         if math.isfinite(numbers["loss"]) and math.isfinite(numbers["grad_norm"]):
             optimizer.step()
         else:

@@ -1,14 +1,15 @@
 """From one record to its maps: pulses, angle, averages, what remains of them, and the usual indicators."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
 from dinomaly_hd.config.vibration import RecordSettings, ratio_of, teeth_of
 from dinomaly_hd.errors import ConfigError, DataError
+from dinomaly_hd.progress import Progress
 from dinomaly_hd.vibration.angle import Clock, check_pulses, clock_of_pulses, clock_of_speed, pulse_times
 from dinomaly_hd.vibration.averaging import (
     averages,
@@ -23,8 +24,6 @@ from dinomaly_hd.vibration.readers import Record, open_record
 from dinomaly_hd.vibration.teeth import Pair
 
 FEWEST_TURNS = 10  # below, lines of neighbouring orders run into one another
-Track = Callable[[Iterator[Any], int], Iterator[Any]]
-"""Shows how far an iterator of so many periods is."""
 
 
 class Made(NamedTuple):
@@ -46,7 +45,7 @@ class Converted(NamedTuple):
 
 
 def maps_of(
-    path: Path, settings: RecordSettings, *, powers: list[float], tick: Callable[[], None], track: Track
+    path: Path, settings: RecordSettings, *, powers: list[float], tick: Callable[[], None]
 ) -> Converted:
     """Return the maps of one record; ``powers`` are those of earlier ones, see ``indicators``.
 
@@ -76,14 +75,14 @@ def maps_of(
     count = clock.meshes // pair.period // settings.periods * settings.periods
     blocks = record.blocks(settings.vibration)
     periods = periods_of(blocks, clock, rate=rate, meshes=pair.period, samples=samples, count=count)
-    tracked = track(periods, count)
     made = []
-    for average in averages(tracked, each=settings.periods, turns=pair.turns[0], tick=tick):
-        own = indicators(average, pair, powers=powers)
-        signal_T = without_mesh(average.mean_T, pair, signal=settings.signal)
-        map_RC = pair.lay_out(mesh_statistic(signal_T, samples=samples, statistic=settings.statistic))
-        own["row_contrast"] = float(row_contrast(map_RC).max())
-        made.append(Made(map_RC, average.start_s, average.speed, average.noise, own))
+    with Progress("averaging", count, unit="period", tell=lambda *_: tick()) as each_period:
+        for average in averages(periods, each=settings.periods, turns=pair.turns[0], tick=each_period):
+            own = indicators(average, pair, powers=powers)
+            signal_T = without_mesh(average.mean_T, pair, signal=settings.signal)
+            map_RC = pair.lay_out(mesh_statistic(signal_T, samples=samples, statistic=settings.statistic))
+            own["row_contrast"] = float(row_contrast(map_RC).max())
+            made.append(Made(map_RC, average.start_s, average.speed, average.noise, own))
     return Converted(made, seconds, rate)
 
 

@@ -17,7 +17,7 @@ from dinomaly_hd.evaluation.plots import png_bytes
 from dinomaly_hd.files import locked, publish, publish_json, publish_text, read_json
 from dinomaly_hd.names import as_cell
 from dinomaly_hd.trivial import INDICATORS
-from dinomaly_hd.vibration.convert import Made, Track, maps_of
+from dinomaly_hd.vibration.convert import Made, maps_of
 from dinomaly_hd.vibration.length import Plan, plan_figure
 from dinomaly_hd.vibration.readers import READERS
 from dinomaly_hd.vibration.teeth import Pair
@@ -58,7 +58,6 @@ def hdmap(
     start_s: float = 0.0,
     say: Callable[[str], None],
     tick: Callable[[], None] = lambda: None,
-    track: Track = lambda periods, _: periods,
 ) -> Path:
     """Convert a record, or a folder of them, to maps in ``output/domain_X/{split}``, and return ``output``.
 
@@ -86,7 +85,7 @@ def hdmap(
         maps: Maps = []
         clock_s, powers, rate = start_s, list[float](), 0.0
         for source in sources:
-            found = maps_of(source.path, settings, powers=powers, tick=tick, track=track)
+            found = maps_of(source.path, settings, powers=powers, tick=tick)
             maps += [(source, clock_s, one) for one in found.maps]
             clock_s, rate = clock_s + found.seconds, found.rate
             made = f"{len(found.maps)} of {source.split}, {found.seconds:.1f} s at {rate:g} Hz"

@@ -63,7 +63,7 @@ def evaluate_four_images(monkeypatch: pytest.MonkeyPatch) -> list[Seen]:
     def light(work: Work, scorer: Scorer, trained: Trained) -> dict[str, Any]:
         positions = work.ready.manifest.indices(split="test")[:4]
         detector = scorer.detector.eval()
-        images = scorer.images(positions)
+        images = scorer.images(positions, "scoring")
         score_4 = torch.cat([detector.score(detector.encode(one)).score_B for one in images])
         assert torch.isfinite(score_4).all()
         history = work.tracker.journal.history()

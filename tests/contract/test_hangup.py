@@ -1,9 +1,11 @@
 """A dropped connection takes the terminal away: the run saves and ends; under nohup it goes on."""
 
 import os
+import re
 import signal
 import subprocess
 import sys
+import termios
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -27,8 +29,9 @@ raise SystemExit(common.launch(horizontal.main, {flags!r}))
 
 
 def _until_closed(root: Path, *, closed_at: str, before: Callable[[], object] | None = None) -> int:
-    """Train in a terminal that is closed once a line begins like this; return the exit code."""
+    """Train in a terminal that is closed once it shows this; return the exit code."""
     ours, theirs = os.openpty()
+    termios.tcsetwinsize(theirs, (24, 100))
     values = {**SETTINGS, "max_steps": STEPS, "maps_per_group": 0, "result_dir": root / "results"}
     flags = [f"--{name}={text}" for name, text in values.items()]
 
@@ -45,7 +48,7 @@ def _until_closed(root: Path, *, closed_at: str, before: Callable[[], object] | 
     os.close(theirs)
     with os.fdopen(ours, "rb", buffering=0) as terminal:
         said = b""
-        while f"\n{closed_at}".encode() not in said:
+        while not re.search(closed_at.encode(), said):
             said += terminal.read(1000)
     return process.wait(PATIENCE_S)
 
@@ -66,7 +69,7 @@ def test_a_closed_terminal_is_as_sigterm_and_none_under_nohup(tmp_path: Path, em
     uri = f"sqlite:///{tmp_path / 'mlflow.db'}"
     (tmp_path / "mlflow.db").write_bytes(empty_store.read_bytes())
 
-    assert _until_closed(tmp_path, closed_at=f"step 20/{STEPS}") == 128 + signal.SIGHUP
+    assert _until_closed(tmp_path, closed_at=rf"\| [2-9]\d/{STEPS}") == 128 + signal.SIGHUP
     (folder,) = all_runs(tmp_path / "results")
     state = read_state(folder)
     assert state["status"] == client_for(uri).get_run(state["mlflow_run_id"]).info.status == "KILLED"

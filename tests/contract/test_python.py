@@ -1,14 +1,18 @@
 """`import dinomaly_hd as dhd`: its names, and that they say what the entry points write."""
 
+import io
+import re
 import subprocess
 import sys
 import warnings
+from base64 import b64decode
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pandas as pd
 import pytest
+from PIL import Image
 from sklearn.base import clone
 from sklearn.utils import estimator_checks
 
@@ -68,6 +72,19 @@ def test_a_run_gives_its_figures_and_scores_its_own_maps_again_to_the_last_bit(
     pd.testing.assert_frame_equal(again.results, results)
     assert "domain_C" in again._repr_html_()
     assert "<td>" in maps._repr_html_()
+    assert [_pictures(one) for one in (again, maps, found)] == [2, 4, 4]
+    faults = found.table[found.table["fault"].eq(True)]
+    tooth = faults["tooth"].mode()[0]
+    assert f"{len(faults)} called faults: tooth " in found._repr_html_()
+    assert f"tooth {tooth} in {faults['tooth'].eq(tooth).sum()}" in found._repr_html_()
+
+
+def _pictures(shown: Any) -> int:
+    """Count the pictures of what a notebook shows; each is in the page itself, and whole."""
+    found = re.findall(r'src="data:image/png;base64,([^"]+)"', shown._repr_html_())
+    for picture in found:
+        Image.open(io.BytesIO(b64decode(picture))).load()
+    return len(found)
 
 
 def test_what_is_wrong_is_said_as_elsewhere(place: Path, runs: list[dhd.Run]) -> None:

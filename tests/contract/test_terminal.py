@@ -2,9 +2,12 @@
 
 import json
 import os
+import re
 import subprocess
 import sys
-from collections.abc import Callable
+import termios
+from collections.abc import Callable, Iterator
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -50,6 +53,38 @@ def test_a_training_finishes(tmp_path: Path) -> None:
     assert run_unread(words, tmp_path) == 0
     (results,) = (tmp_path / "results").rglob("results.json")
     assert json.loads(results.read_text())["max_steps"] == 2
+
+
+def test_a_terminal_shows_a_live_bar_instead_of_lines_and_changes_no_score(tmp_path: Path) -> None:
+    maps = tmp_path / "maps"
+    assert run_unread(["simulate", "--simulate_size=tiny", f"--output={maps}"], tmp_path) == 0
+    said, found = {}, {}
+    for name, opened in (("file", os.pipe), ("terminal", os.openpty)):
+        reading, writing = opened()
+        if name == "terminal":
+            termios.tcsetwinsize(writing, (24, 100))
+        around = {**os.environ, "MLFLOW_TRACKING_URI": f"sqlite:///{tmp_path}/mlflow.db"}
+        words = [*TRAINING, f"--data_root={maps}", f"--result_dir={tmp_path / name}"]
+        command = [sys.executable, "-m", "entry_points", *words]
+        process = subprocess.Popen(command, stdout=writing, stderr=writing, env=around)
+        os.close(writing)
+        said[name] = "".join(_read(reading))
+        assert process.wait() == 0
+        found[name] = [path.read_bytes() for path in sorted((tmp_path / name).rglob("scores/*.csv"))]
+    assert "step 2/2, 0 s left" in said["file"]
+    assert "\r" not in said["file"]
+    assert "step 2/2" not in said["terminal"]
+    last = said["terminal"].split("| 2/2, ")[-1]
+    assert re.match(r" *[\d.]+ steps/s, 00:00 left, loss [\d.]+\s+scoring 8 held-out", last), last
+    assert len(found["file"]) > 1
+    assert found["terminal"] == found["file"]
+
+
+def _read(descriptor: int) -> Iterator[str]:
+    """Yield what is written until nobody has the other end: a terminal says so by an error."""
+    with os.fdopen(descriptor, "rb") as stream, suppress(OSError):
+        while part := stream.read1().decode(errors="ignore"):
+            yield part
 
 
 def test_what_is_read_arrives_whole_and_in_order() -> None:

@@ -8,6 +8,9 @@ from pathlib import Path
 
 import yaml
 
+from dinomaly_hd.config.presets import FAMILIES
+from dinomaly_hd.config.variants import VARIANTS, WITH_TOPK
+
 ROOT = Path(__file__).resolve().parents[2]
 PACKAGE = ROOT / "dinomaly_hd"
 
@@ -19,16 +22,17 @@ LAYERS = {
     "geometry": set(),
     "batch": set(),
     "streams": set(),
+    "progress": set(),
     "provenance": set(),
     "files": {"errors"},
     "config": {"errors", "names"},
     "trivial": {"errors"},
-    "data": {"errors", "names", "files", "config", "randomness", "geometry", "batch"},
-    "models": {"errors", "files", "config", "randomness", "geometry", "batch", "trivial"},
+    "data": {"errors", "names", "files", "config", "randomness", "geometry", "batch", "progress"},
+    "models": {"errors", "files", "config", "randomness", "geometry", "batch", "trivial", "progress"},
     "plugin": {"errors", "config", "models"},
-    "vibration": {"errors", "names", "files", "config", "data", "evaluation", "trivial"},
+    "vibration": {"errors", "names", "files", "config", "data", "evaluation", "trivial", "progress"},
     "evaluation": {"errors", "names", "files", "config", "randomness", "geometry", "trivial"},
-    "training": {"errors", "files", "config", "randomness", "batch", "data", "models"},
+    "training": {"errors", "files", "config", "randomness", "batch", "data", "models", "progress"},
     "runs": {"errors", "files", "provenance", "data", "training", "serving"},  # mirror sends its models
     "jobs": {"errors", "files", "provenance"},
     "tuning": {"errors", "files", "randomness", "config", "evaluation"},
@@ -89,6 +93,15 @@ def test_files_that_documents_name_are_there() -> None:
             parts = [part.strip("{}").split(",") for part in re.split(r"(\{.*?\})", place)]
             for path in map("".join, itertools.product(*parts)):
                 assert (ROOT / path).is_file() or (PACKAGE / path).is_file(), f"{document}: {path}"
+
+
+def test_each_model_has_its_page_in_the_site() -> None:
+    nav = (ROOT / "mkdocs.yml").read_text()
+    for name in [*VARIANTS, *FAMILIES]:
+        if name not in (*WITH_TOPK.values(), "dinomaly"):  # a switch of another's page, and the baseline's
+            text = (ROOT / f"docs/models/{name}.md").read_text()
+            assert f"{{{{ parameters of {name} }}}}" in text
+            assert f" models/{name}.md" in nav
 
 
 def test_each_guard_that_mutations_take_out_is_there_once() -> None:

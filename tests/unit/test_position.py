@@ -88,7 +88,7 @@ def test_percentile_and_words() -> None:
     assert percentiles(np.array([0.0, 2.5, 9.0]), [3, 1, 2, 4]).tolist() == [0, 50, 100]
     assert np.isnan(percentiles(np.array([1.0]), [])).all()
     row = {"tooth": 12, "first_column": 30, "last_column": 71, "normal_percentile": 98.0}
-    assert where_text(row) == "driving tooth 12, columns 30-71, above 98 % of normals"
+    assert where_text(row) == "tooth 12, columns 30-71, above 98 % of normals"
     assert where_text({**row, "tooth": pd.NA, "normal_percentile": np.nan}) == ""
 
 

@@ -56,9 +56,7 @@ def saved(raw: Raw, path: Path, **instead: Any) -> Path:
 
 
 def converted(path: Path, **values: Any) -> Converted:
-    return maps_of(
-        path, settings(**values), powers=[], tick=lambda: None, track=lambda periods, _count: periods
-    )
+    return maps_of(path, settings(**values), powers=[], tick=lambda: None)
 
 
 # ---- the way back ----

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from dinomaly_hd.models.patchcore.neighbours import direct_distance, nearest
+from dinomaly_hd.progress import Progress
 from dinomaly_hd.randomness import derive
 
 EPSILON = 0.9  # distortion of squared distances that the projection's dimension is chosen for
@@ -43,13 +44,14 @@ def greedy_centres(
     # Exact and lazy: distances only shrink, so a token's old distance bounds its present one, and centres are
     # chosen among the few tokens with the largest bounds while these are ahead of all others.
     lazy = _Lazy(points_Nd, count=count, start=start)
-    tick()
     size = BLOCK
-    while lazy.number < count:
-        before = lazy.number
-        lazy.choose(size, tick=tick)
-        # Tokens that tie with others outside of the block wait for one that holds them all.
-        size = BLOCK if lazy.number > before else 2 * size
+    with Progress("choosing", count, unit="token", tell=lambda *_: tick()) as each_centre:
+        each_centre()
+        while lazy.number < count:
+            before = lazy.number
+            lazy.choose(size, tick=each_centre)
+            # Tokens that tie with others outside of the block wait for one that holds them all.
+            size = BLOCK if lazy.number > before else 2 * size
     return lazy.chosen_M
 
 
