@@ -33,12 +33,13 @@ TESTS = ("t-test p", "Wilcoxon p", "d_z", "p domains", "p labels")
 
 
 class Question(NamedTuple):
-    """What a comparison asks: title, text, and the settings beside the model's that it compares."""
+    """What a comparison asks: title, text, the settings beside the model's that it compares, and where."""
 
     title: str
     text: str
     compared: tuple[str, ...] = ()
     reference: str | None = None
+    place: str = "domain_C"  # the hard one, or "mean"
 
 
 class Table(NamedTuple):
@@ -53,6 +54,9 @@ def comparison_pages(
     comparison: Comparison,
     question: Question,
     *,
+    answer: str,
+    ranking: Table,
+    one_image: Any = None,
     command: str,
     failed: Mapping[str, str],
     focuses: Sequence[Focus],
@@ -61,13 +65,17 @@ def comparison_pages(
 ) -> dict[str, str]:
     """Return the whole as ``report.html``, and as ``report.md`` what is short enough for a README.
 
-    ``failed`` says why members are missing; ``more`` tables stand behind the means.
+    ``answer``, ``ranking`` and ``one_image`` (comparison_answer) come first. ``failed`` says why members are
+    missing; ``more`` tables stand behind the means.
     """
     focuses = focuses if comparison.others else ()
     content = {
         "comparison": comparison,
         "title": question.title,
         "question": question.text,
+        "answer": answer,
+        "ranking": ranking,
+        "one_image": one_image,
         "command": command,
         "sentences": reading(comparison, failed=failed, focuses=focuses),
         "means": [

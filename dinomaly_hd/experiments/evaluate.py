@@ -16,6 +16,7 @@ from dinomaly_hd.data.hdmap import Indices
 from dinomaly_hd.errors import DataError, NonFiniteError
 from dinomaly_hd.evaluation.metrics import Threshold, f1, normal_quantile, youden
 from dinomaly_hd.evaluation.pictures import (
+    LONGEST_STEM,
     MapPicture,
     SavePicture,
     map_limit,
@@ -48,7 +49,6 @@ from dinomaly_hd.runs.folder import MODEL, SCORES
 from dinomaly_hd.serving.exported import Card, export_model
 from dinomaly_hd.training.loop import Trained
 
-LONGEST_STEM = 50  # characters: 200 bytes at most, below every file system's limit with what is put before
 HISTORY_SERIES = (
     "train/loss",
     "train/lr",

@@ -10,6 +10,7 @@ import pytest
 from dinomaly_hd.errors import ConfigError, DataError, NonFiniteError
 from dinomaly_hd.evaluation import metrics, statistics
 from dinomaly_hd.evaluation.compare import Comparison, Focus, compare, focus_table, verdict, where
+from dinomaly_hd.evaluation.comparison_answer import answer, asked_focus, one_image, ranking
 from dinomaly_hd.evaluation.comparison_members import MemberRun
 from dinomaly_hd.evaluation.comparison_pages import Question, comparison_pages, reading
 from dinomaly_hd.evaluation.comparison_plots import comparison_pictures, dot_figure, forest_figure
@@ -62,8 +63,16 @@ def pages_of(
     pictures = comparison_pictures(comparison, focuses=focuses) if drawn else {}
     asked = ASKED if text == "why" else Question(text, text)
     failed = {} if text == "why" else {text: text}
+    focus = asked_focus(comparison, asked)
     pages = comparison_pages(
-        comparison, asked, command=text, failed=failed, focuses=focuses, pictures=pictures
+        comparison,
+        asked,
+        answer=answer(comparison, focus),
+        ranking=ranking(comparison, focus, focuses),
+        command=text,
+        failed=failed,
+        focuses=focuses,
+        pictures=pictures,
     )
     return pages["report.html"], pages["report.md"]
 
@@ -260,12 +269,14 @@ def test_html_is_one_escaped_file_with_its_parts_in_order(three: Comparison):
     members = [run._replace(label=evil, name=evil) if run.label == "same" else run for run in runs()]
     text, _ = pages_of(compare(members, draws=50), C_COLD, text=evil, drawn=True)
     assert "<script" not in text
-    assert not re.search(r"(src|href)=\"(?!data:image/png;base64)", text)
+    assert not re.search(r"(src|href)=\"(?!data:image/png;base64|#)", text)
     assert text.count("<img") == 6
     plain, _ = pages_of(three, C_COLD)
     focus = "Which labels differ on domain_C cold?"
-    headings = ["Reading", "Means over seeds", focus, "Pictures", "All differences"]
-    assert re.findall(r"<h2>(.*?)</h2>", plain) == headings
+    headings = ["Ranking", "Reading", "Means over seeds", focus, "Pictures", "All differences"]
+    found = re.findall(r"<h2 id=\"(\d+)\">(.*?)</h2>", plain)
+    assert [title for _, title in found] == [*headings, "What was compared"]
+    assert found == re.findall(r"<a href=\"#(\d+)\">(.*?)</a>", plain), "its contents"
     assert "runs/better_2" in plain
 
 
