@@ -30,9 +30,8 @@ MOST_NAMED = 6
 def verdict(result: Mapping[str, Any]) -> str:
     """Return where faults are found, also when cold, what simple scores find more, and the alarms raised."""
     domains = result["per_domain_metrics"]
-    graded = _grouped(
-        {f"{name} ({percent(own['auroc'], 1)} %)": _grade(own) for name, own in domains.items()}
-    )
+    figures = {name: percent(own["auroc"], 1) for name, own in domains.items()}
+    graded = _grouped({f"{one} ({figures[one]} %)": _grade(own) for one, own in domains.items()})
     said = [f"Faults are {'; '.join(f'{grade} on {names}' for grade, names in graded.items())}"]
     for name in hardest_first(result)[:1]:
         if cold := domains[name]["by_condition"].get("cold"):

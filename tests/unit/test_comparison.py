@@ -1,6 +1,7 @@
 """A comparison refuses what cannot be compared, corrects what it tests, and says in words what follows."""
 
 import re
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -14,7 +15,9 @@ from dinomaly_hd.evaluation.comparison_answer import answer, asked_focus, one_im
 from dinomaly_hd.evaluation.comparison_members import MemberRun
 from dinomaly_hd.evaluation.comparison_pages import Question, comparison_pages, reading
 from dinomaly_hd.evaluation.comparison_plots import comparison_pictures, dot_figure, forest_figure
-from dinomaly_hd.evaluation.plots import png_bytes
+from dinomaly_hd.evaluation.pictures import MapPicture
+from dinomaly_hd.evaluation.plots import encode_png, png_bytes
+from dinomaly_hd.files import publish
 from tests.work import made_up_scores
 
 DOMAINS = ("domain_A", "domain_C")
@@ -288,6 +291,84 @@ def test_markdown_holds_the_numbers_and_labels_cannot_break_its_tables(three: Co
     odd = compare([run._replace(label=run.label + "|x") for run in runs(1)], draws=10)
     tables = [line for line in pages_of(odd)[1].split("\n") if line.startswith("|")]
     assert {len(re.findall(r"(?<!\\)\|", line)) for line in tables} == {len(DOMAINS) + 3}
+
+
+@pytest.mark.parametrize(
+    ("seeds", "effects", "said"),
+    [
+        (3, {"base": 0, "better": 2}, r"better is better than base on domain_C and has the highest mean: "
+         r"AUROC [\d.]+ against [\d.]+ %, 3 seeds, p 0\.\d+\."),
+        (3, {"base": 0, "same": 0}, r"Nothing shown: on domain_C no label's AUROC differs significantly from "
+         r"that of base, [\d.]+ %; the highest other is same, [\d.]+ %, 3 seeds, p 0\.\d+\."),
+        (3, {"base": 2, "worse": 0, "w": 0}, "base is the best on domain_C: AUROC .* of the next, w.*, 3 "
+         "seeds, p .* after correction over 2 labels."),
+        (3, {"base": 2, "worse": 0, "as good": 2},
+         r"Nothing better than base is shown on domain_C; worse are worse \(-[\d.]+\)\."),
+        (2, {"base": 0, "better": 2},
+         r"Nothing can be concluded: fewer than 3 seeds in common with base \(2 at most\)\."),
+        (3, {"base": 0}, "There is one label only, base: nothing is compared."),
+    ],
+)  # fmt: skip
+def test_the_answer_is_one_sentence_by_corrected_tests(seeds: int, effects: dict[str, float], said: str):
+    members = runs(seeds, **effects)
+    comparison = compare(members, draws=100)
+    focus = asked_focus(comparison, ASKED)
+    assert focus == Focus("domain_C", "all")
+    text = answer(comparison, focus)
+    assert re.fullmatch(said, text), text
+    assert f"**{text}**" in re.sub(r"\\([|>`*])", r"\1", pages_of(comparison)[1])
+    assert asked_focus(comparison, ASKED._replace(place="mean")) == Focus("mean", "all")
+
+
+def test_a_label_of_too_few_seeds_is_never_the_answer_however_high_its_mean():
+    members = [one for one in runs(base=0.0, better=2.0, few=9.0) if (one.label, one.seed) != ("few", 2)]
+    text = answer(compare(members, draws=100), Focus("domain_C", "all"))
+    assert text.startswith("better is better than base on domain_C: AUROC")
+    assert re.search(r"; nothing can be concluded about few \(\+[\d.]+\), of too few seeds\.$", text)
+
+
+def test_the_ranking_is_by_the_mean_where_it_is_asked_and_shows_its_test(three: Comparison):
+    frame = ranking(three, C_COLD, [C_COLD, Focus("mean", "all")]).frame
+    means = where(three.means, **COLD_AUROC).set_index("label")["mean"].sort_values(ascending=False)
+    assert list(frame["label"]) == list(means.index)
+    assert list(frame.columns[2:5]) == ["AUROC domain_C cold", "TPR 1 % domain_C cold", "AUROC mean"]
+    assert set(frame.set_index("label").loc["base"].iloc[-3:]) == {"-", "reference"}
+    assert frame["verdict"][0] == "higher"
+
+
+def test_the_same_images_go_through_every_model_or_none_are_shown(tmp_path: Path):
+    def drawn(label: str, seed: int, missing: str = "") -> MemberRun:
+        run, picture = member(label, seed), MapPicture(input_shape=(8, 20), limit=1.0)
+        pixels = picture.draw(np.zeros((8, 20)), np.full((4, 10), 0.1 * seed), title="\n\n")
+        for path, domain, label_, *_ in run.scores.itertuples(index=False):
+            kind, stem = "fault" if label_ else "good", Path(path).stem
+            if stem[:-1] != missing and stem[-1] in "01":
+                name = f"{kind}_highest_01_{stem}.png"
+                publish(
+                    tmp_path / run.name / "anomaly_maps" / domain / name,
+                    lambda s: s.write(encode_png(pixels)),
+                )
+        return run._replace(folders=(tmp_path / run.name,))
+
+    members = [drawn("base", 1), drawn("base", 0), drawn("other", 1), drawn("other", 2)]
+    shown = one_image(members, hard="domain_C")
+    assert shown is not None
+    assert [name for name, _ in shown.images] == [
+        "domain_C/test/fault/cold0.tiff, cold",
+        "domain_C/test/fault/warm0.tiff, warm",
+        "domain_A/test/fault/cold0.tiff, cold",
+        "domain_C/test/good/cold0.tiff, cold",
+    ]
+    assert list(shown.maps) == ["base, seed 1", "other, seed 1"], "the seed that they share"
+    no_cold = one_image([members[0], drawn("third", 1, missing="cold")], hard="domain_C")
+    assert no_cold is not None
+    assert {name[-4:] for name, _ in no_cold.images} == {"warm"}
+    assert one_image([members[0], member("elsewhere", 1)], hard="domain_C") is None
+    page = comparison_pages(
+        compare(members, draws=2), ASKED, answer="", ranking=ranking(compare(members, draws=2), C_COLD, []),
+        one_image=shown, command="", failed={}, focuses=[], pictures={},
+    )["report.html"]  # fmt: skip
+    assert page.count("<img") == 4 + 2 * 4
 
 
 def test_one_label_has_no_differences_and_says_so():
