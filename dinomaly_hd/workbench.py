@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
 from functools import cached_property
+from html import escape
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -212,7 +213,8 @@ class Report(NamedTuple):
         auroc = self.means[self.means["metric"] == "auroc"]
         shown = auroc.pivot(index="label", columns=["domain", "condition"], values="mean")
         text = shown.to_html(float_format="{:.4f}".format)
-        return f"<p>AUROC; {self.folder / 'report.html'} has the tests</p>{text}"
+        answer = escape(self.markdown.split("\n\n")[1].strip("*"))
+        return f"<p>{answer}</p><p>AUROC; {self.folder / 'report.html'} has the tests</p>{text}"
 
 
 def compare(runs: Sequence[Run], *, reference: str | None = None, output: str | Path | None = None) -> Report:
