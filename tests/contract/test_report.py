@@ -349,7 +349,7 @@ def test_what_cannot_be_reported_is_one_line_and_leaves_nothing(project: Project
         (ConfigError, both, {"label_by": "encodr"}, "label_by='encodr'.*Did you mean 'encoder'"),
         (ConfigError, both, {"reference": "K10"}, "reference 'K10' is not a label.*Did you mean 'cfg-K100'"),
         (ConfigError, both, {"label_by": "encoder"}, "label 'encoder=small' has seed 42 twice"),
-        (ConfigError, ("F_seed43",), {}, r"no finished run among .*: F, seed 43: status KILLED"),
+        (ConfigError, ("F_seed43",), {}, r"no finished run among .*: cfg-F, seed 43: status KILLED"),
         (ConfigError, (), {}, "at least one"),
         (OutputError, ("A0_seed42",), {"output": project.ablation}, "already there"),
         (
