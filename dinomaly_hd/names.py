@@ -1,6 +1,7 @@
 """Names and values that others chose: what is refused in them, and how they are written where they act."""
 
 import os
+import re
 import reprlib
 import sys
 import unicodedata
@@ -12,6 +13,7 @@ HIDDEN = {"Cc", "Cf", "Zl", "Zp"}
 FORMULA_STARTS = ("=", "+", "-", "@")
 FORMULA = f"begins with one of {' '.join(FORMULA_STARTS)}, as a formula or a flag does"
 LONGEST_DOMAIN = 100  # bytes: MLflow puts 90 more around it in a picture's name, and file systems take 255
+LONGEST_FOLDER = 80  # of what is asked, in a folder's name
 NORMALS = "_normals"  # ends the names of results on a domain's held-out normals
 _SHORT = reprlib.Repr()
 _SHORT.maxlevel, _SHORT.maxstring, _SHORT.maxlist, _SHORT.maxdict, _SHORT.maxother = 2, 120, 6, 3, 60
@@ -72,6 +74,11 @@ def as_cell(path: str) -> str:
     ('./=1+1.tiff', 'a/b.tiff')
     """
     return f"./{path}" if path.startswith(FORMULA_STARTS) else path
+
+
+def as_folder(text: str) -> str:
+    """Return a text as a folder's name, with "_" for what shells and file systems take otherwise."""
+    return re.sub(r"[^A-Za-z0-9._=,-]", "_", text)
 
 
 def as_markdown(text: str) -> str:

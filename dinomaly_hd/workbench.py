@@ -6,6 +6,7 @@ import shutil
 import tempfile
 import weakref
 from collections.abc import Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
 from functools import cached_property
 from html import escape
@@ -19,6 +20,7 @@ from pydantic import TypeAdapter
 
 from dinomaly_hd.config.resolve import resolve_model
 from dinomaly_hd.config.run import FOUND_DOMAINS, DataConfig
+from dinomaly_hd.config.variants import config_label
 from dinomaly_hd.data import simulator
 from dinomaly_hd.data.features import ImageStore
 from dinomaly_hd.data.hdmap import load_manifest
@@ -29,10 +31,9 @@ from dinomaly_hd.evaluation.pictures import INPUT_COLOURS, as_html, coloured
 from dinomaly_hd.evaluation.pointing import POINTED, TOOTH, where_text
 from dinomaly_hd.evaluation.report import detector_table
 from dinomaly_hd.experiments.members import read_member
-from dinomaly_hd.experiments.reporting import write_report
+from dinomaly_hd.experiments.reporting import report_folder, write_report
 from dinomaly_hd.experiments.run import execute
 from dinomaly_hd.experiments.score import stack
-from dinomaly_hd.files import make_dated_folder
 from dinomaly_hd.progress import say
 from dinomaly_hd.runs.folder import MODEL, Context, read_results
 from dinomaly_hd.runs.store import default_uri
@@ -234,15 +235,16 @@ class Report(NamedTuple):
         auroc = self.means[self.means["metric"] == "auroc"]
         shown = auroc.pivot(index="label", columns=["domain", "condition"], values="mean")
         text = shown.to_html(float_format="{:.4f}".format)
-        return f"<p>AUROC; {self.folder / 'report.html'} has the tests</p>{text}"
+        answer = escape(self.markdown.split("\n\n")[1].strip("*"))
+        return f"<p>{answer}</p><p>AUROC; {self.folder / 'report.html'} has the tests</p>{text}"
 
 
 def compare(runs: Sequence[Run], *, reference: str | None = None, output: str | Path | None = None) -> Report:
     """Compare finished runs of one data set, labels over their seeds, with the first or ``reference``."""
     members = [read_member(run.folder) for run in runs]
-    folder = Path(output) if output else make_dated_folder(RESULTS / "report")
-    question = Question(f"{len(members)} runs", ASKED, reference=reference)
-    with SignalGuard() as guard:
+    question = Question(f"{len(members)} runs", ASKED, reference=reference and config_label(reference))
+    place = nullcontext(Path(output)) if output else report_folder(RESULTS, members)
+    with SignalGuard() as guard, place as folder:
         report = write_report(
             members, folder, question=question, command="dinomaly_hd.compare", failed={}, tick=guard.check
         )

@@ -1,4 +1,4 @@
-"""Train and compare configs with several seeds on equal terms: A0 A B C D E F G F0 K100, or a list."""
+"""Train and compare configs with several seeds on equal terms: cfg-A0, cfg-A to cfg-G and more, or a list."""
 
 from dinomaly_hd.config.base import PositiveCount, doc
 from dinomaly_hd.config.resolve import OrAuto, config_names
@@ -8,8 +8,8 @@ from entry_points.common import PluginOptions, RunOptions, Start, entry_point, l
 class Options(RunOptions, PluginOptions):
     configs: str = doc(
         "ablation",
-        "ablation (A0 A B C D E F G F0 K100), directional, variants, or a list such as "
-        "A0,F,F:q_percent=1; all are compared with the first",
+        "ablation (cfg-A0 to cfg-G, cfg-F0, cfg-K100), directional, variants, or a list such as "
+        "cfg-A0,cfg-F,cfg-F:q_percent=1; all are compared with the first",
     )
     slots: OrAuto[PositiveCount] = doc(
         1, "runs at once; auto: one a GPU, or one for two cores; 1: one after another, here"

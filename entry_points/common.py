@@ -110,7 +110,7 @@ class EngineOptions(Frozen):
 
 
 class ConfigOptions(RunOptions, PluginOptions):
-    config: str = doc("D", "what is trained: the ablation's config, a variant or family: A0, F:q_percent=1")
+    config: str = doc("D", "what is trained: an ablation's config, variant, family: cfg-A, cfg-F:q_percent=1")
 
 
 # ---- from a module to its end ----

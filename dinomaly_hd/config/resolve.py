@@ -35,7 +35,7 @@ from dinomaly_hd.config.presets import (
     with_parts,
 )
 from dinomaly_hd.config.run import FOUND_DOMAINS, SIMULATED, RunConfig
-from dinomaly_hd.config.variants import ABLATION, CONFIG_SETS, VARIANTS, WITH_TOPK, bare_grid
+from dinomaly_hd.config.variants import ABLATION, CONFIG, CONFIG_SETS, VARIANTS, WITH_TOPK, bare_grid
 from dinomaly_hd.errors import ConfigError, nearest
 from dinomaly_hd.names import has_hidden, shown
 
@@ -202,9 +202,9 @@ def resolve_config(text: str, values: Mapping[str, str]) -> RunConfig:
     """Return the config that a comparison calls ``text``, with its common values.
 
     ``text`` is a config of the ablation, a variant, class tokens removed, or another family, and what is
-    changed in it: "F", "F:q_percent=1", "row_mask:row_radius=full:row_context=2", "row_evidence".
+    changed in it: "F", "cfg-F:q_percent=1", "row_mask:row_radius=full:row_context=2", "row_evidence".
     """
-    name, changes = _split_text("config", text)
+    name, changes = _split_text("config", text.removeprefix(CONFIG))
     known: dict[str, Callable[[], ModelConfig]] = {
         **{key: make for key, make in MODELS.items() if key != "dinomaly"},  # is called baseline
         **{key: partial(bare_grid, make()) for key, make in VARIANTS.items()},

@@ -1,5 +1,6 @@
 """Every variant is a function that takes another variant and changes one thing."""
 
+import re
 from collections.abc import Callable
 from typing import Any
 
@@ -123,6 +124,14 @@ ABLATION: dict[str, Callable[[], DinomalyConfig]] = {
     "K100": lambda: change(bare_grid(topk()), loss=parts.TopKLoss(q_percent=100)),
 }
 """The ablation's configs (spec/variants.md, Ablation), class tokens removed in all."""
+
+CONFIG = "cfg-"
+
+
+def config_label(text: str) -> str:
+    """Return how a config is shown, "cfg-A:q_percent=1": domains have letters too."""
+    return re.sub(rf"^({'|'.join(ABLATION)})(?=[:,]|$)", rf"{CONFIG}\1", text)
+
 
 ROW_CONTEXT = "row_context=2"
 CONFIG_SETS: dict[str, tuple[str, ...]] = {

@@ -4,6 +4,7 @@ Legend: M runs, N test images. Source: protocols.md, "Statistics between methods
 """
 
 from collections.abc import Hashable, Mapping, Sequence
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -27,7 +28,8 @@ class MemberRun(NamedTuple):
     """One finished run: what it is called in the comparison, and what it left behind.
 
     ``name`` is the run's id or folder, for messages; ``result`` the content of ``results.json``; ``scores``
-    one row per test image: path, domain, label (0 good, 1 fault), condition, score.
+    one row per test image: path, domain, label (0 good, 1 fault), condition, score. ``folders`` may hold its
+    anomaly maps; they may be gone.
     """
 
     label: str
@@ -35,6 +37,7 @@ class MemberRun(NamedTuple):
     name: str
     result: Mapping[str, Any]
     scores: pd.DataFrame
+    folders: tuple[Path, ...] = ()
 
     @property
     def title(self) -> str:

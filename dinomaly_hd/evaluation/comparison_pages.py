@@ -14,7 +14,6 @@ from dinomaly_hd.evaluation.compare import (
     MEAN,
     METRICS,
     NAMES,
-    NOT_SHOWN,
     SHOWN,
     SIGNIFICANT,
     Comparison,
@@ -33,12 +32,13 @@ TESTS = ("t-test p", "Wilcoxon p", "d_z", "p domains", "p labels")
 
 
 class Question(NamedTuple):
-    """What a comparison asks: title, text, and the settings beside the model's that it compares."""
+    """What a comparison asks: title, text, the settings beside the model's that it compares, and where."""
 
     title: str
     text: str
     compared: tuple[str, ...] = ()
     reference: str | None = None
+    place: str = "domain_C"  # the hard one, or "mean"
 
 
 class Table(NamedTuple):
@@ -53,6 +53,9 @@ def comparison_pages(
     comparison: Comparison,
     question: Question,
     *,
+    answer: str,
+    ranking: Table,
+    one_image: Any = None,
     command: str,
     failed: Mapping[str, str],
     focuses: Sequence[Focus],
@@ -61,15 +64,19 @@ def comparison_pages(
 ) -> dict[str, str]:
     """Return the whole as ``report.html``, and as ``report.md`` what is short enough for a README.
 
-    ``failed`` says why members are missing; ``more`` tables stand behind the means.
+    ``answer``, ``ranking`` and ``one_image`` (comparison_answer) come first. ``failed`` says why members are
+    missing; ``more`` tables stand behind the means.
     """
     focuses = focuses if comparison.others else ()
     content = {
         "comparison": comparison,
         "title": question.title,
         "question": question.text,
+        "answer": answer,
+        "ranking": ranking,
+        "one_image": one_image,
         "command": command,
-        "sentences": reading(comparison, failed=failed, focuses=focuses),
+        "sentences": reading(comparison, failed=failed),
         "means": [
             means_table(comparison, condition=condition, metric=metric)
             for condition in dict.fromkeys([ALL, *comparison.conditions])
@@ -88,7 +95,7 @@ def comparison_pages(
     return {f"report.{form}": text.rstrip() + "\n" for form, text in forms.items()}
 
 
-def reading(comparison: Comparison, *, failed: Mapping[str, str], focuses: Sequence[Focus]) -> list[str]:
+def reading(comparison: Comparison, *, failed: Mapping[str, str]) -> list[str]:
     """Return the sentences, one paragraph an entry, the most restrictive first."""
     common = {label: len(comparison.common_seeds(label)) for label in comparison.others}
     few = [f"{label} ({count})" for label, count in common.items() if count < LEAST_SEEDS]
@@ -105,11 +112,6 @@ def reading(comparison: Comparison, *, failed: Mapping[str, str], focuses: Seque
         few=listed(few, most=40),
         enough=[count for count in common.values() if count >= LEAST_SEEDS],
         tests={NAMES[metric]: _tests(comparison, metric) for metric in SHOWN},
-        focuses={
-            f"{focus.domain} {focus.condition}, {NAMES[metric]}": _focus(comparison, focus, metric)
-            for focus in focuses
-            for metric in SHOWN
-        },
         least_p=2.0 ** (1 - max(common.values(), default=0)),
         least_seeds=LEAST_SEEDS,
         significant=SIGNIFICANT,
@@ -136,32 +138,6 @@ def _tests(comparison: Comparison, metric: str) -> dict[str, Any]:
         "also": (found["p_holm_labels"] < SIGNIFICANT).sum(),
     }
     return {} if rows.empty else counts
-
-
-def _focus(comparison: Comparison, focus: Focus, metric: str) -> dict[str, Any]:
-    """Return what is to be said of one cell; empty where no label can be measured."""
-    rows = focus_table(comparison, focus, metric=metric)
-    rows = rows[rows["mean_difference"].notna()]
-    if rows.empty:
-        return {}
-
-    def labels_of(chosen: pd.Series) -> str:
-        return listed(list(rows["label"][chosen]), most=SHOWN_FINDINGS)
-
-    best, verdict = rows.iloc[0], rows["verdict"]
-    holds_zero = rows["images_low"] * rows["images_high"] <= 0
-    seeds_off_zero = rows["seeds_low"] * rows["seeds_high"] > 0
-    return {
-        "best": best,
-        "most": rows["seeds"].max(),
-        "difference": points(best["mean_difference"]),
-        "seeds": points_interval(best["seeds_low"], best["seeds_high"]),
-        "images": points_interval(best["images_low"], best["images_high"]),
-        "higher": labels_of(verdict == HIGHER),
-        "lower": labels_of(verdict == LOWER),
-        "unsafe": labels_of(verdict.isin((HIGHER, LOWER)) & holds_zero),
-        "off_zero": labels_of(seeds_off_zero & (verdict == NOT_SHOWN)),
-    }
 
 
 def means_table(comparison: Comparison, *, condition: str, metric: str) -> Table:

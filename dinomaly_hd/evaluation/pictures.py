@@ -21,6 +21,7 @@ from matplotlib.axes import Axes
 from matplotlib.collections import LineCollection
 from matplotlib.image import AxesImage
 from numpy.typing import NDArray
+from PIL import Image
 
 from dinomaly_hd.evaluation.metrics import BoolArray, Threshold, check_finite
 from dinomaly_hd.evaluation.plots import (
@@ -54,6 +55,8 @@ HISTORY_SERIES = (
     "val/loss",
     "val_image_AUROC",
 )
+LONGEST_STEM = 50  # characters: 200 bytes at most, below every file system's limit with what is put before
+PANEL_ROWS = {"input": (83, 277), "anomaly map": (303, 497)}  # of a picture, for images of any shape
 MOST_WAITING = 8  # pictures that are drawn and not yet written
 Map = NDArray[np.floating]
 SavePicture = Callable[[Path, Pixels], None]
@@ -201,6 +204,18 @@ class MapPicture:
         return shown_pixels(self._canvas)
 
 
+def cut_panel(path: Path, panel: str) -> bytes:
+    """Return the input or the anomaly map of a picture, without teeth and scale: the longest run of ink."""
+    with Image.open(path) as picture:
+        pixels_HW3 = np.asarray(picture.convert("RGB"))[slice(*PANEL_ROWS[panel])]
+    for _ in range(2):  # its columns, then its rows
+        inked = (pixels_HW3 < 255).any(axis=(0, 2))
+        starts, ends = np.flatnonzero(np.diff(np.pad(inked, 1).astype(np.int8))).reshape(-1, 2).T
+        longest = int((ends - starts).argmax())
+        pixels_HW3 = pixels_HW3[:, starts[longest] : ends[longest]].swapaxes(0, 1)
+    return encode_png(pixels_HW3)
+
+
 def outline(mask_HW: BoolArray) -> list[NDArray[np.float64]]:
     """Line segments ((x, y), (x, y)) along the pixel edges between a mask and the rest."""
     padded = np.pad(np.asarray(mask_HW, dtype=bool), 1)
@@ -213,9 +228,11 @@ def outline(mask_HW: BoolArray) -> list[NDArray[np.float64]]:
 def select_by_rank(table: pd.DataFrame, *, thresholds: Mapping[str, float], count: int = 10) -> pd.DataFrame:
     """Choose images to draw: per domain and label the ``count`` highest, lowest and nearest the threshold.
 
+    Those first by path of each condition and label come with them: the same images for every model.
     Returns rows of the score table, none twice, domain by domain, with a column ``rank`` that holds
-    ``highest``, ``threshold`` or ``lowest``. An image goes to the first of highest, lowest, threshold that
-    claims it; ties go to the earlier path. A domain without a threshold (absent or NaN) has no such rows.
+    ``highest``, ``threshold``, ``lowest`` or ``first``. An image goes to the first of highest, lowest,
+    threshold that claims it; ties go to the earlier path. A domain without a threshold (absent or NaN) has
+    no such rows.
     """
     chosen = []
     for domain in domain_names(table):
@@ -230,6 +247,9 @@ def select_by_rank(table: pd.DataFrame, *, thresholds: Mapping[str, float], coun
             nearest = rest.loc[distance.sort_values(kind="stable").index[:count].sort_values()]
             for rank, part in (("highest", highest), ("threshold", nearest), ("lowest", lowest)):
                 chosen.append(part.assign(rank=rank))
+        known = {path for part in chosen for path in part["path"]}
+        first = table[table["domain"] == domain].sort_values("path").drop_duplicates(["condition", "label"])
+        chosen.append(first[~first["path"].isin(known)].assign(rank="first"))
     return pd.concat(chosen)
 
 

@@ -14,6 +14,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import pandas as pd
 from jinja2 import Environment, PackageLoader, StrictUndefined, select_autoescape
+from markupsafe import Markup
 
 from dinomaly_hd.evaluation.metrics import NAN, known, number
 from dinomaly_hd.evaluation.results import (
@@ -275,6 +276,15 @@ def _cut(text: str, width: int) -> str:
     return text if len(text) <= width else text[: width - 1] + "~"
 
 
+def _with_contents(body: Markup) -> Markup:
+    """Return a page's body behind links to its headings."""
+    titles = re.findall("<h2>(.*?)</h2>", body)
+    for place, title in enumerate(titles):
+        body = body.replace(Markup(f"<h2>{title}"), Markup(f'<h2 id="{place}">{title}'), 1)
+    links = Markup("".join(f'<a href="#{place}">{title}</a>' for place, title in enumerate(titles)))
+    return Markup('<p class="contents">{}</p>\n{}').format(links, body)
+
+
 def _markdown(text: object) -> str:
     """Keep a text from breaking a table, opening a tag or changing the type.
 
@@ -302,5 +312,6 @@ ENVIRONMENT.filters |= {
     "line": _line,
     "md": _markdown,
     "percent": percent,
+    "with_contents": _with_contents,
     "shown": lambda text: as_markdown(str(text)),
 }

@@ -2,7 +2,6 @@
 
 import hashlib
 import json
-import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
@@ -11,14 +10,16 @@ from typing import NamedTuple
 
 from dinomaly_hd.config.base import flatten
 from dinomaly_hd.config.run import RunConfig
+from dinomaly_hd.config.variants import config_label
 from dinomaly_hd.data.features import FeatureCache
 from dinomaly_hd.errors import CheckpointError, ComparisonError, ConfigError, NonFiniteError
 from dinomaly_hd.evaluation.comparison_members import MemberRun
 from dinomaly_hd.evaluation.comparison_pages import Question
 from dinomaly_hd.experiments.members import Joined, read_member
-from dinomaly_hd.experiments.reporting import Report, log, write_report
-from dinomaly_hd.experiments.run import Outcome, execute, short_domains
+from dinomaly_hd.experiments.reporting import Report, description, log, which_labels, write_report
+from dinomaly_hd.experiments.run import Outcome, asked_domains, execute, short_domains
 from dinomaly_hd.models.build import check_model
+from dinomaly_hd.names import LONGEST_FOLDER, as_folder
 from dinomaly_hd.runs.folder import Context, open_folder
 from dinomaly_hd.runs.pages import members_line, shown_of_detectors, these_runs
 from dinomaly_hd.runs.tracker import Tracker, tracked
@@ -114,7 +115,8 @@ class Protocol(NamedTuple):
 
 def member(label: str, run: RunConfig) -> Member:
     """Return a member whose folder is named by label and seed."""
-    return Member(label, run, f"{re.sub(r'[^A-Za-z0-9._=,-]', '_', label)}_seed{run.seed}")
+    label = config_label(label)
+    return Member(label, run, f"{as_folder(label)}_seed{run.seed}")
 
 
 def check_members(members: Sequence[Member]) -> None:
@@ -165,10 +167,12 @@ def _parent(members: Sequence[Member], context: Context, protocol: Protocol) -> 
         (one.place, one.run.digest(), one.run.data.data_root, one.run.training.start_from) for one in members
     ]
     seeds = "-".join(dict.fromkeys(str(one.run.seed) for one in members))
+    domains = as_folder(asked_domains(first))
     with open_parent(
         context,
         identity=[kind, protocol.detail, identity],
         name=f"{kind}-{short_domains(first.data.domain_names)}-s{seeds}",
+        asked=f"{which_labels([one.label for one in members])}_on_{domains[:LONGEST_FOLDER]}",
         tags={"kind": kind, "variant": first.model.variant},
         seed=first.seed,
         resume=context.resume,
@@ -184,6 +188,7 @@ def open_parent(
     identity: object,
     name: str,
     tags: Mapping[str, str],
+    asked: str | None = None,
     folder: Path | None = None,
     seed: int = 0,
     resume: str = "auto",
@@ -192,13 +197,14 @@ def open_parent(
 ) -> Iterator[tuple[Path, Tracker]]:
     """Lock the folder and copy to MLflow what has runs below it: a comparison, a study, a trial.
 
-    ``folder`` None is a dated one; ``resumed`` is the MLflow run of an earlier start, maybe on another
-    machine. Where another process works in the folder for more than ``wait_s`` it is a ConfigError.
+    ``folder`` None is a dated one, below what is ``asked``; ``resumed`` is the MLflow run of an earlier
+    start, maybe on another machine. Where another process works in the folder for more than ``wait_s`` it is
+    a ConfigError.
     """
     config_hash = hashlib.sha256(json.dumps(identity).encode()).hexdigest()[:16]
     with open_folder(
         context.result_dir / tags["kind"],
-        variant=tags["variant"],
+        variant=asked or tags["variant"],
         seed=seed,
         config_hash=config_hash,
         resume=resume,
@@ -242,11 +248,10 @@ def _reports(ran: Ran, parent: Parent, protocol: Protocol) -> dict[str, Report]:
             context.say(line)
     if reports:
         runs = [outcome.mlflow_run_id for outcome in outcomes.values() if outcome.mlflow_run_id]
-        told = "\n\n".join(report.markdown for report in reports.values())
         # a suite has a report in each of its subfolders instead
         whole = REPORT if (parent.folder / REPORT).is_file() else None
         links = members_line(tracker.experiment_id, tracker.run_id, runs, what="runs", report=whole)
-        tracker.note(f"{links}{told}")
+        tracker.note(description(list(reports.values()), links=links))
         domains = dict.fromkeys(name for report in reports.values() for name in report.comparison.domains)
         which = these_runs(runs, sweep=parent.folder.name, kind="train")
         tracker.view(which, name=None, group_by="config", **shown_of_detectors(list(domains)))

@@ -16,7 +16,14 @@ from dinomaly_hd.data.hdmap import Indices
 from dinomaly_hd.errors import DataError, NonFiniteError
 from dinomaly_hd.evaluation.metrics import Threshold, f1, normal_quantile, youden
 from dinomaly_hd.evaluation.painting import Painters
-from dinomaly_hd.evaluation.pictures import draw_maps, draw_plots, map_limit, picture_title, select_by_rank
+from dinomaly_hd.evaluation.pictures import (
+    LONGEST_STEM,
+    draw_maps,
+    draw_plots,
+    map_limit,
+    picture_title,
+    select_by_rank,
+)
 from dinomaly_hd.evaluation.pointing import TOOTH, where_text
 from dinomaly_hd.evaluation.results import domain_names, score_and_label
 from dinomaly_hd.evaluation.results import evaluate as figures_of
@@ -43,7 +50,6 @@ from dinomaly_hd.serving.exported import Card, export_model
 from dinomaly_hd.training.loop import Trained
 
 MOST_PAINTERS, FEW_PICTURES = 2, 24  # a process takes a second to begin
-LONGEST_STEM = 50  # characters: 200 bytes at most, below every file system's limit with what is put before
 
 
 class Scored(NamedTuple):

@@ -4,6 +4,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from dinomaly_hd.config.variants import config_label
 from dinomaly_hd.errors import ConfigError, DataError, TrackingError, nearest
 from dinomaly_hd.evaluation.comparison_members import MemberRun, leaves
 from dinomaly_hd.experiments.members import BETWEEN_RUNS, SINGLE, join_domains, joined, read_member
@@ -58,7 +59,7 @@ def collect(asked: Asked, context: Context, shelf: Shelf) -> Collected:
     own = named[0] if alone and asked.label_by == BY_CONFIG else None
     by_name = () if asked.label_by in (BY_CONFIG, BY_VARIANT) else (asked.label_by,)
     compared = dict.fromkeys([*collection.compared, *by_name, *COMES_WITH.get(asked.label_by, ())])
-    labelled, summary = _labelled(members, label_by=asked.label_by), shelf.summary(own) if own else {}
+    labelled, summary = _labelled(members, label_by=asked.label_by), _summary(shelf, own) if own else {}
     return Collected(labelled, failed, tuple(compared), own, summary)
 
 
@@ -112,13 +113,23 @@ def _labelled(members: list[MemberRun], *, label_by: str) -> list[MemberRun]:
     return [member._replace(label=label(own)) for member, own in zip(members, values, strict=True)]
 
 
+def _summary(shelf: Shelf, comparison: Found) -> dict[str, Any]:
+    """Return a comparison's summary; an older one has bare letters of configs as labels."""
+    summary = shelf.summary(comparison)
+    if summary:
+        summary["runs"] = [{**one, "label": config_label(one["label"])} for one in summary.get("runs", ())]
+        summary["failed"] = {config_label(one): why for one, why in summary.get("failed", {}).items()}
+        summary |= {"reference": config_label(summary["reference"])} if "reference" in summary else {}
+    return summary
+
+
 def _title(run: Found) -> str:
     """Return label and seed, for one domain also the domain, as a comparison names what failed."""
     name, _, seed = run.place.name.rpartition("_seed")
     label = run.tags.get("config", "-")
     label = run.tags.get("variant", name or run.name) if label == "-" else label
     domains = f" {run.tags['domains']}" if label == SINGLE and "domains" in run.tags else ""
-    return f"{label}{domains}, seed {run.seed or seed or 'unknown'}"
+    return f"{config_label(label)}{domains}, seed {run.seed or seed or 'unknown'}"
 
 
 class _Collection:
@@ -138,7 +149,7 @@ class _Collection:
 
     def add_comparison(self, comparison: Found) -> None:
         """Add what a comparison's summary lists, wherever it was run, and what began in it since."""
-        summary, began = self._shelf.summary(comparison), self._shelf.members(comparison)
+        summary, began = _summary(self._shelf, comparison), self._shelf.members(comparison)
         self.compared += summary.get("compared", [])
         covered: set[str] = set()
         for entry in summary.get("runs", []):

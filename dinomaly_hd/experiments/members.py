@@ -8,6 +8,7 @@ import pandas as pd
 
 from dinomaly_hd.config.base import names_in
 from dinomaly_hd.config.run import ALL_DOMAINS
+from dinomaly_hd.config.variants import config_label
 from dinomaly_hd.errors import ConfigError, DataError
 from dinomaly_hd.evaluation.comparison_members import MemberRun, leaves
 from dinomaly_hd.runs.folder import RESULTS, SCORES, read_results
@@ -30,8 +31,8 @@ def read_member(folder: Path, *, label: str | None = None, name: str | None = No
             tables.append(pd.read_csv(path).assign(domain=domain))
         except (OSError, ValueError) as error:
             raise DataError(f"{name or folder}: {path.name} cannot be read: {error}") from error
-    label = label or str(result.get("label") or result.get("variant"))
-    return MemberRun(label, int(result["seed"]), name or str(folder), result, pd.concat(tables))
+    label = config_label(label or str(result.get("label") or result.get("variant")))
+    return MemberRun(label, int(result["seed"]), name or str(folder), result, pd.concat(tables), (folder,))
 
 
 def on_scored_domains(members: Sequence[MemberRun]) -> Joined:
@@ -70,7 +71,8 @@ def joined(parts: Sequence[MemberRun], *, label: str, data_digest: str | None) -
     digests = "+".join(str(part.result.get("data_digest"))[:16] for part in parts)
     result = {"domains": list(blocks), "per_domain_metrics": blocks, "data_digest": data_digest or digests}
     name, scores = BETWEEN_RUNS.join(part.name for part in parts), pd.concat(one.scores for one in own)
-    return MemberRun(label, parts[0].seed, name, {**parts[0].result, **result}, scores)
+    folders = tuple(folder for part in parts for folder in part.folders)
+    return MemberRun(label, parts[0].seed, name, {**parts[0].result, **result}, scores, folders)
 
 
 def join_domains(members: Sequence[MemberRun], labels: Container[str] = (SINGLE,)) -> Joined:

@@ -19,7 +19,7 @@ from dinomaly_hd.experiments.as_jobs import check_for_jobs, run_as_jobs
 from dinomaly_hd.experiments.checks import with_found_domains
 from dinomaly_hd.experiments.comparison import ONE_REPORT, Done, Member, Protocol, member, run_comparison
 from dinomaly_hd.experiments.members import SINGLE, UNIFIED, Joined, join_domains, joined
-from dinomaly_hd.experiments.run import Outcome, execute, short_domains
+from dinomaly_hd.experiments.run import Outcome, asked_domains, execute
 from dinomaly_hd.experiments.trials import Trial
 from dinomaly_hd.jobs.engines import ONE_SLOT
 from dinomaly_hd.jobs.job import Slots
@@ -39,7 +39,8 @@ WORDS = resources.files("dinomaly_hd.evaluation") / "templates" / "questions.tom
 def question_of(kind: str) -> Question:
     words = tomllib.loads(WORDS.read_text("utf-8"))[kind]
     compared = (*(BY_NATURE if words.get("families") else ()), *words.get("compared", ()))
-    return Question(words["title"], words["text"], compared, words.get("reference"))
+    own = {name: words[name] for name in ("reference", "place") if name in words}
+    return Question(words["title"], words["text"], compared, **own)
 
 
 def run_mode(run: RunConfig, context: Context, *, mode: str, seeds: Sequence[int]) -> Done:
@@ -195,10 +196,7 @@ def report_places(digests: Mapping[Member, str]) -> dict[Member, str]:
     found: dict[Member, str] = {}
     numbered: dict[tuple[str, tuple[str, ...]], str] = {}
     for one, digest in digests.items():
-        trained = one.run.data.train_domain_names
-        others = tuple(name for name in one.run.data.domain_names if name not in trained)
-        place = short_domains(trained) + (f"_to_{short_domains(others)}" if others else "")
-        data = (digest, *trained)
+        place, data = asked_domains(one.run), (digest, *one.run.data.train_domain_names)
         number = 1 + sum(known == place for known, theirs in numbered if theirs != data)
         numbered.setdefault((place, data), place if number == 1 else f"{place}_data_{number}")
         found[one] = f"{REPORTS}/{numbered[place, data]}"

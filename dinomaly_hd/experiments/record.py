@@ -11,19 +11,14 @@ import numpy as np
 from dinomaly_hd import provenance
 from dinomaly_hd.config.base import flatten
 from dinomaly_hd.evaluation.report import (
-    Picture,
     data_figures,
-    defect_table,
-    detector_table,
     flat_metrics,
     flat_synthetic,
-    missing_lines,
-    named_rows,
     render,
     results_markdown,
     summary_lines,
-    trivial_table,
 )
+from dinomaly_hd.evaluation.run_page import run_page, verdict
 from dinomaly_hd.experiments.checks import Work
 from dinomaly_hd.files import publish_json, publish_text
 from dinomaly_hd.models.fast import kernels
@@ -37,7 +32,6 @@ RESULTS_SCHEMA = 1
 LONGEST_HISTORY = 1000
 OF_MACHINE = 8  # metrics in MLflow: processor, memory and a card's five
 TIMES = ("train_s", "score_images_per_s")
-MAPS_IN_REPORT = 3
 FIGURES_STEP = 0  # MLflow draws bars, run beside run, of metrics at step 0, and a dot over the step of others
 
 
@@ -104,14 +98,8 @@ def thinned(history: dict[str, list[tuple[int, float]]]) -> dict[str, Any]:
 
 
 def _write_page(work: Work, results: dict[str, Any], lines: Mapping[str, list[str]]) -> None:
-    """Write ``report.html``: tables, ROC curves, histograms, training, and each domain's highest faults."""
+    """Write ``report.html``."""
     run, manifest = work.run, work.ready.manifest
-    pictures = [
-        Picture(path.stem, path.read_bytes()) for path in sorted((work.folder / "plots").glob("*.png"))
-    ]
-    for domain in manifest.domains:
-        shown = _faults_to_browse(work, domain)[:MAPS_IN_REPORT]
-        pictures += [Picture(f"{domain}: {path.stem}", path.read_bytes()) for path in shown]
     facts = {
         "command": work.context.command,
         "variant": run.model.variant,
@@ -124,17 +112,8 @@ def _write_page(work: Work, results: dict[str, Any], lines: Mapping[str, list[st
         "config hash": work.ready.config_hash,
         **{name: "; ".join(line.strip() for line in part) for name, part in lines.items()},
     }
-    page = render(
-        "run.html",
-        title=work.name,
-        facts=facts,
-        detector=named_rows(detector_table(results)),
-        trivial=named_rows(trivial_table(results)),
-        result=results,
-        defects=named_rows(defect_table(results)),
-        missing=missing_lines(results),
-        pictures=pictures,
-    )
+    maps = {domain: work.maps_folder(domain) for domain in manifest.domains}
+    page = run_page(results, title=work.name, facts=facts, plots=work.folder / "plots", maps=maps)
     publish_text(work.folder / "report.html", page)
 
 
@@ -159,7 +138,8 @@ def _track(work: Work, results: dict[str, Any]) -> None:
     for domain in work.ready.manifest.domains:
         for step, path in enumerate(_faults_to_browse(work, domain)):
             tracker.add("image", path, key=f"maps/{domain}", step=step)
-    work.note(f"{results_markdown(results)}\n{_picture(work, results)}")
+    said = as_markdown(verdict(results))
+    work.note(f"{said}\n\n{results_markdown(results)}\n{_picture(work, results)}")
 
 
 def _picture(work: Work, results: dict[str, Any]) -> str:

@@ -1,7 +1,8 @@
 """The report on finished runs, of one comparison or put together afterwards: written, and logged."""
 
 import os
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, nullcontext
 from functools import partial
 from itertools import islice
 from pathlib import Path
@@ -9,8 +10,10 @@ from typing import NamedTuple
 
 import numpy as np
 
+from dinomaly_hd.config.variants import config_label
 from dinomaly_hd.errors import DataError, OutputError, TrackingError
 from dinomaly_hd.evaluation.compare import Comparison, Focus, compare
+from dinomaly_hd.evaluation.comparison_answer import answer, asked_focus, one_image, ranking
 from dinomaly_hd.evaluation.comparison_members import MemberRun
 from dinomaly_hd.evaluation.comparison_pages import Question, comparison_pages
 from dinomaly_hd.evaluation.comparison_plots import comparison_pictures
@@ -19,6 +22,7 @@ from dinomaly_hd.evaluation.transfer import pairs_pictures, transfer_table
 from dinomaly_hd.experiments.find import Asked, Collected, collect
 from dinomaly_hd.experiments.members import on_scored_domains
 from dinomaly_hd.files import make_dated_folder, publish_json
+from dinomaly_hd.names import LONGEST_FOLDER, as_folder
 from dinomaly_hd.runs.find import Found, Shelf
 from dinomaly_hd.runs.folder import IN_MLFLOW, SUMMARY, Context, RunFolder
 from dinomaly_hd.runs.pages import add_report, artifact_folder
@@ -61,10 +65,14 @@ def write_report(
     focuses = [
         focus for focus in CLOSER_LOOK if focus.domain in places and focus.condition in comparison.conditions
     ]
+    focus = asked_focus(comparison, question)
     pictures = {**pairs_pictures(members), **comparison_pictures(comparison, focuses=focuses)}
     texts = comparison_pages(
         comparison,
         question,
+        answer=answer(comparison, focus),
+        ranking=ranking(comparison, focus, focuses),
+        one_image=one_image(members, hard=focus.domain),
         command=command,
         failed=failed,
         focuses=focuses,
@@ -76,6 +84,16 @@ def write_report(
     files = write_files(folder, texts, pictures)
     publish_json(folder / SUMMARY, summary(comparison, question=question, failed=failed))
     return Report(comparison, [*files, folder / SUMMARY], texts["report.md"])
+
+
+def description(reports: Sequence[Report], *, links: str = "") -> str:
+    """Return reports for MLflow's page: what they answer, links, then the rest; one needs no title there."""
+    parts = [one.markdown.split("\n\n", 2) for one in reports]
+    if len(parts) == 1:
+        ((_, answer, rest),) = parts
+        return f"{answer}\n\n{links}{rest}"
+    answers = "".join(f"{title.removeprefix('# ')}: {answer}\n\n" for title, answer, _ in parts)
+    return answers + links + "\n\n".join(f"{title}\n\n{rest}" for title, _, rest in parts)
 
 
 def summary(comparison: Comparison, *, question: Question, failed: Mapping[str, str]) -> dict[str, object]:
@@ -112,32 +130,49 @@ def flat_means(comparison: Comparison) -> dict[str, float]:
     return dict(islice(flat.items(), MOST_METRICS))
 
 
+def which_labels(labels: Sequence[str]) -> str:
+    """Return what is compared as a folder is called: "cfg-A0_vs_cfg-F", of many the first."""
+    names = [as_folder(label) for label in dict.fromkeys(labels)]
+    whole, first = "_vs_".join(names), "".join(names[:1])[:LONGEST_FOLDER]
+    return whole if len(whole) <= LONGEST_FOLDER else f"{first}_vs_{len(names) - 1}_others"
+
+
+@contextmanager
+def report_folder(result_dir: Path, members: Sequence[MemberRun]) -> Iterator[Path]:
+    """Yield a new folder, which does not stay behind empty where the report is refused."""
+    asked = which_labels([member.label for member in members])
+    folder = make_dated_folder(result_dir / KIND, suffix=f"_{asked}")
+    try:
+        yield folder
+    finally:
+        if not any(folder.iterdir()):
+            folder.rmdir()
+
+
 def report(asked: Asked, context: Context) -> tuple[Path, Report]:
     """Find the runs, write and log the report; return its folder and what it says."""
     output = asked.output
     if output is not None and os.path.exists(output) and (not output.is_dir() or any(output.iterdir())):
         # Tables of another report would mix with these.
         raise OutputError(f"output={output}: already there; give a new or an empty folder")
+    asked = asked._replace(reference=asked.reference and config_label(asked.reference))
     shelf = Shelf(context.result_dir, default_uri(context.root))
     collected = collect(asked, context, shelf)
     own_reference = collected.summary.get("reference", asked.reference)
     if output is not None or asked.reference not in (None, own_reference):
         collected = collected._replace(own=None)  # another view of it, which must not replace its report
     chosen = output or (collected.own.folder if collected.own else None)
-    folder = chosen or make_dated_folder(context.result_dir / KIND)
-    context.say(f"comparing {len(collected.members)} members")
-    try:
+    members = collected.members
+    context.say(f"comparing {len(members)} members")
+    with nullcontext(chosen) if chosen else report_folder(context.result_dir, members) as folder:
         written = write_report(
-            collected.members,
+            members,
             folder,
             question=_question(asked, collected),
             command=context.command,
             failed=collected.failed,
             tick=context.guard.check,
         )
-    finally:
-        if chosen is None and not any(folder.iterdir()):
-            folder.rmdir()  # refused: a new folder does not stay behind empty
     try:
         _log(asked, context, collected.own, written, folder)
     except TrackingError as error:
@@ -182,7 +217,7 @@ def _log(asked: Asked, context: Context, own: Found | None, written: Report, fol
         folder=folder,
         files=written.files,
         uri=uri,
-        note=written.markdown,
+        note=description([written]),
         metrics=flat_means(written.comparison),
     )
     if own is not None and own.run_id is not None:
@@ -196,7 +231,7 @@ def _log(asked: Asked, context: Context, own: Found | None, written: Report, fol
         place = RunFolder(folder)
         with tracked(place, context, name=f"{KIND}-by-{asked.label_by}", tags=tags) as tracker:
             tracker.params(params)
-            tracker.note(written.markdown)
+            tracker.note(description([written]))
             log(tracker, written, folder)
         if not place.state()[IN_MLFLOW]:
             raise TrackingError(f"MLflow at {uri} does not answer, or refuses a part")

@@ -250,3 +250,10 @@ def short_domains(names: tuple[str, ...]) -> str:
     """Return "ABCD" for domain_A .. domain_D; longer names are joined by "+"."""
     short = [name.removeprefix("domain_") for name in names]
     return ("" if all(len(name) == 1 for name in short) else "+").join(short)
+
+
+def asked_domains(run: RunConfig) -> str:
+    """Return "ABCD", or "A_to_BCD" where others are tested than are trained on."""
+    trained = run.data.train_domain_names
+    others = tuple(name for name in run.data.domain_names if name not in trained)
+    return short_domains(trained) + (f"_to_{short_domains(others)}" if others else "")

@@ -8,6 +8,7 @@ import pandas as pd
 
 from dinomaly_hd.config.base import text_of
 from dinomaly_hd.config.run import RunConfig
+from dinomaly_hd.config.variants import config_label
 from dinomaly_hd.evaluation.report import render, write_files
 from dinomaly_hd.experiments.trial import COARSE, RUN_ID, beside
 from dinomaly_hd.names import listed
@@ -134,7 +135,7 @@ def _condition(plan: Plan, row: Row, run: RunConfig, best: Sequence[Row]) -> dic
 
 def _trials(plan: Plan, rows: Sequence[Row]) -> pd.DataFrame:
     body = [
-        {"trial": row.number, "state": row.state, "setting": row.setting}
+        {"trial": row.number, "state": row.state, "setting": config_label(row.setting)}
         | dict(zip(plan.keys, row.values, strict=False))
         | row.params
         | {f"test {name}": value for name, value in row.notes.get(TEST, {}).items()}
@@ -152,7 +153,7 @@ def _table(plan: Plan, rows: Sequence[Row], best: Sequence[Row]) -> pd.DataFrame
     for row in rows:
         tied = row.state == COMPLETE and row.rounded in ahead
         mark = "best: " if row in best else "tied: " if tied else ""
-        names.append(f"{mark}{row.number}{f' ({row.setting})' if row.setting else ''}")
+        names.append(f"{mark}{row.number}{f' ({config_label(row.setting)})' if row.setting else ''}")
     trials, test = _trials(plan, rows), [f"test {name}" for name in beside(plan)]
     figures = trials[[*plan.keys, *test]].map(_percent, na_action="ignore")
     figures = figures.rename(columns={f"test {name}": f"{name} (test, not used)" for name in beside(plan)})

@@ -10,6 +10,7 @@ from typing import Any, ClassVar
 
 import numpy as np
 
+from dinomaly_hd.config.variants import config_label
 from dinomaly_hd.data.features import FeatureCache
 from dinomaly_hd.errors import ConfigError, DinomalyHDError, NonFiniteError
 from dinomaly_hd.evaluation.metrics import known
@@ -52,12 +53,13 @@ class Runner:
         config, name = plan.space.config(attempt.point), f"trial_{attempt.number:04d}"
         folder = plan.folder(self.context.result_dir) / name
         shown = ", ".join(f"{key}={text}" for key, text in attempt.point.items())
-        self.context.say(f"\n== {name}{f' ({attempt.setting})' if attempt.setting else ''}: {shown}")
+        setting = config_label(attempt.setting or "")
+        self.context.say(f"\n== {name}{f' ({setting})' if setting else ''}: {shown}")
         attempt.trial.set_user_attr(CONFIG, config)
         attempt.trial.set_user_attr(WORKER, f"{socket.gethostname()} {os.getpid()}")
-        tags = {"config": config, "sweep": plan.study}
+        tags = {"config": config_label(config), "sweep": plan.study}
         own = replace(self.context, parent_run_id=self.parent, tags={**self.context.tags, **tags})
-        tags |= {"trial": str(attempt.number)} | ({"setting": attempt.setting} if attempt.setting else {})
+        tags |= {"trial": str(attempt.number)} | ({"setting": setting} if setting else {})
         opening = open_parent(
             own,
             identity=["trial", name],

@@ -50,14 +50,15 @@ def test_an_ablation_shares_work_reports_is_not_repeated_and_finds_the_same_in_s
 ) -> None:
     lines: list[str] = []
     told = replace(own, say=lines.append)
-    configs = ("A0", "A0:row_context=1")
+    configs, labels = ("A0", "cfg-A0:row_context=1"), ("cfg-A0", "cfg-A0:row_context=1")
     done = run_ablation(configs, (42, 43), told, build=build)
     assert sum("once for all steps" in line for line in lines) == 2, "encoded once a seed, for all configs"
     assert sum(line == "going on at step 2" for line in lines) == 2, "row_context needs no training"
     assert done.report is not None
     parent = done.report.files[0].parent
     summary = json.loads((parent / "final_summary.json").read_text())
-    assert (summary["labels"], summary["reference"]) == (list(configs), "A0")
+    assert parent.parent == own.result_dir / "ablation" / "cfg-A0_vs_cfg-A0_row_context=1_on_AB"
+    assert (summary["labels"], summary["reference"]) == (list(labels), "cfg-A0")
     assert "2 seeds" in (parent / "report.md").read_text()
     assert "<html" in (parent / "report.html").read_text()
     assert {path.name for path in (parent / "tables").iterdir()} >= {"means.csv", "differences.csv"}
@@ -65,9 +66,16 @@ def test_an_ablation_shares_work_reports_is_not_repeated_and_finds_the_same_in_s
     runs = runs_in(own)
     top = next(run for run in runs if run.data.tags["kind"] == "ablation")
     children = [run for run in runs if run.data.tags.get("mlflow.parentRunId") == top.info.run_id]
-    assert sorted(run.data.tags["config"] for run in children) == sorted(configs * 2)
-    assert f"domain_A/auroc_mean.{configs[0]}" in top.data.metrics
-    assert "Reading" in top.data.tags["mlflow.note.content"]
+    assert sorted(run.data.tags["config"] for run in children) == sorted(labels * 2)
+    assert {run.info.run_name for run in children} >= {"cfg-A0-baseline-AB-s42"}
+    assert f"domain_A/auroc_mean.{labels[0]}" in top.data.metrics
+    answer, links, *rest = top.data.tags["mlflow.note.content"].split("\n\n")
+    assert answer.startswith(
+        "**Nothing can be concluded: fewer than 3 seeds in common with cfg-A0 (2 at most)"
+    )
+    assert "[Charts of its runs]" in links
+    assert any("Reading" in part for part in rest)
+    assert not any(answer in part for part in rest), "said once"
 
     lines.clear()
     again = run_ablation(configs, (42, 43), told, build=build)
@@ -87,7 +95,7 @@ def test_an_ablation_shares_work_reports_is_not_repeated_and_finds_the_same_in_s
     several = run_ablation(configs, (42,), elsewhere, build=build, slots=Slots("local", 2, ""))
     assert sum("_seed42: finished" in line for line in lines) == 2
     assert several.report is not None
-    assert several.report.comparison.labels == configs
+    assert several.report.comparison.labels == labels
     for label, one in several.outcomes.items():
         same = done.outcomes[label]
         assert one.folder != same.folder
@@ -248,7 +256,7 @@ def test_compare_runs_all_members_under_one_parent(own: Context) -> None:
     stopped = replace(own, guard=stopper, say=stop_in_the_second_member)
     with pytest.raises(Interrupted):
         run_mode(run, stopped, mode="compare", seeds=[42])
-    (folder,) = (own.result_dir / "compare" / "baseline").iterdir()
+    (folder,) = (own.result_dir / "compare").glob("multiclass_unified_vs_singleclass_on_AB/*")
     assert read_state(folder)["status"] == "KILLED"
     first = (folder / UNIFIED / "results.json").stat().st_mtime_ns
 

@@ -118,6 +118,15 @@ def test_a_model_comes_back_from_mlflow_by_its_run_id(
     assert here.score(maps).table["score"].tolist() == runs[0].score(maps).table["score"].tolist()
 
 
+def test_a_refused_comparison_leaves_no_folder(
+    place: Path, runs: list[dhd.Run], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(place)
+    with pytest.raises(ConfigError, match="seed 1 twice"):
+        dhd.compare([runs[0], runs[0]])
+    assert not list(place.glob("results/report/*"))
+
+
 def test_runs_are_compared_with_the_first_label(place: Path, runs: list[dhd.Run]) -> None:
     report = dhd.compare(runs, output=place / "report")
     assert (report.folder / "report.html").is_file()

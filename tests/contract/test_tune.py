@@ -78,7 +78,7 @@ def test_every_trial_is_an_mlflow_run_with_its_seeds_below_it(found: Found) -> N
     trials = [r for r in found.runs if r.data.tags.get("mlflow.parentRunId") == study.info.run_id]
     assert sorted(run.data.tags["trial"] for run in trials) == ["0", "1", "2"]
     assert {run.data.tags["kind"] for run in trials} == {"trial"}
-    first = next(run for run in trials if run.data.tags.get("setting") == "F")
+    first = next(run for run in trials if run.data.tags.get("setting") == "cfg-F")
     assert first.data.params == {"row_p": "0.2", "q_percent": "2", "row_context": "0"}
     (seed,) = [r for r in found.runs if r.data.tags.get("mlflow.parentRunId") == first.info.run_id]
     for name in ("synthetic/domain_C/tpr_at_fpr_1", "synthetic/mean/auroc", "mean/auroc"):

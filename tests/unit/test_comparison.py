@@ -1,6 +1,7 @@
 """A comparison refuses what cannot be compared, corrects what it tests, and says in words what follows."""
 
 import re
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -10,10 +11,13 @@ import pytest
 from dinomaly_hd.errors import ConfigError, DataError, NonFiniteError
 from dinomaly_hd.evaluation import metrics, statistics
 from dinomaly_hd.evaluation.compare import Comparison, Focus, compare, focus_table, verdict, where
+from dinomaly_hd.evaluation.comparison_answer import answer, asked_focus, one_image, ranking
 from dinomaly_hd.evaluation.comparison_members import MemberRun
 from dinomaly_hd.evaluation.comparison_pages import Question, comparison_pages, reading
 from dinomaly_hd.evaluation.comparison_plots import comparison_pictures, dot_figure, forest_figure
-from dinomaly_hd.evaluation.plots import png_bytes
+from dinomaly_hd.evaluation.pictures import MapPicture
+from dinomaly_hd.evaluation.plots import encode_png, png_bytes
+from dinomaly_hd.files import publish
 from tests.work import made_up_scores
 
 DOMAINS = ("domain_A", "domain_C")
@@ -67,8 +71,16 @@ def pages_of(
     pictures = comparison_pictures(comparison, focuses=focuses) if drawn else {}
     asked = ASKED if text == "why" else Question(text, text)
     failed = {} if text == "why" else {text: text}
+    focus = asked_focus(comparison, asked)
     pages = comparison_pages(
-        comparison, asked, command=text, failed=failed, focuses=focuses, pictures=pictures
+        comparison,
+        asked,
+        answer=answer(comparison, focus),
+        ranking=ranking(comparison, focus, focuses),
+        command=text,
+        failed=failed,
+        focuses=focuses,
+        pictures=pictures,
     )
     return pages["report.html"], pages["report.md"]
 
@@ -137,9 +149,8 @@ def test_fewer_than_three_seeds_conclude_nothing(seeds: int):
     assert set(comparison.differences["verdict"]) == {
         f"nothing can be concluded ({seeds} seed{'s' * (seeds > 1)})"
     }
-    text = " ".join(reading(comparison, failed={}, focuses=[C_COLD]))
+    text = " ".join(reading(comparison, failed={}))
     assert f"Nothing can be concluded about any label ({seeds} at most)" in text
-    assert "No label has the seeds to be judged" in text
 
 
 def test_focus_sorts_by_difference_and_judges_over_labels(three: Comparison):
@@ -168,7 +179,7 @@ def test_a_missing_seed_is_named_and_left_out_of_pairs():
     found = row(comparison.differences, label="better", **COLD_AUROC)
     assert found["seeds"] == 2
     assert found["verdict"] == "nothing can be concluded (2 seeds)"
-    text = " ".join(reading(comparison, failed={"better/1": "NaN loss"}, focuses=[]))
+    text = " ".join(reading(comparison, failed={"better/1": "NaN loss"}))
     assert "better has no seed 1" in text
     assert "better/1 (NaN loss)" in text
 
@@ -250,7 +261,7 @@ def test_one_class_has_no_metric_and_no_verdict():
     comparison = compare(members, draws=50)
     assert set(comparison.differences["verdict"]) == {"nothing can be concluded (no value)"}
     assert set(comparison.delong["reason"].str[:18]) == {"needs both classes"}
-    assert "no label can be measured" in pages_of(comparison, C_COLD, drawn=True)[0]
+    assert "concluded: no AUROC can be had on domain_C." in pages_of(comparison, C_COLD, drawn=True)[0]
 
 
 def test_identical_runs_show_no_difference_without_a_p_value():
@@ -258,7 +269,7 @@ def test_identical_runs_show_no_difference_without_a_p_value():
     comparison = compare([*base, *(run._replace(label="copy") for run in base)], draws=50)
     facts = comparison.differences[["verdict", "t_p", "reason"]].drop_duplicates().to_numpy().tolist()
     assert facts == [["no difference shown", pytest.approx(np.nan, nan_ok=True), "all differences are zero"]]
-    assert "AUROC: no test could be made" in " ".join(reading(comparison, failed={}, focuses=[]))
+    assert "AUROC: no test could be made" in " ".join(reading(comparison, failed={}))
 
 
 def test_html_is_one_escaped_file_with_its_parts_in_order(three: Comparison):
@@ -266,12 +277,14 @@ def test_html_is_one_escaped_file_with_its_parts_in_order(three: Comparison):
     members = [run._replace(label=evil, name=evil) if run.label == "same" else run for run in runs()]
     text, _ = pages_of(compare(members, draws=50), C_COLD, text=evil, drawn=True)
     assert "<script" not in text
-    assert not re.search(r"(src|href)=\"(?!data:image/png;base64)", text)
+    assert not re.search(r"(src|href)=\"(?!data:image/png;base64|#)", text)
     assert text.count("<img") == 6
     plain, _ = pages_of(three, C_COLD)
     focus = "Which labels differ on domain_C cold?"
-    headings = ["Reading", "Means over seeds", focus, "Pictures", "All differences"]
-    assert re.findall(r"<h2>(.*?)</h2>", plain) == headings
+    headings = ["Ranking", "Reading", "Means over seeds", focus, "Pictures", "All differences"]
+    found = re.findall(r"<h2 id=\"(\d+)\">(.*?)</h2>", plain)
+    assert [title for _, title in found] == [*headings, "What was compared"]
+    assert found == re.findall(r"<a href=\"#(\d+)\">(.*?)</a>", plain), "its contents"
     assert "runs/better_2" in plain
 
 
@@ -282,7 +295,86 @@ def test_markdown_holds_the_numbers_and_labels_cannot_break_its_tables(three: Co
     assert "| better | 3 | +" in text
     odd = compare([run._replace(label=run.label + "|x") for run in runs(1)], draws=10)
     tables = [line for line in pages_of(odd)[1].split("\n") if line.startswith("|")]
-    assert {len(re.findall(r"(?<!\\)\|", line)) for line in tables} == {len(DOMAINS) + 3}
+    widths = {len(re.findall(r"(?<!\\)\|", line)) for line in tables}
+    assert widths == {len(DOMAINS) + 3, 8}, "means, and the ranking"
+
+
+@pytest.mark.parametrize(
+    ("seeds", "effects", "said"),
+    [
+        (3, {"base": 0, "better": 2}, r"better is better than base on domain_C and has the highest mean: "
+         r"AUROC [\d.]+ against [\d.]+ %, 3 seeds, p 0\.\d+\."),
+        (3, {"base": 0, "same": 0}, r"Nothing shown: on domain_C no label's AUROC differs significantly from "
+         r"that of base, [\d.]+ %; the highest other is same, [\d.]+ %, 3 seeds, p 0\.\d+\."),
+        (3, {"base": 2, "worse": 0, "w": 0}, "base is the best on domain_C: AUROC .* of the next, w.*, 3 "
+         "seeds, p .* after correction over 2 labels."),
+        (3, {"base": 2, "worse": 0, "as good": 2},
+         r"Nothing better than base is shown on domain_C; worse are worse \(-[\d.]+\)\."),
+        (2, {"base": 0, "better": 2},
+         r"Nothing can be concluded: fewer than 3 seeds in common with base \(2 at most\)\."),
+        (3, {"base": 0}, "There is one label only, base: nothing is compared."),
+    ],
+)  # fmt: skip
+def test_the_answer_is_one_sentence_by_corrected_tests(seeds: int, effects: dict[str, float], said: str):
+    members = runs(seeds, **effects)
+    comparison = compare(members, draws=100)
+    focus = asked_focus(comparison, ASKED)
+    assert focus == Focus("domain_C", "all")
+    text = answer(comparison, focus)
+    assert re.fullmatch(said, text), text
+    assert f"**{text}**" in re.sub(r"\\([|>`*])", r"\1", pages_of(comparison)[1])
+    assert asked_focus(comparison, ASKED._replace(place="mean")) == Focus("mean", "all")
+
+
+def test_a_label_of_too_few_seeds_is_never_the_answer_however_high_its_mean():
+    members = [one for one in runs(base=0.0, better=2.0, few=9.0) if (one.label, one.seed) != ("few", 2)]
+    text = answer(compare(members, draws=100), Focus("domain_C", "all"))
+    assert text.startswith("better is better than base on domain_C: AUROC")
+    assert re.search(r"; nothing can be concluded about few \(\+[\d.]+\), of too few seeds\.$", text)
+
+
+def test_the_ranking_is_by_the_mean_where_it_is_asked_and_shows_its_test(three: Comparison):
+    frame = ranking(three, C_COLD, [C_COLD, Focus("mean", "all")]).frame
+    means = where(three.means, **COLD_AUROC).set_index("label")["mean"].sort_values(ascending=False)
+    assert list(frame["label"]) == list(means.index)
+    assert list(frame.columns[2:5]) == ["AUROC domain_C cold", "TPR 1 % domain_C cold", "AUROC mean"]
+    assert set(frame.set_index("label").loc["base"].iloc[-3:]) == {"-", "reference"}
+    assert frame["verdict"][0] == "higher"
+
+
+def test_the_same_images_go_through_every_model_or_none_are_shown(tmp_path: Path):
+    def drawn(label: str, seed: int, missing: str = "") -> MemberRun:
+        run, picture = member(label, seed), MapPicture(input_shape=(8, 20), limit=1.0)
+        pixels = picture.draw(np.zeros((8, 20)), np.full((4, 10), 0.1 * seed), title="\n\n")
+        for path, domain, label_, *_ in run.scores.itertuples(index=False):
+            kind, stem = "fault" if label_ else "good", Path(path).stem
+            if stem in ("cold0", "cold1", "warm0", "warm1") and stem[:-1] != missing:
+                name = f"{kind}_highest_01_{stem}.png"
+                publish(
+                    tmp_path / run.name / "anomaly_maps" / domain / name,
+                    lambda s: s.write(encode_png(pixels)),
+                )
+        return run._replace(folders=(tmp_path / run.name,))
+
+    members = [drawn("base", 1), drawn("base", 0), drawn("other", 1), drawn("other", 2)]
+    shown = one_image(members, hard="domain_C")
+    assert shown is not None
+    assert [name for name, _ in shown.images] == [
+        "domain_C/test/fault/cold0.tiff, cold",
+        "domain_C/test/fault/warm0.tiff, warm",
+        "domain_A/test/fault/cold0.tiff, cold",
+        "domain_C/test/good/cold0.tiff, cold",
+    ]
+    assert list(shown.maps) == ["base, seed 1", "other, seed 1"], "the seed that they share"
+    no_cold = one_image([members[0], drawn("third", 1, missing="cold")], hard="domain_C")
+    assert no_cold is not None
+    assert {name[-4:] for name, _ in no_cold.images} == {"warm"}
+    assert one_image([members[0], member("elsewhere", 1)], hard="domain_C") is None
+    page = comparison_pages(
+        compare(members, draws=2), ASKED, answer="", ranking=ranking(compare(members, draws=2), C_COLD, []),
+        one_image=shown, command="", failed={}, focuses=[], pictures={},
+    )["report.html"]  # fmt: skip
+    assert page.count("<img") == 4 + 2 * 4
 
 
 def test_one_label_has_no_differences_and_says_so():
@@ -295,7 +387,7 @@ def test_one_label_has_no_differences_and_says_so():
 
 
 def test_reading_counts_tests_and_findings(three: Comparison):
-    text = " ".join(reading(three, failed={}, focuses=[C_COLD]))
+    text = " ".join(reading(three, failed={}))
     table = where(three.differences, metric="auroc")
     table = table[table["domain"] != "mean"]
     assert f"AUROC: {table['t_p'].notna().sum()} tests" in text

@@ -8,7 +8,7 @@ import pytest
 from dinomaly_hd.config.base import Frozen, doc, flatten
 from dinomaly_hd.config.presets import parameters
 from dinomaly_hd.config.resolve import MARKER, Asked, Command, Numbers, config_names, resolve_config
-from dinomaly_hd.config.variants import ABLATION, CONFIG_SETS, VARIANTS
+from dinomaly_hd.config.variants import ABLATION, CONFIG_SETS, VARIANTS, config_label
 from dinomaly_hd.errors import ConfigError, SignalGuard
 from entry_points import ablation
 from entry_points.common import Start
@@ -161,3 +161,12 @@ def test_the_command_of_a_comparison_repeats_it() -> None:
 def test_what_members_differ_in_is_no_flag_of_the_whole(name: str) -> None:
     with pytest.raises(ConfigError, match=f"{name} does not apply"):
         ablation.COMMAND.parse([f"--{name}", "1"])
+
+
+@pytest.mark.parametrize("name", ABLATION)
+def test_a_letter_is_shown_as_a_config_and_read_either_way(name: str) -> None:
+    assert resolve_config(f"cfg-{name}", VALUES) == resolve_config(name, VALUES)
+    for text in (name, f"{name}:q_percent=1", f"{name}, seed 42"):
+        assert config_label(text) == f"cfg-{text}"
+        assert config_label(f"cfg-{text}") == f"cfg-{text}"
+    assert config_label(f"{name}_else") == f"{name}_else"

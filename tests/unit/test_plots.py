@@ -1,25 +1,38 @@
 """Pictures: what they show where, which images are chosen, and that odd input does not break them."""
 
 import io
+from itertools import product
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
 import pytest
+from matplotlib import colormaps
 from PIL import Image
 
 from dinomaly_hd.errors import NonFiniteError, OutputError
 from dinomaly_hd.evaluation import pictures, plots
 from dinomaly_hd.evaluation.metrics import Threshold, auroc, youden
-from dinomaly_hd.evaluation.pictures import MOST_WAITING, MapPicture, pictures_saved, select_by_rank
+from dinomaly_hd.evaluation.pictures import (
+    MOST_WAITING,
+    MapPicture,
+    cut_panel,
+    pictures_saved,
+    select_by_rank,
+)
 from dinomaly_hd.geometry import Box
 from tests.work import made_up_scores
 
 SHAPE = (31, 95)
+DOMAINS = ("domain_A", "domain_C")
+FIRST = {
+    "/".join((d, "test", k, c))
+    for d, k, c in product(DOMAINS, ("good", "fault"), ("cold0.tiff", "warm0.tiff"))
+}
 
 
-def score_table(*, count: int = 20, domains: tuple[str, ...] = ("domain_A", "domain_C")) -> pd.DataFrame:
-    return made_up_scores(domains, count=count)
+def score_table(*, count: int = 20, domains: tuple[str, ...] = DOMAINS, seed: int = 0) -> pd.DataFrame:
+    return made_up_scores(domains, count=count, seed=seed)
 
 
 def pixels(png: bytes) -> np.ndarray:
@@ -174,7 +187,9 @@ def test_flat_normals_and_odd_titles_are_drawn_and_bad_maps_refused():
 def test_selection_takes_highest_lowest_and_nearest_of_each_label_and_domain():
     table = score_table()
     chosen = select_by_rank(table, thresholds={"domain_A": 0.5, "domain_C": 0.5})
-    assert len(chosen) == 2 * 2 * 30
+    first = chosen[chosen["rank"] == "first"]
+    assert set(first["path"]) <= FIRST
+    assert len(chosen) == 2 * 2 * 30 + len(first)
     assert not chosen["path"].duplicated().any()
     for (_, _), rows in table.groupby(["domain", "label"]):
         picked = chosen[chosen["path"].isin(rows["path"])]
@@ -185,6 +200,24 @@ def test_selection_takes_highest_lowest_and_nearest_of_each_label_and_domain():
             assert set(picked["path"][picked["rank"] == rank]) == set(expected["path"]), rank
 
 
+def test_the_first_of_each_condition_is_chosen_whatever_its_score():
+    one, other = (select_by_rank(score_table(seed=seed), thresholds={}, count=1) for seed in (0, 1))
+    alike = set(one["path"]) & set(other["path"])
+    assert alike >= FIRST
+
+
+@pytest.mark.parametrize("shape", [(31, 95), (64, 64), (20, 100), (95, 31)])
+def test_a_panel_is_cut_out_of_a_picture_of_any_shape(shape: tuple[int, int], tmp_path: Path):
+    drawn = MapPicture(input_shape=shape, limit=12345.0)
+    pixels = drawn.draw(np.full(shape, 0.5), np.full((4, 4), 6000.0), title="a\nb\nc")
+    (tmp_path / "map.png").write_bytes(plots.encode_png(pixels))
+    middle = [round(255 * part) for part in colormaps["inferno"](6000 / 12345)[:3]]
+    for panel, colour in (("input", [128] * 3), ("anomaly map", middle)):
+        cut = np.asarray(Image.open(io.BytesIO(cut_panel(tmp_path / "map.png", panel)))).astype(int)
+        assert np.abs(cut[10:-10, 10:-10] - colour).max() <= 2, "more than the panel"
+        assert cut.shape[1] / cut.shape[0] == pytest.approx(shape[1] / shape[0], rel=0.15)
+
+
 @pytest.mark.parametrize("size", [1, 5, 15, 25])
 def test_selection_of_few_images_takes_each_once(size):
     table = made_up_scores(("domain_A", "domain_C"), count=size, conditions=["all"])
@@ -192,7 +225,7 @@ def test_selection_of_few_images_takes_each_once(size):
     assert len(chosen) == 4 * size
     assert not chosen["path"].duplicated().any()
     without = select_by_rank(table, thresholds={"domain_A": float("nan")})
-    assert len(without) == 4 * min(size, 20)
+    assert len(without[without["rank"] != "first"]) == 4 * min(size, 20)
     assert "threshold" not in set(without["rank"])
 
 
