@@ -88,33 +88,38 @@ def test_both_files_of_every_family_score_other_images_as_predict_does(
                 assert one["relative"] == one["largest_difference"] / one["largest"] <= 1e-4
 
 
-def exported(run: TinyRun, output: Path | None = None, name: str = "", **changes: Any) -> Path:
-    settings = {
-        "format": "torch",
-        "images": 2,
-        "data_root": None,
-        "say": lambda _: None,
-        "tick": lambda: None,
-    }
-    places: dict[str, Any] = {"result_dir": run.result_dir, "root": run.root}
-    return export(name or str(run.folder), output=output, **{**settings, **places, **changes})
+def words_of(run: TinyRun, output: Path) -> list[str]:
+    places = ["--result_dir", str(run.result_dir), "--data_root", str(run.data), "--output", str(output)]
+    return ["--run", f"runs:/{run.run_id}", *places, "--format", "torch", "--images", "2"]
 
 
-def test_a_program_needs_torch_alone_and_holds_nothing_pickled(tiny_run: TinyRun, tmp_path: Path) -> None:
-    file = exported(tiny_run, tmp_path / "out", f"runs:/{tiny_run.run_id}")
+@pytest.fixture(scope="module")
+def program(tiny_run: TinyRun, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Export the tiny run by the command."""
+    output = tmp_path_factory.mktemp("program")
+    assert launch(main, words_of(tiny_run, output)) == 0
+    return output / "model.pt2"
+
+
+def test_a_program_needs_torch_alone_and_holds_nothing_pickled(program: Path, tmp_path: Path) -> None:
     maps = np.random.default_rng(0).random((3, 31, 95), np.float32)
     np.save(tmp_path / "maps.npy", maps)
-    words = [str(file), str(tmp_path / "maps.npy"), str(tmp_path / "found.npz")]
+    words = [str(program), str(tmp_path / "maps.npy"), str(tmp_path / "found.npz")]
     subprocess.run([sys.executable, "-c", WITHOUT_PACKAGE, *words], check=True)
-    found, here = np.load(tmp_path / "found.npz"), loaded(file)(maps)
-    assert [np.array_equal(found[name], one) for name, one in zip(("score", "map"), here, strict=True)] == [
-        True
-    ] * 2
-    with zipfile.ZipFile(file) as archive:
+    found, here = np.load(tmp_path / "found.npz"), loaded(program)(maps)
+    assert np.array_equal(found["score"], here[0])
+    assert np.array_equal(found["map"], here[1])
+    with zipfile.ZipFile(program) as archive:
         members = b"".join(archive.read(member) for member in archive.namelist())
     assert b'"use_pickle": false' in members
     assert b'"use_pickle": true' not in members
     assert b"data.pkl" not in members  # of torch.save
+
+
+def exported(run: TinyRun, **changes: Any) -> Path:
+    usual = {"format": "torch", "images": 2, "data_root": None, "output": None, "name": str(run.folder)}
+    places: Any = {"result_dir": run.result_dir, "root": run.root}
+    return export(**{**usual, **changes}, say=lambda _: None, tick=lambda: None, **places)
 
 
 def refused(run: TinyRun, error: type[Exception], line: str, **changes: Any) -> None:
@@ -125,10 +130,9 @@ def refused(run: TinyRun, error: type[Exception], line: str, **changes: Any) -> 
 
 
 def test_a_file_that_scores_otherwise_or_cannot_be_written_is_not_left_behind(
-    tiny_run: TinyRun, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+    tiny_run: TinyRun, program: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    kind, factor = FORMATS["torch"], [1.0, 1.0]
-    content = exported(tiny_run, tmp_path / "first").read_bytes()
+    kind, factor, content = FORMATS["torch"], [1.0, 1.0], program.read_bytes()
 
     def load(path: Path) -> Callable[[Any], Any]:
         run = kind.load(path)
@@ -142,7 +146,7 @@ def test_a_file_that_scores_otherwise_or_cannot_be_written_is_not_left_behind(
             line = rf"^{name}s of normals .* 2\.0e-04 of the largest.* more than 0\.0001"
             refused(tiny_run, OutputError, line)
             factor[place] = 1 + 5e-5
-        assert exported(tiny_run, tmp_path / "second").is_file()
+        assert exported(tiny_run, output=tmp_path / "out").is_file()
         factor[1] = float("nan")
         refused(tiny_run, OutputError, "maps of normals differ by nan")
     monkeypatch.setattr(exporting.torch.export, "export", lambda *_, **__: [][0])
@@ -168,18 +172,6 @@ def test_what_no_file_can_hold_or_prove_is_said_before_a_model_is_loaded(
     refused(tiny_run, ConfigError, r'pip install "dinomaly-hd\[export\]"', format="onnx")
 
 
-def test_errors_have_their_exit_codes(
-    tiny_run: TinyRun, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    places = [
-        "--run",
-        str(tiny_run.folder),
-        "--data_root",
-        str(tiny_run.data),
-        "--output",
-        str(tmp_path / "a"),
-    ]
-    words = [*places, "--format", "torch", "--images", "1"]
-    assert launch(main, words) == 0, capsys.readouterr().err
-    assert "scores of bands differ by" in capsys.readouterr().out
+def test_errors_have_their_exit_codes(tiny_run: TinyRun, program: Path) -> None:
+    words = words_of(tiny_run, program.parent)
     assert (launch(main, words), launch(main, [*words, "--format", "keras"])) == (74, 64)
