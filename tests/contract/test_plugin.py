@@ -55,11 +55,9 @@ def test_it_is_compared_recorded_and_needed_again(tmp_path: Path) -> None:
         tmp_path, *score, "--plugin=my_variant.py", code=65
     )
     run(tmp_path, *score, f"--plugin={mine / 'plugin' / 'my_variant.py'}")
-    again = f"from dinomaly_hd.serving import _load_pyfunc as load; load('{mine / 'model'}')"
-    for code, environment in ((1, {}), (0, {"DINOMALY_HD_PLUGIN": str(EXAMPLE)})):
-        around = {**os.environ, "PYTHONPATH": str(ROOT), **environment}
-        served = subprocess.run([sys.executable, "-c", again], env=around, capture_output=True, check=False)
-        assert served.returncode == code, served.stderr
+    load = f"from dinomaly_hd.serving import _load_pyfunc; _load_pyfunc('{mine / 'model'}')"  # as MLflow does
+    around = {**os.environ, "PYTHONPATH": str(ROOT), "DINOMALY_HD_PLUGIN": str(EXAMPLE)}
+    subprocess.run([sys.executable, "-c", load], env=around, capture_output=True, check=True)
 
 
 @pytest.mark.parametrize("words", [["horizontal", "--plugin", str(EXAMPLE)], ["sync", "--plugin=x"]])
