@@ -70,8 +70,8 @@ class Maps:
         words = f"{len(self)} maps of {self.images.shape[1]} x {self.images.shape[2]}"
         first = self.table.drop_duplicates(["domain", "label"])[:SHOWN]
         pictures = [
-            as_html(coloured(self.images[row], INPUT_COLOURS), str(path))
-            for row, path in first["path"].items()
+            as_html(coloured(self.images[row], INPUT_COLOURS), path)
+            for row, path in zip(first.index.to_numpy(), first["path"], strict=True)
         ]
         return f"<p>{words}</p>{counts.to_html()}{''.join(pictures)}"
 
@@ -109,7 +109,7 @@ class Scores(NamedTuple):
         highest = self.table.nlargest(SHOWN, "score")
         pictures = [
             as_html(coloured(self.maps[row]), f"{row}: score {one['score']:.4g}, {where_text(one)}")
-            for row, one in highest.iterrows()
+            for row, one in zip(highest.index.to_numpy(), highest.to_dict("records"), strict=True)
         ]
         return f"<p>{words}</p>{self.table.to_html(max_rows=10)}{''.join(pictures)}"
 
