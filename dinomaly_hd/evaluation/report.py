@@ -277,12 +277,16 @@ def _cut(text: str, width: int) -> str:
 
 
 def _with_contents(body: Markup) -> Markup:
-    """Return a page's body behind links to its headings."""
+    """Return a page's body behind its headings, each of which leads to its place.
+
+    They are labels of fields in the headings, since MLflow shows a page in a frame where no link works.
+    """
     titles = re.findall("<h2>(.*?)</h2>", body)
     for place, title in enumerate(titles):
-        body = body.replace(Markup(f"<h2>{title}"), Markup(f'<h2 id="{place}">{title}'), 1)
-    links = Markup("".join(f'<a href="#{place}">{title}</a>' for place, title in enumerate(titles)))
-    return Markup('<p class="contents">{}</p>\n{}').format(links, body)
+        field = Markup(f'<h2><input id="s{place}" tabindex="-1" readonly>{title}')
+        body = body.replace(Markup(f"<h2>{title}"), field, 1)
+    labels = Markup("".join(f'<label for="s{place}">{title}</label>' for place, title in enumerate(titles)))
+    return Markup('<p class="contents">{}</p>\n{}').format(labels, body)
 
 
 def _markdown(text: object) -> str:

@@ -158,6 +158,8 @@ def test_the_report_of_a_comparison_opens_among_its_artifacts(pages: "Pages", re
     try:
         pages.reads("Ablation of 3 configs", "Reading", "Pictures")
         assert all(picture["width"] > 300 for picture in pages.pictures("data:image/png"))
+        pages.press("label", "Pictures")  # its contents, in a frame where no link works
+        pages.until(lambda: pages.driver.execute_script("return scrollY > 300"), what="way to the pictures")
     finally:
         pages.driver.switch_to.default_content()
 
