@@ -18,6 +18,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Mapping
+from functools import partial
 from pathlib import Path
 from statistics import median_high
 from typing import IO, Any, NamedTuple
@@ -84,8 +85,8 @@ def measure(case: Case, *, batch: int, steps: int) -> dict[str, float]:
             if on_gpu:
                 torch.cuda.synchronize(case.device)
 
-        rates[f"{name}_first_s"] = timed(lambda done=done: done(0))[0]  # compiled, where it is
-        seconds = median_high(timed(lambda step=step: done(step))[0] for step in range(1, steps + 1))
+        rates[f"{name}_first_s"] = timed(partial(done, 0))[0]  # compiles, where that was asked for
+        seconds = median_high(timed(partial(done, step))[0] for step in range(1, steps + 1))
         rates[f"{name}_images_per_s"] = batch / seconds
     memory = torch.cuda.max_memory_allocated(case.device) / 2**30 if on_gpu else float("nan")
     return {**rates, "peak_memory_gib": memory}
