@@ -49,7 +49,7 @@ class Part(NamedTuple):
 STEPS = "benchmarks.gpu_check --batch=16"
 TINY = "--device=cpu --encoder=dinov2reg_vit_small_14 --image=56 --crop=56"
 FEW, RUN = f"{TINY} --batch=2 --steps=2", "--preset=quick --simulate_size=tiny --max_steps=2 --gpu=cpu"
-FULL = "--preset=full --encoder_weights=random --gpu=0 --max_steps=50"
+FULL = "--preset=full --encoder_weights=random --gpu=0 --max_steps=50 --simulate_size=quick"
 OWN = "--result_dir={own}/results --feature_dir={own}/features"
 ABLATION = f"entry_points.ablation {FULL} {OWN} --seeds=42,43,44,123,456"
 PEER = "--device=cuda --encoder=dinov2reg_vit_base_14 --train_batch=16 --score_batch=16 --rounds=5"
