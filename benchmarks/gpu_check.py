@@ -155,7 +155,11 @@ def session(parts: Mapping[str, Part], folder: Path, *, limit_s: float, rehearse
         print(f"{name}: ended {ended} after {done[name]['seconds']:.0f} s", flush=True)
         publish_json(folder / f"{SESSION}.json", done)
         flat = {part: pd.json_normalize(found).iloc[0].items() for part, found in done.items()}
-        rows = [{"part": part, "what": name, "found": x} for part, facts in flat.items() for name, x in facts]
+        rows = [
+            {"part": part, "what": name, "found": f"{x:.4g}" if isinstance(x, float) else x}
+            for part, facts in flat.items()
+            for name, x in facts
+        ]
         publish_text(folder / f"{SESSION}.md", table(rows) + "\n")
 
 
