@@ -61,8 +61,8 @@ PARTS = {  # in the order of what one wants to know first
     "ablation 10 x 5": Part(ABLATION, f"{RUN} --seeds=42,43 --configs=A,B", 100),
     "ablation 10 x 5, four at once": Part(f"{ABLATION} --slots=4", f"{RUN} --seeds=42 --configs=A,B", 60),
     "plain autograd": Part(STEPS, FEW, 40, "plain"),
-    "torch.compile": Part(f"{STEPS} --compiled=default", FEW, 60, "plain"),
-    "CUDA graphs": Part(f"{STEPS} --compiled=reduce-overhead", FEW, 60, "plain"),
+    "torch.compile": Part(f"{STEPS} --compiled=default", FEW, 100, "plain"),
+    "CUDA graphs": Part(f"{STEPS} --compiled=reduce-overhead", FEW, 100, "plain"),
     "beside anomalib, if installed": Part(f"benchmarks.speed {PEER} --precision=bf16", FEW_OF_PEER, 60),
 }
 
