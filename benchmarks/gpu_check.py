@@ -18,6 +18,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Mapping
+from functools import partial
 from pathlib import Path
 from statistics import median_high
 from typing import IO, Any, NamedTuple
@@ -48,7 +49,7 @@ class Part(NamedTuple):
 STEPS = "benchmarks.gpu_check --batch=16"
 TINY = "--device=cpu --encoder=dinov2reg_vit_small_14 --image=56 --crop=56"
 FEW, RUN = f"{TINY} --batch=2 --steps=2", "--preset=quick --simulate_size=tiny --max_steps=2 --gpu=cpu"
-FULL = "--preset=full --encoder_weights=random --gpu=0 --max_steps=50"
+FULL = "--preset=full --encoder_weights=random --gpu=0 --max_steps=50 --simulate_size=quick"
 OWN = "--result_dir={own}/results --feature_dir={own}/features"
 ABLATION = f"entry_points.ablation {FULL} {OWN} --seeds=42,43,44,123,456"
 PEER = "--device=cuda --encoder=dinov2reg_vit_base_14 --train_batch=16 --score_batch=16 --rounds=5"
@@ -60,8 +61,8 @@ PARTS = {  # in the order of what one wants to know first
     "ablation 10 x 5": Part(ABLATION, f"{RUN} --seeds=42,43 --configs=A,B", 100),
     "ablation 10 x 5, four at once": Part(f"{ABLATION} --slots=4", f"{RUN} --seeds=42 --configs=A,B", 60),
     "plain autograd": Part(STEPS, FEW, 40, "plain"),
-    "torch.compile": Part(f"{STEPS} --compiled=default", FEW, 60, "plain"),
-    "CUDA graphs": Part(f"{STEPS} --compiled=reduce-overhead", FEW, 60, "plain"),
+    "torch.compile": Part(f"{STEPS} --compiled=default", FEW, 100, "plain"),
+    "CUDA graphs": Part(f"{STEPS} --compiled=reduce-overhead", FEW, 100, "plain"),
     "beside anomalib, if installed": Part(f"benchmarks.speed {PEER} --precision=bf16", FEW_OF_PEER, 60),
 }
 
@@ -84,8 +85,8 @@ def measure(case: Case, *, batch: int, steps: int) -> dict[str, float]:
             if on_gpu:
                 torch.cuda.synchronize(case.device)
 
-        rates[f"{name}_first_s"] = timed(lambda done=done: done(0))[0]  # compiled, where it is
-        seconds = median_high(timed(lambda step=step: done(step))[0] for step in range(1, steps + 1))
+        rates[f"{name}_first_s"] = timed(partial(done, 0))[0]  # compiles, where that was asked for
+        seconds = median_high(timed(partial(done, step))[0] for step in range(1, steps + 1))
         rates[f"{name}_images_per_s"] = batch / seconds
     memory = torch.cuda.max_memory_allocated(case.device) / 2**30 if on_gpu else float("nan")
     return {**rates, "peak_memory_gib": memory}
@@ -154,7 +155,11 @@ def session(parts: Mapping[str, Part], folder: Path, *, limit_s: float, rehearse
         print(f"{name}: ended {ended} after {done[name]['seconds']:.0f} s", flush=True)
         publish_json(folder / f"{SESSION}.json", done)
         flat = {part: pd.json_normalize(found).iloc[0].items() for part, found in done.items()}
-        rows = [{"part": part, "what": name, "found": x} for part, facts in flat.items() for name, x in facts]
+        rows = [
+            {"part": part, "what": name, "found": f"{x:.4g}" if isinstance(x, float) else x}
+            for part, facts in flat.items()
+            for name, x in facts
+        ]
         publish_text(folder / f"{SESSION}.md", table(rows) + "\n")
 
 

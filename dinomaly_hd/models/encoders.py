@@ -94,14 +94,6 @@ def mean_of(layers: Sequence[Tensor]) -> Tensor:
     return sum(layers[1:], start=layers[0]) / len(layers)
 
 
-class _GeluInPlace(nn.Module):
-    """GELU that writes over its input, which a frozen block's hidden layer can spare."""
-
-    def forward(self, x: Tensor) -> Tensor:
-        out: Tensor = torch.ops.aten.gelu_(x)
-        return out
-
-
 class ViTEncoder(Encoder):
     """A timm vision transformer made for inputs of ``grid`` tokens; blocks after the last target are let go.
 
@@ -117,7 +109,7 @@ class ViTEncoder(Encoder):
         for block in vit.blocks:
             act = getattr(block.mlp, "act", None)
             if fast.kernels() != "plain" and type(act) is nn.GELU and act.approximate == "none":
-                block.mlp.act = _GeluInPlace()
+                block.mlp.act.forward = torch.ops.aten.gelu_  # over its input, which a frozen block can spare
         self.grid, self.blocks, self.keep_prefix = grid, blocks, keep_prefix
         self.prefix_tokens = int(vit.num_prefix_tokens) if keep_prefix else 0
         self.width, self.heads = int(vit.embed_dim), int(vit.blocks[0].attn.num_heads)

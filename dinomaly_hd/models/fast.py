@@ -2,6 +2,7 @@
 
 # B batch, h heads, N tokens, d width of a head; M rows, K inputs and N outputs of a linear layer
 
+import math
 import os
 from collections.abc import Callable
 from functools import cache
@@ -35,9 +36,8 @@ def kernels(device: str = "cpu") -> Literal["plain", "lean", "onednn"]:
 @cache
 def _suitable(device: str) -> Literal["plain", "lean", "onednn"]:
     # By what the processor is, never by a stopwatch, whose noise would let two runs of a seed, or a run and
-    # its resumed half, round otherwise. PyTorch multiplies float32 matrices with MKL, which takes AVX-512
-    # kernels on Intel's processors only, and oneDNN wherever they are. With AVX2 MKL is faster
-    # (benchmarks/limits.md).
+    # its resumed half, round otherwise. PyTorch's MKL takes AVX-512 on Intel's processors only, oneDNN
+    # wherever it is; with AVX2 no gain of oneDNN's is sure (benchmarks/limits.md).
     if asked := os.environ.get(SWITCH):
         if asked != "plain":
             raise ConfigError(f"{SWITCH}={asked}: expected plain, or nothing for what suits the processor")
@@ -59,14 +59,12 @@ def pieces(batch: Tensor, *, widest: int) -> tuple[Tensor, ...]:
 
 def _onednn_is_right() -> bool:
     """Return whether the operator, which PyTorch promises nobody, does what is expected of it."""
-    with torch.no_grad():
-        x, weight, bias = (torch.linspace(-1, 1, size).sin() for size in (4 * 32, 8 * 32, 8))
-        x, weight = x.view(2, 2, 32), weight.view(8, 32)
-        try:
-            found = _onednn(x, weight, bias)
-        except (AttributeError, RuntimeError, TypeError):
-            return False
-        return torch.allclose(found, F.linear(x, weight, bias), atol=1e-4)
+    sizes = (2, 2, 32), (8, 32), (8,)
+    x, weight, bias = (torch.linspace(-1, 1, math.prod(size)).sin().view(size) for size in sizes)
+    try:
+        return torch.allclose(_onednn(x, weight, bias), F.linear(x, weight, bias), atol=1e-4)
+    except (AttributeError, RuntimeError, TypeError):
+        return False
 
 
 def _onednn(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
