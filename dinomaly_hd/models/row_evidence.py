@@ -236,7 +236,6 @@ def chunks(values: NDArray[Any]) -> Iterator[NDArray[Any]]:
 
 
 def check_form(count: int, shape: tuple[int, ...]) -> None:
-    """Refuse too few training maps, or too small ones."""
     if count < FEWEST_MAPS:
         raise DataError(
             f"row_evidence: {count} training maps; it needs at least {FEWEST_MAPS} beside those that a run "
