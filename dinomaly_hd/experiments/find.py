@@ -150,10 +150,13 @@ class _Collection:
     def add_comparison(self, comparison: Found) -> None:
         """Add what a comparison's summary lists, wherever it was run, and what began in it since."""
         summary, began = _summary(self._shelf, comparison), self._shelf.members(comparison)
+        # By its folder, too: it may have been moved together with those around it.
+        known: dict[object, Found] = {one.place.parts[-2:]: one for one in reversed(began)}
+        known |= {one.name: one for one in reversed(began)}
         self.compared += summary.get("compared", [])
         covered: set[str] = set()
         for entry in summary.get("runs", []):
-            parts = self._parts(entry, began)
+            parts = self._parts(entry, known)
             covered.update(part.name for part in parts)
             members = [member for member in map(self._member, parts) if member is not None]
             if members and len(members) == len(parts):
@@ -184,14 +187,13 @@ class _Collection:
                 failed[title] = reason
         return members, failed
 
-    def _parts(self, entry: Mapping[str, Any], began: Sequence[Found]) -> list[Found]:
+    def _parts(self, entry: Mapping[str, Any], known: Mapping[object, Found]) -> list[Found]:
         """Return the runs that a summary's entry names; what is gone counts as failed."""
         parts = []
         for name in str(entry["name"]).split(BETWEEN_RUNS):
-            # A folder may have been moved together with those around it.
-            own = [run for run in began if name == run.name or run.place.parts[-2:] == Path(name).parts[-2:]]
+            own = known.get(name) or known.get(Path(name).parts[-2:])
             try:
-                parts.append(own[0] if own else self._shelf.find(name))
+                parts.append(own or self._shelf.find(name))
             except (ConfigError, TrackingError) as error:
                 self._failed[f"{entry['label']}, seed {entry['seed']}"] = str(error)
                 return []

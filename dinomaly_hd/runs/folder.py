@@ -81,7 +81,12 @@ def read_results(path: Path) -> dict[str, Any] | None:
 
 def all_runs(result_dir: Path) -> list[Path]:
     """Return every run folder below a result folder, oldest first."""
-    found = [path.parent for path in result_dir.glob(f"**/{STATE}") if path.is_file()]
+    found = []
+    for place, folders, files in os.walk(result_dir):
+        if STATE in files:
+            found.append(Path(place))
+        if RESULTS in files:  # no run lies below a finished training: only its hundreds of pictures
+            folders.clear()
     return sorted(found, key=lambda folder: (folder.name, folder))
 
 
