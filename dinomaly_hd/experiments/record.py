@@ -11,6 +11,7 @@ import numpy as np
 from dinomaly_hd import provenance
 from dinomaly_hd.config.base import flatten
 from dinomaly_hd.evaluation.report import (
+    HEADLINES,
     data_figures,
     flat_metrics,
     flat_synthetic,
@@ -123,7 +124,8 @@ def _track(work: Work, results: dict[str, Any]) -> None:
     synthetic = flat_synthetic(results["synthetic"]) if "synthetic" in results else {}
     timing = {f"time/{name}": work.timing[name] for name in TIMES if name in work.timing}
     told = {*results["training_history"], *synthetic, *timing}
-    figures = islice(flat_metrics(results).items(), MOST_METRICS - OF_MACHINE - len(told))
+    room = max(len(HEADLINES), MOST_METRICS - OF_MACHINE - len(told))
+    figures = islice(flat_metrics(results).items(), room)
     tracker.metrics({**dict(figures), **timing}, step=FIGURES_STEP)
     if synthetic:
         tracker.metrics(synthetic, step=results["steps"])

@@ -30,6 +30,7 @@ MOST_METRICS = 60  # of a run: each is a chart
 KEY_LENGTH, PARAM_LENGTH, TAG_LENGTH, NOTE_LENGTH = 250, 6000, 8000, 7800
 NOTE_TAG = "mlflow.note.content"
 RUN_ID = re.compile(r"[0-9a-f]{32}")
+_TOO_WIDE = re.compile(r"[^\s`]{64}(?=[^\s`])")  # for a description in a window of 1280
 NOT_THERE, NOT_UNDERSTOOD = "RESOURCE_DOES_NOT_EXIST", "INVALID_PARAMETER_VALUE"
 _MODULES = ("mlflow.system_metrics.system_metrics_monitor", "mlflow.utils.autologging_utils")
 _DATABASE_MODULE = "mlflow.store.tracking.sqlalchemy_store"
@@ -233,9 +234,11 @@ def run_of(client: "MlflowClient", run_id: str) -> "Run | None":
 def shortened(markdown: str) -> str:
     """Cut a description at a blank line, since MLflow cuts a longer one anywhere, mostly in a table.
 
-    Blocks of code become text that wraps: a long line would push half of MLflow's page out of the window.
+    Blocks of code become text that wraps, and so do paths: what is wide pushes half of MLflow's page out of
+    the window.
     """
     markdown = re.sub(r"(?m)^    (\S.*)$", r"`\1`", markdown)
+    markdown = re.sub(r"`[^`\n]+`", lambda span: _TOO_WIDE.sub(r"\g<0>`<br>`", span[0]), markdown)
     if len(markdown) <= NOTE_LENGTH:
         return markdown
     rest = "\n\n*Cut here; the whole text is the artifact `report.html`.*\n"

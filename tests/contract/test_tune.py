@@ -84,6 +84,7 @@ def test_every_trial_is_an_mlflow_run_with_its_seeds_below_it(found: Found) -> N
     for name in ("synthetic/domain_C/tpr_at_fpr_1", "synthetic/mean/auroc", "mean/auroc"):
         assert first.data.metrics[name] == pytest.approx(seed.data.metrics[name], abs=1e-4)
     assert {run.info.status for run in found.runs} == {"FINISHED"}
+    assert max(len(run.data.metrics) for run in found.runs) <= 60, "each is a chart"
     assert "best/synthetic/domain_C/tpr_at_fpr_1" in study.data.metrics
     assert "Found and known settings" in study.data.tags["mlflow.note.content"]
 
