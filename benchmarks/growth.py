@@ -20,18 +20,8 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from benchmarks.common import (
-    ROOT,
-    entry_point,
-    given,
-    newest,
-    numbers,
-    record,
-    run,
-    surroundings,
-    table,
-    timed,
-)
+from benchmarks import common
+from benchmarks.common import ROOT, newest, numbers, surroundings, timed
 from dinomaly_hd.evaluation.metrics import auroc
 from dinomaly_hd.runs.find import Shelf
 from dinomaly_hd.runs.journal import OUTBOX
@@ -44,7 +34,7 @@ KEPT = ("run.json", "results.json", "experiment_settings.json", "journal.jsonl",
 def made(folder: Path) -> Path:
     """Return the folder of a finished run on the simulated quick data."""
     told = {"preset": "quick", "seed": 42, "gpu": "cpu", "maps_per_group": 0, "feature_gb": 0}
-    run("row_evidence", {**told, "result_dir": folder / "one"}, folder=folder)
+    common.run("row_evidence", {**told, "result_dir": folder / "one"}, folder=folder)
     return newest(folder, "one/**/results.json").parent
 
 
@@ -64,8 +54,7 @@ def copied(one: Path, place: Path, number: int) -> None:
     settings = json.loads((one / "experiment_settings.json").read_text())
     settings["config"]["seed"] = seed
     (place / "experiment_settings.json").write_text(json.dumps(settings))
-    state = {"status": "FINISHED", "in_mlflow": False, "config_hash": f"{number:016x}"}
-    (place / "run.json").write_text(json.dumps(state))
+    (place / "run.json").write_text('{"status": "FINISHED", "in_mlflow": false}')
     notes = [json.loads(line) for line in (one / OUTBOX).read_text().splitlines()]
     notes = [note for note in notes if "run" in note or note.get("kind") in ("params", "tags")]
     for note in notes:
@@ -77,7 +66,7 @@ def copied(one: Path, place: Path, number: int) -> None:
 
 def measured(name: str, values: dict[str, Any], folder: Path) -> dict[str, float]:
     """Let an entry point come to its end and return its seconds and its largest memory."""
-    command = entry_point(name, values)
+    command = common.entry_point(name, values)
     with (folder / "said.txt").open("w") as said:
         process = subprocess.Popen(command, cwd=ROOT, env=surroundings(folder), stdout=said, stderr=said)
         seconds, (_, status, used) = timed(lambda: os.wait4(process.pid, 0))
@@ -123,7 +112,7 @@ def maps(one: Path, count: int, folder: Path) -> dict[str, float]:
 
 def main() -> None:
     sizes = {"members": "5,50,500", "runs": "10,100,1000", "maps": "100,1000,10000"}
-    told = given(__doc__, what="report,store,maps", **sizes)
+    told = common.given(__doc__, what="report,store,maps", **sizes)
     found: dict[str, list[dict[str, float]]] = {}
     with tempfile.TemporaryDirectory(dir=ROOT / "data" if (ROOT / "data").is_dir() else None) as name:
         folder = Path(name)
@@ -135,8 +124,8 @@ def main() -> None:
         }
         for kind in told.what.split(","):
             found[kind] = of_kind[kind]()
-            print(f"\n{table(found[kind])}\n")
-    record("growth", found, show=False)
+            print(f"\n{common.table(found[kind])}\n")
+    common.record("growth", found, show=False)
 
 
 if __name__ == "__main__":
