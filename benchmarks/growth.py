@@ -51,9 +51,6 @@ def copied(one: Path, place: Path, number: int) -> None:
         block["auroc"] = auroc(rows["score"], rows["label"])
         rows.to_csv(place / "scores" / f"{domain}.csv", index=False, float_format="%.17g")
     (place / "results.json").write_text(json.dumps(result))
-    settings = json.loads((one / "experiment_settings.json").read_text())
-    settings["config"]["seed"] = seed
-    (place / "experiment_settings.json").write_text(json.dumps(settings))
     (place / "run.json").write_text('{"status": "FINISHED", "in_mlflow": false}')
     notes = [json.loads(line) for line in (one / OUTBOX).read_text().splitlines()]
     notes = [note for note in notes if "run" in note or note.get("kind") in ("params", "tags")]
@@ -72,19 +69,16 @@ def measured(name: str, values: dict[str, Any], folder: Path) -> dict[str, float
         seconds, (_, status, used) = timed(lambda: os.wait4(process.pid, 0))
     process.returncode = os.waitstatus_to_exitcode(status)
     assert process.returncode == 0, (folder / "said.txt").read_text()[-2000:]
-    return {"seconds": round(seconds, 1), "peak_gib": round(used.ru_maxrss / 2**20, 2)}
+    spent = {"seconds": round(seconds, 1), "user_s": round(used.ru_utime, 1)}
+    return {**spent, "peak_gib": round(used.ru_maxrss / 2**20, 2)}
 
 
 def report(one: Path, count: int, folder: Path) -> dict[str, float]:
     for number in range(count):
         copied(one, folder / f"of_{count}" / f"member_{number}", number)
     (folder / f"of_{count}" / "run.json").write_text('{"status": "FINISHED"}')
-    values = {
-        "runs": folder / f"of_{count}",
-        "result_dir": folder / "reports",
-        "output": folder / f"r{count}",
-    }
-    return {"members": count, **measured("report", values, folder)}
+    places = {"runs": folder / f"of_{count}", "result_dir": folder, "output": folder / f"report_{count}"}
+    return {"members": count, **measured("report", places, folder)}
 
 
 def store(one: Path, first: int, count: int, folder: Path) -> dict[str, float]:
@@ -105,7 +99,7 @@ def maps(one: Path, count: int, folder: Path) -> dict[str, float]:
     there = sorted(newest(ROOT / "data", "simulated_quick_seed0").glob("domain_C/test/**/*.tiff"))
     (folder / f"maps_{count}").mkdir()
     for number in range(count):
-        os.link(there[number % len(there)], folder / f"maps_{count}" / f"{number:06d}.tiff")
+        shutil.copy(there[number % len(there)], folder / f"maps_{count}" / f"{number:06d}.tiff")
     values = {"run": one, "input": folder / f"maps_{count}", "result_dir": folder / "scored"}
     return {"maps": count, **measured("predict", values, folder)}
 
@@ -114,7 +108,7 @@ def main() -> None:
     sizes = {"members": "5,50,500", "runs": "10,100,1000", "maps": "100,1000,10000"}
     told = common.given(__doc__, what="report,store,maps", **sizes)
     found: dict[str, list[dict[str, float]]] = {}
-    with tempfile.TemporaryDirectory(dir=ROOT / "data" if (ROOT / "data").is_dir() else None) as name:
+    with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         one, counts = made(folder), numbers(told.runs)
         of_kind = {
