@@ -20,18 +20,8 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from benchmarks.common import (
-    ROOT,
-    entry_point,
-    given,
-    newest,
-    numbers,
-    record,
-    run,
-    surroundings,
-    table,
-    timed,
-)
+from benchmarks import common
+from benchmarks.common import ROOT, newest, numbers, surroundings, timed
 from dinomaly_hd.evaluation.metrics import auroc
 from dinomaly_hd.runs.find import Shelf
 from dinomaly_hd.runs.journal import OUTBOX
@@ -44,7 +34,7 @@ KEPT = ("run.json", "results.json", "experiment_settings.json", "journal.jsonl",
 def made(folder: Path) -> Path:
     """Return the folder of a finished run on the simulated quick data."""
     told = {"preset": "quick", "seed": 42, "gpu": "cpu", "maps_per_group": 0, "feature_gb": 0}
-    run("row_evidence", {**told, "result_dir": folder / "one"}, folder=folder)
+    common.run("row_evidence", {**told, "result_dir": folder / "one"}, folder=folder)
     return newest(folder, "one/**/results.json").parent
 
 
@@ -61,11 +51,7 @@ def copied(one: Path, place: Path, number: int) -> None:
         block["auroc"] = auroc(rows["score"], rows["label"])
         rows.to_csv(place / "scores" / f"{domain}.csv", index=False, float_format="%.17g")
     (place / "results.json").write_text(json.dumps(result))
-    settings = json.loads((one / "experiment_settings.json").read_text())
-    settings["config"]["seed"] = seed
-    (place / "experiment_settings.json").write_text(json.dumps(settings))
-    state = {"status": "FINISHED", "in_mlflow": False, "config_hash": f"{number:016x}"}
-    (place / "run.json").write_text(json.dumps(state))
+    (place / "run.json").write_text('{"status": "FINISHED", "in_mlflow": false}')
     notes = [json.loads(line) for line in (one / OUTBOX).read_text().splitlines()]
     notes = [note for note in notes if "run" in note or note.get("kind") in ("params", "tags")]
     for note in notes:
@@ -77,25 +63,22 @@ def copied(one: Path, place: Path, number: int) -> None:
 
 def measured(name: str, values: dict[str, Any], folder: Path) -> dict[str, float]:
     """Let an entry point come to its end and return its seconds and its largest memory."""
-    command = entry_point(name, values)
+    command = common.entry_point(name, values)
     with (folder / "said.txt").open("w") as said:
         process = subprocess.Popen(command, cwd=ROOT, env=surroundings(folder), stdout=said, stderr=said)
         seconds, (_, status, used) = timed(lambda: os.wait4(process.pid, 0))
     process.returncode = os.waitstatus_to_exitcode(status)
     assert process.returncode == 0, (folder / "said.txt").read_text()[-2000:]
-    return {"seconds": round(seconds, 1), "peak_gib": round(used.ru_maxrss / 2**20, 2)}
+    spent = {"seconds": round(seconds, 1), "user_s": round(used.ru_utime, 1)}
+    return {**spent, "peak_gib": round(used.ru_maxrss / 2**20, 2)}
 
 
 def report(one: Path, count: int, folder: Path) -> dict[str, float]:
     for number in range(count):
         copied(one, folder / f"of_{count}" / f"member_{number}", number)
     (folder / f"of_{count}" / "run.json").write_text('{"status": "FINISHED"}')
-    values = {
-        "runs": folder / f"of_{count}",
-        "result_dir": folder / "reports",
-        "output": folder / f"r{count}",
-    }
-    return {"members": count, **measured("report", values, folder)}
+    places = {"runs": folder / f"of_{count}", "result_dir": folder, "output": folder / f"report_{count}"}
+    return {"members": count, **measured("report", places, folder)}
 
 
 def store(one: Path, first: int, count: int, folder: Path) -> dict[str, float]:
@@ -116,16 +99,16 @@ def maps(one: Path, count: int, folder: Path) -> dict[str, float]:
     there = sorted(newest(ROOT / "data", "simulated_quick_seed0").glob("domain_C/test/**/*.tiff"))
     (folder / f"maps_{count}").mkdir()
     for number in range(count):
-        os.link(there[number % len(there)], folder / f"maps_{count}" / f"{number:06d}.tiff")
+        shutil.copy(there[number % len(there)], folder / f"maps_{count}" / f"{number:06d}.tiff")
     values = {"run": one, "input": folder / f"maps_{count}", "result_dir": folder / "scored"}
     return {"maps": count, **measured("predict", values, folder)}
 
 
 def main() -> None:
     sizes = {"members": "5,50,500", "runs": "10,100,1000", "maps": "100,1000,10000"}
-    told = given(__doc__, what="report,store,maps", **sizes)
+    told = common.given(__doc__, what="report,store,maps", **sizes)
     found: dict[str, list[dict[str, float]]] = {}
-    with tempfile.TemporaryDirectory(dir=ROOT / "data" if (ROOT / "data").is_dir() else None) as name:
+    with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         one, counts = made(folder), numbers(told.runs)
         of_kind = {
@@ -135,8 +118,8 @@ def main() -> None:
         }
         for kind in told.what.split(","):
             found[kind] = of_kind[kind]()
-            print(f"\n{table(found[kind])}\n")
-    record("growth", found, show=False)
+            print(f"\n{common.table(found[kind])}\n")
+    common.record("growth", found, show=False)
 
 
 if __name__ == "__main__":

@@ -7,7 +7,7 @@ Source: protocols.md, "Result file".
 
 from base64 import b64encode
 from collections import deque
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from html import escape
@@ -23,19 +23,8 @@ from matplotlib.image import AxesImage
 from numpy.typing import NDArray
 from PIL import Image
 
-from dinomaly_hd.evaluation.metrics import BoolArray, Threshold, check_finite
-from dinomaly_hd.evaluation.plots import (
-    Pixels,
-    drawn_canvas,
-    encode_png,
-    figure_pixels,
-    histogram_figure,
-    history_figure,
-    new_figure,
-    printable,
-    roc_figure,
-    shown_pixels,
-)
+from dinomaly_hd.evaluation.metrics import BoolArray, check_finite
+from dinomaly_hd.evaluation.plots import Pixels, drawn_canvas, encode_png, new_figure, printable, shown_pixels
 from dinomaly_hd.evaluation.results import domain_names
 from dinomaly_hd.files import publish
 from dinomaly_hd.geometry import Box
@@ -46,15 +35,6 @@ INPUT_COLOURS = "gray"
 OUTLINE_COLOUR = "#00e5ff"
 OVERLAY_OPACITY = 0.75
 SMALLEST_LIMIT = 1e-12  # a scale needs a length even where all normals are 0
-HISTORY_SERIES = (
-    "train/loss",
-    "train/lr",
-    "train/grad_norm",
-    "train/discard_rate",
-    "train/drop_rate",
-    "val/loss",
-    "val_image_AUROC",
-)
 LONGEST_STEM = 50  # characters: 200 bytes at most, below every file system's limit with what is put before
 PANEL_ROWS = {"input": (83, 277), "anomaly map": (303, 497)}  # of a picture, for images of any shape
 MOST_WAITING = 8  # pictures that are drawn and not yet written
@@ -79,33 +59,6 @@ def pictures_saved() -> Iterator[SavePicture]:
         yield save
         for picture in waiting:
             picture.result()
-
-
-def draw_plots(
-    folder: Path,
-    table: pd.DataFrame,
-    thresholds: Mapping[str, Sequence[Threshold]],
-    history: Mapping[str, list[tuple[int, float]]],
-) -> None:
-    """Write ``roc_{domain}.png``, ``scores_{domain}.png`` and ``training.png``."""
-    with pictures_saved() as save:
-        for domain in domain_names(table):
-            save(folder / f"roc_{domain}.png", figure_pixels(roc_figure(table, domain=domain)))
-            figure = histogram_figure(table, domain=domain, thresholds=thresholds.get(domain, []))
-            save(folder / f"scores_{domain}.png", figure_pixels(figure))
-        shown = {name: dict(history[name]) for name in HISTORY_SERIES if name in history}
-        steps = sorted({step for values in shown.values() for step in values})
-        if steps:
-            series = {name: [own.get(step, float("nan")) for step in steps] for name, own in shown.items()}
-            save(folder / "training.png", figure_pixels(history_figure(steps, series=series)))
-
-
-def draw_maps(folder: Path, look: Mapping[str, Any], shown: Sequence[tuple[str, Mapping[str, Any]]]) -> None:
-    """Write a domain's pictures, each by its file's name and what ``MapPicture(**look).draw`` is given."""
-    picture = MapPicture(**look)
-    with pictures_saved() as save:
-        for name, content in shown:
-            save(folder / name, picture.draw(**content))
 
 
 def map_limit(normals_NHW: Map) -> float:

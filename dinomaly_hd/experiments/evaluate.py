@@ -1,7 +1,7 @@
 """Evaluate a trained detector on a run's test images: figures, scores, pictures, exported model."""
 
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -15,15 +15,16 @@ from dinomaly_hd.config.run import ALL_DOMAINS, TrainingConfig
 from dinomaly_hd.data.hdmap import Indices
 from dinomaly_hd.errors import DataError, NonFiniteError
 from dinomaly_hd.evaluation.metrics import Threshold, f1, normal_quantile, youden
-from dinomaly_hd.evaluation.painting import Painters
 from dinomaly_hd.evaluation.pictures import (
     LONGEST_STEM,
-    draw_maps,
-    draw_plots,
+    MapPicture,
+    SavePicture,
     map_limit,
     picture_title,
+    pictures_saved,
     select_by_rank,
 )
+from dinomaly_hd.evaluation.plots import figure_pixels, histogram_figure, history_figure, roc_figure
 from dinomaly_hd.evaluation.pointing import TOOTH, where_text
 from dinomaly_hd.evaluation.results import domain_names, score_and_label
 from dinomaly_hd.evaluation.results import evaluate as figures_of
@@ -43,13 +44,20 @@ from dinomaly_hd.experiments.score import (
 from dinomaly_hd.files import publish_text
 from dinomaly_hd.models.row_evidence import Evidence, fit
 from dinomaly_hd.names import NORMALS
-from dinomaly_hd.provenance import usable_cores
 from dinomaly_hd.randomness import derive
 from dinomaly_hd.runs.folder import MODEL, SCORES
 from dinomaly_hd.serving.exported import Card, export_model
 from dinomaly_hd.training.loop import Trained
 
-MOST_PAINTERS, FEW_PICTURES = 2, 24  # a process takes a second to begin
+HISTORY_SERIES = (
+    "train/loss",
+    "train/lr",
+    "train/grad_norm",
+    "train/discard_rate",
+    "train/drop_rate",
+    "val/loss",
+    "val_image_AUROC",
+)
 
 
 class Scored(NamedTuple):
@@ -71,39 +79,37 @@ def evaluate(work: Work, scorer: Scorer, trained: Trained) -> dict[str, Any]:
     normals, tested = _score(work, scorer)
     score_s = time.monotonic() - began
 
-    rule = partial(normal_quantile, held_out=bool(len(ready.split.held_out)))
-    thresholds = {name: rule(own) for name, own in normals.each(normals.examined.score_N).items()}
+    threshold_of = partial(normal_quantile, held_out=bool(len(ready.split.held_out)))
+    thresholds = {name: threshold_of(own) for name, own in normals.each(normals.examined.score_N).items()}
     card = _card(work, normals, thresholds)
     export_model(work.folder / MODEL, scorer.detector, card)
     failed, there = tested.failed, set(tested.domain_N.tolist())
     untested = [name for name in thresholds if name not in there and name not in failed]
     table = _write_tables(work, card, tested, normals, untested=untested)
-    work.context.say("drawing plots and anomaly maps")
-    chosen = _choose(work, table, thresholds)
-    with Painters(min(MOST_PAINTERS, usable_cores()) if len(chosen) > FEW_PICTURES else 0) as painters:
-        _draw(work, scorer, normals, table, chosen=chosen, thresholds=thresholds, painters=painters)
-        found = figures_of(
+    found = figures_of(
+        table,
+        normal_thresholds={name: own for name, own in thresholds.items() if name not in failed},
+        seed=derive(run.seed, "bootstrap"),
+        pixel=pixel_scores(
+            ready.manifest, tested.positions, tested.examined, tooth_N=table[TOOTH], box=scorer.box
+        ),
+        untested=untested,
+    )
+    if run.data.train_domains != ALL_DOMAINS:
+        own_N = normals.examined.score_N[np.isin(normals.domain_N, list(ready.trained_domains))]
+        found |= transfer_of(
+            found["per_domain_metrics"],
             table,
-            normal_thresholds={name: own for name, own in thresholds.items() if name not in failed},
-            seed=derive(run.seed, "bootstrap"),
-            pixel=pixel_scores(
-                ready.manifest, tested.positions, tested.examined, tooth_N=table[TOOTH], box=scorer.box
-            ),
-            untested=untested,
+            sources=sorted(ready.trained_domains),
+            threshold=threshold_of(own_N, quantile=1 - SOURCE_FPR),
+            failed=failed,
         )
-        if run.data.train_domains != ALL_DOMAINS:
-            own_N = normals.examined.score_N[np.isin(normals.domain_N, list(ready.trained_domains))]
-            found |= transfer_of(
-                found["per_domain_metrics"],
-                table,
-                sources=sorted(ready.trained_domains),
-                threshold=rule(own_N, quantile=1 - SOURCE_FPR),
-                failed=failed,
-            )
-        if run.evaluation.synthetic_copies:
-            scorer.features = kept
-            found["synthetic"] = SyntheticBands(scorer, ready.trained_on(ready.split.held_out)).examine()
-        painters.finish(tick=scorer.tick)
+    if run.evaluation.synthetic_copies:
+        scorer.features = kept
+        found["synthetic"] = SyntheticBands(scorer, ready.trained_on(ready.split.held_out)).examine()
+    scorer.tick()
+    work.context.say("drawing plots and anomaly maps")
+    _draw(work, scorer, normals, table, thresholds)
     scorer.tick()  # what follows is short, and ends with the whole record
     if isinstance(run.training, TrainingConfig) and trained.steps:
         work.timing["train_images_per_s"] = run.training.batch_size * trained.steps / trained.seconds
@@ -210,44 +216,60 @@ def _examine(work: Work, scorer: Scorer, positions: Indices, *, failed: Mapping[
     )
 
 
-def _choose(work: Work, table: pd.DataFrame, thresholds: Mapping[str, Threshold]) -> pd.DataFrame:
-    """Return the rows of the images that are drawn."""
-    count, values = work.run.evaluation.maps_per_group, {name: one.value for name, one in thresholds.items()}
-    return select_by_rank(table, thresholds=values, count=count) if count and len(table) else table.iloc[:0]
-
-
 def _draw(
-    work: Work,
-    scorer: Scorer,
-    normals: Scored,
-    table: pd.DataFrame,
-    *,
-    chosen: pd.DataFrame,
-    thresholds: Mapping[str, Threshold],
-    painters: Painters,
+    work: Work, scorer: Scorer, normals: Scored, table: pd.DataFrame, thresholds: Mapping[str, Threshold]
 ) -> None:
     lines: dict[str, list[Threshold]] = {}
     for domain, own in table.groupby("domain", sort=False):
         score, label = score_and_label(own)
         lines[str(domain)] = [thresholds[str(domain)], youden(score, label), f1(score, label)]
-    painters.draw(draw_plots, work.folder / "plots", table, lines, work.tracker.journal.history())
+    count, values = work.run.evaluation.maps_per_group, {name: one.value for name, one in thresholds.items()}
+    chosen = select_by_rank(table, thresholds=values, count=count) if count and len(table) else table.iloc[:0]
     images = normals.each(stack(work.store, normals.positions))
     maps = normals.each(normals.examined.map_Nhw)
-    for name, rows in chosen.groupby("domain", sort=False):
-        look = {
-            "input_shape": work.ready.manifest.shape,
-            "limit": map_limit(maps[str(name)]),  # one colour scale a domain
-            "input_limit": map_limit(images[str(name)]),
-            "box": scorer.box,
-        }
-        shown = list(_shown(work, scorer, rows, threshold=thresholds[str(name)].value))
-        painters.draw(draw_maps, work.maps_folder(str(name)), look, shown)
+    with pictures_saved() as save:
+        history = work.tracker.journal.history()
+        draw_plots(work.folder / "plots", table, thresholds=lines, history=history, save=save)
+        for name, rows in chosen.groupby("domain", sort=False):
+            picture = MapPicture(
+                input_shape=work.ready.manifest.shape,
+                limit=map_limit(maps[str(name)]),  # one colour scale a domain
+                input_limit=map_limit(images[str(name)]),
+                box=scorer.box,
+            )
+            _draw_maps(work, scorer, picture, rows, threshold=values[str(name)], save=save)
 
 
-def _shown(
-    work: Work, scorer: Scorer, rows: pd.DataFrame, *, threshold: float
-) -> Iterator[tuple[str, dict[str, Any]]]:
-    """Yield the names ``{label}_{rank}_{nn}_{stem}.png`` and contents of a domain's pictures."""
+def draw_plots(
+    folder: Path,
+    table: pd.DataFrame,
+    *,
+    thresholds: Mapping[str, list[Threshold]],
+    history: Mapping[str, list[tuple[int, float]]],
+    save: SavePicture,
+) -> None:
+    """Write ``roc_{domain}.png``, ``scores_{domain}.png`` and ``training.png``."""
+    for domain in domain_names(table):
+        save(folder / f"roc_{domain}.png", figure_pixels(roc_figure(table, domain=domain)))
+        figure = histogram_figure(table, domain=domain, thresholds=thresholds.get(domain, []))
+        save(folder / f"scores_{domain}.png", figure_pixels(figure))
+    shown = {name: dict(history[name]) for name in HISTORY_SERIES if name in history}
+    steps = sorted({step for values in shown.values() for step in values})
+    if steps:
+        series = {name: [values.get(step, float("nan")) for step in steps] for name, values in shown.items()}
+        save(folder / "training.png", figure_pixels(history_figure(steps, series=series)))
+
+
+def _draw_maps(
+    work: Work,
+    scorer: Scorer,
+    picture: MapPicture,
+    rows: pd.DataFrame,
+    *,
+    threshold: float,
+    save: SavePicture,
+) -> None:
+    """Write three-panel pictures ``{label}_{rank}_{nn}_{stem}.png`` of a domain's chosen images."""
     manifest = work.ready.manifest
     position_of = {record.path: position for position, record in enumerate(manifest.records)}
     positions = np.array([position_of[path] for path in rows["path"]], dtype=np.int64)
@@ -258,4 +280,7 @@ def _shown(
         mask_HW = read_mask(manifest, position_of[row["path"]]) if row["label"] else None
         kind, stem = "fault" if row["label"] else "good", Path(row["path"]).stem[-LONGEST_STEM:]
         name = f"{kind}_{row['rank']}_{row['number']:02d}_{stem}.png"
-        yield name, {"image_HW": image_HW, "map_HW": map_HW, "title": title, "mask_HW": mask_HW}
+        save(
+            work.maps_folder(row["domain"]) / name,
+            picture.draw(image_HW, map_HW, title=title, mask_HW=mask_HW),
+        )

@@ -77,8 +77,7 @@ def evaluate_four_images(monkeypatch: pytest.MonkeyPatch) -> list[Seen]:
 
 def without_pictures(monkeypatch: pytest.MonkeyPatch) -> None:
     """Leave out plots and the model's copy for MLflow, which are most of a tiny run's time."""
-    monkeypatch.setattr(evaluate, "MOST_PAINTERS", 0)
-    monkeypatch.setattr(evaluate, "draw_plots", lambda *_: None)
+    monkeypatch.setattr(evaluate, "draw_plots", lambda *_, **__: None)
     monkeypatch.setattr(Mirror, "_do_model", lambda *_, **__: None)
 
 
