@@ -68,15 +68,16 @@ def map_limit(normals_NHW: Map) -> float:
 
 
 def coloured(map_HW: Map, colours: str = MAP_COLOURS) -> bytes:
-    """Return a map alone as a PNG of its own size, on a scale of its own."""
+    """Return a map alone as a PNG, four pixels a cell, on a scale of its own."""
     level_HW = np.clip(map_HW / max(map_limit(map_HW), SMALLEST_LIMIT), 0.0, 1.0)
-    return encode_png((255 * colormaps[colours](level_HW)[..., :3]).astype(np.uint8))
+    pixels_HW3 = (255 * colormaps[colours](level_HW)[..., :3]).astype(np.uint8)
+    return encode_png(pixels_HW3.repeat(4, axis=0).repeat(4, axis=1))
 
 
 def as_html(png: bytes, caption: str) -> str:
     """Return a picture that stands in the page itself, so that a saved notebook keeps it."""
     source = f"data:image/png;base64,{b64encode(png).decode()}"
-    image = f'<img style="width: 100%; image-rendering: pixelated" src="{source}">'
+    image = f'<img style="width: 100%" src="{source}">'
     return (
         f'<figure style="display: inline-block; width: 400px; margin: 4px">{image}{escape(caption)}</figure>'
     )

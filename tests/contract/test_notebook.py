@@ -21,7 +21,6 @@ def test_the_first_look_runs_in_an_empty_folder(tmp_path: Path, monkeypatch: pyt
     said = "".join(output.get("text", "") for output in outputs)
     assert "tooth 19" in said
     assert "images/s" in said, "a bar, of text where there are no widgets"
-    assert "IProgress" not in said
     assert "domain_C  100   100" in said
     assert sum("image/png" in output.get("data", {}) for output in outputs) == 3
     assert (tmp_path / "results/first_look/report/report.html").is_file()
