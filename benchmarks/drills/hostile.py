@@ -42,9 +42,12 @@ TAGS = frozenset(
     {
         *("html", "head", "meta", "title", "style", "body", "h1", "h2", "p", "ul", "li", "table", "caption"),
         *("tr", "th", "td", "div", "code", "img", "figure", "figcaption", "details", "summary"),
+        *("label", "input"),  # of the contents
     }
 )
-ATTRIBUTES = frozenset({"lang", "charset", "class", "alt", "src", "open"})
+ATTRIBUTES = frozenset(
+    {"lang", "charset", "class", "alt", "src", "open", "id", "for", "tabindex", "readonly"}
+)
 STUB = """#!/bin/bash
 printf '%s\\0' "$@" > "$RECORD"
 """

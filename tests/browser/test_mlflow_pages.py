@@ -123,7 +123,7 @@ def test_configs_stand_above_their_seeds_in_the_table_of_a_comparison(
     pages: "Pages", recorded: Recorded
 ) -> None:
     pages.open(view_page(recorded.experiment, recorded.parent))
-    pages.reads(*(f"Group: {config}" for config in CONFIGS), *recorded.members.values())
+    pages.reads(*(f"Group: cfg-{config}" for config in CONFIGS), *recorded.members.values())
 
 
 def test_pages_of_runs_are_not_walls_and_do_not_overflow(pages: "Pages", recorded: Recorded) -> None:

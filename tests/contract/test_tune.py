@@ -92,7 +92,7 @@ def test_every_trial_is_an_mlflow_run_with_its_seeds_below_it(found: Found) -> N
 def test_the_best_is_reported_with_its_exact_command_and_conditions_file(found: Found) -> None:
     text = (found.folder / "report.md").read_text()
     assert "3 complete" in text or "2 complete, 1 pruned" in text
-    assert "0 (F)" in text
+    assert "0 (cfg-F)" in text
     assert "domain_C/tpr_at_fpr_1 (test, not used)" in text
     assert (found.folder / "report.html").read_text().count("<img") >= 3
     plots = {path.stem for path in (found.folder / "plots").iterdir()}
