@@ -43,7 +43,7 @@ def test_it_is_compared_recorded_and_needed_again(tmp_path: Path) -> None:
     told = results["config"]["model"]["plugin"]
     assert told.startswith("my_variant.py:")
     assert "train/row_variance" in results["training_history"]
-    (plain,) = tmp_path.glob("results/ablation/*/*/A0_seed42")
+    (plain,) = tmp_path.glob("results/ablation/*/*/cfg-A0_seed42")
     assert "plugin" not in json.dumps(json.loads((plain / "results.json").read_text())["config"])
     assert not (plain / "plugin").exists()
 
