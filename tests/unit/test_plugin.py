@@ -120,6 +120,10 @@ def test_a_changed_file_is_another_run(tmp_path: Path) -> None:
         ([('{"even_rows": even', '{"topk": even')], "variant 'topk': taken"),
         ([('{"even_rows": even', '{"F": even')], "variant 'F': taken"),
         ([('{"even_rows": even', '{"../x": even')], "variant '../x': taken, or not of letters"),
+        (
+            [("VARIANTS = {", "EvenRowsLoss(row_weight=-1)\nVARIANTS = {")],
+            "line 43: ValidationError: 1 validation",
+        ),
         ([('"even_rows"', '"topk"')], "EvenRowsLoss: there is a loss 'topk' already"),
         ([("VARIANTS = {", "print(undefined)\nVARIANTS = {")], "line 43: NameError: name 'undefined'"),
     ],
