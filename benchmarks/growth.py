@@ -24,7 +24,7 @@ from benchmarks import common
 from benchmarks.common import ROOT, newest, numbers, surroundings, timed
 from dinomaly_hd.evaluation.metrics import auroc
 from dinomaly_hd.runs.find import Shelf
-from dinomaly_hd.runs.journal import OUTBOX
+from dinomaly_hd.runs.journal import FOLDER_TAG, OUTBOX
 from dinomaly_hd.runs.mirror import mirror
 
 SEEDS = 5
@@ -57,7 +57,7 @@ def copied(one: Path, place: Path, number: int) -> None:
     for note in notes:
         if "run" in note:
             note["run"] |= {"key": uuid.uuid4().hex, "run_name": place.name}
-            note["run"]["tags"] |= {"config": label, "run_folder": str(place)}
+            note["run"]["tags"] |= {"config": label, FOLDER_TAG: str(place)}
     (place / OUTBOX).write_text("".join(f"{json.dumps(note)}\n" for note in notes))
 
 

@@ -13,7 +13,8 @@ from types import FrameType
 from typing import Any, ClassVar
 
 LONGEST_LIST, LONGEST_REASON = 60, 200
-PASSWORD = re.compile(r"(://[^/\s:@]*):[^/?#\s]*@")
+# SQLAlchemy takes "/", "?" and "#" as part of one, where a page's address is at its end.
+PASSWORD = re.compile(r"((?<!http)(?<!https)://[^/\s:@]*):\S*@|(://[^/\s:@]*):[^/?#\s]*@")
 SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
 
@@ -152,7 +153,7 @@ def reason_of(error: BaseException) -> str:
 
 def without_passwords(text: str) -> str:
     """Return a text in which addresses show ``user:***@`` for the passwords that they hold."""
-    return PASSWORD.sub(r"\1:***@", text)
+    return PASSWORD.sub(r"\1\2:***@", text)
 
 
 def nearest(name: str, known: Iterable[str]) -> str:

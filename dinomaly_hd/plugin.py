@@ -41,7 +41,8 @@ def load_plugin(path: Path) -> None:
     except Exception as error:
         lines = [f.lineno for f in traceback.extract_tb(error.__traceback__) if f.filename == str(path)]
         place = f"line {lines[-1]}: " if lines else ""
-        raise ConfigError(f"plugin={path}: {place}{type(error).__name__}: {error}") from error
+        told = " ".join(str(error).split())  # pydantic's have several lines
+        raise ConfigError(f"plugin={path}: {place}{type(error).__name__}: {told}") from error
     PLUGINS[told] = source
     for known in (every_parameter, keys_of, file_model):
         known.cache_clear()

@@ -236,7 +236,7 @@ class Report(NamedTuple):
         shown = auroc.pivot(index="label", columns=["domain", "condition"], values="mean")
         text = shown.to_html(float_format="{:.4f}".format)
         answer = escape(self.markdown.split("\n\n")[1].strip("*"))
-        return f"<p>{answer}</p><p>AUROC; {self.folder / 'report.html'} has the tests</p>{text}"
+        return f"<p>{answer}</p><p>AUROC; {escape(str(self.folder))}/report.html has the tests</p>{text}"
 
 
 def compare(runs: Sequence[Run], *, reference: str | None = None, output: str | Path | None = None) -> Report:

@@ -209,7 +209,7 @@ def train(start: Start[TrainingOptions]) -> Work:
 
 def add_plugin(argv: Sequence[str]) -> None:
     """Load the plugin that a flag or the environment names, as processes started from here will, too."""
-    said = os.environ.get(PLUGIN, AUTO)
+    said = os.environ.get(PLUGIN) or AUTO
     named = resolve.value_of("plugin", argv) or said
     if said == FORBIDDEN and named not in (AUTO, said):
         raise ConfigError(f"plugin={named}: {PLUGIN}={said} allows none here")

@@ -1,7 +1,7 @@
 """A variant of your own, in a file outside of the package: hard mining that also wants even rows.
 
 dinomaly-hd variant --plugin examples/my_variant.py --row_weight 5
-dinomaly-hd ablation --plugin examples/my_variant.py --configs A0,even_rows --seeds 42,43,44
+dinomaly-hd ablation --plugin examples/my_variant.py --configs cfg-A0,even_rows --seeds 42,43,44
 """
 
 from typing import Any, Literal

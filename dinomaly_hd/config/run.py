@@ -28,6 +28,7 @@ from dinomaly_hd.config.base import (
 from dinomaly_hd.config.dinomaly import PLUGINS, DinomalyConfig
 from dinomaly_hd.config.families import ModelConfig
 from dinomaly_hd.errors import ConfigError
+from dinomaly_hd.names import shown
 
 SCHEMA_VERSION = 3
 SIMULATED = "simulated"
@@ -256,7 +257,8 @@ def from_json(text: str) -> RunConfig:
     found = re.search(r'"plugin": ?"([^"]+)"', text)
     if found and found[1] not in PLUGINS:
         raise ConfigError(
-            f"its variant is of plugin {found[1]}, loaded: {', '.join(PLUGINS) or 'none'}; name the file, "
-            "--plugin FILE or DINOMALY_HD_PLUGIN=FILE (the run's folder has a copy in plugin/: read it first)"
+            f"its variant is of plugin {shown(found[1])}, loaded: {', '.join(PLUGINS) or 'none'}; "
+            "name the file, --plugin FILE or DINOMALY_HD_PLUGIN=FILE "
+            "(the run's folder has a copy in plugin/: read it first)"
         )
     return validated(RunConfig, text)

@@ -53,20 +53,21 @@ def answer(comparison: Comparison, focus: Focus) -> str:
     judged = rows[(rows["seeds"] >= LEAST_SEEDS) & rows["mean_difference"].notna()]
     if judged.empty:
         seeds = f"fewer than {LEAST_SEEDS} seeds in common with {reference} ({rows['seeds'].max()} at most)"
-        return f"Nothing can be concluded: {seeds if len(few) else f'no AUROC can be had on {place}'}."
+        missing = seeds if len(few) == len(rows) else f"no AUROC can be had on {place}"
+        return f"Nothing can be concluded: {missing}."
     higher, lower = (judged[judged["verdict"] == verdict] for verdict in (HIGHER, LOWER))
     best = (higher if len(higher) else judged).iloc[0]
     own, theirs = _means(comparison, focus, best["label"])
-    corrected = f" after correction over {len(rows)} labels" if len(rows) > 1 else ""
-    tested = f"{best['seeds']} seeds, p {p_text(best['p_holm_labels'])}{corrected}"
+    tests = rows["p_holm_labels"].count()
+    corrected = f" after correction over {tests} labels" if tests > 1 else ""
+    found = best["reason"] or f"p {p_text(best['p_holm_labels'])}{corrected}"
+    tested = f"{best['seeds']} seeds, {found}"
     if len(higher):
         highest = " and has the highest mean" if best.equals(rows.iloc[0]) else ""
         text = (
             f"{best['label']} is better than {reference} on {place}{highest}: "
             f"AUROC {own} against {theirs} %, {tested}"
         )
-        if best["images_low"] <= 0 <= best["images_high"]:
-            text += ", but other test images might turn it round"
         if len(higher) > 1:
             text += f"; better than {reference} too: {_named(higher[1:])}"
     elif len(lower) == len(rows):
@@ -81,6 +82,9 @@ def answer(comparison: Comparison, focus: Focus) -> str:
             f"Nothing shown: on {place} no label's AUROC differs significantly from that of {reference}, "
             f"{theirs} %; the highest other is {best['label']}, {own} %, {tested}"
         )
+    shown = higher if len(higher) else lower
+    if len(unsafe := shown[(shown["images_low"] <= 0) & (shown["images_high"] >= 0)]):
+        text += f"; other test images might turn it round for {listed([*unsafe['label']], most=MOST_NAMED)}"
     return f"{text}{f'; nothing can be concluded about {_named(few)}, of too few seeds' if len(few) else ''}."
 
 
@@ -153,6 +157,7 @@ def _key(row: "pd.Series[Any]") -> str:
 
 def _drawn(member: MemberRun) -> dict[str, Path]:
     """Return the pictures in a run's folders by domain, kind and the end of the image's name."""
-    paths = [path for folder in member.folders for path in (folder / "anomaly_maps").glob("**/*_*_*_*.png")]
+    found = (path for folder in member.folders for path in (folder / "anomaly_maps").glob("**/*_*_*_*.png"))
+    paths = [path for path in found if path.stat().st_size]  # a power cut may leave empty ones
     parts = [path.stem.split("_", 3) for path in paths]
     return {f"{path.parent.name}/{one[0]}/{one[3]}": path for path, one in zip(paths, parts, strict=True)}

@@ -17,6 +17,6 @@ def _load_pyfunc(path: str) -> Any:
     from dinomaly_hd.plugin import load_plugin
     from dinomaly_hd.serving.served import ServedModel  # imports mlflow, which takes seconds
 
-    if (plugin := os.environ.get("DINOMALY_HD_PLUGIN", "none")) != "none":
+    if (plugin := os.environ.get("DINOMALY_HD_PLUGIN", "")) not in ("", "auto", "none"):
         load_plugin(Path(plugin))
     return ServedModel(Path(path))

@@ -48,10 +48,10 @@ def test_it_is_compared_recorded_and_needed_again(tmp_path: Path) -> None:
     assert not (plain / "plugin").exists()
 
     score = ["predict", f"--run={mine}", "--input=maps/domain_A/test", "--maps=0", "--gpu=cpu"]
-    assert f"is of plugin {told}, loaded: none" in run(tmp_path, *score, code=65)
+    assert f"is of plugin '{told}', loaded: none" in run(tmp_path, *score, code=65)
     changed = tmp_path / "my_variant.py"
     changed.write_text(EXAMPLE.read_text() + "\n# another one\n")
-    assert f"is of plugin {told}, loaded: my_variant.py:" in run(
+    assert f"is of plugin '{told}', loaded: my_variant.py:" in run(
         tmp_path, *score, "--plugin=my_variant.py", code=65
     )
     run(tmp_path, *score, f"--plugin={mine / 'plugin' / 'my_variant.py'}")

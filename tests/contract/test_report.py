@@ -428,7 +428,9 @@ def test_flags_are_checked_and_errors_have_their_exit_codes(
     output = tmp_path / "out"
     assert run("--runs", "A0_seed42, F_seed42", "--output", str(output)) == (0, "")
     text = (output / "report.md").read_text()
-    command = next(line for line in text.splitlines() if line.startswith("`` python -m entry_points.report "))
-    assert command.endswith(f"--experiment={EXPERIMENT} '--runs=A0_seed42, F_seed42' --output={output} ``")
+    command = next(
+        line for line in text.splitlines() if line.startswith("    python -m entry_points.report ")
+    )
+    assert command.endswith(f"--experiment={EXPERIMENT} '--runs=A0_seed42, F_seed42' --output={output}")
     assert run("--query", "tags.variant = 'topk'")[0] == 0
     assert run() == (64, "ConfigError: runs and query: at least one of them is needed\n")

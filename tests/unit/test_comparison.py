@@ -1,6 +1,7 @@
 """A comparison refuses what cannot be compared, corrects what it tests, and says in words what follows."""
 
 import re
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -331,6 +332,20 @@ def test_a_label_of_too_few_seeds_is_never_the_answer_however_high_its_mean():
     text = answer(compare(members, draws=100), Focus("domain_C", "all"))
     assert text.startswith("better is better than base on domain_C: AUROC")
     assert re.search(r"; nothing can be concluded about few \(\+[\d.]+\), of too few seeds\.$", text)
+
+
+def test_the_answer_says_of_each_finding_what_its_tests_do_not_show():
+    members, focus = runs(base=0.0, better=2.0, best=3.0), Focus("domain_C", "all")
+    comparison = compare(members, draws=100)
+    wide = replace(comparison, differences=comparison.differences.assign(images_low=-1.0, images_high=1.0))
+    assert answer(wide, focus).endswith("; other test images might turn it round for best, better.")
+    copied = [*members[:3], *(run._replace(label="copy") for run in members[:3])]
+    assert answer(compare(copied, draws=10), focus).endswith(", 3 seeds, all differences are zero.")
+    alone = [*copied, members[-1]]  # one seed of a third label: no test, so none that is corrected for
+    assert ", 3 seeds, all differences are zero; nothing can" in answer(compare(alone, draws=10), focus)
+    healthy = [run._replace(scores=run.scores[run.scores["label"] == 0]) for run in alone]
+    said = answer(compare(healthy, draws=10), focus)
+    assert said == "Nothing can be concluded: no AUROC can be had on domain_C."
 
 
 def test_the_ranking_is_by_the_mean_where_it_is_asked_and_shows_its_test(three: Comparison):

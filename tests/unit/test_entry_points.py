@@ -138,3 +138,15 @@ def test_where_encoded_images_are_kept_and_how_many(tmp_path: Path, monkeypatch:
     for budget in ("much", "-1", "nan", "inf"):
         with pytest.raises(ConfigError, match=f"feature_gb='{budget}': "):
             place(feature_gb=budget)
+
+
+@pytest.mark.parametrize("secret", ["pass", "p%40ss", "p@ss", "pa/ss", "pa?ss#1"])
+def test_no_error_shows_the_password_of_an_address(secret: str) -> None:
+    addresses = ["postgresql+psycopg2://ann:{}@host:5432/db", "mysql://:{}@host"]
+    if not set(secret) & set("/?#"):  # which a page's address cannot have there
+        addresses.append("https://ann:{}@host/mlflow")
+    for address in addresses:
+        text = str(ConfigError(f"MLflow at {address.format(secret)}: no answer"))
+        assert text == f"MLflow at {address.format('***')}: no answer"
+    plain = "see http://127.0.0.1:5000/#/models/x@champion and sqlite:///a:b@c.db"
+    assert str(ConfigError(plain)) == plain

@@ -42,6 +42,9 @@ def test_a_view_shows_what_says_most_first_and_draws_no_other_charts():
     assert all(drawn.search(name) for name in (*figures[:3], "maps/domain_B"))
     assert not any(drawn.search(name) for name in ("domain_B/auroc", "train/loss", "mean/auroc_low"))
     assert shown_of_detectors(["wheel"])["charts"] == ["mean/auroc", "mean/cold/auroc"]
+    many = shown_of_detectors([f"{number:0100d}" for number in range(90)])
+    text = json.dumps(view("x", group_by=None, **many))
+    assert len(view_tag({"state": text}, name="all", run_id="")[1]) < 20_000, "what MLflow takes of a tag"
 
 
 def test_a_view_has_the_key_that_its_link_asks_for_and_nothing_else_is_asked():

@@ -94,11 +94,13 @@ def test_a_stored_config_needs_the_very_file_and_others_are_as_before() -> None:
     assert (after.digest(), after.to_json()) == (before.digest(), before.to_json())
     told = run.model.plugin
     PLUGINS.clear()
-    with pytest.raises(ConfigError, match=rf"is of plugin {told}, loaded: none; .*--plugin FILE"):
+    with pytest.raises(ConfigError, match=rf"is of plugin '{told}', loaded: none; .*--plugin FILE"):
         from_json(run.to_json())
     PLUGINS["my_variant.py:0123456789abcdef"] = b""
-    with pytest.raises(ConfigError, match=rf"is of plugin {told}, loaded: my_variant.py:0123456789abcdef"):
+    with pytest.raises(ConfigError, match=rf"is of plugin '{told}', loaded: my_variant.py:0123456789abcdef"):
         from_json(run.to_json())
+    with pytest.raises(ConfigError, match=r"is of plugin '\\x1b\[2J\\nx', loaded"):
+        from_json('{"plugin": "\x1b[2J\nx"}')
 
 
 def test_a_changed_file_is_another_run(tmp_path: Path) -> None:
@@ -118,6 +120,10 @@ def test_a_changed_file_is_another_run(tmp_path: Path) -> None:
         ([('{"even_rows": even', '{"topk": even')], "variant 'topk': taken"),
         ([('{"even_rows": even', '{"F": even')], "variant 'F': taken"),
         ([('{"even_rows": even', '{"../x": even')], "variant '../x': taken, or not of letters"),
+        (
+            [("VARIANTS = {", "EvenRowsLoss(row_weight=-1)\nVARIANTS = {")],
+            "line 43: ValidationError: 1 validation",
+        ),
         ([('"even_rows"', '"topk"')], "EvenRowsLoss: there is a loss 'topk' already"),
         ([("VARIANTS = {", "print(undefined)\nVARIANTS = {")], "line 43: NameError: name 'undefined'"),
     ],
