@@ -113,7 +113,7 @@ def ranking(comparison: Comparison, focus: Focus, focuses: Sequence[Focus]) -> T
             columns[f"{SHORT[metric]} {' '.join(place)}".removesuffix(f" {ALL}")] = texts[order].to_numpy()
     if comparison.others:
         tests = focus_table(comparison, focus, metric="auroc").set_index("label").reindex(order)
-        columns["difference"] = tests["mean_difference"].map(points).to_numpy()
+        columns["points"] = tests["mean_difference"].map(points).to_numpy()
         columns["p (labels)"] = tests["p_holm_labels"].map(p_text).to_numpy()
         columns["verdict"] = tests["verdict"].fillna("reference").to_numpy()
     return Table(f"Highest AUROC on {' '.join(focus)} first, in %", pd.DataFrame(columns), ("ranking",))

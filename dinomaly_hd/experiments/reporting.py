@@ -111,7 +111,7 @@ def summary(comparison: Comparison, *, question: Question, failed: Mapping[str, 
 
 
 def flat_means(comparison: Comparison) -> dict[str, float]:
-    """Return AUROC's mean and deviation over seeds as MLflow metrics: ``domain_C/cold/auroc_mean.F``.
+    """Return AUROC's mean and deviation over seeds as MLflow metrics: ``domain_C/cold/auroc_mean.cfg-F``.
 
     The label comes last, since what stands before the last ``/`` is a section of MLflow's charts. There are
     at most ``MOST_METRICS``, the mean over domains first; tables and summary hold all.

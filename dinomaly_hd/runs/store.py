@@ -234,11 +234,12 @@ def run_of(client: "MlflowClient", run_id: str) -> "Run | None":
 def shortened(markdown: str) -> str:
     """Cut a description at a blank line, since MLflow cuts a longer one anywhere, mostly in a table.
 
-    Blocks of code become text that wraps, and so do paths: what is wide pushes half of MLflow's page out of
-    the window.
+    Blocks of code become text that wraps, and so do paths and the labels in tables: what is wide pushes half
+    of MLflow's page out of the window.
     """
     markdown = re.sub(r"(?m)^    (\S.*)$", r"`\1`", markdown)
     markdown = re.sub(r"`[^`\n]+`", lambda span: _TOO_WIDE.sub(r"\g<0>`<br>`", span[0]), markdown)
+    markdown = re.sub(r"(?m)^\| .*$", lambda row: re.sub(r"(?<=\w):(?=[a-z])", ":<br>", row[0]), markdown)
     if len(markdown) <= NOTE_LENGTH:
         return markdown
     rest = "\n\n*Cut here; the whole text is the artifact `report.html`.*\n"

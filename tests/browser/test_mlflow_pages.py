@@ -109,8 +109,12 @@ def test_the_run_table_opens_with_the_right_columns_the_best_run_first_and_a_map
     assert not {"seg_len", "encoder_weights"} & set(pages.words()), "no wall of parameters above it"
 
 
-def test_the_answer_of_a_comparison_is_one_click_from_its_page(pages: "Pages", recorded: Recorded) -> None:
+def test_a_comparison_s_page_begins_with_its_answer_and_leads_to_charts(
+    pages: "Pages", recorded: Recorded
+) -> None:
     pages.open(run_page(recorded.experiment, recorded.parent))
+    pages.reads("Nothing can be concluded: fewer than 3 seeds")
+    pages.press("button", "Show more")
     pages.press("a", "Charts of its runs")
     with pages.in_new_tab():
         pages.bars(3 * len(CONFIGS))
