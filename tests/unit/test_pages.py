@@ -100,5 +100,5 @@ def test_a_long_description_ends_between_two_blocks_and_says_where_the_rest_is()
     assert cut.count(block) == cut.count("|---|---|")
     assert cut.endswith("`report.html`.*\n")
     assert shortened("It:\n\n    python -m x\n") == "It:\n\n`python -m x`\n"
-    assert shortened("| cfg-F:row_p=0.1 | 10:30 |\n|---|---:|\n") == "| cfg-F:<br>row_p=0.1 | 10:30 |\n|---|---:|\n"
+    assert shortened("| cfg-F:gem_p=2 | 10:30 |\n|---|---:|") == "| cfg-F:<br>gem_p=2 | 10:30 |\n|---|---:|"
     assert shortened(f"`{'a' * 64} {'b' * 70}`") == f"`{'a' * 64} {'b' * 64}`<br>`{'b' * 6}`"
