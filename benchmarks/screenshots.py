@@ -86,6 +86,7 @@ def look(pages: Pages, shown: Shown) -> Iterator[str]:
     pages.reads("Reading")
     yield "comparison"
     pages.open(artifact_page(shown.experiment, shown.parent, "report.html"))
+    pages.hide("Path: file:")  # of the machine that takes the picture
     pages.driver.switch_to.frame(pages.first("iframe"))
     pages.pictures("data:image/png")
     yield "report"

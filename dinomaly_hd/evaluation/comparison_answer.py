@@ -116,7 +116,8 @@ def ranking(comparison: Comparison, focus: Focus, focuses: Sequence[Focus]) -> T
         columns["points"] = tests["mean_difference"].map(points).to_numpy()
         columns["p (labels)"] = tests["p_holm_labels"].map(p_text).to_numpy()
         columns["verdict"] = tests["verdict"].fillna("reference").to_numpy()
-    return Table(f"Highest AUROC on {' '.join(focus)} first, in %", pd.DataFrame(columns), ("ranking",))
+    notes = ("ranking",) if comparison.others else ()
+    return Table(f"Highest AUROC on {' '.join(focus)} first, in %", pd.DataFrame(columns), notes)
 
 
 def one_image(members: Sequence[MemberRun], *, hard: str) -> OneImage | None:

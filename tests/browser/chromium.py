@@ -102,6 +102,15 @@ class Pages:
 
         self.until(said, what=f"text {', '.join(map(repr, words))}")
 
+    def hide(self, beginning: str) -> None:
+        """Take the text that begins so out of sight."""
+        self.reads(beginning)
+        script = """
+            for (const one of document.querySelectorAll("div, span"))
+                if (one.innerText.startsWith(arguments[0])) one.style.visibility = "hidden"
+        """
+        self.driver.execute_script(script, beginning)
+
     def words(self) -> list[str]:
         """Return the words that the page says."""
         return str(self.driver.execute_script("return document.body.innerText")).split()
