@@ -36,6 +36,12 @@ def file_digest(path: Path) -> str:
         return hashlib.file_digest(stream, "sha256").hexdigest()[:16]
 
 
+def check_output(output: Path | None) -> None:
+    """Refuse a folder that holds something: results of an earlier start would mix with this one's."""
+    if output is not None and os.path.exists(output) and (not output.is_dir() or any(output.iterdir())):
+        raise OutputError(f"output={output}: already there; give a new or an empty folder")
+
+
 def publish(path: Path, write: Callable[[BinaryIO], object], *, durable: bool = True) -> None:
     """Write a file through ``write(stream)`` so that it is either the old one or the whole new one.
 

@@ -6,6 +6,7 @@ user's rights: a flag or DINOMALY_HD_PLUGIN names it, never a run folder.
 """
 
 import hashlib
+import os
 import sys
 import traceback
 from collections.abc import Callable, Mapping
@@ -15,11 +16,24 @@ from types import ModuleType
 from typing import Any
 
 from dinomaly_hd.config.conditions_file import file_model, keys_of
-from dinomaly_hd.config.dinomaly import PLUGINS, DinomalyConfig
-from dinomaly_hd.config.presets import MODELS, every_parameter
+from dinomaly_hd.config.dinomaly import PLUGIN_VARIABLE, PLUGINS, DinomalyConfig
+from dinomaly_hd.config.presets import AUTO, MODELS, every_parameter
 from dinomaly_hd.config.run import RunConfig
 from dinomaly_hd.config.variants import ABLATION, CONFIG_SETS, VARIANTS, change
 from dinomaly_hd.errors import ConfigError
+
+FORBIDDEN = "none"
+
+
+def load_named(flag: str = "") -> None:
+    """Load the plugin that a flag or the environment names, as processes started from here will, too."""
+    said = os.environ.get(PLUGIN_VARIABLE) or AUTO
+    named = flag or said
+    if said == FORBIDDEN and named not in (AUTO, said):
+        raise ConfigError(f"plugin={named}: {PLUGIN_VARIABLE}={said} allows none here")
+    if named not in (AUTO, FORBIDDEN):
+        os.environ[PLUGIN_VARIABLE] = str(Path(named).expanduser().absolute())
+        load_plugin(Path(os.environ[PLUGIN_VARIABLE]))
 
 
 def load_plugin(path: Path) -> None:

@@ -14,10 +14,11 @@ from pydantic import Field
 
 from dinomaly_hd.config import resolve
 from dinomaly_hd.config.base import Frozen, NonNegative, doc
+from dinomaly_hd.config.dinomaly import PLUGIN_VARIABLE
 from dinomaly_hd.config.presets import AUTO, Fields, all_of, any_of
 from dinomaly_hd.config.resolve import Asked, Command, Options, OrAuto
 from dinomaly_hd.config.variants import VARIANTS, WITH_TOPK
-from dinomaly_hd.errors import ConfigError, DinomalyHDError, Interrupted, SignalGuard
+from dinomaly_hd.errors import DinomalyHDError, Interrupted, SignalGuard
 from dinomaly_hd.progress import say as say
 from dinomaly_hd.streams import outlive_readers
 from entry_points import ACTIVATE
@@ -37,7 +38,6 @@ CLONE = Path(__file__).resolve().parent.parent
 ROOT = CLONE if (CLONE / "MLproject").is_file() else Path.cwd()
 PER_MEMBER = ("class_token", "stop_step", "start_from", "train_domains", "use_topk")
 """Values of a run that a comparison sets for each member."""
-PLUGIN, FORBIDDEN = "DINOMALY_HD_PLUGIN", "none"
 QUIET = {"MLFLOW_DISABLE_TELEMETRY": "true", "RAY_USAGE_STATS_ENABLED": "0", "HF_HUB_DISABLE_TELEMETRY": "1"}
 
 
@@ -207,19 +207,6 @@ def train(start: Start[TrainingOptions]) -> Work:
     return partial(run_mode, run, context, mode=mode, seeds=seeds)
 
 
-def add_plugin(argv: Sequence[str]) -> None:
-    """Load the plugin that a flag or the environment names, as processes started from here will, too."""
-    said = os.environ.get(PLUGIN) or AUTO
-    named = resolve.value_of("plugin", argv) or said
-    if said == FORBIDDEN and named not in (AUTO, said):
-        raise ConfigError(f"plugin={named}: {PLUGIN}={said} allows none here")
-    if named not in (AUTO, FORBIDDEN):
-        from dinomaly_hd.plugin import load_plugin  # with torch
-
-        os.environ[PLUGIN] = str(Path(named).expanduser().absolute())
-        load_plugin(Path(os.environ[PLUGIN]))
-
-
 def launch(main: Main, argv: Sequence[str] | None = None) -> int:
     """Run an entry point; return 0, or an error's exit code after one line on standard error.
 
@@ -234,7 +221,11 @@ def launch(main: Main, argv: Sequence[str] | None = None) -> int:
     try:
         with SignalGuard() as guard:
             argv = sys.argv[1:] if argv is None else argv
-            add_plugin(argv)  # before flags are read: it may add some
+            flag = resolve.value_of("plugin", argv)
+            if flag or os.environ.get(PLUGIN_VARIABLE):  # before flags are read: it may add some
+                from dinomaly_hd.plugin import load_named
+
+                load_named(flag)
             work = main(argv, guard)
             if work is not None:
                 work()

@@ -28,6 +28,7 @@ Element = Annotated[Probability, Field(description="element dropout of the bottl
 DiscardFactor = Annotated[Probability, Field(description="share of gradient left to easy tokens")]
 HalfWidth = Annotated[Count, Search(0, 2)]
 PLAIN: Literal["none"] = "none"
+PLUGIN_VARIABLE = "DINOMALY_HD_PLUGIN"
 PLUGINS: dict[str, bytes] = {}
 """A user's files that this process has loaded, as ``DinomalyConfig.plugin`` names them, and their source."""
 Scaling = Annotated[

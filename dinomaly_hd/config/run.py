@@ -25,7 +25,7 @@ from dinomaly_hd.config.base import (
     names_in,
     validated,
 )
-from dinomaly_hd.config.dinomaly import PLUGINS, DinomalyConfig
+from dinomaly_hd.config.dinomaly import PLUGIN_VARIABLE, PLUGINS, DinomalyConfig
 from dinomaly_hd.config.families import ModelConfig
 from dinomaly_hd.errors import ConfigError
 from dinomaly_hd.names import shown
@@ -258,7 +258,7 @@ def from_json(text: str) -> RunConfig:
     if found and found[1] not in PLUGINS:
         raise ConfigError(
             f"its variant is of plugin {shown(found[1])}, loaded: {', '.join(PLUGINS) or 'none'}; "
-            "name the file, --plugin FILE or DINOMALY_HD_PLUGIN=FILE "
+            f"name the file, --plugin FILE or {PLUGIN_VARIABLE}=FILE "
             "(the run's folder has a copy in plugin/: read it first)"
         )
     return validated(RunConfig, text)

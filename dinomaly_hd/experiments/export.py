@@ -23,9 +23,8 @@ from dinomaly_hd.data.hdmap import Indices, Manifest, hold_out, load_manifest
 from dinomaly_hd.data.images import SCALES
 from dinomaly_hd.errors import ConfigError, DataError, OutputError, reason_of
 from dinomaly_hd.experiments.checks import data_folder
-from dinomaly_hd.experiments.predict import check_output
 from dinomaly_hd.experiments.score import Scorer, SyntheticBands, sample_at_pixels, score, visible_pixels
-from dinomaly_hd.files import make_dated_folder, publish, publish_json
+from dinomaly_hd.files import check_output, make_dated_folder, publish, publish_json
 from dinomaly_hd.models.detector import Detector
 from dinomaly_hd.models.networks import visible_box
 from dinomaly_hd.serving.exported import Card

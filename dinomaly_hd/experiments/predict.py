@@ -1,6 +1,5 @@
 """Score any folder of images with a finished run: a table of scores and decisions, and the highest maps."""
 
-import os
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -12,11 +11,11 @@ from dinomaly_hd.config.run import TrainingConfig
 from dinomaly_hd.data.features import ImageStore
 from dinomaly_hd.data.folder import load_folder
 from dinomaly_hd.data.hdmap import Manifest
-from dinomaly_hd.errors import ConfigError, OutputError
+from dinomaly_hd.errors import ConfigError
 from dinomaly_hd.evaluation.pictures import MapPicture, map_limit, pictures_saved
 from dinomaly_hd.evaluation.pointing import where_text
 from dinomaly_hd.experiments.score import Examined, Scorer, decided, stack
-from dinomaly_hd.files import make_dated_folder, publish_text
+from dinomaly_hd.files import check_output, make_dated_folder, publish_text
 from dinomaly_hd.names import as_cell
 from dinomaly_hd.serving.exported import Card, Model
 from dinomaly_hd.serving.find import open_model
@@ -85,12 +84,6 @@ def predict(
     for line in _summary(table, model, drawn=len(highest), output=output):
         say(line)
     return output
-
-
-def check_output(output: Path | None) -> None:
-    """Refuse a folder that holds something: results of an earlier start would mix with this one's."""
-    if output is not None and os.path.exists(output) and (not output.is_dir() or any(output.iterdir())):
-        raise OutputError(f"output={output}: already there; give a new or an empty folder")
 
 
 def _table(manifest: Manifest, examined: Examined, *, card: Card, chosen: str | None) -> pd.DataFrame:

@@ -11,7 +11,7 @@ from typing import NamedTuple
 import numpy as np
 
 from dinomaly_hd.config.variants import config_label
-from dinomaly_hd.errors import DataError, OutputError, TrackingError
+from dinomaly_hd.errors import DataError, TrackingError
 from dinomaly_hd.evaluation.compare import Comparison, Focus, compare
 from dinomaly_hd.evaluation.comparison_answer import answer, asked_focus, one_image, ranking
 from dinomaly_hd.evaluation.comparison_members import MemberRun
@@ -21,7 +21,7 @@ from dinomaly_hd.evaluation.report import write_files
 from dinomaly_hd.evaluation.transfer import pairs_pictures, transfer_table
 from dinomaly_hd.experiments.find import Asked, Collected, collect
 from dinomaly_hd.experiments.members import on_scored_domains
-from dinomaly_hd.files import make_dated_folder, publish_json
+from dinomaly_hd.files import check_output, make_dated_folder, publish_json
 from dinomaly_hd.names import LONGEST_FOLDER, as_folder
 from dinomaly_hd.runs.find import Found, Shelf
 from dinomaly_hd.runs.folder import IN_MLFLOW, SUMMARY, Context, RunFolder
@@ -152,9 +152,7 @@ def report_folder(result_dir: Path, members: Sequence[MemberRun]) -> Iterator[Pa
 def report(asked: Asked, context: Context) -> tuple[Path, Report]:
     """Find the runs, write and log the report; return its folder and what it says."""
     output = asked.output
-    if output is not None and os.path.exists(output) and (not output.is_dir() or any(output.iterdir())):
-        # Tables of another report would mix with these.
-        raise OutputError(f"output={output}: already there; give a new or an empty folder")
+    check_output(output)
     asked = asked._replace(reference=asked.reference and config_label(asked.reference))
     shelf = Shelf(context.result_dir, default_uri(context.root))
     collected = collect(asked, context, shelf)

@@ -7,16 +7,14 @@ is loaded. The encoder's weights come from where the run had them: the installed
 in its config. A plugin's variant needs DINOMALY_HD_PLUGIN=FILE.
 """
 
-import os
 from pathlib import Path
 from typing import Any
 
 
 def _load_pyfunc(path: str) -> Any:
     """Load the model; the name is MLflow's, and logged models name this module."""
-    from dinomaly_hd.plugin import load_plugin
+    from dinomaly_hd.plugin import load_named
     from dinomaly_hd.serving.served import ServedModel  # imports mlflow, which takes seconds
 
-    if (plugin := os.environ.get("DINOMALY_HD_PLUGIN", "")) not in ("", "auto", "none"):
-        load_plugin(Path(plugin))
+    load_named()
     return ServedModel(Path(path))
