@@ -62,7 +62,7 @@ def run_as_jobs(
     for one in (one for config_hash, one in first.items() if config_hash not in before):
         surroundings = context_to_plain(parent.member(one))
         content = {"code_digest": code, "run": json.loads(one.run.to_json()), "context": surroundings}
-        jobs.append(Job(one.place, MODULE, parent.folder / one.place, content))
+        jobs.append(Job(one.place, MODULE, parent.folder / one.place, content, imports=__name__))
     reused = [one.place for one in members if hashes[one] in before]
     context.say(f"{len(reused)} finished before, {len(jobs)} to run")
 

@@ -1,34 +1,26 @@
 """The engines that run jobs: one machine's slots, each a GPU or a share of the cores, or a Ray cluster."""
 
-import contextlib
 import importlib.util
 import logging
 import os
-import re
 import signal
 import socket
-import subprocess
-import sys
 import threading
-import time
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from concurrent.futures import Future, ThreadPoolExecutor, wait
-from datetime import UTC, datetime
+from contextlib import ExitStack
 from pathlib import Path
 from queue import SimpleQueue
 from typing import Any
 
 from dinomaly_hd.errors import ConfigError, nearest, reason_of
-from dinomaly_hd.jobs.job import JOB_FILE, LOG, Exit, Job, Slots
+from dinomaly_hd.jobs.job import Exit, Job, Slots
+from dinomaly_hd.jobs.process import STOP_S, Starter
 from dinomaly_hd.provenance import usable_cores
 
 LOCAL, RAY = "local", "ray"
 ONE_SLOT = Slots(LOCAL, 1, "")
-SOURCE = Path(__file__).resolve().parents[2]
-DEVICES, THREADS = "CUDA_VISIBLE_DEVICES", "OMP_NUM_THREADS"
-TAIL_BYTES = 16_384
-STOP_S, POLL_S = 60.0, 0.1
-ERROR_LINE = re.compile(r"^[A-Za-z_][\w.]*(Error|Exception|Interrupt|Exit)\b")
+DEVICES, THREADS, WAITING = "CUDA_VISIBLE_DEVICES", "OMP_NUM_THREADS", "OMP_WAIT_POLICY"
 MOVES = 10  # how often Ray starts a job elsewhere after its worker or node was lost
 STOP = "stop"
 CONNECT_S = 10.0
@@ -37,66 +29,6 @@ STORE_BYTES = 100 * 2**20
 # Beginnings of the names of environment variables that jobs on other machines get from this one.
 FORWARDED = ("MLFLOW_", "OPTUNA_", "DINOMALY_HD_")
 QUIET = {"RAY_USAGE_STATS_ENABLED": "0", "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0"}
-
-
-def run_process(
-    module: str,
-    folder: Path,
-    *,
-    directory: Path,
-    environment: Mapping[str, str],
-    stopping: Callable[[], bool],
-) -> Exit:
-    """Run one start of a job in a session of its own, whose standard input ends when this process does.
-
-    ``environment`` is set beside the machine's. Once ``stopping`` it ends by SIGTERM, on which a job saves
-    what it has, and after a minute by SIGKILL.
-    """
-    variables = {**os.environ, **environment}
-    variables.pop("MLFLOW_RUN_ID", None)  # it is the parent's
-    paths = [str(SOURCE), variables.get("PYTHONPATH", "")]
-    variables["PYTHONPATH"] = os.pathsep.join(filter(None, paths))
-    with (folder / LOG).open("ab") as log:
-        log.write(f"== {datetime.now(UTC):%Y-%m-%d %H:%M:%S} UTC on {socket.gethostname()}\n".encode())
-        log.flush()
-        began = log.tell()
-        process = subprocess.Popen(
-            [sys.executable, "-m", module, "--config", str(folder / JOB_FILE)],
-            cwd=directory,
-            env=variables,
-            stdin=subprocess.PIPE,
-            stdout=log,
-            stderr=subprocess.STDOUT,
-            start_new_session=True,
-        )
-    assert process.stdin is not None
-    with process.stdin, contextlib.ExitStack() as ending:
-        ending.callback(_stop, process)
-        while process.poll() is None and not stopping():
-            time.sleep(POLL_S)
-    code = process.returncode
-    return Exit(code, "" if code == 0 else _reason(folder / LOG, code, began=began))
-
-
-def _stop(process: "subprocess.Popen[bytes]") -> None:
-    deadline = time.monotonic() + STOP_S
-    while process.poll() is None:
-        left = deadline - time.monotonic()
-        # Ray may interrupt a task that it cancels more than once.
-        with contextlib.suppress(KeyboardInterrupt, subprocess.TimeoutExpired):
-            os.killpg(process.pid, signal.SIGTERM if left > 0 else signal.SIGKILL)
-            process.wait(max(1.0, left))
-
-
-def _reason(log: Path, code: int, *, began: int) -> str:
-    """Return the last line of this start's log that tells of an error, else the last one."""
-    if code < 0:
-        return f"ended by {signal.Signals(-code).name}"
-    with log.open("rb") as stream:
-        stream.seek(max(began, stream.seek(0, os.SEEK_END) - TAIL_BYTES))
-        lines = [line for line in stream.read().decode(errors="replace").splitlines() if line.strip()]
-    errors = [line for line in lines if ERROR_LINE.match(line)]
-    return (errors or lines or [f"exit code {code}"])[-1].strip()
 
 
 class LocalEngine:
@@ -108,9 +40,9 @@ class LocalEngine:
     def __init__(self, slots: Slots) -> None:
         devices = _devices()
         self._count = slots.number or len(devices) or max(1, usable_cores() // 2)
-        self._tokens: SimpleQueue[dict[str, str]] = SimpleQueue()
+        self._ending, self._free = ExitStack(), SimpleQueue[Starter]()
         for token in _tokens(self._count, devices):
-            self._tokens.put(token)
+            self._free.put(self._ending.enter_context(Starter(directory=Path.cwd(), environment=token)))
         self._pool, self._stopping = ThreadPoolExecutor(self._count), threading.Event()
 
     def places(self) -> int:
@@ -119,21 +51,20 @@ class LocalEngine:
 
     def start(self, job: Job) -> Future[Exit]:
         """Start a job whose folder is ready."""
-        return self._pool.submit(self._run, job, Path.cwd())
+        return self._pool.submit(self._run, job)
 
     def close(self) -> None:
         """End what still runs, each with what it saved."""
         self._stopping.set()
         self._pool.shutdown()
+        self._ending.close()
 
-    def _run(self, job: Job, directory: Path) -> Exit:
-        token, folder = self._tokens.get(), job.folder.absolute()
+    def _run(self, job: Job) -> Exit:
+        starter, folder = self._free.get(), job.folder.absolute()
         try:
-            return run_process(
-                job.module, folder, directory=directory, environment=token, stopping=self._stopping.is_set
-            )
+            return starter.run(job.module, folder, stopping=self._stopping.is_set, imports=job.imports)
         finally:
-            self._tokens.put(token)
+            self._free.put(starter)
 
 
 def _devices() -> list[str]:
@@ -149,8 +80,10 @@ def _devices() -> list[str]:
 def _tokens(count: int, devices: list[str]) -> list[dict[str, str]]:
     """Return what each slot sets in its job's environment."""
     threads = os.environ.get(THREADS, str(max(1, usable_cores() // count)))
+    # Threads that wait for one another leave cores that are shared to other jobs' threads.
+    shared = {WAITING: "PASSIVE"} if threads.isdecimal() and int(threads) * count > usable_cores() else {}
     gpus = [{DEVICES: devices[number % len(devices)]} if devices else {} for number in range(count)]
-    return [{THREADS: threads, **gpu} for gpu in gpus]
+    return [{THREADS: threads, **shared, **gpu} for gpu in gpus]
 
 
 class RayEngine:
@@ -218,7 +151,8 @@ def run_on_node(module: str, folder: Path, directory: Path, environment: Mapping
     It is asked to stop by a file, since Ray may end a cancelled task's process before the job has saved.
     """
     stopping = (folder / STOP).is_file
-    return run_process(module, folder, directory=directory, environment=environment, stopping=stopping)
+    with Starter(directory=directory, environment=environment) as starter:
+        return starter.run(module, folder, stopping=stopping)
 
 
 ENGINES: Mapping[str, type[LocalEngine] | type[RayEngine]] = {LOCAL: LocalEngine, RAY: RayEngine}

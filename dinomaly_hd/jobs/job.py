@@ -20,7 +20,8 @@ class Job(NamedTuple):
     """What is to be run: ``python -m {module} --config {folder}/job.json``.
 
     ``name`` is unique, ``content`` is written to job.json. All machines that may run it see ``folder``.
-    ``attempts`` are the starts in all before it counts as failed.
+    ``attempts`` are the starts in all before it counts as failed; ``imports`` is a module that all jobs of an
+    engine need, imported once where they are forked.
     """
 
     name: str
@@ -28,6 +29,7 @@ class Job(NamedTuple):
     folder: Path
     content: Mapping[str, Any]
     attempts: int = 2
+    imports: str = ""
 
 
 class Slots(NamedTuple):
