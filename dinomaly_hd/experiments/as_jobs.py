@@ -21,6 +21,7 @@ from dinomaly_hd.runs.sync import complete_finished
 
 REFUSALS = (ConfigError, DataError, EncoderError, CheckpointError)
 MODULE = "entry_points.job"
+IMPORTS = (__name__, "mlflow")
 LOCK_WAIT_S = 120.0  # a member's last process may still be saving, on this machine or on one that was lost
 PLAIN = ("experiment", "command", "entry_point", "run_name", "resume", "parent_run_id", "tags")
 PATHS = ("root", "result_dir", "folder")
@@ -62,7 +63,7 @@ def run_as_jobs(
     for one in (one for config_hash, one in first.items() if config_hash not in before):
         surroundings = context_to_plain(parent.member(one))
         content = {"code_digest": code, "run": json.loads(one.run.to_json()), "context": surroundings}
-        jobs.append(Job(one.place, MODULE, parent.folder / one.place, content, imports=__name__))
+        jobs.append(Job(one.place, MODULE, parent.folder / one.place, content, imports=IMPORTS))
     reused = [one.place for one in members if hashes[one] in before]
     context.say(f"{len(reused)} finished before, {len(jobs)} to run")
 

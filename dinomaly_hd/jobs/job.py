@@ -5,7 +5,7 @@ import signal
 import stat
 import threading
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
@@ -20,8 +20,8 @@ class Job(NamedTuple):
     """What is to be run: ``python -m {module} --config {folder}/job.json``.
 
     ``name`` is unique, ``content`` is written to job.json. All machines that may run it see ``folder``.
-    ``attempts`` are the starts in all before it counts as failed; ``imports`` is a module that all jobs of an
-    engine need, imported once where they are forked.
+    ``attempts`` are the starts in all before it counts as failed; ``imports`` are modules that all jobs of
+    an engine need, imported once by what forks them.
     """
 
     name: str
@@ -29,7 +29,7 @@ class Job(NamedTuple):
     folder: Path
     content: Mapping[str, Any]
     attempts: int = 2
-    imports: str = ""
+    imports: Sequence[str] = ()
 
 
 class Slots(NamedTuple):

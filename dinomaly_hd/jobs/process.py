@@ -13,7 +13,7 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 from types import TracebackType
@@ -50,10 +50,12 @@ class Starter:
     ) -> None:
         self._end()
 
-    def run(self, module: str, folder: Path, *, stopping: Callable[[], bool], imports: str = "") -> Exit:
+    def run(
+        self, module: str, folder: Path, *, stopping: Callable[[], bool], imports: Sequence[str] = ()
+    ) -> Exit:
         """Run one start of a job until it has ended, or is ``stopping`` and has saved.
 
-        ``imports``: a module to import once, before the first job; it must start no threads.
+        ``imports``: modules to import once, before the first job; they must start no threads.
         """
         with (folder / LOG).open("ab") as log:
             log.write(f"== {datetime.now(UTC):%Y-%m-%d %H:%M:%S} UTC on {socket.gethostname()}\n".encode())
@@ -75,10 +77,10 @@ class Starter:
         code = int(answer) if answer else self._end() or 1
         return Exit(code, "" if code == 0 else _reason(folder / LOG, code, began=began))
 
-    def _start(self, imports: str, log: BinaryIO) -> "subprocess.Popen[bytes]":
+    def _start(self, imports: Sequence[str], log: BinaryIO) -> "subprocess.Popen[bytes]":
         return subprocess.Popen(
             # Other systems' libraries may not be forked.
-            [sys.executable, "-m", "dinomaly_hd.jobs.process", imports if sys.platform == "linux" else ""],
+            [sys.executable, "-m", __name__, *(imports if sys.platform == "linux" else ())],
             cwd=self._directory,
             env=self._variables,
             stdin=subprocess.PIPE,
@@ -119,15 +121,15 @@ def _reason(log: Path, code: int, *, began: int) -> str:
     return (errors or lines or [f"exit code {code}"])[-1].strip()
 
 
-def fork_jobs(imports: str) -> None:
+def fork_jobs(imports: Sequence[str]) -> None:
     """Fork a process for each job that a line of standard input names, and answer with its exit code."""
     # Signals are for the job; this process ends with its standard input.
     handlers = {
         number: signal.signal(number, signal.SIG_IGN)
         for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
     }
-    if imports:
-        importlib.import_module(imports)
+    for module in imports:
+        importlib.import_module(module)
     gc.freeze()  # else a job's first search for garbage would copy all that is shared
     while line := sys.stdin.readline():
         module, folder = json.loads(line)
@@ -147,4 +149,4 @@ def fork_jobs(imports: str) -> None:
 
 
 if __name__ == "__main__":
-    fork_jobs(sys.argv[1])
+    fork_jobs(sys.argv[1:])
