@@ -94,6 +94,23 @@ def test_all_jobs_finish_on_two_slots_with_their_share_of_cores() -> None:
     assert lines[-1].endswith("(finished 5)")
 
 
+def test_what_jobs_need_is_imported_once_by_what_forks_them_and_again_where_that_was_killed() -> None:
+    Path("needed.py").write_text("open('imported', 'a').write('x')")
+    kill_it = "os.kill(os.getppid(), 9) if number == 1 else None"
+    does = ["", "", kill_it, ""]
+    jobs = [
+        job(f"j{number}", f"assert 'needed' in sys.modules; {one}")._replace(imports=("needed",))
+        for number, one in enumerate(does)
+    ]
+    told: dict[str, Any] = {"tick": lambda: None, "say": lambda _: None, "on_ended": lambda *_: None}
+    ended = run_jobs(jobs, Slots("local", 1, ""), **told)
+    assert ended == {
+        one.name: Ended("FINISHED", "", starts) for one, starts in zip(jobs, (1, 1, 2, 1), strict=True)
+    }
+    assert Path("imported").read_text() == "xx"
+    assert len({*pids(jobs[0].folder), *pids(jobs[1].folder)}) == 2, "each a process of its own"
+
+
 def run_elsewhere(code: str, folder: Path) -> "subprocess.Popen[bytes]":
     """Start a process that has made what all jobs need."""
     return subprocess.Popen([sys.executable, "-c", PRELUDE + code], cwd=folder, stdout=subprocess.DEVNULL)
@@ -215,6 +232,9 @@ def test_slots_are_gpus_where_there_are_some(monkeypatch: pytest.MonkeyPatch) ->
     assert told == ["2", "5", "2"]
     monkeypatch.setattr(engines, "_devices", list)
     assert engines.LocalEngine(Slots("local", None, "")).places() == 2, "one for two of four cores"
+    assert "OMP_WAIT_POLICY" not in engines._tokens(2, [])[0]
+    monkeypatch.setenv("OMP_NUM_THREADS", "4")
+    assert engines._tokens(2, [])[0] == {"OMP_NUM_THREADS": "4", "OMP_WAIT_POLICY": "PASSIVE"}
 
 
 def test_the_table_shows_what_is_at_work_or_failed_and_counts_the_rest() -> None:
