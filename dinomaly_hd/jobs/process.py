@@ -13,6 +13,7 @@ import socket
 import subprocess
 import sys
 import time
+import warnings
 from collections.abc import Callable, Mapping, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
@@ -130,6 +131,8 @@ def fork_jobs(imports: Sequence[str]) -> None:
     }
     for module in imports:
         importlib.import_module(module)
+    # NumPy's own threads end before a fork and begin again after it.
+    warnings.filterwarnings("ignore", "This process .* is multi-threaded", DeprecationWarning)
     gc.freeze()  # else a job's first search for garbage would copy all that is shared
     while line := sys.stdin.readline():
         module, folder = json.loads(line)

@@ -13,6 +13,7 @@ import pytest
 from rich.console import Console
 
 from dinomaly_hd.errors import ConfigError
+from dinomaly_hd.experiments.as_jobs import IMPORTS
 from dinomaly_hd.files import read_json
 from dinomaly_hd.jobs import engines
 from dinomaly_hd.jobs.engines import check_engine
@@ -109,6 +110,18 @@ def test_what_jobs_need_is_imported_once_by_what_forks_them_and_again_where_that
     }
     assert Path("imported").read_text() == "xx"
     assert len({*pids(jobs[0].folder), *pids(jobs[1].folder)}) == 2, "each a process of its own"
+
+
+def test_what_members_import_beforehand_leaves_a_process_that_can_be_forked() -> None:
+    code = f"""
+import importlib, threading
+for name in {IMPORTS}:
+    importlib.import_module(name)
+import torch
+assert threading.active_count() == 1
+assert not torch.cuda.is_initialized()
+"""
+    subprocess.run([sys.executable, "-c", code], check=True)
 
 
 def run_elsewhere(code: str, folder: Path) -> "subprocess.Popen[bytes]":
