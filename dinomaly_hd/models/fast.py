@@ -120,14 +120,6 @@ class Linear(nn.Linear):
         return linear(input, self.weight, self.bias)
 
 
-def with_fast_products(model: nn.Module) -> nn.Module:
-    """Let all plain linear layers of a model multiply by ``linear``; its parameters and their names stay."""
-    for layer in model.modules():
-        if type(layer) is nn.Linear:
-            layer.__class__ = Linear
-    return model
-
-
 # ---- what the backward pass makes again instead of keeping it: the same bits, the same gradients ----
 
 
