@@ -24,6 +24,7 @@ from dinomaly_hd.models.encoders import attention, build_encoder
 from dinomaly_hd.models.fast import (
     Linear,
     divided,
+    gelu_to_spare,
     linear,
     linear_of,
     pieces,
@@ -305,6 +306,17 @@ def test_values_and_gradients_equal_autograds_bit_by_bit(name: str, monkeypatch:
         assert all(torch.equal(one, other) for one, other in zip(found, expected, strict=True))
     with torch.no_grad():
         assert torch.equal(work(), expected[0])
+
+
+def test_gelu_writes_over_its_input_only_where_nothing_has_gradients(monkeypatch: pytest.MonkeyPatch) -> None:
+    x = random(5, 8)
+    for kernels, grad in product(("plain", "lean", "onednn"), (True, False)):
+        choose(monkeypatch, kernels)
+        given = x.clone()
+        with torch.set_grad_enabled(grad):
+            out = gelu_to_spare()(given)
+        assert torch.equal(out, F.gelu(x))
+        assert torch.equal(given, out if kernels != "plain" and not grad else x)
 
 
 def test_results_lie_token_by_token_and_less_is_kept_than_by_autograd() -> None:
