@@ -2,19 +2,23 @@
 
 # B batch, H W pixels, h w token grid, P prefix tokens, N = h * w, T = P + N, D width, S groups (2)
 
+import math
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Sequence
+from contextlib import nullcontext
+from itertools import product
 from typing import Any, ClassVar, cast
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
 
 from dinomaly_hd.config.base import AUTO_LAYERS, layers_of
 from dinomaly_hd.config.run import EncoderConfig
 from dinomaly_hd.errors import ConfigError
 from dinomaly_hd.models import fast
-from dinomaly_hd.models.fast import MLP_RATIO, pieces, with_fast_products
+from dinomaly_hd.models.fast import CACHED_BYTES, MLP_RATIO, SMALLEST, linear, pieces
 from dinomaly_hd.models.networks import CONV_STRIDES, FrozenNetwork, architecture, network, with_stages
 from dinomaly_hd.models.weights import Weights
 from dinomaly_hd.randomness import derive
@@ -94,6 +98,35 @@ def mean_of(layers: Sequence[Tensor]) -> Tensor:
     return sum(layers[1:], start=layers[0]) / len(layers)
 
 
+def attention(q_BhNd: Tensor, k_BhNd: Tensor, v_BhNd: Tensor, *masks: Any, **more: Any) -> Tensor:
+    """Return what ``F.scaled_dot_product_attention`` does; plain attention by products of ``linear``."""
+    masked = any(isinstance(one, Tensor) or one for one in (*masks, *more.values()))
+    alike = q_BhNd.dim() == 4 and q_BhNd.shape == k_BhNd.shape == v_BhNd.shape
+    alike = alike and q_BhNd.dtype == torch.float32 and not torch.is_autocast_enabled("cpu")
+    if masked or not alike or math.prod(q_BhNd.shape[2:]) < SMALLEST:
+        return F.scaled_dot_product_attention(q_BhNd, k_BhNd, v_BhNd, *masks, **more)
+    batch, heads, tokens, width = q_BhNd.shape
+    out_BhNd = q_BhNd.new_empty(batch, tokens, heads, width).transpose(1, 2)  # as the projection reads it
+    rows = max(1, CACHED_BYTES // (tokens * q_BhNd.itemsize))
+    for head in product(range(batch), range(heads)):
+        # oneDNN reads a second factor that lies among others' values two thousand times as slowly.
+        k_Nd, v_dN = k_BhNd[head] * width**-0.5, v_BhNd[head].t().contiguous()
+        chunks = torch.split(q_BhNd[head], rows), torch.split(out_BhNd[head], rows)
+        for q_nd, out_nd in zip(*chunks, strict=True):
+            logits_nN = linear(q_nd, k_Nd)
+            out_nd.copy_(linear(torch.softmax(logits_nN, dim=-1, out=logits_nN), v_dN))
+    return out_BhNd
+
+
+class FastProducts(TorchFunctionMode):
+    """Lets a network that runs inside multiply by ``linear``, also in its attention; without gradients."""
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        del types
+        ours: dict[Any, Any] = {F.linear: linear, F.scaled_dot_product_attention: attention}
+        return ours.get(func, func)(*args, **(kwargs or {}))
+
+
 class ViTEncoder(Encoder):
     """A timm vision transformer made for inputs of ``grid`` tokens; blocks after the last target are let go.
 
@@ -105,7 +138,7 @@ class ViTEncoder(Encoder):
     ) -> None:
         vit = cast(Any, model)
         vit.prune_intermediate_layers(blocks)
-        super().__init__(with_fast_products(model))
+        super().__init__(model)
         for block in vit.blocks:
             act = getattr(block.mlp, "act", None)
             if fast.kernels() != "plain" and type(act) is nn.GELU and act.approximate == "none":
@@ -118,7 +151,9 @@ class ViTEncoder(Encoder):
     def forward(self, images_B3HW: Tensor) -> Tensor:
         tokens = self.grid[0] * self.grid[1]
         parts = pieces(images_B3HW, widest=tokens * MLP_RATIO * self.width)
-        return torch.cat([self._groups(part_B3HW) for part_B3HW in parts])
+        suits = fast.kernels(images_B3HW.device.type) == "onednn"
+        with FastProducts() if suits else nullcontext():
+            return torch.cat([self._groups(part_B3HW) for part_B3HW in parts])
 
     def _groups(self, images_B3HW: Tensor) -> Tensor:
         layers = cast(Any, self.model).forward_intermediates(

@@ -14,20 +14,23 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from dinomaly_hd.config.presets import preset_run
+from dinomaly_hd.config.run import EncoderConfig
 from dinomaly_hd.config.variants import baseline
 from dinomaly_hd.errors import ConfigError
 from dinomaly_hd.experiments import prepare
-from dinomaly_hd.models import fast
+from dinomaly_hd.models import encoders, fast
 from dinomaly_hd.models.detector import Kept
+from dinomaly_hd.models.encoders import attention, build_encoder
 from dinomaly_hd.models.fast import (
     Linear,
     divided,
+    gelu_to_spare,
     linear,
     linear_of,
     pieces,
     positive_feature,
-    with_fast_products,
 )
+from dinomaly_hd.models.weights import Weights
 
 WIDE, NARROW = 192, 96
 Work = Callable[[], Tensor]
@@ -92,14 +95,52 @@ def test_all_else_is_pytorchs_own(monkeypatch: pytest.MonkeyPatch) -> None:
         assert layer(x).dtype == torch.bfloat16
 
 
-def test_a_model_keeps_its_parameters_and_their_names() -> None:
-    torch.manual_seed(0)
-    model, x = nn.Sequential(nn.Linear(WIDE, WIDE), nn.ReLU(), nn.Linear(WIDE, 3)), random(5, WIDE)
-    names, expected = list(model.state_dict()), model(x)
-    after: Any = with_fast_products(model)
-    assert [type(layer) for layer in after] == [Linear, nn.ReLU, Linear]
-    assert list(after.state_dict()) == names
-    torch.testing.assert_close(after(x), expected, atol=1e-5, rtol=0)
+def heads(tokens: int, *, width: int = 64) -> tuple[Tensor, Tensor, Tensor]:
+    """Return queries, keys and values (2, 3, N, d) as timm cuts them out of one product."""
+    q, k, v = random(2, tokens, 3, 3, width).permute(2, 0, 3, 1, 4).unbind(0)
+    return q, k, v
+
+
+@torch.no_grad()
+def test_attention_is_softmax_attention(monkeypatch: pytest.MonkeyPatch) -> None:
+    choose(monkeypatch, "onednn")
+    q, k, v = heads(261)
+    plain = (q.double() @ k.double().mT / 8).softmax(dim=-1) @ v.double()
+    for cached in (encoders.CACHED_BYTES, 4 * 261 * 100):  # all queries at once, and a hundred at a time
+        monkeypatch.setattr(encoders, "CACHED_BYTES", cached)
+        found = attention(q, k, v, attn_mask=None, dropout_p=0.0, is_causal=False)
+        torch.testing.assert_close(found.double(), plain, atol=1e-5, rtol=0)
+        assert found.transpose(1, 2).is_contiguous()
+
+
+@torch.no_grad()
+def test_all_other_attention_is_pytorchs_own(monkeypatch: pytest.MonkeyPatch) -> None:
+    choose(monkeypatch, "onednn")
+    monkeypatch.setattr(encoders, "linear", None)
+    q, k, v = heads(261)
+    mask, own = random(261, 261) > 0, F.scaled_dot_product_attention
+    assert torch.equal(attention(q, k, v, mask), own(q, k, v, mask))
+    for more in ({"attn_mask": mask}, {"is_causal": True}, {"scale": 0.5}):
+        assert torch.equal(attention(q, k, v, **more), own(q, k, v, **more))
+    few, wide = heads(20), tuple(x.double() for x in (q, k, v))
+    for given in (few, wide, (q, k[:, :, :100], v[:, :, :100]), (q[0], k[0], v[0])):
+        assert torch.equal(attention(*given), own(*given))
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        assert attention(q, k, v).dtype == torch.bfloat16
+
+
+def test_a_frozen_vit_multiplies_and_attends_by_onednn_or_not(onednn: bool) -> None:
+    config = EncoderConfig(encoder="dinov2reg_vit_small_14", image_size="224", crop="none")
+    weights = Weights("random", None, "random")
+    encoder = build_encoder(config, weights=weights, keep_prefix=True, seed=0)
+    images = random(1, 3, 224, 224)
+    used = operators(encoder, images)
+    assert ("mkldnn::_linear_pointwise" in used) == onednn
+    assert ("aten::scaled_dot_product_attention" in used) != onednn
+    assert ("aten::linear" in used) != onednn
+    with torch.no_grad():
+        plain = encoder._groups(images)  # whatever kernels runs
+    torch.testing.assert_close(encoder(images), plain, atol=1e-4, rtol=0)
 
 
 def test_the_processor_and_the_operator_choose(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -265,6 +306,17 @@ def test_values_and_gradients_equal_autograds_bit_by_bit(name: str, monkeypatch:
         assert all(torch.equal(one, other) for one, other in zip(found, expected, strict=True))
     with torch.no_grad():
         assert torch.equal(work(), expected[0])
+
+
+def test_gelu_writes_over_its_input_only_where_nothing_has_gradients(monkeypatch: pytest.MonkeyPatch) -> None:
+    x = random(5, 8)
+    for kernels, grad in product(("plain", "lean", "onednn"), (True, False)):
+        choose(monkeypatch, kernels)
+        given = x.clone()
+        with torch.set_grad_enabled(grad):
+            out = gelu_to_spare()(given)
+        assert torch.equal(out, F.gelu(x))
+        assert torch.equal(given, out if kernels != "plain" and not grad else x)
 
 
 def test_results_lie_token_by_token_and_less_is_kept_than_by_autograd() -> None:

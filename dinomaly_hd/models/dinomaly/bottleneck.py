@@ -5,13 +5,12 @@
 from typing import NamedTuple
 
 import torch
-import torch.nn.functional as F
 from torch import Generator, Tensor, nn
 
 from dinomaly_hd.config.dinomaly import RowMaskingBottleneck, SegmentBottleneck, Segments
 from dinomaly_hd.errors import ConfigError
 from dinomaly_hd.models.detector import Noise, draw_kept, dropout
-from dinomaly_hd.models.fast import MLP_RATIO, Linear, linear_of
+from dinomaly_hd.models.fast import MLP_RATIO, Linear, gelu_to_spare, linear_of
 
 
 class Noised(NamedTuple):
@@ -51,10 +50,10 @@ class BottleneckMLP(Bottleneck):
     def forward(self, x_BND: Tensor, *, noise: Noise | None) -> Noised:
         generator = None if noise is None else noise.generator("dropout")
         hidden = self.fc1(dropout(x_BND, p=self.p, generator=generator))
-        kept = draw_kept(hidden, p=self.p, generator=generator)
+        gelu, kept = gelu_to_spare(), draw_kept(hidden, p=self.p, generator=generator)
 
         def activated(hidden: Tensor) -> Tensor:
-            return F.gelu(hidden) if kept is None else kept.of(F.gelu(hidden))
+            return gelu(hidden) if kept is None else kept.of(gelu(hidden))
 
         out = linear_of(activated, hidden, layer=self.fc2)
         return Noised(dropout(out, p=self.p, generator=generator), x_BND.new_zeros(()))

@@ -15,7 +15,7 @@ from dinomaly_hd.models.dinomaly.attention import LinearAttention, PlainMixing
 from dinomaly_hd.models.dinomaly.bottleneck import Noised
 from dinomaly_hd.models.draem.faults import horizontal_bands
 from dinomaly_hd.models.encoders import mean_of
-from dinomaly_hd.models.fast import MLP_RATIO, Linear, linear_of
+from dinomaly_hd.models.fast import MLP_RATIO, Linear, gelu_to_spare, linear_of
 from dinomaly_hd.randomness import derive
 
 LAYER_NORM_EPSILON = 1e-8
@@ -35,11 +35,11 @@ class DecoderBlock(nn.Module):
         )
 
     def forward(self, x_BTD: Tensor, *, noise: Noise | None) -> Noised:
-        first, gelu, last = self.mlp
+        first, _, last = self.mlp
         attended = self.attn(linear_of(self.norm1, x_BTD, layer=self.attn.qkv), noise=noise)
         x_BTD = x_BTD + attended.tokens_BND
         hidden = linear_of(self.norm2, x_BTD, layer=first)
-        return Noised(x_BTD + linear_of(gelu, hidden, layer=last), attended.drop_rate)
+        return Noised(x_BTD + linear_of(gelu_to_spare(), hidden, layer=last), attended.drop_rate)
 
 
 class Decoded(NamedTuple):
