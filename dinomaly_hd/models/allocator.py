@@ -6,7 +6,7 @@ from dinomaly_hd.models.fast import kernels
 
 # mallopt(3) of glibc. It takes no larger MMAP_THRESHOLD; blocks above it are the system's own in any case.
 TRIM_THRESHOLD, MMAP_THRESHOLD = -1, -3
-KEPT_BYTES, LARGEST_BLOCK = 512 * 2**20, 32 * 2**20
+KEPT_BYTES, LARGEST_BLOCK = 256 * 2**20, 32 * 2**20
 
 
 def keep_freed_memory() -> None:
