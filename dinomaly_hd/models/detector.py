@@ -61,10 +61,6 @@ class Kept(NamedTuple):
         """Return ``x``, scaled, where the mask says so, else 0; autograd keeps the mask, a byte a value."""
         return (x * self.scale).mul_(self.mask)
 
-    def of_own(self, x: Tensor) -> Tensor:
-        """Return the same, written over an ``x`` that nobody else reads: a hidden layer less."""
-        return x.mul_(self.scale).mul_(self.mask)
-
 
 def draw_kept(like: Tensor, *, p: float, generator: Generator | None) -> Kept | None:
     """Return what dropout with probability ``p`` keeps of a tensor; None, all, without a generator."""

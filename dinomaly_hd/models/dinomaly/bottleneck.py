@@ -54,7 +54,7 @@ class BottleneckMLP(Bottleneck):
         kept = draw_kept(hidden, p=self.p, generator=generator)
 
         def activated(hidden: Tensor) -> Tensor:
-            return F.gelu(hidden) if kept is None else kept.of_own(F.gelu(hidden))
+            return F.gelu(hidden) if kept is None else kept.of(F.gelu(hidden))
 
         out = linear_of(activated, hidden, layer=self.fc2)
         return Noised(dropout(out, p=self.p, generator=generator), x_BND.new_zeros(()))
