@@ -1,11 +1,16 @@
 """Running out of memory: real refusals of the allocator are one named error (drill 18 holds the rest)."""
 
+import os
+import platform
+import subprocess
+import sys
 from collections.abc import Callable
 
 import pytest
 import torch
 
 from dinomaly_hd.errors import OutOfMemory
+from dinomaly_hd.models.fast import SWITCH
 from dinomaly_hd.training.loop import named_when_exhausted, way_out
 
 TOO_MUCH = 2**60
@@ -45,3 +50,23 @@ def test_refusals_of_python_and_of_the_gpu_are_named_too(error: Exception) -> No
 def test_other_errors_pass() -> None:
     with pytest.raises(RuntimeError, match="size"):
         guarded(lambda: torch.zeros(2) @ torch.zeros(3))
+
+
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="mallopt is glibc's")
+@pytest.mark.parametrize("kept", [True, False])
+def test_what_a_step_frees_is_kept_for_the_next(kept: bool) -> None:
+    # The last of three rounds of blocks of 8 MiB.
+    measure = """
+import os, resource, torch
+from dinomaly_hd.models.allocator import keep_freed_memory
+keep_freed_memory()
+for _ in range(3):
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+    blocks = [torch.ones(2**21) for _ in range(10)]; del blocks
+print(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before, 10 * 2**23 // os.sysconf("SC_PAGESIZE"))
+"""
+    told = {**os.environ, SWITCH: "" if kept else "plain"}
+    command = [sys.executable, "-c", measure]
+    done = subprocess.run(command, env=told, capture_output=True, text=True, check=True)
+    faults, pages = map(int, done.stdout.split())
+    assert faults < pages / 10 if kept else faults > pages / 2
