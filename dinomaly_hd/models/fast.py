@@ -124,10 +124,7 @@ class Linear(nn.Linear):
 
 
 def linear_of(make: Callable[[Tensor], Tensor], x: Tensor, *, layer: nn.Module) -> Tensor:
-    """Return ``layer(make(x))`` and keep ``x`` instead of ``make(x)``, a cheap function of it such as a norm.
-
-    Decoder blocks and the bottleneck keep most of what a training step holds in memory.
-    """
+    """Return ``layer(make(x))`` and keep ``x`` instead of ``make(x)``, a cheap function such as a norm."""
     made = make(x)
     if kernels() == "plain" or not torch.is_grad_enabled():
         return layer(made)  # type: ignore[no-any-return]
