@@ -14,6 +14,7 @@ from dinomaly_hd.config.base import with_values
 from dinomaly_hd.config.presets import preset_run
 from dinomaly_hd.config.run import RunConfig
 from dinomaly_hd.config.variants import baseline
+from dinomaly_hd.models.allocator import keep_freed_memory
 from dinomaly_hd.models.build import build_detector
 from dinomaly_hd.models.dinomaly.detector import Dinomaly
 from dinomaly_hd.models.weights import locate, timm_name
@@ -70,6 +71,7 @@ def write_weights(encoder: str, folder: str) -> str:
 
 def ours(case: Case, *, cached: bool) -> Subject:
     """Our detector; ``cached``: from encoder outputs instead of maps."""
+    keep_freed_memory()  # as a run does
     detector = detector_of(case)
     trained = [parameter for parameter in detector.parameters() if parameter.requires_grad]
     optimizer = cache(lambda: StableAdamW(trained, lr=RATE))  # what only scores needs no moments

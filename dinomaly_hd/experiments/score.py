@@ -23,6 +23,7 @@ from dinomaly_hd.evaluation.metrics import aupro, pixel_auroc
 from dinomaly_hd.evaluation.pointing import PERCENTILE, is_right, named_teeth, percentiles
 from dinomaly_hd.evaluation.results import synthetic_figures
 from dinomaly_hd.geometry import Box
+from dinomaly_hd.models.allocator import keep_freed_memory
 from dinomaly_hd.models.detector import Detector, Prediction, encode_in_groups
 from dinomaly_hd.models.draem.faults import horizontal_bands
 from dinomaly_hd.models.networks import visible_box
@@ -57,6 +58,7 @@ class Scorer:
         features: FeatureCache | None,
         tick: Callable[[], None],
     ) -> None:
+        keep_freed_memory()
         self.detector, self.store, self.run, self.device = detector, store, run, device
         self.features, self.tick = features, tick
         self.box = visible_box(run.encoder, shape=store.manifest.shape)

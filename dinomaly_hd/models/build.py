@@ -22,7 +22,6 @@ from dinomaly_hd.config.families import (
 )
 from dinomaly_hd.config.run import ALL_DOMAINS, EncoderConfig, ImageInput, RunConfig, TrainingConfig
 from dinomaly_hd.errors import ConfigError
-from dinomaly_hd.models.allocator import keep_freed_memory
 from dinomaly_hd.models.detector import Detector, Prediction, resized
 from dinomaly_hd.models.dinomaly import attention, bottleneck, decoder, losses, score
 from dinomaly_hd.models.dinomaly.bottleneck import BottleneckMLP, NoisyMLP, RowMasking
@@ -226,5 +225,4 @@ def build_detector(run: RunConfig, *, weights: Weights, fault_KHW: Tensor | None
     ``fault_KHW`` is what its synthetic faults are made of where that is read from files: a user's textures
     (``texture_folder``) or signatures of labelled faults. None where it only scores.
     """
-    keep_freed_memory()
     return BUILDERS[run.model.model_type](run, run.model, run.encoder, weights=weights, fault_KHW=fault_KHW)
