@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+from scipy import ndimage
 
 from dinomaly_hd.errors import DataError
 
@@ -76,8 +77,6 @@ def _row_contrast(images_NHW: Images, width: int) -> FloatArray:
     """Largest smoothed value of each row (N, H) over the mean of rows 2 and 3 above and below, less 1."""
     # A ratio: cold and warm images differ by a factor. Not of the next rows: a fault leaks into them. Both
     # gears turn, so rows and columns are circular.
-    from scipy import ndimage  # as in ``row_evidence``: no training needs it
-
     contrast_NH = np.empty(images_NHW.shape[:2])
     for start in range(0, len(images_NHW), BATCH):
         batch = slice(start, start + BATCH)

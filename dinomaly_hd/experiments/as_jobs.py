@@ -17,11 +17,12 @@ from dinomaly_hd.jobs.engines import check_engine
 from dinomaly_hd.jobs.job import LOG, Ended, Job, Slots, read_job, write_progress
 from dinomaly_hd.jobs.running import run_jobs
 from dinomaly_hd.runs.folder import Context, finished_runs
+from dinomaly_hd.runs.store import MODULES
 from dinomaly_hd.runs.sync import complete_finished
 
 REFUSALS = (ConfigError, DataError, EncoderError, CheckpointError)
 MODULE = "entry_points.job"
-IMPORTS = (__name__, "mlflow")
+IMPORTS = (__name__, *MODULES)
 LOCK_WAIT_S = 120.0  # a member's last process may still be saving, on this machine or on one that was lost
 PLAIN = ("experiment", "command", "entry_point", "run_name", "resume", "parent_run_id", "tags")
 PATHS = ("root", "result_dir", "folder")

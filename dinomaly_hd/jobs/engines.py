@@ -81,7 +81,8 @@ def _tokens(count: int, devices: list[str]) -> list[dict[str, str]]:
     """Return what each slot sets in its job's environment."""
     threads = os.environ.get(THREADS, str(max(1, usable_cores() // count)))
     # Threads that wait for one another leave cores that are shared to other jobs' threads.
-    shared = {WAITING: "PASSIVE"} if threads.isdecimal() and int(threads) * count > usable_cores() else {}
+    crowded = threads.isdecimal() and int(threads) * count > usable_cores()
+    shared = {WAITING: os.environ.get(WAITING, "PASSIVE")} if crowded else {}
     gpus = [{DEVICES: devices[number % len(devices)]} if devices else {} for number in range(count)]
     return [{THREADS: threads, **shared, **gpu} for gpu in gpus]
 

@@ -7,7 +7,6 @@ import json
 import os
 import re
 import runpy
-import select
 import signal
 import socket
 import subprocess
@@ -25,6 +24,7 @@ from dinomaly_hd.jobs.job import JOB_FILE, LOG, Exit
 SOURCE = Path(__file__).resolve().parents[2]
 TAIL_BYTES = 16_384
 STOP_S, POLL_S = 60.0, 0.1
+ANSWER_BYTES = 16
 STOPPED = Exit(128 + signal.SIGTERM, "stopped")
 ERROR_LINE = re.compile(r"^[A-Za-z_][\w.]*(Error|Exception|Interrupt|Exit)\b")
 
@@ -41,7 +41,7 @@ class Starter:
         self._variables.pop("MLFLOW_RUN_ID", None)  # it is the parent's
         paths = [str(SOURCE), self._variables.get("PYTHONPATH", "")]
         self._variables["PYTHONPATH"] = os.pathsep.join(filter(None, paths))
-        self._forking: subprocess.Popen[bytes] | None = None
+        self._forking: tuple[subprocess.Popen[bytes], socket.socket] | None = None
 
     def __enter__(self) -> Self:
         return self
@@ -62,53 +62,74 @@ class Starter:
             log.write(f"== {datetime.now(UTC):%Y-%m-%d %H:%M:%S} UTC on {socket.gethostname()}\n".encode())
             log.flush()
             began = log.tell()
-            if self._forking is not None and self._forking.poll() is not None:
+            if self._forking is not None and self._forking[0].poll() is not None:
                 self._end()
             self._forking = self._forking or self._start(imports, log)
-        asked, answers = self._forking.stdin, self._forking.stdout
-        assert asked is not None
-        assert answers is not None
-        asked.write(f"{json.dumps([module, str(folder)])}\n".encode())
-        asked.flush()
-        while not select.select([answers], [], [], POLL_S)[0]:
-            if stopping():
-                self._end()
-                return STOPPED
-        answer = answers.readline()
+        try:
+            answer = self._ask([module, str(folder)], stopping=stopping)
+        except BaseException:  # else its answer would be taken for the next job's
+            self._end()
+            raise
+        if answer is None:
+            self._end()
+            return STOPPED
         code = int(answer) if answer else self._end() or 1
         return Exit(code, "" if code == 0 else _reason(folder / LOG, code, began=began))
 
-    def _start(self, imports: Sequence[str], log: BinaryIO) -> "subprocess.Popen[bytes]":
-        return subprocess.Popen(
-            # Other systems' libraries may not be forked.
-            [sys.executable, "-m", __name__, *(imports if sys.platform == "linux" else ())],
-            cwd=self._directory,
-            env=self._variables,
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            stderr=log,
-            start_new_session=True,
-        )
+    def _start(
+        self, imports: Sequence[str], log: BinaryIO
+    ) -> "tuple[subprocess.Popen[bytes], socket.socket]":
+        ours, theirs = socket.socketpair()
+        ours.settimeout(POLL_S)
+        with theirs:
+            forking = subprocess.Popen(
+                [sys.executable, "-m", __name__, str(theirs.fileno()), *imports],
+                cwd=self._directory,
+                env=self._variables,
+                stdin=subprocess.PIPE,
+                stdout=log,
+                stderr=subprocess.STDOUT,
+                pass_fds=[theirs.fileno()],
+                start_new_session=True,
+            )
+        return forking, ours
+
+    def _ask(self, job: Sequence[str], *, stopping: Callable[[], bool]) -> bytes | None:
+        """Return a job's exit code, b"" where what forks has ended itself, None once it is ``stopping``."""
+        assert self._forking is not None
+        _, line = self._forking
+        with contextlib.suppress(BrokenPipeError):
+            line.sendall(f"{json.dumps(job)}\n".encode())
+        while not stopping():
+            with contextlib.suppress(TimeoutError):
+                return line.recv(ANSWER_BYTES)
+        return None
 
     def _end(self) -> int:
         """Close the standard input of what forks and of its job, which then ends as by SIGTERM."""
-        forking, self._forking = self._forking, None
-        if forking is None:
+        if self._forking is None:
             return 0
-        deadline = time.monotonic() + STOP_S
+        (forking, line), self._forking = self._forking, None
+        line.close()
         assert forking.stdin is not None
-        with contextlib.suppress(BrokenPipeError):
-            forking.stdin.close()
-        while forking.poll() is None:
-            left = deadline - time.monotonic()
+        forking.stdin.close()
+        deadline, killed = time.monotonic() + STOP_S, False
+        while forking.poll() is None or (not killed and _is_there(forking.pid)):
             # Ray may interrupt a task that it cancels more than once.
-            with contextlib.suppress(KeyboardInterrupt, subprocess.TimeoutExpired):
-                if left <= 0:
+            with contextlib.suppress(KeyboardInterrupt, ProcessLookupError):
+                if not killed and time.monotonic() > deadline:
+                    killed = True
                     os.killpg(forking.pid, signal.SIGKILL)
-                forking.wait(max(1.0, left))
-        assert forking.stdout is not None
-        forking.stdout.close()
+                time.sleep(POLL_S)
         return forking.returncode
+
+
+def _is_there(group: int) -> bool:
+    try:
+        os.killpg(group, 0)
+    except ProcessLookupError:
+        return False
+    return True
 
 
 def _reason(log: Path, code: int, *, began: int) -> str:
@@ -122,34 +143,42 @@ def _reason(log: Path, code: int, *, began: int) -> str:
     return (errors or lines or [f"exit code {code}"])[-1].strip()
 
 
-def fork_jobs(imports: Sequence[str]) -> None:
-    """Fork a process for each job that a line of standard input names, and answer with its exit code."""
-    # Signals are for the job; this process ends with its standard input.
+def fork_jobs(line: socket.socket, imports: Sequence[str]) -> None:
+    """Fork a process for each job that ``line`` names, and answer with its exit code."""
+    # Signals are for the job; this process ends with ``line``.
     handlers = {
         number: signal.signal(number, signal.SIG_IGN)
         for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
     }
-    for module in imports:
-        importlib.import_module(module)
+    signal.signal(signal.SIGCHLD, signal.SIG_DFL)  # ignored, exit codes would be lost
+    gc.disable()
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        for module in imports:
+            importlib.import_module(module)
     # NumPy's own threads end before a fork and begin again after it.
     warnings.filterwarnings("ignore", "This process .* is multi-threaded", DeprecationWarning)
     gc.freeze()  # else a job's first search for garbage would copy all that is shared
-    while line := sys.stdin.readline():
-        module, folder = json.loads(line)
+    gc.enable()
+    jobs = line.makefile()
+    for job in jobs:
+        module, folder = json.loads(job)
+        with (Path(folder) / LOG).open("ab") as log:
+            os.dup2(log.fileno(), 1)
+            os.dup2(log.fileno(), 2)
         child = os.fork()
         if not child:
+            jobs.close()
+            line.close()
             for number, handler in handlers.items():
                 signal.signal(number, handler)
-            with (Path(folder) / LOG).open("ab") as log:
-                os.dup2(log.fileno(), 1)
-                os.dup2(log.fileno(), 2)
             sys.argv = [module, "--config", str(Path(folder) / JOB_FILE)]
             runpy.run_module(module, run_name="__main__", alter_sys=True)
             sys.exit()
         code = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
         with contextlib.suppress(BrokenPipeError):  # who asked is gone
-            os.write(1, f"{code}\n".encode())
+            line.sendall(f"{code}\n".encode())
 
 
 if __name__ == "__main__":
-    fork_jobs(sys.argv[1:])
+    fork_jobs(socket.socket(fileno=int(sys.argv[1])), sys.argv[2:])

@@ -25,6 +25,7 @@ from dinomaly_hd.randomness import derive
 
 CONV_GROUPS = ((0, 1), (1, 2))  # for each group of a CNN the places of its stages among CONV_STRIDES
 CONV_WIDTHS, CONV_HEAD_WIDTH = (192, 768), 32
+MOST_THREADS = 2  # with which attention head by head was measured; PyTorch's own gives heads to threads
 
 
 class Encoder(FrozenNetwork, ABC):
@@ -103,13 +104,14 @@ def attention(q_BhNd: Tensor, k_BhNd: Tensor, v_BhNd: Tensor, *masks: Any, **mor
     masked = any(isinstance(one, Tensor) or one for one in (*masks, *more.values()))
     alike = q_BhNd.dim() == 4 and q_BhNd.shape == k_BhNd.shape == v_BhNd.shape
     alike = alike and q_BhNd.dtype == torch.float32 and not torch.is_autocast_enabled("cpu")
-    if masked or not alike or math.prod(q_BhNd.shape[2:]) < SMALLEST:
+    few = math.prod(q_BhNd.shape[2:]) < SMALLEST or torch.get_num_threads() > MOST_THREADS
+    if masked or not alike or few:
         return F.scaled_dot_product_attention(q_BhNd, k_BhNd, v_BhNd, *masks, **more)
     batch, heads, tokens, width = q_BhNd.shape
     out_BhNd = q_BhNd.new_empty(batch, tokens, heads, width).transpose(1, 2)  # as the projection reads it
     rows = max(1, CACHED_BYTES // (tokens * q_BhNd.itemsize))
     for head in product(range(batch), range(heads)):
-        # oneDNN reads a second factor that lies among others' values two thousand times as slowly.
+        # oneDNN reads a second factor that lies among others' values thousands of times as slowly.
         k_Nd, v_dN = k_BhNd[head] * width**-0.5, v_BhNd[head].t().contiguous()
         chunks = torch.split(q_BhNd[head], rows), torch.split(out_BhNd[head], rows)
         for q_nd, out_nd in zip(*chunks, strict=True):

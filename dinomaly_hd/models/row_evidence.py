@@ -14,6 +14,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from scipy.special import logsumexp
 from threadpoolctl import threadpool_limits
 from torch import Tensor
 
@@ -130,8 +131,6 @@ class Evidence:
 
 def image_scores(evidence_NR: Floats) -> Floats:
     """Return the log of the rows' mean ratio (N,)."""
-    from scipy.special import logsumexp  # 15 MB with scipy.ndimage, which no training needs
-
     return np.asarray(logsumexp(evidence_NR, axis=1) - np.log(evidence_NR.shape[1]))
 
 

@@ -32,8 +32,12 @@ NOTE_TAG = "mlflow.note.content"
 RUN_ID = re.compile(r"[0-9a-f]{32}")
 _TOO_WIDE = re.compile(r"[^\s`]{64}(?=[^\s`])")  # for a description in a window of 1280
 NOT_THERE, NOT_UNDERSTOOD = "RESOURCE_DOES_NOT_EXIST", "INVALID_PARAMETER_VALUE"
-_MODULES = ("mlflow.system_metrics.system_metrics_monitor", "mlflow.utils.autologging_utils")
-_DATABASE_MODULE = "mlflow.store.tracking.sqlalchemy_store"
+MODULES = (
+    "mlflow.system_metrics.system_metrics_monitor",
+    "mlflow.utils.autologging_utils",
+    "mlflow.store.tracking.sqlalchemy_store",
+)
+"""What is imported of MLflow; the last one where a database is its store."""
 _OUTAGE_CODES = {"INTERNAL_ERROR", "TEMPORARILY_UNAVAILABLE", "REQUEST_LIMIT_EXCEEDED", "DEADLINE_EXCEEDED"}
 
 
@@ -55,7 +59,7 @@ def load_mlflow(uri: str) -> None:
 
     Warnings that its import sets off are not the user's to mend; its own lines about an outage repeat ours.
     """
-    needed = (*_MODULES, *([_DATABASE_MODULE] if is_database(uri) else []))
+    needed = MODULES if is_database(uri) else MODULES[:-1]
     if missing := [name for name in needed if name not in sys.modules]:
         with warnings.catch_warnings():  # only where needed: it makes Python forget which warnings it showed
             warnings.simplefilter("ignore")

@@ -35,7 +35,7 @@ class DecoderBlock(nn.Module):
         )
 
     def forward(self, x_BTD: Tensor, *, noise: Noise | None) -> Noised:
-        first, _, last = self.mlp
+        first, _, last = self.mlp  # GELU stands between them for the names of parameters
         attended = self.attn(linear_of(self.norm1, x_BTD, layer=self.attn.qkv), noise=noise)
         x_BTD = x_BTD + attended.tokens_BND
         hidden = linear_of(self.norm2, x_BTD, layer=first)
