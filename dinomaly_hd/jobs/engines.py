@@ -8,7 +8,7 @@ import socket
 import threading
 from collections.abc import Mapping
 from concurrent.futures import Future, ThreadPoolExecutor, wait
-from contextlib import ExitStack
+from contextlib import ExitStack, closing
 from pathlib import Path
 from queue import SimpleQueue
 from typing import Any
@@ -42,7 +42,8 @@ class LocalEngine:
         self._count = slots.number or len(devices) or max(1, usable_cores() // 2)
         self._ending, self._free = ExitStack(), SimpleQueue[Starter]()
         for token in _tokens(self._count, devices):
-            self._free.put(self._ending.enter_context(Starter(directory=Path.cwd(), environment=token)))
+            starter = Starter(directory=Path.cwd(), environment=token)
+            self._free.put(self._ending.enter_context(closing(starter)))
         self._pool, self._stopping = ThreadPoolExecutor(self._count), threading.Event()
 
     def places(self) -> int:
@@ -152,7 +153,7 @@ def run_on_node(module: str, folder: Path, directory: Path, environment: Mapping
     It is asked to stop by a file, since Ray may end a cancelled task's process before the job has saved.
     """
     stopping = (folder / STOP).is_file
-    with Starter(directory=directory, environment=environment) as starter:
+    with closing(Starter(directory=directory, environment=environment)) as starter:
         return starter.run(module, folder, stopping=stopping)
 
 

@@ -16,8 +16,7 @@ import warnings
 from collections.abc import Callable, Mapping, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
-from types import TracebackType
-from typing import BinaryIO, Self
+from typing import BinaryIO
 
 from dinomaly_hd.jobs.job import JOB_FILE, LOG, Exit
 
@@ -33,7 +32,7 @@ class Starter:
     """Runs one job after another, each as a process of its own, whose standard input ends with this process.
 
     ``environment`` is set beside the machine's. Jobs run in a session of their own, with what forks them. At
-    the end a job that still runs has a minute to save what it has.
+    ``close`` a job that still runs has a minute to save what it has.
     """
 
     def __init__(self, *, directory: Path, environment: Mapping[str, str]) -> None:
@@ -42,14 +41,6 @@ class Starter:
         paths = [str(SOURCE), self._variables.get("PYTHONPATH", "")]
         self._variables["PYTHONPATH"] = os.pathsep.join(filter(None, paths))
         self._forking: tuple[subprocess.Popen[bytes], socket.socket] | None = None
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self._end()
 
     def run(
         self, module: str, folder: Path, *, stopping: Callable[[], bool], imports: Sequence[str] = ()
@@ -63,17 +54,17 @@ class Starter:
             log.flush()
             began = log.tell()
             if self._forking is not None and self._forking[0].poll() is not None:
-                self._end()
+                self.close()
             self._forking = self._forking or self._start(imports, log)
         try:
             answer = self._ask([module, str(folder)], stopping=stopping)
         except BaseException:  # else its answer would be taken for the next job's
-            self._end()
+            self.close()
             raise
         if answer is None:
-            self._end()
+            self.close()
             return STOPPED
-        code = int(answer) if answer else self._end() or 1
+        code = int(answer) if answer else self.close() or 1
         return Exit(code, "" if code == 0 else _reason(folder / LOG, code, began=began))
 
     def _start(
@@ -102,11 +93,17 @@ class Starter:
             line.sendall(f"{json.dumps(job)}\n".encode())
         while not stopping():
             with contextlib.suppress(TimeoutError):
-                return line.recv(ANSWER_BYTES)
+                try:
+                    return line.recv(ANSWER_BYTES)
+                except ConnectionResetError:  # it has not even read what was asked
+                    return b""
         return None
 
-    def _end(self) -> int:
-        """Close the standard input of what forks and of its job, which then ends as by SIGTERM."""
+    def close(self) -> int:
+        """Close the standard input of what forks, and of its job, which then ends as by SIGTERM.
+
+        Returns the exit code of what forked.
+        """
         if self._forking is None:
             return 0
         (forking, line), self._forking = self._forking, None

@@ -113,6 +113,13 @@ def test_what_jobs_need_is_imported_once_by_what_forks_them_and_again_where_that
     assert len({*pids(jobs[0].folder), *pids(jobs[1].folder)}) == 2, "each a process of its own"
 
 
+def test_what_cannot_be_imported_beforehand_is_named() -> None:
+    one = job("torn", "")._replace(imports=("not_there",), attempts=1)
+    told: dict[str, Any] = {"tick": lambda: None, "say": lambda _: None, "on_ended": lambda *_: None}
+    ended = run_jobs([one], Slots("local", 1, ""), **told)
+    assert ended["torn"] == Ended("FAILED", "ModuleNotFoundError: No module named 'not_there'", 1)
+
+
 def test_what_members_import_beforehand_leaves_a_process_that_can_be_forked() -> None:
     code = f"""
 import importlib
