@@ -21,7 +21,7 @@ class Job(NamedTuple):
 
     ``name`` is unique, ``content`` is written to job.json. All machines that may run it see ``folder``.
     ``attempts`` are the starts in all before it counts as failed; ``imports`` are modules that all jobs of
-    an engine need, imported once by what forks them.
+    an engine need, imported once by what forks them on this machine.
     """
 
     name: str

@@ -101,11 +101,11 @@ def mean_of(layers: Sequence[Tensor]) -> Tensor:
 
 def attention(q_BhNd: Tensor, k_BhNd: Tensor, v_BhNd: Tensor, *masks: Any, **more: Any) -> Tensor:
     """Return what ``F.scaled_dot_product_attention`` does; plain attention by products of ``linear``."""
-    masked = any(isinstance(one, Tensor) or one for one in (*masks, *more.values()))
+    plain = not any(isinstance(one, Tensor) or one for one in (*masks, *more.values()))
     alike = q_BhNd.dim() == 4 and q_BhNd.shape == k_BhNd.shape == v_BhNd.shape
-    alike = alike and q_BhNd.dtype == torch.float32 and not torch.is_autocast_enabled("cpu")
-    few = math.prod(q_BhNd.shape[2:]) < SMALLEST or torch.get_num_threads() > MOST_THREADS
-    if masked or not alike or few:
+    single = q_BhNd.dtype == torch.float32 and not torch.is_autocast_enabled("cpu")
+    worth = math.prod(q_BhNd.shape[2:]) >= SMALLEST and torch.get_num_threads() <= MOST_THREADS
+    if not (plain and alike and single and worth):
         return F.scaled_dot_product_attention(q_BhNd, k_BhNd, v_BhNd, *masks, **more)
     batch, heads, tokens, width = q_BhNd.shape
     out_BhNd = q_BhNd.new_empty(batch, tokens, heads, width).transpose(1, 2)  # as the projection reads it
@@ -123,10 +123,11 @@ def attention(q_BhNd: Tensor, k_BhNd: Tensor, v_BhNd: Tensor, *masks: Any, **mor
 class FastProducts(TorchFunctionMode):
     """Lets a network that runs inside multiply by ``linear``, also in its attention; without gradients."""
 
+    OURS: ClassVar[dict[Any, Any]] = {F.linear: linear, F.scaled_dot_product_attention: attention}
+
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         del types
-        ours: dict[Any, Any] = {F.linear: linear, F.scaled_dot_product_attention: attention}
-        return ours.get(func, func)(*args, **(kwargs or {}))
+        return self.OURS.get(func, func)(*args, **(kwargs or {}))
 
 
 class ViTEncoder(Encoder):

@@ -5,11 +5,16 @@ import platform
 import subprocess
 import sys
 from collections.abc import Callable
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 import torch
 
+from dinomaly_hd.config.presets import preset_run
+from dinomaly_hd.config.variants import baseline
 from dinomaly_hd.errors import OutOfMemory
+from dinomaly_hd.experiments import score
 from dinomaly_hd.models.fast import SWITCH
 from dinomaly_hd.training.loop import named_when_exhausted, way_out
 
@@ -71,3 +76,13 @@ print(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)
         for switch in ("", "plain")
     ]
     assert faults[0] < faults[1] / 4
+
+
+def test_whatever_encodes_and_scores_keeps_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[bool] = []
+    monkeypatch.setattr(score, "keep_freed_memory", lambda: asked.append(True))
+    run, cpu = preset_run("quick", baseline()), torch.device("cpu")
+    store: Any = SimpleNamespace(manifest=SimpleNamespace(shape=(31, 95)))
+    detector: Any = None
+    score.Scorer(detector, store, run=run, device=cpu, features=None, tick=lambda: None)
+    assert asked
