@@ -66,6 +66,9 @@ def _hit(folder: Path, moment: Moment, number: signal.Signals, **changes: str) -
     """Start or go on with a folder's run, signal it at a moment, and return its process when it has ended."""
     log, place = runs.log(folder), moment.place
     said = log.stat().st_size if log.exists() else 0
+    step, between = moment.step, int(runs.FLAGS["val_check_interval"])
+    if place == "validate":  # the next one, where the run was ended after more steps than it was to do
+        step = max(step, runs.logged(folder) // between * between + between)
     waits: dict[str, Callable[[], bool]] = {
         "start": log.exists,
         "save": lambda: runs.saving(folder),
@@ -73,8 +76,9 @@ def _hit(folder: Path, moment: Moment, number: signal.Signals, **changes: str) -
         **{name: lambda text=text: text in log.read_bytes()[said:] for name, text in SAID.items()},
     }
     process = runs.start(folder, **changes)
-    if place != "start":
-        runs.wait_until(lambda: runs.logged(folder) >= moment.step, process=process)
+    if place != "start":  # what it said shows that it hears signals: its steps may be done already
+        runs.wait_until(lambda: log.exists() and log.stat().st_size > said, process=process)
+        runs.wait_until(lambda: runs.logged(folder) >= step, process=process)
     if place in waits:
         runs.wait_until(waits[place], process=process)
     time.sleep(moment.delay_s)
@@ -123,7 +127,7 @@ def killed_runs(folder: Path, full: bool) -> Tally:
 def _end(folder: Path, moment: Moment, number: signal.Signals) -> str | None:
     process = _hit(folder, moment, number, **RARELY_SAVED)
     if process.exitcode not in (128 + number, -number):  # the same to a shell: -number before Python is up
-        return f"exit code {process.exitcode}"
+        return f"exit code {process.exitcode}: {runs.log(folder).read_text()[-1500:]}"
     run = runs.run_folder(folder)
     if run is None:
         return None if moment.place == "start" else "no run folder"

@@ -82,6 +82,7 @@ def start(folder: Path, *, uri: str | None = None, **changes: str) -> BaseProces
 
 
 def _train(folder: Path, flags: dict[str, str], uri: str) -> None:
+    signal.signal(signal.SIGINT, signal.SIG_DFL)  # until the run hears it: by itself, exit code 1 here
     descriptor = os.open(log(folder), os.O_WRONLY | os.O_CREAT | os.O_APPEND)
     for stream in (1, 2):
         os.dup2(descriptor, stream)
