@@ -27,7 +27,6 @@ from dinomaly_hd.evaluation.metrics import BoolArray, check_finite
 from dinomaly_hd.evaluation.plots import Pixels, drawn_canvas, encode_png, new_figure, printable, shown_pixels
 from dinomaly_hd.evaluation.results import domain_names
 from dinomaly_hd.files import publish
-from dinomaly_hd.geometry import Box
 
 COLOUR_QUANTILE = 0.995
 MAP_COLOURS = "inferno"
@@ -99,56 +98,57 @@ class MapPicture:
     """Draws the pictures of one domain, about 800 x 760 pixels each.
 
     ``limit`` is the upper end of the maps' colour scale (``map_limit``), ``input_limit`` that of the inputs';
-    1 is the largest training value, and ``map_limit`` of train normals shows faint bands better. ``box`` is
-    the part of the input that the maps cover where a crop hides the border.
+    1 is the largest training value, and ``map_limit`` of train normals shows faint bands better. ``visible``
+    are the input's rows and columns that the maps cover, all but those that a crop hides.
     """
 
     def __init__(
-        self, *, input_shape: tuple[int, int], limit: float, input_limit: float = 1.0, box: Box | None = None
+        self,
+        *,
+        input_shape: tuple[int, int],
+        limit: float,
+        input_limit: float = 1.0,
+        visible: tuple[slice, slice] = (slice(None), slice(None)),
     ) -> None:
-        self._shape, self._limit = input_shape, max(limit, SMALLEST_LIMIT)
-        top, bottom, left, right = box or Box(0, input_shape[0], 0, input_shape[1])
-        # Pixel centres lie on whole numbers, so edges lie half a pixel before them.
-        covered = (left - 0.5, right - 0.5, bottom - 0.5, top - 0.5)
+        self._shape, self._visible = input_shape, visible
+        self._map_HW = np.full(input_shape, np.nan)
         self.figure = new_figure(8, 7.6)
         self._title = self.figure.suptitle("\n\n", fontsize=11, parse_math=False)
         panels = self.figure.subplots(3, 1, sharex=True, sharey=True)
         of_input = {"cmap": INPUT_COLOURS, "vmin": 0, "vmax": max(input_limit, SMALLEST_LIMIT)}
-        of_map = {"cmap": MAP_COLOURS, "vmin": 0, "vmax": self._limit, "extent": covered}
+        of_map = {"cmap": MAP_COLOURS, "vmin": 0, "vmax": max(limit, SMALLEST_LIMIT)}
         self._input = _blank(panels[0], input_shape, **of_input)
         self.figure.colorbar(self._input, ax=panels[0], extend="max", label="input")
-        self._map = _blank(panels[1], (1, 1), **of_map)
+        self._map = _blank(panels[1], input_shape, **of_map)
         self.figure.colorbar(self._map, ax=panels[1], extend="max", label="map")
-        self._under = _blank(panels[2], input_shape, **of_input)
-        self._over = _blank(panels[2], (1, 1, 4), extent=covered)
+        self._over = _blank(panels[2], (*input_shape, 4))
         self.figure.colorbar(self._map, ax=panels[2], extend="max", label="map")
         self._outlines = [LineCollection([], colors=OUTLINE_COLOUR, linewidths=1.2) for _ in panels]
         for axes, lines in zip(panels, self._outlines, strict=True):
             axes.add_collection(lines, autolim=False)
         for axes, name in zip(panels, ("input", "anomaly map", "overlay"), strict=True):
             axes.set(title=name, ylabel="driving tooth")
-            axes.set(xlim=(-0.5, input_shape[1] - 0.5), ylim=(input_shape[0] - 0.5, -0.5), aspect="equal")
             axes.set_facecolor("0.85")  # what the map does not cover
         panels[2].set_xlabel("driven tooth")
-        self._changing = [self._title, self._input, self._map, self._under, self._over, *self._outlines]
+        self._changing = [self._title, self._input, self._map, self._over, *self._outlines]
         for artist in self._changing:
             artist.set_animated(True)  # left out of the shared background
         self._canvas = drawn_canvas(self.figure)
         self._background = self._canvas.copy_from_bbox(self.figure.bbox)
 
-    def draw(self, image_HW: Map, map_HW: Map, *, title: str, mask_HW: BoolArray | None = None) -> Pixels:
-        """Draw an image (H, W), its map (any size) and, where known, the defect's mask (H, W)."""
+    def draw(self, image_HW: Map, map_hw: Map, *, title: str, mask_HW: BoolArray | None = None) -> Pixels:
+        """Draw an image (H, W), the map of its visible pixels and, where known, the defect's mask (H, W)."""
         assert image_HW.shape == self._shape, f"image {image_HW.shape}, expected {self._shape}"
-        check_finite(map_HW)
+        check_finite(map_hw)
         self._title.set_text("\n".join(printable(line) for line in title.split("\n")))
         self._input.set_data(image_HW)
-        self._under.set_data(image_HW)
-        self._map.set_data(map_HW)
+        self._map_HW[self._visible] = map_hw
+        self._map.set_data(self._map_HW)
         # Clear at 0, and densest at the top of the scale and above.
-        level_HW = np.clip(map_HW / self._limit, 0.0, 1.0)
-        colours_HW4 = colormaps[MAP_COLOURS](level_HW)
-        colours_HW4[..., 3] = OVERLAY_OPACITY * level_HW
-        self._over.set_data(colours_HW4)
+        over_HW4, map_hw4 = self._input.to_rgba(image_HW), self._map.to_rgba(map_hw)
+        opacity_hw1 = OVERLAY_OPACITY * np.clip(self._map.norm(map_hw), 0, 1)[..., None]
+        over_HW4[self._visible] += opacity_hw1 * (map_hw4 - over_HW4[self._visible])
+        self._over.set_data(np.uint8(255 * over_HW4 + 0.5))
         segments = [] if mask_HW is None else outline(mask_HW)
         for lines in self._outlines:
             lines.set_segments(segments)

@@ -40,6 +40,7 @@ from dinomaly_hd.experiments.score import (
     read_mask,
     score_table,
     stack,
+    visible_pixels,
 )
 from dinomaly_hd.files import publish_text
 from dinomaly_hd.models.row_evidence import Evidence, fit
@@ -109,7 +110,7 @@ def evaluate(work: Work, scorer: Scorer, trained: Trained) -> dict[str, Any]:
         found["synthetic"] = SyntheticBands(scorer, ready.trained_on(ready.split.held_out)).examine()
     scorer.tick()
     work.context.say("drawing plots and anomaly maps")
-    _draw(work, scorer, normals, table, thresholds)
+    _draw(work, scorer, normals, tested, table, thresholds)
     scorer.tick()  # what follows is short, and ends with the whole record
     if isinstance(run.training, TrainingConfig) and trained.steps:
         work.timing["train_images_per_s"] = run.training.batch_size * trained.steps / trained.seconds
@@ -217,7 +218,12 @@ def _examine(work: Work, scorer: Scorer, positions: Indices, *, failed: Mapping[
 
 
 def _draw(
-    work: Work, scorer: Scorer, normals: Scored, table: pd.DataFrame, thresholds: Mapping[str, Threshold]
+    work: Work,
+    scorer: Scorer,
+    normals: Scored,
+    tested: Scored,
+    table: pd.DataFrame,
+    thresholds: Mapping[str, Threshold],
 ) -> None:
     lines: dict[str, list[Threshold]] = {}
     for domain, own in table.groupby("domain", sort=False):
@@ -235,9 +241,9 @@ def _draw(
                 input_shape=work.ready.manifest.shape,
                 limit=map_limit(maps[str(name)]),  # one colour scale a domain
                 input_limit=map_limit(images[str(name)]),
-                box=scorer.box,
+                visible=visible_pixels(scorer.box, shape=work.ready.manifest.shape),
             )
-            _draw_maps(work, scorer, picture, rows, threshold=values[str(name)], save=save)
+            _draw_maps(work, tested, picture, rows, threshold=values[str(name)], save=save)
 
 
 def draw_plots(
@@ -262,7 +268,7 @@ def draw_plots(
 
 def _draw_maps(
     work: Work,
-    scorer: Scorer,
+    tested: Scored,
     picture: MapPicture,
     rows: pd.DataFrame,
     *,
@@ -270,17 +276,17 @@ def _draw_maps(
     save: SavePicture,
 ) -> None:
     """Write three-panel pictures ``{label}_{rank}_{nn}_{stem}.png`` of a domain's chosen images."""
-    manifest = work.ready.manifest
-    position_of = {record.path: position for position, record in enumerate(manifest.records)}
-    positions = np.array([position_of[path] for path in rows["path"]], dtype=np.int64)
-    numbered = rows.assign(number=rows.groupby(["label", "rank"]).cumcount() + 1).to_dict("records")
-    for row, (image_HW, map_HW) in zip(numbered, scorer.each(positions), strict=True):
+    numbered = rows.assign(number=rows.groupby(["label", "rank"]).cumcount() + 1)
+    for n, row in zip(rows.index, numbered.to_dict("records"), strict=True):
+        work.context.guard.check()
+        position = int(tested.positions[n])
         facts = {name: row[name] for name in ("path", "label", "condition", "score")}
         title = picture_title(**facts, threshold=threshold, where=where_text(row))
-        mask_HW = read_mask(manifest, position_of[row["path"]]) if row["label"] else None
+        mask_HW = read_mask(work.ready.manifest, position) if row["label"] else None
         kind, stem = "fault" if row["label"] else "good", Path(row["path"]).stem[-LONGEST_STEM:]
         name = f"{kind}_{row['rank']}_{row['number']:02d}_{stem}.png"
+        map_hw = tested.examined.map_Nhw[n]
         save(
             work.maps_folder(row["domain"]) / name,
-            picture.draw(image_HW, map_HW, title=title, mask_HW=mask_HW),
+            picture.draw(work.store[position], map_hw, title=title, mask_HW=mask_HW),
         )

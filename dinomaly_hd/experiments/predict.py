@@ -4,6 +4,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import numpy as np
+import numpy.typing as npt
 import pandas as pd
 
 from dinomaly_hd.config.base import with_values
@@ -14,7 +15,7 @@ from dinomaly_hd.data.hdmap import Manifest
 from dinomaly_hd.errors import ConfigError
 from dinomaly_hd.evaluation.pictures import MapPicture, map_limit, pictures_saved
 from dinomaly_hd.evaluation.pointing import where_text
-from dinomaly_hd.experiments.score import Examined, Scorer, decided, stack
+from dinomaly_hd.experiments.score import Examined, Scorer, decided, stack, visible_pixels
 from dinomaly_hd.files import check_output, make_dated_folder, publish_text
 from dinomaly_hd.names import as_cell
 from dinomaly_hd.serving.exported import Card, Model
@@ -80,7 +81,7 @@ def predict(
     publish_text(output / "scores.csv", table.to_csv(index=False, float_format="%.17g"))
     highest = table.sort_values(["score", "path"], ascending=[False, True]).head(maps)
     if maps:
-        _draw(output / "anomaly_maps", highest, scorer=scorer, limit=map_limit(examined.map_Nhw))
+        _draw(output / "anomaly_maps", highest, scorer=scorer, map_Nhw=examined.map_Nhw)
     for line in _summary(table, model, drawn=len(highest), output=output):
         say(line)
     return output
@@ -102,24 +103,26 @@ def _table(manifest: Manifest, examined: Examined, *, card: Card, chosen: str | 
     return table.rename(columns={"fault": "decision"})
 
 
-def _draw(folder: Path, rows: pd.DataFrame, *, scorer: Scorer, limit: float) -> None:
+def _draw(folder: Path, rows: pd.DataFrame, *, scorer: Scorer, map_Nhw: npt.NDArray[np.float32]) -> None:
     """Write ``{rank}_{path}.png`` of a table's rows in their order, all on one colour scale."""
     positions = rows.index.to_numpy(np.int64)
+    images_NHW, shape = stack(scorer.store, positions), scorer.store.manifest.shape
     picture = MapPicture(
-        input_shape=scorer.store.manifest.shape,
-        limit=limit,
-        input_limit=map_limit(stack(scorer.store, positions)),
-        box=scorer.box,
+        input_shape=shape,
+        limit=map_limit(map_Nhw),
+        input_limit=map_limit(images_NHW),
+        visible=visible_pixels(scorer.box, shape=shape),
     )
     numbered = enumerate(rows.to_dict("records"), start=1)
     with pictures_saved() as save:
-        for (number, row), (image_HW, map_HW) in zip(numbered, scorer.each(positions), strict=True):
+        for (number, row), image_HW, map_hw in zip(numbered, images_NHW, map_Nhw[positions], strict=True):
+            scorer.tick()
             side = f", {row['decision']} at threshold {row['threshold']:.4g}" if row["decision"] else ""
             where = where_text(row)
             title = f"{row['path']}\nscore {row['score']:.4g}{side}{where and f' · {where}'}\n{COLOURS}"
             # The end of a path tells images apart.
             flat = str(Path(row["path"]).with_suffix("")).replace("/", "_")[-LONGEST_NAME:]
-            save(folder / f"{number:03d}_{flat}.png", picture.draw(image_HW, map_HW, title=title))
+            save(folder / f"{number:03d}_{flat}.png", picture.draw(image_HW, map_hw, title=title))
 
 
 def _summary(table: pd.DataFrame, model: Model, *, drawn: int, output: Path) -> Iterator[str]:

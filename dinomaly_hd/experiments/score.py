@@ -87,19 +87,10 @@ class Scorer:
     def encoded(self, positions: Indices, *, size: int | None = None) -> Iterator[Tensor]:
         return (encoded for _, _, encoded in self._batches(positions, "encoding", size=size))
 
-    def batches(
-        self, positions: Indices, stage: str = "scoring"
-    ) -> Iterator[tuple[Indices, Tensor, Prediction]]:
+    def batches(self, positions: Indices) -> Iterator[tuple[Indices, Tensor, Prediction]]:
         """Yield positions, images (B, H, W), and maps and scores on the CPU, batch by batch."""
-        for chosen, images_BHW, encoded in self._batches(positions, stage):
+        for chosen, images_BHW, encoded in self._batches(positions, "scoring"):
             yield chosen, images_BHW, score(self.detector, encoded, bf16=self.run.bf16)
-
-    def each(self, positions: Indices) -> Iterator[tuple[npt.NDArray[np.float32], ...]]:
-        """Yield an image (H, W) and its map at a time."""
-        for _, images_BHW, prediction in self.batches(positions, "drawing"):
-            for image_HW, map_HW in zip(images_BHW.numpy(), prediction.map_BHW.numpy(), strict=True):
-                self.tick()
-                yield image_HW, map_HW
 
     def _batches(
         self, positions: Indices, stage: str, *, size: int | None = None

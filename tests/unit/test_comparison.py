@@ -360,7 +360,7 @@ def test_the_ranking_is_by_the_mean_where_it_is_asked_and_shows_its_test(three: 
 def test_the_same_images_go_through_every_model_or_none_are_shown(tmp_path: Path):
     def drawn(label: str, seed: int, missing: str = "") -> MemberRun:
         run, picture = member(label, seed), MapPicture(input_shape=(8, 20), limit=1.0)
-        pixels = picture.draw(np.zeros((8, 20)), np.full((4, 10), 0.1 * seed), title="\n\n")
+        pixels = picture.draw(np.zeros((8, 20)), np.full((8, 20), 0.1 * seed), title="\n\n")
         for path, domain, label_, *_ in run.scores.itertuples(index=False):
             kind, stem = "fault" if label_ else "good", Path(path).stem
             if stem in ("cold0", "cold1", "warm0", "warm1") and stem[:-1] != missing:

@@ -20,7 +20,6 @@ from dinomaly_hd.evaluation.pictures import (
     pictures_saved,
     select_by_rank,
 )
-from dinomaly_hd.geometry import Box
 from tests.work import made_up_scores
 
 SHAPE = (31, 95)
@@ -117,12 +116,10 @@ def colour_at(
 
 
 def test_input_and_map_are_shown_at_their_places():
-    image, anomaly = np.zeros(SHAPE), np.zeros((9, 19))
+    image, anomaly = np.zeros(SHAPE), np.zeros((27, 95))
     image[7, 60] = 1.0
-    anomaly[4, 10] = (
-        1.0  # the map covers rows 2..28 and columns 0..94 by 3 x 5 pixels: rows 14-16, columns 50-54
-    )
-    drawn = picture(box=Box(2, 29, 0, 95))
+    anomaly[12:15, 50:55] = 1.0  # the map covers rows 2..28: rows 14-16 of the input
+    drawn = picture(visible=(slice(2, 29), slice(0, 95)))
     shown = drawn.draw(image, anomaly, title="a title")
     assert colour_at(drawn, shown, panel=0, row=7, column=60) == (255, 255, 255)
     assert colour_at(drawn, shown, panel=0, row=7, column=62) == (0, 0, 0)
@@ -140,7 +137,7 @@ def test_input_and_map_are_shown_at_their_places():
 
 def test_one_scale_for_all_pictures_of_a_domain():
     drawn = picture()
-    faint, strong = (drawn.draw(np.zeros(SHAPE), np.full((4, 4), v), title="t") for v in (0.25, 5.0))
+    faint, strong = (drawn.draw(np.zeros(SHAPE), np.full(SHAPE, v), title="t") for v in (0.25, 5.0))
     assert colour_at(drawn, strong, panel=1, row=15, column=40) == (252, 254, 164)
     assert max(colour_at(drawn, faint, panel=1, row=15, column=40)) < 130
     assert pictures.map_limit(np.arange(1001.0).reshape(1, 7, 143)) == pytest.approx(995.0)
@@ -175,13 +172,13 @@ def test_flat_normals_and_odd_titles_are_drawn_and_bad_maps_refused():
         path="기어/$x_.tiff", label=1, condition="all", score=1.0, threshold=float("nan")
     )
     assert title == "기어/$x_.tiff\nfault · score 1, no threshold"
-    drawn.draw(np.zeros(SHAPE), np.zeros((3, 3)), title=title)
+    drawn.draw(np.zeros(SHAPE), np.zeros(SHAPE), title=title)
     facts = {"path": "C/test/17.tiff", "label": 1, "condition": "cold", "threshold": 0.11}
     above, below = (pictures.picture_title(**facts, score=score) for score in (0.1234, 0.05))
     assert above == "C/test/17.tiff\nfault · cold · score 0.1234 ≥ threshold 0.11"
     assert below.endswith("score 0.05 < threshold 0.11")
     with pytest.raises(NonFiniteError):
-        drawn.draw(np.zeros(SHAPE), np.full((3, 3), np.nan), title=title)
+        drawn.draw(np.zeros(SHAPE), np.full(SHAPE, np.nan), title=title)
 
 
 def test_selection_takes_highest_lowest_and_nearest_of_each_label_and_domain():
@@ -209,7 +206,7 @@ def test_the_first_of_each_condition_is_chosen_whatever_its_score():
 @pytest.mark.parametrize("shape", [(31, 95), (64, 64), (20, 100), (95, 31)])
 def test_a_panel_is_cut_out_of_a_picture_of_any_shape(shape: tuple[int, int], tmp_path: Path):
     drawn = MapPicture(input_shape=shape, limit=12345.0)
-    pixels = drawn.draw(np.full(shape, 0.5), np.full((4, 4), 6000.0), title="a\nb\nc")
+    pixels = drawn.draw(np.full(shape, 0.5), np.full(shape, 6000.0), title="a\nb\nc")
     (tmp_path / "map.png").write_bytes(plots.encode_png(pixels))
     middle = [round(255 * part) for part in colormaps["inferno"](6000 / 12345)[:3]]
     for panel, colour in (("input", [128] * 3), ("anomaly map", middle)):
