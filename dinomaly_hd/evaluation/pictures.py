@@ -111,7 +111,7 @@ class MapPicture:
         visible: tuple[slice, slice] = (slice(None), slice(None)),
     ) -> None:
         self._shape, self._visible = input_shape, visible
-        self._map_HW = np.full(input_shape, np.nan)
+        self._map_HW = np.full(input_shape, np.nan, np.float32)
         self.figure = new_figure(8, 7.6)
         self._title = self.figure.suptitle("\n\n", fontsize=11, parse_math=False)
         panels = self.figure.subplots(3, 1, sharex=True, sharey=True)
