@@ -16,7 +16,8 @@ def test_the_first_look_runs_in_an_empty_folder(tmp_path: Path, monkeypatch: pyt
     notebook = nbformat.read(ROOT / "docs/notebooks/first_look.ipynb", as_version=4)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # of the kernel's transport
-        NotebookClient(notebook, timeout=600, resources={"metadata": {"path": str(tmp_path)}}).execute()
+        place, limits = {"metadata": {"path": str(tmp_path)}}, {"timeout": 600, "startup_timeout": 600}
+        NotebookClient(notebook, resources=place, **limits).execute()
     outputs = [output for cell in notebook.cells for output in cell.get("outputs", [])]
     said = "".join(output.get("text", "") for output in outputs)
     assert "tooth 19" in said

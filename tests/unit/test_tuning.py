@@ -10,6 +10,7 @@ from typing import Any
 
 import optuna
 import pytest
+import sqlalchemy
 import yaml
 from optuna.distributions import CategoricalDistribution, IntDistribution
 
@@ -26,6 +27,7 @@ from dinomaly_hd.tuning.space import AUTHORS, DIMENSIONS, TOPK, Space, make_spac
 from dinomaly_hd.tuning.storage import VARIABLE, address_of, connect, exclusive
 from dinomaly_hd.tuning.study import Counts, Joined, Plan, chain_of, counts_of, join
 from dinomaly_hd.tuning.worker import Attempt, work
+from tests.work import PATIENCE_S
 
 NAMES = tuple(name for name in DIMENSIONS if not name.startswith("evidence_"))
 Evaluate = Callable[[Attempt], Sequence[float]]
@@ -278,14 +280,24 @@ def test_a_worker_that_dies_between_failing_a_trial_and_queueing_its_retry_loses
 
 @pytest.mark.filterwarnings("ignore:Heartbeat of storage")
 @pytest.mark.parametrize("beats", [False, True])
-def test_a_trial_of_a_killed_worker_is_tried_again(tmp_path: Path, beats: bool) -> None:
-    study = joined(tmp_path, trials=1)
+def test_a_trial_of_a_killed_worker_is_tried_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, beats: bool
+) -> None:
+    monkeypatch.setattr("dinomaly_hd.tuning.worker.LONGEST_PAUSE_S", 0.0)
+    study = joined(tmp_path, trials=1, heartbeat_s=1000)
     left = study.study.ask()
     if beats:
         study.storage.record_heartbeat(left._trial_id)
     told: list[Counts] = []
-    assert run_trials(study, row_p, on_count=told.append) == Counts(1, 0, 0, 0)
-    assert told[:2] == [Counts(0, 0, 1, 0)] * 2, "alive for three heartbeats"
+
+    def two_heartbeats_later(counts: Counts) -> None:
+        told.append(counts)
+        with study.storage.engine.begin() as connection:
+            earlier = "UPDATE trial_heartbeats SET heartbeat = datetime(heartbeat, '-2000 seconds')"
+            connection.execute(sqlalchemy.text(earlier))
+
+    assert run_trials(study, row_p, on_count=two_heartbeats_later) == Counts(1, 0, 0, 0)
+    assert told[:3] == [Counts(0, 0, 1, 0)] * 2 + [Counts(0, 1, 0, 0)], "alive for three heartbeats"
     first, retry = study.study.get_trials()
     assert (first.state.name, retry.state.name, chain_of(retry)) == ("FAIL", "COMPLETE", first.number)
 
@@ -321,7 +333,7 @@ def test_a_trial_that_ends_its_worker_is_left_to_others_and_given_up_after_many(
 
 def test_two_workers_that_see_one_waiting_trial_run_it_once(tmp_path: Path) -> None:
     studies_of_two = [joined(tmp_path, trials=3) for _ in range(2)]
-    barrier = threading.Barrier(2, timeout=60)
+    barrier = threading.Barrier(2, timeout=PATIENCE_S)
 
     def together(attempt: Attempt) -> list[float]:
         if attempt.number < 2:
