@@ -2,10 +2,12 @@
 
 import warnings
 from pathlib import Path
+from typing import Any
 
 import nbformat
 import pytest
 from nbclient import NotebookClient
+from traitlets.config import Config
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -16,8 +18,10 @@ def test_the_first_look_runs_in_an_empty_folder(tmp_path: Path, monkeypatch: pyt
     notebook = nbformat.read(ROOT / "docs/notebooks/first_look.ipynb", as_version=4)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # of the kernel's transport
-        place, limits = {"metadata": {"path": str(tmp_path)}}, {"timeout": 600, "startup_timeout": 600}
-        NotebookClient(notebook, resources=place, **limits).execute()
+        told: dict[str, Any] = {"timeout": 600, "startup_timeout": 600}
+        told |= {"resources": {"metadata": {"path": str(tmp_path)}}}
+        told |= {"config": Config(KernelManager={"transport": "ipc"})}  # ports may be others' by then
+        NotebookClient(notebook, **told).execute()
     outputs = [output for cell in notebook.cells for output in cell.get("outputs", [])]
     said = "".join(output.get("text", "") for output in outputs)
     assert "tooth 19" in said
