@@ -33,7 +33,7 @@ from benchmarks.drills.tracking import server
 from dinomaly_hd.files import TEMPORARY_PREFIX
 from dinomaly_hd.runs.journal import Journal
 from dinomaly_hd.runs.store import client_for
-from tests.work import free_port
+from tests.work import held_port
 
 PARALLEL, RESTART_EVERY, KILLED_SHARE, KILLED_AFTER_S = 2, 20, 0.25, (0.5, 12.0)
 LONGEST_S = 600
@@ -46,8 +46,8 @@ FLAGS = {"max_steps": "20", "checkpoint_interval": "4", "maps_per_group": "1"}
 class Soak:
     """One soak: its folder, its server's port, and the moments at which runs are killed."""
 
-    def __init__(self, folder: Path, *, seed: int) -> None:
-        self.folder, self.port, self.seed = folder, free_port(), seed
+    def __init__(self, folder: Path, *, port: int, seed: int) -> None:
+        self.folder, self.port, self.seed = folder, port, seed
         self.results, self.uri = folder / "results", f"http://127.0.0.1:{self.port}"
         os.environ[MARK] = str(os.getpid())
         launcher()
@@ -128,18 +128,18 @@ def checked(soak: Soak) -> dict[str, Any]:
 
 
 def soaked(runs: int, *, seed: int, folder: Path) -> dict[str, Any]:
-    soak, samples = Soak(folder, seed=seed), []
-    began, outcomes = time.monotonic(), []
-    with ThreadPoolExecutor(PARALLEL) as pool:
+    began, outcomes, samples = time.monotonic(), [], []
+    with held_port() as port, ThreadPoolExecutor(PARALLEL) as pool:
+        soak = Soak(folder, port=port, seed=seed)
         # Runs overlap the restarts: the next stretch's server comes up while they are at work.
         waiting = [pool.submit(soak.run, number) for number in range(runs)]
         for first in range(0, runs, RESTART_EVERY):
             with restarted(soak, samples):
                 outcomes += [future.result() for future in waiting[first : first + RESTART_EVERY]]
             print(f"{len(outcomes)} of {runs} runs, {time.monotonic() - began:.0f} s", flush=True)
-    with server(folder, soak.port):
-        synced = soak.synchronise()
-        found = checked(soak)
+        with server(folder, port):
+            synced = soak.synchronise()
+            found = checked(soak)
     tenth = max(1, runs // 10)
     return {
         "runs": runs,

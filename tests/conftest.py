@@ -15,6 +15,8 @@ def elsewhere(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("DINOMALY_HD_FEATURES", str(tmp_path_factory.mktemp("features")))
         patch.setenv("PYTHONPATH", str(Path(__file__).parents[1]), prepend=os.pathsep)
+        for name in ("no_proxy", "NO_PROXY"):  # else a user's proxy is asked for the servers of tests
+            patch.setenv(name, "127.0.0.1")
         patch.chdir(tmp_path_factory.mktemp("elsewhere"))
         yield
 

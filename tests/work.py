@@ -71,17 +71,22 @@ def wait_for(happened: Callable[[], bool]) -> None:
         time.sleep(0.05)
 
 
-def free_port() -> int:
-    with socket.socket() as listener:
-        listener.bind(("127.0.0.1", 0))
-        return int(listener.getsockname()[1])
+@contextlib.contextmanager
+def held_port() -> Iterator[int]:
+    """Yield a port that the system gives to nobody else; servers that reuse addresses can take it."""
+    with socket.socket() as holder:
+        holder.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        holder.bind(("127.0.0.1", 0))
+        yield holder.getsockname()[1]
 
 
 @contextlib.contextmanager
 def mlflow_server(*words: str, answers: str, log: Path, **environment: str) -> Iterator[int]:
     """Run a server of MLflow's; yield its port once a path of it answers."""
-    port = free_port()
-    with mlflow_process(*words, port=port, answers=answers, log=log, **environment):
+    with (
+        held_port() as port,
+        mlflow_process(*words, port=port, answers=answers, log=log, **environment),
+    ):
         yield port
 
 

@@ -17,7 +17,7 @@ from dinomaly_hd.training import checkpoint as checkpoints
 
 RUNS, MOST_KILLS, SIGNALLED = 50, 3, 20
 LAST_STEP = runs.STEPS - 10
-"""The last step that a moment waits for: what comes later must not be over when it is looked for."""
+"""The last step that a moment waits for: the saves that it looks for come after it."""
 KILLED = "KILLED"
 LONGEST_END_S = 600.0
 DELAYS_S = {"start": 1.5, "step": 0.2, "validate": 0.01, "save": 0.0, "score": 0.2, "draw": 0.3, "end": 0.02}
@@ -68,14 +68,15 @@ def _hit(folder: Path, moment: Moment, number: signal.Signals, **changes: str) -
     said = log.stat().st_size if log.exists() else 0
     step, between = moment.step, int(runs.FLAGS["val_check_interval"])
     if place == "validate":  # the next one, where the run was ended after more steps than it was to do
-        step = max(step, runs.logged(folder) // between * between + between)
+        step = min(max(step, runs.logged(folder) // between * between + between), runs.STEPS)
     waits: dict[str, Callable[[], bool]] = {
         "start": log.exists,
-        "save": lambda: runs.saving(folder),
+        "save": lambda: runs.saving(folder) or runs.logged(folder) == runs.STEPS,
         "end": lambda: runs.logged(folder, b'"time/') > 0,
         **{name: lambda text=text: text in log.read_bytes()[said:] for name, text in SAID.items()},
     }
-    process = runs.start(folder, **changes)
+    # However late we are: it is not over before.
+    process = runs.start(folder, before="exit" if place == "end" else "record", **changes)
     if place != "start":  # what it said shows that it hears signals: its steps may be done already
         runs.wait_until(lambda: log.exists() and log.stat().st_size > said, process=process)
         runs.wait_until(lambda: runs.logged(folder) >= step, process=process)
@@ -84,6 +85,7 @@ def _hit(folder: Path, moment: Moment, number: signal.Signals, **changes: str) -
     time.sleep(moment.delay_s)
     if process.pid is not None and process.is_alive():
         os.kill(process.pid, number)
+    runs.hit(folder).touch()
     process.join(timeout=LONGEST_END_S)
     if process.is_alive():
         process.kill()

@@ -21,6 +21,7 @@ import numpy as np
 
 from dinomaly_hd.data.images import read_image
 from dinomaly_hd.errors import ImageError
+from dinomaly_hd.provenance import peak_memory_mib
 from tests.work import functions_called
 
 WARM = "warm"
@@ -90,7 +91,7 @@ def _came(path: Path, *, began_mib: float) -> Came:
         if image.dtype != np.float32 or image.ndim != 2 or not np.isfinite(image).all():
             fault = f"an image of {image.dtype}, {image.ndim} axes, or values that are not finite"
     return Came(
-        path.name, digest, fault, said, seconds, calls, _bytes_read() - read, _largest_mib() - began_mib
+        path.name, digest, fault, said, seconds, calls, _bytes_read() - read, peak_memory_mib() - began_mib
     )
 
 
@@ -103,10 +104,6 @@ def _bytes_read() -> int:
     return int(Path("/proc/self/io").read_text().split()[1])
 
 
-def _largest_mib() -> float:
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
-
-
 def main() -> None:
     """Read the files of a folder and print a line of JSON for each."""
     folder = Path(sys.argv[1])
@@ -114,7 +111,7 @@ def main() -> None:
     for path in sorted((folder / WARM).iterdir()):
         _again(path)
     warnings.simplefilter("always")
-    began_mib = _largest_mib()
+    began_mib = peak_memory_mib()
     for path in sorted(path for path in folder.iterdir() if path.name != WARM):
         print(json.dumps(_came(path, began_mib=began_mib)._asdict()), flush=True)
 

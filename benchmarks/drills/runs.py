@@ -11,12 +11,14 @@ from multiprocessing import forkserver
 from multiprocessing.context import ForkServerContext
 from multiprocessing.process import BaseProcess
 from pathlib import Path
+from typing import Any
 from unittest import mock
 
 import pandas as pd
 import torch
 from safetensors.torch import load_file
 
+from dinomaly_hd.experiments import evaluate
 from dinomaly_hd.files import TEMPORARY_PREFIX
 from dinomaly_hd.runs.folder import CHECKPOINTS, FINISHED, RESULTS, STATE, all_runs, read_state
 from dinomaly_hd.runs.journal import Journal
@@ -67,21 +69,23 @@ def launcher() -> ForkServerContext:
     return context
 
 
-def start(folder: Path, *, uri: str | None = None, **changes: str) -> BaseProcess:
+def start(folder: Path, *, uri: str | None = None, before: str | None = None, **changes: str) -> BaseProcess:
     """Start or go on with the run of ``folder``: its results, encoded images and log.
 
     What else a project holds lies beside the folder, such as MLflow's store, where ``uri`` names no other.
+    ``before``, its record or its exit, the run waits until it is ``hit``.
     """
     folder.mkdir(parents=True, exist_ok=True)
+    hit(folder).unlink(missing_ok=True)
     process = launcher().Process(
         target=_train,
-        args=(folder, {**FLAGS, **changes, "result_dir": str(folder)}, uri or store(folder.parent)),
+        args=(folder, {**FLAGS, **changes, "result_dir": str(folder)}, uri or store(folder.parent), before),
     )
     process.start()
     return process
 
 
-def _train(folder: Path, flags: dict[str, str], uri: str) -> None:
+def _train(folder: Path, flags: dict[str, str], uri: str, before: str | None) -> None:
     signal.signal(signal.SIGINT, signal.SIG_DFL)  # until the run hears it: by itself, exit code 1 here
     descriptor = os.open(log(folder), os.O_WRONLY | os.O_CREAT | os.O_APPEND)
     for stream in (1, 2):
@@ -92,7 +96,18 @@ def _train(folder: Path, flags: dict[str, str], uri: str) -> None:
     multiprocessing.set_start_method(None, force=True)  # of loader workers: the platform's own, not ours
     common.ROOT = folder.parent
     sys.argv = ["horizontal", *(f"--{name}={value}" for name, value in flags.items())]
-    sys.exit(common.launch(horizontal.main))
+    draw = evaluate._draw
+
+    def draw_and_wait(*given: Any) -> None:
+        draw(*given)
+        wait_until(hit(folder).exists)  # the last look for a signal follows
+
+    if before == "record":
+        evaluate._draw = draw_and_wait
+    code = common.launch(horizontal.main)
+    if before == "exit":
+        wait_until(hit(folder).exists)
+    sys.exit(code)
 
 
 def finish(folder: Path, **changes: str) -> Path:
@@ -132,6 +147,11 @@ def log(folder: Path) -> Path:
     return folder / "log"
 
 
+def hit(folder: Path) -> Path:
+    """Return the file that is there once a signal was sent."""
+    return folder / "hit"
+
+
 def run_folder(folder: Path) -> Path | None:
     """Return the newest run folder, None where the run has not come so far."""
     # Not all_runs: this is asked hundreds of times a second, beside the run that is waited for.
@@ -151,10 +171,10 @@ def saving(folder: Path) -> bool:
     return run is not None and any((run / CHECKPOINTS).glob(f"{TEMPORARY_PREFIX}*"))
 
 
-def wait_until(condition: Callable[[], bool], *, process: BaseProcess) -> None:
+def wait_until(condition: Callable[[], bool], *, process: BaseProcess | None = None) -> None:
     """Wait until it holds or the process has ended."""
     end = time.monotonic() + LONGEST_WAIT_S
-    while process.is_alive() and time.monotonic() < end and not condition():
+    while (process is None or process.is_alive()) and time.monotonic() < end and not condition():
         time.sleep(POLL_S)
 
 

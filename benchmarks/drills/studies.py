@@ -20,6 +20,8 @@ from dinomaly_hd.tuning.study import SYNTHETIC, Joined, Plan, chain_of, join
 from dinomaly_hd.tuning.worker import Attempt, work
 
 HEARTBEAT_S, TRIAL_S, BUDGET_S = 3, 0.5, 900
+KILLED = "killed"
+"""The file that is there once enough workers are."""
 STORAGE = "DRILL_STORAGE"
 """In the environment: the address of another storage, such as a PostgreSQL, than a SQLite file."""
 
@@ -64,6 +66,8 @@ def _worker(folder: Path, trials: int) -> None:
     def row_p(attempt: Attempt) -> list[float]:
         _at_work(folder, os.getpid()).touch()
         time.sleep(TRIAL_S)
+        if attempt.trial.number >= trials // 2:  # else the study might be over before the last one is killed
+            runs.wait_until((folder / KILLED).exists)
         _at_work(folder, os.getpid()).unlink()
         return [float(attempt.point["row_p"])]
 
@@ -85,6 +89,7 @@ def killed_workers(folder: Path, full: bool) -> Tally:
             doomed.append(moments.choice(at_work))
             doomed[-1].kill()
         alive = [worker for worker in alive if worker not in doomed and worker.is_alive()]
+    (folder / KILLED).touch()
     for number, worker in enumerate(workers):
         worker.join(timeout=max(0.0, end - time.monotonic()))
         if worker not in doomed:

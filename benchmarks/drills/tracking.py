@@ -14,7 +14,7 @@ from dinomaly_hd.runs.journal import Outbox
 from dinomaly_hd.runs.mirror import mirror
 from dinomaly_hd.runs.store import client_for, prepare_store
 from dinomaly_hd.runs.tracker import Tracker
-from tests.work import free_port, kill, mlflow_process
+from tests.work import held_port, kill, mlflow_process
 
 EXPERIMENT = "drills"
 POINTS, POINT_S = 60, 0.05
@@ -57,21 +57,21 @@ def _logged(folder: Path, uri: str, *, at: int, event: Callable[[], None]) -> fl
 
 def outages(folder: Path, full: bool) -> Tally:
     """Kill a real server at random steps: the run ends in time, one later sync leaves no hole, no double."""
-    tally, moments = Tally(), random.Random(11)
-    port, longest = free_port(), 0.0
-    uri = f"http://127.0.0.1:{port}"
+    tally, moments, longest = Tally(), random.Random(11), 0.0
+    # A busy machine adds seconds; a dead server that is waited for costs CLOSE_S.
+    most_s = MOST_LOST_S if full else CLOSE_S / 2
     for number in range(10 if full else 1):
         run_folder = folder / f"run{number}"
         run_folder.mkdir()
         at = moments.randrange(POINTS)
-        with server(folder, port) as process:
-            lost = _logged(run_folder, uri, at=at, event=lambda: kill(process))
-        longest = max(longest, lost)
-        with server(folder, port):
-            # A busy machine adds seconds; a dead server that is waited for costs CLOSE_S.
-            most_s = MOST_LOST_S if full else CLOSE_S / 2
-            fault = _whole_after_sync(run_folder, uri) or (f"{lost:.1f} s lost" if lost > most_s else None)
-            tally.add(f"killed at step {at}", fault)
+        with held_port() as port:
+            uri = f"http://127.0.0.1:{port}"
+            with server(folder, port) as process:
+                lost = _logged(run_folder, uri, at=at, event=lambda process=process: kill(process))
+            longest = max(longest, lost)
+            with server(folder, port):
+                late = f"{lost:.1f} s lost" if lost > most_s else None
+                tally.add(f"killed at step {at}", _whole_after_sync(run_folder, uri) or late)
     tally.note = f"at most {longest:.1f} s lost"
     return tally
 

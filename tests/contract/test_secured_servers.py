@@ -156,6 +156,7 @@ def test_a_run_arrives_whole_and_doctor_finds_the_server(
     told, prefix, authorization = WAYS[way]
     surroundings(monkeypatch, secured, told)
     monkeypatch.setattr("dinomaly_hd.runs.tracker.GRACE_S", PATIENCE_S)
+    monkeypatch.setattr(doctor, "ANSWER_S", PATIENCE_S)
     store._say_once_that_nothing_is_verified.cache_clear()
     (tmp_path / "run").mkdir()
     (tmp_path / "run" / "results.json").write_text("{}")

@@ -31,6 +31,19 @@ from .light_runs import runs_in
 
 ROOT = Path(__file__).resolve().parents[2]
 LOCAL = Slots("local", 2, "")
+HOLD = """
+import time
+from pathlib import Path
+from dinomaly_hd.experiments import run
+evaluate, VARIANTS = run.evaluate, {{}}
+def held(work, *found):
+    while work.name.startswith("std") and Path({held!r}).exists():
+        work.context.guard.check()
+        time.sleep(.05)
+    return evaluate(work, *found)
+run.evaluate = held
+"""
+"""A plugin that lets the second member of two wait, as long as there is a file."""
 TINY = {"preset": "quick", "gpu": "cpu", "simulate_size": "tiny", "map_size": "32", "maps_per_group": "0"}
 STEPS = {"image_size": "32", "decoder_depth": "2", "max_steps": "2", "batch_size": "4"}
 
@@ -84,7 +97,9 @@ def test_members_are_run_reported_and_used_again(context: Context, monkeypatch: 
     assert statuses(context, "train") == {"max": ["FINISHED"], "to_B": ["FINISHED"], "diverges": ["FAILED"]}
 
 
-def test_a_suite_killed_or_stopped_goes_on_and_runs_each_member_once(context: Context) -> None:
+def test_a_suite_killed_or_stopped_goes_on_and_runs_each_member_once(
+    context: Context, monkeypatch: pytest.MonkeyPatch
+) -> None:
     maps = simulate(context.root / "maps", size="tiny", seed=0)
     names = ["max", "std"]
     common = {"model_type": "trivial", "source_domain": "A", "data_root": str(maps)}
@@ -94,29 +109,32 @@ def test_a_suite_killed_or_stopped_goes_on_and_runs_each_member_once(context: Co
     own = {"conditions_file": file, "slots": 1, "experiment": context.experiment}
     flags = [f"--{name}={value}" for name, value in {**TINY, **own, "result_dir": context.result_dir}.items()]
 
-    def members() -> list[dict[str, Any]]:
-        return [json.loads(path.read_text()) for path in context.result_dir.glob("suite/*/*/*/run.json")]
-
     def states() -> list[str]:
-        return [one["status"] for one in members()]
+        found = [json.loads(path.read_text()) for path in context.result_dir.glob("suite/*/*/*/run.json")]
+        return sorted(one["status"] for one in found)
 
+    held, plugin = context.root / "held", context.root / "hold.py"
+    held.touch()
+    plugin.write_text(HOLD.format(held=str(held)))
+    monkeypatch.setenv("DINOMALY_HD_PLUGIN", str(plugin))
     prepare_store(default_uri(context.root), experiment=context.experiment, root=context.root)
     command = [sys.executable, "-m", "entry_points.suite", *flags]
     with subprocess.Popen(command, cwd=ROOT, stdout=subprocess.DEVNULL) as killed:
-        wait_for(lambda: "FINISHED" in states())
+        wait_for(lambda: states() == ["FINISHED", "RUNNING"])
         killed.kill()
-    dead = {one["pid"] for one in members()}  # the second may have begun, and its file says RUNNING for ever
+    wait_for(lambda: states() == ["FINISHED", "KILLED"])  # the second one ends with it
 
     class Stop(SignalGuard):
         def check(self) -> None:
-            if any(one["status"] == "RUNNING" and one["pid"] not in dead for one in members()):
+            if "RUNNING" in states():
                 raise Interrupted(signal.SIGINT)
 
     with pytest.raises(Interrupted):
         suite.main(flags, Stop())
-    assert sorted(states()) == ["FINISHED", "KILLED"]
+    assert states() == ["FINISHED", "KILLED"]
     assert statuses(context, "suite") == {"-": ["KILLED"]}
 
+    held.unlink()
     suite.main(flags, SignalGuard())
     assert states() == ["FINISHED"] * 2
     assert statuses(context, "train") == {name: ["FINISHED"] for name in names}

@@ -208,10 +208,13 @@ except Interrupted:
     wait_for(lambda: not alive(pids(stopped)[0]))
 
 
-def test_progress_is_written_at_most_once_a_second(tmp_path: Path) -> None:
-    for step, seen in ((1, 1), (2, 1), (9, 9)):
+def test_progress_is_written_at_most_once_a_second(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path, now = tmp_path / PROGRESS, 0.0
+    for step, later_s, seen in ((1, 0.0, 1), (2, 0.9, 1), (3, 1.1, 3), (9, 0.0, 9)):
+        now = path.stat().st_mtime + later_s if path.exists() else now
+        monkeypatch.setattr("dinomaly_hd.jobs.job.time.time", lambda now=now: now)
         write_progress(tmp_path, step=step, steps=9, seconds_left=9.0 - step)
-        assert read_json(tmp_path / PROGRESS) == {"step": seen, "steps": 9, "seconds_left": 9.0 - seen}
+        assert read_json(path) == {"step": seen, "steps": 9, "seconds_left": 9.0 - seen}
 
 
 def test_other_code_refuses_a_job(tmp_path: Path) -> None:

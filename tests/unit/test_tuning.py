@@ -10,6 +10,7 @@ from typing import Any
 
 import optuna
 import pytest
+import sqlalchemy
 import yaml
 from optuna.distributions import CategoricalDistribution, IntDistribution
 
@@ -26,6 +27,7 @@ from dinomaly_hd.tuning.space import AUTHORS, DIMENSIONS, TOPK, Space, make_spac
 from dinomaly_hd.tuning.storage import VARIABLE, address_of, connect, exclusive
 from dinomaly_hd.tuning.study import Counts, Joined, Plan, chain_of, counts_of, join
 from dinomaly_hd.tuning.worker import Attempt, work
+from tests.work import PATIENCE_S
 
 NAMES = tuple(name for name in DIMENSIONS if not name.startswith("evidence_"))
 Evaluate = Callable[[Attempt], Sequence[float]]
@@ -189,10 +191,18 @@ def test_a_setting_is_one_command_and_one_condition(text: str, tmp_path: Path) -
 
 # The queue.
 
+HEARTBEAT_S = 1000
+"""None is missed, however busy the machine is."""
+
+
+@pytest.fixture(autouse=True)
+def short_pauses(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("dinomaly_hd.tuning.worker.LONGEST_PAUSE_S", 0.1)
+
 
 def joined(tmp_path: Path, *, trials: int, **changed: Any) -> Joined:
     plain = {"study": "s", "config": "F", "objective": "synthetic", "sampler": "random", "pruner": "none"}
-    own = {"metrics": ("mean/auroc",), "seeds": (1,), "heartbeat_s": 1, "space": space_of("row_p")}
+    own = {"metrics": ("mean/auroc",), "seeds": (1,), "heartbeat_s": HEARTBEAT_S, "space": space_of("row_p")}
     address = address_of(f"sqlite:///{tmp_path / 'optuna.db'}", root=tmp_path)
     values: dict[str, Any] = {**plain, **own, "build": lambda text, _: build(text), **changed}
     plan = Plan(address=address, trials=trials, **values)
@@ -284,8 +294,15 @@ def test_a_trial_of_a_killed_worker_is_tried_again(tmp_path: Path, beats: bool) 
     if beats:
         study.storage.record_heartbeat(left._trial_id)
     told: list[Counts] = []
-    assert run_trials(study, row_p, on_count=told.append) == Counts(1, 0, 0, 0)
-    assert told[:2] == [Counts(0, 0, 1, 0)] * 2, "alive for three heartbeats"
+
+    def two_heartbeats_later(counts: Counts) -> None:
+        told.append(counts)
+        with study.storage.engine.begin() as connection:
+            earlier = f"datetime(heartbeat, '-{2 * HEARTBEAT_S} seconds')"
+            connection.execute(sqlalchemy.text(f"UPDATE trial_heartbeats SET heartbeat = {earlier}"))
+
+    assert run_trials(study, row_p, on_count=two_heartbeats_later) == Counts(1, 0, 0, 0)
+    assert told[:3] == [Counts(0, 0, 1, 0)] * 2 + [Counts(0, 1, 0, 0)], "alive for three heartbeats"
     first, retry = study.study.get_trials()
     assert (first.state.name, retry.state.name, chain_of(retry)) == ("FAIL", "COMPLETE", first.number)
 
@@ -321,7 +338,7 @@ def test_a_trial_that_ends_its_worker_is_left_to_others_and_given_up_after_many(
 
 def test_two_workers_that_see_one_waiting_trial_run_it_once(tmp_path: Path) -> None:
     studies_of_two = [joined(tmp_path, trials=3) for _ in range(2)]
-    barrier = threading.Barrier(2, timeout=60)
+    barrier = threading.Barrier(2, timeout=PATIENCE_S)
 
     def together(attempt: Attempt) -> list[float]:
         if attempt.number < 2:
