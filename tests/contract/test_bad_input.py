@@ -104,7 +104,7 @@ REFUSED = [
     ("single_domain", "model_type=dream", "model_type 'dream': unknown.*draem"),
     ("single_domain", "model_type=draem,draem", "model_type='draem,draem'.*each once"),
     ("single_domain", "source_domain=,", "source_domain=','.*one or more"),
-    ("single_domain", "model_type=draem:fault_sauce=band", "'fault_sauce=band' is not name=v.*fault_source"),
+    ("single_domain", "model_type=draem:fault_sauce=band", "'fault_sauce' is unknown.*fault_source"),
     ("single_domain", "condition=first", "condition=first: give the conditions_file"),
     ("single_domain", f"{OF_FILE} condition=frist", "condition='frist': not in .*first"),
     ("single_domain", "conditions_file=none.json", "none.json: cannot be read"),
