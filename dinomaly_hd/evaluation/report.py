@@ -172,6 +172,15 @@ def trivial_table(result: Mapping[str, Any]) -> pd.DataFrame:
     return pd.DataFrame(columns)
 
 
+def alarm_line(result: Mapping[str, Any]) -> str:
+    """Say what the thresholds call the test images, "" where there is none."""
+    if not (calls := result["overall_pooled_metrics"]["confusion"]):
+        return ""
+    healthy, faulty = calls["fp"] + calls["tn"], calls["tp"] + calls["fn"]
+    alarms = f"{calls['fp']} of {healthy} healthy maps raise a false alarm"
+    return f"At the thresholds {alarms}, and {calls['tp']} of {faulty} faults are called so"
+
+
 def summary_lines(result: Mapping[str, Any]) -> list[str]:
     """Lay the result out as plain text of at most 110 columns; ``-`` is what cannot be had."""
     table = detector_table(result)
@@ -184,6 +193,7 @@ def summary_lines(result: Mapping[str, Any]) -> list[str]:
         "summary.txt",
         result=result,
         missing=missing_lines(result),
+        alarms=alarm_line(result),
         kinds=kinds.to_string().splitlines() if len(kinds) else [],
         masked=mask_lines(result),
         table=[line for line in printed if line.strip()],  # where all is one condition, none is named
