@@ -217,6 +217,8 @@ def not_of(name: str, key: str) -> str:
         if model != "dinomaly":  # is the baseline
             found = [label for label, fields in parameters_by_part(model).items() if key in fields]
             takers += [model] if model in found else found
+    if not takers:
+        return f"{key}: unknown.{nearest(key, every_parameter())}"
     return f"{key} does not apply to {name} as it is set, only to {', '.join(takers)}; leave it out"
 
 

@@ -243,8 +243,10 @@ def _split_text(what: str, text: str) -> tuple[str, dict[str, str]]:
     changes: dict[str, str] = {}
     for part in parts:
         key, equals, value = part.partition("=")
-        if key not in known or not equals:
-            raise ConfigError(f"{what} {text!r}: {part!r} is not name=value.{nearest(key, known)}")
+        if not equals:
+            raise ConfigError(f"{what} {text!r}: {part!r} is not name=value")
+        if key not in known:
+            raise ConfigError(f"{what} {text!r}: {key!r} is unknown.{nearest(key, known)}")
         if key in FIXED_IN_COMPARISONS:
             raise ConfigError(f"{what} {text!r}: {key} is the same for all members of a comparison")
         if key in changes:

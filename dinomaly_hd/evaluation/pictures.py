@@ -113,6 +113,8 @@ class MapPicture:
         self._shape, self._visible = input_shape, visible
         self._map_HW = np.full(input_shape, np.nan, np.float32)
         self.figure = new_figure(8, 7.6)
+        share = min(1.0, 0.2 + 0.28 * input_shape[1] / input_shape[0])
+        self.figure.set_layout_engine("constrained", rect=((1 - share) / 2, 0, share, 1))
         self._title = self.figure.suptitle("\n\n", fontsize=11, parse_math=False)
         panels = self.figure.subplots(3, 1, sharex=True, sharey=True)
         of_input = {"cmap": INPUT_COLOURS, "vmin": 0, "vmax": max(input_limit, SMALLEST_LIMIT)}

@@ -116,7 +116,7 @@ def flat_synthetic(synthetic: Mapping[str, Any]) -> dict[str, float]:
 
 
 def detector_table(result: Mapping[str, Any]) -> pd.DataFrame:
-    """A row a domain, then ``mean`` and ``pooled``; columns (condition or "", figure) of texts."""
+    """A row a domain, of several then ``mean`` and ``pooled``; columns (condition or "", figure) of texts."""
     conditions = [name for name in result["overall_pooled_metrics"]["by_condition"] if name != ALL]
     rows: dict[str, dict[tuple[str, str], str]] = {}
     masked = {
@@ -161,7 +161,7 @@ def missing_lines(result: Mapping[str, Any]) -> list[str]:
 
 
 def trivial_table(result: Mapping[str, Any]) -> pd.DataFrame:
-    """AUROC of the detector and of every model-free score, a row a domain, then ``mean``."""
+    """AUROC of the detector and of every model-free score, a row a domain, of several then ``mean``."""
     blocks = {name: block for name, block in _blocks(result).items() if name != "pooled"}
     # What knows the defect's shape stands apart from the scores that know nothing.
     scores = {
@@ -170,6 +170,15 @@ def trivial_table(result: Mapping[str, Any]) -> pd.DataFrame:
     }
     columns = {score: {name: percent(own[name]["auroc"]) for name in blocks} for score, own in scores.items()}
     return pd.DataFrame(columns)
+
+
+def alarm_line(result: Mapping[str, Any]) -> str:
+    """Say what the thresholds call the test images, "" where there is none."""
+    if not (calls := result["overall_pooled_metrics"]["confusion"]):
+        return ""
+    healthy, faulty = calls["fp"] + calls["tn"], calls["tp"] + calls["fn"]
+    alarms = f"{calls['fp']} of {healthy} healthy maps raise a false alarm"
+    return f"At the thresholds {alarms}, and {calls['tp']} of {faulty} faults are called so"
 
 
 def summary_lines(result: Mapping[str, Any]) -> list[str]:
@@ -184,6 +193,7 @@ def summary_lines(result: Mapping[str, Any]) -> list[str]:
         "summary.txt",
         result=result,
         missing=missing_lines(result),
+        alarms=alarm_line(result),
         kinds=kinds.to_string().splitlines() if len(kinds) else [],
         masked=mask_lines(result),
         table=[line for line in printed if line.strip()],  # where all is one condition, none is named
@@ -256,8 +266,10 @@ def mean_and_spread(values: "pd.Series[float]") -> str:
 
 
 def _blocks(result: Mapping[str, Any]) -> dict[str, Block]:
-    summaries = {"mean": result["mean_metrics"], "pooled": result["overall_pooled_metrics"]}
-    return {**result["per_domain_metrics"], **summaries}
+    domains = result["per_domain_metrics"]
+    if len(domains) == 1:  # which would be told three times
+        return dict(domains)
+    return {**domains, "mean": result["mean_metrics"], "pooled": result["overall_pooled_metrics"]}
 
 
 def _parts(name: str, block: Block) -> Iterator[tuple[str, Block]]:

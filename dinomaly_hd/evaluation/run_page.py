@@ -7,6 +7,7 @@ from typing import Any
 from dinomaly_hd.evaluation.metrics import known
 from dinomaly_hd.evaluation.report import (
     Picture,
+    alarm_line,
     defect_table,
     detector_table,
     missing_lines,
@@ -46,10 +47,8 @@ def verdict(result: Mapping[str, Any]) -> str:
         groups = _grouped({score: names for score, names in better.items() if names})
         told = "; ".join(f"{scores} on {names}" for names, scores in groups.items())
         said.append(f"Simple scores with a higher AUROC: {told or 'none on any domain'}")
-    if calls := result["overall_pooled_metrics"]["confusion"]:
-        healthy, faulty = calls["fp"] + calls["tn"], calls["tp"] + calls["fn"]
-        alarms = f"{calls['fp']} of {healthy} healthy maps raise a false alarm"
-        said.append(f"At the thresholds {alarms}, and {calls['tp']} of {faulty} faults are called so")
+    if alarms := alarm_line(result):
+        said.append(alarms)
     return ". ".join(said) + "."
 
 

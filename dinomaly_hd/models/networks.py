@@ -149,7 +149,8 @@ def architecture(config: EncoderConfig) -> Architecture:
         rows, columns = model.patch_embed.patch_size
         if height % rows or width % columns:
             raise ConfigError(
-                f"{height}x{width} pixels: {config.encoder} needs multiples of {rows}x{columns}"
+                f"{height}x{width} pixels: {config.encoder} needs multiples of {rows}x{columns}; "
+                "preset=full gives them, or image_size and crop"
             )
         return Architecture((height // rows, width // columns), True, len(model.blocks), [])
     if height % CONV_GRID_STRIDE or width % CONV_GRID_STRIDE:

@@ -57,7 +57,8 @@ def _cells(folder: Path, changed: float) -> list[str]:
         folder,
     ]
     texts = ["-" if cell is None else str(cell) for cell in cells]
-    return [text[:LONGEST] if text.isprintable() else ascii(text) for text in texts[:-1]] + texts[-1:]
+    seen = [text if text.isprintable() else ascii(text) for text in texts[:-1]]
+    return [text if len(text) <= LONGEST else f"{text[: LONGEST - 3]}..." for text in seen] + texts[-1:]
 
 
 def _in(content: Any, *steps: str) -> Any:

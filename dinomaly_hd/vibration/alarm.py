@@ -31,7 +31,10 @@ def alarm_level(normals: Floats, *, false_alarms: float, maps_a_day: float) -> L
     (peaks over threshold, Pickands 1975, with shape 0).
     """
     if len(normals) < FEWEST_NORMALS:
-        raise DataError(f"{len(normals)} scores of normals, an alarm level needs {FEWEST_NORMALS} or more")
+        raise DataError(
+            f"{len(normals)} scores of normals, an alarm level needs {FEWEST_NORMALS} or more: "
+            "more training maps, or train with a larger val_split_ratio"
+        )
     share = false_alarms / maps_a_day
     if not 0 < share < 1:
         raise ConfigError(

@@ -98,7 +98,7 @@ def test_what_is_wrong_is_said_as_elsewhere(place: Path, runs: list[dhd.Run]) ->
         dhd.read(place / "data/simulated_tiny_seed0", domains=("A",)).of(split="test", defect="pit")
     with pytest.raises(ConfigError, match="no run folder and no MLflow run id of the 4 runs"):
         dhd.load("missing", result_dir=place / "results")
-    with pytest.raises(ConfigError, match="lerning_rate"):
+    with pytest.raises(ConfigError, match="lerning_rate: unknown"):
         dhd.train("baseline", lerning_rate=1)
 
 

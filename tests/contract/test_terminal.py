@@ -39,6 +39,16 @@ def test_help_and_refusals(words: str, code: int, python: list[str], opened: Any
     assert run_unread(words.split(), tmp_path, *python, opened=opened) == code
 
 
+@pytest.mark.parametrize("python", [[], ["-u"]], ids=["buffered", "unbuffered"])
+@pytest.mark.parametrize("words", ["--help", "tune --help", "runs"])
+def test_a_full_disk_below_the_output_is_said(words: str, python: list[str]) -> None:
+    command = [sys.executable, *python, "-m", "entry_points", *words.split()]
+    with Path("/dev/full").open("w") as full:
+        done = subprocess.run(command, stdout=full, stderr=subprocess.PIPE, text=True, check=False)
+    assert done.stderr == "OutputError: standard output: cannot write it: No space left on device\n"
+    assert done.returncode == 74
+
+
 def test_a_tool_does_its_work(tmp_path: Path) -> None:
     output = tmp_path / "maps"
     words = ["simulate", "--simulate_size=tiny", "--domains=A", f"--output={output}"]

@@ -21,7 +21,7 @@ LAYERS = {
     "randomness": set(),
     "geometry": set(),
     "batch": set(),
-    "streams": set(),
+    "streams": {"errors"},
     "progress": set(),
     "provenance": set(),
     "files": {"errors"},

@@ -125,13 +125,13 @@ def test_tools_import_nothing_heavy(words: str, tmp_path: Path) -> None:
 # ---- runs ----
 
 
-def run_at(folder: Path, mean: object, *, at: int, state: object = None) -> None:
+def run_at(folder: Path, mean: object, *, at: int, state: object = None, label: str = "F") -> None:
     """Write what a run leaves for the list, changed ``at`` seconds after 1970."""
     publish_json(folder / "run.json", {"status": "FINISHED"} if state is None else state)
     config = {"seed": 7, "model": {"variant": "topk"}, "data": {"domains": "A,C"}}
     publish_json(folder / "experiment_settings.json", {"config": config, "data_root": "/maps/mill"})
     cold = {"auroc": 0.5, "by_condition": {"cold": {"auroc": 0.25}}}
-    results = {"label": "F", "mean_metrics": {"auroc": mean}, "per_domain_metrics": {"domain_C": cold}}
+    results = {"label": label, "mean_metrics": {"auroc": mean}, "per_domain_metrics": {"domain_C": cold}}
     publish_json(folder / "results.json", results)
     os.utime(folder / "run.json", (at, at))
 
@@ -140,7 +140,7 @@ def test_runs_are_listed_with_figures_whatever_state_they_are_in(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     run_at(tmp_path / "topk" / "old", 0.75, at=100)
-    run_at(tmp_path / "ablation" / "one" / "F_seed7", 0.875, at=50)
+    run_at(tmp_path / "ablation" / "one" / "F_seed7", 0.875, at=50, label="H" * 71)
     publish_json(tmp_path / "ablation" / "one" / "run.json", {"status": "FINISHED"})
     run_at(tmp_path / "topk" / "killed", 1.0, at=200, state={"status": "RUNNING", "pid": 2**22 + 1})
     run_at(tmp_path / "topk" / "odd", {"auroc": []}, at=300, state={"status": "\x1b[2J"})
@@ -153,6 +153,7 @@ def test_runs_are_listed_with_figures_whatever_state_they_are_in(
     assert " F 7 mill A,C 75.00 50.00 25.00 FINISHED " in " ".join(lines[1].split())
     assert " topk 7 mill A,C - - - RUNNING, no process here " in " ".join(lines[2].split())
     assert "results.json cannot be read" in lines[4]
+    assert f" {'H' * 67}... " in lines[0]
     assert end.startswith("5 of 5 runs")
     assert all(line.isprintable() for line in lines)
     _, *lines, end = said(capsys, f"runs --result_dir {tmp_path} --sort mean --limit 2").splitlines()

@@ -32,8 +32,8 @@ def test_changes_win_over_common_values() -> None:
     [
         ("H", "config 'H': unknown"),
         ("horizonal", "Did you mean 'horizontal'"),
-        ("F:q_percnt=1", "Did you mean 'q_percent'"),
-        ("F:q_percent", "'q_percent' is not name=value"),
+        ("F:q_percnt=1", "config 'F:q_percnt=1': 'q_percnt' is unknown. Did you mean 'q_percent'"),
+        ("F:q_percent", "'q_percent' is not name=value$"),
         ("F:q_percent=200", "q_percent='200'"),
         ("F:q_percent=1:q_percent=2", "config 'F:q_percent=1:q_percent=2': q_percent is given twice"),
         ("A0:seg_len=2", "seg_len does not apply to A0"),

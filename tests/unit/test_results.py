@@ -241,6 +241,13 @@ def test_summary_shows_every_number_asked_for_within_110_columns():
     assert f"{100 * result['trivial']['max']['domain_C']['auroc']:.2f}" in trivial[0]
 
 
+def test_one_domain_is_told_once():
+    result = run(score_table().query("domain == 'domain_C'"), domains=("domain_C",))
+    printed = summary_lines(result)
+    assert not any(line.startswith(("---", "mean", "pooled")) or "pooled" in line for line in printed)
+    assert sum(line.startswith("domain_C ") for line in printed) == 2
+
+
 def test_few_normals_say_how_fine_an_fpr_they_show():
     table = score_table()
     four = table.groupby(["domain", "condition", "label"]).head(2)

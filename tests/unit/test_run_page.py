@@ -9,6 +9,7 @@ import pytest
 
 from dinomaly_hd.evaluation.metrics import Threshold
 from dinomaly_hd.evaluation.plots import encode_png
+from dinomaly_hd.evaluation.report import summary_lines
 from dinomaly_hd.evaluation.results import evaluate
 from dinomaly_hd.evaluation.run_page import run_page, verdict
 from dinomaly_hd.files import publish
@@ -47,6 +48,7 @@ def test_the_verdict_says_where_faults_are_found_what_is_better_and_how_many_ala
     calls = result["overall_pooled_metrics"]["confusion"]
     alarms = f"{calls['fp']} of 240 healthy maps raise a false alarm, and {calls['tp']} of 180 faults are"
     assert text.endswith(f"At the thresholds {alarms} called so.")
+    assert f"At the thresholds {alarms} called so" in summary_lines(result)
     none = verdict({**result, "trivial": {"max": {name: {"auroc": 0.0} for name in DOMAINS}}})
     assert "Simple scores with a higher AUROC: none on any domain." in none
 
