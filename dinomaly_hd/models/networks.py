@@ -150,7 +150,7 @@ def architecture(config: EncoderConfig) -> Architecture:
         if height % rows or width % columns:
             raise ConfigError(
                 f"{height}x{width} pixels: {config.encoder} needs multiples of {rows}x{columns}; "
-                "preset=full gives them, or image_size and crop"
+                "choose image_size and crop so, or for 14x14 preset=full"
             )
         return Architecture((height // rows, width // columns), True, len(model.blocks), [])
     if height % CONV_GRID_STRIDE or width % CONV_GRID_STRIDE:

@@ -92,7 +92,7 @@ REFUSED = [
     ("horizontal", "encoder=levit_128 image_size=224", "encoder=levit_128: has stages of strides"),
     ("horizontal", "encoder=test_vit", "the encoder has 6 blocks; Dinomaly takes the outputs of eight"),
     ("horizontal", "image_size=60", "60x60 pixels: efficientnet_lite0 needs multiples of 8"),
-    ("horizontal", f"{VIT} image_size=64", "dinov2reg_vit_small_14 needs multiples of 14x14; preset=full"),
+    ("horizontal", f"{VIT} image_size=64", "dinov2reg_vit_small_14 needs multiples of 14x14; choose"),
     ("horizontal", "crop=72", "crop=72 is larger than image_size=64"),
     ("horizontal", "gpu=7", "gpu=7: this machine has"),
     ("horizontal", "q_percent=2", "q_percent does not apply to horizontal as it is set, only to topk, horiz"),
