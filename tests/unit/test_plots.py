@@ -3,6 +3,8 @@
 import io
 from itertools import product
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -10,8 +12,8 @@ import pytest
 from matplotlib import colormaps
 from PIL import Image
 
-from dinomaly_hd.errors import NonFiniteError, OutputError
-from dinomaly_hd.evaluation import pictures, plots
+from dinomaly_hd.errors import NonFiniteError, OutputError, SignalGuard
+from dinomaly_hd.evaluation import pictures, plots, pointing
 from dinomaly_hd.evaluation.metrics import Threshold, auroc, youden
 from dinomaly_hd.evaluation.pictures import (
     MOST_WAITING,
@@ -20,6 +22,8 @@ from dinomaly_hd.evaluation.pictures import (
     pictures_saved,
     select_by_rank,
 )
+from dinomaly_hd.experiments import evaluate
+from dinomaly_hd.experiments.score import Examined
 from tests.work import made_up_scores
 
 SHAPE = (31, 95)
@@ -127,10 +131,13 @@ def test_input_and_map_are_shown_at_their_places():
     assert top_colour == (252, 254, 164)  # the end of the colour scale
     for row, column in ((14, 50), (16, 54)):
         assert colour_at(drawn, shown, panel=1, row=row, column=column) == top_colour
-        assert min(colour_at(drawn, shown, panel=2, row=row, column=column)[:2]) > 150
+        over = colour_at(drawn, shown, panel=2, row=row, column=column)
+        assert over == (189, 191, 123)  # three quarters of it, over black
     for row, column in ((13, 52), (17, 52), (15, 49), (15, 55)):
         assert max(colour_at(drawn, shown, panel=1, row=row, column=column)) < 10
     assert colour_at(drawn, shown, panel=1, row=0.5, column=52) == (217, 217, 217)  # hidden by the crop
+    assert colour_at(drawn, shown, panel=2, row=0.5, column=52) == (0, 0, 0)
+    assert colour_at(drawn, shown, panel=2, row=7, column=60) == (255, 255, 255)  # clear where the map is 0
     assert [axes.get_ylabel() for axes in drawn.figure.axes[:3]] == ["driving tooth"] * 3
     assert drawn.figure.axes[2].get_xlabel() == "driven tooth"
 
@@ -226,6 +233,31 @@ def test_selection_of_few_images_takes_each_once(size):
     without = select_by_rank(table, thresholds={"domain_A": float("nan")})
     assert len(without[without["rank"] != "first"]) == 4 * min(size, 20)
     assert "threshold" not in set(without["rank"])
+
+
+def test_each_picture_shows_its_own_image_and_map(tmp_path: Path):
+    """Also where images are no longer in the data set's order, as behind a domain that failed."""
+    positions = np.array([7, 2, 5, 4])
+    map_Nhw = np.full((4, 2, 3), np.arange(4.0)[:, None, None], np.float32)
+    tested = evaluate.Scored(positions, Examined(np.arange(4.0), map_Nhw), np.full(4, "domain_B"), {})
+    told = {"domain": "domain_B", "label": 0, "condition": "all", "rank": "highest", "score": 1.0}
+    unknown = dict.fromkeys((*pointing.POINTED, pointing.PERCENTILE), float("nan"))
+    table = pd.DataFrame([{"path": f"{position}.tiff", **told, **unknown} for position in positions])
+    work: Any = SimpleNamespace(
+        store={int(position): np.full((2, 3), position) for position in positions},
+        context=SimpleNamespace(guard=SignalGuard()),
+        ready=SimpleNamespace(manifest=None),
+        maps_folder=lambda domain: tmp_path / domain,
+    )
+    shown: Any = SimpleNamespace(draw=lambda image_HW, map_hw, **_: (image_HW[0, 0], map_hw[0, 0]))
+    drawn: dict[str, Any] = {}
+
+    def save(path: Path, what: Any) -> None:
+        drawn[path.name] = what
+
+    evaluate._draw_maps(work, tested, shown, table.iloc[[3, 0, 2]], threshold=1.0, save=save)
+    names = [f"good_highest_{number:02d}_{position}.png" for number, position in enumerate((4, 7, 5), 1)]
+    assert drawn == dict(zip(names, [(4, 3), (7, 0), (5, 2)], strict=True))
 
 
 # ---- written while the next ones are drawn ----
