@@ -41,7 +41,7 @@ def outlive_readers() -> None:
             outlet if unbuffered else io.BufferedWriter(outlet),  # type: ignore[type-var]
             encoding=stream.encoding,
             errors=stream.errors,
-            line_buffering=True,  # so that what cannot be written is an error of the work, and not of its end
+            line_buffering=stream.line_buffering,
             write_through=stream.write_through,
         )
         setattr(sys, name, new)

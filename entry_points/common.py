@@ -1,6 +1,5 @@
 """What every entry point shares: signals, errors as one line with an exit code, the run's surroundings."""
 
-import atexit
 import gc
 import os
 import sys
@@ -213,7 +212,6 @@ def launch(main: Main, argv: Sequence[str] | None = None) -> int:
 
     A bug shows its traceback and is 70.
     """
-    atexit.register(_end_soon)
     outlive_readers()
     # Python's own 700 send the collector through half a million imported objects over and over, a quarter of
     # the imports' time.
@@ -231,6 +229,7 @@ def launch(main: Main, argv: Sequence[str] | None = None) -> int:
             work = main(argv, guard)
             if work is not None:
                 work()
+            print(end="", flush=True)  # else what cannot be written is an error of the interpreter's end
     except Interrupted as stop:
         print(f"stopped by signal {stop.signal_number}; the same command goes on from here", file=sys.stderr)
         return 128 + stop.signal_number
@@ -247,13 +246,3 @@ def launch(main: Main, argv: Sequence[str] | None = None) -> int:
         print("this is a bug in Dinomaly-HD; please report it with the lines above", file=sys.stderr)
         return 70
     return 0
-
-
-def _end_soon() -> None:
-    """Spare the end of the process its last searches for garbage among all that was imported: two seconds."""
-    gc.freeze()
-    # Triton, which PyTorch imports, prints what is left by then as leaks.
-    if sys.stderr is not None:
-        sys.stderr.flush()
-    null = os.open(os.devnull, os.O_WRONLY)
-    os.dup2(null, 2)

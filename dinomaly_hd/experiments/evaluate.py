@@ -1,7 +1,7 @@
 """Evaluate a trained detector on a run's test images: figures, scores, pictures, exported model."""
 
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -43,8 +43,10 @@ from dinomaly_hd.experiments.score import (
     visible_pixels,
 )
 from dinomaly_hd.files import publish_text
+from dinomaly_hd.geometry import Box
 from dinomaly_hd.models.row_evidence import Evidence, fit
 from dinomaly_hd.names import NORMALS
+from dinomaly_hd.progress import Progress
 from dinomaly_hd.randomness import derive
 from dinomaly_hd.runs.folder import MODEL, SCORES
 from dinomaly_hd.serving.exported import Card, export_model
@@ -110,7 +112,7 @@ def evaluate(work: Work, scorer: Scorer, trained: Trained) -> dict[str, Any]:
         found["synthetic"] = SyntheticBands(scorer, ready.trained_on(ready.split.held_out)).examine()
     scorer.tick()
     work.context.say("drawing plots and anomaly maps")
-    _draw(work, scorer, normals, tested, table, thresholds)
+    _draw(work, normals, tested, table, thresholds, box=scorer.box)
     scorer.tick()  # what follows is short, and ends with the whole record
     if isinstance(run.training, TrainingConfig) and trained.steps:
         work.timing["train_images_per_s"] = run.training.batch_size * trained.steps / trained.seconds
@@ -219,11 +221,12 @@ def _examine(work: Work, scorer: Scorer, positions: Indices, *, failed: Mapping[
 
 def _draw(
     work: Work,
-    scorer: Scorer,
     normals: Scored,
     tested: Scored,
     table: pd.DataFrame,
     thresholds: Mapping[str, Threshold],
+    *,
+    box: Box,
 ) -> None:
     lines: dict[str, list[Threshold]] = {}
     for domain, own in table.groupby("domain", sort=False):
@@ -233,7 +236,7 @@ def _draw(
     chosen = select_by_rank(table, thresholds=values, count=count) if count and len(table) else table.iloc[:0]
     images = normals.each(stack(work.store, normals.positions))
     maps = normals.each(normals.examined.map_Nhw)
-    with pictures_saved() as save:
+    with pictures_saved() as save, Progress("drawing", len(chosen), unit="image") as progress:
         history = work.tracker.journal.history()
         draw_plots(work.folder / "plots", table, thresholds=lines, history=history, save=save)
         for name, rows in chosen.groupby("domain", sort=False):
@@ -241,9 +244,9 @@ def _draw(
                 input_shape=work.ready.manifest.shape,
                 limit=map_limit(maps[str(name)]),  # one colour scale a domain
                 input_limit=map_limit(images[str(name)]),
-                visible=visible_pixels(scorer.box, shape=work.ready.manifest.shape),
+                visible=visible_pixels(box, shape=work.ready.manifest.shape),
             )
-            _draw_maps(work, tested, picture, rows, threshold=values[str(name)], save=save)
+            _draw_maps(work, tested, picture, rows, threshold=values[str(name)], save=save, tell=progress)
 
 
 def draw_plots(
@@ -274,6 +277,7 @@ def _draw_maps(
     *,
     threshold: float,
     save: SavePicture,
+    tell: Callable[[], None],
 ) -> None:
     """Write three-panel pictures ``{label}_{rank}_{nn}_{stem}.png`` of a domain's chosen images."""
     numbered = rows.assign(number=rows.groupby(["label", "rank"]).cumcount() + 1)
@@ -290,3 +294,4 @@ def _draw_maps(
             work.maps_folder(row["domain"]) / name,
             picture.draw(work.store[position], map_hw, title=title, mask_HW=mask_HW),
         )
+        tell()

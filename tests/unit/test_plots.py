@@ -255,7 +255,8 @@ def test_each_picture_shows_its_own_image_and_map(tmp_path: Path):
     def save(path: Path, what: Any) -> None:
         drawn[path.name] = what
 
-    evaluate._draw_maps(work, tested, shown, table.iloc[[3, 0, 2]], threshold=1.0, save=save)
+    rows, ignored = table.iloc[[3, 0, 2]], lambda: None
+    evaluate._draw_maps(work, tested, shown, rows, threshold=1.0, save=save, tell=ignored)
     names = [f"good_highest_{number:02d}_{position}.png" for number, position in enumerate((4, 7, 5), 1)]
     assert drawn == dict(zip(names, [(4, 3), (7, 0), (5, 2)], strict=True))
 
