@@ -109,7 +109,9 @@ class Command(Generic[Options]):
         words = _joined(argv, fields)
         if asked := HELP & set(words):
             whole = WHOLE_HELP in asked
-            print(help_text(self.name, self.doc, fields=fields, options=self.options, whole=whole))
+            print(
+                help_text(self.name, self.doc, fields=fields, options=self.options, whole=whole), flush=True
+            )
             raise SystemExit(0)
         found, rest = self._parser(fields).parse_known_args(words)
         for word in rest:
