@@ -98,8 +98,8 @@ def _train(folder: Path, flags: dict[str, str], uri: str, before: str | None) ->
     sys.argv = ["horizontal", *(f"--{name}={value}" for name, value in flags.items())]
     draw = evaluate._draw
 
-    def draw_and_wait(*given: Any) -> None:
-        draw(*given)
+    def draw_and_wait(*given: Any, **named: Any) -> None:
+        draw(*given, **named)
         wait_until(hit(folder).exists)  # the last look for a signal follows
 
     if before == "record":
