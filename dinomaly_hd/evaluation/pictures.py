@@ -110,9 +110,10 @@ class MapPicture:
         input_limit: float = 1.0,
         visible: tuple[slice, slice] = (slice(None), slice(None)),
     ) -> None:
-        self._shape, self._visible = input_shape, visible
+        self._visible = visible
         self._map_HW = np.full(input_shape, np.nan, np.float32)
         self.figure = new_figure(8, 7.6)
+        # Of the width: what narrow panels and their labels need, in the middle.
         share = min(1.0, 0.2 + 0.28 * input_shape[1] / input_shape[0])
         self.figure.set_layout_engine("constrained", rect=((1 - share) / 2, 0, share, 1))
         self._title = self.figure.suptitle("\n\n", fontsize=11, parse_math=False)
@@ -140,7 +141,8 @@ class MapPicture:
 
     def draw(self, image_HW: Map, map_hw: Map, *, title: str, mask_HW: BoolArray | None = None) -> Pixels:
         """Draw an image (H, W), the map of its visible pixels and, where known, the defect's mask (H, W)."""
-        assert image_HW.shape == self._shape, f"image {image_HW.shape}, expected {self._shape}"
+        shape = self._map_HW.shape
+        assert image_HW.shape == shape, f"image {image_HW.shape}, expected {shape}"
         check_finite(map_hw)
         self._title.set_text("\n".join(printable(line) for line in title.split("\n")))
         self._input.set_data(image_HW)

@@ -40,10 +40,8 @@ from dinomaly_hd.experiments.score import (
     read_mask,
     score_table,
     stack,
-    visible_pixels,
 )
 from dinomaly_hd.files import publish_text
-from dinomaly_hd.geometry import Box
 from dinomaly_hd.models.row_evidence import Evidence, fit
 from dinomaly_hd.names import NORMALS
 from dinomaly_hd.progress import Progress
@@ -94,7 +92,7 @@ def evaluate(work: Work, scorer: Scorer, trained: Trained) -> dict[str, Any]:
         normal_thresholds={name: own for name, own in thresholds.items() if name not in failed},
         seed=derive(run.seed, "bootstrap"),
         pixel=pixel_scores(
-            ready.manifest, tested.positions, tested.examined, tooth_N=table[TOOTH], box=scorer.box
+            ready.manifest, tested.positions, tested.examined, tooth_N=table[TOOTH], visible=scorer.visible
         ),
         untested=untested,
     )
@@ -112,7 +110,7 @@ def evaluate(work: Work, scorer: Scorer, trained: Trained) -> dict[str, Any]:
         found["synthetic"] = SyntheticBands(scorer, ready.trained_on(ready.split.held_out)).examine()
     scorer.tick()
     work.context.say("drawing plots and anomaly maps")
-    _draw(work, normals, tested, table, thresholds, box=scorer.box)
+    _draw(work, normals, tested, table, thresholds, visible=scorer.visible)
     scorer.tick()  # what follows is short, and ends with the whole record
     if isinstance(run.training, TrainingConfig) and trained.steps:
         work.timing["train_images_per_s"] = run.training.batch_size * trained.steps / trained.seconds
@@ -226,7 +224,7 @@ def _draw(
     table: pd.DataFrame,
     thresholds: Mapping[str, Threshold],
     *,
-    box: Box,
+    visible: tuple[slice, slice],
 ) -> None:
     lines: dict[str, list[Threshold]] = {}
     for domain, own in table.groupby("domain", sort=False):
@@ -244,7 +242,7 @@ def _draw(
                 input_shape=work.ready.manifest.shape,
                 limit=map_limit(maps[str(name)]),  # one colour scale a domain
                 input_limit=map_limit(images[str(name)]),
-                visible=visible_pixels(box, shape=work.ready.manifest.shape),
+                visible=visible,
             )
             _draw_maps(work, tested, picture, rows, threshold=values[str(name)], save=save, tell=progress)
 

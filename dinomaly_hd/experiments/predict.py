@@ -15,9 +15,10 @@ from dinomaly_hd.data.hdmap import Manifest
 from dinomaly_hd.errors import ConfigError
 from dinomaly_hd.evaluation.pictures import MapPicture, map_limit, pictures_saved
 from dinomaly_hd.evaluation.pointing import where_text
-from dinomaly_hd.experiments.score import Examined, Scorer, decided, stack, visible_pixels
+from dinomaly_hd.experiments.score import Examined, Scorer, decided, stack
 from dinomaly_hd.files import check_output, make_dated_folder, publish_text
 from dinomaly_hd.names import as_cell
+from dinomaly_hd.progress import Progress
 from dinomaly_hd.serving.exported import Card, Model
 from dinomaly_hd.serving.find import open_model
 from dinomaly_hd.training.loop import named_when_exhausted, resolve_device
@@ -106,15 +107,15 @@ def _table(manifest: Manifest, examined: Examined, *, card: Card, chosen: str | 
 def _draw(folder: Path, rows: pd.DataFrame, *, scorer: Scorer, map_Nhw: npt.NDArray[np.float32]) -> None:
     """Write ``{rank}_{path}.png`` of a table's rows in their order, all on one colour scale."""
     positions = rows.index.to_numpy(np.int64)
-    images_NHW, shape = stack(scorer.store, positions), scorer.store.manifest.shape
+    images_NHW = stack(scorer.store, positions)
     picture = MapPicture(
-        input_shape=shape,
+        input_shape=scorer.store.manifest.shape,
         limit=map_limit(map_Nhw),
         input_limit=map_limit(images_NHW),
-        visible=visible_pixels(scorer.box, shape=shape),
+        visible=scorer.visible,
     )
     numbered = enumerate(rows.to_dict("records"), start=1)
-    with pictures_saved() as save:
+    with pictures_saved() as save, Progress("drawing", len(rows), unit="image") as progress:
         for (number, row), image_HW, map_hw in zip(numbered, images_NHW, map_Nhw[positions], strict=True):
             scorer.tick()
             side = f", {row['decision']} at threshold {row['threshold']:.4g}" if row["decision"] else ""
@@ -123,6 +124,7 @@ def _draw(folder: Path, rows: pd.DataFrame, *, scorer: Scorer, map_Nhw: npt.NDAr
             # The end of a path tells images apart.
             flat = str(Path(row["path"]).with_suffix("")).replace("/", "_")[-LONGEST_NAME:]
             save(folder / f"{number:03d}_{flat}.png", picture.draw(image_HW, map_hw, title=title))
+            progress()
 
 
 def _summary(table: pd.DataFrame, model: Model, *, drawn: int, output: Path) -> Iterator[str]:

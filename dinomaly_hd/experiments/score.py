@@ -45,7 +45,7 @@ class Scorer:
 
     ``features`` keeps encoder outputs, None keeps nothing; ``tick`` is called before each batch, and while
     another process encodes the same images, and may raise. ``box`` is the part of the input that the encoder
-    sees.
+    sees, ``visible`` are the rows and columns whose centres lie in it.
     """
 
     def __init__(
@@ -62,6 +62,7 @@ class Scorer:
         self.detector, self.store, self.run, self.device = detector, store, run, device
         self.features, self.tick = features, tick
         self.box = visible_box(run.encoder, shape=store.manifest.shape)
+        self.visible = visible_pixels(self.box, shape=store.manifest.shape)
 
     def images(self, positions: Indices, stage: str, *, size: int | None = None) -> Iterator[Tensor]:
         """Yield maps (B, H, W), ``size`` at once, by default as many as in the evaluation."""
@@ -246,10 +247,9 @@ def pixel_scores(
     examined: Examined,
     *,
     tooth_N: "pd.Series[Any]",
-    box: Box,
+    visible: tuple[slice, slice],
 ) -> dict[str, dict[str, float]]:
     """Return what is measured on every domain whose faults all have ground-truth masks."""
-    rows, columns = visible_pixels(box, shape=manifest.shape)
     scores = {}
     for domain, own in by_domain(manifest, positions).items():
         if not any(manifest.records[int(positions[n])].label for n in own):
@@ -257,7 +257,7 @@ def pixel_scores(
         found = [read_mask(manifest, int(positions[n])) for n in own]
         masks = [mask for mask in found if mask is not None]
         if len(masks) == len(own):
-            masks_Nhw = np.stack([mask[rows, columns] for mask in masks])
+            masks_Nhw = np.stack([mask[visible] for mask in masks])
             maps = examined.map_Nhw[own]
             teeth = [(tooth_N[n], mask) for n, mask in zip(own, masks, strict=True) if mask.any()]
             right = [is_right(tooth, mask) for tooth, mask in teeth]
